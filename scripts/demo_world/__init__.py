@@ -1,0 +1,1 @@
+"""The demo world: emoji drawings of several vendors pasted into rendered scenes with exact masks."""

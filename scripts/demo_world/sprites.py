@@ -1,0 +1,158 @@
+"""Rasterise the vendors' SVG drawings of every thing into one bank of RGBA sprites.
+
+The drawings come from the npm packages `@iconify-json/<vendor>`; each package holds all its SVG bodies
+in one `icons.json`. Licences are listed in `docs/demo_model.md`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+log = logging.getLogger(__name__)
+
+TRAINING_VENDORS = (
+    "noto",
+    "noto-v1",
+    "openmoji",
+    "fluent-emoji",
+    "fluent-emoji-flat",
+    "emojione",
+    "emojione-v1",
+    "fxemoji",
+)
+HELD_OUT_VENDOR = "twemoji"
+VENDORS = (*TRAINING_VENDORS, HELD_OUT_VENDOR)
+
+THINGS_FILE = Path(__file__).parents[2] / "text2seg" / "demo" / "things.json"
+SPRITE_SIZE = 192
+
+# The vendors' icon names, where they are not the thing's own name with hyphens.
+ICON_NAMES = {
+    "sheep": ("ewe", "sheep"),
+    "chick": ("baby-chick", "babychick"),
+    "rabbit": ("rabbit-face", "rabbit"),
+    "whale": ("spouting-whale", "whale"),
+    "bee": ("honeybee", "bee"),
+    "ladybug": ("lady-beetle", "ladybeetle", "ladybug"),
+    "bear": ("bear", "bear-face"),
+    "koala": ("koala", "koala-face"),
+    "panda": ("panda", "panda-face"),
+    "frog": ("frog", "frog-face"),
+    "pizza": ("pizza", "slice-of-pizza"),
+    "doughnut": ("doughnut", "donut"),
+    "ice cream": ("soft-ice-cream", "soft-icecream"),
+    "apple": ("red-apple",),
+    "eggplant": ("eggplant", "aubergine"),
+    "corn": ("ear-of-corn", "ear-of-maize"),
+    "beer": ("beer-mug",),
+    "coffee": ("hot-beverage",),
+    "car": ("automobile",),
+    "house": ("house", "house-building"),
+    "umbrella": ("umbrella-with-rain-drops", "umbrella"),
+    "gift": ("wrapped-gift", "wrapped-present"),
+    "padlock": ("locked", "lock"),
+    "book": ("closed-book",),
+    "light bulb": ("light-bulb", "electric-light-bulb"),
+    "hourglass": ("hourglass-done", "hourglass"),
+    "soccer ball": ("soccer-ball",),
+    "basketball": ("basketball", "basketball-and-hoop"),
+    "pumpkin": ("jack-o-lantern",),
+    "maple leaf": ("maple-leaf",),
+    "four leaf clover": ("four-leaf-clover",),
+    "snowman": ("snowman-without-snow", "snowman"),
+    "sun": ("sun", "black-sun-with-rays", "sunny"),
+    "high heel": ("high-heeled-shoe",),
+    "sneaker": ("running-shoe", "athletic-shoe"),
+    "shirt": ("t-shirt",),
+    "star": ("star", "white-medium-star"),
+    "traffic light": ("vertical-traffic-light",),
+    "dice": ("game-die",),
+    "computer mouse": ("computer-mouse", "three-button-mouse"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Sprite:
+    """One drawing: `rgba` uint8[h, w, 4], not premultiplied, cropped to its alpha."""
+
+    thing: int
+    vendor: str
+    rgba: np.ndarray
+
+
+def load_things() -> dict[str, list[str]]:
+    """Every thing of the demo world and its wordings, in the order of the category ids."""
+    return json.loads(THINGS_FILE.read_text(encoding="utf-8"))
+
+
+def fetch_icons(folder: Path) -> None:
+    """Install the vendors' npm packages under `folder` where they are missing."""
+    missing = [v for v in VENDORS if not _icons_file(folder, v).exists()]
+    if missing:
+        folder.mkdir(parents=True, exist_ok=True)
+        packages = [f"@iconify-json/{vendor}" for vendor in missing]
+        subprocess.run(["npm", "install", "--no-audit", "--no-fund", "--prefix", str(folder), *packages], check=True)
+
+
+def _icons_file(folder: Path, vendor: str) -> Path:
+    return folder / "node_modules" / "@iconify-json" / vendor / "icons.json"
+
+
+def _svg(icons: dict, name: str) -> str | None:
+    """The SVG text of an icon, following one alias; `None` where the vendor has not drawn it."""
+    entry = icons["icons"].get(name)
+    if entry is None:
+        alias = icons.get("aliases", {}).get(name)
+        entry = icons["icons"].get(alias["parent"]) if alias else None
+    if entry is None:
+        return None
+    width, height = (entry.get(side, icons.get(side, 16)) for side in ("width", "height"))
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'width="{width}" height="{height}" viewBox="0 0 {width} {height}">{entry["body"]}</svg>'
+    )
+
+
+def _rasterise(svg: str) -> np.ndarray:
+    import resvg_py
+
+    png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=SPRITE_SIZE, height=SPRITE_SIZE))
+    rgba = np.asarray(Image.open(io.BytesIO(png)).convert("RGBA"))
+    rows, columns = np.nonzero(rgba[..., 3] > 16)
+    return np.ascontiguousarray(rgba[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1])
+
+
+def load_sprites(folder: Path) -> list[Sprite]:
+    """All drawings of all things; rasterised once and kept in `folder/sprites.npz`."""
+    cache = folder / "sprites.npz"
+    things = list(load_things())
+    if cache.exists():
+        with np.load(cache) as bank:
+            if list(bank["__things__"]) == things:
+                keys = [key.split("/") for key in bank.files if "/" in key]
+                return [Sprite(things.index(t), v, bank[f"{t}/{v}"]) for t, v in keys]
+    fetch_icons(folder)
+    drawings = {}
+    for vendor in VENDORS:
+        icons = json.loads(_icons_file(folder, vendor).read_text(encoding="utf-8"))
+        missing = []
+        for thing in things:
+            plain = thing.replace(" ", "-")
+            names = ICON_NAMES.get(thing, (plain,))
+            candidates = [n for name in names for n in (name, name.replace("-", ""))]
+            svg = next((s for s in (_svg(icons, n) for n in candidates) if s), None)
+            if svg is None:
+                missing.append(thing)
+            else:
+                drawings[f"{thing}/{vendor}"] = _rasterise(svg)
+        log.info("%s: %d drawings, not drawn: %s", vendor, len(things) - len(missing), ", ".join(missing) or "none")
+    np.savez_compressed(cache, __things__=np.array(things), **drawings)
+    return [Sprite(things.index(k.split("/")[0]), k.split("/")[1], rgba) for k, rgba in drawings.items()]

@@ -1,0 +1,237 @@
+"""Train the demo CLIP from scratch on the demo world and write it in OpenAI's format.
+
+A ViT of OpenAI's architecture, small. The loss is the cross-entropy of the surgery path's patch features
+against the texts of all things, with the empty text as background, plus a multi-label image–text term
+on CLS. Resumable: run the same command again. On a GPU the same script runs in minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import clip
+import numpy as np
+import torch
+from clip.model import CLIP
+from demo_world.scenes import SceneSettings, SpriteBank, background_bank, render_scene
+from demo_world.sprites import HELD_OUT_VENDOR, TRAINING_VENDORS, load_sprites, load_things
+from demo_world.training import Optimiser, Run, attention
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, IterableDataset
+
+from text2seg.maps.vit import encode_vit
+from text2seg.vocabulary import CLIP_MEAN, CLIP_STD, TEMPLATES
+
+PATCH, SIDE, WIDTH, LAYERS, EMBEDDING = 8, 192, 192, 8, 64
+TEXT_WIDTH, TEXT_LAYERS, TEXT_LENGTH = 64, 2, 24
+MAX_OBJECTS = 6
+
+
+def build_model() -> CLIP:
+    torch.manual_seed(0)
+    model = CLIP(EMBEDDING, SIDE, LAYERS, WIDTH, PATCH, 77, 49408, TEXT_WIDTH, TEXT_WIDTH // 64, TEXT_LAYERS)
+    visual = model.visual
+    with torch.no_grad():
+        visual.positional_embedding[1:] = 0.3 * _sin_cos(SIDE // PATCH, WIDTH)
+        for block in visual.transformer.resblocks:
+            nn.init.normal_(block.attn.in_proj_weight, std=WIDTH**-0.5)
+            nn.init.normal_(block.attn.out_proj.weight, std=(2 * LAYERS * WIDTH) ** -0.5)
+            nn.init.normal_(block.mlp.c_fc.weight, std=WIDTH**-0.5)
+            nn.init.normal_(block.mlp.c_proj.weight, std=(8 * LAYERS * WIDTH) ** -0.5)
+    return model
+
+
+def _sin_cos(side: int, width: int) -> Tensor:
+    """Two-dimensional sine-cosine position embeddings [side·side, width]: neighbours start out alike."""
+    waves = 1 / (60 ** (torch.arange(width // 4) / (width // 4)))
+    angles = torch.arange(side)[:, None] * waves
+    line = torch.cat([angles.sin(), angles.cos()], dim=1)
+    rows = line[:, None].expand(side, side, -1)
+    columns = line[None].expand(side, side, -1)
+    return torch.cat([rows, columns], dim=-1).flatten(0, 1)
+
+
+class Scenes(IterableDataset):
+    """Endless batches: pixels uint8 [B, s, s, 3]; shares float16 [B, 7, g·g] of each patch that belongs to
+    the background and to each drawing; things int64 [B, 7], the number of things standing for background."""
+
+    def __init__(self, bank: SpriteBank, count: int, side: int, batch: int, seed: int, **settings: object) -> None:
+        self.bank, self.count, self.side, self.batch, self.seed = bank, count, side, batch, seed
+        self.settings = SceneSettings(**settings)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        worker = torch.utils.data.get_worker_info()
+        rng = np.random.default_rng([self.seed, worker.id if worker else 0])
+        backgrounds = background_bank(rng, 600, self.side + 96)
+        while True:
+            yield self.make_batch(rng, backgrounds)
+            if rng.random() < 0.2:
+                backgrounds[rng.integers(600)] = background_bank(rng, 1, self.side + 96)[0]
+
+    def make_batch(self, rng: np.random.Generator, backgrounds: list[np.ndarray]) -> tuple[Tensor, Tensor, Tensor]:
+        grid = self.side // PATCH
+        pixels = np.empty((self.batch, self.side, self.side, 3), np.uint8)
+        shares = np.zeros((self.batch, 1 + MAX_OBJECTS, grid * grid), np.float16)
+        things = np.full((self.batch, 1 + MAX_OBJECTS), self.count, np.int64)
+        for i in range(self.batch):
+            hw = (self.side, self.side)
+            scene = render_scene(rng, self.bank, hw, self.settings, scale=SIDE, backgrounds=backgrounds)
+            pixels[i] = scene.pixels
+            things[i, 1 : 1 + len(scene.things)] = scene.things
+            for k in range(1 + len(scene.things)):
+                part = (scene.owner == k).reshape(grid, PATCH, grid, PATCH)
+                shares[i, k] = part.mean((1, 3), dtype=np.float32).ravel()
+        return torch.from_numpy(pixels), torch.from_numpy(shares), torch.from_numpy(things)
+
+
+def normalise(pixels: Tensor, device: torch.device) -> Tensor:
+    x = pixels.to(device).permute(0, 3, 1, 2).float() / 255
+    return (x - torch.tensor(CLIP_MEAN, device=device)[:, None, None]) / torch.tensor(CLIP_STD, device=device)[:, None, None]
+
+
+def encode_texts(model: CLIP, tokens: Tensor) -> Tensor:
+    """Unit text features; tokens past the longest text are left off, which under a causal mask changes nothing."""
+    length = int(tokens.argmax(1).max()) + 1
+    x = (model.token_embedding(tokens[:, :length]) + model.positional_embedding[:length]).transpose(0, 1)
+    mask = model.transformer.resblocks[0].attn_mask[:length, :length].to(x.device)
+    for block in model.transformer.resblocks:
+        normed = block.ln_1(x)
+        x = x + block.attn(normed, normed, normed, need_weights=False, attn_mask=mask.to(normed.dtype))[0]
+        x = x + block.mlp(block.ln_2(x))
+    x = model.ln_final(x).transpose(0, 1)
+    eot = x[torch.arange(len(x), device=x.device), tokens.argmax(1).to(x.device)]
+    return F.normalize((eot @ model.text_projection).float(), dim=-1)
+
+
+class Texts:
+    """All wordings of all things in all templates, tokenised once; the empty text comes last."""
+
+    def __init__(self, things: dict[str, list[str]]) -> None:
+        wordings = [*things.values(), [""]]
+        self._tokens = [
+            clip.tokenize([t.format(w) for w in words for t in TEMPLATES], context_length=TEXT_LENGTH) for words in wordings
+        ]
+
+    def sample(self, rng: torch.Generator) -> Tensor:
+        """One wording in one template for each thing and for the empty text: int [things + 1, length]."""
+        return torch.stack([t[torch.randint(len(t), (1,), generator=rng)[0]] for t in self._tokens])
+
+    def features(self, model: CLIP) -> Tensor:
+        """The mean over the templates of each thing's first wording, as the pipeline uses it."""
+        with torch.no_grad():
+            means = [encode_texts(model, t[: len(TEMPLATES)].to(model.logit_scale.device)).mean(0) for t in self._tokens]
+        return F.normalize(torch.stack(means), dim=-1)
+
+
+def loss_of(model: CLIP, tokens: Tensor, text: Tensor, shares: Tensor, things: Tensor) -> tuple[Tensor, Tensor]:
+    """Patch cross-entropy (background patches weigh half) and multi-label image term."""
+    tokens = F.normalize(tokens.float(), dim=-1)
+    logits = model.logit_scale.exp().clamp(max=100) * tokens @ text.T
+    target = torch.zeros_like(logits[:, 1:])
+    index = things[:, None].expand(-1, target.shape[1], -1)
+    target.scatter_add_(2, index, shares.float().transpose(1, 2))
+    per_patch = -(target * logits[:, 1:].log_softmax(-1)).sum(-1)
+    weight = 1 - 0.5 * target[..., -1]
+    present = target.amax(1)[:, :-1] > 0.5
+    wanted = torch.cat([present, ~present.any(1, keepdim=True)], dim=1).float()
+    image = -(wanted / wanted.sum(1, keepdim=True) * logits[:, 0].log_softmax(-1)).sum(-1).mean()
+    return (per_patch * weight).sum() / weight.sum(), image
+
+
+@torch.no_grad()
+def patch_argmax_iou(model: CLIP, texts: Texts, scenes: Scenes, batches: int) -> float:
+    """Mean over (image, thing present) of the IoU of the patches whose best text is the thing."""
+    model.eval()
+    text = texts.features(model)
+    rng = np.random.default_rng(12345)
+    backgrounds = background_bank(rng, 60, scenes.side + 96)
+    ious = []
+    for _ in range(batches):
+        pixels, shares, things = scenes.make_batch(rng, backgrounds)
+        with torch.autocast(text.device.type, torch.bfloat16):
+            tokens = encode_vit(model.visual, normalise(pixels, text.device), attention=attention)[:, 1:]
+        guess = (F.normalize(tokens.float(), dim=-1) @ text.T).argmax(-1).cpu()
+        owner = things.gather(1, shares.float().argmax(1))
+        for row, truth in zip(guess, owner, strict=True):
+            for thing in truth.unique():
+                if thing != scenes.count:
+                    hit, real = row == thing, truth == thing
+                    ious.append(float((hit & real).sum() / (hit | real).sum()))
+    model.train()
+    return sum(ious) / len(ious)
+
+
+def export(model: CLIP, path: Path) -> None:
+    """A state dict with OpenAI's names, half precision as theirs, loadable by `clip.load(path)`."""
+    torch.save({name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("runs/demo_clip"))
+    parser.add_argument("--drawings", type=Path, default=Path("runs/drawings"), help="where the SVG packages are kept")
+    parser.add_argument("--minutes", type=float, default=120)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--batch", type=int, default=64, help="images of 96 px a step; a fifth of it at 192 px")
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--full-size-from", type=float, default=0.75, help="share of the time after which crops end")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    args.output.mkdir(parents=True, exist_ok=True)
+
+    things, sprites = load_things(), load_sprites(args.drawings)
+    bank = SpriteBank(sprites, TRAINING_VENDORS)
+    texts, model = Texts(things), build_model().to(args.device)
+    optimiser = Optimiser(model, lr=args.lr, weight_decay=0.05)
+    run = Run(args.output, args.minutes)
+    run.resume(model, optimiser)
+    run.log(weights=sum(p.numel() for p in model.parameters()), things=len(things), drawings=len(sprites))
+
+    checks = {
+        "new scenes": Scenes(bank, len(things), SIDE, 20, 0, colour=0.3),
+        "held-out vendor": Scenes(SpriteBank(sprites, [HELD_OUT_VENDOR]), len(things), SIDE, 20, 0, colour=0.3),
+    }
+    draw = torch.Generator().manual_seed(run.step)
+    while run.progress < 1:
+        crops = run.progress < args.full_size_from
+        side, objects = (96, (1, 4)) if crops else (SIDE, (1, MAX_OBJECTS))
+        batch = args.batch if crops else max(args.batch // 5, 1)
+        scenes = Scenes(bank, len(things), side, batch, seed=run.step + 1, objects=objects)
+        for pixels, shares, owners in DataLoader(scenes, batch_size=None, num_workers=1, prefetch_factor=4):
+            positions = None
+            if crops:
+                positions = crop_positions(model.visual.positional_embedding, side // PATCH, draw)
+            with torch.autocast(args.device, torch.bfloat16):
+                text = encode_texts(model, texts.sample(draw).to(args.device))
+                images = normalise(pixels, args.device)
+                tokens = encode_vit(model.visual, images, positions=positions, attention=attention)
+            patch, image = loss_of(model, tokens, text, shares.to(args.device), owners.to(args.device))
+            (patch + 0.1 * image).backward()
+            norm = optimiser.step(run.factor)
+            run.step += 1
+            if run.step % 50 == 0:
+                run.log(patch=round(float(patch), 4), image=round(float(image), 4), norm=round(norm, 3), side=side)
+            if run.step % 500 == 0:
+                run.log(**{name: round(patch_argmax_iou(model, texts, s, 5), 4) for name, s in checks.items()})
+            run.save(model, optimiser)
+            if run.progress >= 1 or crops != (run.progress < args.full_size_from):
+                break
+    run.log(**{name: round(patch_argmax_iou(model, texts, s, 25), 4) for name, s in checks.items()})
+    run.save(model, optimiser, force=True)
+    export(model, args.output / "clip_demo.pt")
+
+
+def crop_positions(embedding: Tensor, side: int, rng: torch.Generator) -> Tensor:
+    """A window of the position embeddings, so that a crop is encoded as the part of a scene that it is."""
+    grid = round((embedding.shape[0] - 1) ** 0.5)
+    top, left = torch.randint(grid - side + 1, (2,), generator=rng)
+    window = embedding[1:].reshape(grid, grid, -1)[top : top + side, left : left + side]
+    return torch.cat([embedding[:1], window.flatten(0, 1)])
+
+
+if __name__ == "__main__":
+    main()
