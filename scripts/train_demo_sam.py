@@ -1,0 +1,284 @@
+"""Train the demo SAM from scratch on the demo world and write it in the official format.
+
+A SAM of the official architecture, small. Prompts are drawn as text2seg makes them: one point, several
+positive and negative points on one drawing or on all of a kind, boxes, low-resolution masks. The loss is
+focal + dice on the best of the three candidates and on the single-mask output, plus the predicted IoU.
+Resumable: run the same command again.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from demo_world.scenes import SceneSettings, SpriteBank, background_bank, render_scene
+from demo_world.sprites import HELD_OUT_VENDOR, TRAINING_VENDORS, load_sprites
+from demo_world.training import Optimiser, Run
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, IterableDataset
+
+from text2seg.masks.build import PIXEL_MEAN, PIXEL_STD, SamShape, build_sam
+from text2seg.masks.decoder import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, NEGATIVE, NOT_A_POINT, POSITIVE, decode
+
+SIDE, TARGET = 256, 128
+SHAPE = SamShape(
+    width=192,
+    depth=6,
+    heads=3,
+    window=8,
+    global_blocks=(1, 3, 5),
+    image_size=SIDE,
+    patch=16,
+    embedding=64,
+    mask_in_channels=16,
+    decoder_depth=2,
+    decoder_mlp=256,
+    candidates=3,
+    iou_depth=3,
+    iou_width=64,
+)
+PROMPTS = 6
+
+
+def build_model() -> nn.Module:
+    torch.manual_seed(0)
+    sam = build_sam(SHAPE).train()
+    encoder = sam.image_encoder
+    with torch.no_grad():
+        nn.init.normal_(encoder.pos_embed, std=0.02)
+        for block in encoder.blocks:
+            nn.init.normal_(block.attn.qkv.weight, std=SHAPE.width**-0.5)
+            nn.init.normal_(block.attn.proj.weight, std=(2 * SHAPE.depth * SHAPE.width) ** -0.5)
+            nn.init.normal_(block.mlp.lin1.weight, std=SHAPE.width**-0.5)
+            nn.init.normal_(block.mlp.lin2.weight, std=(8 * SHAPE.depth * SHAPE.width) ** -0.5)
+    return sam
+
+
+class Prompts(IterableDataset):
+    """Endless batches: pixels uint8 [B, 256, 256, 3]; points float32 [B·6, N, 2] and labels int64 [B·6, N];
+    targets uint8 [B·6, 128, 128], the share of each pixel that is covered; mask logits [B·6, 1, 64, 64] or None."""
+
+    def __init__(self, bank: SpriteBank, batch: int, seed: int, settings: SceneSettings) -> None:
+        self.bank, self.batch, self.seed, self.settings = bank, batch, seed, settings
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]]:
+        worker = torch.utils.data.get_worker_info()
+        rng = np.random.default_rng([self.seed, worker.id if worker else 0])
+        backgrounds = background_bank(rng, 500, SIDE + 64)
+        while True:
+            yield self.make_batch(rng, backgrounds)
+            backgrounds[rng.integers(500)] = background_bank(rng, 1, SIDE + 64)[0]
+
+    def make_batch(self, rng: np.random.Generator, backgrounds: list[np.ndarray]) -> tuple:
+        kind = rng.choice(["point", "points", "box"], p=[0.4, 0.45, 0.15])
+        positives, negatives = (1, 0) if kind == "point" else (int(rng.integers(1, 9)), int(rng.integers(0, 9)))
+        with_mask = kind != "point" and rng.random() < 0.2
+        pixels, points, labels, targets = [], [], [], []
+        while len(pixels) < self.batch:
+            canvas, owner, things = self._scene(rng, backgrounds)
+            if not things:
+                continue
+            pixels.append(canvas)
+            for _ in range(PROMPTS):
+                if kind == "box":
+                    xy, label, target = _box_prompt(rng, owner, len(things))
+                else:
+                    xy, label, target = _point_prompt(rng, owner, things, positives, negatives)
+                points.append(xy)
+                labels.append(label)
+                targets.append(cv2.resize(target.astype(np.uint8) * 255, (TARGET, TARGET), interpolation=cv2.INTER_AREA))
+        targets = torch.from_numpy(np.stack(targets))
+        masks = _mask_prompts(rng, targets) if with_mask else None
+        return (
+            torch.from_numpy(np.stack(pixels)),
+            torch.from_numpy(np.stack(points)),
+            torch.tensor(np.stack(labels)),
+            targets,
+            masks,
+        )
+
+    def _scene(self, rng: np.random.Generator, backgrounds: list[np.ndarray]) -> tuple:
+        short = int(rng.integers(160, SIDE + 1))
+        hw = (short, SIDE) if rng.random() < 0.6 else (SIDE, short)
+        scene = render_scene(rng, self.bank, hw, self.settings, backgrounds=backgrounds)
+        canvas = np.full((SIDE, SIDE, 3), np.round(PIXEL_MEAN), np.uint8)
+        canvas[: hw[0], : hw[1]] = scene.pixels
+        owner = np.zeros((SIDE, SIDE), np.uint8)
+        owner[: hw[0], : hw[1]] = scene.owner
+        return canvas, owner, scene.things
+
+
+def _point_prompt(
+    rng: np.random.Generator, owner: np.ndarray, things: tuple[int, ...], positives: int, negatives: int
+) -> tuple[np.ndarray, list[int], np.ndarray]:
+    """Points on one drawing, or on all of its kind; the target is every drawing that a point lies on."""
+    first = int(rng.integers(len(things)))
+    kind = [k + 1 for k, thing in enumerate(things) if thing == things[first]]
+    group = kind if positives > 1 and rng.random() < 0.6 else [first + 1]
+    area = np.isin(owner, group)
+    inside = _pick(rng, area, positives, deep=True)
+    target = np.isin(owner, np.unique(owner[inside[:, 1], inside[:, 0]]))
+    outside = _pick(rng, ~np.isin(owner, kind), negatives, deep=False)
+    xy = np.concatenate([inside, outside, np.zeros((1, 2))]).astype(np.float32)
+    return xy, [POSITIVE] * positives + [NEGATIVE] * negatives + [NOT_A_POINT], target
+
+
+def _pick(rng: np.random.Generator, area: np.ndarray, count: int, *, deep: bool) -> np.ndarray:
+    """`count` points xy in the area; `deep` prefers those far from its edge."""
+    rows, columns = np.nonzero(area)
+    draws = rng.integers(len(rows), size=(3 if deep else 1, count))
+    if deep and count:
+        depth = cv2.distanceTransform(area.astype(np.uint8), cv2.DIST_L2, 3)[rows, columns]
+        draws = draws[: rng.integers(1, 4)]
+        draws = np.take_along_axis(draws, depth[draws].argmax(0)[None], axis=0)
+    return np.column_stack([columns[draws[0]], rows[draws[0]]])
+
+
+def _box_prompt(rng: np.random.Generator, owner: np.ndarray, count: int) -> tuple[np.ndarray, list[int], np.ndarray]:
+    target = owner == 1 + rng.integers(count)
+    left, top, width, height = cv2.boundingRect(target.astype(np.uint8))
+    jitter = rng.normal(0, 0.07, 4) * [width, height, width, height]
+    corners = np.array([left, top, left + width, top + height]) + jitter
+    inside = _pick(rng, target, 1, deep=True)
+    xy = np.concatenate([inside, np.clip(corners, 0, SIDE).reshape(2, 2)]).astype(np.float32)
+    return xy, [POSITIVE, BOX_TOP_LEFT, BOX_BOTTOM_RIGHT], target
+
+
+def _mask_prompts(rng: np.random.Generator, targets: Tensor) -> Tensor:
+    """What a similarity map would give: the target on a coarse grid, shaken and blurred, as logits."""
+    coarse = F.adaptive_avg_pool2d(targets[:, None].float() / 255, 16)
+    noise = torch.from_numpy(rng.normal(0, 0.2, coarse.shape).astype(np.float32))
+    return F.interpolate((2 * (coarse + noise) - 1) * float(rng.uniform(1, 10)), size=64, mode="bilinear")
+
+
+def normalise(pixels: Tensor, device: str) -> Tensor:
+    mean, std = (torch.tensor(v, device=device)[:, None, None] for v in (PIXEL_MEAN, PIXEL_STD))
+    return (pixels.to(device).permute(0, 3, 1, 2).float() - mean) / std
+
+
+def predict(sam: nn.Module, batch: tuple, device: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits [P, 4, 128, 128], predicted IoU [P, 4], targets float [P, 128, 128] in [0, 1]."""
+    pixels, points, labels, targets, masks = batch
+    index = torch.arange(len(pixels), device=device).repeat_interleave(len(points) // len(pixels))
+    with torch.autocast(device, torch.bfloat16):
+        embeddings = sam.image_encoder(normalise(pixels, device))
+        masks = None if masks is None else masks.to(device)
+        logits, scores = decode(sam, embeddings, index, points.to(device), labels.to(device), masks)
+    logits = F.interpolate(logits.float(), size=TARGET, mode="bilinear", align_corners=False)
+    return logits, scores.float(), targets.to(device).float() / 255
+
+
+def loss_of(logits: Tensor, scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Focal + dice per output; the best candidate and the single-mask output count; squared error of the IoU."""
+    truth = target[:, None].expand_as(logits)
+    probability = logits.sigmoid()
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+    focal = (cross_entropy * (probability - truth).abs() ** 2).mean((2, 3))
+    overlap = (probability * truth).sum((2, 3))
+    dice = 1 - (2 * overlap + 1) / (probability.sum((2, 3)) + truth.sum((2, 3)) + 1)
+    each = 20 * focal + dice
+    with torch.no_grad():
+        iou = iou_of(logits, target)
+    masks = each[:, 0] + each[:, 1:].amin(1) + 0.1 * each[:, 1:].mean(1)
+    return masks.mean(), F.mse_loss(scores, iou)
+
+
+def iou_of(logits: Tensor, target: Tensor) -> Tensor:
+    guess, truth = logits > 0, target[:, None] > 0.5
+    union = (guess | truth).sum((2, 3))
+    return (guess & truth).sum((2, 3)) / union.clamp(min=1)
+
+
+@torch.no_grad()
+def one_point_iou(sam: nn.Module, prompts: Prompts, scenes: int, device: str) -> dict[str, float]:
+    """IoU from the deepest point of each drawing: of the candidate SAM scores best, and of the best of three."""
+    sam.eval()
+    rng = np.random.default_rng(54321)
+    backgrounds = background_bank(rng, 40, SIDE + 64)
+    chosen, best = [], []
+    for _ in range(scenes):
+        canvas, owner, things = prompts._scene(rng, backgrounds)
+        masks = [owner == k + 1 for k in range(len(things))]
+        if not masks:
+            continue
+        depths = [cv2.distanceTransform(m.astype(np.uint8), cv2.DIST_L2, 3) for m in masks]
+        points = [[divmod(int(d.argmax()), SIDE)[::-1], (0, 0)] for d in depths]
+        targets = [cv2.resize(m.astype(np.uint8) * 255, (TARGET, TARGET), interpolation=cv2.INTER_AREA) for m in masks]
+        labels = torch.tensor([[POSITIVE, NOT_A_POINT]] * len(masks))
+        batch = (
+            torch.from_numpy(canvas)[None],
+            torch.tensor(points, dtype=torch.float32),
+            labels,
+            torch.from_numpy(np.stack(targets)),
+            None,
+        )
+        logits, scores, target = predict(sam, batch, device)
+        iou = iou_of(logits, target)[:, 1:]
+        chosen += iou.gather(1, scores[:, 1:].argmax(1, keepdim=True))[:, 0].tolist()
+        best += iou.amax(1).tolist()
+    sam.train()
+    return {"chosen": round(float(np.mean(chosen)), 4), "best": round(float(np.mean(best)), 4)}
+
+
+def export(sam: nn.Module, path: Path) -> None:
+    """A state dict with the official names; half precision, which loads into any SAM builder as it is."""
+    torch.save({name: tensor.half().contiguous() for name, tensor in sam.state_dict().items()}, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("runs/demo_sam"))
+    parser.add_argument("--drawings", type=Path, default=Path("runs/drawings"), help="where the SVG packages are kept")
+    parser.add_argument("--minutes", type=float, default=120)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--batch", type=int, default=8, help=f"scenes a step, {PROMPTS} prompts each")
+    parser.add_argument("--lr", type=float, default=1.5e-3)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    args.output.mkdir(parents=True, exist_ok=True)
+
+    sprites = load_sprites(args.drawings)
+    bank = SpriteBank(sprites, TRAINING_VENDORS)
+    sam = build_model().to(args.device)
+    optimiser = Optimiser(sam, lr=args.lr, weight_decay=0.05)
+    run = Run(args.output, args.minutes)
+    run.resume(sam, optimiser)
+    run.log(weights=sum(p.numel() for p in sam.parameters()), drawings=len(sprites))
+
+    plain = SceneSettings(colour=0.3)
+    checks = {
+        "new scenes": Prompts(bank, 1, 0, plain),
+        "held-out vendor": Prompts(SpriteBank(sprites, [HELD_OUT_VENDOR]), 1, 0, plain),
+    }
+    data = DataLoader(
+        Prompts(bank, args.batch, run.step + 1, SceneSettings(same_kind=0.3)),
+        batch_size=None,
+        num_workers=1,
+        prefetch_factor=4,
+    )
+    for batch in data:
+        logits, scores, target = predict(sam, batch, args.device)
+        mask_loss, iou_loss = loss_of(logits, scores, target)
+        (mask_loss + iou_loss).backward()
+        norm = optimiser.step(run.factor)
+        run.step += 1
+        if run.step % 100 == 0:
+            run.log(mask=round(float(mask_loss.detach()), 4), iou=round(float(iou_loss.detach()), 4), norm=round(norm, 3))
+        if run.step % 1000 == 0:
+            run.log(**{name: one_point_iou(sam, prompts, 60, args.device) for name, prompts in checks.items()})
+        run.save(sam, optimiser)
+        if run.progress >= 1:
+            break
+    run.log(**{name: one_point_iou(sam, prompts, 200, args.device) for name, prompts in checks.items()})
+    run.save(sam, optimiser, force=True)
+    export(sam, args.output / "sam_demo.pth")
+
+
+if __name__ == "__main__":
+    main()

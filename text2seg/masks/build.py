@@ -1,0 +1,129 @@
+"""Build a SAM module whose architecture is read off the shapes of a checkpoint's tensors.
+
+`segment_anything` knows three architectures by name. The shapes tell all of it for these and for any other
+SAM in the official format, the demo one included, so there is no table of names here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from text2seg.errors import CheckpointError
+
+PIXEL_MEAN = (123.675, 116.28, 103.53)
+PIXEL_STD = (58.395, 57.12, 57.375)
+DECODER_HEADS = 8  # the one number that no shape tells; it is 8 in every published SAM
+
+
+@dataclass(frozen=True, slots=True)
+class SamShape:
+    """The architecture of a SAM. Sizes in pixels are those of the model's square input frame."""
+
+    width: int
+    depth: int
+    heads: int
+    window: int
+    global_blocks: tuple[int, ...]
+    image_size: int
+    patch: int
+    embedding: int
+    mask_in_channels: int
+    decoder_depth: int
+    decoder_mlp: int
+    candidates: int
+    iou_depth: int
+    iou_width: int
+    relative_positions: bool = True
+
+    @classmethod
+    def of(cls, weights: Mapping[str, Tensor]) -> SamShape:
+        """Read the architecture off a state dict.
+
+        Raises:
+            CheckpointError: the tensors are not those of a SAM; names the first one that is missing.
+        """
+        try:
+            return _read_shape(weights)
+        except KeyError as missing:
+            raise CheckpointError(f"not a SAM checkpoint: it has no tensor {missing.args[0]!r}") from None
+
+
+def _read_shape(weights: Mapping[str, Tensor]) -> SamShape:
+    width, _, patch, _ = weights["image_encoder.patch_embed.proj.weight"].shape
+    grid = weights["image_encoder.pos_embed"].shape[1]
+    depth = _count(weights, "image_encoder.blocks.{}.norm1.weight")
+    spans = [(weights[f"image_encoder.blocks.{i}.attn.rel_pos_h"].shape[0] + 1) // 2 for i in range(depth)]
+    head_width = weights["image_encoder.blocks.0.attn.rel_pos_h"].shape[1]
+    windows = {span for span in spans if span != grid}
+    iou_depth = _count(weights, "mask_decoder.iou_prediction_head.layers.{}.weight")
+    return SamShape(
+        width=width,
+        depth=depth,
+        heads=width // head_width,
+        window=windows.pop() if windows else 0,
+        global_blocks=tuple(i for i, span in enumerate(spans) if span == grid),
+        image_size=grid * patch,
+        patch=patch,
+        embedding=weights["image_encoder.neck.0.weight"].shape[0],
+        mask_in_channels=weights["prompt_encoder.mask_downscaling.3.weight"].shape[0],
+        decoder_depth=_count(weights, "mask_decoder.transformer.layers.{}.norm1.weight"),
+        decoder_mlp=weights["mask_decoder.transformer.layers.0.mlp.lin1.weight"].shape[0],
+        candidates=weights["mask_decoder.mask_tokens.weight"].shape[0] - 1,
+        iou_depth=iou_depth,
+        iou_width=weights["mask_decoder.iou_prediction_head.layers.0.weight"].shape[0],
+    )
+
+
+def _count(weights: Mapping[str, Tensor], name: str) -> int:
+    """How many of the numbered tensors there are; at least one."""
+    count = 0
+    while name.format(count) in weights:
+        count += 1
+    if not count:
+        raise KeyError(name.format(0))
+    return count
+
+
+def build_sam(shape: SamShape) -> Any:
+    """A `segment_anything` Sam module of this architecture, with fresh weights, in eval mode."""
+    from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+
+    grid = shape.image_size // shape.patch
+    encoder = ImageEncoderViT(
+        depth=shape.depth,
+        embed_dim=shape.width,
+        img_size=shape.image_size,
+        mlp_ratio=4,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        num_heads=shape.heads,
+        patch_size=shape.patch,
+        qkv_bias=True,
+        use_rel_pos=shape.relative_positions,
+        global_attn_indexes=shape.global_blocks,
+        window_size=shape.window,
+        out_chans=shape.embedding,
+    )
+    prompts = PromptEncoder(
+        embed_dim=shape.embedding,
+        image_embedding_size=(grid, grid),
+        input_image_size=(shape.image_size, shape.image_size),
+        mask_in_chans=shape.mask_in_channels,
+    )
+    decoder = MaskDecoder(
+        num_multimask_outputs=shape.candidates,
+        transformer=TwoWayTransformer(
+            depth=shape.decoder_depth,
+            embedding_dim=shape.embedding,
+            mlp_dim=shape.decoder_mlp,
+            num_heads=DECODER_HEADS,
+        ),
+        transformer_dim=shape.embedding,
+        iou_head_depth=shape.iou_depth,
+        iou_head_hidden_dim=shape.iou_width,
+    )
+    return Sam(encoder, prompts, decoder, list(PIXEL_MEAN), list(PIXEL_STD)).eval()
