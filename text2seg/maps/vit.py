@@ -52,6 +52,7 @@ def encode_vit(
     pixels: Tensor,
     *,
     surgery: bool = True,
+    blocks: int | None = None,
     positions: Tensor | None = None,
     attention: Attention = F.scaled_dot_product_attention,
 ) -> Tensor:
@@ -61,6 +62,7 @@ def encode_vit(
         visual: a CLIP `VisionTransformer`.
         pixels: float [B, 3, H, W], normalised; H and W multiples of the patch size.
         surgery: take the patches from the value-value path; otherwise from the original path (raw CLIP).
+        blocks: how many of the last blocks are surgical; default `surgical_blocks`.
         positions: position embeddings [1 + h·w, width] to use in place of the module's own, resized.
         attention: softmax(query keyᵀ / √d) value; another implementation where that one is slow.
 
@@ -75,10 +77,10 @@ def encode_vit(
         positions = resize_positions(visual.positional_embedding, grid_hw)
     x = visual.ln_pre(torch.cat([cls, x], dim=1) + positions.to(x.dtype))
 
-    blocks = visual.transformer.resblocks
-    first = len(blocks) - surgical_blocks(len(blocks))
+    layers = visual.transformer.resblocks
+    first = len(layers) - (surgical_blocks(len(layers)) if blocks is None else blocks)
     patches = None
-    for index, block in enumerate(blocks):
+    for index, block in enumerate(layers):
         query, key, value = _project(block.attn, block.ln_1(x))
         if surgery and index >= first:
             patches = (x if patches is None else patches) + _mix(block.attn, attention(value, value, value))

@@ -1,0 +1,88 @@
+"""One frozen dataclass of settings per stage. The command line's flags are made from these, so a setting is
+described here and nowhere else: the docstring under a field is its help text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from text2seg.errors import SettingsError
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSettings:
+    """Which weights, on which device, in which precision."""
+
+    model: Literal["demo", "base", "large", "huge"] = "demo"
+    """A pair of CLIP and SAM: demo (bundled; knows drawn things only), or CLIP ViT-B/16 with SAM ViT-B, -L or -H."""
+    clip: str | None = None
+    """CLIP by name (`text2seg checkpoints list`) or file, in place of the pair's."""
+    sam: str | None = None
+    """SAM by name (vit_b, vit_l, vit_h) or file, in place of the pair's."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps, …"""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """Arithmetic of the networks; auto picks for the device and says why in the log."""
+
+
+@dataclass(frozen=True, slots=True)
+class MapSettings:
+    """From words to similarity maps."""
+
+    architecture: Literal["surgery", "raw"] = "surgery"
+    """surgery: CLIP's patches through value-value attention; raw: CLIP's own patches."""
+    redundancy: Literal["empty", "label-set", "none"] = "empty"
+    """What is taken off the map: what the empty text lights up too, what all labels light up, or nothing."""
+    labels: tuple[str, ...] = ()
+    """Further labels for `label-set`; the queries themselves always belong to the set."""
+    input_size: int | tuple[int, int] | None = None
+    """CLIP's input in pixels, one number or rows and columns; the picture is squashed to it. Default: the model's own."""
+    templates: tuple[str, ...] = ()
+    """Sentences with a {} for the query. Default: CLIP Surgery's 85."""
+
+    def __post_init__(self) -> None:
+        sides = (self.input_size,) if isinstance(self.input_size, int) else (self.input_size or ())
+        if any(side < 1 for side in sides):
+            raise SettingsError(f"input size must be positive, got {self.input_size}")
+        for template in self.templates:
+            if "{}" not in template:
+                raise SettingsError(f"a template needs a {{}} for the query, got {template!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class PointSettings:
+    """From a similarity map to point prompts."""
+
+    method: Literal["text2points", "reference"] = "text2points"
+    """text2points: CLIP Surgery's points, its faults mended; reference: exactly as published."""
+    threshold: float = 0.8
+    """Cells of the min-max map at or above this become positive points."""
+    downsample: int = 2
+    """The map's grid is made this many times coarser first."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold <= 1:
+            raise SettingsError(f"threshold must be in (0, 1], got {self.threshold}")
+        if self.downsample < 1:
+            raise SettingsError(f"downsample must be 1 or more, got {self.downsample}")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How an image and words become segments."""
+
+    maps: MapSettings = field(default_factory=MapSettings)
+    points: PointSettings = field(default_factory=PointSettings)
+
+
+@dataclass(frozen=True, slots=True)
+class OutputSettings:
+    """Where results go and which of them."""
+
+    output: Path = Path("outputs")
+    """Folder for the pictures and the COCO file; made if missing."""
+    pictures: bool = True
+    """Write the overlay and the maps with their points for each image."""
+    segmentation: Literal["rle", "polygon"] = "rle"
+    """How masks stand in the COCO file: rle is lossless, polygon is what labelling tools want."""

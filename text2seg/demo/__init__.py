@@ -1,0 +1,1 @@
+"""The bundled demo model: weights, the things it knows, and a few scenes."""

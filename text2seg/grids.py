@@ -1,0 +1,33 @@
+"""What every map goes through: stretching to [0, 1] and changing its grid. numpy in, numpy out."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+Maps = NDArray[np.float32]
+
+
+def minmax(maps: Maps) -> Maps:
+    """Each map of float32 [..., h, w] stretched to [0, 1]. A constant map has no peak, and one that is not
+    finite no meaning: both become 0 everywhere.
+
+    >>> minmax(np.array([[1.0, 3.0], [2.0, 1.0]], np.float32))
+    array([[0. , 1. ],
+           [0.5, 0. ]], dtype=float32)
+    """
+    finite = np.isfinite(maps).all(axis=(-2, -1), keepdims=True)
+    maps = np.where(finite, maps, np.float32(0))
+    low = maps.min(axis=(-2, -1), keepdims=True)
+    span = maps.max(axis=(-2, -1), keepdims=True) - low
+    return np.divide(maps - low, span, out=np.zeros_like(maps), where=span > 0)
+
+
+def resize(maps: Maps, hw: tuple[int, int]) -> Maps:
+    """Maps float32 [Q, h, w] bilinear on another grid, pixel centres aligned, without antialiasing."""
+    if not len(maps):
+        return np.zeros((0, *hw), np.float32)
+    grid = torch.from_numpy(np.array(maps))[None]
+    return F.interpolate(grid, size=hw, mode="bilinear", align_corners=False)[0].numpy()

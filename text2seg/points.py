@@ -1,0 +1,100 @@
+"""From similarity maps to point prompts (CLIP Surgery's text2points; arXiv 2304.05653, section 4.4).
+
+All queries are done at once. Beyond the original: grids that are not square, constant maps (they have no
+points), ties in a fixed order, cell centres that are not cut down to whole pixels.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from text2seg.config import PointSettings
+from text2seg.grids import minmax, resize
+from text2seg.records import PointPrompts
+
+NO_POINTS = PointPrompts(np.zeros((0, 2), np.float32), np.zeros(0, np.int8), np.zeros(0, np.float32))
+
+
+def text2points(
+    scores: NDArray[np.float32], image_hw: tuple[int, int], settings: PointSettings
+) -> tuple[PointPrompts, ...]:
+    """Positive and negative points for every map.
+
+    The grid is made coarser by `settings.downsample`, then min-max. The n cells at or above the threshold, but
+    at most half of all cells, are positive; the n lowest cells are negative.
+
+    Args:
+        scores: float32 [Q, gh, gw], similarity per patch.
+        image_hw: the image that the grid covers; points are in its pixels, at the centres of the cells.
+
+    Returns:
+        One set per map, each in ascending similarity, positives first; a constant map, or one that is not
+        finite, has no points, and so has a grid of one cell.
+    """
+    maps = coarse_maps(scores, settings)
+    height, width = maps.shape[1:]
+    flat = maps.reshape(len(maps), height * width)
+    order = np.argsort(flat, axis=1, kind="stable")
+    counts = np.minimum((flat >= settings.threshold).sum(1), flat.shape[1] // 2)
+    centres = _centres(height, width, image_hw, whole=settings.method == "reference")
+    return tuple(
+        _prompts(order[query], flat[query], centres, int(counts[query])) if np.ptp(flat[query]) > 0 else NO_POINTS
+        for query in range(len(maps))
+    )
+
+
+def combined_points(
+    scores: NDArray[np.float32], image_hw: tuple[int, int], settings: PointSettings
+) -> PointPrompts:
+    """One set for several maps together, as the original's `person+bench`: positives from each map,
+    negatives from the mean of the min-max maps [Q, gh, gw].
+
+    Where several maps choose the same cell it is one point, not several; `reference` keeps them all.
+    """
+    stretched = minmax(scores)
+    each = text2points(stretched, image_hw, settings)
+    (mean,) = text2points(stretched.mean(0, keepdims=True), image_hw, settings)
+    parts = [_take(prompts, 1) for prompts in each]
+    if settings.method == "reference":
+        return _join([_take(mean, 0), *parts])
+    return _join([_distinct(_join(parts)), _take(mean, 0)])
+
+
+def coarse_maps(scores: NDArray[np.float32], settings: PointSettings) -> NDArray[np.float32]:
+    """The min-max maps [Q, h, w] on the coarser grid that points are taken from."""
+    size = tuple(max(side // settings.downsample, 1) for side in scores.shape[1:])
+    return minmax(resize(scores, (size[0], size[1])))
+
+
+def _centres(height: int, width: int, image_hw: tuple[int, int], *, whole: bool) -> NDArray[np.float32]:
+    """Centres xy [h·w, 2] of the cells, in pixels of the image and inside it."""
+    rows, columns = np.mgrid[:height, :width].reshape(2, -1)
+    xy = np.stack([(columns + 0.5) * (image_hw[1] / width), (rows + 0.5) * (image_hw[0] / height)], axis=1)
+    xy = np.minimum(xy, [image_hw[1] - 1, image_hw[0] - 1])
+    return (np.trunc(xy) if whole else xy).astype(np.float32)
+
+
+def _prompts(order: NDArray, scores: NDArray, centres: NDArray, count: int) -> PointPrompts:
+    cells = np.concatenate([order[len(order) - count :], order[:count]])
+    labels = np.repeat(np.array([1, 0], np.int8), count)
+    return PointPrompts(centres[cells], labels, scores[cells])
+
+
+def _take(prompts: PointPrompts, label: int) -> PointPrompts:
+    wanted = prompts.labels == label
+    return PointPrompts(prompts.xy[wanted], prompts.labels[wanted], prompts.similarity[wanted])
+
+
+def _join(parts: list[PointPrompts]) -> PointPrompts:
+    return PointPrompts(
+        np.concatenate([part.xy for part in parts]),
+        np.concatenate([part.labels for part in parts]),
+        np.concatenate([part.similarity for part in parts]),
+    )
+
+
+def _distinct(prompts: PointPrompts) -> PointPrompts:
+    _, first = np.unique(prompts.xy, axis=0, return_index=True)
+    first.sort()
+    return PointPrompts(prompts.xy[first], prompts.labels[first], prompts.similarity[first])
