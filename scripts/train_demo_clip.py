@@ -17,15 +17,17 @@ import torch
 from clip.model import CLIP
 from demo_world.scenes import SceneSettings, SpriteBank, background_bank, render_scene
 from demo_world.sprites import HELD_OUT_VENDOR, TRAINING_VENDORS, load_sprites, load_things
-from demo_world.training import Optimiser, Run, attention
+from demo_world.training import Optimiser, Run, attention, whitened_patches
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
+from text2seg.maps.text import encode_tokens
 from text2seg.maps.vit import encode_vit
 from text2seg.vocabulary import CLIP_MEAN, CLIP_STD, TEMPLATES
 
-PATCH, SIDE, WIDTH, LAYERS, EMBEDDING = 8, 192, 192, 8, 64
+PATCH, SIDE, WIDTH, LAYERS, EMBEDDING = 16, 256, 192, 6, 64
+SMALL = 192  # the side of most training scenes; the last ones have the full side
 TEXT_WIDTH, TEXT_LAYERS, TEXT_LENGTH = 64, 2, 24
 MAX_OBJECTS = 6
 
@@ -78,7 +80,8 @@ class Scenes(IterableDataset):
         things = np.full((self.batch, 1 + MAX_OBJECTS), self.count, np.int64)
         for i in range(self.batch):
             hw = (self.side, self.side)
-            scene = render_scene(rng, self.bank, hw, self.settings, scale=SIDE, backgrounds=backgrounds)
+            scale = self.side * rng.uniform(0.85, 1.4)
+            scene = render_scene(rng, self.bank, hw, self.settings, scale=scale, backgrounds=backgrounds)
             pixels[i] = scene.pixels
             things[i, 1 : 1 + len(scene.things)] = scene.things
             for k in range(1 + len(scene.things)):
@@ -89,21 +92,9 @@ class Scenes(IterableDataset):
 
 def normalise(pixels: Tensor, device: torch.device) -> Tensor:
     x = pixels.to(device).permute(0, 3, 1, 2).float() / 255
-    return (x - torch.tensor(CLIP_MEAN, device=device)[:, None, None]) / torch.tensor(CLIP_STD, device=device)[:, None, None]
-
-
-def encode_texts(model: CLIP, tokens: Tensor) -> Tensor:
-    """Unit text features; tokens past the longest text are left off, which under a causal mask changes nothing."""
-    length = int(tokens.argmax(1).max()) + 1
-    x = (model.token_embedding(tokens[:, :length]) + model.positional_embedding[:length]).transpose(0, 1)
-    mask = model.transformer.resblocks[0].attn_mask[:length, :length].to(x.device)
-    for block in model.transformer.resblocks:
-        normed = block.ln_1(x)
-        x = x + block.attn(normed, normed, normed, need_weights=False, attn_mask=mask.to(normed.dtype))[0]
-        x = x + block.mlp(block.ln_2(x))
-    x = model.ln_final(x).transpose(0, 1)
-    eot = x[torch.arange(len(x), device=x.device), tokens.argmax(1).to(x.device)]
-    return F.normalize((eot @ model.text_projection).float(), dim=-1)
+    return (x - torch.tensor(CLIP_MEAN, device=device)[:, None, None]) / torch.tensor(CLIP_STD, device=device)[
+        :, None, None
+    ]
 
 
 class Texts:
@@ -112,7 +103,8 @@ class Texts:
     def __init__(self, things: dict[str, list[str]]) -> None:
         wordings = [*things.values(), [""]]
         self._tokens = [
-            clip.tokenize([t.format(w) for w in words for t in TEMPLATES], context_length=TEXT_LENGTH) for words in wordings
+            clip.tokenize([t.format(w) for w in words for t in TEMPLATES], context_length=TEXT_LENGTH)
+            for words in wordings
         ]
 
     def sample(self, rng: torch.Generator) -> Tensor:
@@ -122,7 +114,9 @@ class Texts:
     def features(self, model: CLIP) -> Tensor:
         """The mean over the templates of each thing's first wording, as the pipeline uses it."""
         with torch.no_grad():
-            means = [encode_texts(model, t[: len(TEMPLATES)].to(model.logit_scale.device)).mean(0) for t in self._tokens]
+            means = [
+                encode_tokens(model, t[: len(TEMPLATES)].to(model.logit_scale.device)).mean(0) for t in self._tokens
+            ]
         return F.normalize(torch.stack(means), dim=-1)
 
 
@@ -176,9 +170,11 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=120)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--batch", type=int, default=64, help="images of 96 px a step; a fifth of it at 192 px")
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--full-size-from", type=float, default=0.75, help="share of the time after which crops end")
+    parser.add_argument("--batch", type=int, default=64, help=f"scenes of {SMALL} px a step; half of it at {SIDE}")
+    parser.add_argument("--lr", type=float, default=4e-3)
+    parser.add_argument(
+        "--full-size-from", type=float, default=0.75, help="share of the time after which scenes are large"
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     args.output.mkdir(parents=True, exist_ok=True)
@@ -188,7 +184,9 @@ def main() -> None:
     texts, model = Texts(things), build_model().to(args.device)
     optimiser = Optimiser(model, lr=args.lr, weight_decay=0.05)
     run = Run(args.output, args.minutes)
-    run.resume(model, optimiser)
+    if not run.resume(model, optimiser):
+        pixels, _, _ = next(iter(Scenes(bank, len(things), SMALL, 256, 0)))
+        model.visual.conv1.weight.data.copy_(whitened_patches(normalise(pixels, "cpu"), PATCH, WIDTH))
     run.log(weights=sum(p.numel() for p in model.parameters()), things=len(things), drawings=len(sprites))
 
     checks = {
@@ -197,18 +195,15 @@ def main() -> None:
     }
     draw = torch.Generator().manual_seed(run.step)
     while run.progress < 1:
-        crops = run.progress < args.full_size_from
-        side, objects = (96, (1, 4)) if crops else (SIDE, (1, MAX_OBJECTS))
-        batch = args.batch if crops else max(args.batch // 5, 1)
-        scenes = Scenes(bank, len(things), side, batch, seed=run.step + 1, objects=objects)
+        small = run.progress < args.full_size_from
+        side, batch = (SMALL, args.batch) if small else (SIDE, max(args.batch // 2, 1))
+        # Crowded scenes first: most patches then show something to learn.
+        scenes = Scenes(bank, len(things), side, batch, seed=run.step + 1, objects=(4 if small else 1, MAX_OBJECTS))
         for pixels, shares, owners in DataLoader(scenes, batch_size=None, num_workers=1, prefetch_factor=4):
-            positions = None
-            if crops:
-                positions = crop_positions(model.visual.positional_embedding, side // PATCH, draw)
             with torch.autocast(args.device, torch.bfloat16):
-                text = encode_texts(model, texts.sample(draw).to(args.device))
+                text = encode_tokens(model, texts.sample(draw).to(args.device))
                 images = normalise(pixels, args.device)
-                tokens = encode_vit(model.visual, images, positions=positions, attention=attention)
+                tokens = encode_vit(model.visual, images, attention=attention)
             patch, image = loss_of(model, tokens, text, shares.to(args.device), owners.to(args.device))
             (patch + 0.1 * image).backward()
             norm = optimiser.step(run.factor)
@@ -218,19 +213,11 @@ def main() -> None:
             if run.step % 500 == 0:
                 run.log(**{name: round(patch_argmax_iou(model, texts, s, 5), 4) for name, s in checks.items()})
             run.save(model, optimiser)
-            if run.progress >= 1 or crops != (run.progress < args.full_size_from):
+            if run.progress >= 1 or small != (run.progress < args.full_size_from):
                 break
     run.log(**{name: round(patch_argmax_iou(model, texts, s, 25), 4) for name, s in checks.items()})
     run.save(model, optimiser, force=True)
     export(model, args.output / "clip_demo.pt")
-
-
-def crop_positions(embedding: Tensor, side: int, rng: torch.Generator) -> Tensor:
-    """A window of the position embeddings, so that a crop is encoded as the part of a scene that it is."""
-    grid = round((embedding.shape[0] - 1) ** 0.5)
-    top, left = torch.randint(grid - side + 1, (2,), generator=rng)
-    window = embedding[1:].reshape(grid, grid, -1)[top : top + side, left : left + side]
-    return torch.cat([embedding[:1], window.flatten(0, 1)])
 
 
 if __name__ == "__main__":

@@ -91,7 +91,9 @@ class Prompts(IterableDataset):
                     xy, label, target = _point_prompt(rng, owner, things, positives, negatives)
                 points.append(xy)
                 labels.append(label)
-                targets.append(cv2.resize(target.astype(np.uint8) * 255, (TARGET, TARGET), interpolation=cv2.INTER_AREA))
+                targets.append(
+                    cv2.resize(target.astype(np.uint8) * 255, (TARGET, TARGET), interpolation=cv2.INTER_AREA)
+                )
         targets = torch.from_numpy(np.stack(targets))
         masks = _mask_prompts(rng, targets) if with_mask else None
         return (
@@ -238,7 +240,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--batch", type=int, default=8, help=f"scenes a step, {PROMPTS} prompts each")
-    parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--lr", type=float, default=3e-3)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     args.output.mkdir(parents=True, exist_ok=True)
@@ -269,7 +271,9 @@ def main() -> None:
         norm = optimiser.step(run.factor)
         run.step += 1
         if run.step % 100 == 0:
-            run.log(mask=round(float(mask_loss.detach()), 4), iou=round(float(iou_loss.detach()), 4), norm=round(norm, 3))
+            run.log(
+                mask=round(float(mask_loss.detach()), 4), iou=round(float(iou_loss.detach()), 4), norm=round(norm, 3)
+            )
         if run.step % 1000 == 0:
             run.log(**{name: one_point_iou(sam, prompts, 60, args.device) for name, prompts in checks.items()})
         run.save(sam, optimiser)

@@ -1,0 +1,23 @@
+"""text2seg cuts things out of pictures by their names: CLIP Surgery points, SAM masks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from text2seg._version import __version__
+from text2seg.config import MapSettings, PointSettings, Settings
+from text2seg.errors import Text2SegError
+
+if TYPE_CHECKING:
+    from text2seg.pipeline import Session, Text2Seg
+
+__all__ = ["MapSettings", "PointSettings", "Session", "Settings", "Text2Seg", "Text2SegError", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    """The pipeline is imported when it is first asked for, so that `import text2seg` does not wait for torch."""
+    if name in ("Text2Seg", "Session"):
+        from text2seg import pipeline
+
+        return getattr(pipeline, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -37,7 +37,7 @@ class MapSettings:
     labels: tuple[str, ...] = ()
     """Further labels for `label-set`; the queries themselves always belong to the set."""
     input_size: int | tuple[int, int] | None = None
-    """CLIP's input in pixels, one number or rows and columns; the picture is squashed to it. Default: the model's own."""
+    """CLIP's input in pixels, one number or rows and columns; the picture is squashed to it. Default: 512, demo 256."""
     templates: tuple[str, ...] = ()
     """Sentences with a {} for the query. Default: CLIP Surgery's 85."""
 
@@ -58,13 +58,13 @@ class PointSettings:
     """text2points: CLIP Surgery's points, its faults mended; reference: exactly as published."""
     threshold: float = 0.8
     """Cells of the min-max map at or above this become positive points."""
-    downsample: int = 2
-    """The map's grid is made this many times coarser first."""
+    downsample: int | None = None
+    """The map's grid is made this many times coarser first. Default: 2 where it is finer than 16 by 16, else 1."""
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold <= 1:
             raise SettingsError(f"threshold must be in (0, 1], got {self.threshold}")
-        if self.downsample < 1:
+        if self.downsample is not None and self.downsample < 1:
             raise SettingsError(f"downsample must be 1 or more, got {self.downsample}")
 
 

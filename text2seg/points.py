@@ -13,6 +13,8 @@ from text2seg.config import PointSettings
 from text2seg.grids import minmax, resize
 from text2seg.records import PointPrompts
 
+FINE_GRID = 16  # the original takes its points from 16 × 16 cells: 512 px of patches of 16, halved
+
 NO_POINTS = PointPrompts(np.zeros((0, 2), np.float32), np.zeros(0, np.int8), np.zeros(0, np.float32))
 
 
@@ -44,9 +46,7 @@ def text2points(
     )
 
 
-def combined_points(
-    scores: NDArray[np.float32], image_hw: tuple[int, int], settings: PointSettings
-) -> PointPrompts:
+def combined_points(scores: NDArray[np.float32], image_hw: tuple[int, int], settings: PointSettings) -> PointPrompts:
     """One set for several maps together, as the original's `person+bench`: positives from each map,
     negatives from the mean of the min-max maps [Q, gh, gw].
 
@@ -63,8 +63,9 @@ def combined_points(
 
 def coarse_maps(scores: NDArray[np.float32], settings: PointSettings) -> NDArray[np.float32]:
     """The min-max maps [Q, h, w] on the coarser grid that points are taken from."""
-    size = tuple(max(side // settings.downsample, 1) for side in scores.shape[1:])
-    return minmax(resize(scores, (size[0], size[1])))
+    height, width = scores.shape[1:]
+    factor = settings.downsample or (2 if min(height, width) > FINE_GRID else 1)
+    return minmax(resize(scores, (max(height // factor, 1), max(width // factor, 1))))
 
 
 def _centres(height: int, width: int, image_hw: tuple[int, int], *, whole: bool) -> NDArray[np.float32]:

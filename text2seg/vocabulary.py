@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+
+from text2seg.errors import QueryError
+
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -93,3 +101,74 @@ TEMPLATES: tuple[str, ...] = (
     "this is the {} in the scene.",
     "this is one {} in the scene.",
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What a person types for one thing. `parts` are the wordings that `+` joins: their maps are averaged and
+    they give one segment together; a plain query has one part."""
+
+    name: str
+    parts: tuple[str, ...]
+
+
+def parse_query(text: str) -> Query:
+    """Read one query.
+
+    >>> parse_query(" red car +bench ")
+    Query(name='red car+bench', parts=('red car', 'bench'))
+
+    Raises:
+        QueryError: the query, or a part of it, is empty.
+    """
+    parts = tuple(" ".join(part.split()) for part in text.split("+"))
+    if not all(parts):
+        raise QueryError(
+            f"a query must not be empty, got {text!r}" if len(parts) == 1 else f"a part is empty in {text!r}"
+        )
+    return Query("+".join(parts), parts)
+
+
+def parse_queries(texts: str | Iterable[str]) -> tuple[Query, ...]:
+    """Read queries: one string with commas between them, or one string each. The same query twice is one.
+
+    >>> [query.name for query in parse_queries("dog, red car, dog")]
+    ['dog', 'red car']
+
+    Raises:
+        QueryError: there is none, or one is empty.
+    """
+    each = texts.split(",") if isinstance(texts, str) else list(texts)
+    queries = tuple(dict.fromkeys(parse_query(text) for text in each))
+    if not queries:
+        raise QueryError("nothing to look for: give at least one query")
+    return queries
+
+
+class Things:
+    """The things that a model knows, each with its wordings; the demo model knows no others."""
+
+    def __init__(self, wordings: Mapping[str, Sequence[str]]) -> None:
+        self.names = tuple(wordings)
+        self._words = {wording.lower() for words in wordings.values() for wording in words} | set(self.names)
+
+    @classmethod
+    def of_demo(cls) -> Things:
+        text = resources.files("text2seg.demo").joinpath("things.json").read_text(encoding="utf-8")
+        return cls(json.loads(text))
+
+    def check(self, wording: str) -> None:
+        """Let a wording pass that is known, or has a known one in it ("a big red car").
+
+        Raises:
+            QueryError: names everything that is known, the closest first.
+        """
+        words = f" {wording.lower()} "
+        if any(f" {known} " in words or f" {known}s " in words for known in self._words):
+            return
+        close = difflib.get_close_matches(wording.lower(), sorted(self._words), n=3)
+        hint = f" Did you mean {' or '.join(close)}?" if close else ""
+        raise QueryError(
+            f"the demo model does not know {wording!r}.{hint} It knows drawings of: {', '.join(self.names)}. "
+            f"For everything else choose a real model, e.g. --model base."
+        )

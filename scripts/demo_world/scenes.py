@@ -181,7 +181,7 @@ def _colour_matrix(rng: np.random.Generator, strength: float) -> np.ndarray:
 
 
 def _outline(rng: np.random.Generator, sprite: np.ndarray, size: float) -> np.ndarray:
-    width = max(int(round(size * rng.uniform(0.015, 0.05))), 1)
+    width = max(round(size * rng.uniform(0.015, 0.05)), 1)
     padded = cv2.copyMakeBorder(sprite, width, width, width, width, cv2.BORDER_CONSTANT, value=(0, 0, 0, 0))
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * width + 1, 2 * width + 1))
     alpha = cv2.dilate(padded[..., 3], kernel).astype(np.uint16)

@@ -20,8 +20,18 @@ def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return torch.ops.aten._softmax(scores, -1, False) @ value
 
 
+def whitened_patches(pixels: Tensor, patch: int, width: int) -> Tensor:
+    """Filters [width, 3, patch, patch] for a patch embedding: the leading principal components of the patches of
+    pixels float [B, 3, H, W], scaled so that each starts with the same variance. From random filters a network
+    first sees little but mean colours, and learns much more slowly."""
+    patches = nn.functional.unfold(pixels, patch, stride=patch).transpose(1, 2).flatten(0, 1)
+    values, vectors = torch.linalg.eigh(torch.cov(patches.T))
+    leading = vectors[:, -width:] / (values[-width:] + 0.02 * values.mean()).sqrt()
+    return 0.5 * leading.T.unflatten(1, (3, patch, patch))
+
+
 class Optimiser:
-    """Muon for the matrices inside the blocks, AdamW for everything else, one learning rate for both."""
+    """Muon for the matrices inside the blocks, AdamW for everything else at half the learning rate."""
 
     def __init__(self, model: nn.Module, *, lr: float, weight_decay: float) -> None:
         matrices, others = [], []
@@ -30,7 +40,7 @@ class Optimiser:
             (matrices if inner else others).append(parameter)
         self.parts = [
             torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(others, lr=lr, weight_decay=weight_decay, betas=(0.9, 0.98)),
+            torch.optim.AdamW(others, lr=lr / 2, weight_decay=weight_decay, betas=(0.9, 0.98)),
         ]
         self.lr = lr
         self.parameters = [*matrices, *others]
@@ -38,9 +48,9 @@ class Optimiser:
     def step(self, factor: float) -> float:
         """One step at `factor` times the learning rate; gives the gradient's norm before clipping."""
         norm = nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        for part in self.parts:
+        for part, lr in zip(self.parts, (self.lr, self.lr / 2), strict=True):
             for group in part.param_groups:
-                group["lr"] = self.lr * factor
+                group["lr"] = lr * factor
             part.step()
             part.zero_grad(set_to_none=True)
         return float(norm)
@@ -75,7 +85,8 @@ class Run:
         with (self.folder / "log.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
 
-    def resume(self, model: nn.Module, optimiser: Optimiser) -> None:
+    def resume(self, model: nn.Module, optimiser: Optimiser) -> bool:
+        """Go on where an earlier run stopped; false where there is none."""
         path = self.folder / "state.pt"
         if path.exists():
             state = torch.load(path, map_location="cpu", weights_only=True)
@@ -84,6 +95,8 @@ class Run:
                 part.load_state_dict(saved)
             self.step, self.spent_s = state["step"], state["spent_s"]
             self.log(resumed=True)
+            return True
+        return False
 
     def save(self, model: nn.Module, optimiser: Optimiser, *, force: bool = False) -> None:
         now = time.monotonic()

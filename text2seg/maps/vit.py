@@ -53,7 +53,6 @@ def encode_vit(
     *,
     surgery: bool = True,
     blocks: int | None = None,
-    positions: Tensor | None = None,
     attention: Attention = F.scaled_dot_product_attention,
 ) -> Tensor:
     """Image tokens in the joint space of CLIP, before normalisation.
@@ -63,7 +62,6 @@ def encode_vit(
         pixels: float [B, 3, H, W], normalised; H and W multiples of the patch size.
         surgery: take the patches from the value-value path; otherwise from the original path (raw CLIP).
         blocks: how many of the last blocks are surgical; default `surgical_blocks`.
-        positions: position embeddings [1 + h·w, width] to use in place of the module's own, resized.
         attention: softmax(query keyᵀ / √d) value; another implementation where that one is slow.
 
     Returns:
@@ -73,8 +71,7 @@ def encode_vit(
     grid_hw = (x.shape[2], x.shape[3])
     x = x.flatten(2).transpose(1, 2)
     cls = visual.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
-    if positions is None:
-        positions = resize_positions(visual.positional_embedding, grid_hw)
+    positions = resize_positions(visual.positional_embedding, grid_hw)
     x = visual.ln_pre(torch.cat([cls, x], dim=1) + positions.to(x.dtype))
 
     layers = visual.transformer.resblocks

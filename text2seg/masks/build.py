@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from text2seg.errors import CheckpointError
@@ -38,7 +39,11 @@ class SamShape:
     candidates: int
     iou_depth: int
     iou_width: int
-    relative_positions: bool = True
+
+    @property
+    def fp16_safe(self) -> bool:
+        """Whether the encoder can run in fp16. ViT-H's gives garbage in it (segment-anything issue #540)."""
+        return self.width < 1280
 
     @classmethod
     def of(cls, weights: Mapping[str, Tensor]) -> SamShape:
@@ -51,6 +56,8 @@ class SamShape:
             return _read_shape(weights)
         except KeyError as missing:
             raise CheckpointError(f"not a SAM checkpoint: it has no tensor {missing.args[0]!r}") from None
+        except (AttributeError, IndexError, TypeError, ValueError, ZeroDivisionError):
+            raise CheckpointError("not a SAM checkpoint: its tensors have other shapes than a SAM's") from None
 
 
 def _read_shape(weights: Mapping[str, Tensor]) -> SamShape:
@@ -103,7 +110,7 @@ def build_sam(shape: SamShape) -> Any:
         num_heads=shape.heads,
         patch_size=shape.patch,
         qkv_bias=True,
-        use_rel_pos=shape.relative_positions,
+        use_rel_pos=True,
         global_attn_indexes=shape.global_blocks,
         window_size=shape.window,
         out_chans=shape.embedding,
@@ -127,3 +134,32 @@ def build_sam(shape: SamShape) -> Any:
         iou_head_hidden_dim=shape.iou_width,
     )
     return Sam(encoder, prompts, decoder, list(PIXEL_MEAN), list(PIXEL_STD)).eval()
+
+
+def load_sam(shape: SamShape, weights: Mapping[str, Tensor]) -> Any:
+    """The module of this architecture with these weights, as float32 on the CPU. Float32 tensors are not copied.
+
+    Raises:
+        CheckpointError: tensors are missing, superfluous, of another size or no floating-point numbers.
+    """
+    try:
+        with torch.device("meta"):  # neither fills nor draws weights that are replaced at once
+            module = build_sam(shape)
+    except (AssertionError, RuntimeError, ValueError, ZeroDivisionError):
+        raise CheckpointError(f"not a SAM checkpoint: no SAM has the architecture {shape}") from None
+    wanted = module.state_dict()
+    faults = {
+        "missing": [name for name in wanted if name not in weights],
+        "unknown": [name for name in weights if name not in wanted],
+        "unfit": [name for name in wanted if name in weights and not _fits(weights[name], wanted[name])],
+    }
+    if any(faults.values()):
+        told = "; ".join(f"{len(names)} {fault}, as {names[0]!r}" for fault, names in faults.items() if names)
+        raise CheckpointError(f"not the tensors of a SAM: {told}")
+    module.load_state_dict({name: weights[name].to("cpu", torch.float32) for name in wanted}, assign=True)
+    module.pixel_mean, module.pixel_std = (torch.tensor(v).view(-1, 1, 1) for v in (PIXEL_MEAN, PIXEL_STD))
+    return module
+
+
+def _fits(tensor: Tensor, wanted: Tensor) -> bool:
+    return isinstance(tensor, Tensor) and tensor.shape == wanted.shape and tensor.is_floating_point()

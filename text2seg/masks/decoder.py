@@ -100,9 +100,10 @@ def _two_way(
 
 
 def _attend(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    heads = [
+    query, key, value = (
         projection(x).unflatten(-1, (module.num_heads, -1)).transpose(1, 2)
         for projection, x in ((module.q_proj, query), (module.k_proj, key), (module.v_proj, value))
-    ]
-    mixed = F.scaled_dot_product_attention(*heads, attn_mask=mask)
-    return module.out_proj(mixed.transpose(1, 2).flatten(2))
+    )
+    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    attended: Tensor = module.out_proj(mixed.transpose(1, 2).flatten(2))
+    return attended

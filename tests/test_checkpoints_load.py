@@ -1,0 +1,321 @@
+"""Weights in every format they come in, and files that are not what they say."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoint_builders import (
+    TINY_RESNET,
+    TINY_VIT,
+    VIT_B_16,
+    clip_module,
+    sam_weights,
+    write_official_archive,
+)
+from safetensors.torch import save_file
+from torch import nn
+
+from text2seg.checkpoints import fetch, load
+from text2seg.checkpoints.load import load_clip_weights, load_sam_weights
+from text2seg.errors import CheckpointError
+from text2seg.maps.build import ClipShape
+from text2seg.masks.build import SamShape
+
+
+@pytest.fixture(scope="module")
+def clip_weights():
+    return clip_module(TINY_VIT).state_dict()
+
+
+@pytest.fixture(scope="module")
+def small_sam():
+    """As much of a SAM as the loader looks at."""
+    return {name: torch.ones([2] * axes) for name, axes in load.SAM_TENSORS.items()}
+
+
+def saved(weights, path: Path, **options) -> Path:
+    torch.save(weights, path, **options)
+    return path
+
+
+def same(loaded, weights) -> bool:
+    return loaded.keys() == weights.keys() and all(
+        tensor.dtype == weights[name].dtype and torch.equal(tensor, weights[name]) for name, tensor in loaded.items()
+    )
+
+
+class TestFormats:
+    @pytest.mark.parametrize("wrap", ["state_dict", "model", None])
+    @pytest.mark.parametrize("prefix", ["module.", ""])
+    @pytest.mark.parametrize("in_zip", [True, False])
+    def test_state_dict(self, clip_weights, tmp_path, wrap, prefix, in_zip):
+        named = OrderedDict((prefix + name, tensor) for name, tensor in clip_weights.items())
+        content = {wrap: named, "epoch": 3, "optimizer": {"step": torch.ones(1)}} if wrap else named
+        path = saved(content, tmp_path / "clip.pt", _use_new_zipfile_serialization=in_zip)
+        assert same(load_clip_weights(path), clip_weights)
+
+    def test_safetensors(self, clip_weights, tmp_path):
+        save_file(dict(clip_weights), tmp_path / "clip.safetensors")
+        assert same(load_clip_weights(tmp_path / "clip.safetensors"), clip_weights)
+
+    def test_format_is_told_by_the_content_not_the_name(self, clip_weights, small_sam, tmp_path):
+        save_file(dict(clip_weights), tmp_path / "clip.pt")
+        assert same(load_clip_weights(str(tmp_path / "clip.pt")), clip_weights)
+        assert same(load_sam_weights(saved(small_sam, tmp_path / "sam.safetensors")), small_sam)
+
+    @pytest.mark.parametrize("arguments", [TINY_VIT, TINY_RESNET])
+    def test_official_archive(self, arguments, tmp_path, recwarn):
+        model = clip_module(arguments)
+        weights = dict(model.state_dict())
+        write_official_archive(model, tmp_path / "clip.pt", image_size=arguments[1], context=7, vocabulary=50)
+        loaded = load_clip_weights(tmp_path / "clip.pt")
+        assert same(loaded, weights)
+        assert not any(tensor.requires_grad for tensor in loaded.values())
+        assert not [w for w in recwarn if "torch.jit" in str(w.message)]
+
+    def test_parameters_come_without_gradients(self, clip_weights, tmp_path):
+        weights = {name: nn.Parameter(t, requires_grad=t.is_floating_point()) for name, t in clip_weights.items()}
+        loaded = load_clip_weights(saved(weights, tmp_path / "clip.pt"))
+        assert not any(tensor.requires_grad for tensor in loaded.values())
+
+
+class TestRealSizes:
+    def test_official_archive_of_vit_b_16(self, tmp_path):
+        model = clip_module(VIT_B_16)
+        weights = dict(model.state_dict())
+        path = tmp_path / "ViT-B-16.pt"
+        write_official_archive(model, path, image_size=224, context=77, vocabulary=49408)
+        assert path.stat().st_size > 300_000_000
+        loaded = load_clip_weights(path)
+        assert same(loaded, weights)
+        assert loaded["visual.conv1.weight"].dtype == torch.float16
+        path.unlink()
+
+    def test_vit_b(self, tmp_path):
+        weights = sam_weights("vit_b", device="cpu")
+        path = saved(weights, tmp_path / "sam_vit_b.pth")
+        assert path.stat().st_size > 370_000_000
+        loaded = load_sam_weights(path)
+        assert {n: (t.shape, t.dtype) for n, t in loaded.items()} == {n: (t.shape, t.dtype) for n, t in weights.items()}
+        path.unlink()
+
+    @pytest.mark.parametrize(
+        ("name", "width", "depth", "blocks"),
+        [
+            ("vit_b", 768, 12, (2, 5, 8, 11)),
+            ("vit_l", 1024, 24, (5, 11, 17, 23)),
+            ("vit_h", 1280, 32, (7, 15, 23, 31)),
+        ],
+    )
+    def test_what_the_loader_needs_is_in_every_published_sam(self, name, width, depth, blocks):
+        weights = sam_weights(name)
+        assert all(weights[tensor].ndim == axes for tensor, axes in load.SAM_TENSORS.items())
+        shape = SamShape.of(weights)
+        assert (shape.width, shape.depth, shape.global_blocks, shape.image_size) == (width, depth, blocks, 1024)
+
+
+class TestDemo:
+    def test_bundled_pair(self):
+        assert ClipShape.of(load_clip_weights(fetch("demo", "clip"))).patch
+        assert SamShape.of(load_sam_weights(fetch("demo", "sam"))).candidates == 3
+
+
+class Evil:
+    """Makes a folder when it is unpickled by a reader that runs what it is told to."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+class TestCode:
+    @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+    @pytest.mark.parametrize("protocol", [2, 4])
+    @pytest.mark.parametrize("reader", [load_clip_weights, load_sam_weights])
+    def test_bare_pickle(self, tmp_path, monkeypatch, reader, protocol):
+        path = tmp_path / "clip.pt"
+        path.write_bytes(pickle.dumps(Evil(tmp_path / "ran"), protocol=protocol))
+        self.check_refused(path, monkeypatch, reader)
+
+    @pytest.mark.parametrize("in_zip", [True, False])
+    @pytest.mark.parametrize("wrap", [True, False])
+    def test_among_weights(self, clip_weights, tmp_path, monkeypatch, wrap, in_zip):
+        content = {**clip_weights, "extra": Evil(tmp_path / "ran")}
+        content = {"state_dict": content} if wrap else content
+        path = saved(content, tmp_path / "clip.pt", _use_new_zipfile_serialization=in_zip)
+        self.check_refused(path, monkeypatch, load_clip_weights)
+        torch.load(path, weights_only=False)
+        assert (tmp_path / "ran").exists(), "the file is harmless, so this test has shown nothing"
+
+    def test_text_pickle(self, tmp_path, monkeypatch):
+        path = tmp_path / "clip.pt"
+        path.write_bytes(pickle.dumps(Evil(tmp_path / "ran"), protocol=0))
+        monkeypatch.setattr(torch, "load", None)
+        with pytest.raises(CheckpointError, match="not a checkpoint"):
+            load_clip_weights(path)
+        assert not (tmp_path / "ran").exists()
+
+    def test_message_names_what_is_asked_for_and_gives_no_advice_to_run_it(self, tmp_path):
+        path = saved({"x": Evil(tmp_path / "ran")}, tmp_path / "clip.pt")
+        with pytest.raises(CheckpointError, match=r"clip\.pt was refused.*\.mkdir") as error:
+            load_clip_weights(path)
+        assert "weights_only" not in str(error.value)
+
+    @pytest.mark.filterwarnings("ignore:`torch.jit")
+    def test_archive_whose_script_would_run_while_it_is_read(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+
+        class Sets(nn.Module):
+            @torch.jit.export
+            def __getstate__(self):
+                return True
+
+            @torch.jit.export
+            def __setstate__(self, state: bool):
+                torch.save(torch.ones(1), "ran")
+                self.training = state
+
+        path = tmp_path / "clip.pt"
+        torch.jit.save(torch.jit.script(Sets()), str(path))
+        with pytest.raises(CheckpointError, match=r"refused.*__setstate__"):
+            load_clip_weights(path)
+        assert not (tmp_path / "ran").exists()
+        torch.jit.load(str(path))
+        assert (tmp_path / "ran").exists(), "the file is harmless, so this test has shown nothing"
+
+    def check_refused(self, path, monkeypatch, reader):
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.jit, "load", None)
+            with pytest.raises(CheckpointError, match="refused: reading it could run code"):
+                reader(path)
+        assert not (path.parent / "ran").exists()
+
+
+class TestWrongFiles:
+    @pytest.mark.parametrize("reader", [load_clip_weights, load_sam_weights])
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (b"", "is empty"),
+            (b"These are not weights.\n" * 100, "not a checkpoint"),
+            (b"<!DOCTYPE html>", "not a checkpoint"),
+            (b"\x80\x02" + b"\xff" * 50, "refused|damaged"),
+            (b"PK\x03\x04" + b"\0" * 50, "damaged or cut short"),
+            (b"\x10\0\0\0\0\0\0\0{broken", "damaged or cut short"),
+        ],
+    )
+    def test_bytes(self, tmp_path, reader, content, message):
+        (tmp_path / "weights.pt").write_bytes(content)
+        with pytest.raises(CheckpointError, match=rf"weights\.pt.*({message})"):
+            reader(tmp_path / "weights.pt")
+
+    @pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
+    @pytest.mark.parametrize("form", ["zip", "legacy", "safetensors", "torchscript"])
+    def test_cut_short(self, clip_weights, tmp_path, form, share):
+        path = tmp_path / "clip.pt"
+        if form == "safetensors":
+            save_file(dict(clip_weights), path)
+        elif form == "torchscript":
+            write_official_archive(clip_module(TINY_VIT), path, image_size=48, context=7, vocabulary=50)
+        else:
+            saved(dict(clip_weights), path, _use_new_zipfile_serialization=form == "zip")
+        os.truncate(path, int(path.stat().st_size * share))
+        with pytest.raises(CheckpointError, match=r"clip\.pt.*(cut short|refused)"):
+            load_clip_weights(path)
+
+    def test_some_other_zip(self, tmp_path):
+        with zipfile.ZipFile(tmp_path / "clip.pt", "w") as archive:
+            archive.writestr("readme/hello.txt", "hello")
+        with pytest.raises(CheckpointError, match=r"clip\.pt is a zip file.*data\.pkl"):
+            load_clip_weights(tmp_path / "clip.pt")
+
+    def test_zip_that_pretends_to_be_an_archive_of_weights(self, tmp_path):
+        for names in [("a/data.pkl",), ("a/constants.pkl", "a/code/x.py", "a/data.pkl")]:
+            with zipfile.ZipFile(tmp_path / "clip.pt", "w") as archive:
+                for name in names:
+                    archive.writestr(name, "hello")
+            with pytest.raises(CheckpointError, match=r"clip\.pt"):
+                load_clip_weights(tmp_path / "clip.pt")
+
+    def test_missing_file_and_folder(self, tmp_path):
+        with pytest.raises(CheckpointError, match="there is no file"):
+            load_clip_weights(tmp_path / "gone.pt")
+        with pytest.raises(CheckpointError, match="cannot read"):
+            load_sam_weights(tmp_path)
+
+    @pytest.mark.filterwarnings("ignore:Validating sparse")
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (torch.ones(3), "holds a Tensor"),
+            ([torch.ones(3)], "holds a list"),
+            ({}, "no tensors"),
+            ({"epoch": 3}, "no tensors"),
+            ({"state_dict": {}}, "no tensors"),
+            ({7: torch.ones(1)}, "7 is not a plain tensor"),
+            ({"a": torch.eye(3).to_sparse()}, "'a' is not a plain tensor"),
+            ({"a": torch.ones(3, dtype=torch.complex64)}, "'a' is not a plain tensor"),
+            ({"a": torch.ones(3, device="meta")}, "'a' is not a plain tensor"),
+        ],
+    )
+    def test_pickles_of_other_things(self, tmp_path, content, message):
+        with pytest.raises(CheckpointError, match=rf"weights\.pt.*{message}"):
+            load_sam_weights(saved(content, tmp_path / "weights.pt"))
+
+    def test_tensor_that_claims_more_memory_than_there_is(self, tmp_path):
+        with pytest.raises(CheckpointError, match="'a' is not a plain tensor"):
+            load_clip_weights(saved({"a": torch.zeros(1).expand(10**6, 10**6)}, tmp_path / "weights.pt"))
+
+
+class TestWrongTensors:
+    def test_sam_for_a_clip_and_clip_for_a_sam(self, clip_weights, small_sam, tmp_path):
+        sam, clip = saved(small_sam, tmp_path / "sam.pth"), saved(clip_weights, tmp_path / "clip.pt")
+        with pytest.raises(CheckpointError, match=r"sam\.pth is a SAM, but a CLIP is wanted"):
+            load_clip_weights(sam)
+        with pytest.raises(CheckpointError, match=r"clip\.pt is a CLIP, but a SAM is wanted"):
+            load_sam_weights(clip)
+
+    def test_some_other_network(self, tmp_path):
+        path = saved(nn.Linear(2, 2).state_dict(), tmp_path / "weights.pt")
+        with pytest.raises(CheckpointError, match=r"not a CLIP.*'visual\.conv1\.weight'"):
+            load_clip_weights(path)
+        with pytest.raises(CheckpointError, match=r"not a SAM.*'image_encoder\.patch_embed\.proj\.weight'"):
+            load_sam_weights(path)
+
+    @pytest.mark.parametrize("name", [*load.CLIP_TENSORS, "visual.proj"])
+    def test_missing_from_a_clip(self, clip_weights, tmp_path, name):
+        weights = {n: t for n, t in clip_weights.items() if n != name}
+        with pytest.raises(CheckpointError, match=rf"clip\.pt is not a CLIP.*{name}"):
+            load_clip_weights(saved(weights, tmp_path / "clip.pt"))
+
+    @pytest.mark.parametrize("name", load.SAM_TENSORS)
+    def test_missing_from_a_sam(self, small_sam, tmp_path, name):
+        weights = {n: t for n, t in small_sam.items() if n != name}
+        with pytest.raises(CheckpointError, match=rf"sam\.pth is not a SAM.*{name}"):
+            load_sam_weights(saved(weights, tmp_path / "sam.pth"))
+
+    def test_wrong_number_of_axes(self, clip_weights, small_sam, tmp_path):
+        clip = saved({**clip_weights, "text_projection": torch.ones(5)}, tmp_path / "clip.pt")
+        with pytest.raises(CheckpointError, match=r"'text_projection' has shape \[5\], expected 2 axes"):
+            load_clip_weights(clip)
+        sam = saved({**small_sam, "image_encoder.pos_embed": torch.ones(4, 4)}, tmp_path / "sam.pth")
+        with pytest.raises(CheckpointError, match=r"'image_encoder\.pos_embed' has shape \[4, 4\], expected 4 axes"):
+            load_sam_weights(sam)
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+    def test_first_tensor_that_is_not_finite(self, clip_weights, tmp_path, value, dtype):
+        weights = {name: tensor.to(dtype, copy=True) for name, tensor in clip_weights.items()}
+        for name in ("visual.ln_post.bias", "ln_final.weight"):
+            weights[name][3] = value
+        first = next(name for name in weights if name in ("visual.ln_post.bias", "ln_final.weight"))
+        with pytest.raises(CheckpointError, match=rf"clip\.pt is damaged: '{first}'.*not finite"):
+            load_clip_weights(saved(weights, tmp_path / "clip.pt"))

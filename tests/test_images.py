@@ -1,0 +1,317 @@
+"""Pictures of every kind come in as RGB uint8, upright; those that cannot are named in the error."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+
+import builders
+import numpy as np
+import pytest
+from PIL import Image as PillowImage
+from PIL import ImageFile, ImageOps
+
+from text2seg import images
+from text2seg.errors import ImageError
+from text2seg.images import load_image
+
+HEIGHT, WIDTH = builders.HW
+
+
+def ramp(dtype: type = np.uint8, top: int = 255) -> np.ndarray:
+    """Grey from 0 to top, [24, 32]."""
+    return np.linspace(0, top, HEIGHT * WIDTH).reshape(HEIGHT, WIDTH).astype(dtype)
+
+
+def saved(tmp_path, picture: PillowImage.Image, name: str, **options):
+    path = tmp_path / name
+    picture.save(path, **options)
+    return path
+
+
+def as_bytes(picture: PillowImage.Image, kind: str, **options) -> bytes:
+    stream = io.BytesIO()
+    picture.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def test_path_text_pillow_and_array_are_the_same_picture(tmp_path):
+    pixels = builders.pixels()
+    path = saved(tmp_path, PillowImage.fromarray(pixels), "a.png")
+    for source in (path, str(path), PillowImage.open(path), PillowImage.fromarray(pixels), pixels):
+        image = load_image(source)
+        np.testing.assert_array_equal(image.pixels, pixels)
+        assert image.hw == (HEIGHT, WIDTH)
+
+
+def test_names_and_ids(tmp_path):
+    path = saved(tmp_path, PillowImage.fromarray(builders.pixels()), "фото 写真 é.png")
+    assert load_image(path).file_name == "фото 写真 é.png"
+    assert load_image(PillowImage.open(path)).file_name == "фото 写真 é.png"
+    assert load_image(builders.pixels()).file_name == ""
+    image = load_image(path, image_id=7, file_name="sub/a.png")
+    assert (image.image_id, image.file_name) == (7, "sub/a.png")
+
+
+def test_a_grey_array_becomes_rgb():
+    image = load_image(ramp())
+    np.testing.assert_array_equal(image.pixels, np.stack([ramp()] * 3, axis=2))
+
+
+def test_the_array_is_copied():
+    pixels = builders.pixels()
+    image = load_image(pixels)
+    pixels[:] = 0
+    assert image.pixels.any()
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((4, 6, 3), np.float32),
+        np.zeros((4, 6, 4), np.uint8),
+        np.zeros((3, 4, 6), np.uint8),
+        np.zeros((4,), np.uint8),
+        np.zeros((0, 6, 3), np.uint8),
+        np.zeros((4, 6), np.bool_),
+    ],
+)
+def test_a_wrong_array_says_what_is_wanted(array):
+    with pytest.raises(ImageError, match=r"RGB uint8\[H, W, 3\].*got " + str(array.dtype)):
+        load_image(array)
+
+
+@pytest.mark.parametrize("source", [None, 3, b"bytes", [1, 2]])
+def test_other_things_are_no_pictures(source):
+    with pytest.raises(ImageError, match=f"got {type(source).__name__}"):
+        load_image(source)
+
+
+def test_a_missing_file_a_folder_and_an_empty_file(tmp_path):
+    with pytest.raises(ImageError, match=r"nowhere\.png: there is no such file"):
+        load_image(tmp_path / "nowhere.png")
+    with pytest.raises(ImageError, match="is a folder"):
+        load_image(tmp_path)
+    (tmp_path / "empty.jpg").touch()
+    with pytest.raises(ImageError, match=r"empty\.jpg is empty"):
+        load_image(tmp_path / "empty.jpg")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_a_pipe_is_refused_without_waiting_on_it(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(ImageError, match="not a regular file"):
+        load_image(tmp_path / "pipe.png")
+
+
+def test_names_that_no_file_can_have():
+    with pytest.raises(ImageError, match="cannot be opened"):
+        load_image("a\0b.png")
+    with pytest.raises(ImageError, match="cannot be opened"):
+        load_image("a" * 5000)
+
+
+def test_no_permission(tmp_path, monkeypatch):
+    path = saved(tmp_path, PillowImage.fromarray(builders.pixels()), "secret.png")
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(PillowImage, "open", refuse)
+    with pytest.raises(ImageError, match=r"secret\.png: no permission"):
+        load_image(path)
+
+
+def test_text_is_not_a_picture(tmp_path):
+    path = tmp_path / "notes.jpg"
+    path.write_text("no picture")
+    with pytest.raises(ImageError, match=r"notes\.jpg is not a picture"):
+        load_image(path)
+
+
+@pytest.mark.parametrize("lenient", [False, True])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_truncated_files_are_never_filled_up(tmp_path, monkeypatch, kind, lenient):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", lenient)
+    whole = as_bytes(PillowImage.fromarray(builders.pixels((96, 128))), kind)
+    path = tmp_path / "half.bin"
+    for share in (0.3, 0.6, 0.9):
+        path.write_bytes(whole[: int(len(whole) * share)])
+        with pytest.raises(ImageError, match=r"half\.bin"):
+            load_image(path)
+    assert lenient == ImageFile.LOAD_TRUNCATED_IMAGES
+
+
+def test_a_truncated_progressive_jpeg(tmp_path):
+    whole = as_bytes(PillowImage.fromarray(builders.pixels((96, 128))), "JPEG", progressive=True)
+    (tmp_path / "half.jpg").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ImageError, match="truncated"):
+        load_image(tmp_path / "half.jpg")
+
+
+def test_huge_pictures_name_the_limit(tmp_path, monkeypatch):
+    path = saved(tmp_path, PillowImage.fromarray(builders.pixels()), "a.png")
+    monkeypatch.setattr(images, "PIXEL_LIMIT", 700)
+    with pytest.raises(ImageError, match=r"a\.png is 32 x 24, over the limit of 700 pixels"):
+        load_image(path)
+    with pytest.raises(ImageError, match="limit of 700"):
+        load_image(PillowImage.new("RGB", (32, 24)))
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path):
+    header = bytearray(as_bytes(PillowImage.new("L", (32, 24)), "BMP"))
+    for side, name in ((50_000, "bomb.bmp"), (13_350, "large.bmp")):  # Pillow refuses the first, we the second
+        header[18:26] = np.array([side, side], "<i4").tobytes()
+        (tmp_path / name).write_bytes(header)
+        with pytest.raises(ImageError, match=f"{name}.*limit of {images.PIXEL_LIMIT:,} pixels"):
+            load_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
+def test_the_first_frame_of_an_animation(tmp_path, caplog, kind):
+    frames = [PillowImage.new("RGB", (WIDTH, HEIGHT), colour) for colour in ("red", "blue", "lime")]
+    options = {"lossless": True} if kind == "WEBP" else {}
+    path = tmp_path / f"moving.{kind.lower()}"
+    frames[0].save(path, kind, save_all=True, append_images=frames[1:], duration=50, **options)
+    with caplog.at_level(logging.WARNING, "text2seg.images"):
+        image = load_image(path)
+    assert (image.pixels == (255, 0, 0)).all()
+    assert "several frames" in caplog.text
+
+
+def test_a_still_gif_is_not_called_animated(tmp_path, caplog):
+    load_image(saved(tmp_path, PillowImage.new("P", (WIDTH, HEIGHT)), "still.gif"))
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_exif_orientation(tmp_path, orientation, kind):
+    exif = PillowImage.Exif()
+    exif[images.EXIF_ORIENTATION] = orientation
+    path = tmp_path / "a.bin"
+    path.write_bytes(as_bytes(PillowImage.fromarray(builders.pixels()), kind, exif=exif))
+    with PillowImage.open(path) as picture:
+        upright = ImageOps.exif_transpose(picture).convert("RGB")
+    image = load_image(path)
+    np.testing.assert_array_equal(image.pixels, np.asarray(upright))
+    assert image.hw == ((HEIGHT, WIDTH) if orientation < 5 else (WIDTH, HEIGHT))
+    with PillowImage.open(path) as picture:
+        np.testing.assert_array_equal(load_image(picture).pixels, image.pixels)
+
+
+def test_orientation_6_turns_right():
+    pixels = builders.pixels()
+    picture = PillowImage.fromarray(pixels)
+    picture.getexif()[images.EXIF_ORIENTATION] = 6
+    np.testing.assert_array_equal(load_image(picture).pixels, np.rot90(pixels, -1))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_a_broken_exif_block_does_not_spoil_the_picture(tmp_path):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(as_bytes(PillowImage.fromarray(builders.pixels()), "JPEG", exif=b"Exif\0\0MM\0*broken!"))
+    assert load_image(path).hw == (HEIGHT, WIDTH)
+
+
+def test_cmyk(tmp_path):
+    colours = PillowImage.new("RGB", (WIDTH, HEIGHT), (250, 10, 20))
+    image = load_image(saved(tmp_path, colours.convert("CMYK"), "a.jpg", quality=100, subsampling=0))
+    assert np.abs(image.pixels.astype(int) - (250, 10, 20)).max() < 6
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_16_bit_is_scaled_and_not_clipped(tmp_path, name):
+    values = ramp(np.uint16, 65535)
+    image = load_image(saved(tmp_path, PillowImage.fromarray(values), name))
+    np.testing.assert_array_equal(image.pixels[..., 0], np.rint(values / 257))
+
+
+def test_a_dark_16_bit_picture_stays_dark(tmp_path):
+    image = load_image(saved(tmp_path, PillowImage.fromarray(ramp(np.uint16, 200)), "dark.png"))
+    assert image.pixels.max() == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (ramp(np.int32), ramp()),
+        (ramp(np.int32, 65535), np.rint(ramp(np.int32, 65535) / 257)),
+        (ramp(np.int32, 1_000_000), np.rint(ramp(np.int32, 1_000_000) * 255 / 1_000_000)),
+        (ramp(np.int32) - 100, ramp()),
+        (ramp(np.float32) / 255, ramp()),
+        (ramp(np.float32), np.rint(ramp(np.float32))),
+        (np.full((4, 6), -2.0, np.float32), np.zeros((4, 6))),
+    ],
+)
+def test_integers_and_floats(values, expected):
+    image = load_image(PillowImage.fromarray(values))
+    assert np.abs(image.pixels[..., 1] - expected.astype(float)).max() <= 1
+
+
+def test_a_float_picture_with_holes():
+    values = ramp(np.float32)
+    values[3, 4] = np.nan
+    with pytest.raises(ImageError, match="finite"):
+        load_image(PillowImage.fromarray(values))
+
+
+def test_transparency_becomes_white(tmp_path):
+    pixels = np.zeros((HEIGHT, WIDTH, 4), np.uint8)
+    pixels[:, :8] = (200, 100, 0, 255)
+    pixels[:, 8:16] = (200, 100, 0, 51)
+    image = load_image(saved(tmp_path, PillowImage.fromarray(pixels), "a.png"))
+    assert image.pixels[0, 0].tolist() == [200, 100, 0]
+    assert image.pixels[0, 10].tolist() == [244, 224, 204]
+    assert image.pixels[0, 31].tolist() == [255, 255, 255]
+
+
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"]
+)
+def test_every_mode_of_pillow(mode):
+    black = PillowImage.new("RGB", (WIDTH, HEIGHT), "black").convert(
+        {"La": "LA", "RGBa": "RGBA", "PA": "P"}.get(mode, mode)
+    )
+    image = load_image(black.convert(mode))
+    assert image.pixels.max() < 3
+
+
+def test_a_palette_with_transparency(tmp_path):
+    picture = PillowImage.new("P", (WIDTH, HEIGHT), 1)
+    picture.putpalette([255, 0, 0, 0, 0, 255])
+    picture.paste(0, (0, 0, 8, HEIGHT))
+    for name in ("a.png", "a.gif"):
+        image = load_image(saved(tmp_path, picture, name, transparency=0))
+        assert image.pixels[5, 3].tolist() == [255, 255, 255]
+        assert image.pixels[5, 20].tolist() == [0, 0, 255]
+
+
+def test_grey_with_a_transparent_shade(tmp_path):
+    picture = PillowImage.new("L", (WIDTH, HEIGHT), 7)
+    picture.paste(90, (0, 0, 8, HEIGHT))
+    image = load_image(saved(tmp_path, picture, "a.png", transparency=90))
+    assert image.pixels[0, 0, 0] == 255
+    assert image.pixels[0, 20, 0] == 7
+
+
+def test_one_pixel(tmp_path):
+    image = load_image(saved(tmp_path, PillowImage.new("RGB", (1, 1), (1, 2, 3)), "a.png"))
+    assert image.pixels.tolist() == [[[1, 2, 3]]]
+
+
+def test_postscript_is_refused(tmp_path):
+    path = saved(tmp_path, PillowImage.new("RGB", (WIDTH, HEIGHT)), "a.eps")
+    with pytest.raises(ImageError, match="PostScript"):
+        load_image(path)
+
+
+def test_a_pillow_image_without_pixels_and_one_whose_file_is_closed(tmp_path):
+    with pytest.raises(ImageError, match="is empty"):
+        load_image(PillowImage.new("RGB", (0, 5)))
+    with PillowImage.open(saved(tmp_path, PillowImage.new("RGB", (WIDTH, HEIGHT)), "a.png")) as picture:
+        pass
+    with pytest.raises(ImageError, match=r"Pillow image a\.png cannot be decoded"):
+        load_image(picture)

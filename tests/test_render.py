@@ -1,0 +1,249 @@
+"""Pictures of results: the right things in the right places, for any size and any name."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import builders
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from text2seg.records import Candidates, Segment, Segmentation, SimilarityMaps
+from text2seg.render import colour_of, cut_out, lettering, maps_with_points, overlay
+from text2seg.render.colours import NEGATIVE, POSITIVE, heat
+from text2seg.render.lettering import fitted, printable, text_width
+from text2seg.render.panels import LARGEST, _candidate
+
+NAMES = ["cat", "красный мяч", "猫 🐈", "e\u0301te\u0301", "two\nlines\x00", "\udcff", "", " ", "x" * 500, "نص"]
+
+
+def has(picture: np.ndarray, colour: tuple[int, int, int]) -> bool:
+    return bool((picture == colour).all(-1).any())
+
+
+def scene(hw: tuple[int, int], query: str = "ball") -> Segmentation:
+    mask = np.zeros(hw, np.bool_)
+    mask[hw[0] // 4 : hw[0] // 2 + 1, hw[1] // 2 :] = True
+    return builders.segmentation(builders.segment(query, mask), queries=(query, "unicorn"), hw=hw)
+
+
+# --- colours -------------------------------------------------------------------------------------------------------
+
+
+def test_a_colour_is_the_same_in_every_run():
+    assert colour_of("cat") == (250, 122, 70)
+    code = "from text2seg.render import colour_of; print(colour_of('cat'))"
+    printed = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
+    ]
+    assert printed[0] == printed[1] == f"{colour_of('cat')}\n"
+
+
+@given(st.text())
+def test_colours_are_bright_but_not_white(query):
+    colour = colour_of(query)
+    assert all(0 <= channel <= 255 for channel in colour)
+    luminance = np.dot(colour, (0.2126, 0.7152, 0.0722))
+    assert 90 < luminance < 225
+    assert max(colour) - min(colour) > 60
+
+
+def test_colours_differ():
+    assert len({colour_of(f"query {number}") for number in range(100)}) > 95
+
+
+def test_heat_is_brightest_where_the_map_is_highest():
+    scores = np.zeros((3, 4), np.float32)
+    scores[0, 3] = 5
+    picture = heat(scores, np.full((30, 40, 3), 100, np.uint8)).astype(int)
+    assert picture[4, 35].sum() > picture[25, 5].sum() + 150
+
+
+@pytest.mark.parametrize("value", [0.0, 3.0, np.nan, np.inf])
+def test_flat_and_broken_maps_are_drawn_as_nothing(value):
+    picture = heat(np.full((3, 4), value, np.float32), builders.pixels())
+    assert picture.shape == (24, 32, 3)
+
+
+# --- overlays ------------------------------------------------------------------------------------------------------
+
+
+def test_without_a_legend_the_overlay_has_the_images_size():
+    segmentation = builders.segmentation(builders.segment())
+    picture = overlay(segmentation, legend=False)
+    mask = segmentation.segments[0].mask
+    assert picture.shape == (24, 32, 3)
+    np.testing.assert_array_equal(picture[~mask], segmentation.image.pixels[~mask])
+    expected = (segmentation.image.pixels[mask].astype(float) + colour_of("ball")) / 2
+    assert np.abs(picture[mask] - expected).max() <= 1
+
+
+def test_a_small_segment_lies_on_top_of_a_large_one():
+    large = builders.segment("large", builders.box_mask(left=2, top=2, width=28, height=20))
+    small = builders.segment("small", builders.box_mask())
+    for order in ((large, small), (small, large)):
+        picture = overlay(builders.segmentation(*order), legend=False)
+        np.testing.assert_array_equal(picture, overlay(builders.segmentation(large, small), legend=False))
+
+
+@pytest.mark.parametrize("hw", [(1, 1), (24, 32), (40, 33), (3, 900), (900, 3), (500, 700)])
+def test_an_overlay_of_any_size_has_room_for_its_legend(hw):
+    segmentation = scene(hw)
+    picture = overlay(segmentation)
+    assert picture.dtype == np.uint8
+    assert picture.shape[1] >= 200
+    assert picture.shape[0] > hw[0] + 25
+    assert has(picture[-60:], colour_of("ball"))
+    assert not has(picture[-28:], colour_of("unicorn"))
+
+
+def test_a_legend_of_many_queries_goes_on_in_the_next_line():
+    few = overlay(builders.segmentation(queries=("a", "b")))
+    many = overlay(builders.segmentation(queries=[f"query number {number}" for number in range(30)]))
+    assert many.shape[0] > few.shape[0]
+    assert many.shape[1] == few.shape[1]
+
+
+def test_an_overlay_of_nothing_is_the_image():
+    segmentation = builders.segmentation(queries=())
+    picture = overlay(segmentation)
+    np.testing.assert_array_equal(picture[::15, ::15], segmentation.image.pixels)
+
+
+def test_the_image_itself_is_not_painted():
+    segmentation = builders.segmentation(builders.segment())
+    before = segmentation.image.pixels.copy()
+    overlay(segmentation)
+    maps_with_points(segmentation)
+    np.testing.assert_array_equal(segmentation.image.pixels, before)
+
+
+def test_a_mask_of_another_size():
+    segmentation = builders.segmentation(builders.segment(), hw=(32, 24))
+    with pytest.raises(ValueError, match=r"size \[32, 24\], got \[24, 32\]"):
+        overlay(segmentation)
+
+
+# --- cut-outs ------------------------------------------------------------------------------------------------------
+
+
+def test_a_cut_out_is_the_image_inside_and_nothing_outside():
+    image, segment = builders.image(), builders.segment(mask=builders.ring_mask())
+    cut = cut_out(segment, image)
+    assert cut.shape == (24, 32, 4)
+    np.testing.assert_array_equal(cut[..., 3], segment.mask * 255)
+    np.testing.assert_array_equal(cut[segment.mask, :3], image.pixels[segment.mask])
+    assert not cut[~segment.mask].any()
+    cropped = cut_out(segment, image, crop=True)
+    np.testing.assert_array_equal(cropped, cut[5:20, 3:23])
+
+
+def test_a_cut_out_of_an_empty_mask_is_all_transparent():
+    nothing = builders.segment(mask=np.zeros(builders.HW, np.bool_))
+    assert not cut_out(nothing, builders.image(), crop=True).any()
+
+
+def test_a_cut_out_of_another_image():
+    with pytest.raises(ValueError, match="image's size"):
+        cut_out(builders.segment(), builders.image((32, 24)))
+
+
+# --- maps with points ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hw", [(1, 1), (24, 32), (3, 900), (900, 3), (500, 700)])
+def test_maps_of_any_size(hw):
+    picture = maps_with_points(scene(hw))
+    assert picture.dtype == np.uint8
+    assert picture.shape[1] < 6 * (LARGEST + 30)
+    assert picture.shape[0] < 2 * (LARGEST + 100)
+
+
+def test_points_are_green_and_red_and_where_they_belong():
+    points = builders.points((8.0, 6.0, 1, 1.0), (24.0, 18.0, 0, 0.0))
+    plain = builders.segment()
+    segment = Segment("ball", plain.mask, 0.9, 0.5, 0.25, points, plain.candidates, 2)
+    picture = maps_with_points(builders.segmentation(segment))
+    found = {}
+    for colour in (POSITIVE, NEGATIVE):
+        rows, columns = np.nonzero((picture == colour).all(-1))
+        found[colour] = rows.mean(), columns.mean()
+    down, right = np.subtract(found[NEGATIVE], found[POSITIVE])
+    scale = 260 / 32  # the least long side of a panel, over the image's
+    assert down == pytest.approx(12 * scale, abs=1)
+    assert right == pytest.approx(16 * scale, abs=1)
+
+
+def test_candidates_are_cut_from_sams_square():
+    logits = np.full((16, 16), -1.0, np.float32)
+    logits[:12, 8:] = 1  # the right half of an image of 24 x 32; below lies only padding
+    logits[12:] = 1
+    mask = _candidate(logits, (90, 120))
+    assert mask.shape == (90, 120)
+    assert mask[:85, 65:].all()
+    assert not mask[:85, :55].any()
+
+
+def test_a_row_for_each_segment_and_for_each_query_that_was_not_found():
+    one = maps_with_points(builders.segmentation(builders.segment("a")))
+    pair = builders.segment("a"), builders.segment("a")
+    three = maps_with_points(builders.segmentation(*pair, queries=("a", "unicorn")))
+    assert three.shape == (one.shape[0] * 3, one.shape[1], 3)
+    assert has(three[: one.shape[0]], colour_of("a"))
+    assert not has(three[2 * one.shape[0] :], colour_of("a"))
+
+
+def test_one_candidate_and_no_points():
+    plain = builders.segment()
+    alone = Candidates(plain.candidates.logits[:1], plain.candidates.scores[:1])
+    none = builders.points((1.0, 1.0, 1, 1.0))
+    none = type(none)(none.xy[:0], none.labels[:0], none.similarity[:0])
+    segment = Segment("ball", plain.mask, 0.9, 0.5, 0.25, none, alone, 0)
+    picture = maps_with_points(builders.segmentation(segment, builders.segment("other")))
+    assert not has(picture[:200], NEGATIVE)
+
+
+def test_maps_without_a_query_are_the_image():
+    assert maps_with_points(builders.segmentation(queries=())).shape == (195, 260, 3)
+
+
+def test_a_map_need_not_have_the_images_shape():
+    maps = SimilarityMaps(("a",), np.eye(7, 5, dtype=np.float32)[None], np.zeros(1, np.float32), builders.HW)
+    assert maps_with_points(Segmentation(builders.image(), (), maps)).shape[2] == 3
+
+
+# --- lettering -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_name_can_be_drawn(name):
+    segmentation = scene(builders.HW, name)
+    assert overlay(segmentation).shape[1] == 480
+    assert maps_with_points(segmentation).shape[2] == 3
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.text(max_size=30), st.integers(20, 200))
+def test_fitted_text_fits(text, width):
+    short = fitted(text, 16, width)
+    assert text_width(short, 16) <= width
+    assert short == printable(text) or short.endswith("…")
+
+
+def test_text_that_fits_stays_whole():
+    assert fitted("red ball", 16, 500) == "red ball"
+
+
+def test_without_system_fonts_accents_go_before_letters_do(monkeypatch):
+    monkeypatch.setattr(lettering, "SYSTEM_FONTS", ())
+    lettering._fonts.cache_clear()
+    lettering._lettered.cache_clear()
+    try:
+        assert lettering._lettered("ABCé é", 31)[0] == "ABCe e"
+    finally:
+        lettering._fonts.cache_clear()
+        lettering._lettered.cache_clear()

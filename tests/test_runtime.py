@@ -1,0 +1,175 @@
+"""The device and the precision that are chosen, and that a precision stays inside its context."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+from text2seg import runtime
+from text2seg.errors import SettingsError
+from text2seg.runtime import FULL, Precision, autocast, choose_device, choose_precision
+
+CPU = torch.device("cpu")
+CUDA = torch.device("cuda:0")
+MPS = torch.device("mps")
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Pretend: a number of GPUs of one capability, a CPU with or without bf16, MPS or not."""
+
+    def pretend(*, gpus=0, capability=(8, 0), bf16=False, mps=False):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+        monkeypatch.setattr(runtime, "_cpu_has_bf16", lambda: bf16)
+
+    return pretend
+
+
+def test_auto_takes_the_best_device(machine):
+    machine()
+    assert choose_device("auto") == CPU
+    machine(mps=True)
+    assert choose_device() == MPS
+    machine(gpus=2, mps=True)
+    assert choose_device() == CUDA
+
+
+def test_a_device_by_name(machine):
+    machine(gpus=2)
+    assert choose_device("cpu") == CPU
+    assert choose_device("cuda").type == "cuda"
+    assert choose_device("cuda:1") == torch.device("cuda", 1)
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:0", "mps", "gpu", "", "cpu:1", "cuda:x"])
+def test_a_device_that_is_not_there(machine, name):
+    machine()
+    with pytest.raises(SettingsError, match=f"no device '{name}' here; choose auto, cpu"):
+        choose_device(name)
+
+
+def test_what_is_there_is_said(machine):
+    machine(gpus=2)
+    with pytest.raises(SettingsError, match="choose auto, cuda:0 or cuda:1 or cpu"):
+        choose_device("cuda:2")
+
+
+@pytest.mark.parametrize(
+    ("device", "here", "dtype", "reason"),
+    [
+        (CUDA, {"capability": (9, 0)}, BF16, "capability 9.0 has fast bf16"),
+        (CUDA, {"capability": (8, 0)}, BF16, "capability 8.0 has fast bf16"),
+        (CUDA, {"capability": (7, 5)}, FP16, "capability 7.5 has fast fp16 and no bf16"),
+        (CUDA, {"capability": (6, 1)}, FP32, "neither"),
+        (CPU, {"bf16": True}, BF16, "this CPU has bf16 instructions"),
+        (CPU, {"bf16": False}, FP32, "no bf16 instructions"),
+        (MPS, {}, FP32, "not been checked on mps"),
+    ],
+)
+def test_auto_takes_the_arithmetic_that_the_device_has(machine, device, here, dtype, reason):
+    machine(**here)
+    precision = choose_precision(device, "auto")
+    assert precision.dtype == dtype
+    assert reason in precision.reason
+
+
+def test_what_is_asked_for_is_given_with_a_word_of_warning(machine):
+    machine(bf16=False)
+    assert choose_precision(CPU, "fp32") == Precision(FP32, "asked for")
+    emulated = choose_precision(CPU, "bf16")
+    assert emulated.dtype == BF16
+    assert emulated.reason.startswith("asked for, though this CPU has no bf16")
+    machine(bf16=True)
+    assert choose_precision(CPU, "bf16") == Precision(BF16, "asked for")
+
+
+def test_what_the_device_cannot_run_is_refused(machine, monkeypatch):
+    machine()
+    with pytest.raises(SettingsError, match="precision must be one of auto, bf16, fp16, fp32, got 'tf32'"):
+        choose_precision(CPU, "tf32")
+    monkeypatch.setattr(runtime, "autocast", lambda *_: torch.autocast("cpu", enabled=False))
+    with pytest.raises(SettingsError, match="cpu cannot run in fp16"):
+        choose_precision(CPU, "fp16")
+
+
+def test_a_layer_that_is_missing_in_half_precision_is_a_refusal(machine, monkeypatch):
+    def missing(*_):
+        raise RuntimeError("not implemented for 'Half'")
+
+    machine()
+    monkeypatch.setattr(runtime.F, "conv2d", missing)
+    with pytest.raises(SettingsError, match="cpu cannot run in fp16"):
+        choose_precision(CPU, "fp16")
+
+
+@pytest.mark.parametrize(
+    ("device", "here", "dtype"),
+    [
+        (CUDA, {"capability": (9, 0)}, BF16),
+        (CUDA, {"capability": (7, 0)}, FP32),
+        (CPU, {"bf16": True}, BF16),
+        (CPU, {"bf16": False}, FP32),
+    ],
+)
+def test_fp16_gives_way_where_it_overflows(machine, caplog, device, here, dtype):
+    machine(**here)
+    precision = choose_precision(device, "fp16", fp16_safe=False)
+    assert (precision.dtype, precision.reason) == (dtype, "this network overflows in fp16")
+    assert caplog.messages == [f"this network overflows in fp16; running it in {precision.name} instead"]
+    caplog.clear()
+    assert choose_precision(device, "auto", fp16_safe=False).dtype == dtype
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "known"),
+    [({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"avx512_f": True}, False), ({"bf16": True}, False)],
+)
+def test_bf16_of_the_cpu(monkeypatch, capabilities, known):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert runtime._cpu_has_bf16() == known
+
+
+def test_bf16_of_the_cpu_as_older_torch_tells(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
+    assert runtime._cpu_has_bf16()
+    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported")
+    assert not runtime._cpu_has_bf16()
+
+
+def linear_dtype():
+    return nn.functional.linear(torch.ones(2, 4), torch.ones(3, 4)).dtype
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("bf16", BF16), ("fp16", FP16), ("fp32", FP32)])
+def test_precision_holds_inside_its_context_only(name, dtype):
+    precision = choose_precision(CPU, name)
+    assert precision.name == name
+    with autocast(CPU, precision):
+        assert linear_dtype() == dtype
+    assert linear_dtype() == FP32
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_precision_holds_in_its_thread_only():
+    seen = []
+    with autocast(CPU, Precision(BF16, "test")):
+        thread = threading.Thread(target=lambda: seen.append(linear_dtype()))
+        thread.start()
+        thread.join()
+    assert seen == [FP32]
+
+
+def test_full_precision_is_full_inside_an_autocast_of_the_caller():
+    with torch.autocast("cpu", BF16):
+        with autocast(CPU, FULL):
+            assert linear_dtype() == FP32
+        assert linear_dtype() == BF16

@@ -1,0 +1,23 @@
+"""Weights: which there are, where they lie, how they get there and how they are read without trusting them.
+
+`text2seg.checkpoints.load` is not imported here, so that listing checkpoints does not have to wait for torch.
+"""
+
+from text2seg.checkpoints.download import sha256_of
+from text2seg.checkpoints.registry import PAIRS, Checkpoint, find, known, pair
+from text2seg.checkpoints.store import Status, fetch, folder, path_of, statuses, verify
+
+__all__ = [
+    "PAIRS",
+    "Checkpoint",
+    "Status",
+    "fetch",
+    "find",
+    "folder",
+    "known",
+    "pair",
+    "path_of",
+    "sha256_of",
+    "statuses",
+    "verify",
+]

@@ -1,0 +1,161 @@
+"""Masks as polygons along the edges of their pixels, exactly, and back.
+
+Corners are whole numbers: the pixel in row y and column x is the square from (x, y) to (x + 1, y + 1). Rasterised by
+pycocotools the polygons give back every pixel of the mask, and their shoelace areas add up to its pixel count.
+COCO cannot say "hole" (one more polygon would be filled), so a region with holes is cut into parts that have none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+
+Loop = NDArray[np.int64]  # [N, 2] corners x, y in order; the inside of the mask lies on the right hand
+
+
+def encode(mask: NDArray[np.bool_]) -> list[list[int]]:
+    """The polygons of a mask bool[H, W], each [x1, y1, x2, y2, …] with at least four corners; none overlap.
+
+    One polygon for each region of pixels that touch along a side; a region with holes takes more. An empty mask has
+    none. Raises `ValueError` on another type or shape.
+    """
+    if mask.dtype != np.bool_ or mask.ndim != 2:
+        raise ValueError(f"a mask must be bool[H, W], got {mask.dtype}{list(mask.shape)}")
+    polygons: list[list[int]] = []
+    todo = [(mask, 0, 0)]
+    while todo:
+        part, left, top = todo.pop()
+        part, left, top = _crop(part, left, top)
+        loops = _trace(part)
+        holes = [loop for loop in loops if _signed_area(loop) < 0]
+        if holes:
+            _, found, boxes, _ = cv2.connectedComponentsWithStats(part.astype(np.uint8), connectivity=4)
+            labels = np.asarray(found)
+            pierced: dict[int, list[Loop]] = {}
+            for hole in holes:
+                pierced.setdefault(_region(hole, labels), []).append(hole)
+            loops = [loop for loop in loops if _region(loop, labels) not in pierced]
+            for region, inside in pierced.items():
+                x, y, width, height = (int(side) for side in boxes[region, :4])
+                alone = labels[y : y + height, x : x + width] == region
+                todo += _cut(alone, [hole - (x, y) for hole in inside], left + x, top + y)
+        polygons += [np.add(loop, (left, top)).ravel().tolist() for loop in loops]
+    return polygons
+
+
+def decode(polygons: Sequence[Sequence[float]], hw: tuple[int, int]) -> NDArray[np.bool_]:
+    """The union of polygons as a mask bool[H, W], rasterised by pycocotools. Raises `ValueError` on a polygon with
+    fewer than three corners or half a corner."""
+    height, width = hw
+    for polygon in polygons:
+        if len(polygon) < 6 or len(polygon) % 2:
+            raise ValueError(f"a polygon needs an even count of at least 6 numbers, got {len(polygon)}")
+    if not polygons:
+        return np.zeros(hw, np.bool_)
+    parts = coco_mask.frPyObjects([list(polygon) for polygon in polygons], height, width)
+    return np.ascontiguousarray(coco_mask.decode(coco_mask.merge(parts)).astype(np.bool_))
+
+
+def _crop(mask: NDArray[np.bool_], left: int, top: int) -> tuple[NDArray[np.bool_], int, int]:
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        return mask[:0, :0], left, top
+    y, x = int(rows[0]), int(columns[0])
+    return mask[y : rows[-1] + 1, x : columns[-1] + 1], left + x, top + y
+
+
+def _trace(mask: NDArray[np.bool_]) -> list[Loop]:
+    """All boundaries of the mask: around each region clockwise (on the screen), around each hole the other way.
+
+    The boundary is a set of straight runs, east along the top of pixels, south along their right side, and so on.
+    Runs of one heading neither nest nor cross, so along their rows or columns the n-th start belongs to the n-th end.
+    """
+    padded = np.pad(mask, 1)
+    # The four pixels around each corner of the grid, and the unit steps along the boundary that begin and end there.
+    nw, ne, sw, se = padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]
+    steps = {
+        "E": (se & ~ne, sw & ~nw),
+        "S": (sw & ~se, nw & ~ne),
+        "W": (nw & ~sw, ne & ~se),
+        "N": (ne & ~nw, se & ~sw),
+    }
+    starts: dict[str, NDArray[np.int64]] = {}
+    ends: dict[str, NDArray[np.int64]] = {}
+    for heading, (leaves, arrives) in steps.items():
+        starts[heading] = _keys(leaves & ~arrives, heading)
+        ends[heading] = _keys(arrives & ~leaves, heading)
+    return _link(starts, ends, mask.shape[1] + 1)
+
+
+def _keys(corners: NDArray[np.bool_], heading: str) -> NDArray[np.int64]:
+    """Corners as row * columns + column; along rows for runs east and west, along columns for the others."""
+    if heading in "EW":
+        return np.flatnonzero(corners)
+    columns, rows = np.nonzero(corners.T)
+    return np.asarray(rows * corners.shape[1] + columns)
+
+
+def _link(starts: dict[str, NDArray[np.int64]], ends: dict[str, NDArray[np.int64]], columns: int) -> list[Loop]:
+    """Runs into loops. A run turns right where it can, so that pixels that touch at a corner only stay apart."""
+    offsets, total = {}, 0
+    for heading in "ESWN":
+        offsets[heading] = total
+        total += len(starts[heading])
+    following = np.empty(total, np.int64)
+    for index, heading in enumerate("ESWN"):
+        after = np.full(len(ends[heading]), -1, np.int64)
+        for turn in ("ESWN"[index - 1], "ESWN"[(index + 1) % 4]):  # left, then right, which wins
+            order = np.argsort(starts[turn])
+            ordered = starts[turn][order]
+            found = np.searchsorted(ordered, ends[heading])
+            hit = found < len(ordered)
+            hit[hit] = ordered[found[hit]] == ends[heading][hit]
+            after[hit] = offsets[turn] + order[found[hit]]
+        following[offsets[heading] : offsets[heading] + len(after)] = after
+    corner = np.concatenate([starts[heading] for heading in "ESWN"])
+
+    loops, chain, seen = [], following.tolist(), bytearray(total)
+    for first in range(len(starts["E"])):  # every loop has a run east
+        if seen[first]:
+            continue
+        runs, run = [], first
+        while not seen[run]:
+            seen[run] = 1
+            runs.append(run)
+            run = chain[run]
+        rows, cols = np.divmod(corner[runs], columns)
+        loops.append(np.stack([cols, rows], axis=1))
+    return loops
+
+
+def _signed_area(loop: Loop) -> int:
+    x, y = loop[:, 0], loop[:, 1]
+    return int((x * np.roll(y, -1) - np.roll(x, -1) * y).sum()) // 2
+
+
+def _region(loop: Loop, labels: NDArray[Any]) -> int:
+    """The label of the region that a loop bounds: a loop begins with a run east, and its pixels are just below that."""
+    x, y = loop[0]
+    return int(labels[y, x])
+
+
+def _cut(region: NDArray[np.bool_], holes: list[Loop], left: int, top: int) -> list[tuple[NDArray[np.bool_], int, int]]:
+    """A region in two, along a line through its middle hole, down or across, whichever opens more holes."""
+    low, high = np.array([hole.min(0) for hole in holes]), np.array([hole.max(0) for hole in holes])
+    middle = np.median((low + high) // 2, axis=0)
+    best: tuple[int, int, int] = (0, 0, 0)
+    for axis in (0, 1):
+        nearest = np.argmin(np.abs((low[:, axis] + high[:, axis]) / 2 - middle[axis]))
+        at = int(low[nearest, axis] + high[nearest, axis]) // 2
+        opened = int(((low[:, axis] <= at) & (at <= high[:, axis])).sum())
+        if opened > best[0]:
+            best = (opened, axis, at)
+    _, axis, at = best
+    if axis == 0:
+        return [(region[:, at:], left + at, top), (region[:, :at], left, top)]
+    return [(region[at:], left, top + at), (region[:at], left, top)]

@@ -1,0 +1,43 @@
+"""Masks as COCO's run lengths: lossless, compressed, with `counts` as text so that JSON takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+
+
+class Rle(TypedDict):
+    """Compressed run lengths of a mask: `size` is [rows, columns], the runs go down the columns."""
+
+    size: list[int]
+    counts: str
+
+
+def encode(mask: NDArray[np.bool_]) -> Rle:
+    """Run lengths of a mask bool[H, W]. Raises `ValueError` on another type or shape."""
+    if mask.dtype != np.bool_ or mask.ndim != 2:
+        raise ValueError(f"a mask must be bool[H, W], got {mask.dtype}{list(mask.shape)}")
+    encoded = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": [int(side) for side in encoded["size"]], "counts": encoded["counts"].decode("ascii")}
+
+
+def decode(rle: Rle | Mapping[str, Any]) -> NDArray[np.bool_]:
+    """The mask bool[H, W] of run lengths, compressed (text or bytes) or a plain list of runs as in crowd annotations.
+
+    Raises `ValueError` where the runs do not fill the size.
+    """
+    counts, (height, width) = rle["counts"], rle["size"]
+    if isinstance(counts, (list, tuple)):
+        if sum(counts) != height * width or any(run < 0 for run in counts):
+            raise ValueError(f"the runs add up to {sum(counts)}, not to the {height} x {width} pixels of the mask")
+        rle = coco_mask.frPyObjects({"size": [height, width], "counts": list(counts)}, height, width)
+    return np.ascontiguousarray(coco_mask.decode(dict(rle)).astype(np.bool_))
+
+
+def area(rle: Rle) -> int:
+    """Pixels in the mask, without decoding it."""
+    return int(coco_mask.area(dict(rle)))

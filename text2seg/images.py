@@ -1,0 +1,185 @@
+"""Pictures in: a file, a Pillow image or an array becomes an `Image`, RGB uint8 as people see it.
+
+Colour profiles are not applied: CLIP and SAM were trained without them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as PillowImage
+from PIL import ImageFile, UnidentifiedImageError
+
+from text2seg.errors import ImageError
+from text2seg.records import Image
+
+ImageSource = str | os.PathLike[str] | PillowImage.Image | NDArray[np.uint8]
+
+PIXEL_LIMIT = 178_000_000
+"""Pictures with more pixels are refused. It sits just under the size at which Pillow itself refuses."""
+
+EXIF_ORIENTATION = 0x0112
+ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
+
+_log = logging.getLogger(__name__)
+_strict_lock = threading.Lock()
+
+
+def load_image(source: ImageSource, *, image_id: int = 1, file_name: str | None = None) -> Image:
+    """A picture from a file, a Pillow image, or an RGB uint8 array [H, W, 3] (grey: [H, W]), as an `Image`.
+
+    EXIF orientation is applied; transparent parts become white; 16-bit and float pictures are scaled to 8 bits, not
+    clipped; of an animation the first frame is used, which is logged (of an open Pillow image: the frame it is at).
+    `file_name` is what results call the picture; by default the name of the file, without its folder.
+
+    Raises `ImageError`, naming the source, where there is no such file, it may not be read, is a folder, empty, cut
+    short, no picture or larger than `PIXEL_LIMIT`, or where an array has the wrong type or shape.
+    """
+    if isinstance(source, np.ndarray):
+        pixels, name = _from_array(source), ""
+    elif isinstance(source, PillowImage.Image):
+        name = Path(str(getattr(source, "filename", ""))).name
+        pixels = _from_pillow(source, f"the Pillow image {name}".rstrip())
+    elif isinstance(source, (str, os.PathLike)):
+        path = Path(source)
+        pixels, name = _from_file(path), path.name
+    else:
+        raise ImageError(f"a picture is a path, a Pillow image or a uint8 array, got {type(source).__name__}")
+    return Image(pixels, name if file_name is None else file_name, image_id)
+
+
+def _from_array(array: NDArray[Any]) -> NDArray[np.uint8]:
+    fits = array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)
+    if array.dtype != np.uint8 or not fits or 0 in array.shape:
+        got = f"{array.dtype}{list(array.shape)}"
+        raise ImageError(f"an array must be RGB uint8[H, W, 3] or grey uint8[H, W] and not empty, got {got}")
+    return np.repeat(array[:, :, None], 3, axis=2) if array.ndim == 2 else array.copy()
+
+
+def _from_file(path: Path) -> NDArray[np.uint8]:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        raise ImageError(f"{path}: there is no such file") from None
+    except (OSError, ValueError) as error:
+        raise ImageError(f"{str(path)!r} cannot be opened: {error}") from error
+    if stat.S_ISDIR(status.st_mode):
+        raise ImageError(f"{path} is a folder, not a picture")
+    if not stat.S_ISREG(status.st_mode):
+        raise ImageError(f"{path} is not a regular file")
+    if status.st_size == 0:
+        raise ImageError(f"{path} is empty (0 bytes)")
+    try:
+        picture = PillowImage.open(path)
+    except PermissionError as error:
+        raise ImageError(f"{path}: no permission to read it") from error
+    except UnidentifiedImageError as error:
+        raise ImageError(
+            f"{path} is not a picture, or not of a kind that can be read here; save it as PNG or JPEG"
+        ) from error
+    except (PillowImage.DecompressionBombError, PillowImage.DecompressionBombWarning) as error:
+        raise ImageError(f"{path} is over the limit of {PIXEL_LIMIT:,} pixels; make it smaller ({error})") from error
+    except Exception as error:
+        raise _undecodable(str(path), error) from error
+    with picture:
+        return _from_pillow(picture, str(path))
+
+
+def _from_pillow(picture: PillowImage.Image, name: str) -> NDArray[np.uint8]:
+    """The decoded, upright RGB pixels; the picture itself is only read."""
+    width, height = picture.size
+    if width * height > PIXEL_LIMIT:
+        raise ImageError(f"{name} is {width} x {height}, over the limit of {PIXEL_LIMIT:,} pixels; make it smaller")
+    if 0 in picture.size:
+        raise ImageError(f"{name} is empty ({width} x {height} pixels)")
+    if picture.format == "EPS":  # decoding it would run Ghostscript on whatever the file says
+        raise ImageError(f"{name} is PostScript, not a picture of pixels; save it as PNG")
+    try:
+        # MPO is what many phones write for an ordinary photo: a JPEG with a second picture behind it.
+        if getattr(picture, "is_animated", False) and picture.format != "MPO":
+            _log.warning("%s has several frames; frame %d is used", name, picture.tell() + 1)
+        with _truncation_is_an_error():
+            picture.load()
+        # Only now, because Pillow turns some formats upright itself while it loads them.
+        return _upright(_rgb(picture, name), _orientation(picture, name))
+    except (ImageError, MemoryError):
+        raise
+    except Exception as error:  # decoders let anything out: OSError, SyntaxError, struct.error, IndexError …
+        raise _undecodable(name, error) from error
+
+
+def _undecodable(name: str, error: Exception) -> ImageError:
+    return ImageError(f"{name} cannot be decoded, it may be damaged or truncated: {error}")
+
+
+@contextmanager
+def _truncation_is_an_error() -> Iterator[None]:
+    """Other packages tell Pillow to fill up truncated files with grey; a grey half would be segmented like a whole."""
+    if not ImageFile.LOAD_TRUNCATED_IMAGES:
+        yield
+        return
+    with _strict_lock:
+        ImageFile.LOAD_TRUNCATED_IMAGES = False
+        try:
+            yield
+        finally:
+            ImageFile.LOAD_TRUNCATED_IMAGES = True
+
+
+def _rgb(picture: PillowImage.Image, name: str) -> NDArray[np.uint8]:
+    if picture.mode[0] in "IF":  # I, I;16 and its kin, F
+        grey = _eight_bits(picture, name)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if picture.mode in ALPHA_MODES or "transparency" in picture.info:
+        if picture.mode == "La":
+            picture = picture.convert("LA")
+        paper = PillowImage.new("RGBA", picture.size, "white")
+        paper.alpha_composite(picture.convert("RGBA"))
+        picture = paper
+    return np.asarray(picture.convert("RGB"))
+
+
+def _eight_bits(picture: PillowImage.Image, name: str) -> NDArray[np.uint8]:
+    """Grey of 16 or 32 bits as uint8[H, W]. What stands for white follows from the format where it says so, and
+    otherwise from the values: 1 (floats), 255 or 65535; values outside all of these are stretched from lowest to
+    highest."""
+    values = np.asarray(picture).astype(np.float64)
+    if not np.isfinite(values).all():
+        raise ImageError(f"{name} has pixels that are not finite numbers")
+    low, high = values.min(), values.max()
+    black = 0.0
+    if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format in ("PNG", "PPM")):
+        white = 65535.0
+    elif low < 0 or high > 65535:
+        black, white = low, max(high, low + 1)
+    elif picture.mode == "F" and high <= 1:
+        white = 1.0
+    else:
+        white = 255.0 if high <= 255 else 65535.0
+    return np.rint((values - black) * (255.0 / (white - black))).astype(np.uint8)
+
+
+def _orientation(picture: PillowImage.Image, name: str) -> int:
+    try:
+        return int(picture.getexif().get(EXIF_ORIENTATION, 1))
+    except Exception as error:  # a broken EXIF block raises anything; the pixels are good all the same
+        _log.warning("%s: its EXIF block cannot be read, the picture is taken as upright (%s)", name, error)
+        return 1
+
+
+def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Undo one of EXIF's eight orientations; an unknown number changes nothing."""
+    if orientation in (3, 4, 6, 7):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 7, 8):
+        pixels = pixels[:, ::-1]
+    return pixels.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else pixels

@@ -1,0 +1,177 @@
+"""Build a CLIP module whose architecture is read off the shapes of a checkpoint's tensors."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from text2seg.errors import CheckpointError
+
+HEAD_WIDTH = 64  # no shape tells it; it is 64 in every published CLIP
+RESNET_STRIDE = 32
+
+
+@dataclass(frozen=True, slots=True)
+class ClipShape:
+    """The architecture of a CLIP. Sizes in pixels are those of the square input it was trained on."""
+
+    embedding: int
+    image_size: int
+    patch: int | None
+    """Side of a patch; None for a ResNet."""
+    vision_layers: int | tuple[int, ...]
+    """Blocks of the transformer, or of each of a ResNet's four stages."""
+    vision_width: int
+    context_length: int
+    vocabulary: int
+    text_width: int
+    text_layers: int
+
+    @classmethod
+    def of(cls, weights: Mapping[str, Tensor]) -> ClipShape:
+        """Read the architecture off a state dict in OpenAI's format.
+
+        Raises:
+            CheckpointError: the tensors are not those of a CLIP; names the one that is missing or does not fit.
+        """
+        try:
+            shape = _read_shape(weights)
+        except KeyError as missing:
+            raise CheckpointError(f"not a CLIP checkpoint: it has no tensor {missing.args[0]!r}") from None
+        except (ValueError, IndexError) as error:
+            raise CheckpointError(f"not a CLIP checkpoint: a tensor has too few or too many axes ({error})") from error
+        shape._check()
+        return shape
+
+    def _check(self) -> None:
+        """Raise where OpenAI's modules would divide by zero or trip an assert."""
+        widths = {"text": self.text_width, "image": self.vision_width * (1 if self.patch else 32)}
+        for encoder, width in widths.items():
+            if width < HEAD_WIDTH or width % HEAD_WIDTH:
+                raise CheckpointError(f"not a CLIP checkpoint: the {encoder} encoder's width is {width}, not n·64")
+        if self.image_size < 1:
+            raise CheckpointError("not a CLIP checkpoint: its image encoder has no positions")
+
+
+def _read_shape(weights: Mapping[str, Tensor]) -> ClipShape:
+    text_width, embedding = weights["text_projection"].shape
+    context_length, _ = weights["positional_embedding"].shape
+    vocabulary, _ = weights["token_embedding.weight"].shape
+    patch: int | None = None
+    vision_layers: int | tuple[int, ...]
+    if "visual.proj" in weights:
+        vision_width, _, patch, _ = weights["visual.conv1.weight"].shape
+        vision_layers = _count(weights, "visual.transformer.resblocks.{}.attn.in_proj_weight")
+        image_size = patch * _grid(weights["visual.positional_embedding"])
+    else:
+        vision_width = weights["visual.layer1.0.conv1.weight"].shape[0]
+        vision_layers = tuple(_count(weights, f"visual.layer{stage}.{{}}.conv1.weight") for stage in (1, 2, 3, 4))
+        image_size = RESNET_STRIDE * _grid(weights["visual.attnpool.positional_embedding"])
+    return ClipShape(
+        embedding=embedding,
+        image_size=image_size,
+        patch=patch,
+        vision_layers=vision_layers,
+        vision_width=vision_width,
+        context_length=context_length,
+        vocabulary=vocabulary,
+        text_width=text_width,
+        text_layers=_count(weights, "transformer.resblocks.{}.attn.in_proj_weight"),
+    )
+
+
+def _grid(positions: Tensor) -> int:
+    """Cells along a side of the square grid whose cells, and a CLS, have these position embeddings."""
+    cells = positions.shape[0] - 1
+    side = round(max(cells, 0) ** 0.5)
+    if side * side != cells:
+        raise CheckpointError(f"not a CLIP checkpoint: its {cells} image positions do not make a square")
+    return side
+
+
+def _count(weights: Mapping[str, Tensor], name: str) -> int:
+    """How many of the numbered tensors there are; at least one."""
+    count = 0
+    while name.format(count) in weights:
+        count += 1
+    if not count:
+        raise KeyError(name.format(0))
+    return count
+
+
+def build_clip(weights: Mapping[str, Tensor], *, source: str = "the checkpoint") -> nn.Module:
+    """OpenAI's CLIP module with these weights: float32, on the CPU, in eval mode, its parameters without gradients.
+
+    It is what `clip.model.build_model` makes, except that weights in float32 are not rounded to half precision on
+    their way, and that no time goes into random weights that are then overwritten.
+
+    Args:
+        weights: tensors by OpenAI's names, of any float dtype. Those in float32 are shared with the module, not copied.
+        source: what the error messages call them.
+
+    Raises:
+        CheckpointError: a tensor is missing, superfluous or of the wrong shape; names it.
+    """
+    shape = _named(source, ClipShape.of, weights)
+    with torch.device("meta"):  # shapes only
+        model = import_clip().model.CLIP(
+            shape.embedding,
+            shape.image_size,
+            shape.vision_layers,
+            shape.vision_width,
+            shape.patch,
+            shape.context_length,
+            shape.vocabulary,
+            shape.text_width,
+            shape.text_width // HEAD_WIDTH,
+            shape.text_layers,
+        )
+    _named(source, _check_fit, model.state_dict(), weights)
+    model.load_state_dict({name: _single(tensor) for name, tensor in weights.items()}, assign=True)
+    mask = model.build_attention_mask()
+    for block in model.transformer.resblocks:
+        block.attn_mask = mask  # no buffer, so it has no weights to take its place
+    return model.eval().requires_grad_(False)
+
+
+def import_clip() -> ModuleType:
+    """The `clip` package, without the warning that it imports pkg_resources, which no user of ours can mend."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="pkg_resources is deprecated", category=UserWarning)
+        import clip
+    return clip
+
+
+def _named(source: str, function: Any, *args: Any) -> Any:
+    """Call, and put the source before the message of a CheckpointError."""
+    try:
+        return function(*args)
+    except CheckpointError as error:
+        raise CheckpointError(f"{source}: {error}") from error
+
+
+def _check_fit(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+    for name, tensor in expected.items():
+        if name not in weights:
+            if name.endswith("num_batches_tracked"):
+                continue  # counts training steps; old checkpoints do not have it, and inference does not use it
+            raise CheckpointError(f"not a CLIP checkpoint: it has no tensor {name!r}")
+        if weights[name].shape != tensor.shape:
+            found, wanted = list(weights[name].shape), list(tensor.shape)
+            raise CheckpointError(f"not a CLIP checkpoint: {name!r} has shape {found}, expected {wanted}")
+        if tensor.is_floating_point() and not weights[name].is_floating_point():
+            raise CheckpointError(f"not a CLIP checkpoint: {name!r} is {weights[name].dtype}, expected a float dtype")
+    for name in weights:
+        if name not in expected:
+            raise CheckpointError(f"not a CLIP checkpoint: no CLIP of its shape has a tensor {name!r}")
+
+
+def _single(tensor: Tensor) -> Tensor:
+    """In float32, on the CPU; integers stay integers."""
+    return tensor.to("cpu", torch.float32 if tensor.is_floating_point() else tensor.dtype)

@@ -1,0 +1,157 @@
+"""CLIP as text2seg uses it: images to tokens, queries to features, both to similarity maps. Stateless but for
+the cache of text features; threads may share one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image as PilImage
+from torch import Tensor
+from torch.nn import functional as F
+
+from text2seg.config import MapSettings
+from text2seg.errors import CheckpointError, QueryError
+from text2seg.maps.build import build_clip
+from text2seg.maps.resnet import encode_resnet
+from text2seg.maps.similarity import cosines, without_empty_text, without_label_set
+from text2seg.maps.text import TextEncoder
+from text2seg.maps.vit import encode_vit
+from text2seg.records import Image, SimilarityMaps
+from text2seg.runtime import Precision, autocast
+from text2seg.vocabulary import CLIP_MEAN, CLIP_STD, TEMPLATES
+
+RESNET_STRIDE = 32
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ImageTokens:
+    """One image as CLIP sees it: unit `features` float32 [1 + gh·gw, C], CLS first, on the model's device."""
+
+    features: Tensor
+    grid_hw: tuple[int, int]
+    image_hw: tuple[int, int]
+
+
+class Clip:
+    """A CLIP with architecture surgery; OpenAI's ViTs and ResNets, whatever their size."""
+
+    def __init__(self, model: Any, *, device: torch.device, precision: Precision) -> None:
+        self.model = model.to(device)
+        self.device, self.precision = device, precision
+        self.text = TextEncoder(self.model)
+
+    @classmethod
+    def from_weights(
+        cls,
+        weights: Mapping[str, Tensor],
+        *,
+        device: torch.device,
+        precision: Precision,
+        source: str = "the checkpoint",
+    ) -> Clip:
+        """Build the architecture that the weights' shapes tell, and load them; `source` names them in errors.
+
+        Raises:
+            CheckpointError: these are not the weights of a CLIP.
+        """
+        return cls(build_clip(weights, source=source), device=device, precision=precision)
+
+    @property
+    def is_vit(self) -> bool:
+        return hasattr(self.model.visual, "transformer")
+
+    @property
+    def stride(self) -> int:
+        """Pixels of the input per cell of the grid."""
+        return int(self.model.visual.conv1.kernel_size[0]) if self.is_vit else RESNET_STRIDE
+
+    @property
+    def trained_size(self) -> int:
+        """The side in pixels of the square input that the model was trained on."""
+        return int(self.model.visual.input_resolution)
+
+    def input_hw(self, size: int | tuple[int, int] | None) -> tuple[int, int]:
+        """The input that is really used: each side rounded to whole cells, so that the grid covers the image."""
+        rows, columns = size if isinstance(size, tuple) else (size or self.trained_size,) * 2
+        return self._whole(rows), self._whole(columns)
+
+    def _whole(self, side: int) -> int:
+        return max(round(side / self.stride), 1) * self.stride
+
+    @torch.inference_mode()
+    def encode_images(
+        self,
+        images: Sequence[Image],
+        *,
+        size: int | tuple[int, int] | None = None,
+        surgery: bool = True,
+    ) -> list[ImageTokens]:
+        """Tokens of a batch of images, each squashed to the input size.
+
+        Raises:
+            CheckpointError: the features are not finite, so weights or precision are unfit.
+        """
+        if not images:
+            return []
+        input_hw = self.input_hw(size)
+        pixels = torch.stack([preprocess(image, input_hw) for image in images]).to(self.device)
+        encode = encode_vit if self.is_vit else encode_resnet
+        with autocast(self.device, self.precision):
+            features = encode(self.model.visual, pixels, surgery=surgery)
+        features = F.normalize(features.float(), dim=-1)
+        if not bool(features.isfinite().all()):
+            raise CheckpointError(f"CLIP's image features are not finite in {self.precision.name}; try precision fp32")
+        grid_hw = (input_hw[0] // self.stride, input_hw[1] // self.stride)
+        return [ImageTokens(tokens, grid_hw, image.hw) for tokens, image in zip(features, images, strict=True)]
+
+    @torch.inference_mode()
+    def encode_texts(self, queries: Sequence[str], templates: tuple[str, ...] = TEMPLATES) -> Tensor:
+        """Unit text features float32 [Q, C]; fresh ones are computed, others come from the cache."""
+        with autocast(self.device, self.precision):
+            return self.text(tuple(queries), templates)
+
+    @torch.inference_mode()
+    def similarity(self, tokens: ImageTokens, queries: Sequence[str], settings: MapSettings) -> SimilarityMaps:
+        """One map per query, in the order asked for.
+
+        Raises:
+            QueryError: no queries, an empty one, or a label set of fewer than two.
+        """
+        queries = tuple(queries)
+        if not queries:
+            raise QueryError("nothing to look for: give at least one query")
+        for query in queries:
+            if not query.strip():
+                raise QueryError("a query must not be empty")
+        templates = settings.templates or TEMPLATES
+        texts = self.encode_texts(queries, templates)
+        if settings.redundancy == "empty":
+            empty = self.encode_texts(("",), templates)[0]
+            scores = without_empty_text(tokens.features, texts, empty)
+        elif settings.redundancy == "label-set":
+            others = [label for label in dict.fromkeys(settings.labels) if label not in queries]
+            if len(set(queries)) + len(others) < 2:
+                raise QueryError("a label set needs two labels or more: add labels, or use the redundancy `empty`")
+            labels = [*dict.fromkeys(queries), *others]
+            of_set = without_label_set(tokens.features, self.encode_texts(labels, templates))
+            scores = of_set[:, [labels.index(query) for query in queries]]
+        else:
+            scores = cosines(tokens.features, texts)
+        presence = cosines(tokens.features[:1], texts)[0]
+        grid = scores[1:].T.unflatten(-1, tokens.grid_hw)
+        return SimilarityMaps(queries, _to_numpy(grid), _to_numpy(presence), tokens.image_hw)
+
+
+def preprocess(image: Image, input_hw: tuple[int, int]) -> Tensor:
+    """float32 [3, H, W]: squashed (bicubic, as CLIP does) and normalised."""
+    resized = PilImage.fromarray(image.pixels).resize(input_hw[::-1], PilImage.Resampling.BICUBIC)
+    pixels = (np.asarray(resized, np.float32) / 255 - np.array(CLIP_MEAN, np.float32)) / np.array(CLIP_STD, np.float32)
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def _to_numpy(tensor: Tensor) -> np.ndarray:
+    return np.ascontiguousarray(tensor.float().cpu().numpy())

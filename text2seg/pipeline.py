@@ -1,0 +1,279 @@
+"""The order of the stages: words and an image to maps, maps to points, points to masks.
+
+The only file that knows this order. One image is a batch of one; the command line, the app and the Python
+API all come through here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as PilImage
+
+from text2seg import checkpoints
+from text2seg._version import __version__
+from text2seg.checkpoints.load import load_clip_weights, load_sam_weights
+from text2seg.config import MapSettings, Settings
+from text2seg.grids import minmax, resize
+from text2seg.images import load_image
+from text2seg.maps.clip import Clip, ImageTokens
+from text2seg.masks.choice import choose
+from text2seg.masks.sam import Sam, SamEmbedding
+from text2seg.points import combined_points, text2points
+from text2seg.records import Candidates, Image, PointPrompts, Segment, Segmentation, SimilarityMaps
+from text2seg.runtime import PrecisionName, choose_device, choose_precision
+from text2seg.vocabulary import Query, Things, parse_queries
+
+log = logging.getLogger(__name__)
+
+ImageSource = str | Path | PilImage.Image | NDArray[np.uint8] | Image
+Queries = str | Iterable[str]
+
+PUBLISHED_INPUT_SIZE = 512  # what the original feeds CLIP before SAM, whatever the model was trained on
+
+
+class Text2Seg:
+    """CLIP and SAM together: images and words to segments. Safe to share between threads."""
+
+    def __init__(
+        self,
+        clip: Clip,
+        sam: Sam,
+        *,
+        settings: Settings | None = None,
+        input_size: int | None = None,
+        things: Things | None = None,
+        provenance: dict[str, object] | None = None,
+    ) -> None:
+        """
+        Args:
+            clip, sam: the models.
+            settings: what calls use that bring no settings of their own.
+            input_size: CLIP's input where the settings leave it open; default: what it was trained on.
+            things: all that the models know, where that is little; other queries are refused.
+            provenance: what to write beside results so that they can be made again.
+        """
+        self.clip, self.sam, self.things = clip, sam, things
+        self.settings = settings or Settings()
+        self._input_size = input_size
+        self._provenance = provenance or {}
+
+    @classmethod
+    def load(
+        cls,
+        model: str = "demo",
+        *,
+        clip: str | None = None,
+        sam: str | None = None,
+        device: str = "auto",
+        precision: PrecisionName = "auto",
+        settings: Settings | None = None,
+    ) -> Text2Seg:
+        """Load a pair of models by name, downloading what is missing.
+
+        Args:
+            model: demo, base, large or huge.
+            clip, sam: a name or a file in place of the pair's own.
+            device: auto, cpu, cuda, mps, …
+            precision: auto, bf16, fp16 or fp32.
+            settings: what calls use that bring no settings of their own.
+
+        Raises:
+            CheckpointError: weights that are unknown, missing, damaged or of the wrong kind.
+            SettingsError: a device or precision that this machine does not have.
+        """
+        clip_name, sam_name = checkpoints.pair(model, clip=clip, sam=sam)
+        clip_file, sam_file = checkpoints.fetch(clip_name, "clip"), checkpoints.fetch(sam_name, "sam")
+        where = choose_device(device)
+        chosen = choose_precision(where, precision)
+        log.info("CLIP on %s in %s: %s", where, chosen.name, chosen.reason)
+        is_demo = clip_name == "demo"
+        return cls(
+            Clip.from_weights(load_clip_weights(clip_file), device=where, precision=chosen, source=str(clip_file)),
+            Sam.from_weights(load_sam_weights(sam_file), device=where, precision=precision),
+            settings=settings,
+            input_size=None if is_demo else PUBLISHED_INPUT_SIZE,
+            things=Things.of_demo() if is_demo else None,
+            provenance={
+                "clip": {"name": clip_name, "sha256": checkpoints.sha256_of(clip_file)},
+                "sam": {"name": sam_name, "sha256": checkpoints.sha256_of(sam_file)},
+            },
+        )
+
+    def provenance(self, settings: Settings | None = None) -> dict[str, object]:
+        """What made a result: version, checkpoints with their hashes, precision, settings. Plain JSON values."""
+        return {
+            "text2seg": __version__,
+            **self._provenance,
+            "precision": self.sam.precision.name,
+            "settings": asdict(settings or self.settings),
+        }
+
+    def check(self, queries: Queries) -> tuple[Query, ...]:
+        """Read the queries, before any picture is.
+
+        Raises:
+            QueryError: there is none, one is empty, or these models know only some things and this is none of them.
+        """
+        parsed = parse_queries(queries)
+        if self.things:
+            for part in (part for query in parsed for part in query.parts):
+                self.things.check(part)
+        return parsed
+
+    def open(self, image: ImageSource) -> Session:
+        """A session on one image, which keeps what was computed for it."""
+        return Session(self, image if isinstance(image, Image) else load_image(image))
+
+    def segment(self, image: ImageSource, queries: Queries, settings: Settings | None = None) -> Segmentation:
+        """Find what the queries name in one image.
+
+        Args:
+            image: a path, a PIL image, an RGB array uint8 [H, W, 3] or an `Image`.
+            queries: one string with commas, or one string each; `a+b` gives one segment for both together.
+            settings: in place of the model's own.
+
+        Returns:
+            Segments in the order of the queries; a query without one was not found.
+
+        Raises:
+            ImageError, QueryError: what was given cannot be read.
+        """
+        return self.open(image).segment(queries, settings)
+
+    def segment_many(
+        self, images: Sequence[ImageSource], queries: Queries, settings: Settings | None = None
+    ) -> tuple[Segmentation, ...]:
+        """`segment` for a batch: the models see all images at once."""
+        return self.segment_sessions([self.open(image) for image in images], queries, settings)
+
+    def segment_sessions(
+        self, sessions: Sequence[Session], queries: Queries, settings: Settings | None = None
+    ) -> tuple[Segmentation, ...]:
+        """`segment` for open sessions: only what they do not hold yet is computed."""
+        settings = settings or self.settings
+        parsed = self.check(queries)
+        tokens = self._encode(sessions, settings.maps)
+        found = [self._point(each, parsed, settings) for each in tokens]
+        jobs = [(n, q) for n, (_, prompts) in enumerate(found) for q, points in enumerate(prompts) if len(points)]
+        embeddings = self._embed(sessions, {n for n, _ in jobs})
+        candidates = self.sam.decode([(embeddings[n], found[n][1][q]) for n, q in jobs])
+        segments: list[list[Segment]] = [[] for _ in sessions]
+        for (n, q), answer in zip(jobs, candidates, strict=True):
+            maps, prompts = found[n]
+            segment = self._cut(embeddings[n], maps, q, prompts[q], answer)
+            if segment.area:
+                segments[n].append(segment)
+        return tuple(
+            Segmentation(session.image, tuple(cut), maps)
+            for session, cut, (maps, _) in zip(sessions, segments, found, strict=True)
+        )
+
+    def _encode(self, sessions: Sequence[Session], settings: MapSettings) -> list[ImageTokens]:
+        """CLIP tokens of every session; those not held yet are made in one batch."""
+        size = settings.input_size or self._input_size
+        surgery = settings.architecture == "surgery"
+        key = (self.clip.input_hw(size), surgery)
+        missing = [session for session in sessions if key not in session.tokens]
+        fresh = self.clip.encode_images([session.image for session in missing], size=size, surgery=surgery)
+        for session, tokens in zip(missing, fresh, strict=True):
+            session.tokens[key] = tokens
+        return [session.tokens[key] for session in sessions]
+
+    def _embed(self, sessions: Sequence[Session], wanted: set[int]) -> dict[int, SamEmbedding]:
+        """SAM embeddings of the wanted sessions, by number; those not held yet are made in one batch."""
+        missing = [sessions[n] for n in sorted(wanted) if sessions[n].embedding is None]
+        for session, embedding in zip(missing, self.sam.embed([s.image for s in missing]), strict=True):
+            session.embedding = embedding
+        return {n: held for n in wanted if (held := sessions[n].embedding) is not None}
+
+    def _point(
+        self, tokens: ImageTokens, queries: tuple[Query, ...], settings: Settings
+    ) -> tuple[SimilarityMaps, tuple[PointPrompts, ...]]:
+        """One map and one set of points for every query; the parts of a combined query share theirs."""
+        of_parts = self.clip.similarity(tokens, [part for query in queries for part in query.parts], settings.maps)
+        image_hw = of_parts.image_hw
+        scores, presence = [], []
+        prompts: list[PointPrompts] = []
+        first = 0
+        for query in queries:
+            rows = slice(first, first + len(query.parts))
+            first = rows.stop
+            own = of_parts.scores[rows]
+            presence.append(of_parts.presence[rows].min())
+            if len(query.parts) == 1:
+                scores.append(own[0])
+                prompts += text2points(own, image_hw, settings.points)
+            else:
+                scores.append(minmax(own).mean(0))
+                prompts.append(combined_points(own, image_hw, settings.points))
+        names = tuple(query.name for query in queries)
+        return SimilarityMaps(names, np.stack(scores), np.array(presence, np.float32), image_hw), tuple(prompts)
+
+    def _segment_points(self, session: Session, query: str, points: PointPrompts, settings: Settings | None) -> Segment:
+        settings = settings or self.settings
+        maps, _ = self._point(self._encode([session], settings.maps)[0], self.check([query]), settings)
+        embedding = self._embed([session], {0})[0]
+        (candidates,) = self.sam.decode([(embedding, points)])
+        return self._cut(embedding, maps, 0, points, candidates)
+
+    def _cut(
+        self, embedding: SamEmbedding, maps: SimilarityMaps, query: int, points: PointPrompts, candidates: Candidates
+    ) -> Segment:
+        chosen = choose(candidates)
+        mask = self.sam.mask(embedding, candidates, chosen)
+        return Segment(
+            query=maps.queries[query],
+            mask=mask,
+            sam_score=float(candidates.scores[chosen]),
+            map_score=map_score(maps.scores[query], mask),
+            presence=float(maps.presence[query]),
+            points=points,
+            candidates=candidates,
+            chosen=chosen,
+        )
+
+
+class Session:
+    """One image with what was computed for it: CLIP's tokens for each input size and SAM's embedding.
+
+    New queries or settings compute only what they must: other words no image encoding, another threshold
+    only points and masks. Made by `Text2Seg.open`.
+    """
+
+    def __init__(self, models: Text2Seg, image: Image) -> None:
+        self.image = image
+        self.tokens: dict[tuple[tuple[int, int], bool], ImageTokens] = {}
+        self.embedding: SamEmbedding | None = None
+        self._models = models
+
+    def segment(self, queries: Queries, settings: Settings | None = None) -> Segmentation:
+        """As `Text2Seg.segment`, on this image."""
+        return self._models.segment_sessions([self], queries, settings)[0]
+
+    def segment_points(self, query: str, points: PointPrompts, settings: Settings | None = None) -> Segment:
+        """The segment that a person's own points give.
+
+        Args:
+            query: what the segment is called; its map says how well the mask agrees.
+            points: at least one, in pixels of the image.
+
+        Raises:
+            ValueError: there are no points.
+        """
+        return self._models._segment_points(self, query, points, settings)
+
+
+def map_score(scores: NDArray[np.float32], mask: NDArray[np.bool_]) -> float:
+    """How well a map [gh, gw] separates a mask bool [H, W]: mean of the min-max map inside less outside, in [-1, 1];
+    0 where the mask is empty or full."""
+    inside = np.count_nonzero(mask)
+    if inside in (0, mask.size):
+        return 0.0
+    stretched = resize(minmax(scores)[None], mask.shape)[0]
+    return float(stretched[mask].mean() - stretched[~mask].mean())

@@ -1,0 +1,7 @@
+"""Records become pictures: overlays, maps with their points and candidates, cut-outs."""
+
+from text2seg.render.colours import colour_of
+from text2seg.render.overlays import cut_out, overlay
+from text2seg.render.panels import maps_with_points
+
+__all__ = ["colour_of", "cut_out", "maps_with_points", "overlay"]
