@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from demo_world.scenes import SceneSettings, SpriteBank, background_bank, render_scene
 from demo_world.sprites import HELD_OUT_VENDOR, TRAINING_VENDORS, load_sprites
-from demo_world.training import Optimiser, Run
+from demo_world.training import Optimiser, Run, attention, whitened_patches
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
@@ -42,7 +42,7 @@ SHAPE = SamShape(
     iou_depth=3,
     iou_width=64,
 )
-PROMPTS = 6
+PROMPTS = 3
 
 
 def build_model() -> nn.Module:
@@ -60,8 +60,8 @@ def build_model() -> nn.Module:
 
 
 class Prompts(IterableDataset):
-    """Endless batches: pixels uint8 [B, 256, 256, 3]; points float32 [B·6, N, 2] and labels int64 [B·6, N];
-    targets uint8 [B·6, 128, 128], the share of each pixel that is covered; mask logits [B·6, 1, 64, 64] or None."""
+    """Endless batches: pixels uint8 [B, 256, 256, 3]; points float32 [B·3, N, 2] and labels int64 [B·3, N];
+    targets uint8 [B·3, 128, 128], the share of each pixel that is covered; mask logits [B·3, 1, 64, 64] or None."""
 
     def __init__(self, bank: SpriteBank, batch: int, seed: int, settings: SceneSettings) -> None:
         self.bank, self.batch, self.seed, self.settings = bank, batch, seed, settings
@@ -170,7 +170,9 @@ def predict(sam: nn.Module, batch: tuple, device: str) -> tuple[Tensor, Tensor, 
     with torch.autocast(device, torch.bfloat16):
         embeddings = sam.image_encoder(normalise(pixels, device))
         masks = None if masks is None else masks.to(device)
-        logits, scores = decode(sam, embeddings, index, points.to(device), labels.to(device), masks)
+        logits, scores = decode(
+            sam, embeddings, index, points.to(device), labels.to(device), masks, attention=attention
+        )
     logits = F.interpolate(logits.float(), size=TARGET, mode="bilinear", align_corners=False)
     return logits, scores.float(), targets.to(device).float() / 255
 
@@ -239,7 +241,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=120)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--batch", type=int, default=8, help=f"scenes a step, {PROMPTS} prompts each")
+    parser.add_argument("--batch", type=int, default=12, help=f"scenes a step, {PROMPTS} prompts each")
     parser.add_argument("--lr", type=float, default=3e-3)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -250,7 +252,10 @@ def main() -> None:
     sam = build_model().to(args.device)
     optimiser = Optimiser(sam, lr=args.lr, weight_decay=0.05)
     run = Run(args.output, args.minutes)
-    run.resume(sam, optimiser)
+    if not run.resume(sam, optimiser):
+        pixels = next(iter(Prompts(bank, 128, 0, SceneSettings())))[0]
+        filters = whitened_patches(normalise(pixels, "cpu"), SHAPE.patch, SHAPE.width)
+        sam.image_encoder.patch_embed.proj.weight.data.copy_(filters)
     run.log(weights=sum(p.numel() for p in sam.parameters()), drawings=len(sprites))
 
     plain = SceneSettings(colour=0.3)

@@ -148,14 +148,14 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments == ["--version"]:
         print(f"text2seg {__version__}")
         return 0
-    command = tyro.cli(
-        Command,
-        prog="text2seg",
-        description="Cut things out of pictures by their names.",
-        args=arguments,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
-    )
     try:
+        command = tyro.cli(
+            Command,
+            prog="text2seg",
+            description="Cut things out of pictures by their names.",
+            args=arguments,
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+        )
         return command.run()
     except Text2SegError as error:
         print(f"text2seg: {error}", file=sys.stderr)

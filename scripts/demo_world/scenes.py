@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+
 from demo_world.sprites import Sprite
 
-MIN_VISIBLE = 0.4  # a drawing hidden or cut off more than this is taken out of the scene again
+MIN_VISIBLE = 0.6  # a drawing hidden or cut off more than this is taken out of the scene again
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,7 @@ class SceneSettings:
     """How scenes vary. Sizes are the longer side of a drawing as a share of the scene's `scale`."""
 
     objects: tuple[int, int] = (1, 6)
-    size: tuple[float, float] = (0.16, 0.5)
+    size: tuple[float, float] = (0.2, 0.55)
     same_kind: float = 0.15  # chance that a drawing repeats the thing (and vendor) of the one before
     rotation: float = 25.0  # degrees, either way
     shear: float = 0.15
@@ -275,8 +276,8 @@ def _clutter(rng: np.random.Generator, hw: tuple[int, int]) -> np.ndarray:
     field = (_gradient if rng.random() < 0.5 else _noise)(rng, hw)
     field = np.clip(field, 0, 255).astype(np.uint8)
     palette = [tuple(int(v) for v in rng.integers(0, 256, 3)) for _ in range(rng.integers(2, 7))]
-    reach = rng.uniform(0.03, 0.3) * min(hw)
-    for _ in range(rng.integers(8, 60)):
+    reach = rng.uniform(0.02, 0.15) * min(hw)
+    for _ in range(rng.integers(6, 36)):
         colour = palette[rng.integers(len(palette))]
         x, y = (int(rng.integers(0, side)) for side in hw[::-1])
         size = max(int(reach * rng.uniform(0.3, 1.0)), 2)

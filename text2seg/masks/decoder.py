@@ -8,11 +8,15 @@ as if it had come alone. (Filling up with label -1 instead, as is common, change
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+Attention = Callable[..., Tensor]
 
 NEGATIVE, POSITIVE, BOX_TOP_LEFT, BOX_BOTTOM_RIGHT = 0, 1, 2, 3
 NOT_A_POINT, FILLING = -1, -2
@@ -25,6 +29,8 @@ def decode(
     points_xy: Tensor,
     labels: Tensor,
     mask_inputs: Tensor | None = None,
+    *,
+    attention: Attention = F.scaled_dot_product_attention,
 ) -> tuple[Tensor, Tensor]:
     """Candidates for B point sets on I embedded images.
 
@@ -36,6 +42,8 @@ def decode(
         labels: int [B, N]: 1 positive, 0 negative, 2 and 3 the corners of a box, -1 "not a point", -2 filling.
             A set without a box needs exactly one "not a point", as the stock code adds it.
         mask_inputs: float [B, 1, 4h, 4w], low-resolution mask logits to start from.
+        attention: softmax(query keyᵀ / √d) value, given a mask too where sets were filled up; another implementation
+            where that one is slow.
 
     Returns:
         Mask logits float [B, 4, 4h, 4w] and predicted IoU float [B, 4]; the first of the four is SAM's
@@ -58,7 +66,8 @@ def decode(
     if bool((labels == FILLING).any()):
         real = F.pad(labels != FILLING, (outputs.shape[0], 0), value=True)
         mask = real[:, None, None, :]
-    tokens, image = _two_way(decoder.transformer, tokens, image.flatten(2).transpose(1, 2), positions, mask)
+    attend = partial(_attend, attention)
+    tokens, image = _two_way(attend, decoder.transformer, tokens, image.flatten(2).transpose(1, 2), positions, mask)
 
     upscaled = decoder.output_upscaling(image.transpose(1, 2).reshape(size))
     hyper = torch.stack(
@@ -79,31 +88,38 @@ def _embed_points(encoder: Any, points_xy: Tensor, labels: Tensor) -> Tensor:
 
 
 def _two_way(
-    transformer: Any, tokens: Tensor, image: Tensor, positions: Tensor, mask: Tensor | None
+    attend: Callable[..., Tensor],
+    transformer: Any,
+    tokens: Tensor,
+    image: Tensor,
+    positions: Tensor,
+    mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """SAM's two-way transformer; `mask` bool [B, 1, 1, N] is false where no query may look at a token."""
     token_positions = tokens
     for layer in transformer.layers:
         if layer.skip_first_layer_pe:
-            tokens = layer.norm1(_attend(layer.self_attn, tokens, tokens, tokens, mask))
+            tokens = layer.norm1(attend(layer.self_attn, tokens, tokens, tokens, mask))
         else:
             query = tokens + token_positions
-            tokens = layer.norm1(tokens + _attend(layer.self_attn, query, query, tokens, mask))
+            tokens = layer.norm1(tokens + attend(layer.self_attn, query, query, tokens, mask))
         query, key = tokens + token_positions, image + positions
-        tokens = layer.norm2(tokens + _attend(layer.cross_attn_token_to_image, query, key, image, None))
+        tokens = layer.norm2(tokens + attend(layer.cross_attn_token_to_image, query, key, image, None))
         tokens = layer.norm3(tokens + layer.mlp(tokens))
         query = tokens + token_positions
-        image = layer.norm4(image + _attend(layer.cross_attn_image_to_token, key, query, tokens, mask))
+        image = layer.norm4(image + attend(layer.cross_attn_image_to_token, key, query, tokens, mask))
     query, key = tokens + token_positions, image + positions
-    tokens = tokens + _attend(transformer.final_attn_token_to_image, query, key, image, None)
+    tokens = tokens + attend(transformer.final_attn_token_to_image, query, key, image, None)
     return transformer.norm_final_attn(tokens), image
 
 
-def _attend(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+def _attend(
+    attention: Attention, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
+) -> Tensor:
     query, key, value = (
         projection(x).unflatten(-1, (module.num_heads, -1)).transpose(1, 2)
         for projection, x in ((module.q_proj, query), (module.k_proj, key), (module.v_proj, value))
     )
-    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    mixed = attention(query, key, value) if mask is None else attention(query, key, value, attn_mask=mask)
     attended: Tensor = module.out_proj(mixed.transpose(1, 2).flatten(2))
     return attended

@@ -1,0 +1,35 @@
+# One target per job; CI runs the same ones. The environment is made on first use.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test lint type unit score clean
+
+demo: $(READY)  ## set up, then cut things out of a bundled scene with the bundled demo model
+	$(BIN)/text2seg segment text2seg/demo/scenes/held-out/images/scene_0015.jpg \
+		--queries "$(shell cat text2seg/demo/scenes/queries.txt)" --output outputs/demo
+
+test: lint type unit  ## everything that must pass before a change goes in
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+type: $(READY)
+	$(BIN)/mypy
+
+unit: $(READY)
+	$(BIN)/python -m pytest
+
+score: $(READY)  ## score the demo model on the bundled test scenes
+	$(BIN)/python scripts/score_demo.py
+
+$(READY): setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) outputs build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,20 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+torch.set_num_threads(max(torch.get_num_threads() // 2, 1))
+
+
+@pytest.fixture(scope="session")
+def demo():
+    """The bundled demo model, in float32 so that answers can be compared closely."""
+    from text2seg import Text2Seg
+
+    return Text2Seg.load("demo", device="cpu", precision="fp32")
+
+
+@pytest.fixture(autouse=True)
+def _own_checkpoints_folder(tmp_path, monkeypatch):
+    """No test reads or writes the user's checkpoints."""
+    monkeypatch.setenv("TEXT2SEG_CHECKPOINTS", str(tmp_path / "checkpoints"))

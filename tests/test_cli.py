@@ -1,0 +1,115 @@
+"""The command line as a user sees it: exit status, what stands where, one line for each thing that went wrong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from text2seg.cli import main
+from text2seg.coco import rle
+from text2seg.coco.dataset import read_dataset
+
+SCENE = "text2seg/demo/scenes/new-scenes/images/scene_0001.jpg"
+
+
+def test_help_names_every_setting(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["segment", "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for flag in ("--query", "--model", "--clip", "--sam", "--device", "--precision", "--input-size", "--output"):
+        assert flag in text
+    for flag in ("--threshold", "--redundancy", "--labels", "--templates", "--segmentation", "--architecture"):
+        assert flag in text
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("text2seg 0.")
+
+
+def scene(tmp_path, name="scene one.png"):
+    path = tmp_path / name
+    Image.open(SCENE).save(path)
+    return path
+
+
+def wanted():
+    truth = read_dataset("text2seg/demo/scenes/new-scenes/dataset.json")
+    names = {category["id"]: category["name"] for category in truth["categories"]}
+    return names[next(a["category_id"] for a in truth["annotations"] if a["image_id"] == 1)]
+
+
+def test_segment_writes_pictures_and_coco_and_reports_bad_files(tmp_path, capsys):
+    good, bad = scene(tmp_path, "größe ☂.png"), tmp_path / "broken.jpg"
+    bad.write_bytes(b"\xff\xd8\xff")
+    out = tmp_path / "out"
+    status = main(["segment", str(good), str(bad), "--query", wanted(), "--device", "cpu", "--output", str(out)])
+    text, errors = capsys.readouterr()
+    assert status == 1  # one file failed, and nothing else was lost by it
+    assert errors.count("broken.jpg") == 1
+    assert str(out / "dataset.json") in text
+    assert (out / "größe ☂_overlay.png").exists()
+    assert (out / "größe ☂_maps.png").exists()
+    dataset = json.loads((out / "dataset.json").read_text(encoding="utf-8"))
+    assert len(dataset["images"]) == 1
+    (annotation,) = dataset["annotations"]
+    assert rle.decode(annotation["segmentation"]).sum() == annotation["area"]
+    assert len(annotation["attributes"]["provenance"]["clip"]["sha256"]) == 64
+
+
+def test_two_files_of_one_name_do_not_overwrite_each_other(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    files = [scene(tmp_path / folder, "same.png") for folder in "ab"]
+    out = tmp_path / "out"
+    assert main(["segment", *map(str, files), "--query", wanted(), "--output", str(out)]) == 0
+    assert len(list(out.glob("*_overlay.png"))) == 2
+    assert len(json.loads((out / "dataset.json").read_text(encoding="utf-8"))["images"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([SCENE], "nothing to look for"),
+        (["--query", "dog"], "no picture"),
+        ([SCENE, "--query", ""], "must not be empty"),
+        ([SCENE, "--query", "zebra crossing"], "does not know"),
+        ([SCENE, "--query", "dog", "--threshold", "2"], "threshold must be in"),
+        ([SCENE, "--query", "dog", "--clip", "ViT-B/17"], "ViT-B/16"),
+        ([SCENE, "--query", "dog", "--clip", "text2seg/demo/sam_demo.pth"], "sam_demo.pth"),
+        ([SCENE, "--query", "dog", "--sam", "nowhere.pth"], "nowhere.pth"),
+        ([SCENE, "--query", "dog", "--device", "cuda:99"], "cuda:99"),
+        ([SCENE, "--query", "dog", "--output", "README.md/x"], "--output"),
+    ],
+)
+def test_what_cannot_be_done_is_one_clear_line(arguments, says, capsys):
+    assert main(["segment", *arguments]) == 1
+    error = capsys.readouterr().err.strip()
+    assert says in error
+    assert len(error.splitlines()) == 1
+
+
+def test_missing_picture_is_reported_by_name(tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["segment", "nowhere.png", "--query", "dog", "--output", str(out)]) == 1
+    assert "nowhere.png" in capsys.readouterr().err
+
+
+def test_checkpoints_list_and_verify(capsys):
+    assert main(["checkpoints", "list"]) == 0
+    text = capsys.readouterr().out
+    for name in ("demo", "ViT-B/16", "RN50x64", "ViT-L/14@336px", "vit_b", "vit_l", "vit_h"):
+        assert name in text
+    assert main(["checkpoints", "verify"]) == 0
+    assert capsys.readouterr().out.count(" ok ") == 2  # the demo pair
+
+
+def test_as_a_program():
+    done = subprocess.run([sys.executable, "-m", "text2seg.cli", "segment"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "nothing to look for" in done.stderr

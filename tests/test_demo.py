@@ -1,0 +1,140 @@
+"""The whole thing with the real demo checkpoints on the bundled scenes: a demo run, and how well it cuts out."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from text2seg import MapSettings, PointSettings, Settings, Text2Seg
+from text2seg.cli import main
+from text2seg.coco.dataset import build_dataset, read_dataset
+from text2seg.evaluation import category_given
+from text2seg.images import load_image
+from text2seg.maps.build import import_clip
+
+DEMO = Path(__file__).parents[1] / "text2seg" / "demo"
+SCENES = DEMO / "scenes"
+LEAST = {"new-scenes": 0.50, "held-out": 0.40}
+
+
+def present(truth: dict, image_id: int) -> list[str]:
+    names = {category["id"]: category["name"] for category in truth["categories"]}
+    return sorted({names[a["category_id"]] for a in truth["annotations"] if a["image_id"] == image_id})
+
+
+def test_the_readmes_demo_run(tmp_path, capsys):
+    """What `make demo` runs, judged by the COCO file that it writes."""
+    queries = (SCENES / "queries.txt").read_text(encoding="utf-8").strip()
+    name = "images/scene_0015.jpg"
+    status = main(["segment", str(SCENES / "held-out" / name), "--queries", queries, "--output", str(tmp_path)])
+    assert status == 0, capsys.readouterr().err
+    found, truth = read_dataset(tmp_path / "dataset.json"), read_dataset(SCENES / "held-out" / "dataset.json")
+    found["images"][0]["file_name"] = name
+    truth["images"] = [image for image in truth["images"] if image["file_name"] == name]
+    asked = {query.strip() for query in queries.split(",")}
+    wanted = {c["id"] for c in truth["categories"] if c["name"] in asked}
+    image_id = truth["images"][0]["id"]
+    truth["annotations"] = [a for a in truth["annotations"] if a["image_id"] == image_id and a["category_id"] in wanted]
+    assert category_given(truth, found).mean_iou >= 0.6
+    for picture in ("scene_0015_overlay.png", "scene_0015_maps.png"):
+        assert Image.open(tmp_path / picture).width >= 400
+
+
+@pytest.mark.parametrize("split", sorted(LEAST))
+def test_category_given_iou_on_bundled_scenes(demo, split):
+    """The reference method; the numbers on larger splits stand in README and docs/experiments.md."""
+    truth = read_dataset(SCENES / split / "dataset.json")
+    settings = Settings(points=PointSettings(method="reference"))
+    results = [
+        demo.segment(
+            load_image(SCENES / split / e["file_name"], image_id=e["id"], file_name=e["file_name"]), q, settings
+        )
+        for e in truth["images"]
+        if (q := present(truth, e["id"]))
+    ]
+    assert len(results) >= 20
+    score = category_given(truth, build_dataset(results))
+    assert score.mean_iou >= LEAST[split], score
+
+
+def test_the_three_lines_of_the_readme(demo):
+    result = demo.segment(SCENES / "held-out" / "images" / "scene_0015.jpg", ["cow", "elephant"])
+    assert [segment.query for segment in result.segments] == ["cow", "elephant"]
+    assert all(segment.mask.shape == result.image.hw and segment.mask.dtype == bool for segment in result.segments)
+
+
+def test_path_pil_and_array_give_the_same(demo):
+    path = SCENES / "held-out" / "images" / "scene_0015.jpg"
+    picture = Image.open(path)
+    masks = [demo.segment(source, "cow").segments[0].mask for source in (path, picture, np.asarray(picture))]
+    assert (masks[0] == masks[1]).all()
+    assert (masks[0] == masks[2]).all()
+
+
+def test_batch_session_and_threads_give_what_single_calls_give(demo):
+    paths = sorted((SCENES / "held-out" / "images").iterdir())[:4]
+    queries = ["cow", "dog"]
+    single = [demo.segment(path, queries) for path in paths]
+    batch = demo.segment_many(paths, queries)
+    with ThreadPoolExecutor(4) as pool:
+        threads = list(pool.map(lambda path: demo.segment(path, queries), paths))
+    session = demo.open(paths[0])
+    session.segment(["monkey"])
+    for one, many, thread in zip(single, batch, threads, strict=True):
+        np.testing.assert_allclose(one.maps.scores, many.maps.scores, rtol=0, atol=1e-5)
+        for a, b, c in zip(one.segments, many.segments, thread.segments, strict=True):
+            assert (a.mask != b.mask).mean() < 1e-3
+            assert (a.mask == c.mask).all()
+    again = session.segment(queries)
+    assert all((a.mask == b.mask).all() for a, b in zip(single[0].segments, again.segments, strict=True))
+
+
+@pytest.mark.parametrize(
+    "maps",
+    [
+        MapSettings(architecture="raw", redundancy="none"),
+        MapSettings(architecture="surgery", redundancy="none"),
+        MapSettings(redundancy="empty", input_size=192),
+        MapSettings(redundancy="empty", input_size=512),
+        MapSettings(redundancy="label-set", labels=("pizza", "dog", "bus"), input_size=(192, 320)),
+    ],
+    ids=["raw", "surgery", "single at 192", "single at 512", "label set on a rectangle"],
+)
+def test_every_mode_of_the_original_demo_runs_and_the_map_peaks_at_the_thing(demo, maps):
+    result = demo.segment(
+        SCENES / "held-out" / "images" / "scene_0015.jpg", ["cow", "elephant+birthday cake"], Settings(maps)
+    )
+    assert result.maps.scores.shape[0] == 2
+    assert np.isfinite(result.maps.scores).all()
+    assert len(result.segments) == 2
+
+
+def test_clip_load_takes_the_demo_checkpoint():
+    """OpenAI's own loader, so that the file is really in the official format."""
+    model, preprocess = import_clip().load(str(DEMO / "clip_demo.pt"), device="cpu")
+    picture = preprocess(Image.open(SCENES / "held-out" / "images" / "scene_0015.jpg"))[None]
+    assert torch.isfinite(model.encode_image(picture)).all()
+
+
+def test_bf16_gives_nearly_the_masks_of_fp32(demo):
+    half = Text2Seg.load("demo", device="cpu", precision="bf16")
+    path = SCENES / "held-out" / "images" / "scene_0015.jpg"
+    for a, b in zip(demo.segment(path, "cow").segments, half.segment(path, "cow").segments, strict=True):
+        assert (a.mask & b.mask).sum() / (a.mask | b.mask).sum() > 0.9
+    assert half.provenance()["precision"] == "bf16"
+
+
+def test_provenance_is_plain_json(demo):
+    text = json.dumps(demo.provenance())
+    assert "sha256" in text
+    assert json.loads(text)["settings"]["points"]["threshold"] == 0.8
+
+
+def test_together_the_demo_checkpoints_are_small():
+    assert sum(path.stat().st_size for path in DEMO.glob("*.pt*")) <= 25e6

@@ -1,0 +1,236 @@
+"""Maps on tiny random CLIPs: equal to CLIP where they must be, to naive loops elsewhere, and the model unharmed."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from concurrent.futures import ThreadPoolExecutor
+
+import builders
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from text2seg.config import MapSettings
+from text2seg.errors import CheckpointError, QueryError, SettingsError
+from text2seg.maps.build import import_clip
+from text2seg.maps.clip import Clip, preprocess
+from text2seg.maps.similarity import without_empty_text, without_label_set
+from text2seg.maps.text import encode_tokens, tokenize
+from text2seg.maps.vit import encode_vit, surgical_blocks
+from text2seg.runtime import FULL
+
+CPU = torch.device("cpu")
+SHORT = ("a {}.", "the {}.")
+
+
+def tiny(kind: str) -> Clip:
+    torch.manual_seed(3)
+    vision = (4, 128, 16) if kind == "vit" else ((1, 1, 1, 1), 16, None)
+    layers, width, patch = vision
+    model = import_clip().model.CLIP(32, 64, layers, width, patch, 77, 49408, 64, 1, 2)
+    with torch.no_grad():
+        for parameter in model.visual.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=parameter[0].numel() ** -0.5)
+    return Clip(model.eval().requires_grad_(False), device=CPU, precision=FULL)
+
+
+@pytest.fixture(scope="module", params=["vit", "resnet"])
+def clip(request):
+    return tiny(request.param)
+
+
+@pytest.fixture(scope="module")
+def vit():
+    return tiny("vit")
+
+
+def image(seed: int = 0, hw: tuple[int, int] = (48, 72)):
+    from text2seg.records import Image
+
+    return Image(builders.pixels(hw, seed=seed))
+
+
+def test_cls_is_clips_own_with_and_without_surgery(clip):
+    pixels = preprocess(image(), (64, 64))[None]
+    expected = F.normalize(clip.model.encode_image(pixels), dim=-1)
+    for surgery in (True, False):
+        (tokens,) = clip.encode_images([image()], surgery=surgery)
+        torch.testing.assert_close(tokens.features[:1], expected, rtol=0, atol=1e-5)
+
+
+def test_texts_are_clips_own():
+    clip = tiny("vit")
+    tokens, over = tokenize(["a dog.", "a photo of a very long red fire engine."], 77)
+    assert over <= 0
+    torch.testing.assert_close(
+        tokens, import_clip().tokenize(["a dog.", "a photo of a very long red fire engine."]).long()
+    )
+    expected = F.normalize(clip.model.encode_text(tokens), dim=-1)
+    torch.testing.assert_close(encode_tokens(clip.model, tokens), expected, rtol=0, atol=1e-5)
+
+
+def test_query_features_are_the_normalised_mean_over_templates(vit):
+    features = [encode_tokens(vit.model, tokenize([t.format("dog")], 77)[0])[0] for t in SHORT]
+    expected = F.normalize(torch.stack(features).mean(0), dim=-1)
+    torch.testing.assert_close(vit.encode_texts(["dog"], SHORT)[0], expected, rtol=0, atol=1e-5)
+
+
+def test_surgery_against_naive_float64_loops(vit):
+    """One patch of the new path, head by head and key by key."""
+    visual = vit.model.visual
+    pixels = preprocess(image(), (64, 64))[None]
+    found = encode_vit(visual, pixels)[0]
+    expected = naive_surgery(copy.deepcopy(visual).double(), pixels.double())
+    torch.testing.assert_close(found[1:].double(), expected[1:], rtol=0, atol=1e-5)
+
+
+def naive_surgery(visual, pixels):
+    patches = visual.conv1(pixels).flatten(2)[0].T
+    x = torch.cat([visual.class_embedding[None], patches]) + visual.positional_embedding
+    norm = lambda layer, v: F.layer_norm(v, v.shape[-1:], layer.weight, layer.bias, layer.eps)  # noqa: E731
+    x, new = norm(visual.ln_pre, x), None
+    blocks = visual.transformer.resblocks
+    for number, block in enumerate(blocks):
+        width, heads = x.shape[1], block.attn.num_heads
+        q, k, v = (norm(block.ln_1, x) @ block.attn.in_proj_weight.T + block.attn.in_proj_bias).split(width, dim=1)
+        if number >= len(blocks) // 2:
+            new = (x if new is None else new) + naive_attention(block.attn, v, v, v, heads)
+        x = x + naive_attention(block.attn, q, k, v, heads)
+        hidden = block.mlp.c_fc(norm(block.ln_2, x))
+        x = x + block.mlp.c_proj(hidden * torch.sigmoid(1.702 * hidden))
+    return norm(visual.ln_post, new) @ visual.proj
+
+
+def naive_attention(attn, q, k, v, heads):
+    d = q.shape[1] // heads
+    rows = []
+    for i in range(len(q)):
+        row = []
+        for h in range(heads):
+            part = slice(h * d, (h + 1) * d)
+            scores = torch.stack([(q[i, part] * k[j, part]).sum() / d**0.5 for j in range(len(k))])
+            weights = scores.exp() / scores.exp().sum()
+            row.append(sum(weights[j] * v[j, part] for j in range(len(v))))
+        rows.append(torch.cat(row))
+    return torch.stack(rows) @ attn.out_proj.weight.T + attn.out_proj.bias
+
+
+def test_feature_surgery_against_the_originals_large_tensor():
+    generator = torch.Generator().manual_seed(0)
+    tokens = F.normalize(torch.randn(2, 7, 16, generator=generator, dtype=torch.float64), dim=-1)
+    texts = F.normalize(torch.randn(5, 16, generator=generator, dtype=torch.float64), dim=-1)
+    for image_tokens in tokens:
+        weights = (2 * image_tokens[:1] @ texts.T).softmax(-1)
+        weights = weights / weights.mean(-1, keepdim=True)
+        products = image_tokens[:, None] * texts[None] * weights.reshape(1, -1, 1)
+        expected = (products - products.mean(1, keepdim=True)).sum(-1)
+        torch.testing.assert_close(without_label_set(image_tokens, texts), expected)
+    torch.testing.assert_close(
+        without_empty_text(tokens, texts, texts[0]), tokens @ texts.T - (tokens @ texts[0])[..., None]
+    )
+
+
+def test_label_set_of_one_is_refused_where_it_would_be_zero_everywhere(vit):
+    with pytest.raises(ValueError, match="two labels"):
+        without_label_set(torch.ones(3, 4), torch.ones(1, 4))
+    (tokens,) = vit.encode_images([image()])
+    with pytest.raises(QueryError, match="two labels"):
+        vit.similarity(tokens, ["dog"], MapSettings(redundancy="label-set", templates=SHORT))
+
+
+def test_label_set_gives_the_chosen_targets_of_a_larger_set(vit):
+    (tokens,) = vit.encode_images([image()])
+    labels = ["dog", "cat", "bus"]
+    full = vit.similarity(tokens, labels, MapSettings(redundancy="label-set", templates=SHORT))
+    some = vit.similarity(tokens, ["bus"], MapSettings(redundancy="label-set", labels=("dog", "cat"), templates=SHORT))
+    np.testing.assert_allclose(some.scores[0], full.scores[2], atol=1e-6)
+
+
+@pytest.mark.parametrize("redundancy", ["empty", "label-set", "none"])
+def test_a_batch_gives_what_each_image_gives_alone(clip, redundancy):
+    """The original applies the label-set weights of one image to the other."""
+    images = [image(1), image(2, (50, 40))]
+    settings = MapSettings(redundancy=redundancy, templates=SHORT)
+    together = [clip.similarity(tokens, ["dog", "cat"], settings) for tokens in clip.encode_images(images)]
+    for one, maps in zip(images, together, strict=True):
+        (tokens,) = clip.encode_images([one])
+        np.testing.assert_allclose(
+            clip.similarity(tokens, ["dog", "cat"], settings).scores, maps.scores, rtol=0, atol=1e-5
+        )
+
+
+def test_features_are_unit_over_channels(clip):
+    (tokens,) = clip.encode_images([image()])
+    torch.testing.assert_close(tokens.features.norm(dim=-1), torch.ones(len(tokens.features)))
+
+
+def test_another_size_leaves_the_model_as_it_was(clip):
+    """The original overwrites its position embeddings, so that 224, 512, 224 ends with another answer."""
+    before = {name: tensor.clone() for name, tensor in clip.model.state_dict().items()}
+    (first,) = clip.encode_images([image()], size=64)
+    clip.encode_images([image()], size=(96, 160))
+    (again,) = clip.encode_images([image()], size=64)
+    assert torch.equal(first.features, again.features)
+    after = clip.model.state_dict()
+    assert list(before) == list(after)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_rectangles(clip):
+    (tokens,) = clip.encode_images([image()], size=(64, 128))
+    rows, columns = 64 // clip.stride, 128 // clip.stride
+    assert tokens.grid_hw == (rows, columns)
+    maps = clip.similarity(tokens, ["dog"], MapSettings(templates=SHORT))
+    assert maps.scores.shape == (1, rows, columns)
+    assert maps.image_hw == (48, 72)
+
+
+def test_the_grid_always_covers_the_image():
+    """The original drops the last 8 of 512 px with patches of 14 and stretches the map over them."""
+    model = import_clip().model.CLIP(32, 70, 2, 64, 14, 77, 100, 64, 1, 1).eval()
+    clip = Clip(model, device=CPU, precision=FULL)
+    assert clip.input_hw(512) == (518, 518)
+    assert clip.input_hw(None) == (70, 70)
+    assert clip.input_hw((1, 30)) == (14, 28)
+
+
+def test_threads_give_what_one_gives(clip):
+    images = [image(seed) for seed in range(8)]
+    alone = [clip.encode_images([each])[0].features for each in images]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda each: clip.encode_images([each], size=64)[0].features, images))
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+def test_a_query_that_is_too_long_is_cut_off_and_said(vit, caplog):
+    with caplog.at_level(logging.WARNING):
+        features = vit.encode_texts(["dog " * 1250], SHORT)
+    assert "cut off" in caplog.text
+    assert bool(features.isfinite().all())
+
+
+@pytest.mark.parametrize("queries", [[], [" "], ["dog", ""]])
+def test_no_query_and_empty_ones_are_refused(vit, queries):
+    (tokens,) = vit.encode_images([image()])
+    with pytest.raises(QueryError):
+        vit.similarity(tokens, queries, MapSettings(templates=SHORT))
+
+
+def test_surgical_blocks_stay_as_published():
+    assert [surgical_blocks(depth) for depth in (2, 6, 12, 24)] == [1, 3, 6, 6]
+
+
+@pytest.mark.parametrize("wrong", [{"input_size": 0}, {"input_size": (64, -1)}, {"templates": ("no place",)}])
+def test_settings_that_cannot_be(wrong):
+    with pytest.raises(SettingsError):
+        MapSettings(**wrong)
+
+
+def test_damaged_weights_are_noticed():
+    clip = tiny("vit")
+    clip.model.visual.proj.data[0, 0] = torch.nan
+    with pytest.raises(CheckpointError, match="not finite"):
+        clip.encode_images([image()])
