@@ -7,7 +7,6 @@ on CLS. Resumable: run the same command again. On a GPU the same script runs in 
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,9 +14,10 @@ import clip
 import numpy as np
 import torch
 from clip.model import CLIP
-from demo_world.scenes import SceneSettings, SpriteBank, background_bank, render_scene
+from demo_world.backgrounds import background_bank
+from demo_world.scenes import SceneSettings, SpriteBank, render_scene
 from demo_world.sprites import HELD_OUT_VENDOR, TRAINING_VENDORS, load_sprites, load_things
-from demo_world.training import Optimiser, Run, attention, whitened_patches
+from demo_world.training import Optimiser, Run, attention, training_parser, whitened_patches
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
@@ -182,12 +182,7 @@ def export(model: CLIP, path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("runs/demo_clip"))
-    parser.add_argument("--drawings", type=Path, default=Path("runs/drawings"), help="where the SVG packages are kept")
-    parser.add_argument("--minutes", type=float, default=120)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser = training_parser(__doc__, Path("runs/demo_clip"))
     parser.add_argument("--batch", type=int, default=64, help=f"scenes of {SMALL} px a step; half of it at {SIDE}")
     parser.add_argument("--lr", type=float, default=4e-3)
     parser.add_argument(

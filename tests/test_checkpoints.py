@@ -252,6 +252,10 @@ class TestStatuses:
         assert [(s.name, s.kind) for s in found] == [(c.name, c.kind) for c in known()]
         assert {s.status for s in found if find(s.name, s.kind).url} == {"missing"}
 
+    def test_says_how_large_a_download_would_be(self):
+        (huge,) = (s for s in statuses() if s.name == "vit_h")
+        assert huge.detail == "not downloaded; about 2,446 MiB"
+
     def test_hashes_only_if_asked(self, published):
         put(published, CONTENT[::-1])
         assert statuses()[-1].status == "ok"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import warnings
 
 import pytest
 from PIL import Image
@@ -85,6 +87,7 @@ def test_two_files_of_one_name_do_not_overwrite_each_other(tmp_path):
         ([SCENE, "--query", "dog", "--sam", "nowhere.pth"], "nowhere.pth"),
         ([SCENE, "--query", "dog", "--device", "cuda:99"], "cuda:99"),
         ([SCENE, "--query", "dog", "--output", "README.md/x"], "--output"),
+        ([SCENE, "--query", "dog", "--redundancy", "label-set"], "text2seg: a label set needs two labels"),
     ],
 )
 def test_what_cannot_be_done_is_one_clear_line(arguments, says, capsys):
@@ -107,6 +110,45 @@ def test_checkpoints_list_and_verify(capsys):
         assert name in text
     assert main(["checkpoints", "verify"]) == 0
     assert capsys.readouterr().out.count(" ok ") == 2  # the demo pair
+
+
+@pytest.mark.parametrize(("names", "says"), [([], "nothing to download"), (["demo", "vit_x"], "vit_b, vit_l, vit_h")])
+def test_what_cannot_be_downloaded(names, says, capsys):
+    assert main(["checkpoints", "download", *names]) == 1
+    text, error = capsys.readouterr()
+    assert says in error
+    assert text == ""  # known before the first download
+
+
+@pytest.mark.skipif(sys.platform == "win32" or sys.platform == "darwin", reason="file names are Unicode there")
+def test_file_names_that_are_no_unicode(tmp_path):
+    path = scene(tmp_path, "ungl\udcfcck.png")
+    done = subprocess.run(
+        [sys.executable, "-m", "text2seg.cli", "segment", path, "--query", wanted(), "--output", tmp_path / "out"],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert rb"ungl\udcfcck_overlay.png" in done.stdout
+
+
+def test_large_pictures_bring_no_warnings(tmp_path, capsys, monkeypatch):
+    path = scene(tmp_path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)  # Pillow's own limit; it warns above and refuses at twice
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        assert main(["segment", str(path), "--query", wanted(), "--output", str(tmp_path / "out")]) == 0
+    assert [str(warning.message) for warning in caught] == []
+    assert capsys.readouterr().err == ""
+
+
+def test_a_reader_that_has_seen_enough():
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "text2seg.cli", "checkpoints", "list"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_as_a_program():

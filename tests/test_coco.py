@@ -18,7 +18,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from text2seg.coco import polygon, rle
-from text2seg.coco.dataset import build_dataset, read_dataset, write_dataset
+from text2seg.coco.dataset import DatasetBuilder, build_dataset, read_dataset, write_dataset
 from text2seg.errors import OutputError, Text2SegError
 
 MASKS = hnp.arrays(np.bool_, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=12))
@@ -336,3 +336,15 @@ def test_reading_what_is_not_there(tmp_path):
         read_dataset(tmp_path / "found.json")
     with pytest.raises(Text2SegError, match="cannot be read"):
         read_dataset(tmp_path)
+
+
+def test_what_cannot_be_added_leaves_the_builder_as_it_was():
+    builder = DatasetBuilder()
+    good, *_ = ring_and_ball()
+    builder.add(good)
+    before = builder.build()
+    ball = builders.segment()
+    bad = builders.segmentation(ball, builders.segment(mask=ball.mask.T), file_name="two.png", image_id=2)
+    with pytest.raises(OutputError, match="the mask of 'ball'"):
+        builder.add(bad)
+    assert builder.build() == before == build_dataset([good])

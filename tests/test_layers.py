@@ -18,6 +18,7 @@ LAYERS = [
     {"pipeline", "coco", "render"},
     {"segmenting", "evaluation"},
     {"cli", "__init__"},
+    {"__main__"},
 ]
 ROOMS = {
     "pycocotools": {"coco", "evaluation"},

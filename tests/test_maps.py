@@ -78,6 +78,12 @@ def test_query_features_are_the_normalised_mean_over_templates(vit):
     torch.testing.assert_close(vit.encode_texts(["dog"], SHORT)[0], expected, rtol=0, atol=1e-5)
 
 
+def test_braces_are_letters_in_queries_and_templates(vit):
+    odd = vit.encode_texts(["{x} {0}"], ("a {} {y} {0} {",))
+    expected = encode_tokens(vit.model, tokenize(["a {x} {0} {y} {0} {"], 77)[0])
+    torch.testing.assert_close(odd, expected)
+
+
 def test_surgery_against_naive_float64_loops(vit):
     """One patch of the new path, head by head and key by key."""
     visual = vit.model.visual

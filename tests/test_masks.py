@@ -112,6 +112,13 @@ def test_bad_input_is_named(sam):
         sam.embed([build.picture(1, 900)])
 
 
+def test_features_that_are_not_finite_are_noticed():
+    weights = build.random_weights()
+    weights["image_encoder.neck.0.weight"][0] = torch.nan
+    with pytest.raises(CheckpointError, match="not finite in fp32"):
+        Sam.from_weights(weights, device=CPU, precision="fp32").embed(PICTURES[:1])
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_two_threads_get_what_one_gets(precision):
     sam = Sam(build.sam_module(), CPU, choose_precision(CPU, precision))

@@ -8,12 +8,16 @@ from dataclasses import dataclass, field
 import builders
 import numpy as np
 import pytest
+from PIL import Image as PilImage
 
+from text2seg import checkpoints
+from text2seg.coco.dataset import build_dataset
 from text2seg.config import MapSettings, PointSettings, Settings
-from text2seg.errors import ImageError, QueryError
+from text2seg.errors import ImageError, QueryError, Text2SegError
+from text2seg.grids import map_score
 from text2seg.maps.clip import ImageTokens
 from text2seg.masks.sam import SamEmbedding
-from text2seg.pipeline import Text2Seg, map_score
+from text2seg.pipeline import Text2Seg
 from text2seg.records import Candidates, PointPrompts, SimilarityMaps
 from text2seg.runtime import FULL
 from text2seg.vocabulary import Things
@@ -123,11 +127,43 @@ def test_a_session_computes_only_what_it_must(models):
     assert (models.clip.encoded, models.sam.embedded) == ([1, 1], [1])
 
 
+def test_a_batch_can_be_written_as_it_is(models, tmp_path):
+    paths = [tmp_path / "a.png", tmp_path / "b.png"]
+    for path in paths:
+        PilImage.fromarray(builders.pixels(HW)).save(path)
+    results = models.segment_many([*paths, builders.image(HW, file_name="own.png", image_id=9)], "left")
+    entries = build_dataset(results)["images"]
+    assert [(entry["id"], entry["file_name"]) for entry in entries] == [(1, "a.png"), (2, "b.png"), (9, "own.png")]
+
+
+def test_a_label_set_of_one_is_refused_before_any_image_is_encoded(models):
+    label_set = Settings(MapSettings(redundancy="label-set"))
+    with pytest.raises(QueryError, match="two labels"):
+        models.segment(builders.pixels(HW), ["left"], label_set)
+    assert models.clip.encoded == []
+    assert models.check("left+right", label_set)
+    assert models.check("left", Settings(MapSettings(redundancy="label-set", labels=("right",))))
+
+
+@pytest.mark.parametrize("wrong", [{"sam": "vit_x"}, {"sam": "nowhere.pth"}, {"device": "cuda:99"}])
+def test_what_is_wrong_shows_before_anything_is_downloaded(wrong, monkeypatch):
+    monkeypatch.setattr(checkpoints, "fetch", lambda *_, **__: pytest.fail("downloads"))
+    with pytest.raises(Text2SegError):
+        Text2Seg.load("huge", **wrong)
+
+
 def test_ones_own_points(models):
     points = PointPrompts(np.array([[8, 8], [12, 14]], np.float32), np.ones(2, np.int8), np.ones(2, np.float32))
     segment = models.open(builders.pixels(HW)).segment_points("left", points)
     assert segment.points is points
     assert segment.mask[10, 10]
+
+
+def test_the_query_of_ones_own_points_is_checked_before_the_image_is_encoded(models):
+    points = PointPrompts(np.array([[8, 8]], np.float32), np.ones(1, np.int8), np.ones(1, np.float32))
+    with pytest.raises(QueryError):
+        models.open(builders.pixels(HW)).segment_points(" ", points)
+    assert models.clip.encoded == []
 
 
 def test_queries_are_checked_before_any_image_is_encoded(models):

@@ -51,8 +51,9 @@ def test_map_that_is_not_finite_has_no_points(bad):
     assert len(one([[0.3, bad], [0.1, 0.2]])) == 0
 
 
-def test_grid_of_one_cell_has_no_points():
+def test_grid_of_one_cell_has_no_points_and_says_so(caplog):
     assert len(one([[0.3]])) == 0
+    assert "one cell only" in caplog.text
 
 
 def test_fine_grids_are_halved_as_in_the_original_and_coarse_ones_are_not():

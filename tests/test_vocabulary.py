@@ -41,6 +41,12 @@ def test_demo_names_what_it_knows_when_asked_for_something_else():
         Things.of_demo().check("zebr")
 
 
+def test_a_very_long_query_is_not_repeated_in_full():
+    with pytest.raises(QueryError) as caught:
+        Things.of_demo().check("xyz" * 2000)
+    assert len(str(caught.value)) < 2500
+
+
 def test_demo_suggests_the_closest():
     with pytest.raises(QueryError, match=r"Did you mean .*elephant"):
         Things.of_demo().check("elefant")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import os
 import sys
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,7 +16,7 @@ import tyro
 from text2seg import checkpoints
 from text2seg._version import __version__
 from text2seg.config import MapSettings, ModelSettings, OutputSettings, PointSettings, Settings
-from text2seg.errors import ImageError, QueryError, Text2SegError
+from text2seg.errors import CheckpointError, ImageError, QueryError, Text2SegError
 
 FAILED, INTERRUPTED = 1, 130
 
@@ -26,14 +29,16 @@ class Segment:
     Example: text2seg segment photo.jpg --query dog --query "red car"
     """
 
-    images: tyro.conf.Positional[tuple[Path, ...]]
+    images: tyro.conf.Positional[
+        Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE [FILE ...]", help_behavior_hint="")]
+    ]
     """Picture files."""
     query: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """What to look for; repeat for more. "person+bench" gives one segment for both together."""
-    queries: str = ""
+    queries: Annotated[str, tyro.conf.arg(help_behavior_hint="")] = ""
     """More queries in one string, with commas between them."""
     model: ModelSettings = field(default_factory=ModelSettings)
-    maps: MapSettings = field(default_factory=MapSettings)
+    maps: tyro.conf.UseAppendAction[MapSettings] = field(default_factory=MapSettings)
     points: PointSettings = field(default_factory=PointSettings)
     output: OutputSettings = field(default_factory=OutputSettings)
     verbose: bool = False
@@ -46,6 +51,8 @@ class Segment:
             raise QueryError("nothing to look for: give --query at least once")
         if not self.images:
             raise ImageError("no picture to look at: name at least one file")
+        # Pillow warns from half of our own limit on; that such a picture is large is no news to its owner.
+        warnings.filterwarnings("ignore", message="Image size .* exceeds limit of")
         from text2seg.pipeline import Text2Seg
         from text2seg.segmenting import segment_files
 
@@ -83,11 +90,17 @@ class ListCheckpoints:
 class DownloadCheckpoints:
     """Download weights by name: ViT-B/16, vit_h, …, or a pair: base, large, huge."""
 
-    names: tyro.conf.Positional[tuple[str, ...]]
+    names: tyro.conf.Positional[
+        Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]", help_behavior_hint="")]
+    ]
     """Names of checkpoints or of pairs."""
 
     def run(self) -> int:
         _log(False)
+        if not self.names:
+            raise CheckpointError("nothing to download: name at least one checkpoint or pair")
+        for name in self.names:
+            _expand(name)  # a slip in the last name shows before the first download
         for name in self.names:
             for single, kind in _expand(name):
                 print(checkpoints.fetch(single, kind, check=True))
@@ -133,8 +146,11 @@ def _expand(name: str) -> tuple[tuple[str, Literal["clip", "sam"]], ...]:
     if name in checkpoints.PAIRS:
         clip, sam = checkpoints.pair(name)
         return (clip, "clip"), (sam, "sam")
-    is_sam = any(known.name == name for known in checkpoints.known("sam"))
-    return ((name, "sam" if is_sam else "clip"),)
+    kinds = {checkpoint.name: checkpoint.kind for checkpoint in checkpoints.known()}
+    if name not in kinds:
+        names = ", ".join(dict.fromkeys([*checkpoints.PAIRS, *kinds]))
+        raise CheckpointError(f"there is no checkpoint {name!r} to download; choose from {names}")
+    return ((name, kinds[name]),)
 
 
 def _log(verbose: bool) -> None:
@@ -142,8 +158,16 @@ def _log(verbose: bool) -> None:
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
 
 
+def _print_anything() -> None:
+    """What a terminal has no letters for, as in file names that are no Unicode, is printed as its escape."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; gives the exit status. Errors that a user can mend are one line on stderr."""
+    _print_anything()
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments == ["--version"]:
         print(f"text2seg {__version__}")
@@ -156,13 +180,18 @@ def main(arguments: list[str] | None = None) -> int:
             args=arguments,
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
         )
-        return command.run()
+        status: int = command.run()
+        sys.stdout.flush()
+        return status
     except Text2SegError as error:
         print(f"text2seg: {error}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
         print("text2seg: stopped; what was done until then is kept", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:  # whoever read our output, as `head` does, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at its exit
+        return FAILED
 
 
 if __name__ == "__main__":

@@ -5,9 +5,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args, get_origin, get_type_hints
 
 from text2seg.errors import SettingsError
+
+LARGEST_INPUT = 4096  # a slip of the keyboard beyond it would take all memory
+
+
+def _check_choices(settings: object) -> None:
+    """Literals bind type checkers only, and a misspelt choice must not quietly mean another."""
+    for name, hint in get_type_hints(type(settings)).items():
+        value, choices = getattr(settings, name), get_args(hint)
+        if get_origin(hint) is Literal and value not in choices:
+            raise SettingsError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def _freeze_texts(settings: object, name: str) -> None:
+    """Lists become tuples; one text is refused, because it would count as many of one letter each."""
+    given = getattr(settings, name)
+    if isinstance(given, str):
+        raise SettingsError(f"{name} must be a sequence of texts, got the one text {given!r}")
+    texts = tuple(given)
+    if not all(isinstance(text, str) and text.strip() for text in texts):
+        raise SettingsError(f"{name} must be texts that are not empty, got {texts!r}")
+    object.__setattr__(settings, name, texts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +63,16 @@ class MapSettings:
     """Sentences with a {} for the query. Default: CLIP Surgery's 85."""
 
     def __post_init__(self) -> None:
-        sides = (self.input_size,) if isinstance(self.input_size, int) else (self.input_size or ())
-        if any(side < 1 for side in sides):
-            raise SettingsError(f"input size must be positive, got {self.input_size}")
+        _check_choices(self)
+        _freeze_texts(self, "labels")
+        _freeze_texts(self, "templates")
+        if isinstance(self.input_size, list):
+            object.__setattr__(self, "input_size", tuple(self.input_size))
+        sides = self.input_size if isinstance(self.input_size, tuple) else (self.input_size or 1,) * 2
+        if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
+            raise SettingsError(f"input size must be one whole number or two, got {self.input_size!r}")
+        if self.input_size == 0 or not all(1 <= side <= LARGEST_INPUT for side in sides):
+            raise SettingsError(f"input size must be positive and at most {LARGEST_INPUT}, got {self.input_size}")
         for template in self.templates:
             if "{}" not in template:
                 raise SettingsError(f"a template needs a {{}} for the query, got {template!r}")
@@ -62,10 +90,11 @@ class PointSettings:
     """The map's grid is made this many times coarser first. Default: 2 where it is finer than 16 by 16, else 1."""
 
     def __post_init__(self) -> None:
+        _check_choices(self)
         if not 0 < self.threshold <= 1:
             raise SettingsError(f"threshold must be in (0, 1], got {self.threshold}")
-        if self.downsample is not None and self.downsample < 1:
-            raise SettingsError(f"downsample must be 1 or more, got {self.downsample}")
+        if self.downsample is not None and not (isinstance(self.downsample, int) and self.downsample >= 1):
+            raise SettingsError(f"downsample must be a whole number of 1 or more, got {self.downsample}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,3 +115,6 @@ class OutputSettings:
     """Write the overlay and the maps with their points for each image."""
     segmentation: Literal["rle", "polygon"] = "rle"
     """How masks stand in the COCO file: rle is lossless, polygon is what labelling tools want."""
+
+    def __post_init__(self) -> None:
+        _check_choices(self)

@@ -1,4 +1,4 @@
-"""What every map goes through: stretching to [0, 1] and changing its grid. numpy in, numpy out."""
+"""What every map goes through: stretching to [0, 1], changing its grid, comparing it with a mask. numpy in and out."""
 
 from __future__ import annotations
 
@@ -31,3 +31,13 @@ def resize(maps: Maps, hw: tuple[int, int]) -> Maps:
         return np.zeros((0, *hw), np.float32)
     grid = torch.from_numpy(np.array(maps))[None]
     return F.interpolate(grid, size=hw, mode="bilinear", align_corners=False)[0].numpy()
+
+
+def map_score(scores: NDArray[np.float32], mask: NDArray[np.bool_]) -> float:
+    """How well a map [gh, gw] separates a mask bool [H, W]: mean of the min-max map inside less outside, in [-1, 1];
+    0 where the mask is empty or full."""
+    inside = np.count_nonzero(mask)
+    if inside in (0, mask.size):
+        return 0.0
+    stretched = resize(minmax(scores)[None], mask.shape)[0]
+    return float(stretched[mask].mean() - stretched[~mask].mean())

@@ -9,19 +9,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image as PilImage
 
 from text2seg import checkpoints
 from text2seg._version import __version__
 from text2seg.checkpoints.load import load_clip_weights, load_sam_weights
 from text2seg.config import MapSettings, Settings
-from text2seg.grids import minmax, resize
+from text2seg.grids import map_score, minmax
+from text2seg.images import ImageSource as PictureSource
 from text2seg.images import load_image
-from text2seg.maps.clip import Clip, ImageTokens
+from text2seg.maps.clip import Clip, ImageTokens, label_set
 from text2seg.masks.choice import choose
 from text2seg.masks.sam import Sam, SamEmbedding
 from text2seg.points import combined_points, text2points
@@ -31,7 +29,7 @@ from text2seg.vocabulary import Query, Things, parse_queries
 
 log = logging.getLogger(__name__)
 
-ImageSource = str | Path | PilImage.Image | NDArray[np.uint8] | Image
+ImageSource = PictureSource | Image
 Queries = str | Iterable[str]
 
 PUBLISHED_INPUT_SIZE = 512  # what the original feeds CLIP before SAM, whatever the model was trained on
@@ -88,9 +86,12 @@ class Text2Seg:
             SettingsError: a device or precision that this machine does not have.
         """
         clip_name, sam_name = checkpoints.pair(model, clip=clip, sam=sam)
-        clip_file, sam_file = checkpoints.fetch(clip_name, "clip"), checkpoints.fetch(sam_name, "sam")
+        # What is wrong with the names or the machine shows before gigabytes are downloaded.
+        checkpoints.find(clip_name, "clip")
+        checkpoints.find(sam_name, "sam")
         where = choose_device(device)
         chosen = choose_precision(where, precision)
+        clip_file, sam_file = checkpoints.fetch(clip_name, "clip"), checkpoints.fetch(sam_name, "sam")
         log.info("CLIP on %s in %s: %s", where, chosen.name, chosen.reason)
         is_demo = clip_name == "demo"
         return cls(
@@ -114,21 +115,27 @@ class Text2Seg:
             "settings": asdict(settings or self.settings),
         }
 
-    def check(self, queries: Queries) -> tuple[Query, ...]:
+    def check(self, queries: Queries, settings: Settings | None = None) -> tuple[Query, ...]:
         """Read the queries, before any picture is.
 
         Raises:
-            QueryError: there is none, one is empty, or these models know only some things and this is none of them.
+            QueryError: there is none, one is empty, these models know only some things and this is none of them, or
+                the settings ask for a label set and there is but one label.
         """
+        maps = (settings or self.settings).maps
         parsed = parse_queries(queries)
+        parts = [part for query in parsed for part in query.parts]
         if self.things:
-            for part in (part for query in parsed for part in query.parts):
+            for part in parts:
                 self.things.check(part)
+        if maps.redundancy == "label-set":
+            label_set(parts, maps.labels)
         return parsed
 
-    def open(self, image: ImageSource) -> Session:
-        """A session on one image, which keeps what was computed for it."""
-        return Session(self, image if isinstance(image, Image) else load_image(image))
+    def open(self, image: ImageSource, *, image_id: int = 1) -> Session:
+        """A session on one image, as for `segment`, which keeps what was computed for it. `image_id` is its number in
+        a COCO file; an `Image` keeps its own. Raises `ImageError` where it cannot be read."""
+        return Session(self, image if isinstance(image, Image) else load_image(image, image_id=image_id))
 
     def segment(self, image: ImageSource, queries: Queries, settings: Settings | None = None) -> Segmentation:
         """Find what the queries name in one image.
@@ -149,15 +156,16 @@ class Text2Seg:
     def segment_many(
         self, images: Sequence[ImageSource], queries: Queries, settings: Settings | None = None
     ) -> tuple[Segmentation, ...]:
-        """`segment` for a batch: the models see all images at once."""
-        return self.segment_sessions([self.open(image) for image in images], queries, settings)
+        """`segment` for a batch: the models see all images at once. Their ids are 1, 2, …; an `Image` keeps its own."""
+        sessions = [self.open(image, image_id=number) for number, image in enumerate(images, start=1)]
+        return self.segment_sessions(sessions, queries, settings)
 
     def segment_sessions(
         self, sessions: Sequence[Session], queries: Queries, settings: Settings | None = None
     ) -> tuple[Segmentation, ...]:
         """`segment` for open sessions: only what they do not hold yet is computed."""
         settings = settings or self.settings
-        parsed = self.check(queries)
+        parsed = self.check(queries, settings)
         tokens = self._encode(sessions, settings.maps)
         found = [self._point(each, parsed, settings) for each in tokens]
         jobs = [(n, q) for n, (_, prompts) in enumerate(found) for q, points in enumerate(prompts) if len(points)]
@@ -217,7 +225,8 @@ class Text2Seg:
 
     def _segment_points(self, session: Session, query: str, points: PointPrompts, settings: Settings | None) -> Segment:
         settings = settings or self.settings
-        maps, _ = self._point(self._encode([session], settings.maps)[0], self.check([query]), settings)
+        parsed = self.check([query], settings)
+        maps, _ = self._point(self._encode([session], settings.maps)[0], parsed, settings)
         embedding = self._embed([session], {0})[0]
         (candidates,) = self.sam.decode([(embedding, points)])
         return self._cut(embedding, maps, 0, points, candidates)
@@ -265,15 +274,6 @@ class Session:
 
         Raises:
             ValueError: there are no points.
+            QueryError: as for `segment`.
         """
         return self._models._segment_points(self, query, points, settings)
-
-
-def map_score(scores: NDArray[np.float32], mask: NDArray[np.bool_]) -> float:
-    """How well a map [gh, gw] separates a mask bool [H, W]: mean of the min-max map inside less outside, in [-1, 1];
-    0 where the mask is empty or full."""
-    inside = np.count_nonzero(mask)
-    if inside in (0, mask.size):
-        return 0.0
-    stretched = resize(minmax(scores)[None], mask.shape)[0]
-    return float(stretched[mask].mean() - stretched[~mask].mean())

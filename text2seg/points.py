@@ -6,12 +6,16 @@ points), ties in a fixed order, cell centres that are not cut down to whole pixe
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 from numpy.typing import NDArray
 
 from text2seg.config import PointSettings
 from text2seg.grids import minmax, resize
 from text2seg.records import PointPrompts
+
+log = logging.getLogger(__name__)
 
 FINE_GRID = 16  # the original takes its points from 16 × 16 cells: 512 px of patches of 16, halved
 
@@ -37,6 +41,8 @@ def text2points(
     maps = coarse_maps(scores, settings)
     height, width = maps.shape[1:]
     flat = maps.reshape(len(maps), height * width)
+    if flat.shape[1] == 1:
+        log.warning("the map has one cell only, so nothing can be found: enlarge the input size or lower downsample")
     order = np.argsort(flat, axis=1, kind="stable")
     counts = np.minimum((flat >= settings.threshold).sum(1), flat.shape[1] // 2)
     centres = _centres(height, width, image_hw, whole=settings.method == "reference")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,16 +13,15 @@ from numpy.typing import NDArray
 from PIL import Image as PilImage
 from tqdm import tqdm
 
-from text2seg.coco.dataset import build_dataset, write_dataset
+from text2seg.coco.dataset import DESCRIPTION, DatasetBuilder, write_dataset
 from text2seg.config import OutputSettings
 from text2seg.errors import OutputError, Text2SegError
 from text2seg.images import load_image
 from text2seg.pipeline import Queries, Text2Seg
 from text2seg.records import Failure, Segmentation
 from text2seg.render import maps_with_points, overlay
-from text2seg.vocabulary import parse_queries
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 DATASET_NAME = "dataset.json"
 
@@ -42,36 +42,37 @@ def segment_files(
 ) -> Report:
     """Segment each file and write `<name>_overlay.png`, `<name>_maps.png` and one COCO file for all.
 
-    A file that cannot be done becomes a `Failure`. On Ctrl-C, what is done until then is still written to the COCO
-    file before the interrupt goes on.
+    A file that cannot be done becomes a `Failure`; a file that is named twice is done once. On Ctrl-C, what is done
+    until then is still written to the COCO file before the interrupt goes on.
 
     Raises:
         QueryError: the queries cannot be used, whatever the picture.
         OutputError: nothing can be written to the output folder.
     """
-    parsed = [query.name for query in parse_queries(queries)]
-    models.check(parsed)
-    _make_folder(output.output)
-    done: list[Segmentation] = []
+    parsed = [query.name for query in models.check(queries)]
+    dataset = output.output / DATASET_NAME
+    _make_ready(dataset)
+    builder = DatasetBuilder(queries=parsed, encoding=output.segmentation, provenance=models.provenance())
+    found, images = dict.fromkeys(parsed, 0), 0
     pictures: list[Path] = []
     failures: list[Failure] = []
-    dataset = output.output / DATASET_NAME
     try:
-        for path, stem in tqdm(_stems(paths), total=len(paths), unit="image", disable=not progress):
+        for path, stem in tqdm(_stems(paths), unit="image", disable=not progress):
             try:
-                result = _segment_file(models, path, parsed, image_id=len(done) + 1)
-            except Text2SegError as error:
-                failures.append(Failure(str(path), "segment", str(error)))
+                result = _segment_file(models, path, parsed, image_id=images + 1)
+            except (Text2SegError, MemoryError, RuntimeError) as error:  # torch is out of memory with a RuntimeError
+                failures.append(_failure(path, error))
                 continue
-            done.append(result)
+            builder.add(result)
+            images += 1
+            for query in {segment.query for segment in result.segments}:
+                found[query] += 1
             if output.pictures:
                 pictures.append(_save(overlay(result), output.output / f"{stem}_overlay.png"))
                 pictures.append(_save(maps_with_points(result), output.output / f"{stem}_maps.png"))
     finally:
-        built = build_dataset(done, queries=parsed, encoding=output.segmentation, provenance=models.provenance())
-        write_dataset(built, dataset)
-    found = {query: sum(any(s.query == query for s in result.segments) for result in done) for query in parsed}
-    return Report(dataset, tuple(pictures), found, len(done), tuple(failures))
+        write_dataset(builder.build(), dataset)
+    return Report(dataset, tuple(pictures), found, images, tuple(failures))
 
 
 def _segment_file(models: Text2Seg, path: Path, queries: list[str], *, image_id: int) -> Segmentation:
@@ -79,8 +80,20 @@ def _segment_file(models: Text2Seg, path: Path, queries: list[str], *, image_id:
     return models.segment(image, queries)
 
 
-def _stems(paths: Sequence[Path]) -> Iterator[tuple[Path, str]]:
+def _failure(path: Path, error: Exception) -> Failure:
+    """One line that names the file."""
+    if isinstance(error, Text2SegError):
+        message = str(error)
+    else:
+        _log.info("%s", path, exc_info=error)
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        message = f"not enough memory, or a fault of the machine or of text2seg ({reason})"
+    return Failure(str(path), "segment", message if str(path) in message else f"{path}: {message}")
+
+
+def _stems(paths: Sequence[Path]) -> list[tuple[Path, str]]:
     """Each path once, with the name for its pictures; files of one name from two folders get a number."""
+    named: list[tuple[Path, str]] = []
     taken: set[str] = set()
     for path in dict.fromkeys(paths):
         stem, number = path.stem, 1
@@ -88,14 +101,29 @@ def _stems(paths: Sequence[Path]) -> Iterator[tuple[Path, str]]:
             number += 1
             stem = f"{path.stem}_{number}"
         taken.add(stem)
-        yield path, stem
+        named.append((path, stem))
+    return named
 
 
-def _make_folder(folder: Path) -> None:
+def _make_ready(dataset: Path) -> None:
+    """Make the folder of the COCO file, and find out now, not after the last picture, whether it can be written."""
+    folder = dataset.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot make the folder {folder}: {error.strerror}; choose another with --output") from error
+    if dataset.exists() and not dataset.is_file():
+        raise OutputError(f"cannot write {dataset}: it is not a file; choose another --output")
+    if dataset.exists() and not _is_ours(dataset):
+        raise OutputError(f"{dataset} is there already and text2seg did not make it; choose another --output")
+    if not os.access(folder, os.W_OK):
+        raise OutputError(f"cannot write {dataset}: no permission to write in {folder}; choose another --output")
+
+
+def _is_ours(dataset: Path) -> bool:
+    """Whether an earlier run wrote this COCO file, so that a new one may take its place."""
+    with dataset.open("rb") as file:
+        return DESCRIPTION.encode() in file.read(4096)
 
 
 def _save(pixels: NDArray[np.uint8], path: Path) -> Path:

@@ -168,7 +168,8 @@ class Things:
             return
         close = difflib.get_close_matches(wording.lower(), sorted(self._words), n=3)
         hint = f" Did you mean {' or '.join(close)}?" if close else ""
+        shown = wording if len(wording) <= 60 else f"{wording[:59]}…"
         raise QueryError(
-            f"the demo model does not know {wording!r}.{hint} It knows drawings of: {', '.join(self.names)}. "
+            f"the demo model does not know {shown!r}.{hint} It knows drawings of: {', '.join(self.names)}. "
             f"For everything else choose a real model, e.g. --model base."
         )

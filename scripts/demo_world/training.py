@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import time
@@ -12,6 +13,17 @@ import torch
 from torch import Tensor, nn
 
 SAVE_EVERY_S = 180.0
+
+
+def training_parser(description: str | None, output: Path) -> argparse.ArgumentParser:
+    """The flags that every training script has."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=output, help="state, log and the finished checkpoint")
+    parser.add_argument("--drawings", type=Path, default=Path("runs/drawings"), help="where the SVG packages are kept")
+    parser.add_argument("--minutes", type=float, default=120, help="in all, over however many interruptions")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    return parser
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Literal
 import platformdirs
 
 from text2seg.checkpoints.download import download, sha256_of
-from text2seg.checkpoints.registry import Checkpoint, Kind, find, known
+from text2seg.checkpoints.registry import MIB, Checkpoint, Kind, find, known
 from text2seg.errors import CheckpointError
 
 ENVIRONMENT_VARIABLE = "TEXT2SEG_CHECKPOINTS"
@@ -118,7 +118,7 @@ def _glance(checkpoint: Checkpoint) -> Status:
 
 def _why_missing(checkpoint: Checkpoint) -> str:
     if checkpoint.url:
-        return "not downloaded"
+        return f"not downloaded; about {checkpoint.size // MIB:,} MiB" if checkpoint.size else "not downloaded"
     if path_of(checkpoint).parent == PACKAGE / "demo":
         return "bundled with text2seg but not in this installation; install text2seg again"
     return "there is no such file"

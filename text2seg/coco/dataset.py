@@ -20,6 +20,8 @@ from text2seg.records import Image, Segment, Segmentation
 Encoding = Literal["rle", "polygon"]
 Json = dict[str, Any]
 
+DESCRIPTION = "Found by text2seg"
+
 _log = logging.getLogger(__name__)
 
 
@@ -44,22 +46,52 @@ def build_dataset(
     Raises `OutputError` where two images share an id or a file name, an image has no file name, a mask is not of its
     image's size, a query is not among `queries` or something is no JSON.
     """
-    if encoding not in ("rle", "polygon"):
-        raise OutputError(f"masks are written as rle or polygon, got {encoding!r}")
-    categories = {query: number for number, query in enumerate(dict.fromkeys(queries or ()), start=1)}
-    origin = _plain("provenance", provenance) if provenance else None
-    images: dict[int, Json] = {}
-    names: set[str] = set()
-    annotations: list[Json] = []
+    builder = DatasetBuilder(
+        queries=queries, encoding=encoding, supercategory=supercategory, provenance=provenance, info=info
+    )
     for segmentation in segmentations:
+        builder.add(segmentation)
+    return builder.build()
+
+
+class DatasetBuilder:
+    """`build_dataset` step by step, for runs that may be stopped: `add` what was found, `build` at any time. Only what
+    is written is kept, so the memory of a long run does not grow with its pictures. Not for several threads."""
+
+    def __init__(
+        self,
+        *,
+        queries: Sequence[str] | None = None,
+        encoding: Encoding = "rle",
+        supercategory: str = "thing",
+        provenance: Mapping[str, Any] | None = None,
+        info: Mapping[str, Any] | None = None,
+    ) -> None:
+        """As for `build_dataset`."""
+        if encoding not in ("rle", "polygon"):
+            raise OutputError(f"masks are written as rle or polygon, got {encoding!r}")
+        self._encoding, self._supercategory = encoding, supercategory
+        self._categories = {query: number for number, query in enumerate(dict.fromkeys(queries or ()), start=1)}
+        self._is_closed = queries is not None
+        self._origin = _plain("provenance", provenance) if provenance else None
+        self._info = _plain("info", info or {})
+        self._images: dict[int, Json] = {}
+        self._names: set[str] = set()
+        self._annotations: list[Json] = []
+
+    def add(self, segmentation: Segmentation) -> None:
+        """Take in one image and what was found in it, all of it or, where an `OutputError` is raised, nothing."""
         entry = _image_entry(segmentation.image)
-        if entry["id"] in images or entry["file_name"] in names:
-            raise OutputError(f"two images have the id {entry['id']} or the file name {entry['file_name']!r}")
-        images[entry["id"]] = entry
-        names.add(entry["file_name"])
-        if queries is None:
+        if entry["id"] in self._images or entry["file_name"] in self._names:
+            raise OutputError(
+                f"two images have the id {entry['id']} or the file name {entry['file_name']!r}; give each its own, "
+                f"as in load_image(path, image_id=2, file_name='b/one.png')"
+            )
+        categories = dict(self._categories)
+        if not self._is_closed:
             for query in segmentation.maps.queries:
                 categories.setdefault(query, len(categories) + 1)
+        annotations: list[Json] = []
         for segment in segmentation.segments:
             if segment.query not in categories:
                 raise OutputError(f"{segment.query!r} is not one of the queries {list(categories)}")
@@ -71,29 +103,39 @@ def build_dataset(
             if not segment.mask.any():
                 _log.info("%s: an empty mask of %r is left out", entry["file_name"], segment.query)
                 continue
-            attributes = _attributes(segment) | ({"provenance": origin} if origin else {})
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": entry["id"],
-                    "category_id": categories[segment.query],
-                    "segmentation": rle.encode(segment.mask) if encoding == "rle" else polygon.encode(segment.mask),
-                    "area": segment.area,
-                    "bbox": list(segment.box_xywh),
-                    "iscrowd": 0,
-                    "score": attributes["score"],
-                    "attributes": attributes,
-                }
-            )
-    return {
-        "info": {"description": "Found by text2seg", "exif_orientation": "applied", **_plain("info", info or {})},
-        "licenses": [],
-        "images": list(images.values()),
-        "annotations": annotations,
-        "categories": [
-            {"id": number, "name": query, "supercategory": supercategory} for query, number in categories.items()
-        ],
-    }
+            number = len(self._annotations) + len(annotations) + 1
+            annotations.append(self._annotation(segment, number, entry["id"], categories[segment.query]))
+        self._categories, self._images[entry["id"]] = categories, entry
+        self._names.add(entry["file_name"])
+        self._annotations += annotations
+
+    def _annotation(self, segment: Segment, number: int, image_id: int, category_id: int) -> Json:
+        attributes = _attributes(segment) | ({"provenance": self._origin} if self._origin else {})
+        encode = rle.encode if self._encoding == "rle" else polygon.encode
+        return {
+            "id": number,
+            "image_id": image_id,
+            "category_id": category_id,
+            "segmentation": encode(segment.mask),
+            "area": segment.area,
+            "bbox": list(segment.box_xywh),
+            "iscrowd": 0,
+            "score": attributes["score"],
+            "attributes": attributes,
+        }
+
+    def build(self) -> Json:
+        """The dataset of what was added so far."""
+        return {
+            "info": {"description": DESCRIPTION, "exif_orientation": "applied", **self._info},
+            "licenses": [],
+            "images": list(self._images.values()),
+            "annotations": list(self._annotations),
+            "categories": [
+                {"id": number, "name": query, "supercategory": self._supercategory}
+                for query, number in self._categories.items()
+            ],
+        }
 
 
 def write_dataset(dataset: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
@@ -136,7 +178,10 @@ def read_dataset(path: str | os.PathLike[str]) -> Json:
 
 def _image_entry(image: Image) -> Json:
     if not image.file_name:
-        raise OutputError(f"image {image.image_id} has no file name, and a COCO file lists images by it; give it one")
+        raise OutputError(
+            f"image {image.image_id} has no file name, and a COCO file lists images by it; "
+            "give it one, as in load_image(pixels, file_name='one.png')"
+        )
     height, width = image.hw
     name = PurePath(image.file_name).as_posix()
     return {"id": int(image.image_id), "file_name": name, "width": width, "height": height}

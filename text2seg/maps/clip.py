@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from text2seg.config import MapSettings
 from text2seg.errors import CheckpointError, QueryError
-from text2seg.maps.build import build_clip
+from text2seg.maps.build import RESNET_STRIDE, build_clip
 from text2seg.maps.resnet import encode_resnet
 from text2seg.maps.similarity import cosines, without_empty_text, without_label_set
 from text2seg.maps.text import TextEncoder
@@ -23,8 +23,6 @@ from text2seg.maps.vit import encode_vit
 from text2seg.records import Image, SimilarityMaps
 from text2seg.runtime import Precision, autocast
 from text2seg.vocabulary import CLIP_MEAN, CLIP_STD, TEMPLATES
-
-RESNET_STRIDE = 32
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -133,10 +131,7 @@ class Clip:
             empty = self.encode_texts(("",), templates)[0]
             scores = without_empty_text(tokens.features, texts, empty)
         elif settings.redundancy == "label-set":
-            others = [label for label in dict.fromkeys(settings.labels) if label not in queries]
-            if len(set(queries)) + len(others) < 2:
-                raise QueryError("a label set needs two labels or more: add labels, or use the redundancy `empty`")
-            labels = [*dict.fromkeys(queries), *others]
+            labels = label_set(queries, settings.labels)
             of_set = without_label_set(tokens.features, self.encode_texts(labels, templates))
             scores = of_set[:, [labels.index(query) for query in queries]]
         else:
@@ -144,6 +139,18 @@ class Clip:
         presence = cosines(tokens.features[:1], texts)[0]
         grid = scores[1:].T.unflatten(-1, tokens.grid_hw)
         return SimilarityMaps(queries, _to_numpy(grid), _to_numpy(presence), tokens.image_hw)
+
+
+def label_set(queries: Sequence[str], labels: Sequence[str]) -> tuple[str, ...]:
+    """The queries and the further labels, each once, in this order.
+
+    Raises:
+        QueryError: these are fewer than two, of which nothing could be taken off.
+    """
+    together = tuple(dict.fromkeys((*queries, *labels)))
+    if len(together) < 2:
+        raise QueryError("a label set needs two labels or more: add labels, or use the redundancy `empty`")
+    return together
 
 
 def preprocess(image: Image, input_hw: tuple[int, int]) -> Tensor:

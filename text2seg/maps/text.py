@@ -89,7 +89,8 @@ class TextEncoder:
 
     def _encode_fresh(self, query: str, templates: tuple[str, ...]) -> Tensor:
         context = self._model.positional_embedding.shape[0]
-        tokens, over = tokenize([template.format(query) for template in templates], context)
+        # replace, not format: other braces in a template are letters like any other
+        tokens, over = tokenize([template.replace("{}", query) for template in templates], context)
         if over > 0:
             log.warning(
                 "query %.40r… is too long: CLIP reads %d tokens and it has %d more, which are cut off",

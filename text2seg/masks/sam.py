@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from text2seg.errors import ImageError
+from text2seg.errors import CheckpointError, ImageError
 from text2seg.masks import decoder
 from text2seg.masks.build import SamShape, load_sam
 from text2seg.records import Candidates, Image, PointPrompts
@@ -106,6 +106,7 @@ class Sam:
 
         Raises:
             ImageError: a picture is so thin that nothing of it is left in the model's input frame.
+            CheckpointError: the features are not finite, so weights or precision are unfit.
         """
         if not images:
             return []
@@ -114,6 +115,8 @@ class Sam:
             batch = torch.stack([self.module.preprocess(pixels) for pixels in inputs])
         with autocast(self.device, self.precision):
             features = self.module.image_encoder(batch).float()
+        if not bool(features.isfinite().all()):
+            raise CheckpointError(f"SAM's image features are not finite in {self.precision.name}; try precision fp32")
         return [
             SamEmbedding(each, image.hw, (pixels.shape[1], pixels.shape[2]))
             for each, image, pixels in zip(features, images, inputs, strict=True)

@@ -1,0 +1,100 @@
+"""A run over files, with a model that finds a ball in every picture."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+
+import builders
+import pytest
+from PIL import Image
+
+from text2seg.coco.dataset import read_dataset
+from text2seg.config import OutputSettings
+from text2seg.errors import OutputError, QueryError
+from text2seg.records import Segmentation
+from text2seg.segmenting import segment_files
+from text2seg.vocabulary import parse_queries
+
+
+class FakeModels:
+    """Raises what stands in `raises` under the name of a picture."""
+
+    def __init__(self, raises=None):
+        self.raises = raises or {}
+        self.seen, self.alive = [], []
+
+    def check(self, queries):
+        return parse_queries(queries)
+
+    def provenance(self):
+        return {"text2seg": "test"}
+
+    def segment(self, image, queries):
+        name = Path(image.file_name).name
+        self.seen.append(name)
+        self.alive.append(sum(type(thing) is Segmentation for thing in gc.get_objects()))
+        if name in self.raises:
+            raise self.raises[name]
+        return Segmentation(image, (builders.segment(),), builders.maps(queries))
+
+
+def pictures(folder: Path, count: int = 5) -> list[Path]:
+    paths = [folder / f"{number}.png" for number in range(count)]
+    for path in paths:
+        Image.fromarray(builders.pixels()).save(path)
+    return paths
+
+
+def test_interrupted_the_file_holds_what_was_done(tmp_path):
+    models = FakeModels({"3.png": KeyboardInterrupt()})
+    with pytest.raises(KeyboardInterrupt):
+        segment_files(models, pictures(tmp_path), "ball", OutputSettings(tmp_path / "out"))
+    names = [Path(image["file_name"]).name for image in read_dataset(tmp_path / "out" / "dataset.json")["images"]]
+    assert names == ["0.png", "1.png", "2.png"]
+
+
+def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path):
+    models = FakeModels()
+    before = sum(type(thing) is Segmentation for thing in gc.get_objects())
+    report = segment_files(models, pictures(tmp_path, 6), "ball", OutputSettings(tmp_path / "out", pictures=False))
+    assert report.found == {"ball": 6}
+    assert max(models.alive) - before <= 1
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("CUDA out of\nmemory"), MemoryError(), QueryError("without the name of a file")]
+)
+def test_one_picture_too_many_for_the_machine_is_not_the_end_of_the_run(tmp_path, error):
+    models = FakeModels({"1.png": error})
+    paths = pictures(tmp_path, 3)
+    report = segment_files(models, paths, "ball", OutputSettings(tmp_path / "out", pictures=False))
+    assert (report.images, report.found) == (2, {"ball": 2})
+    (failure,) = report.failures
+    assert str(paths[1]) in failure.message
+    assert len(failure.message.splitlines()) == 1
+
+
+def test_a_picture_named_twice_is_done_once(tmp_path):
+    models = FakeModels()
+    (path,) = pictures(tmp_path, 1)
+    assert segment_files(models, [path, path], "ball", OutputSettings(tmp_path / "out")).images == 1
+    assert models.seen == ["0.png"]
+
+
+def test_a_file_that_cannot_be_written_is_known_before_the_first_picture(tmp_path):
+    models = FakeModels()
+    (tmp_path / "out" / "dataset.json").mkdir(parents=True)
+    with pytest.raises(OutputError, match="--output"):
+        segment_files(models, pictures(tmp_path), "ball", OutputSettings(tmp_path / "out", pictures=False))
+    assert models.seen == []
+
+
+def test_somebody_elses_dataset_is_not_overwritten_but_ones_own_is(tmp_path):
+    files, out = pictures(tmp_path, 1), OutputSettings(tmp_path / "out", pictures=False)
+    dataset = segment_files(FakeModels(), files, "ball", out).dataset
+    segment_files(FakeModels(), files, "ball", out)
+    dataset.write_text('{"images": [], "annotations": [], "categories": []}', encoding="utf-8")
+    with pytest.raises(OutputError, match="did not make it"):
+        segment_files(FakeModels(), files, "ball", out)
+    assert read_dataset(dataset)["images"] == []
