@@ -13,7 +13,7 @@ from pathlib import Path
 import clip
 import numpy as np
 import torch
-from clip.model import CLIP
+from clip.model import CLIP, convert_weights
 from demo_world.backgrounds import background_bank
 from demo_world.scenes import SceneSettings, SpriteBank, render_scene
 from demo_world.sprites import HELD_OUT_VENDOR, TRAINING_VENDORS, load_sprites, load_things
@@ -177,8 +177,17 @@ def patch_argmax_iou(model: CLIP, texts: Texts, scenes: Scenes, batches: int) ->
 
 
 def export(model: CLIP, path: Path) -> None:
-    """A state dict with OpenAI's names, half precision as theirs, loadable by `clip.load(path)`."""
-    torch.save({name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}, path)
+    """A TorchScript archive in half precision with OpenAI's names and its three extra numbers, as theirs are, so that
+    `clip.load(path)` takes it."""
+    model = model.cpu().eval().requires_grad_(False)
+    convert_weights(model)  # leaves the norms in float32
+    model.token_embedding.half()
+    for name, value in (("input_resolution", SIDE), ("context_length", 77), ("vocab_size", 49408)):
+        model.__dict__.pop(name, None)  # some are plain attributes of the module
+        model.register_buffer(name, torch.tensor(value))
+    example = (torch.zeros(1, 3, SIDE, SIDE, dtype=torch.float16), torch.zeros(1, 77, dtype=torch.int64))
+    with torch.no_grad():
+        torch.jit.save(torch.jit.trace(model, example, check_trace=False), str(path))
 
 
 def main() -> None:

@@ -237,6 +237,7 @@ def export(sam: nn.Module, path: Path) -> None:
 def main() -> None:
     parser = training_parser(__doc__, Path("runs/demo_sam"))
     parser.add_argument("--batch", type=int, default=12, help=f"scenes a step, {PROMPTS} prompts each")
+    parser.add_argument("--iou-weight", type=float, default=5, help="of the predicted IoU's squared error in the loss")
     parser.add_argument("--lr", type=float, default=3e-3)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -267,7 +268,7 @@ def main() -> None:
     for batch in data:
         logits, scores, target = predict(sam, batch, args.device)
         mask_loss, iou_loss = loss_of(logits, scores, target)
-        (mask_loss + iou_loss).backward()
+        (mask_loss + args.iou_weight * iou_loss).backward()
         norm = optimiser.step(run.factor)
         run.step += 1
         if run.step % 100 == 0:

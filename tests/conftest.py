@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import hypothesis
 import pytest
 import torch
 
+hypothesis.settings.register_profile("text2seg", deadline=None)  # timings never decide a test
+hypothesis.settings.load_profile("text2seg")
 torch.set_num_threads(max(torch.get_num_threads() // 2, 1))
 
 
