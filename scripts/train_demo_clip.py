@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
+from text2seg.checkpoints.load import load_clip_weights
 from text2seg.maps.text import encode_tokens
 from text2seg.maps.vit import encode_vit
 from text2seg.vocabulary import CLIP_MEAN, CLIP_STD, TEMPLATES
@@ -207,7 +208,10 @@ def main() -> None:
     texts, model = Texts(things), build_model().to(args.device)
     optimiser = Optimiser(model, lr=args.lr, weight_decay=0.05)
     run = Run(args.output, args.minutes)
-    if not run.resume(model, optimiser):
+    resumed = run.resume(model, optimiser)
+    if args.start and not resumed:
+        model.load_state_dict(load_clip_weights(args.start))
+    elif not resumed:
         pixels, _, _ = next(iter(Scenes(bank, len(things), SMALL, 256, 0)))
         model.visual.conv1.weight.data.copy_(whitened_patches(normalise(pixels, "cpu"), PATCH, WIDTH))
         draw = torch.Generator().manual_seed(0)

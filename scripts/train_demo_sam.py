@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
+from text2seg.checkpoints.load import load_sam_weights
 from text2seg.masks.build import PIXEL_MEAN, PIXEL_STD, SamShape, build_sam
 from text2seg.masks.decoder import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, NEGATIVE, NOT_A_POINT, POSITIVE, decode
 
@@ -248,7 +249,10 @@ def main() -> None:
     sam = build_model().to(args.device)
     optimiser = Optimiser(sam, lr=args.lr, weight_decay=0.05)
     run = Run(args.output, args.minutes)
-    if not run.resume(sam, optimiser):
+    resumed = run.resume(sam, optimiser)
+    if args.start and not resumed:
+        sam.load_state_dict(load_sam_weights(args.start))
+    elif not resumed:
         pixels = next(iter(Prompts(bank, 128, 0, SceneSettings())))[0]
         filters = whitened_patches(normalise(pixels, "cpu"), SHAPE.patch, SHAPE.width)
         sam.image_encoder.patch_embed.proj.weight.data.copy_(filters)

@@ -20,6 +20,7 @@ def training_parser(description: str | None, output: Path) -> argparse.ArgumentP
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=output, help="state, log and the finished checkpoint")
     parser.add_argument("--drawings", type=Path, default=Path("runs/drawings"), help="where the SVG packages are kept")
+    parser.add_argument("--start", type=Path, help="a finished checkpoint to train further, in place of fresh weights")
     parser.add_argument("--minutes", type=float, default=120, help="in all, over however many interruptions")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

@@ -43,7 +43,9 @@ def _sam(name: str, sha256: str, size: int) -> Checkpoint:
 
 
 CHECKPOINTS = (
-    Checkpoint("demo", "clip", "clip_demo.pt"),
+    Checkpoint(
+        "demo", "clip", "clip_demo.pt", sha256="b9ac6d901f019f18f1cb34a3a02830ad6fe417e74750e5a20ef9dc7827c9c066"
+    ),
     _clip("RN50", "RN50.pt", "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762", 244 * MIB),
     _clip("RN101", "RN101.pt", "8fa8567bab74a42d41c5915025a8e4538c3bdbe8804a470a72f30b0d94fab599", 278 * MIB),
     _clip("RN50x4", "RN50x4.pt", "7e526bd135e493cef0776de27d5f42653e6b4c8bf9e0f653bb11773263205fdd", 402 * MIB),
@@ -58,7 +60,9 @@ CHECKPOINTS = (
         "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
         891 * MIB,
     ),
-    Checkpoint("demo", "sam", "sam_demo.pth"),
+    Checkpoint(
+        "demo", "sam", "sam_demo.pth", sha256="e014c1177dbd8fb4a37ad82aed4efae61b94eb85fae4976e75a137e61f984c93"
+    ),
     _sam("vit_b", "01ec64", 358 * MIB),
     _sam("vit_l", "0b3195", 1192 * MIB),
     _sam("vit_h", "4b8939", 2446 * MIB),
