@@ -20,7 +20,7 @@ from text2seg.maps.build import import_clip
 
 DEMO = Path(__file__).parents[1] / "text2seg" / "demo"
 SCENES = DEMO / "scenes"
-LEAST = {"new-scenes": 0.50, "held-out": 0.40}
+LEAST = {"new-scenes": 0.58, "held-out": 0.58}
 
 
 def present(truth: dict, image_id: int) -> list[str]:
@@ -31,7 +31,7 @@ def present(truth: dict, image_id: int) -> list[str]:
 def test_the_readmes_demo_run(tmp_path, capsys):
     """What `make demo` runs, judged by the COCO file that it writes."""
     queries = (SCENES / "queries.txt").read_text(encoding="utf-8").strip()
-    name = "images/scene_0015.jpg"
+    name = "images/scene_0008.jpg"
     status = main(["segment", str(SCENES / "held-out" / name), "--queries", queries, "--output", str(tmp_path)])
     assert status == 0, capsys.readouterr().err
     found, truth = read_dataset(tmp_path / "dataset.json"), read_dataset(SCENES / "held-out" / "dataset.json")
@@ -42,7 +42,7 @@ def test_the_readmes_demo_run(tmp_path, capsys):
     image_id = truth["images"][0]["id"]
     truth["annotations"] = [a for a in truth["annotations"] if a["image_id"] == image_id and a["category_id"] in wanted]
     assert category_given(truth, found).mean_iou >= 0.6
-    for picture in ("scene_0015_overlay.png", "scene_0015_maps.png"):
+    for picture in ("scene_0008_overlay.png", "scene_0008_maps.png"):
         assert Image.open(tmp_path / picture).width >= 400
 
 
@@ -64,22 +64,22 @@ def test_category_given_iou_on_bundled_scenes(demo, split):
 
 
 def test_the_three_lines_of_the_readme(demo):
-    result = demo.segment(SCENES / "held-out" / "images" / "scene_0015.jpg", ["cow", "elephant"])
-    assert [segment.query for segment in result.segments] == ["cow", "elephant"]
+    result = demo.segment(SCENES / "held-out" / "images" / "scene_0008.jpg", ["koala", "maple leaf"])
+    assert [segment.query for segment in result.segments] == ["koala", "maple leaf"]
     assert all(segment.mask.shape == result.image.hw and segment.mask.dtype == bool for segment in result.segments)
 
 
 def test_path_pil_and_array_give_the_same(demo):
-    path = SCENES / "held-out" / "images" / "scene_0015.jpg"
+    path = SCENES / "held-out" / "images" / "scene_0008.jpg"
     picture = Image.open(path)
-    masks = [demo.segment(source, "cow").segments[0].mask for source in (path, picture, np.asarray(picture))]
+    masks = [demo.segment(source, "koala").segments[0].mask for source in (path, picture, np.asarray(picture))]
     assert (masks[0] == masks[1]).all()
     assert (masks[0] == masks[2]).all()
 
 
 def test_batch_session_and_threads_give_what_single_calls_give(demo):
     paths = sorted((SCENES / "held-out" / "images").iterdir())[:4]
-    queries = ["cow", "dog"]
+    queries = ["koala", "dog"]
     single = [demo.segment(path, queries) for path in paths]
     batch = demo.segment_many(paths, queries)
     with ThreadPoolExecutor(4) as pool:
@@ -108,7 +108,7 @@ def test_batch_session_and_threads_give_what_single_calls_give(demo):
 )
 def test_every_mode_of_the_original_demo_runs_and_the_map_peaks_at_the_thing(demo, maps):
     result = demo.segment(
-        SCENES / "held-out" / "images" / "scene_0015.jpg", ["cow", "elephant+birthday cake"], Settings(maps)
+        SCENES / "held-out" / "images" / "scene_0008.jpg", ["koala", "maple leaf+alarm clock"], Settings(maps)
     )
     assert result.maps.scores.shape[0] == 2
     assert np.isfinite(result.maps.scores).all()
@@ -118,14 +118,14 @@ def test_every_mode_of_the_original_demo_runs_and_the_map_peaks_at_the_thing(dem
 def test_clip_load_takes_the_demo_checkpoint():
     """OpenAI's own loader, so that the file is really in the official format."""
     model, preprocess = import_clip().load(str(DEMO / "clip_demo.pt"), device="cpu")
-    picture = preprocess(Image.open(SCENES / "held-out" / "images" / "scene_0015.jpg"))[None]
+    picture = preprocess(Image.open(SCENES / "held-out" / "images" / "scene_0008.jpg"))[None]
     assert torch.isfinite(model.encode_image(picture)).all()
 
 
 def test_bf16_gives_nearly_the_masks_of_fp32(demo):
     half = Text2Seg.load("demo", device="cpu", precision="bf16")
-    path = SCENES / "held-out" / "images" / "scene_0015.jpg"
-    for a, b in zip(demo.segment(path, "cow").segments, half.segment(path, "cow").segments, strict=True):
+    path = SCENES / "held-out" / "images" / "scene_0008.jpg"
+    for a, b in zip(demo.segment(path, "koala").segments, half.segment(path, "koala").segments, strict=True):
         assert (a.mask & b.mask).sum() / (a.mask | b.mask).sum() > 0.9
     assert half.provenance()["precision"] == "bf16"
 

@@ -26,7 +26,7 @@ def test_python(number, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     exec(compile(PYTHON[number], f"README.md, block {number}", "exec"), {})
     if number == 0:
-        assert "cow" in capsys.readouterr().out
+        assert "koala" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", COMMANDS)
