@@ -10,7 +10,6 @@ The same split, count and sizes always give the same pictures.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,9 @@ from demo_world.sprites import HELD_OUT_VENDOR, TRAINING_VENDORS, load_sprites, 
 from PIL import Image
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
+
+from text2seg.coco import rle
+from text2seg.coco.dataset import write_dataset
 
 SPLITS = {
     "new-scenes": (TRAINING_VENDORS, 1001),
@@ -45,15 +47,15 @@ def render_split(
         height, width = scene.owner.shape
         images.append({"id": number, "file_name": name, "width": width, "height": height})
         for k, (thing, vendor) in enumerate(zip(scene.things, scene.vendors, strict=True), start=1):
-            rle = coco_mask.encode(np.asfortranarray(scene.owner == k, dtype=np.uint8))
+            visible = rle.encode(scene.owner == k)
             annotations.append(
                 {
                     "id": len(annotations) + 1,
                     "image_id": number,
                     "category_id": thing + 1,
-                    "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
-                    "area": int(coco_mask.area(rle)),
-                    "bbox": [float(v) for v in coco_mask.toBbox(rle)],
+                    "segmentation": visible,
+                    "area": rle.area(visible),
+                    "bbox": [float(v) for v in coco_mask.toBbox(visible)],
                     "iscrowd": 0,
                     "attributes": {"vendor": vendor},
                 }
@@ -65,9 +67,7 @@ def render_split(
         "annotations": annotations,
         "categories": [{"id": i, "name": name, "supercategory": "thing"} for i, name in enumerate(things, start=1)],
     }
-    path = output / "dataset.json"
-    path.write_text(json.dumps(dataset), encoding="utf-8")
-    return path
+    return write_dataset(dataset, output / "dataset.json")
 
 
 def main() -> None:

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from text2seg import PointSettings, Settings, Text2Seg
+from text2seg.coco import rle
 from text2seg.coco.dataset import build_dataset, read_dataset
 from text2seg.evaluation import category_given
 from text2seg.images import load_image
@@ -59,9 +59,9 @@ def score(models: Text2Seg, folder: Path, limit: int | None) -> dict[str, float]
     return row | {"scenes": len(truth["images"]), "things": len(truth["annotations"])}
 
 
-def one_point(models: Text2Seg, session, query: str, rle: dict) -> tuple[float, float]:
+def one_point(models: Text2Seg, session, query: str, segmentation: dict) -> tuple[float, float]:
     """IoU of the mask from the true mask's deepest point: SAM's choice, and the best of its candidates."""
-    mask = coco_mask.decode(rle).astype(bool)
+    mask = rle.decode(segmentation)
     depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
     row, column = np.unravel_index(depth.argmax(), depth.shape)
     points = PointPrompts(np.array([[column, row]], np.float32), np.ones(1, np.int8), np.ones(1, np.float32))

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from text2seg.checkpoints.shapes import count_numbered
 from text2seg.errors import CheckpointError
 
 HEAD_WIDTH = 64  # no shape tells it; it is 64 in every published CLIP
@@ -67,11 +68,13 @@ def _read_shape(weights: Mapping[str, Tensor]) -> ClipShape:
     vision_layers: int | tuple[int, ...]
     if "visual.proj" in weights:
         vision_width, _, patch, _ = weights["visual.conv1.weight"].shape
-        vision_layers = _count(weights, "visual.transformer.resblocks.{}.attn.in_proj_weight")
+        vision_layers = count_numbered(weights, "visual.transformer.resblocks.{}.attn.in_proj_weight")
         image_size = patch * _grid(weights["visual.positional_embedding"])
     else:
         vision_width = weights["visual.layer1.0.conv1.weight"].shape[0]
-        vision_layers = tuple(_count(weights, f"visual.layer{stage}.{{}}.conv1.weight") for stage in (1, 2, 3, 4))
+        vision_layers = tuple(
+            count_numbered(weights, f"visual.layer{stage}.{{}}.conv1.weight") for stage in (1, 2, 3, 4)
+        )
         image_size = RESNET_STRIDE * _grid(weights["visual.attnpool.positional_embedding"])
     return ClipShape(
         embedding=embedding,
@@ -82,7 +85,7 @@ def _read_shape(weights: Mapping[str, Tensor]) -> ClipShape:
         context_length=context_length,
         vocabulary=vocabulary,
         text_width=text_width,
-        text_layers=_count(weights, "transformer.resblocks.{}.attn.in_proj_weight"),
+        text_layers=count_numbered(weights, "transformer.resblocks.{}.attn.in_proj_weight"),
     )
 
 
@@ -93,16 +96,6 @@ def _grid(positions: Tensor) -> int:
     if side * side != cells:
         raise CheckpointError(f"not a CLIP checkpoint: its {cells} image positions do not make a square")
     return side
-
-
-def _count(weights: Mapping[str, Tensor], name: str) -> int:
-    """How many of the numbered tensors there are; at least one."""
-    count = 0
-    while name.format(count) in weights:
-        count += 1
-    if not count:
-        raise KeyError(name.format(0))
-    return count
 
 
 def build_clip(weights: Mapping[str, Tensor], *, source: str = "the checkpoint") -> nn.Module:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from text2seg.checkpoints.shapes import count_numbered
 from text2seg.errors import CheckpointError
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
@@ -63,11 +64,11 @@ class SamShape:
 def _read_shape(weights: Mapping[str, Tensor]) -> SamShape:
     width, _, patch, _ = weights["image_encoder.patch_embed.proj.weight"].shape
     grid = weights["image_encoder.pos_embed"].shape[1]
-    depth = _count(weights, "image_encoder.blocks.{}.norm1.weight")
+    depth = count_numbered(weights, "image_encoder.blocks.{}.norm1.weight")
     spans = [(weights[f"image_encoder.blocks.{i}.attn.rel_pos_h"].shape[0] + 1) // 2 for i in range(depth)]
     head_width = weights["image_encoder.blocks.0.attn.rel_pos_h"].shape[1]
     windows = {span for span in spans if span != grid}
-    iou_depth = _count(weights, "mask_decoder.iou_prediction_head.layers.{}.weight")
+    iou_depth = count_numbered(weights, "mask_decoder.iou_prediction_head.layers.{}.weight")
     return SamShape(
         width=width,
         depth=depth,
@@ -78,22 +79,12 @@ def _read_shape(weights: Mapping[str, Tensor]) -> SamShape:
         patch=patch,
         embedding=weights["image_encoder.neck.0.weight"].shape[0],
         mask_in_channels=weights["prompt_encoder.mask_downscaling.3.weight"].shape[0],
-        decoder_depth=_count(weights, "mask_decoder.transformer.layers.{}.norm1.weight"),
+        decoder_depth=count_numbered(weights, "mask_decoder.transformer.layers.{}.norm1.weight"),
         decoder_mlp=weights["mask_decoder.transformer.layers.0.mlp.lin1.weight"].shape[0],
         candidates=weights["mask_decoder.mask_tokens.weight"].shape[0] - 1,
         iou_depth=iou_depth,
         iou_width=weights["mask_decoder.iou_prediction_head.layers.0.weight"].shape[0],
     )
-
-
-def _count(weights: Mapping[str, Tensor], name: str) -> int:
-    """How many of the numbered tensors there are; at least one."""
-    count = 0
-    while name.format(count) in weights:
-        count += 1
-    if not count:
-        raise KeyError(name.format(0))
-    return count
 
 
 def build_sam(shape: SamShape) -> Any:
