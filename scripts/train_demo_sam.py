@@ -8,13 +8,14 @@ Resumable: run the same command again.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
 from demo_world.backgrounds import background_bank
-from demo_world.prompts import PROMPTS, SIDE, TARGET, Prompts
+from demo_world.prompts import LARGEST_SCENE, PROMPTS, SIDE, TARGET, Prompts
 from demo_world.scenes import SceneSettings, SpriteBank
 from demo_world.sprites import HELD_OUT_VENDOR, TRAINING_VENDORS, load_sprites
 from demo_world.training import Optimiser, Run, attention, training_parser, whitened_patches
@@ -34,13 +35,13 @@ SHAPE = SamShape(
     global_blocks=(1, 3, 5),
     image_size=SIDE,
     patch=16,
-    embedding=64,
+    embedding=128,
     mask_in_channels=16,
     decoder_depth=2,
-    decoder_mlp=256,
+    decoder_mlp=512,
     candidates=3,
     iou_depth=3,
-    iou_width=64,
+    iou_width=128,
 )
 
 
@@ -58,13 +59,32 @@ def build_model() -> nn.Module:
     return sam
 
 
+def start_from(sam: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
+    """Take over a finished SAM of this or another size: positions are stretched, what else has another shape begins
+    anew. Gives the names of what does."""
+    anew = []
+    for name, tensor in sam.state_dict().items():
+        given = weights.get(name)
+        if given is not None and given.ndim == tensor.ndim and given.shape != tensor.shape:
+            if name.endswith("pos_embed") and given.shape[-1] == tensor.shape[-1]:
+                grid = F.interpolate(given.movedim(-1, 1), tensor.shape[1:3], mode="bicubic")
+                given = grid.movedim(1, -1)
+            elif "rel_pos" in name and given.shape[-1] == tensor.shape[-1]:
+                given = F.interpolate(given.T[None], len(tensor), mode="linear")[0].T
+        if given is not None and given.shape == tensor.shape:
+            tensor.copy_(given)
+        else:
+            anew.append(name)
+    return anew
+
+
 def normalise(pixels: Tensor, device: str) -> Tensor:
     mean, std = (torch.tensor(v, device=device)[:, None, None] for v in (PIXEL_MEAN, PIXEL_STD))
     return (pixels.to(device).permute(0, 3, 1, 2).float() - mean) / std
 
 
 def predict(sam: nn.Module, batch: tuple, device: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits [P, 4, 128, 128], predicted IoU [P, 4], targets float [P, 128, 128] in [0, 1]."""
+    """Logits [P, 4, TARGET, TARGET], predicted IoU [P, 4], targets float [P, TARGET, TARGET] in [0, 1]."""
     pixels, points, labels, targets, masks = batch
     index = torch.arange(len(pixels), device=device).repeat_interleave(len(points) // len(pixels))
     with torch.autocast(device, torch.bfloat16):
@@ -88,7 +108,7 @@ def loss_of(logits: Tensor, scores: Tensor, target: Tensor) -> tuple[Tensor, Ten
     each = 20 * focal + dice
     with torch.no_grad():
         iou = iou_of(logits, target)
-    masks = each[:, 0] + each[:, 1:].amin(1) + 0.1 * each[:, 1:].mean(1)
+    masks = each[:, 0] + each[:, 1:].amin(1) + 0.3 * each[:, 1:].mean(1)
     return masks.mean(), F.mse_loss(scores, iou)
 
 
@@ -103,7 +123,7 @@ def one_point_iou(sam: nn.Module, prompts: Prompts, scenes: int, device: str) ->
     """IoU from the deepest point of each drawing: of the candidate SAM scores best, and of the best of three."""
     sam.eval()
     rng = np.random.default_rng(54321)
-    backgrounds = background_bank(rng, 40, SIDE + 64)
+    backgrounds = background_bank(rng, 40, LARGEST_SCENE)
     chosen, best = [], []
     for _ in range(scenes):
         canvas, owner, things = prompts.scene(rng, backgrounds)
@@ -150,7 +170,7 @@ def main() -> None:
     run = Run(args.output, args.minutes)
     resumed = run.resume(sam, optimiser)
     if args.start and not resumed:
-        sam.load_state_dict(load_sam_weights(args.start))
+        run.log(start=str(args.start), anew=len(start_from(sam, load_sam_weights(args.start))))
     elif not resumed:
         pixels = next(iter(Prompts(bank, 128, 0, SceneSettings())))[0]
         filters = whitened_patches(normalise(pixels, "cpu"), SHAPE.patch, SHAPE.width)

@@ -124,7 +124,7 @@ def test_what_cannot_be_downloaded(names, says, capsys):
 def test_file_names_that_are_no_unicode(tmp_path):
     path = scene(tmp_path, "ungl\udcfcck.png")
     done = subprocess.run(
-        [sys.executable, "-m", "text2seg.cli", "segment", path, "--query", wanted(), "--output", tmp_path / "out"],
+        [sys.executable, "-m", "text2seg", "segment", path, "--query", wanted(), "--output", tmp_path / "out"],
         capture_output=True,
         env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
     )
@@ -152,6 +152,6 @@ def test_a_reader_that_has_seen_enough():
 
 
 def test_as_a_program():
-    done = subprocess.run([sys.executable, "-m", "text2seg.cli", "segment"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "text2seg", "segment"], capture_output=True, text=True)
     assert done.returncode == 1
     assert "nothing to look for" in done.stderr

@@ -39,5 +39,6 @@ def map_score(scores: NDArray[np.float32], mask: NDArray[np.bool_]) -> float:
     inside = np.count_nonzero(mask)
     if inside in (0, mask.size):
         return 0.0
-    stretched = resize(minmax(scores)[None], mask.shape)[0]
+    height, width = mask.shape
+    stretched = resize(minmax(scores)[None], (height, width))[0]
     return float(stretched[mask].mean() - stretched[~mask].mean())

@@ -16,13 +16,17 @@ from demo_world.scenes import SceneSettings, SpriteBank, render_scene
 from text2seg.masks.build import PIXEL_MEAN
 from text2seg.masks.decoder import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, NEGATIVE, NOT_A_POINT, POSITIVE
 
-SIDE, TARGET = 256, 128  # pixels of the model's square input, and of the masks that it is judged on
+SIDE, TARGET = 384, 144  # pixels of the model's square input, and of the masks that it is judged on
+LARGEST_SCENE = 448  # scenes of other sizes are brought to the model's, as pictures are
+LOW_RESOLUTION = SIDE // 4
 PROMPTS = 3  # a scene
+BACKGROUNDS = 300
 
 
 class Prompts(IterableDataset):
-    """Endless batches: pixels uint8 [B, 256, 256, 3]; points float32 [B·3, N, 2] and labels int64 [B·3, N];
-    targets uint8 [B·3, 128, 128], the share of each pixel that is covered; mask logits [B·3, 1, 64, 64] or None."""
+    """Endless batches: pixels uint8 [B, SIDE, SIDE, 3]; points float32 [B·3, N, 2] and labels int64 [B·3, N];
+    targets uint8 [B·3, TARGET, TARGET], the share of each pixel that is covered; mask logits
+    [B·3, 1, SIDE / 4, SIDE / 4] or None."""
 
     def __init__(self, bank: SpriteBank, batch: int, seed: int, settings: SceneSettings) -> None:
         self.bank, self.batch, self.seed, self.settings = bank, batch, seed, settings
@@ -30,10 +34,10 @@ class Prompts(IterableDataset):
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]]:
         worker = torch.utils.data.get_worker_info()
         rng = np.random.default_rng([self.seed, worker.id if worker else 0])
-        backgrounds = background_bank(rng, 500, SIDE + 64)
+        backgrounds = background_bank(rng, BACKGROUNDS, LARGEST_SCENE)
         while True:
             yield self.make_batch(rng, backgrounds)
-            backgrounds[rng.integers(500)] = background_bank(rng, 1, SIDE + 64)[0]
+            backgrounds[rng.integers(BACKGROUNDS)] = background_bank(rng, 1, LARGEST_SCENE)[0]
 
     def make_batch(self, rng: np.random.Generator, backgrounds: list[np.ndarray]) -> tuple:
         kind = rng.choice(["point", "points", "box"], p=[0.4, 0.45, 0.15])
@@ -66,13 +70,19 @@ class Prompts(IterableDataset):
         )
 
     def scene(self, rng: np.random.Generator, backgrounds: list[np.ndarray]) -> tuple:
-        short = int(rng.integers(160, SIDE + 1))
-        hw = (short, SIDE) if rng.random() < 0.6 else (SIDE, short)
-        scene = render_scene(rng, self.bank, hw, self.settings, backgrounds=backgrounds)
+        """A square canvas uint8 [SIDE, SIDE, 3], whose drawing covers each pixel [SIDE, SIDE], and what is drawn."""
+        long = int(rng.integers(288, LARGEST_SCENE + 1))
+        short = round(long * rng.uniform(0.5, 1))
+        scene = render_scene(
+            rng, self.bank, (short, long) if rng.random() < 0.6 else (long, short), self.settings, backgrounds=backgrounds
+        )
+        height, width = (round(side * SIDE / long) for side in scene.owner.shape)
         canvas = np.full((SIDE, SIDE, 3), np.round(PIXEL_MEAN), np.uint8)
-        canvas[: hw[0], : hw[1]] = scene.pixels
+        canvas[:height, :width] = cv2.resize(
+            scene.pixels, (width, height), interpolation=cv2.INTER_AREA if long > SIDE else cv2.INTER_LINEAR
+        )
         owner = np.zeros((SIDE, SIDE), np.uint8)
-        owner[: hw[0], : hw[1]] = scene.owner
+        owner[:height, :width] = cv2.resize(scene.owner, (width, height), interpolation=cv2.INTER_NEAREST)
         return canvas, owner, scene.things
 
 
@@ -116,4 +126,4 @@ def _mask_prompts(rng: np.random.Generator, targets: Tensor) -> Tensor:
     """What a similarity map would give: the target on a coarse grid, shaken and blurred, as logits."""
     coarse = F.adaptive_avg_pool2d(targets[:, None].float() / 255, 16)
     noise = torch.from_numpy(rng.normal(0, 0.2, coarse.shape).astype(np.float32))
-    return F.interpolate((2 * (coarse + noise) - 1) * float(rng.uniform(1, 10)), size=64, mode="bilinear")
+    return F.interpolate((2 * (coarse + noise) - 1) * float(rng.uniform(1, 10)), size=LOW_RESOLUTION, mode="bilinear")

@@ -27,7 +27,7 @@ def overlay(segmentation: Segmentation, *, legend: bool = True) -> NDArray[np.ui
     """
     image = segmentation.image
     factor = -(-LEAST_SIDE // max(image.hw)) if legend else 1
-    pixels = _enlarged(image.pixels, factor).copy()
+    pixels: NDArray[np.uint8] = _enlarged(image.pixels, factor).copy()
     long_side = max(pixels.shape[:2])
     for segment in sorted(segmentation.segments, key=lambda segment: -segment.area):  # small ones stay visible
         _check_size(segment, image)

@@ -1,0 +1,84 @@
+"""`text2seg checkpoints`: list, download and verify weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+
+from text2seg import checkpoints
+from text2seg.cli.common import FAILED, log_to_terminal
+from text2seg.errors import CheckpointError
+
+
+@dataclass(frozen=True, slots=True)
+class ListCheckpoints:
+    """List the weights that have a name, and which of them are on this machine."""
+
+    def run(self) -> int:
+        print(f"folder: {checkpoints.folder()} (the environment variable TEXT2SEG_CHECKPOINTS changes it)")
+        for status in checkpoints.statuses():
+            print(f"{status.kind:4}  {status.name:14}  {status.status:8}  {status.detail}")
+        return 0
+
+
+@dataclass(frozen=True, slots=True)
+class DownloadCheckpoints:
+    """Download weights by name: ViT-B/16, vit_h, …, or a pair: base, large, huge."""
+
+    names: tyro.conf.Positional[
+        Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]", help_behavior_hint="")]
+    ]
+    """Names of checkpoints or of pairs."""
+
+    def run(self) -> int:
+        log_to_terminal()
+        if not self.names:
+            raise CheckpointError("nothing to download: name at least one checkpoint or pair")
+        for name in self.names:
+            _expand(name)  # a slip in the last name shows before the first download
+        for name in self.names:
+            for single, kind in _expand(name):
+                print(checkpoints.fetch(single, kind, check=True))
+        return 0
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyCheckpoints:
+    """Hash the weights that are on this machine and compare with what was published."""
+
+    def run(self) -> int:
+        found = [status for status in checkpoints.statuses(check=True) if status.status != "missing"]
+        for status in found:
+            print(f"{status.kind:4}  {status.name:14}  {status.status:8}  {status.path}  {status.detail}")
+        return FAILED if any(status.status == "damaged" for status in found) else 0
+
+
+Checkpoints = (
+    Annotated[ListCheckpoints, tyro.conf.subcommand("list")]
+    | Annotated[DownloadCheckpoints, tyro.conf.subcommand("download")]
+    | Annotated[VerifyCheckpoints, tyro.conf.subcommand("verify")]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointsCommand:
+    """List, download or verify model weights."""
+
+    what: Checkpoints
+
+    def run(self) -> int:
+        return self.what.run()
+
+
+def _expand(name: str) -> tuple[tuple[str, Literal["clip", "sam"]], ...]:
+    """A pair's name stands for its two checkpoints; any other for the checkpoint of that name."""
+    if name in checkpoints.PAIRS:
+        clip, sam = checkpoints.pair(name)
+        return (clip, "clip"), (sam, "sam")
+    kinds = {checkpoint.name: checkpoint.kind for checkpoint in checkpoints.known()}
+    if name not in kinds:
+        names = ", ".join(dict.fromkeys([*checkpoints.PAIRS, *kinds]))
+        raise CheckpointError(f"there is no checkpoint {name!r} to download; choose from {names}")
+    return ((name, kinds[name]),)

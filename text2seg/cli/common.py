@@ -1,0 +1,51 @@
+"""What several commands share. Heavy imports wait until a command runs, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from text2seg.config import ModelSettings, Settings
+from text2seg.errors import QueryError
+
+if TYPE_CHECKING:
+    from text2seg.pipeline import Text2Seg
+
+FAILED, INTERRUPTED = 1, 130
+
+
+def log_to_terminal(*, verbose: bool = False) -> None:
+    """Warnings go to stderr, with `verbose` also what runs where and why."""
+    level = logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+
+
+def queries_of(query: Sequence[str], queries: str) -> list[str]:
+    """What `--query` (repeated) and `--queries` (with commas) ask for.
+
+    Raises:
+        QueryError: neither was given.
+    """
+    wanted = [*query, *(queries.split(",") if queries else ())]
+    if not wanted:
+        raise QueryError("nothing to look for: give --query at least once")
+    return wanted
+
+
+def load_models(model: ModelSettings, settings: Settings) -> Text2Seg:
+    """The models that the flags ask for."""
+    # Pillow warns from half of our own limit on; that such a picture is large is no news to its owner.
+    warnings.filterwarnings("ignore", message="Image size .* exceeds limit of")
+    from text2seg.pipeline import Text2Seg
+
+    return Text2Seg.load(
+        model.model,
+        clip=model.clip,
+        sam=model.sam,
+        device=model.device,
+        precision=model.precision,
+        settings=settings,
+    )

@@ -1,0 +1,56 @@
+"""`text2seg segment`: pictures and words to masks, now."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from text2seg.cli.common import FAILED, load_models, log_to_terminal, queries_of
+from text2seg.config import MapSettings, ModelSettings, OutputSettings, PointSettings, Settings
+from text2seg.errors import ImageError
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Find what the queries name in pictures and cut it out.
+
+    Writes for each picture an overlay and its maps with their points, and one COCO dataset file for all.
+    Example: text2seg segment photo.jpg --query dog --query "red car"
+    """
+
+    images: tyro.conf.Positional[
+        Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE [FILE ...]", help_behavior_hint="")]
+    ]
+    """Picture files."""
+    query: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """What to look for; repeat for more. "person+bench" gives one segment for both together."""
+    queries: Annotated[str, tyro.conf.arg(help_behavior_hint="")] = ""
+    """More queries in one string, with commas between them."""
+    model: ModelSettings = field(default_factory=ModelSettings)
+    maps: tyro.conf.UseAppendAction[MapSettings] = field(default_factory=MapSettings)
+    points: PointSettings = field(default_factory=PointSettings)
+    output: OutputSettings = field(default_factory=OutputSettings)
+    verbose: bool = False
+    """Say what runs where, and why."""
+
+    def run(self) -> int:
+        log_to_terminal(verbose=self.verbose)
+        wanted = queries_of(self.query, self.queries)
+        if not self.images:
+            raise ImageError("no picture to look at: name at least one file")
+        from text2seg.segmenting import segment_files
+
+        models = load_models(self.model, Settings(self.maps, self.points))
+        report = segment_files(models, self.images, wanted, self.output, progress=len(self.images) > 1)
+        for failure in report.failures:
+            print(f"failed: {failure.message}", file=sys.stderr)
+        for name, count in report.found.items():
+            print(f"{name}: found in {count} of {report.images} image{'s' * (report.images != 1)}")
+        for picture in report.pictures:
+            print(f"picture: {picture}")
+        print(f"COCO file: {report.dataset}")
+        return FAILED if report.failures else 0
