@@ -48,7 +48,7 @@ def cut_out(segment: Segment, image: Image, *, crop: bool = False) -> NDArray[np
     of the image's size.
     """
     _check_size(segment, image)
-    cut = np.zeros((*image.hw, 4), np.uint8)
+    cut: NDArray[np.uint8] = np.zeros((*image.hw, 4), np.uint8)
     cut[segment.mask, :3] = image.pixels[segment.mask]
     cut[segment.mask, 3] = 255
     if crop and segment.area:
