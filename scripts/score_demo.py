@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from text2seg import PointSettings, Settings, Text2Seg
+from text2seg import PointSettings, PresenceSettings, Settings, Text2Seg
 from text2seg.coco import rle
 from text2seg.coco.dataset import build_dataset, read_dataset
 from text2seg.evaluation import category_given
@@ -26,7 +26,8 @@ from text2seg.images import load_image
 from text2seg.records import PointPrompts
 
 SAMPLES = Path(__file__).parents[1] / "text2seg" / "demo" / "scenes"
-METHODS = {"reference": Settings(points=PointSettings(method="reference")), "default": Settings()}
+REFERENCE = Settings(points=PointSettings(method="reference"), presence=PresenceSettings(0))
+METHODS = {"reference": REFERENCE, "default": Settings()}
 
 
 def score(models: Text2Seg, folder: Path, limit: int | None) -> dict[str, float]:

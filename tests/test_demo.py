@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from text2seg import MapSettings, PointSettings, Settings, Text2Seg
+from text2seg import MapSettings, PointSettings, PresenceSettings, Settings, Text2Seg
 from text2seg.cli import main
 from text2seg.coco.dataset import build_dataset, read_dataset
 from text2seg.evaluation import category_given
@@ -50,7 +50,7 @@ def test_the_readmes_demo_run(tmp_path, capsys):
 def test_category_given_iou_on_bundled_scenes(demo, split):
     """The reference method; the numbers on larger splits stand in README and docs/experiments.md."""
     truth = read_dataset(SCENES / split / "dataset.json")
-    settings = Settings(points=PointSettings(method="reference"))
+    settings = Settings(points=PointSettings(method="reference"), presence=PresenceSettings(0))
     results = [
         demo.segment(
             load_image(SCENES / split / e["file_name"], image_id=e["id"], file_name=e["file_name"]), q, settings

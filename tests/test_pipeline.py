@@ -16,6 +16,7 @@ from text2seg.config import MapSettings, PointSettings, Settings
 from text2seg.errors import ImageError, QueryError, Text2SegError
 from text2seg.grids import map_score
 from text2seg.maps.clip import ImageTokens
+from text2seg.maps.presence import PresenceModel
 from text2seg.masks.sam import SamEmbedding
 from text2seg.pipeline import Text2Seg
 from text2seg.records import Candidates, PointPrompts, SimilarityMaps
@@ -30,6 +31,7 @@ class FakeClip:
     """`left` lights up the left half of every image, `right` the right half, `nothing` nothing at all."""
 
     encoded: list[int] = field(default_factory=list)
+    presence: PresenceModel = PresenceModel(("thing",))
 
     def input_hw(self, size):
         return (size, size) if isinstance(size, int) else size or (8, 8)
@@ -42,9 +44,11 @@ class FakeClip:
     def similarity(self, tokens, queries, settings):
         maps = np.zeros((len(queries), 6, 8), np.float32)
         for scores, query in zip(maps, queries, strict=True):
-            if query != "nothing":
-                scores[1:5, (slice(0, 3) if query == "left" else slice(5, 8))] = 1
-        return SimilarityMaps(tuple(queries), maps, np.full(len(queries), 0.3, np.float32), tokens.image_hw)
+            if "nothing" not in query:
+                scores[1:5, (slice(0, 3) if "left" in query else slice(5, 8))] = 1
+        return SimilarityMaps(
+            tuple("|".join(query) for query in queries), maps, np.full(len(queries), 0.3, np.float32), tokens.image_hw
+        )
 
 
 @dataclass

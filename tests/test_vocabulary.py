@@ -12,7 +12,7 @@ def test_there_are_the_85_templates_each_with_one_place_for_the_query():
 
 
 def test_plus_joins_parts_and_spaces_do_not_matter():
-    assert parse_query("  person +  bench").parts == ("person", "bench")
+    assert parse_query("  person +  bench").parts == (("person",), ("bench",))
     assert parse_query("person+bench") == parse_query(" person + bench ")
 
 

@@ -5,13 +5,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from text2seg._version import __version__
-from text2seg.config import MapSettings, PointSettings, Settings
+from text2seg.config import MapSettings, PointSettings, PresenceSettings, Settings
 from text2seg.errors import Text2SegError
+from text2seg.vocabulary import Query
 
 if TYPE_CHECKING:
     from text2seg.pipeline import Session, Text2Seg
 
-__all__ = ["MapSettings", "PointSettings", "Session", "Settings", "Text2Seg", "Text2SegError", "__version__"]
+__all__ = [
+    "MapSettings",
+    "PointSettings",
+    "PresenceSettings",
+    "Query",
+    "Session",
+    "Settings",
+    "Text2Seg",
+    "Text2SegError",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:

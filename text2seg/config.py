@@ -98,11 +98,25 @@ class PointSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class PresenceSettings:
+    """Whether a thing is in the picture at all."""
+
+    presence: float | None = None
+    """Things whose presence is below this, from 0 to 1, are "not found". Default: 0.5 for the demo model's usual maps
+    (surgery, 256 pixels), which presence is fitted to; otherwise 0, which never says "not found"."""
+
+    def __post_init__(self) -> None:
+        if self.presence is not None and not 0 <= self.presence <= 1:
+            raise SettingsError(f"presence must be in [0, 1], got {self.presence}")
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """How an image and words become segments."""
 
     maps: MapSettings = field(default_factory=MapSettings)
     points: PointSettings = field(default_factory=PointSettings)
+    presence: PresenceSettings = field(default_factory=PresenceSettings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,3 +132,43 @@ class OutputSettings:
 
     def __post_init__(self) -> None:
         _check_choices(self)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelSettings:
+    """A labelling job: which files of the folder, where to, and how."""
+
+    output: Path = Path("dataset.json")
+    """The COCO file. Beside it a journal (.journal) keeps what is done, so that a stopped job goes on."""
+    segmentation: Literal["rle", "polygon"] = "rle"
+    """How masks stand in the COCO file: rle is lossless, polygon is what labelling tools want."""
+    recursive: bool = True
+    """Look through the folders in the folder as well."""
+    glob: tuple[str, ...] = ()
+    """Only files of this pattern, such as "*.jpg" or "front/*"; repeat for more. Default: all that Pillow reads."""
+    limit: int | None = None
+    """Only the first so many files, in the order of their paths."""
+    shard: str = ""
+    """Only a part of the files: 2/5 is the second of five. Give each shard an output of its own."""
+    batch: int = 4
+    """Images that go through the models at once; more need more memory."""
+    workers: int = 4
+    """Threads that read and decode pictures."""
+    categories_from: Path | None = None
+    """Take the ids of categories and images from this COCO file, for instance the ground truth to compare with."""
+    keep_candidates: bool = False
+    """Write the masks that SAM offered and that were not chosen as well, into attributes.candidates."""
+    restart: bool = False
+    """Throw away what an earlier run of this job has done."""
+    retry_failures: bool = False
+    """Try images again that failed in an earlier run."""
+    overwrite: bool = False
+    """Write over an output that this job did not make."""
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        _freeze_texts(self, "glob")
+        for name in ("limit", "batch", "workers"):
+            value = getattr(self, name)
+            if not (isinstance(value, int) and value >= 1) and (name != "limit" or value is not None):
+                raise SettingsError(f"{name} must be a whole number of 1 or more, got {value!r}")

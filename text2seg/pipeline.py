@@ -8,29 +8,28 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
-
-import numpy as np
+from dataclasses import asdict, replace
 
 from text2seg import checkpoints
 from text2seg._version import __version__
 from text2seg.checkpoints.load import load_clip_weights, load_sam_weights
 from text2seg.config import MapSettings, Settings
-from text2seg.grids import map_score, minmax
 from text2seg.images import ImageSource as PictureSource
 from text2seg.images import load_image
 from text2seg.maps.clip import Clip, ImageTokens, label_set
-from text2seg.masks.choice import choose
+from text2seg.maps.presence import PresenceModel
+from text2seg.maps.queries import query_maps, texts_of
 from text2seg.masks.sam import Sam, SamEmbedding
-from text2seg.points import combined_points, text2points
-from text2seg.records import Candidates, Image, PointPrompts, Segment, Segmentation, SimilarityMaps
+from text2seg.masks.segments import cut
+from text2seg.points import point_prompts
+from text2seg.records import Image, PointPrompts, Segment, Segmentation, SimilarityMaps
 from text2seg.runtime import PrecisionName, choose_device, choose_precision
 from text2seg.vocabulary import Query, Things, parse_queries
 
 log = logging.getLogger(__name__)
 
 ImageSource = PictureSource | Image
-Queries = str | Iterable[str]
+Queries = str | Iterable[str | Query]
 
 PUBLISHED_INPUT_SIZE = 512  # what the original feeds CLIP before SAM, whatever the model was trained on
 
@@ -93,13 +92,19 @@ class Text2Seg:
         chosen = choose_precision(where, precision)
         clip_file, sam_file = checkpoints.fetch(clip_name, "clip"), checkpoints.fetch(sam_name, "sam")
         log.info("CLIP on %s in %s: %s", where, chosen.name, chosen.reason)
-        is_demo = clip_name == "demo"
+        things = Things.of_demo() if clip_name == "demo" else None
         return cls(
-            Clip.from_weights(load_clip_weights(clip_file), device=where, precision=chosen, source=str(clip_file)),
+            Clip.from_weights(
+                load_clip_weights(clip_file),
+                device=where,
+                precision=chosen,
+                source=str(clip_file),
+                presence=PresenceModel.of_demo(things.names) if things else None,
+            ),
             Sam.from_weights(load_sam_weights(sam_file), device=where, precision=precision),
             settings=settings,
-            input_size=None if is_demo else PUBLISHED_INPUT_SIZE,
-            things=Things.of_demo() if is_demo else None,
+            input_size=None if things else PUBLISHED_INPUT_SIZE,
+            things=things,
             provenance={
                 "clip": {"name": clip_name, "sha256": checkpoints.sha256_of(clip_file)},
                 "sam": {"name": sam_name, "sha256": checkpoints.sha256_of(sam_file)},
@@ -124,12 +129,12 @@ class Text2Seg:
         """
         maps = (settings or self.settings).maps
         parsed = parse_queries(queries)
-        parts = [part for query in parsed for part in query.parts]
+        texts = texts_of(parsed)
         if self.things:
-            for part in parts:
-                self.things.check(part)
+            for wording in dict.fromkeys(wording for wordings in texts for wording in wordings):
+                self.things.check(wording)
         if maps.redundancy == "label-set":
-            label_set(parts, maps.labels)
+            label_set(texts, maps.labels)
         return parsed
 
     def open(self, image: ImageSource, *, image_id: int = 1) -> Session:
@@ -168,19 +173,32 @@ class Text2Seg:
         parsed = self.check(queries, settings)
         tokens = self._encode(sessions, settings.maps)
         found = [self._point(each, parsed, settings) for each in tokens]
-        jobs = [(n, q) for n, (_, prompts) in enumerate(found) for q, points in enumerate(prompts) if len(points)]
+        jobs = [
+            (n, q)
+            for n, (maps, prompts) in enumerate(found)
+            for q, query in enumerate(parsed)
+            if len(prompts[q]) and maps.presence[q] >= self._least_presence(query, settings)
+        ]
         embeddings = self._embed(sessions, {n for n, _ in jobs})
         candidates = self.sam.decode([(embeddings[n], found[n][1][q]) for n, q in jobs])
-        segments: list[list[Segment]] = [[] for _ in sessions]
+        kept: list[list[Segment]] = [[] for _ in sessions]
         for (n, q), answer in zip(jobs, candidates, strict=True):
             maps, prompts = found[n]
-            segment = self._cut(embeddings[n], maps, q, prompts[q], answer)
-            if segment.area:
-                segments[n].append(segment)
+            segment = cut(self.sam, embeddings[n], maps, q, prompts[q], answer)
+            if segment.area >= max(parsed[q].min_area, 1):
+                kept[n].append(segment)
         return tuple(
-            Segmentation(session.image, tuple(cut), maps)
-            for session, cut, (maps, _) in zip(sessions, segments, found, strict=True)
+            Segmentation(session.image, tuple(segments), maps)
+            for session, segments, (maps, _) in zip(sessions, kept, found, strict=True)
         )
+
+    def _least_presence(self, query: Query, settings: Settings) -> float:
+        """What was asked for, else the model's own threshold, which holds for maps as it was fitted to only."""
+        for asked in (query.presence, settings.presence.presence):
+            if asked is not None:
+                return asked
+        usual = settings.maps.architecture == "surgery" and settings.maps.input_size is None
+        return self.clip.presence.threshold if usual else 0.0
 
     def _encode(self, sessions: Sequence[Session], settings: MapSettings) -> list[ImageTokens]:
         """CLIP tokens of every session; those not held yet are made in one batch."""
@@ -203,25 +221,13 @@ class Text2Seg:
     def _point(
         self, tokens: ImageTokens, queries: tuple[Query, ...], settings: Settings
     ) -> tuple[SimilarityMaps, tuple[PointPrompts, ...]]:
-        """One map and one set of points for every query; the parts of a combined query share theirs."""
-        of_parts = self.clip.similarity(tokens, [part for query in queries for part in query.parts], settings.maps)
-        image_hw = of_parts.image_hw
-        scores, presence = [], []
-        prompts: list[PointPrompts] = []
-        first = 0
-        for query in queries:
-            rows = slice(first, first + len(query.parts))
-            first = rows.stop
-            own = of_parts.scores[rows]
-            presence.append(of_parts.presence[rows].min())
-            if len(query.parts) == 1:
-                scores.append(own[0])
-                prompts += text2points(own, image_hw, settings.points)
-            else:
-                scores.append(minmax(own).mean(0))
-                prompts.append(combined_points(own, image_hw, settings.points))
-        names = tuple(query.name for query in queries)
-        return SimilarityMaps(names, np.stack(scores), np.array(presence, np.float32), image_hw), tuple(prompts)
+        """One map and one set of points for every query."""
+        maps, parts = query_maps(self.clip, tokens, queries, settings.maps)
+        prompts = []
+        for query, own in zip(queries, parts, strict=True):
+            threshold = settings.points.threshold if query.threshold is None else query.threshold
+            prompts.append(point_prompts(own, maps.image_hw, replace(settings.points, threshold=threshold)))
+        return maps, tuple(prompts)
 
     def _segment_points(self, session: Session, query: str, points: PointPrompts, settings: Settings | None) -> Segment:
         settings = settings or self.settings
@@ -229,23 +235,7 @@ class Text2Seg:
         maps, _ = self._point(self._encode([session], settings.maps)[0], parsed, settings)
         embedding = self._embed([session], {0})[0]
         (candidates,) = self.sam.decode([(embedding, points)])
-        return self._cut(embedding, maps, 0, points, candidates)
-
-    def _cut(
-        self, embedding: SamEmbedding, maps: SimilarityMaps, query: int, points: PointPrompts, candidates: Candidates
-    ) -> Segment:
-        chosen = choose(candidates)
-        mask = self.sam.mask(embedding, candidates, chosen)
-        return Segment(
-            query=maps.queries[query],
-            mask=mask,
-            sam_score=float(candidates.scores[chosen]),
-            map_score=map_score(maps.scores[query], mask),
-            presence=float(maps.presence[query]),
-            points=points,
-            candidates=candidates,
-            chosen=chosen,
-        )
+        return cut(self.sam, embedding, maps, 0, points, candidates)
 
 
 class Session:

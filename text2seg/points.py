@@ -22,6 +22,13 @@ FINE_GRID = 16  # the original takes its points from 16 × 16 cells: 512 px of p
 NO_POINTS = PointPrompts(np.zeros((0, 2), np.float32), np.zeros(0, np.int8), np.zeros(0, np.float32))
 
 
+def point_prompts(parts: NDArray[np.float32], image_hw: tuple[int, int], settings: PointSettings) -> PointPrompts:
+    """The points of one query from the maps [parts, gh, gw] of its parts."""
+    if len(parts) == 1:
+        return text2points(parts, image_hw, settings)[0]
+    return combined_points(parts, image_hw, settings)
+
+
 def text2points(
     scores: NDArray[np.float32], image_hw: tuple[int, int], settings: PointSettings
 ) -> tuple[PointPrompts, ...]:

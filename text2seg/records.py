@@ -56,7 +56,7 @@ class SimilarityMaps:
     """CLIP's score per patch and query.
 
     `scores` float32[Q, gh, gw], not normalised, on a grid that need not be square and covers the whole image;
-    `presence` float32[Q], the cosine of the whole image (CLS) and the query, in [-1, 1], not calibrated.
+    `presence` float32[Q], how sure we are that the thing is in the image at all, in [0, 1].
     """
 
     queries: tuple[str, ...]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -103,45 +104,86 @@ TEMPLATES: tuple[str, ...] = (
 )
 
 
+# Things that pictures often show: what a query has to beat before it counts as present.
+DISTRACTORS: tuple[str, ...] = tuple(
+    (
+        "person, man, woman, child, face, hand, dog, cat, horse, cow, sheep, bird, fish, bear, elephant, "
+        "zebra, giraffe, insect, car, bus, truck, train, bicycle, motorcycle, boat, airplane, traffic light, "
+        "sign, bench, chair, table, sofa, bed, lamp, door, window, curtain, carpet, mirror, clock, vase, "
+        "book, bottle, cup, glass, plate, bowl, knife, fork, spoon, bread, cake, pizza, sandwich, fruit, "
+        "apple, banana, orange, vegetable, carrot, meat, phone, computer, keyboard, screen, television, "
+        "camera, bag, umbrella, hat, shoe, shirt, dress, ball, toy, guitar, sink, toilet, refrigerator, oven, "
+        "tree, flower, grass, leaf, plant, rock, sand, mountain, hill, field, forest, river, lake, sea, "
+        "beach, snow, sky, cloud, sun, road, pavement, bridge, building, house, wall, roof, fence, floor, "
+        "ceiling, stairs, water, fire, smoke, text, painting, paper, box, tool, wheel, shadow, light, "
+    )
+    .strip(", ")
+    .split(", ")
+)
+
+Wordings = tuple[str, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What a person types for one thing. `parts` are the wordings that `+` joins: their maps are averaged and
-    they give one segment together; a plain query has one part."""
+    """What a person looks for, and what they want of it.
+
+    `parts` are joined by `+`: their maps are averaged and they give one segment together; a plain query has one.
+    Each part has one or more wordings of the same thing (`|`), whose text features are averaged. What the `negatives`
+    light up is taken off the map. `threshold` (of the map, for points), `presence` and `min_area` in pixels bind this
+    query in place of the settings.
+    """
 
     name: str
-    parts: tuple[str, ...]
+    parts: tuple[Wordings, ...]
+    negatives: tuple[str, ...] = ()
+    threshold: float | None = None
+    presence: float | None = None
+    min_area: int = 0
+
+    def __post_init__(self) -> None:
+        texts = (self.name, *self.negatives, *(wording for part in self.parts for wording in part))
+        if not self.parts or not all(self.parts) or not all(text.strip() for text in texts):
+            raise QueryError(f"a query must not be empty, nor a part, wording or negative of it: {self.name!r}")
 
 
 def parse_query(text: str) -> Query:
-    """Read one query.
+    """Read one query: `+` joins parts, `|` parts' wordings, ` -` sets negatives off.
 
-    >>> parse_query(" red car +bench ")
-    Query(name='red car+bench', parts=('red car', 'bench'))
+    >>> parse_query(" red car +bench ")  # doctest: +ELLIPSIS
+    Query(name='red car+bench', parts=(('red car',), ('bench',)), negatives=(), ...)
+    >>> query = parse_query("mouse|rodent -computer mouse")
+    >>> query.name, query.parts, query.negatives
+    ('mouse|rodent', (('mouse', 'rodent'),), ('computer mouse',))
 
     Raises:
-        QueryError: the query, or a part of it, is empty.
+        QueryError: the query, or a part, wording or negative of it, is empty.
     """
-    parts = tuple(" ".join(part.split()) for part in text.split("+"))
-    if not all(parts):
-        raise QueryError(
-            f"a query must not be empty, got {text!r}" if len(parts) == 1 else f"a part is empty in {text!r}"
-        )
-    return Query("+".join(parts), parts)
+    wanted, *unwanted = re.split(r"\s-", text)
+    parts = tuple(tuple(" ".join(wording.split()) for wording in part.split("|")) for part in wanted.split("+"))
+    negatives = tuple(" ".join(negative.split()) for negative in unwanted)
+    if not all(wording for part in parts for wording in part) or not all(negatives):
+        raise QueryError(f"a part is empty in {text!r}" if text.strip() else f"a query must not be empty, got {text!r}")
+    return Query("+".join("|".join(part) for part in parts), parts, negatives)
 
 
-def parse_queries(texts: str | Iterable[str]) -> tuple[Query, ...]:
-    """Read queries: one string with commas between them, or one string each. The same query twice is one.
+def parse_queries(texts: str | Iterable[str | Query]) -> tuple[Query, ...]:
+    """Read queries: one string with commas between them, or one each. The same query twice is one.
 
     >>> [query.name for query in parse_queries("dog, red car, dog")]
     ['dog', 'red car']
 
     Raises:
-        QueryError: there is none, or one is empty.
+        QueryError: there is none, one is empty, or two that differ have one name.
     """
     each = texts.split(",") if isinstance(texts, str) else list(texts)
-    queries = tuple(dict.fromkeys(parse_query(text) for text in each))
+    queries = tuple(dict.fromkeys(text if isinstance(text, Query) else parse_query(text) for text in each))
     if not queries:
         raise QueryError("nothing to look for: give at least one query")
+    names = [query.name for query in queries]
+    for name in names:
+        if names.count(name) > 1:
+            raise QueryError(f"two different queries are called {name!r}; put what they say into one")
     return queries
 
 

@@ -73,9 +73,8 @@ class Prompts(IterableDataset):
         """A square canvas uint8 [SIDE, SIDE, 3], whose drawing covers each pixel [SIDE, SIDE], and what is drawn."""
         long = int(rng.integers(288, LARGEST_SCENE + 1))
         short = round(long * rng.uniform(0.5, 1))
-        scene = render_scene(
-            rng, self.bank, (short, long) if rng.random() < 0.6 else (long, short), self.settings, backgrounds=backgrounds
-        )
+        hw = (short, long) if rng.random() < 0.6 else (long, short)
+        scene = render_scene(rng, self.bank, hw, self.settings, backgrounds=backgrounds)
         height, width = (round(side * SIDE / long) for side in scene.owner.shape)
         canvas = np.full((SIDE, SIDE, 3), np.round(PIXEL_MEAN), np.uint8)
         canvas[:height, :width] = cv2.resize(

@@ -16,13 +16,14 @@ from torch.nn import functional as F
 from text2seg.config import MapSettings
 from text2seg.errors import CheckpointError, QueryError
 from text2seg.maps.build import RESNET_STRIDE, build_clip
+from text2seg.maps.presence import TEMPLATE, PresenceModel, presence
 from text2seg.maps.resnet import encode_resnet
 from text2seg.maps.similarity import cosines, without_empty_text, without_label_set
 from text2seg.maps.text import TextEncoder
 from text2seg.maps.vit import encode_vit
 from text2seg.records import Image, SimilarityMaps
 from text2seg.runtime import Precision, autocast
-from text2seg.vocabulary import CLIP_MEAN, CLIP_STD, TEMPLATES
+from text2seg.vocabulary import CLIP_MEAN, CLIP_STD, DISTRACTORS, TEMPLATES, Wordings
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,9 +38,12 @@ class ImageTokens:
 class Clip:
     """A CLIP with architecture surgery; OpenAI's ViTs and ResNets, whatever their size."""
 
-    def __init__(self, model: Any, *, device: torch.device, precision: Precision) -> None:
+    def __init__(
+        self, model: Any, *, device: torch.device, precision: Precision, presence: PresenceModel | None = None
+    ) -> None:
         self.model = model.to(device)
         self.device, self.precision = device, precision
+        self.presence = presence or PresenceModel(DISTRACTORS)
         self.text = TextEncoder(self.model)
 
     @classmethod
@@ -50,13 +54,15 @@ class Clip:
         device: torch.device,
         precision: Precision,
         source: str = "the checkpoint",
+        presence: PresenceModel | None = None,
     ) -> Clip:
-        """Build the architecture that the weights' shapes tell, and load them; `source` names them in errors.
+        """Build the architecture that the weights' shapes tell, and load them; `source` names them in errors,
+        `presence` is what was fitted to them.
 
         Raises:
             CheckpointError: these are not the weights of a CLIP.
         """
-        return cls(build_clip(weights, source=source), device=device, precision=precision)
+        return cls(build_clip(weights, source=source), device=device, precision=precision, presence=presence)
 
     @property
     def is_vit(self) -> bool:
@@ -107,47 +113,60 @@ class Clip:
         return [ImageTokens(tokens, grid_hw, image.hw) for tokens, image in zip(features, images, strict=True)]
 
     @torch.inference_mode()
-    def encode_texts(self, queries: Sequence[str], templates: tuple[str, ...] = TEMPLATES) -> Tensor:
-        """Unit text features float32 [Q, C]; fresh ones are computed, others come from the cache."""
+    def encode_texts(self, queries: Sequence[str | Wordings], templates: tuple[str, ...] = TEMPLATES) -> Tensor:
+        """Unit text features float32 [Q, C]; fresh ones are computed, others come from the cache. Several wordings
+        of one query are averaged."""
         with autocast(self.device, self.precision):
-            return self.text(tuple(queries), templates)
+            means = [self.text(_wordings(query), templates).mean(0) for query in queries]
+        return F.normalize(torch.stack(means), dim=-1)
 
     @torch.inference_mode()
-    def similarity(self, tokens: ImageTokens, queries: Sequence[str], settings: MapSettings) -> SimilarityMaps:
-        """One map per query, in the order asked for.
+    def similarity(
+        self, tokens: ImageTokens, queries: Sequence[str | Wordings], settings: MapSettings
+    ) -> SimilarityMaps:
+        """One map per query, in the order asked for; a query is a text or several wordings of it.
 
         Raises:
             QueryError: no queries, an empty one, or a label set of fewer than two.
         """
-        queries = tuple(queries)
-        if not queries:
+        each = [_wordings(query) for query in queries]
+        if not each:
             raise QueryError("nothing to look for: give at least one query")
-        for query in queries:
-            if not query.strip():
-                raise QueryError("a query must not be empty")
+        if not all(wording.strip() for wordings in each for wording in (wordings or ("",))):
+            raise QueryError("a query must not be empty")
         templates = settings.templates or TEMPLATES
-        texts = self.encode_texts(queries, templates)
+        texts = self.encode_texts(each, templates)
         if settings.redundancy == "empty":
             empty = self.encode_texts(("",), templates)[0]
             scores = without_empty_text(tokens.features, texts, empty)
         elif settings.redundancy == "label-set":
-            labels = label_set(queries, settings.labels)
+            labels = label_set(each, settings.labels)
             of_set = without_label_set(tokens.features, self.encode_texts(labels, templates))
-            scores = of_set[:, [labels.index(query) for query in queries]]
+            scores = of_set[:, [labels.index(query) for query in each]]
         else:
             scores = cosines(tokens.features, texts)
-        presence = cosines(tokens.features[:1], texts)[0]
         grid = scores[1:].T.unflatten(-1, tokens.grid_hw)
-        return SimilarityMaps(queries, _to_numpy(grid), _to_numpy(presence), tokens.image_hw)
+        names = tuple("|".join(query) for query in each)
+        return SimilarityMaps(names, _to_numpy(grid), _to_numpy(self._presence(tokens, each)), tokens.image_hw)
+
+    def _presence(self, tokens: ImageTokens, queries: Sequence[Wordings]) -> Tensor:
+        others = self.encode_texts((*self.presence.distractors, ""), (TEMPLATE,))
+        texts = self.encode_texts(queries, (TEMPLATE,))
+        scale = float(self.model.logit_scale.exp())
+        return presence(tokens.features[1:], texts, queries, others, self.presence, scale=scale)
 
 
-def label_set(queries: Sequence[str], labels: Sequence[str]) -> tuple[str, ...]:
+def _wordings(query: str | Wordings) -> Wordings:
+    return (query,) if isinstance(query, str) else query
+
+
+def label_set(queries: Sequence[Wordings], labels: Sequence[str]) -> tuple[Wordings, ...]:
     """The queries and the further labels, each once, in this order.
 
     Raises:
         QueryError: these are fewer than two, of which nothing could be taken off.
     """
-    together = tuple(dict.fromkeys((*queries, *labels)))
+    together = tuple(dict.fromkeys((*queries, *((label,) for label in labels))))
     if len(together) < 2:
         raise QueryError("a label set needs two labels or more: add labels, or use the redundancy `empty`")
     return together

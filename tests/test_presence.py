@@ -1,0 +1,104 @@
+"""Presence against a plain loop over patches and distractors, and with the demo model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from text2seg import PresenceSettings, Query, Settings
+from text2seg.errors import QueryError, SettingsError
+from text2seg.maps.presence import TOO_CLOSE, PresenceModel, presence
+from text2seg.vocabulary import parse_query
+
+SCENE = Path(__file__).parents[1] / "text2seg" / "demo" / "scenes" / "held-out" / "images" / "scene_0008.jpg"
+MODEL = PresenceModel(("cat", "red car", "tree", "sky"), slope=0.7, offset=0.3)
+
+
+def unit(*shape, seed):
+    return F.normalize(torch.from_numpy(np.random.default_rng(seed).normal(size=shape)), dim=-1)
+
+
+def by_hand(patches, text, words, others, model, scale):
+    mean = others[:-1].mean(0)
+    best = 0.0
+    for patch in patches:
+        rest = 0.0
+        for k, other in enumerate(others):
+            if k < len(model.distractors):
+                cosine = F.cosine_similarity(text - mean, other - mean, dim=0)
+                if cosine > TOO_CLOSE or words & set(model.distractors[k].split()):
+                    continue
+            rest += float((scale * patch @ other).exp())
+        best = max(best, float((scale * patch @ text).exp()) / rest)
+    return 1 / (1 + np.exp(-(model.slope * np.log(best) + model.offset)))
+
+
+def test_presence_is_what_a_plain_loop_gives():
+    patches, texts, others = unit(12, 8, seed=1), unit(3, 8, seed=2), unit(5, 8, seed=3)
+    texts[2] = F.normalize(others[3] + 0.05 * texts[2], dim=0)  # "heaven" says nearly what "sky" says
+    names = (("dog",), ("car", "motor car"), ("heaven",))
+    found = presence(patches, texts, names, others, MODEL, scale=12.0)
+    for q, words in enumerate(({"dog"}, {"car", "motor"}, {"heaven"})):
+        assert float(found[q]) == pytest.approx(by_hand(patches, texts[q], words, others, MODEL, 12.0), abs=1e-9)
+
+
+def test_high_scales_do_not_overflow():
+    found = presence(unit(12, 8, seed=1), unit(2, 8, seed=2), (("a",), ("b",)), unit(5, 8, seed=3), MODEL, scale=100.0)
+    assert ((found >= 0) & (found <= 1)).all()
+
+
+def test_what_is_there_is_present_and_what_is_not_is_not_found(demo):
+    result = demo.segment(SCENE, ["koala", "alarm clock", "bus", "pizza"])
+    assert [segment.query for segment in result.segments] == ["koala", "alarm clock"]
+    assert (result.maps.presence[:2] > 0.5).all()
+    assert (result.maps.presence[2:] < 0.5).all()
+
+
+def test_the_wanted_presence_can_be_set_for_all_and_for_one_query(demo):
+    session = demo.open(SCENE)
+    assert len(session.segment(["koala", "bus"], Settings(presence=PresenceSettings(0))).segments) == 2
+    assert not session.segment(["koala", "bus"], Settings(presence=PresenceSettings(1))).segments
+    bus = Query("bus", (("bus",),), presence=0.0)
+    assert [segment.query for segment in session.segment([bus]).segments] == ["bus"]
+    with pytest.raises(SettingsError, match=r"\[0, 1\]"):
+        PresenceSettings(1.5)
+
+
+def test_small_segments_are_dropped_where_the_query_says_so(demo):
+    session = demo.open(SCENE)
+    area = session.segment("koala").segments[0].area
+    assert session.segment([Query("koala", (("koala",),), min_area=area)]).segments
+    assert not session.segment([Query("koala", (("koala",),), min_area=area + 1)]).segments
+
+
+def test_a_querys_own_threshold_is_the_points_threshold(demo):
+    session = demo.open(SCENE)
+    few, many = (
+        len(session.segment([Query("koala", (("koala",),), threshold=t)]).segments[0].points) for t in (0.9, 0.4)
+    )
+    assert few < many
+
+
+def test_wordings_are_averaged_and_negatives_are_taken_off(demo):
+    session = demo.open(SCENE)
+    scores = {text: session.segment([text]).maps.scores[0] for text in ("koala", "bear", "koala|bear", "koala -bear")}
+    averaged = demo.clip.encode_texts([("koala", "bear")])[0]
+    each = demo.clip.encode_texts(["koala", "bear"])
+    torch.testing.assert_close(averaged, F.normalize(each.mean(0), dim=-1))
+    assert not np.allclose(scores["koala|bear"], scores["koala"])
+    np.testing.assert_allclose(scores["koala -bear"], scores["koala"] - scores["bear"].clip(min=0), atol=1e-6)
+
+
+def test_queries_of_one_name_that_differ_are_refused(demo):
+    with pytest.raises(QueryError, match="called 'dog'"):
+        demo.check(["dog", Query("dog", (("hound",),))])
+
+
+def test_hyphens_inside_words_are_no_negatives():
+    assert parse_query("four-leaf clover").parts == (("four-leaf clover",),)
+    with pytest.raises(QueryError, match="part is empty"):
+        parse_query("mouse -")

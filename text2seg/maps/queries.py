@@ -1,0 +1,50 @@
+"""From what a person asks for to one map each: parts joined, wordings averaged, negatives taken off."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from text2seg.config import MapSettings
+from text2seg.grids import minmax
+from text2seg.maps.clip import Clip, ImageTokens
+from text2seg.records import SimilarityMaps
+from text2seg.vocabulary import Query, Wordings
+
+
+def texts_of(queries: Iterable[Query]) -> list[Wordings]:
+    """All that needs a map of its own, once each: the parts with their wordings, and the negatives."""
+    queries = list(queries)
+    parts = [part for query in queries for part in query.parts]
+    negatives = [(negative,) for query in queries for negative in query.negatives]
+    return list(dict.fromkeys([*parts, *negatives]))
+
+
+def query_maps(
+    clip: Clip, tokens: ImageTokens, queries: Sequence[Query], settings: MapSettings
+) -> tuple[SimilarityMaps, list[NDArray[np.float32]]]:
+    """One map per query, and the maps float32 [parts, gh, gw] that each was made of.
+
+    What a negative scores above 0 is taken off each part. Parts that are joined are averaged after min-max, as the
+    original's `person+bench`; the presence of all together is that of the one least sure.
+
+    Raises:
+        QueryError: as `Clip.similarity`.
+    """
+    texts = texts_of(queries)
+    of_texts = clip.similarity(tokens, texts, settings)
+    row_of = {wordings: row for row, wordings in enumerate(texts)}
+    scores, presence, parts = [], [], []
+    for query in queries:
+        rows = [row_of[part] for part in query.parts]
+        own = of_texts.scores[rows]
+        if query.negatives:
+            unwanted = of_texts.scores[[row_of[(negative,)] for negative in query.negatives]]
+            own = own - unwanted.max(0).clip(min=0)
+        parts.append(own)
+        scores.append(own[0] if len(own) == 1 else minmax(own).mean(0))
+        presence.append(of_texts.presence[rows].min())
+    names = tuple(query.name for query in queries)
+    return SimilarityMaps(names, np.stack(scores), np.array(presence, np.float32), of_texts.image_hw), parts
