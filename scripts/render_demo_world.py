@@ -3,13 +3,15 @@
     python scripts/render_demo_world.py --split new-scenes --count 300 --output runs/new_scenes
 
 The splits: `new-scenes` shows the drawings of the training vendors in scenes that training never saw,
-`held-out` the drawings of a vendor that training never saw, `validation` is for tuning (training vendors).
+`held-out` the drawings of a vendor that training never saw, `three` has three of a kind side by side in each scene;
+`validation` and `validation-three` are for tuning.
 The same split, count and sizes always give the same pictures.
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,26 +24,33 @@ from tqdm import tqdm
 from text2seg.coco import rle
 from text2seg.coco.dataset import write_dataset
 
-SPLITS = {
-    "new-scenes": (TRAINING_VENDORS, 1001),
-    "held-out": ((HELD_OUT_VENDOR,), 2002),
-    "validation": (TRAINING_VENDORS, 3003),
-}
 SIZES = ((240, 320), (320, 240), (256, 384), (300, 400), (360, 270), (288, 512))
 TEST_SCENES = SceneSettings(colour=0.3, outline=0.05, degrade=0.15)
+THREE_OF_A_KIND = replace(TEST_SCENES, objects=(3, 3), same_kind=1.0, visible=0.95)
+SPLITS = {
+    "new-scenes": (TRAINING_VENDORS, 1001, TEST_SCENES),
+    "held-out": ((HELD_OUT_VENDOR,), 2002, TEST_SCENES),
+    "validation": (TRAINING_VENDORS, 3003, TEST_SCENES),
+    "three": (TRAINING_VENDORS, 4004, THREE_OF_A_KIND),
+    "validation-three": (TRAINING_VENDORS, 5005, THREE_OF_A_KIND),
+}
 
 
 def render_split(
     split: str, count: int, drawings: Path, output: Path, *, quality: int | None, stem: str = "scene"
 ) -> Path:
     """Write `count` scenes of a split; gives the path of the dataset file."""
-    vendors, seed = SPLITS[split]
+    vendors, seed, settings = SPLITS[split]
+    fewest, most = settings.objects
+    exactly = most if fewest == most else 0
     rng = np.random.default_rng(seed)
     bank, things = SpriteBank(load_sprites(drawings), vendors), list(load_things())
     (output / "images").mkdir(parents=True, exist_ok=True)
     images, annotations = [], []
     for number in tqdm(range(1, count + 1), desc=split, unit="scene"):
-        scene = render_scene(rng, bank, SIZES[rng.integers(len(SIZES))], TEST_SCENES)
+        scene = render_scene(rng, bank, SIZES[rng.integers(len(SIZES))], settings)
+        while len(scene.things) < exactly:  # one was hidden too far
+            scene = render_scene(rng, bank, SIZES[rng.integers(len(SIZES))], settings)
         name = f"images/{stem}_{number:04d}." + ("png" if quality is None else "jpg")
         Image.fromarray(scene.pixels).save(output / name, **({} if quality is None else {"quality": quality}))
         height, width = scene.owner.shape

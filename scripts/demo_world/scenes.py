@@ -16,8 +16,6 @@ import numpy as np
 from demo_world.backgrounds import background, crop_background
 from demo_world.sprites import Sprite
 
-MIN_VISIBLE = 0.6  # a drawing hidden or cut off more than this is taken out of the scene again
-
 
 @dataclass(frozen=True, slots=True)
 class SceneSettings:
@@ -25,6 +23,7 @@ class SceneSettings:
 
     objects: tuple[int, int] = (1, 6)
     size: tuple[float, float] = (0.2, 0.55)
+    visible: float = 0.6  # a drawing of which less can be seen is taken out of the scene again
     same_kind: float = 0.15  # chance that a drawing repeats the thing (and vendor) of the one before
     rotation: float = 25.0  # degrees, either way
     shear: float = 0.15
@@ -100,7 +99,7 @@ def render_scene(
         top = int(rng.uniform(-0.2 * rows, height - 0.8 * rows))
         left = int(rng.uniform(-0.2 * columns, width - 0.8 * columns))
         full = int((sprite[..., 3] > 127).sum())
-        if full and _paste(pixels, owner, sprite, top, left, len(drawn) + 1, drawn):
+        if full and _paste(pixels, owner, sprite, top, left, drawn, settings.visible):
             drawn.append((thing, drawing[0], full))
     _degrade(rng, pixels, settings)
     return Scene(pixels, owner, tuple(d[0] for d in drawn), tuple(d[1] for d in drawn))
@@ -112,10 +111,11 @@ def _paste(
     sprite: np.ndarray,
     top: int,
     left: int,
-    number: int,
     drawn: list[tuple[int, str, int]],
+    least: float,
 ) -> bool:
-    """Blend the sprite in, unless it or something below it would then be hidden too far."""
+    """Blend the sprite in, unless less than `least` of it or of something below it would then be seen."""
+    number = len(drawn) + 1
     height, width = owner.shape
     y0, x0 = max(top, 0), max(left, 0)
     y1, x1 = min(top + sprite.shape[0], height), min(left + sprite.shape[1], width)
@@ -123,13 +123,13 @@ def _paste(
         return False
     part = sprite[y0 - top : y1 - top, x0 - left : x1 - left]
     solid = part[..., 3] > 127
-    if solid.sum() < max(MIN_VISIBLE * (sprite[..., 3] > 127).sum(), 12):
+    if solid.sum() < max(least * (sprite[..., 3] > 127).sum(), 12):
         return False
     below = owner[y0:y1, x0:x1]
     covered = np.bincount(below[solid], minlength=number)
     visible = np.bincount(owner.ravel(), minlength=number)
     for k, (_, _, full) in enumerate(drawn, start=1):
-        if covered[k] and visible[k] - covered[k] < MIN_VISIBLE * full:
+        if covered[k] and visible[k] - covered[k] < least * full:
             return False
     region = pixels[y0:y1, x0:x1]
     keep = 255 - part[..., 3:].astype(np.uint16)
