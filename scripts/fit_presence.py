@@ -33,7 +33,7 @@ def evidence(models: Text2Seg, folder: Path, *, slope: float, offset: float) -> 
         there[row[annotation["image_id"]], category[annotation["category_id"]]] = True
     logits = []
     for entry in tqdm(truth["images"], desc=folder.name, unit="scene"):
-        (tokens,) = models.clip.encode_images([load_image(folder / entry["file_name"])])
+        (tokens,) = models.clip.encode_images([load_image(folder / entry["file_name"])], size=models.input_size)
         presence = models.clip.similarity(tokens, names, MapSettings(templates=("a photo of a {}.",))).presence
         presence = presence.astype(np.float64).clip(1e-7, 1 - 1e-7)
         logits.append((np.log(presence / (1 - presence)) - offset) / slope)

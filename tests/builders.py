@@ -36,6 +36,14 @@ def ring_mask(hw: tuple[int, int] = HW) -> NDArray[np.bool_]:
     return mask
 
 
+def grown(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The mask with every pixel that touches it, also at a corner: what tools make of a polygon that they draw with
+    its outline."""
+    padded = np.pad(mask, 1)
+    rows = padded[:-2] | padded[1:-1] | padded[2:]
+    return rows[:, :-2] | rows[:, 1:-1] | rows[:, 2:]
+
+
 def points(*rows: tuple[float, float, int, float]) -> PointPrompts:
     """Points from rows of x, y, label, similarity; by default one positive and one negative."""
     table = np.array(rows or [(15.5, 6.5, 1, 0.9), (2.0, 20.0, 0, 0.1)], np.float32).reshape(-1, 4)

@@ -59,9 +59,10 @@ def test_segment_writes_pictures_and_coco_and_reports_bad_files(tmp_path, capsys
     assert (out / "größe ☂_maps.png").exists()
     dataset = json.loads((out / "dataset.json").read_text(encoding="utf-8"))
     assert len(dataset["images"]) == 1
-    (annotation,) = dataset["annotations"]
-    assert rle.decode(annotation["segmentation"]).sum() == annotation["area"]
-    assert len(annotation["attributes"]["provenance"]["clip"]["sha256"]) == 64
+    assert dataset["annotations"]
+    for annotation in dataset["annotations"]:
+        assert rle.decode(annotation["segmentation"]).sum() == annotation["area"]
+        assert len(annotation["attributes"]["provenance"]["clip"]["sha256"]) == 64
 
 
 def test_two_files_of_one_name_do_not_overwrite_each_other(tmp_path):
@@ -145,7 +146,7 @@ def test_large_pictures_bring_no_warnings(tmp_path, capsys, monkeypatch):
 def test_a_reader_that_has_seen_enough():
     reading, writing = os.pipe()
     os.close(reading)
-    command = [sys.executable, "-m", "text2seg.cli", "checkpoints", "list"]
+    command = [sys.executable, "-m", "text2seg", "checkpoints", "list"]
     done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
     os.close(writing)
     assert (done.returncode, done.stderr) == (1, "")

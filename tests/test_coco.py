@@ -11,6 +11,7 @@ import builders
 import cv2
 import numpy as np
 import pytest
+import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -94,6 +95,27 @@ def test_polygons_give_back_every_pixel(mask):
     assert sum(shoelace(corners) for corners in polygons) == mask.sum()
     assert all(len(corners) >= 8 and len(corners) % 2 == 0 for corners in polygons)
     assert all(type(number) is int for corners in polygons for number in corners)
+
+
+@settings(max_examples=300)
+@given(MASKS)
+def test_no_polygon_touches_itself(mask):
+    polygons = [shapely.Polygon(np.reshape(corners, (-1, 2))) for corners in polygon.encode(mask)]
+    assert [shapely.is_valid_reason(each) for each in polygons] == ["Valid Geometry"] * len(polygons)
+    assert shapely.union_all(polygons).area == mask.sum()
+
+
+POCKET = ["####", "#..#", "#.#.", "####"]  # open to the outside at a corner only
+CHAIN = ["#####", "#.###", "##.##", "###.#", "####."]  # one pocket opens into the next
+
+
+@pytest.mark.parametrize("rows", [POCKET, CHAIN])
+def test_a_pocket_is_cut_open(rows):
+    mask = np.array([[pixel == "#" for pixel in row] for row in rows])
+    polygons = polygon.encode(mask)
+    assert len(polygons) > 1
+    assert all(shapely.Polygon(np.reshape(corners, (-1, 2))).is_valid for corners in polygons)
+    np.testing.assert_array_equal(polygon.decode(polygons, mask.shape), mask)
 
 
 @given(st.integers(0, 10_000), st.floats(0.1, 0.95))

@@ -13,10 +13,11 @@ PACKAGE = Path(__file__).parents[1] / "text2seg"
 LAYERS = [
     {"_version", "errors", "demo"},
     {"records", "config"},
-    {"images", "grids", "vocabulary", "runtime", "checkpoints"},
+    {"files", "images", "grids", "vocabulary", "runtime", "checkpoints"},
+    {"ontology"},
     {"maps", "points", "masks"},
     {"pipeline", "coco", "render"},
-    {"segmenting", "evaluation"},
+    {"segmenting", "evaluation", "tuning"},
     {"cli", "__init__"},
     {"__main__"},
 ]

@@ -14,11 +14,12 @@ from torch.nn import functional as F
 
 from text2seg.config import MapSettings
 from text2seg.errors import CheckpointError, QueryError, SettingsError
+from text2seg.maps.attention import RULES
 from text2seg.maps.build import import_clip
 from text2seg.maps.clip import Clip, preprocess
 from text2seg.maps.similarity import without_empty_text, without_label_set
 from text2seg.maps.text import encode_tokens, tokenize
-from text2seg.maps.vit import encode_vit, surgical_blocks
+from text2seg.maps.vit import encode_vit
 from text2seg.runtime import FULL
 
 CPU = torch.device("cpu")
@@ -56,8 +57,8 @@ def image(seed: int = 0, hw: tuple[int, int] = (48, 72)):
 def test_cls_is_clips_own_with_and_without_surgery(clip):
     pixels = preprocess(image(), (64, 64))[None]
     expected = F.normalize(clip.model.encode_image(pixels), dim=-1)
-    for surgery in (True, False):
-        (tokens,) = clip.encode_images([image()], surgery=surgery)
+    for architecture in ("surgery", "raw"):
+        (tokens,) = clip.encode_images([image()], architecture=architecture)
         torch.testing.assert_close(tokens.features[:1], expected, rtol=0, atol=1e-5)
 
 
@@ -226,7 +227,7 @@ def test_no_query_and_empty_ones_are_refused(vit, queries):
 
 
 def test_surgical_blocks_stay_as_published():
-    assert [surgical_blocks(depth) for depth in (2, 6, 12, 24)] == [1, 3, 6, 6]
+    assert [RULES["surgery"].changed(depth) for depth in (2, 6, 12, 24)] == [1, 3, 6, 6]
 
 
 @pytest.mark.parametrize("wrong", [{"input_size": 0}, {"input_size": (64, -1)}, {"templates": ("no place",)}])

@@ -15,7 +15,6 @@ from torch import nn
 
 from text2seg.errors import CheckpointError, ImageError, SettingsError
 from text2seg.masks.build import SamShape, build_sam, load_sam
-from text2seg.masks.choice import choose
 from text2seg.masks.sam import Sam
 from text2seg.records import Candidates
 from text2seg.runtime import FULL, choose_precision
@@ -279,11 +278,3 @@ def test_loading_shares_float32_and_leaves_the_weights_alone():
 
 def candidates_scoring(*scores):
     return Candidates(np.zeros((len(scores), 4, 4), np.float32), np.array(scores, np.float32))
-
-
-def test_the_highest_predicted_iou_is_chosen_and_the_first_of_equals():
-    assert choose(candidates_scoring(0.2, 0.9, 0.5)) == 1
-    assert choose(candidates_scoring(0.2, 0.5, 0.5)) == 1
-    assert choose(candidates_scoring(-0.2)) == 0
-    with pytest.raises(ValueError, match="at least one candidate"):
-        choose(candidates_scoring())

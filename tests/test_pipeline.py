@@ -36,7 +36,10 @@ class FakeClip:
     def input_hw(self, size):
         return (size, size) if isinstance(size, int) else size or (8, 8)
 
-    def encode_images(self, images, *, size=None, surgery=True):
+    def check(self, architecture):
+        pass
+
+    def encode_images(self, images, *, size=None, architecture="surgery"):
         if images:
             self.encoded.append(len(images))
         return [ImageTokens(None, (6, 8), image.hw) for image in images]
@@ -49,6 +52,9 @@ class FakeClip:
         return SimilarityMaps(
             tuple("|".join(query) for query in queries), maps, np.full(len(queries), 0.3, np.float32), tokens.image_hw
         )
+
+    def evidence(self, tokens, queries):
+        return np.full((len(queries), 6, 8), 0.3, np.float32)
 
 
 @dataclass
@@ -75,6 +81,9 @@ class FakeSam:
         for k, grow in enumerate((2, 3, 4)):
             logits[k, max(top - grow, 0) : bottom + grow, max(left - grow, 0) : right + grow] = 1
         return Candidates(logits, np.array([0.5, 0.9, 0.4], np.float32))
+
+    def coarse_masks(self, embedding, candidates):
+        return candidates.logits > 0
 
     def mask(self, embedding, candidates, index):
         return candidates.logits[index][: embedding.image_hw[0], : embedding.image_hw[1]] > 0

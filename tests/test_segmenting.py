@@ -36,7 +36,7 @@ class FakeModels:
         self.alive.append(sum(type(thing) is Segmentation for thing in gc.get_objects()))
         if name in self.raises:
             raise self.raises[name]
-        return Segmentation(image, (builders.segment(),), builders.maps(queries))
+        return Segmentation(image, (builders.segment(),), builders.maps([query.name for query in queries]))
 
 
 def pictures(folder: Path, count: int = 5) -> list[Path]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from text2seg._version import __version__
-from text2seg.config import MapSettings, PointSettings, PresenceSettings, Settings
+from text2seg.config import MapSettings, MaskSettings, PointSettings, PresenceSettings, Settings
 from text2seg.errors import Text2SegError
 from text2seg.vocabulary import Query
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MapSettings",
+    "MaskSettings",
     "PointSettings",
     "PresenceSettings",
     "Query",

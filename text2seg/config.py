@@ -3,9 +3,10 @@ described here and nowhere else: the docstring under a field is its help text.""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from text2seg.errors import SettingsError
 
@@ -51,16 +52,19 @@ class ModelSettings:
 class MapSettings:
     """From words to similarity maps."""
 
-    architecture: Literal["surgery", "raw"] = "surgery"
-    """surgery: CLIP's patches through value-value attention; raw: CLIP's own patches."""
+    architecture: Literal["surgery", "raw", "maskclip", "sclip", "clearclip", "naclip", "gem"] = "surgery"
+    """How CLIP's patches attend. surgery: values to values in the last blocks; raw: as CLIP does; the others: rules
+    published later, for vision transformers only."""
     redundancy: Literal["empty", "label-set", "none"] = "empty"
     """What is taken off the map: what the empty text lights up too, what all labels light up, or nothing."""
     labels: tuple[str, ...] = ()
     """Further labels for `label-set`; the queries themselves always belong to the set."""
     input_size: int | tuple[int, int] | None = None
-    """CLIP's input in pixels, one number or rows and columns; the picture is squashed to it. Default: 512, demo 256."""
+    """CLIP's input in pixels, one number or rows and columns; the picture is squashed to it. Default: 512, demo 384."""
     templates: tuple[str, ...] = ()
     """Sentences with a {} for the query. Default: CLIP Surgery's 85."""
+    refine: Literal["none", "pamr"] = "none"
+    """pamr: draw the maps to the picture's edges (pixel-adaptive mask refinement)."""
 
     def __post_init__(self) -> None:
         _check_choices(self)
@@ -83,9 +87,17 @@ class PointSettings:
     """From a similarity map to point prompts."""
 
     method: Literal["text2points", "reference"] = "text2points"
-    """text2points: CLIP Surgery's points, its faults mended; reference: exactly as published."""
+    """text2points: CLIP Surgery's points, its faults mended; reference: the whole way as published, with one segment
+    for each query, SAM's own choice of its candidates and nothing "not found"."""
     threshold: float = 0.8
-    """Cells of the min-max map at or above this become positive points."""
+    """Cells of the min-max map at or above this become positive points; with `regions`, this share of their peak."""
+    instances: Literal["auto", "regions", "union"] = "auto"
+    """regions: each thing of a kind is a segment of its own; union: all of a kind are one segment; auto: regions where
+    things can be "not found", because the same threshold sorts out false regions, otherwise union."""
+    floor: float = 0.5
+    """Cells of the min-max map below this belong to no region."""
+    prominence: float = 0.05
+    """Two regions stay apart where the lower peak rises at least this far above the saddle between them."""
     downsample: int | None = None
     """The map's grid is made this many times coarser first. Default: 2 where it is finer than 16 by 16, else 1."""
 
@@ -93,8 +105,30 @@ class PointSettings:
         _check_choices(self)
         if not 0 < self.threshold <= 1:
             raise SettingsError(f"threshold must be in (0, 1], got {self.threshold}")
+        for name, value in (("floor", self.floor), ("prominence", self.prominence)):
+            if not 0 <= value <= 1:
+                raise SettingsError(f"{name} must be in [0, 1], got {value}")
         if self.downsample is not None and not (isinstance(self.downsample, int) and self.downsample >= 1):
             raise SettingsError(f"downsample must be a whole number of 1 or more, got {self.downsample}")
+
+
+@dataclass(frozen=True, slots=True)
+class MaskSettings:
+    """From SAM's candidates to segments."""
+
+    choice: Literal["map", "sam"] = "map"
+    """Which candidate becomes the segment: by the map and SAM's score together, or by SAM's score alone."""
+    overlap: float = 0.6
+    """Of two segments of one query whose IoU is above this, or of which one lies in the other, the better one stays."""
+
+    quality: float = 0.45
+    """Of several segments of one query, the best stays, and the others where the IoU to be expected of them is at least
+    this."""
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        if not 0 < self.overlap <= 1:
+            raise SettingsError(f"overlap must be in (0, 1], got {self.overlap}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +137,7 @@ class PresenceSettings:
 
     presence: float | None = None
     """Things whose presence is below this, from 0 to 1, are "not found". Default: 0.5 for the demo model's usual maps
-    (surgery, 256 pixels), which presence is fitted to; otherwise 0, which never says "not found"."""
+    (surgery, 384 pixels), which presence is fitted to; otherwise 0, which never says "not found"."""
 
     def __post_init__(self) -> None:
         if self.presence is not None and not 0 <= self.presence <= 1:
@@ -117,6 +151,26 @@ class Settings:
     maps: MapSettings = field(default_factory=MapSettings)
     points: PointSettings = field(default_factory=PointSettings)
     presence: PresenceSettings = field(default_factory=PresenceSettings)
+    masks: MaskSettings = field(default_factory=MaskSettings)
+
+    def __post_init__(self) -> None:
+        if self.points.method == "reference":
+            object.__setattr__(self, "points", replace(self.points, instances="union"))
+            object.__setattr__(self, "masks", replace(self.masks, choice="sam"))
+            if self.presence.presence is None:
+                object.__setattr__(self, "presence", PresenceSettings(0))
+
+
+def settings_from_dict(values: Mapping[str, Any]) -> Settings:
+    """Settings from what `dataclasses.asdict` and JSON made of them; what is not there is as by default.
+
+    Raises `SettingsError` where a name is not known, as from a newer version, or a value is none that is allowed.
+    """
+    stages = get_type_hints(Settings)
+    try:
+        return Settings(**{stage: stages[stage](**given) for stage, given in values.items()})
+    except (KeyError, TypeError) as error:
+        raise SettingsError(f"these settings are not of this version of text2seg: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,14 @@ class QueryError(Text2SegError):
     """A query, template or set of queries that cannot be used."""
 
 
+class OntologyError(Text2SegError):
+    """A file of categories that cannot be used; one line for each fault, with the file's line."""
+
+
+class DatasetError(Text2SegError):
+    """A COCO file that is missing, damaged or does not fit the one it is compared with."""
+
+
 class CheckpointError(Text2SegError):
     """Weights that are missing, damaged, of the wrong kind or not to be trusted."""
 

@@ -14,15 +14,17 @@ from text2seg import checkpoints
 from text2seg._version import __version__
 from text2seg.checkpoints.load import load_clip_weights, load_sam_weights
 from text2seg.config import MapSettings, Settings
+from text2seg.grids import minmax
 from text2seg.images import ImageSource as PictureSource
 from text2seg.images import load_image
 from text2seg.maps.clip import Clip, ImageTokens, label_set
 from text2seg.maps.presence import PresenceModel
 from text2seg.maps.queries import query_maps, texts_of
+from text2seg.masks.choice import by_sam
 from text2seg.masks.sam import Sam, SamEmbedding
-from text2seg.masks.segments import cut
-from text2seg.points import point_prompts
-from text2seg.records import Image, PointPrompts, Segment, Segmentation, SimilarityMaps
+from text2seg.masks.segments import cut, segment_of
+from text2seg.points import aims
+from text2seg.records import Aim, Candidates, Image, PointPrompts, Segment, Segmentation, SimilarityMaps
 from text2seg.runtime import PrecisionName, choose_device, choose_precision
 from text2seg.vocabulary import Query, Things, parse_queries
 
@@ -32,6 +34,7 @@ ImageSource = PictureSource | Image
 Queries = str | Iterable[str | Query]
 
 PUBLISHED_INPUT_SIZE = 512  # what the original feeds CLIP before SAM, whatever the model was trained on
+DEMO_INPUT_SIZE = 384  # small things, and those side by side, show better than at the 256 it was trained on
 
 
 class Text2Seg:
@@ -57,7 +60,7 @@ class Text2Seg:
         """
         self.clip, self.sam, self.things = clip, sam, things
         self.settings = settings or Settings()
-        self._input_size = input_size
+        self.input_size = input_size
         self._provenance = provenance or {}
 
     @classmethod
@@ -103,7 +106,7 @@ class Text2Seg:
             ),
             Sam.from_weights(load_sam_weights(sam_file), device=where, precision=precision),
             settings=settings,
-            input_size=None if things else PUBLISHED_INPUT_SIZE,
+            input_size=DEMO_INPUT_SIZE if things else PUBLISHED_INPUT_SIZE,
             things=things,
             provenance={
                 "clip": {"name": clip_name, "sha256": checkpoints.sha256_of(clip_file)},
@@ -126,8 +129,10 @@ class Text2Seg:
         Raises:
             QueryError: there is none, one is empty, these models know only some things and this is none of them, or
                 the settings ask for a label set and there is but one label.
+            SettingsError: the attention rule is for vision transformers and this CLIP is a ResNet.
         """
         maps = (settings or self.settings).maps
+        self.clip.check(maps.architecture)
         parsed = parse_queries(queries)
         texts = texts_of(parsed)
         if self.things:
@@ -172,21 +177,17 @@ class Text2Seg:
         settings = settings or self.settings
         parsed = self.check(queries, settings)
         tokens = self._encode(sessions, settings.maps)
-        found = [self._point(each, parsed, settings) for each in tokens]
-        jobs = [
-            (n, q)
-            for n, (maps, prompts) in enumerate(found)
-            for q, query in enumerate(parsed)
-            if len(prompts[q]) and maps.presence[q] >= self._least_presence(query, settings)
-        ]
-        embeddings = self._embed(sessions, {n for n, _ in jobs})
-        candidates = self.sam.decode([(embeddings[n], found[n][1][q]) for n, q in jobs])
+        found = [self._aim(each, parsed, settings) for each in tokens]
+        jobs = [(n, q, aim) for n, (_, wanted) in enumerate(found) for q, aim in wanted]
+        embeddings = self._embed(sessions, {n for n, _, _ in jobs})
+        candidates = self.sam.decode([(embeddings[n], aim.points) for n, _, aim in jobs])
+        answers: dict[tuple[int, int], list[tuple[Aim, Candidates]]] = {}
+        for (n, q, aim), answer in zip(jobs, candidates, strict=True):
+            answers.setdefault((n, q), []).append((aim, answer))
         kept: list[list[Segment]] = [[] for _ in sessions]
-        for (n, q), answer in zip(jobs, candidates, strict=True):
-            maps, prompts = found[n]
-            segment = cut(self.sam, embeddings[n], maps, q, prompts[q], answer)
-            if segment.area >= max(parsed[q].min_area, 1):
-                kept[n].append(segment)
+        for (n, q), own in answers.items():
+            segments = cut(self.sam, embeddings[n], found[n][0], q, own, settings.masks)
+            kept[n] += [segment for segment in segments if segment.area >= parsed[q].min_area]
         return tuple(
             Segmentation(session.image, tuple(segments), maps)
             for session, segments, (maps, _) in zip(sessions, kept, found, strict=True)
@@ -202,11 +203,11 @@ class Text2Seg:
 
     def _encode(self, sessions: Sequence[Session], settings: MapSettings) -> list[ImageTokens]:
         """CLIP tokens of every session; those not held yet are made in one batch."""
-        size = settings.input_size or self._input_size
-        surgery = settings.architecture == "surgery"
-        key = (self.clip.input_hw(size), surgery)
+        size = settings.input_size or self.input_size
+        rule = settings.architecture
+        key = (self.clip.input_hw(size), rule)
         missing = [session for session in sessions if key not in session.tokens]
-        fresh = self.clip.encode_images([session.image for session in missing], size=size, surgery=surgery)
+        fresh = self.clip.encode_images([session.image for session in missing], size=size, architecture=rule)
         for session, tokens in zip(missing, fresh, strict=True):
             session.tokens[key] = tokens
         return [session.tokens[key] for session in sessions]
@@ -218,24 +219,30 @@ class Text2Seg:
             session.embedding = embedding
         return {n: held for n in wanted if (held := sessions[n].embedding) is not None}
 
-    def _point(
+    def _aim(
         self, tokens: ImageTokens, queries: tuple[Query, ...], settings: Settings
-    ) -> tuple[SimilarityMaps, tuple[PointPrompts, ...]]:
-        """One map and one set of points for every query."""
-        maps, parts = query_maps(self.clip, tokens, queries, settings.maps)
-        prompts = []
-        for query, own in zip(queries, parts, strict=True):
+    ) -> tuple[SimilarityMaps, list[tuple[int, Aim]]]:
+        """One map for every query, and what SAM is asked for: the query's number and the aim."""
+        maps, made = query_maps(self.clip, tokens, queries, settings.maps)
+        found = []
+        for number, (query, own) in enumerate(zip(queries, made, strict=True)):
             threshold = settings.points.threshold if query.threshold is None else query.threshold
-            prompts.append(point_prompts(own, maps.image_hw, replace(settings.points, threshold=threshold)))
-        return maps, tuple(prompts)
+            points = replace(settings.points, threshold=threshold)
+            least = self._least_presence(query, settings)
+            of_query = aims(own.parts, own.evidence, maps.image_hw, points, least_presence=least)
+            found += [(number, aim) for aim in of_query]
+        return maps, found
 
-    def _segment_points(self, session: Session, query: str, points: PointPrompts, settings: Settings | None) -> Segment:
+    def _segment_points(
+        self, session: Session, query: str | Query, points: PointPrompts, settings: Settings | None
+    ) -> Segment:
         settings = settings or self.settings
         parsed = self.check([query], settings)
-        maps, _ = self._point(self._encode([session], settings.maps)[0], parsed, settings)
+        maps, _ = query_maps(self.clip, self._encode([session], settings.maps)[0], parsed, settings.maps)
         embedding = self._embed([session], {0})[0]
         (candidates,) = self.sam.decode([(embedding, points)])
-        return cut(self.sam, embedding, maps, 0, points, candidates)
+        chosen = int(by_sam(candidates).argmax())
+        return segment_of(self.sam, embedding, maps, 0, Aim(points, minmax(maps.scores)[0]), candidates, chosen)
 
 
 class Session:
@@ -247,7 +254,7 @@ class Session:
 
     def __init__(self, models: Text2Seg, image: Image) -> None:
         self.image = image
-        self.tokens: dict[tuple[tuple[int, int], bool], ImageTokens] = {}
+        self.tokens: dict[tuple[tuple[int, int], str], ImageTokens] = {}
         self.embedding: SamEmbedding | None = None
         self._models = models
 
@@ -255,7 +262,7 @@ class Session:
         """As `Text2Seg.segment`, on this image."""
         return self._models.segment_sessions([self], queries, settings)[0]
 
-    def segment_points(self, query: str, points: PointPrompts, settings: Settings | None = None) -> Segment:
+    def segment_points(self, query: str | Query, points: PointPrompts, settings: Settings | None = None) -> Segment:
         """The segment that a person's own points give.
 
         Args:

@@ -13,20 +13,65 @@ from numpy.typing import NDArray
 
 from text2seg.config import PointSettings
 from text2seg.grids import minmax, resize
-from text2seg.records import PointPrompts
+from text2seg.records import Aim, PointPrompts
+from text2seg.regions import regions
 
 log = logging.getLogger(__name__)
 
+MOST_POINTS = 8  # positives of one region; more of one peak's neighbours tell SAM nothing new
+FAR_BELOW = 20.0  # keeps 0.95 of the right regions and drops half of the false ones (docs/experiments.md)
 FINE_GRID = 16  # the original takes its points from 16 × 16 cells: 512 px of patches of 16, halved
 
 NO_POINTS = PointPrompts(np.zeros((0, 2), np.float32), np.zeros(0, np.int8), np.zeros(0, np.float32))
 
 
-def point_prompts(parts: NDArray[np.float32], image_hw: tuple[int, int], settings: PointSettings) -> PointPrompts:
-    """The points of one query from the maps [parts, gh, gw] of its parts."""
-    if len(parts) == 1:
-        return text2points(parts, image_hw, settings)[0]
-    return combined_points(parts, image_hw, settings)
+def aims(
+    parts: NDArray[np.float32],
+    evidence: NDArray[np.float32],
+    image_hw: tuple[int, int],
+    settings: PointSettings,
+    *,
+    least_presence: float,
+) -> tuple[Aim, ...]:
+    """What SAM is asked for one query: one aim for each region of its map, or one for all of it.
+
+    Args:
+        parts: float32 [parts, gh, gw], the maps of the query's parts. Several, as of `a+b`, give one aim together.
+        evidence: float32 [gh, gw], presence patch by patch.
+        image_hw: the image that the grid covers.
+        least_presence: no aim for what is less present, be it a region or the whole.
+
+    Returns:
+        The highest region first; none for a map that is constant or not finite.
+    """
+    if not evidence.max() >= least_presence:
+        return ()
+    stretched = minmax(parts)
+    apart = settings.instances == "regions" or (settings.instances == "auto" and least_presence > 0)
+    if len(parts) == 1 and apart:
+        found = [cells for cells in regions(stretched[0], settings) if evidence.ravel()[cells].max() >= least_presence]
+        return tuple(_region_aim(stretched[0], cells, image_hw, settings) for cells in found)
+    whole = text2points(parts, image_hw, settings)[0] if len(parts) == 1 else combined_points(parts, image_hw, settings)
+    return (Aim(whole, stretched.mean(0)),) if len(whole) else ()
+
+
+def _far_below(presence: float) -> float:
+    """The presence whose odds are `FAR_BELOW` times lower: what is less sure beside it is something else."""
+    return presence / (presence + FAR_BELOW * (1 - presence))
+
+
+def _region_aim(
+    scores: NDArray[np.float32], cells: NDArray[np.int64], image_hw: tuple[int, int], settings: PointSettings
+) -> Aim:
+    """Positives: the region's cells at `threshold` times its peak or above; negatives: as many of the map's lowest."""
+    flat = scores.ravel()
+    positives = cells[flat[cells] >= settings.threshold * flat[cells[0]]][:MOST_POINTS]
+    negatives = np.argsort(flat, kind="stable")[: len(positives)]
+    both = np.concatenate([positives, negatives])
+    labels = np.repeat(np.array([1, 0], np.int8), len(positives))
+    height, width = scores.shape
+    centres = _centres(height, width, image_hw, whole=False)
+    return Aim(PointPrompts(centres[both], labels, flat[both]), scores)
 
 
 def text2points(

@@ -102,6 +102,17 @@ class PointPrompts:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Aim:
+    """One thing that SAM is asked for: its points, and the query's min-max map, `scores` float32[gh, gw] in [0, 1]."""
+
+    points: PointPrompts
+    scores: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        _freeze(self, scores=_checked("scores", self.scores, np.float32, ("gh", "gw")))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Candidates:
     """SAM's masks for one set of points: `logits` float32[K, h, w] at SAM's low resolution (square, the image in
     its top left corner), `scores` float32[K], the IoU that SAM predicts for each."""

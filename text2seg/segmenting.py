@@ -20,6 +20,7 @@ from text2seg.images import load_image
 from text2seg.pipeline import Queries, Text2Seg
 from text2seg.records import Failure, Segmentation
 from text2seg.render import maps_with_points, overlay
+from text2seg.vocabulary import Query
 
 _log = logging.getLogger(__name__)
 
@@ -49,11 +50,12 @@ def segment_files(
         QueryError: the queries cannot be used, whatever the picture.
         OutputError: nothing can be written to the output folder.
     """
-    parsed = [query.name for query in models.check(queries)]
+    parsed = models.check(queries)
+    names = [query.name for query in parsed]
     dataset = output.output / DATASET_NAME
     _make_ready(dataset)
-    builder = DatasetBuilder(queries=parsed, encoding=output.segmentation, provenance=models.provenance())
-    found, images = dict.fromkeys(parsed, 0), 0
+    builder = DatasetBuilder(queries=names, encoding=output.segmentation, provenance=models.provenance())
+    found, images = dict.fromkeys(names, 0), 0
     pictures: list[Path] = []
     failures: list[Failure] = []
     try:
@@ -75,7 +77,7 @@ def segment_files(
     return Report(dataset, tuple(pictures), found, images, tuple(failures))
 
 
-def _segment_file(models: Text2Seg, path: Path, queries: list[str], *, image_id: int) -> Segmentation:
+def _segment_file(models: Text2Seg, path: Path, queries: Sequence[Query], *, image_id: int) -> Segmentation:
     image = load_image(path, image_id=image_id, file_name=path.as_posix())
     return models.segment(image, queries)
 

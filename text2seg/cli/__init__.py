@@ -12,11 +12,23 @@ import tyro
 from text2seg._version import __version__
 from text2seg.cli.checkpoints import CheckpointsCommand
 from text2seg.cli.common import FAILED, INTERRUPTED
+from text2seg.cli.convert import Convert
+from text2seg.cli.evaluate import Evaluate
+from text2seg.cli.label import Label
+from text2seg.cli.replay import Replay
+from text2seg.cli.report import Report
 from text2seg.cli.segment import Segment
+from text2seg.cli.tune import Tune
 from text2seg.errors import Text2SegError
 
 Command = (
     Annotated[Segment, tyro.conf.subcommand("segment")]
+    | Annotated[Label, tyro.conf.subcommand("label")]
+    | Annotated[Tune, tyro.conf.subcommand("tune")]
+    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Report, tyro.conf.subcommand("report")]
+    | Annotated[Replay, tyro.conf.subcommand("replay")]
+    | Annotated[Convert, tyro.conf.subcommand("convert")]
     | Annotated[CheckpointsCommand, tyro.conf.subcommand("checkpoints")]
 )
 

@@ -2,7 +2,8 @@
 
 Corners are whole numbers: the pixel in row y and column x is the square from (x, y) to (x + 1, y + 1). Rasterised by
 pycocotools the polygons give back every pixel of the mask, and their shoelace areas add up to its pixel count.
-COCO cannot say "hole" (one more polygon would be filled), so a region with holes is cut into parts that have none.
+COCO cannot say "hole" (one more polygon would be filled), and tools refuse a polygon that touches itself, so a region
+with holes, or with pockets that are open at the corner of a pixel only, is cut into parts that have none.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ Loop = NDArray[np.int64]  # [N, 2] corners x, y in order; the inside of the mask
 
 
 def encode(mask: NDArray[np.bool_]) -> list[list[int]]:
-    """The polygons of a mask bool[H, W], each [x1, y1, x2, y2, …] with at least four corners; none overlap.
+    """The polygons of a mask bool[H, W], each [x1, y1, x2, y2, …] with at least four corners; none overlap, none
+    touches itself.
 
-    One polygon for each region of pixels that touch along a side; a region with holes takes more. An empty mask has
-    none. Raises `ValueError` on another type or shape.
+    One polygon for each region of pixels that touch along a side; a region with holes or pockets takes more. An empty
+    mask has none. Raises `ValueError` on another type or shape.
     """
     if mask.dtype != np.bool_ or mask.ndim != 2:
         raise ValueError(f"a mask must be bool[H, W], got {mask.dtype}{list(mask.shape)}")
@@ -32,18 +34,18 @@ def encode(mask: NDArray[np.bool_]) -> list[list[int]]:
         part, left, top = todo.pop()
         part, left, top = _crop(part, left, top)
         loops = _trace(part)
-        holes = [loop for loop in loops if _signed_area(loop) < 0]
-        if holes:
+        openings = [(loop, opening) for loop in loops for opening in _openings(loop)]
+        if openings:
             _, found, boxes, _ = cv2.connectedComponentsWithStats(part.astype(np.uint8), connectivity=4)
             labels = np.asarray(found)
             pierced: dict[int, list[Loop]] = {}
-            for hole in holes:
-                pierced.setdefault(_region(hole, labels), []).append(hole)
+            for loop, opening in openings:
+                pierced.setdefault(_region(loop, labels), []).append(opening)
             loops = [loop for loop in loops if _region(loop, labels) not in pierced]
             for region, inside in pierced.items():
                 x, y, width, height = (int(side) for side in boxes[region, :4])
                 alone = labels[y : y + height, x : x + width] == region
-                todo += _cut(alone, [hole - (x, y) for hole in inside], left + x, top + y)
+                todo += _cut(alone, [opening - (x, y) for opening in inside], left + x, top + y)
         polygons += [np.add(loop, (left, top)).ravel().tolist() for loop in loops]
     return polygons
 
@@ -135,7 +137,30 @@ def _link(starts: dict[str, NDArray[np.int64]], ends: dict[str, NDArray[np.int64
 
 def _signed_area(loop: Loop) -> int:
     x, y = loop[:, 0], loop[:, 1]
-    return int((x * np.roll(y, -1) - np.roll(x, -1) * y).sum()) // 2
+    return int(x[:-1] @ y[1:] - x[1:] @ y[:-1] + x[-1] * y[0] - x[0] * y[-1]) // 2
+
+
+def _openings(loop: Loop) -> list[Loop]:
+    """What keeps a boundary from being one simple polygon: itself if it is around a hole, else the pockets that its
+    region touches itself around. The boundary is taken apart where it comes back to a corner; of the simple loops that
+    this gives, the pockets are those that run the other way."""
+    if _signed_area(loop) < 0:
+        return [loop]
+    if len(loop) < 10 or len(set(map(tuple, loop.tolist()))) == len(loop):  # nine corners close no pocket
+        return []
+    simple: list[Loop] = []
+    path: list[tuple[int, int]] = []
+    position: dict[tuple[int, int], int] = {}
+    for x, y in [*loop.tolist(), loop[0].tolist()]:
+        if (x, y) in position:
+            at = position[x, y]
+            simple.append(np.array(path[at:]))
+            for corner in path[at:]:
+                del position[corner]
+            del path[at:]
+        position[x, y] = len(path)
+        path.append((x, y))
+    return [part for part in simple if _signed_area(part) < 0]
 
 
 def _region(loop: Loop, labels: NDArray[Any]) -> int:
@@ -145,7 +170,7 @@ def _region(loop: Loop, labels: NDArray[Any]) -> int:
 
 
 def _cut(region: NDArray[np.bool_], holes: list[Loop], left: int, top: int) -> list[tuple[NDArray[np.bool_], int, int]]:
-    """A region in two, along a line through its middle hole, down or across, whichever opens more holes."""
+    """A region in two, along a line through its middle hole or pocket, down or across, whichever opens more of them."""
     low, high = np.array([hole.min(0) for hole in holes]), np.array([hole.max(0) for hole in holes])
     middle = np.median((low + high) // 2, axis=0)
     best: tuple[int, int, int] = (0, 0, 0)

@@ -15,8 +15,10 @@ from torch.nn import functional as F
 
 from text2seg.config import MapSettings
 from text2seg.errors import CheckpointError, QueryError
+from text2seg.maps.attention import RULES, check_resnet
 from text2seg.maps.build import RESNET_STRIDE, build_clip
-from text2seg.maps.presence import TEMPLATE, PresenceModel, presence
+from text2seg.maps.pamr import refine_maps
+from text2seg.maps.presence import TEMPLATE, PresenceModel, evidence
 from text2seg.maps.resnet import encode_resnet
 from text2seg.maps.similarity import cosines, without_empty_text, without_label_set
 from text2seg.maps.text import TextEncoder
@@ -33,10 +35,12 @@ class ImageTokens:
     features: Tensor
     grid_hw: tuple[int, int]
     image_hw: tuple[int, int]
+    image: Image | None = None
+    """What maps are refined by; not copied."""
 
 
 class Clip:
-    """A CLIP with architecture surgery; OpenAI's ViTs and ResNets, whatever their size."""
+    """A CLIP with architecture surgery or another attention rule; OpenAI's ViTs and ResNets, whatever their size."""
 
     def __init__(
         self, model: Any, *, device: torch.device, precision: Precision, presence: PresenceModel | None = None
@@ -86,31 +90,40 @@ class Clip:
     def _whole(self, side: int) -> int:
         return max(round(side / self.stride), 1) * self.stride
 
+    def check(self, architecture: str) -> None:
+        """Raise `SettingsError` where this CLIP cannot follow the attention rule."""
+        if not self.is_vit:
+            check_resnet(architecture)
+
     @torch.inference_mode()
     def encode_images(
         self,
         images: Sequence[Image],
         *,
         size: int | tuple[int, int] | None = None,
-        surgery: bool = True,
+        architecture: str = "surgery",
     ) -> list[ImageTokens]:
-        """Tokens of a batch of images, each squashed to the input size.
+        """Tokens of a batch of images, each squashed to the input size; `architecture` is one of `attention.RULES`.
 
         Raises:
             CheckpointError: the features are not finite, so weights or precision are unfit.
+            SettingsError: this CLIP is a ResNet and cannot follow the rule.
         """
+        self.check(architecture)
         if not images:
             return []
         input_hw = self.input_hw(size)
         pixels = torch.stack([preprocess(image, input_hw) for image in images]).to(self.device)
-        encode = encode_vit if self.is_vit else encode_resnet
         with autocast(self.device, self.precision):
-            features = encode(self.model.visual, pixels, surgery=surgery)
+            if self.is_vit:
+                features = encode_vit(self.model.visual, pixels, rule=RULES[architecture])
+            else:
+                features = encode_resnet(self.model.visual, pixels, surgery=architecture == "surgery")
         features = F.normalize(features.float(), dim=-1)
         if not bool(features.isfinite().all()):
             raise CheckpointError(f"CLIP's image features are not finite in {self.precision.name}; try precision fp32")
         grid_hw = (input_hw[0] // self.stride, input_hw[1] // self.stride)
-        return [ImageTokens(tokens, grid_hw, image.hw) for tokens, image in zip(features, images, strict=True)]
+        return [ImageTokens(tokens, grid_hw, image.hw, image) for tokens, image in zip(features, images, strict=True)]
 
     @torch.inference_mode()
     def encode_texts(self, queries: Sequence[str | Wordings], templates: tuple[str, ...] = TEMPLATES) -> Tensor:
@@ -124,7 +137,8 @@ class Clip:
     def similarity(
         self, tokens: ImageTokens, queries: Sequence[str | Wordings], settings: MapSettings
     ) -> SimilarityMaps:
-        """One map per query, in the order asked for; a query is a text or several wordings of it.
+        """One map per query, in the order asked for; a query is a text or several wordings of it. Refined maps are
+        finer than the tokens' grid.
 
         Raises:
             QueryError: no queries, an empty one, or a label set of fewer than two.
@@ -146,14 +160,23 @@ class Clip:
         else:
             scores = cosines(tokens.features, texts)
         grid = scores[1:].T.unflatten(-1, tokens.grid_hw)
+        if settings.refine == "pamr":
+            if tokens.image is None:
+                raise ValueError("maps are refined by their image, and these tokens have none")
+            grid = refine_maps(grid, tokens.image)
         names = tuple("|".join(query) for query in each)
-        return SimilarityMaps(names, _to_numpy(grid), _to_numpy(self._presence(tokens, each)), tokens.image_hw)
+        presence = self.evidence(tokens, each).max((1, 2))
+        return SimilarityMaps(names, _to_numpy(grid), presence, tokens.image_hw)
 
-    def _presence(self, tokens: ImageTokens, queries: Sequence[Wordings]) -> Tensor:
+    @torch.inference_mode()
+    def evidence(self, tokens: ImageTokens, queries: Sequence[str | Wordings]) -> np.ndarray:
+        """Presence patch by patch, float32 [Q, gh, gw] in [0, 1]; see `maps.presence`."""
+        each = [_wordings(query) for query in queries]
         others = self.encode_texts((*self.presence.distractors, ""), (TEMPLATE,))
-        texts = self.encode_texts(queries, (TEMPLATE,))
+        texts = self.encode_texts(each, (TEMPLATE,))
         scale = float(self.model.logit_scale.exp())
-        return presence(tokens.features[1:], texts, queries, others, self.presence, scale=scale)
+        patches = evidence(tokens.features[1:], texts, each, others, self.presence, scale=scale)
+        return _to_numpy(patches.T.unflatten(-1, tokens.grid_hw))
 
 
 def _wordings(query: str | Wordings) -> Wordings:

@@ -36,10 +36,10 @@ class PresenceModel:
     @classmethod
     def of_demo(cls, things: tuple[str, ...]) -> PresenceModel:
         """As scripts/fit_presence.py fitted it to the demo CLIP's usual maps."""
-        return cls(things, slope=0.89, offset=3.04, threshold=0.5)
+        return cls(things, slope=1.01, offset=2.58, threshold=0.5)
 
 
-def presence(
+def evidence(
     patches: Tensor,
     texts: Tensor,
     names: Sequence[Sequence[str]],
@@ -48,7 +48,7 @@ def presence(
     *,
     scale: float,
 ) -> Tensor:
-    """Presence float32 [Q] in [0, 1].
+    """How sure each patch is that it shows the query, float32 [N, Q] in [0, 1]; presence is the highest of them.
 
     Args:
         patches: unit features [N, C] of the picture's patches.
@@ -63,8 +63,8 @@ def presence(
     # One row of exponentials serves all queries: each leaves out the distractors that mean the same as it.
     highest = torch.maximum(theirs.amax(1, keepdim=True), ours.amax(1, keepdim=True))
     rest = (theirs - highest).exp() @ counted.T.to(theirs.dtype)
-    logit = (ours - highest - rest.clamp(min=1e-30).log()).amax(0)
-    return torch.sigmoid(model.slope * logit + model.offset)
+    logits = ours - highest - rest.clamp(min=1e-30).log()
+    return torch.sigmoid(model.slope * logits + model.offset)
 
 
 def _same_thing(texts: Tensor, names: Sequence[Sequence[str]], others: Tensor, distractors: Sequence[str]) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from text2seg.config import MapSettings
 from text2seg.grids import minmax
 from text2seg.maps.clip import Clip, ImageTokens
+from text2seg.maps.pamr import on_grid
 from text2seg.records import SimilarityMaps
 from text2seg.vocabulary import Query, Wordings
 
@@ -22,10 +24,19 @@ def texts_of(queries: Iterable[Query]) -> list[Wordings]:
     return list(dict.fromkeys([*parts, *negatives]))
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class QueryMap:
+    """What a query's map was made of: `parts` float32 [parts, gh, gw], and the `evidence` float32 [gh, gw] of where
+    it is, presence patch by patch, on the tokens' grid."""
+
+    parts: NDArray[np.float32]
+    evidence: NDArray[np.float32]
+
+
 def query_maps(
     clip: Clip, tokens: ImageTokens, queries: Sequence[Query], settings: MapSettings
-) -> tuple[SimilarityMaps, list[NDArray[np.float32]]]:
-    """One map per query, and the maps float32 [parts, gh, gw] that each was made of.
+) -> tuple[SimilarityMaps, list[QueryMap]]:
+    """One map per query, and what each was made of, brought to the tokens' grid.
 
     What a negative scores above 0 is taken off each part. Parts that are joined are averaged after min-max, as the
     original's `person+bench`; the presence of all together is that of the one least sure.
@@ -36,15 +47,17 @@ def query_maps(
     texts = texts_of(queries)
     of_texts = clip.similarity(tokens, texts, settings)
     row_of = {wordings: row for row, wordings in enumerate(texts)}
-    scores, presence, parts = [], [], []
+    evidence = clip.evidence(tokens, texts)
+    scores, presence, made = [], [], []
     for query in queries:
         rows = [row_of[part] for part in query.parts]
         own = of_texts.scores[rows]
         if query.negatives:
             unwanted = of_texts.scores[[row_of[(negative,)] for negative in query.negatives]]
             own = own - unwanted.max(0).clip(min=0)
-        parts.append(own)
         scores.append(own[0] if len(own) == 1 else minmax(own).mean(0))
         presence.append(of_texts.presence[rows].min())
+        where = np.minimum(evidence[rows].max(0), presence[-1])
+        made.append(QueryMap(on_grid(own, tokens.grid_hw), where))
     names = tuple(query.name for query in queries)
-    return SimilarityMaps(names, np.stack(scores), np.array(presence, np.float32), of_texts.image_hw), parts
+    return SimilarityMaps(names, np.stack(scores), np.array(presence, np.float32), of_texts.image_hw), made

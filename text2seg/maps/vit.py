@@ -1,31 +1,18 @@
-"""CLIP's vision transformer with architecture surgery, as a pure function of the standard module.
+"""CLIP's vision transformer with one of the attention rules, as a pure function of the standard module.
 
-Source: Li et al., "A Closer Look at the Explainability of Contrastive Language-Image Pre-training"
-(arXiv 2304.05653), section 3.2. The module is only read: nothing in it changes, so threads may share it,
-gradients flow, and any module with OpenAI's block names fits (open_clip's has the same).
+The module is only read: nothing in it changes, so threads may share it, gradients flow, and any module with
+OpenAI's block names fits (open_clip's has the same).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-MAX_SURGICAL_BLOCKS = 6
-
-Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-def surgical_blocks(depth: int) -> int:
-    """How many of the last blocks are surgical: 6, whatever the depth; of fewer than 12 blocks, half.
-
-    >>> [surgical_blocks(depth) for depth in (6, 8, 12, 24)]
-    [3, 4, 6, 6]
-    """
-    return MAX_SURGICAL_BLOCKS if depth >= 2 * MAX_SURGICAL_BLOCKS else depth // 2
+from text2seg.maps.attention import RULES, Attend, AttentionRule, Heads
 
 
 def resize_positions(embedding: Tensor, grid_hw: tuple[int, int]) -> Tensor:
@@ -51,17 +38,17 @@ def encode_vit(
     visual: Any,
     pixels: Tensor,
     *,
-    surgery: bool = True,
+    rule: AttentionRule = RULES["surgery"],
     blocks: int | None = None,
-    attention: Attention = F.scaled_dot_product_attention,
+    attention: Attend = F.scaled_dot_product_attention,
 ) -> Tensor:
     """Image tokens in the joint space of CLIP, before normalisation.
 
     Args:
         visual: a CLIP `VisionTransformer`.
         pixels: float [B, 3, H, W], normalised; H and W multiples of the patch size.
-        surgery: take the patches from the value-value path; otherwise from the original path (raw CLIP).
-        blocks: how many of the last blocks are surgical; default `surgical_blocks`.
+        rule: how the patches attend; one of `RULES`.
+        blocks: how many of the last blocks are changed; default: as the rule says.
         attention: softmax(query keyᵀ / √d) value; another implementation where that one is slow.
 
     Returns:
@@ -75,24 +62,33 @@ def encode_vit(
     x = visual.ln_pre(torch.cat([cls, x], dim=1) + positions.to(x.dtype))
 
     layers = visual.transformer.resblocks
-    first = len(layers) - (surgical_blocks(len(layers)) if blocks is None else blocks)
+    first = len(layers) - (rule.changed(len(layers)) if blocks is None else blocks)
     patches = None
     for index, block in enumerate(layers):
-        query, key, value = _project(block.attn, block.ln_1(x))
-        if surgery and index >= first:
-            patches = (x if patches is None else patches) + _mix(block.attn, attention(value, value, value))
-        x = x + _mix(block.attn, attention(query, key, value))
+        heads = _heads(block, x, grid_hw)
+        if index >= first:
+            start = x if index == first and rule.residual else patches
+            patches = _patches(rule, block, heads, start, attention)
+        x = x + _mix(block.attn, attention(heads.query, heads.key, heads.value))
         x = x + block.mlp(block.ln_2(x))
     if patches is not None:
         x = torch.cat([x[:, :1], patches[:, 1:]], dim=1)
     return visual.ln_post(x) @ visual.proj
 
 
-def _project(module: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values of every head: three tensors [B, heads, N, width / heads]."""
-    packed = F.linear(x, module.in_proj_weight, module.in_proj_bias)
-    heads = packed.unflatten(-1, (3, module.num_heads, -1)).permute(2, 0, 3, 1, 4)
-    return heads[0], heads[1], heads[2]
+def _patches(rule: AttentionRule, block: Any, heads: Heads, path: Tensor | None, attention: Attend) -> Tensor:
+    """The patches' path [B, N, width] after one more changed block; None is a path that starts from nothing."""
+    mixed = _mix(block.attn, rule.attention(heads, attention))
+    path = mixed if path is None else path + mixed
+    return path + block.mlp(block.ln_2(path)) if rule.ffn else path
+
+
+def _heads(block: Any, x: Tensor, grid_hw: tuple[int, int]) -> Heads:
+    """Queries, keys and values of every head, [B, heads, N, width / heads] each."""
+    normed = block.ln_1(x)
+    packed = F.linear(normed, block.attn.in_proj_weight, block.attn.in_proj_bias)
+    query, key, value = packed.unflatten(-1, (3, block.attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+    return Heads(query, key, value, normed, grid_hw)
 
 
 def _mix(module: Any, heads: Tensor) -> Tensor:

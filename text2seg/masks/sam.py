@@ -193,6 +193,13 @@ class Sam:
         mask: NDArray[np.bool_] = (logits[0, 0] > self.module.mask_threshold).cpu().numpy()
         return mask
 
+    def coarse_masks(self, embedding: SamEmbedding, candidates: Candidates) -> NDArray[np.bool_]:
+        """The candidates as masks bool[K, h, w] at SAM's low resolution, only the part that the picture fills."""
+        side, frame = candidates.logits.shape[-1], self._frame.target_length
+        rows, columns = (max(round(length * side / frame), 1) for length in embedding.input_hw)
+        masks: NDArray[np.bool_] = candidates.logits[:, :rows, :columns] > self.module.mask_threshold
+        return masks
+
 
 def _keep_norms_exact(encoder: nn.Module) -> None:
     """Have every norm of the encoder compute in float32; autocast lets those behind a convolution take its dtype."""

@@ -1,18 +1,60 @@
-"""From SAM's candidates to the segment: which of them, at full size, and how well the map agrees."""
+"""From SAM's candidates to segments: which of them, without repeats, at full size, and how well the map agrees."""
 
 from __future__ import annotations
 
-from text2seg.grids import map_score
-from text2seg.masks.choice import choose
+from collections.abc import Sequence
+
+import numpy as np
+
+from text2seg.config import MaskSettings
+from text2seg.grids import map_score, resize
+from text2seg.masks.choice import by_map, by_sam
+from text2seg.masks.nms import suppress
 from text2seg.masks.sam import Sam, SamEmbedding
-from text2seg.records import Candidates, PointPrompts, Segment, SimilarityMaps
+from text2seg.records import Aim, Candidates, Segment, SimilarityMaps
 
 
 def cut(
-    sam: Sam, embedding: SamEmbedding, maps: SimilarityMaps, query: int, points: PointPrompts, candidates: Candidates
+    sam: Sam,
+    embedding: SamEmbedding,
+    maps: SimilarityMaps,
+    query: int,
+    answers: Sequence[tuple[Aim, Candidates]],
+    settings: MaskSettings,
+) -> list[Segment]:
+    """The segments of one query in one picture, the best first.
+
+    Of each aim the best candidate is chosen; of those that show the same thing one stays; beside the best, one that is
+    expected to be bad is left out. All this happens at SAM's low resolution; only what stays is brought to full size.
+    Masks that are empty are left out.
+    """
+    chosen, masks, qualities = [], [], []
+    for aim, candidates in answers:
+        low = sam.coarse_masks(embedding, candidates)
+        if settings.choice == "map":
+            quality = by_map(low, candidates, resize(aim.scores[None], (low.shape[1], low.shape[2]))[0])
+        else:
+            quality = by_sam(candidates)
+        best = int(quality.argmax())
+        chosen.append(best)
+        masks.append(low[best])
+        qualities.append(quality[best])
+    kept = suppress(np.stack(masks), np.array(qualities), settings.overlap) if answers else []
+    good = [*kept[:1], *(other for other in kept[1:] if qualities[other] >= settings.quality)]
+    segments = [segment_of(sam, embedding, maps, query, *answers[index], chosen[index]) for index in good]
+    return [segment for segment in segments if segment.area]
+
+
+def segment_of(
+    sam: Sam,
+    embedding: SamEmbedding,
+    maps: SimilarityMaps,
+    query: int,
+    aim: Aim,
+    candidates: Candidates,
+    chosen: int,
 ) -> Segment:
-    """The segment of the maps' `query`-th query. Its mask may be empty."""
-    chosen = choose(candidates)
+    """The segment that one candidate gives, at full size; its mask may be empty."""
     mask = sam.mask(embedding, candidates, chosen)
     return Segment(
         query=maps.queries[query],
@@ -20,7 +62,7 @@ def cut(
         sam_score=float(candidates.scores[chosen]),
         map_score=map_score(maps.scores[query], mask),
         presence=float(maps.presence[query]),
-        points=points,
+        points=aim.points,
         candidates=candidates,
         chosen=chosen,
     )

@@ -1,0 +1,258 @@
+"""Every attention rule against naive float64 loops over heads and tokens, on a tiny random CLIP and a grid of 2 × 3."""
+
+from __future__ import annotations
+
+import copy
+import math
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import get_args, get_type_hints
+
+import builders
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from text2seg.config import MapSettings, PresenceSettings, Settings
+from text2seg.errors import SettingsError
+from text2seg.maps.attention import PRIOR_SIGMA, RULES, neighbour_prior
+from text2seg.maps.build import import_clip
+from text2seg.maps.clip import Clip
+from text2seg.maps.vit import encode_vit, resize_positions
+from text2seg.pipeline import Text2Seg
+from text2seg.records import Image
+from text2seg.runtime import FULL, Precision, autocast
+
+CPU = torch.device("cpu")
+GRID = (2, 3)
+SHORT = ("a {}.",)
+
+
+def tiny_clip(kind: str = "vit") -> Clip:
+    torch.manual_seed(5)
+    layers, width, patch = (4, 128, 16) if kind == "vit" else ((1, 1, 1, 1), 16, None)
+    model = import_clip().model.CLIP(32, 64, layers, width, patch, 77, 49408, 64, 1, 2)
+    with torch.no_grad():
+        for parameter in model.visual.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=1.5 * parameter[0].numel() ** -0.5)
+            else:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return Clip(model.eval().requires_grad_(False), device=CPU, precision=FULL)
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return tiny_clip()
+
+
+@pytest.fixture(scope="module")
+def exact(clip):
+    """The same tower in float64; CLIP's own LayerNorm would go through float32."""
+    tower = copy.deepcopy(clip.model.visual).double()
+    for module in tower.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.__class__ = nn.LayerNorm
+    return tower
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    return torch.randn(2, 3, GRID[0] * 16, GRID[1] * 16, generator=torch.Generator().manual_seed(1))
+
+
+# --- the rules once more, as slow and plain as can be -------------------------------------------------------------
+
+
+def attend(query, key, value, *, scale, bias=None):
+    out = np.zeros_like(value)
+    for i in range(len(query)):
+        scores = [scale * float(query[i] @ key[j]) + (bias[i][j] if bias else 0.0) for j in range(len(key))]
+        weights = [math.exp(score) for score in scores]
+        for j, weight in enumerate(weights):
+            out[i] += weight / sum(weights) * value[j]
+    return out
+
+
+def unit(x):
+    return np.stack([row / math.sqrt(float(row @ row)) for row in x])
+
+
+def prior(grid_hw, sigma):
+    """Token 0 is CLS; the others are cells, row by row."""
+    count = 1 + grid_hw[0] * grid_hw[1]
+    bias = [[0.0] * count for _ in range(count)]
+    for i in range(1, count):
+        for j in range(1, count):
+            (row, column), (other_row, other_column) = divmod(i - 1, grid_hw[1]), divmod(j - 1, grid_hw[1])
+            distance2 = (row - other_row) ** 2 + (column - other_column) ** 2
+            bias[i][j] = math.exp(-distance2 / (2 * sigma**2))
+    return bias
+
+
+def gem(q, k, v, normed, scale):
+    temperature = sum(math.sqrt(float(token @ token)) for token in normed) / len(normed) * scale
+    total = np.zeros_like(v)
+    for x in (q, k, v):
+        x = unit(x)
+        x = unit(attend(x, x, x, scale=temperature))
+        total += attend(x, x, v, scale=temperature)
+    return total / 3
+
+
+NAIVE = {  # of one head: q, k, v [N, d], LN1's output [N, width], 1/√d
+    "surgery": lambda q, k, v, normed, s: attend(v, v, v, scale=s),
+    "raw": None,
+    "maskclip": lambda q, k, v, normed, s: v,
+    "sclip": lambda q, k, v, normed, s: attend(q, q, v, scale=s) + attend(k, k, v, scale=s),
+    "clearclip": lambda q, k, v, normed, s: attend(q, q, v, scale=s),
+    "naclip": lambda q, k, v, normed, s: attend(k, k, v, scale=s, bias=prior(GRID, 5)),
+    "gem": gem,
+}
+SHAPES = {  # of four blocks: the first changed one, residual, FFN
+    "surgery": (2, True, False),
+    "raw": (4, True, True),
+    "maskclip": (3, True, True),
+    "sclip": (3, True, True),
+    "clearclip": (3, False, False),
+    "naclip": (3, False, False),
+    "gem": (2, True, False),
+}
+
+
+def layer_norm(layer, x):
+    x = x - x.mean(1, keepdims=True)
+    return x / np.sqrt((x**2).mean(1, keepdims=True) + layer.eps) * layer.weight.numpy() + layer.bias.numpy()
+
+
+def feed_forward(block, x):
+    hidden = layer_norm(block.ln_2, x) @ block.mlp.c_fc.weight.numpy().T + block.mlp.c_fc.bias.numpy()
+    hidden = hidden / (1 + np.exp(-1.702 * hidden))
+    return hidden @ block.mlp.c_proj.weight.numpy().T + block.mlp.c_proj.bias.numpy()
+
+
+def per_head(attn, normed, function):
+    q, k, v = np.split(normed @ attn.in_proj_weight.numpy().T + attn.in_proj_bias.numpy(), 3, axis=1)
+    width = q.shape[1] // attn.num_heads
+    parts = []
+    for head in range(attn.num_heads):
+        part = slice(head * width, (head + 1) * width)
+        parts.append(function(q[:, part], k[:, part], v[:, part], normed, width**-0.5))
+    return np.concatenate(parts, axis=1) @ attn.out_proj.weight.numpy().T + attn.out_proj.bias.numpy()
+
+
+def naive(visual, pixels, name):
+    first, residual, ffn = SHAPES[name]
+    patches = visual.conv1(pixels[None]).flatten(2)[0].T
+    x = torch.cat([visual.class_embedding[None], patches]) + resize_positions(visual.positional_embedding, GRID)
+    x, new = layer_norm(visual.ln_pre, x.numpy()), None
+    for index, block in enumerate(visual.transformer.resblocks):
+        normed = layer_norm(block.ln_1, x)
+        if index >= first:
+            if index == first:
+                new = x if residual else np.zeros_like(x)
+            new = new + per_head(block.attn, normed, NAIVE[name])
+            if ffn:
+                new = new + feed_forward(block, new)
+        x = x + per_head(block.attn, normed, lambda q, k, v, normed, s: attend(q, k, v, scale=s))
+        x = x + feed_forward(block, x)
+    joined = x if new is None else np.concatenate([x[:1], new[1:]])
+    return layer_norm(visual.ln_post, joined) @ visual.proj.numpy()
+
+
+# ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_rule_against_naive_loops(exact, pixels, name):
+    found = encode_vit(exact, pixels.double(), rule=RULES[name])
+    for each, one in zip(found, pixels.double(), strict=True):
+        np.testing.assert_allclose(each.numpy(), naive(exact, one, name), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_float32_and_bf16_are_near(clip, exact, pixels, name):
+    expected = encode_vit(exact, pixels.double(), rule=RULES[name])
+    single = encode_vit(clip.model.visual, pixels, rule=RULES[name])
+    torch.testing.assert_close(single.double(), expected, rtol=0, atol=2e-5)
+    with autocast(CPU, Precision(torch.bfloat16, "test")):
+        half = encode_vit(clip.model.visual, pixels, rule=RULES[name])
+    assert float(torch.cosine_similarity(half.double(), expected, dim=-1).min()) > 0.995
+
+
+def test_rules_differ_in_the_patches_and_agree_on_cls(clip, pixels):
+    tokens = {name: encode_vit(clip.model.visual, pixels, rule=rule) for name, rule in RULES.items()}
+    for name, one in tokens.items():
+        torch.testing.assert_close(one[:, 0], tokens["raw"][:, 0])
+        for other_name, other in tokens.items():
+            assert (name == other_name) == bool((one[:, 1:] - other[:, 1:]).abs().max() < 1e-2)
+
+
+def test_every_rule_has_its_name_in_the_settings_and_surgery_is_the_default():
+    assert set(get_args(get_type_hints(MapSettings)["architecture"])) == set(RULES) == set(NAIVE)
+    assert MapSettings().architecture == "surgery"
+
+
+@pytest.mark.parametrize("depth", [1, 2, 11, 12, 24])
+def test_changed_blocks(depth):
+    changed = {name: rule.changed(depth) for name, rule in RULES.items()}
+    several = 6 if depth >= 12 else max(depth // 2, 1)
+    last = dict.fromkeys(["maskclip", "sclip", "clearclip", "naclip"], 1)
+    assert changed == {"raw": 0, "surgery": several, "gem": several, **last}
+
+
+def test_neighbour_prior_on_a_rectangle():
+    assert PRIOR_SIGMA == 5
+    found = neighbour_prior((3, 4), 1.5)
+    np.testing.assert_allclose(found, prior((3, 4), 1.5), rtol=0, atol=1e-6)
+    assert found[0].abs().max() == found[:, 0].abs().max() == 0
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_gradients_flow_to_pixels_and_weights(clip, pixels, name):
+    visual = copy.deepcopy(clip.model.visual).requires_grad_(True)
+    given = pixels.clone().requires_grad_(True)
+    encode_vit(visual, given, rule=RULES[name])[:, 1:].square().sum().backward()
+    for gradient in (given.grad, visual.transformer.resblocks[-1].attn.in_proj_weight.grad, visual.conv1.weight.grad):
+        assert bool(gradient.isfinite().all())
+        assert float(gradient.abs().max()) > 0
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_batches_threads_and_other_sizes_give_what_one_gives(clip, name):
+    images = [Image(builders.pixels((40, 60), seed=seed)) for seed in range(4)]
+    alone = [clip.encode_images([each], size=(32, 48), architecture=name)[0].features for each in images]
+    clip.encode_images(images, size=(64, 48), architecture=name)
+    together = clip.encode_images(images, size=(32, 48), architecture=name)
+    for one, many in zip(alone, together, strict=True):
+        assert many.grid_hw == (2, 3)
+        torch.testing.assert_close(one, many.features, rtol=0, atol=2e-6)
+    with ThreadPoolExecutor(4) as pool:
+        threads = pool.map(lambda each: clip.encode_images([each], size=(32, 48), architecture=name)[0], images)
+        assert all(torch.equal(a, b.features) for a, b in zip(alone, threads, strict=True))
+
+
+@pytest.mark.parametrize("name", set(RULES) - {"surgery", "raw"})
+def test_resnets_refuse_what_only_transformers_can_before_any_picture_is_read(name):
+    models = Text2Seg(tiny_clip("resnet"), sam=None)
+    for attempt in (
+        lambda: models.check(["dog"], Settings(MapSettings(architecture=name))),
+        lambda: models.clip.encode_images([builders.image()], architecture=name),
+    ):
+        with pytest.raises(SettingsError, match=f"architecture {name} is for .* ResNet: use surgery or raw"):
+            attempt()
+    models.check(["dog"], Settings(MapSettings(architecture="raw")))
+
+
+def test_a_session_keeps_tokens_of_each_rule(clip):
+    no_sam = SimpleNamespace(embed=lambda images: [], decode=lambda jobs: [])
+    session = Text2Seg(clip, no_sam).open(builders.pixels((40, 60)))
+    absent = PresenceSettings(1.0)
+    maps = {
+        name: session.segment(["dog"], Settings(MapSettings(name, templates=SHORT), presence=absent)).maps.scores
+        for name in ("surgery", "naclip", "raw", "surgery")
+    }
+    assert len(session.tokens) == 3
+    assert not np.allclose(maps["surgery"], maps["naclip"])
+    assert not np.allclose(maps["raw"], maps["naclip"])

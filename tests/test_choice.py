@@ -1,0 +1,113 @@
+"""Choosing a candidate and dropping masks that show the same, by hand and with the demo model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import builders
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from text2seg import MaskSettings, PointSettings, PresenceSettings, Settings
+from text2seg.errors import SettingsError
+from text2seg.masks.choice import by_map, by_sam, separation
+from text2seg.masks.nms import CONTAINED, suppress
+from text2seg.records import Candidates
+
+HW = (6, 8)
+SCENES = Path(__file__).parents[1] / "text2seg" / "demo" / "scenes"
+
+
+def boxes(*each: tuple[int, int, int, int]) -> np.ndarray:
+    return np.stack([builders.box_mask(HW, left=x, top=y, width=w, height=h) for x, y, w, h in each])
+
+
+def scored(*scores: float) -> Candidates:
+    return Candidates(np.zeros((len(scores), *HW), np.float32), np.array(scores, np.float32))
+
+
+THING = (1, 1, 3, 3)
+PART, WHOLE, ALL = (2, 2, 1, 1), THING, (0, 0, 8, 6)
+
+
+def test_the_map_tells_the_thing_from_its_part_and_from_everything():
+    scores = boxes(THING)[0].astype(np.float32)
+    quality = by_map(boxes(PART, WHOLE, ALL), scored(0.9, 0.8, 0.85), scores)
+    assert quality.argmax() == 1
+    assert by_sam(scored(0.9, 0.8, 0.85)).argmax() == 0
+
+
+def test_separation_is_what_a_plain_loop_gives():
+    rng = np.random.default_rng(0)
+    scores, masks = rng.random(HW, np.float32), rng.random((3, *HW)) > 0.5
+    wanted = [scores[mask].mean() - scores[~mask].mean() for mask in masks]
+    np.testing.assert_allclose(separation(masks, scores), wanted, atol=1e-5)
+
+
+def test_empty_and_full_masks_and_flat_maps_have_finite_quality():
+    masks = np.stack([np.zeros(HW, bool), np.ones(HW, bool)])
+    for scores in (np.zeros(HW, np.float32), np.ones(HW, np.float32)):
+        assert np.isfinite(by_map(masks, scored(0.5, 0.5), scores)).all()
+
+
+def test_of_masks_that_show_the_same_the_best_stays():
+    masks = boxes((1, 1, 4, 4), (1, 1, 4, 3), (6, 0, 2, 2))
+    assert suppress(masks, np.array([0.5, 0.9, 0.7]), 0.6) == [1, 2]
+
+
+def test_a_part_goes_with_its_whole_and_a_whole_with_its_part():
+    masks = boxes(PART, WHOLE)
+    assert suppress(masks, np.array([0.5, 0.9]), 0.9) == [1]
+    assert suppress(masks, np.array([0.9, 0.5]), 0.9) == [0]
+
+
+def test_empty_masks_never_stay():
+    assert suppress(np.zeros((2, *HW), bool), np.array([1.0, 2.0]), 0.6) == []
+
+
+masks_and_scores = st.lists(st.tuples(st.integers(0, 2**12 - 1), st.integers(0, 5)), min_size=1, max_size=6).map(
+    lambda rows: (np.array([[bits >> k & 1 for k in range(12)] for bits, _ in rows], bool).reshape(-1, 3, 4), rows)
+)
+
+
+@given(masks_and_scores)
+def test_what_stays_is_apart_and_what_goes_is_like_a_better_one(given_masks):
+    masks, rows = given_masks
+    scores = np.array([score for _, score in rows], float)
+    kept = suppress(masks, scores, 0.5)
+
+    def alike(a, b):
+        both = (masks[a] & masks[b]).sum()
+        return both > 0.5 * (masks[a] | masks[b]).sum() or both >= CONTAINED * min(masks[a].sum(), masks[b].sum())
+
+    for place, index in enumerate(kept):
+        assert masks[index].any()
+        assert not any(alike(index, other) for other in kept[:place])
+    for index in set(range(len(masks))) - set(kept):
+        assert not masks[index].any() or any(alike(index, k) and scores[k] >= scores[index] for k in kept)
+
+
+def test_reference_means_one_segment_by_sams_own_choice_and_nothing_not_found():
+    settings = Settings(points=PointSettings(method="reference"))
+    assert (settings.points.instances, settings.masks.choice, settings.presence.presence) == ("union", "sam", 0)
+
+
+def test_a_misspelt_choice_is_refused():
+    with pytest.raises(SettingsError, match="map, sam"):
+        MaskSettings(choice="best")
+    with pytest.raises(SettingsError, match="overlap"):
+        MaskSettings(overlap=0)
+
+
+def test_the_demo_model_cuts_out_each_of_a_kind_apart_and_they_do_not_overlap(demo):
+    session = demo.open(SCENES / "held-out" / "images" / "scene_0008.jpg")
+    union = session.segment("koala", Settings(points=PointSettings(instances="union"), presence=PresenceSettings(0)))
+    apart = session.segment("koala", Settings(points=PointSettings(instances="regions")))
+    assert len(union.segments) == 1
+    assert len(apart.segments) >= 1
+    masks = [segment.mask for segment in apart.segments]
+    for a in range(len(masks)):
+        for b in range(a):
+            assert (masks[a] & masks[b]).sum() < CONTAINED * min(masks[a].sum(), masks[b].sum())

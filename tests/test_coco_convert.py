@@ -1,0 +1,418 @@
+"""COCO files in other tools' formats, read back by those tools (or their libraries): names, counts and pixels agree."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import builders
+import numpy as np
+import pytest
+import yaml
+from PIL import Image as PillowImage
+
+from text2seg.cli import main
+from text2seg.coco import polygon
+from text2seg.coco.convert import WRITERS, convert
+from text2seg.coco.dataset import build_dataset, read_dataset, write_dataset
+from text2seg.coco.results import mask_of
+from text2seg.coco.source import source_of
+from text2seg.coco.voc import palette
+from text2seg.demo import __file__ as demo_init
+from text2seg.errors import ImageError, OutputError, Text2SegError
+
+SCENES = Path(demo_init).parent / "scenes" / "held-out"
+FILE_NAMES = ["one.png", "写真/é 2.png", "sub/one.png", "sub/one.jpg", "sub/images/ONE.png"]
+STEMS = ["one", "写真/é 2", "sub/one", "sub/one_2", "sub/images/ONE"]
+FORMATS = pytest.mark.parametrize("to", list(WRITERS))
+
+Pictures = dict[str, dict[str, np.ndarray]]
+
+
+def made(encoding: str = "rle") -> dict:
+    """Five pictures: a ring, a ball of two parts that does not meet it, and nothing in the last."""
+    ball = builders.box_mask(left=7, top=9, width=4, height=2) | builders.box_mask(left=25, top=3, width=5, height=8)
+    found = (builders.segment("ring", builders.ring_mask()), builders.segment("мяч: a", ball))
+    queries = ("unicorn", "ring", "мяч: a")
+    return build_dataset(
+        [
+            builders.segmentation(*(found if number < 5 else ()), queries=queries, file_name=name, image_id=number)
+            for number, name in enumerate(FILE_NAMES, start=1)
+        ],
+        encoding=encoding,
+    )
+
+
+def voc_names(dataset: dict) -> dict:
+    """A labelmap.txt holds no colons."""
+    renamed = copy.deepcopy(dataset)
+    for category in renamed["categories"]:
+        category["name"] = category["name"].replace(": ", " ")
+    return renamed
+
+
+def saved_images(dataset: dict, folder: Path) -> Path:
+    for entry in dataset["images"]:
+        path = folder / entry["file_name"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        PillowImage.fromarray(builders.pixels((entry["height"], entry["width"]), seed=entry["id"])).save(path)
+    return folder
+
+
+def unions(dataset: dict) -> Pictures:
+    """The union of each category's masks in each picture, by its name in the output."""
+    names = {category["id"]: category["name"] for category in dataset["categories"]}
+    pictures: Pictures = {}
+    for entry, picture in zip(dataset["images"], source_of(dataset).pictures, strict=True):
+        of_names = pictures.setdefault(picture.stem, {})
+        for each in dataset["annotations"]:
+            if each["image_id"] == entry["id"]:
+                name = names[each["category_id"]]
+                of_names[name] = of_names.get(name, False) | mask_of(each, (entry["height"], entry["width"]))
+    return pictures
+
+
+def assert_same(ours: Pictures, theirs: Pictures) -> None:
+    assert set(ours) == set(theirs)
+    for stem, of_names in ours.items():
+        assert set(of_names) == set(theirs[stem]), stem
+        for name, mask in of_names.items():
+            np.testing.assert_array_equal(theirs[stem][name], mask, err_msg=f"{stem} {name}")
+
+
+def sizes(dataset: dict) -> dict[str, tuple[int, int]]:
+    return {picture.stem: picture.hw for picture in source_of(dataset).pictures}
+
+
+# --- readers -------------------------------------------------------------------------------------------------------
+
+
+def read_yolo(folder: Path, hw: dict[str, tuple[int, int]]) -> Pictures:
+    """As YOLO's own loaders do: a polygon a line, corners times the image's size."""
+    names = yaml.safe_load((folder / "data.yaml").read_text(encoding="utf-8"))["names"]
+    pictures: Pictures = {}
+    for file in (folder / "labels").rglob("*.txt"):
+        stem = file.relative_to(folder / "labels").with_suffix("").as_posix()
+        height, width = hw[stem]
+        of_names = pictures.setdefault(stem, {})
+        for line in file.read_text().splitlines():
+            label, *shares = line.split()
+            corners = np.array(shares, float).reshape(-1, 2)
+            assert corners.min() >= 0
+            assert corners.max() <= 1
+            part = polygon.decode([(corners * (width, height)).ravel().tolist()], (height, width))
+            of_names[names[int(label)]] = of_names.get(names[int(label)], False) | part
+    return pictures
+
+
+def read_labelme(folder: Path) -> Pictures:
+    pictures: Pictures = {}
+    for file in folder.rglob("*.json"):
+        document = json.loads(file.read_text(encoding="utf-8"))
+        of_names = pictures.setdefault(file.relative_to(folder).with_suffix("").as_posix(), {})
+        for shape in document["shapes"]:
+            corners = np.array(shape["points"]).ravel().tolist()
+            part = polygon.decode([corners], (document["imageHeight"], document["imageWidth"]))
+            of_names[shape["label"]] = of_names.get(shape["label"], False) | part
+    return pictures
+
+
+def read_voc(folder: Path) -> Pictures:
+    lines = (folder / "labelmap.txt").read_text(encoding="utf-8").splitlines()[1:]
+    names = [line.split(":")[0] for line in lines]
+    pictures: Pictures = {}
+    for stem in (folder / "ImageSets/Segmentation/train.txt").read_text(encoding="utf-8").splitlines():
+        with PillowImage.open(folder / "SegmentationClass" / f"{stem}.png") as opened:
+            assert opened.mode == "P"
+            numbers = np.asarray(opened)
+        pictures[stem] = {names[number]: numbers == number for number in np.unique(numbers) if number}
+    return pictures
+
+
+# --- formats -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("encoding", ["rle", "polygon"])
+def test_yolo(tmp_path, encoding):
+    dataset = made(encoding)
+    done = convert(dataset, "yolo-seg", tmp_path / "out", images=saved_images(dataset, tmp_path / "images"))
+    assert (done.images, done.annotations) == (5, 8)
+    assert done.notes == ("8 of 8 masks have several parts or holes; each of their parts is a line of its own",)
+    stems = [*STEMS[:4], "sub/images_/ONE"]  # readers look for the last folder `images` of a path
+    ours = dict(zip(stems, unions(dataset).values(), strict=True))
+    assert_same(ours, read_yolo(tmp_path / "out", dict.fromkeys(stems, builders.HW)))
+    assert (tmp_path / "out/labels/sub/images_/ONE.txt").read_bytes() == b""
+    copied = (tmp_path / "out/images/sub/one_2.jpg").read_bytes()
+    assert copied == (tmp_path / "images/sub/one.jpg").read_bytes()
+    described = yaml.safe_load((tmp_path / "out/data.yaml").read_text(encoding="utf-8"))
+    assert described == {"train": "images", "val": "images", "names": {0: "unicorn", 1: "ring", 2: "мяч: a"}}
+
+
+def test_yolo_in_supervision(tmp_path):
+    """It reads one folder only, and draws polygons with their outline."""
+    import supervision
+
+    dataset = read_dataset(SCENES / "dataset.json")
+    convert(dataset, "yolo-seg", tmp_path, images=SCENES)
+    opened = supervision.DetectionDataset.from_yolo(
+        str(tmp_path / "images"), str(tmp_path / "labels"), str(tmp_path / "data.yaml"), force_masks=True
+    )
+    assert len(opened) == 24
+    ours = unions(dataset)
+    for path, _, detections in opened:
+        theirs: dict[str, np.ndarray] = {}
+        for label, mask in zip(detections.class_id, detections.mask, strict=True):
+            theirs[opened.classes[label]] = theirs.get(opened.classes[label], False) | mask
+        assert set(theirs) == set(ours[Path(path).stem])
+        for name, mask in ours[Path(path).stem].items():
+            assert (mask <= theirs[name]).all()
+            assert (theirs[name] <= builders.grown(mask)).all()
+
+
+@pytest.mark.parametrize("encoding", ["rle", "polygon"])
+def test_voc_in_pillow(tmp_path, encoding):
+    dataset = voc_names(made(encoding))
+    done = convert(dataset, "voc-png", tmp_path)
+    assert done.notes == ()
+    assert_same(unions(dataset), read_voc(tmp_path))
+    assert not (tmp_path / "JPEGImages").exists()
+    with PillowImage.open(tmp_path / "SegmentationObject/sub/one_2.png") as opened:
+        things = np.asarray(opened)
+        assert opened.getpalette() == palette().ravel().tolist()
+    for number, each in enumerate((each for each in dataset["annotations"] if each["image_id"] == 4), start=1):
+        np.testing.assert_array_equal(things == number, mask_of(each, builders.HW))
+
+
+def test_voc_colours_are_vocs_own():
+    assert palette()[[0, 1, 2, 8, 15, 255]].tolist() == [
+        [0, 0, 0],
+        [128, 0, 0],
+        [0, 128, 0],
+        [64, 0, 0],
+        [192, 128, 128],
+        [224, 224, 192],
+    ]
+
+
+@pytest.mark.parametrize("which", ["made", "scenes"])
+def test_voc_in_datumaro(tmp_path, which):
+    from datumaro import AnnotationType, Dataset
+
+    dataset = voc_names(made()) if which == "made" else read_dataset(SCENES / "dataset.json")
+    images = saved_images(dataset, tmp_path / "images") if which == "made" else SCENES
+    done = convert(dataset, "voc-png", tmp_path / "out", images=images)
+    assert done.notes == ()
+    opened = Dataset.import_from(str(tmp_path / "out"), "voc_segmentation")
+    names = [label.name for label in opened.categories()[AnnotationType.label].items]
+    assert names == ["background", *(category["name"] for category in dataset["categories"])]
+    theirs: Pictures = {}
+    masks = 0
+    for item in opened:
+        of_names = theirs.setdefault(item.id, {})
+        assert item.media.size == sizes(dataset)[item.id]
+        for each in item.annotations:
+            masks += 1
+            of_names[names[each.label]] = of_names.get(names[each.label], False) | each.image.astype(bool)
+    assert masks == len(dataset["annotations"])
+    assert_same(unions(dataset), theirs)
+
+
+def test_voc_gives_a_contested_pixel_to_the_smaller_mask(tmp_path):
+    large, small, buried = builders.box_mask(), builders.box_mask(width=3, height=3), builders.box_mask(width=3)
+    found = [builders.segment(*each) for each in (("small", small), ("large", large), ("buried", buried & small))]
+    done = convert(build_dataset([builders.segmentation(*found)]), "voc-png", tmp_path)
+    assert done.notes == (
+        "9 pixels belong to several masks; they went to the smallest",
+        "1 of 3 masks lie wholly under smaller ones and are gone",
+    )
+    painted = read_voc(tmp_path)["one"]
+    np.testing.assert_array_equal(painted["buried"], small)
+    np.testing.assert_array_equal(painted["large"], large & ~small)
+
+
+@pytest.mark.parametrize("name", ["a:b", "#1", " ring", "background"])
+def test_names_that_a_labelmap_cannot_hold(tmp_path, name):
+    dataset = build_dataset([builders.segmentation(builders.segment(name))])
+    with pytest.raises(OutputError, match=f"cannot hold the category {name!r}"):
+        convert(dataset, "voc-png", tmp_path)
+
+
+def test_more_than_a_palette_can_number(tmp_path):
+    many = [f"thing {number}" for number in range(255)]
+    with pytest.raises(OutputError, match="255 categories"):
+        convert(build_dataset([], queries=many), "voc-png", tmp_path)
+    dataset = build_dataset([builders.segmentation(builders.segment())])
+    dataset["annotations"] *= 255
+    with pytest.raises(OutputError, match=r"one\.png has 255 masks"):
+        convert(dataset, "voc-png", tmp_path / "more")
+
+
+@pytest.mark.parametrize("encoding", ["rle", "polygon"])
+def test_labelme(tmp_path, encoding):
+    dataset = made(encoding)
+    done = convert(dataset, "labelme", tmp_path / "out", images=saved_images(dataset, tmp_path / "images"))
+    assert done.notes == ()
+    assert_same(unions(dataset), read_labelme(tmp_path / "out"))
+    document = json.loads((tmp_path / "out/sub/one_2.json").read_text(encoding="utf-8"))
+    assert set(document) == {"version", "flags", "shapes", "imagePath", "imageData", "imageHeight", "imageWidth"}
+    assert (document["imagePath"], document["imageData"]) == ("one_2.jpg", None)
+    assert (document["imageHeight"], document["imageWidth"]) == builders.HW
+    assert {shape["shape_type"] for shape in document["shapes"]} == {"polygon"}
+    groups = [(shape["label"], shape["group_id"]) for shape in document["shapes"]]
+    assert set(groups) == {("ring", 1), ("мяч: a", 2)}
+    assert len(groups) == 4
+    with PillowImage.open(tmp_path / "out/sub" / document["imagePath"]) as picture:
+        assert picture.size == (document["imageWidth"], document["imageHeight"])
+
+
+def test_labelme_in_supervision(tmp_path):
+    """Its parts of one group are one mask. It draws polygons with their outline, and reads one folder only."""
+    import supervision
+
+    dataset = read_dataset(SCENES / "dataset.json")
+    convert(dataset, "labelme", tmp_path, images=SCENES)
+    opened = supervision.DetectionDataset.from_labelme(str(tmp_path), str(tmp_path), force_masks=True)
+    names = {category["id"]: category["name"] for category in dataset["categories"]}
+    assert len(opened) == 24
+    for path, _, detections in opened:
+        entry = next(each for each in dataset["images"] if Path(each["file_name"]).name == Path(path).name)
+        own = [each for each in dataset["annotations"] if each["image_id"] == entry["id"]]
+        assert [opened.classes[each] for each in detections.class_id] == [names[each["category_id"]] for each in own]
+        for each, mask in zip(own, detections.mask, strict=True):
+            mine = mask_of(each, mask.shape)
+            assert (mine <= mask.astype(bool)).all()
+            assert (mask.astype(bool) <= builders.grown(mine)).all()
+
+
+def test_without_images_labelme_names_the_one_to_put_beside(tmp_path):
+    convert(made(), "labelme", tmp_path)
+    assert json.loads((tmp_path / "sub/one_2.json").read_text())["imagePath"] == "one.jpg"
+
+
+@FORMATS
+def test_bundled_scenes_survive(tmp_path, to):
+    dataset = read_dataset(SCENES / "dataset.json")
+    done = convert(dataset, to, tmp_path, images=SCENES)
+    assert (done.images, done.annotations) == (24, 70)
+    read = {
+        "yolo-seg": lambda: read_yolo(tmp_path, sizes(dataset)),
+        "voc-png": lambda: read_voc(tmp_path),
+        "labelme": lambda: read_labelme(tmp_path),
+    }[to]
+    assert_same(unions(dataset), read())
+
+
+# --- all formats ---------------------------------------------------------------------------------------------------
+
+
+def test_stems_stay_in_the_folder_and_apart():
+    names = ["/data/a/one.png", "../data/a/One.jpg", "data/a/./b/one.png", "data/a/one.v1.png", "data/a/one"]
+    entries = [{"id": number, "file_name": name, "width": 4, "height": 3} for number, name in enumerate(names)]
+    source = source_of({"images": entries, "annotations": [], "categories": []})
+    assert [picture.stem for picture in source.pictures] == ["one", "One_2", "b/one", "one.v1", "one_3"]
+
+
+@FORMATS
+def test_a_folder_with_something_in_it_is_left_alone(tmp_path, to):
+    dataset = voc_names(made())
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(OutputError, match="is not empty"):
+        convert(dataset, to, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+    convert(dataset, to, tmp_path, overwrite=True)
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+    with pytest.raises(OutputError, match="is a file"):
+        convert(dataset, to, tmp_path / "mine.txt", overwrite=True)
+
+
+@FORMATS
+def test_the_same_files_every_time(tmp_path, to):
+    dataset = voc_names(made())
+    for name in ("a", "b"):
+        convert(dataset, to, tmp_path / name)
+    files = [path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*.*") if path.is_file()]
+    assert files
+    assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in files)
+
+
+@FORMATS
+def test_pictures_that_do_not_fit(tmp_path, to):
+    dataset = voc_names(made())
+    images = saved_images(dataset, tmp_path / "images")
+    PillowImage.new("RGB", (24, 32)).save(images / "one.png")
+    with pytest.raises(ImageError, match=r"one\.png is 24 x 32 pixels, the dataset says 32 x 24"):
+        convert(dataset, to, tmp_path / "out", images=images)
+    (images / "one.png").write_bytes(b"no picture")
+    with pytest.raises(ImageError, match=r"one\.png cannot be read as a picture"):
+        convert(dataset, to, tmp_path / "out", images=images)
+    with pytest.raises(ImageError, match=r"one\.png"):
+        convert(dataset, to, tmp_path / "out", images=tmp_path / "elsewhere")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_turned_picture_is_measured_upright(tmp_path, caplog):
+    exif = PillowImage.Exif()
+    exif[0x0112] = 6
+    PillowImage.fromarray(builders.pixels((32, 24))).save(tmp_path / "one.jpg", exif=exif)
+    dataset = build_dataset([builders.segmentation(builders.segment(), file_name="one.jpg")])
+    with caplog.at_level(logging.WARNING):
+        convert(dataset, "labelme", tmp_path / "out", images=tmp_path)
+    assert "one.jpg is turned by its EXIF tag" in caplog.text
+
+
+def test_crowds_are_left_out_and_said(tmp_path):
+    dataset = made()
+    dataset["annotations"][0]["iscrowd"] = 1
+    done = convert(dataset, "labelme", tmp_path)
+    assert (done.annotations, done.notes) == (7, ("1 crowd annotations are left out",))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda it: it["annotations"][0].update(image_id=99), "annotation 1 is of image 99"),
+        (lambda it: it["annotations"][0].update(category_id=99), "category 99"),
+        (lambda it: it["annotations"][0].update(segmentation=[]), "mask of annotation 1"),
+        (lambda it: it["images"][0].pop("width"), "width"),
+        (lambda it: it["images"][0].update(file_name=".."), "file name"),
+        (lambda it: it["categories"].append("ring"), "no|not"),
+    ],
+)
+def test_datasets_that_are_not_whole(tmp_path, damage, message):
+    dataset = made()
+    damage(dataset)
+    with pytest.raises(Text2SegError, match=message):
+        convert(dataset, "yolo-seg", tmp_path)
+
+
+def test_no_such_format(tmp_path):
+    with pytest.raises(OutputError, match="no format 'coco'; there are yolo-seg, voc-png, labelme"):
+        convert(made(), "coco", tmp_path)
+
+
+# --- command line --------------------------------------------------------------------------------------------------
+
+
+def test_the_command(tmp_path, capsys):
+    path = write_dataset(made(), tmp_path / "dataset.json")
+    images = saved_images(made(), tmp_path / "images")
+    command = ["convert", str(path), "--to", "yolo-seg", "--output", str(tmp_path / "out"), "--images", str(images)]
+    assert main(command) == 0
+    told = capsys.readouterr().out
+    assert "8 masks of 5 images as yolo-seg" in told
+    assert "note: 8 of 8 masks" in told
+    assert main(command) == 1
+    assert "is not empty" in capsys.readouterr().err
+    assert main([*command, "--overwrite"]) == 0
+
+
+def test_it_needs_no_torch(tmp_path):
+    path = write_dataset(made(), tmp_path / "dataset.json")
+    command = ["convert", str(path), "--to", "labelme", "--output", str(tmp_path / "out")]
+    code = f"import sys; from text2seg.cli import main; sys.exit(main({command!r}) or 'torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    assert len(list((tmp_path / "out").rglob("*.json"))) == 5

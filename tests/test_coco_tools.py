@@ -1,0 +1,224 @@
+"""A COCO file made by the real demo model, opened by the tools that people use: counts, names and pixels agree."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote
+
+import builders
+import numpy as np
+import pytest
+from PIL import Image as PillowImage
+
+from text2seg.coco.dataset import build_dataset, read_dataset, write_dataset
+from text2seg.coco.results import mask_of, results_of
+from text2seg.demo import __file__ as demo_init
+from text2seg.images import load_image
+from text2seg.records import Segmentation
+
+SCENES = Path(demo_init).parent / "scenes" / "new-scenes"
+PICTURES = {1: "scene_0001.jpg", 2: "写真/é 2.jpg", 3: "sub/scene_0005.jpg", 4: "sub/nothing.png"}
+
+
+@dataclass(frozen=True)
+class Found:
+    """The files, by encoding, the folder that their file names start from, and what they were made from."""
+
+    files: dict[str, Path]
+    images: Path
+    segmentations: list[Segmentation]
+
+    @property
+    def masks(self) -> dict[int, list[np.ndarray]]:
+        """By image id, in the order of the annotations."""
+        return {each.image.image_id: [segment.mask for segment in each.segments] for each in self.segmentations}
+
+    @property
+    def names(self) -> dict[int, list[str]]:
+        return {each.image.image_id: [segment.query for segment in each.segments] for each in self.segmentations}
+
+
+@pytest.fixture(scope="module")
+def found(demo, tmp_path_factory) -> Found:
+    """Three scenes with what the demo model finds in them, one with a ring besides, and a picture without anything."""
+    folder = tmp_path_factory.mktemp("found")
+    images = folder / "images"
+    truth = read_dataset(SCENES / "dataset.json")
+    names = {category["id"]: category["name"] for category in truth["categories"]}
+    segmentations = []
+    for number, scene in ((1, 1), (2, 4), (3, 5)):
+        entry = truth["images"][scene - 1]
+        asked = [names[each["category_id"]] for each in truth["annotations"] if each["image_id"] == entry["id"]]
+        picture = load_image(SCENES / entry["file_name"], image_id=number, file_name=PICTURES[number])
+        segmentations.append(demo.segment(picture, tuple(dict.fromkeys(asked))))
+    first = segmentations[0]
+    ring = builders.segment("ring", builders.ring_mask(first.image.hw), sam_score=0.5)
+    segmentations[0] = dataclasses.replace(first, segments=(*first.segments, ring))
+    segmentations.append(builders.segmentation(hw=(60, 90), file_name=PICTURES[4], image_id=4))
+    for each in segmentations:
+        path = images / each.image.file_name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        PillowImage.fromarray(each.image.pixels).save(path)
+    queries = list(dict.fromkeys(segment.query for each in segmentations for segment in each.segments))
+    files = {
+        encoding: write_dataset(
+            build_dataset(segmentations, queries=queries, encoding=encoding, provenance=demo.provenance()),
+            folder / f"{encoding}.json",
+        )
+        for encoding in ("rle", "polygon")
+    }
+    return Found(files, images, segmentations)
+
+
+ENCODINGS = pytest.mark.parametrize("encoding", ["rle", "polygon"])
+
+
+def agree(ours: list[np.ndarray], theirs: list[np.ndarray], same: Callable[[np.ndarray, np.ndarray], bool]) -> None:
+    assert len(ours) == len(theirs)
+    assert all(same(one, np.asarray(other, bool)) for one, other in zip(ours, theirs, strict=True))
+
+
+def test_the_file_is_worth_testing(found):
+    """Several masks in an image, one of them with a hole, one image without any, a name that is no ASCII."""
+    assert len(found.masks[1]) >= 3
+    assert found.masks[4] == []
+    assert found.names[1][-1] == "ring"
+    assert not PICTURES[2].isascii()
+    rings = [
+        each for each in read_dataset(found.files["polygon"])["annotations"] if each["attributes"]["query"] == "ring"
+    ]
+    assert len(rings[0]["segmentation"]) > 1
+
+
+@ENCODINGS
+def test_pycocotools(found, encoding, capsys):
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    truth = COCO(str(found.files[encoding]))
+    assert {number: entry["file_name"] for number, entry in truth.imgs.items()} == PICTURES
+    for number in PICTURES:
+        annotations = truth.loadAnns(truth.getAnnIds(imgIds=number))
+        agree(found.masks[number], [truth.annToMask(each) for each in annotations], np.array_equal)
+        assert [truth.cats[each["category_id"]]["name"] for each in annotations] == found.names[number]
+    evaluation = COCOeval(truth, truth.loadRes(results_of(truth.dataset)), "segm")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    assert evaluation.stats[0] == evaluation.stats[8] == 1.0  # AP and AR
+    capsys.readouterr()
+
+
+@ENCODINGS
+def test_faster_coco_eval(found, encoding, capsys):
+    from faster_coco_eval import COCO, COCOeval_faster
+
+    truth = COCO(str(found.files[encoding]))
+    evaluation = COCOeval_faster(truth, truth.loadRes(results_of(truth.dataset)), "segm")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    assert evaluation.stats[0] == 1.0
+    capsys.readouterr()
+
+
+@ENCODINGS
+def test_supervision(found, encoding):
+    """RLE comes out exactly. Polygons it draws with their outline, which takes in the next pixel to the right and
+    below: no more than that may differ."""
+    import supervision
+
+    opened = supervision.DetectionDataset.from_coco(
+        str(found.images), str(found.files[encoding]), force_masks=True, show_progress=False
+    )
+    assert len(opened) == len(PICTURES)
+    for number, name in PICTURES.items():
+        (_, pixels, detections) = next(item for item in opened if Path(item[0]) == found.images / name)
+        assert pixels.shape[:2] == found.segmentations[number - 1].image.hw
+        assert [opened.classes[each] for each in detections.class_id] == found.names[number]
+        masks = [] if detections.mask is None else list(detections.mask)
+        if encoding == "rle":
+            agree(found.masks[number], masks, np.array_equal)
+        else:
+            agree(
+                found.masks[number],
+                masks,
+                lambda own, its: bool((own <= its).all() and (its <= builders.grown(own)).all()),
+            )
+
+
+@ENCODINGS
+def test_datumaro(found, encoding, tmp_path):
+    from datumaro import AnnotationType, Dataset
+
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "images").mkdir()
+    (tmp_path / "annotations" / "instances_default.json").write_bytes(found.files[encoding].read_bytes())
+    (tmp_path / "images" / "default").symlink_to(found.images, target_is_directory=True)
+    opened = Dataset.import_from(str(tmp_path), "coco_instances")
+    names = [label.name for label in opened.categories()[AnnotationType.label].items]
+    assert len(opened) == len(PICTURES)
+    for number, file_name in PICTURES.items():
+        item = opened.get(str(Path(file_name).with_suffix("")), "default")
+        assert item.media.size == found.segmentations[number - 1].image.hw
+        masks, labels = datumaro_masks(item)
+        assert [names[each] for each in labels] == found.names[number]
+        agree(found.masks[number], masks, np.array_equal)
+
+
+def datumaro_masks(item) -> tuple[list[np.ndarray], list[int]]:
+    """The masks of an item and their labels; the parts of one mask, which are a group to it, in one."""
+    from datumaro import Mask, Polygon
+    from pycocotools import mask as coco_mask
+
+    groups: dict[int, np.ndarray] = {}
+    labels: dict[int, int] = {}
+    for each in item.annotations:
+        if isinstance(each, Polygon):
+            mask = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects([list(each.points)], *item.media.size)))
+        elif isinstance(each, Mask):
+            mask = each.image
+        else:
+            continue
+        groups[each.group] = groups.get(each.group, False) | mask.astype(bool)
+        labels[each.group] = each.label
+    return [groups[number] for number in sorted(groups)], [labels[number] for number in sorted(groups)]
+
+
+def test_label_studio_imports_polygons(found, tmp_path, capsys):
+    from label_studio_sdk.converter.imports.coco import convert_coco_to_ls
+
+    out = tmp_path / "tasks.json"
+    convert_coco_to_ls(str(found.files["polygon"]), str(out), image_root_url="/data")
+    tasks = json.loads(out.read_text())
+    dataset = read_dataset(found.files["polygon"])
+    assert [unquote(task["data"]["image"]) for task in tasks] == [f"/data/{name}" for name in PICTURES.values()]
+    for (number, _), task in zip(PICTURES.items(), tasks, strict=True):
+        height, width = found.segmentations[number - 1].image.hw
+        regions = [each for each in task["annotations"][0]["result"] if each["type"] == "polygonlabels"]
+        own = [
+            (each["attributes"]["query"], corners)
+            for each in dataset["annotations"]
+            if each["image_id"] == number
+            for corners in each["segmentation"]
+        ]
+        assert [region["value"]["polygonlabels"] for region in regions] == [[query] for query, _ in own]
+        for region, (_, corners) in zip(regions, own, strict=True):
+            points = np.array(region["value"]["points"]) * (width, height) / 100
+            np.testing.assert_allclose(points, np.array(corners).reshape(-1, 2), atol=1e-6)
+    labels = (tmp_path / "tasks.label_config.xml").read_text()
+    assert all(f'value="{category["name"]}"' in labels for category in dataset["categories"])
+    capsys.readouterr()
+
+
+@ENCODINGS
+def test_our_own_reader(found, encoding):
+    dataset = read_dataset(found.files[encoding])
+    for number in PICTURES:
+        hw = found.segmentations[number - 1].image.hw
+        own = [mask_of(each, hw) for each in dataset["annotations"] if each["image_id"] == number]
+        agree(found.masks[number], own, np.array_equal)

@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import copy
+import json
+import re
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests import builders
+from text2seg.cli import main
+from text2seg.coco.dataset import build_dataset, write_dataset
+from text2seg.config import MapSettings, PointSettings, Settings, settings_from_dict
+from text2seg.errors import CheckpointError, ImageError, SettingsError, Text2SegError
+from text2seg.images import load_image
+from text2seg.ontology import ontology_of_queries
+from text2seg.render.comparison import compared
+from text2seg.replay import replay
+from text2seg.vocabulary import parse_query
+
+SCENES = Path(__file__).parents[1] / "text2seg" / "demo" / "scenes" / "held-out"
+NAME = "images/scene_0008.jpg"
+QUERIES = ["koala", "alarm clock -sun"]
+
+
+def made(demo, encoding="rle", queries=QUERIES):
+    """What a labelling job writes of one scene, through JSON and back."""
+    result = demo.segment(load_image(SCENES / NAME, file_name=NAME), [parse_query(query) for query in queries])
+    dataset = build_dataset([result], encoding=encoding, info={"provenance": demo.provenance()})
+    dataset["info"]["ontology"] = ontology_of_queries(queries).to_dict()
+    return json.loads(json.dumps(dataset))
+
+
+@pytest.fixture(scope="module")
+def dataset(demo):
+    return made(demo)
+
+
+@pytest.fixture
+def tampered(dataset):
+    return copy.deepcopy(dataset)
+
+
+@pytest.mark.parametrize("encoding", ["rle", "polygon"])
+def test_a_bundled_scene_comes_out_the_same(demo, encoding):
+    content = made(demo, encoding)
+    assert len(content["annotations"]) >= 2
+    for annotation in content["annotations"]:
+        again = replay(content, annotation["id"], images=SCENES, models=demo)
+        assert again.identical
+        assert (again.differing_pixels, again.iou, again.points_distance) == (0, 1.0, 0.0)
+        assert again.recorded.sum() == annotation["area"]
+
+
+def test_the_words_come_from_the_ontology(demo, dataset):
+    """With another wording the same category has another map, and so other points."""
+    clock = next(each["id"] for each in dataset["annotations"] if each["attributes"]["query"] == "alarm clock")
+    assert replay(dataset, clock, images=SCENES, models=demo).points_identical
+    plain = copy.deepcopy(dataset)
+    plain["info"]["ontology"]["categories"][1]["queries"] = ["koala"]
+    assert not replay(plain, clock, images=SCENES, models=demo).points_identical
+    del plain["info"]["ontology"]
+    assert replay(plain, 1, images=SCENES, models=demo).identical
+
+
+def test_with_a_label_set_the_other_categories_belong_to_it(demo):
+    settings = Settings(MapSettings(redundancy="label-set"))
+    result = demo.segment(load_image(SCENES / NAME, file_name=NAME), ["koala", "dog", "sun"], settings)
+    content = json.loads(json.dumps(build_dataset([result], provenance=demo.provenance(settings))))
+    assert replay(content, 1, images=SCENES, models=demo).identical
+    content["categories"][1]["name"] = "maple leaf"
+    assert replay(content, 1, images=SCENES, models=demo).mask_identical
+
+
+def test_a_tampered_mask_is_told_from_a_tampered_point(demo, tampered):
+    first = tampered["annotations"][0]
+    mask = np.zeros((first["segmentation"]["size"]), bool)
+    whole = replay(tampered, 1, images=SCENES, models=demo)
+    mask[:] = whole.recorded
+    rows, columns = np.nonzero(mask)
+    mask[rows[:7], columns[:7]] = False
+    first["segmentation"] = build_dataset([builders.segmentation(builders.segment(mask=mask), hw=mask.shape)])[
+        "annotations"
+    ][0]["segmentation"]
+    again = replay(tampered, 1, images=SCENES, models=demo)
+    assert again.points_identical
+    assert not again.mask_identical
+    assert again.differing_pixels == 7
+    assert again.iou == pytest.approx(1 - 7 / whole.recorded.sum())
+
+
+def test_a_tampered_point_is_told_with_its_distance(demo, tampered):
+    point = tampered["annotations"][0]["attributes"]["points"][0]
+    point[0] = float(np.nextafter(np.float32(point[0]), np.float32(1e6)))  # the very next float32
+    again = replay(tampered, 1, images=SCENES, models=demo)
+    assert not again.points_identical
+    assert 0 < again.points_distance < 1e-3
+    del tampered["annotations"][0]["attributes"]["points"][0]
+    assert not replay(tampered, 1, images=SCENES, models=demo).points_identical
+    tampered["annotations"][0]["attributes"]["points"] = [[5, 5, 1, 0.9]]
+    assert replay(tampered, 1, images=SCENES, models=demo).points_distance == np.inf
+
+
+def test_another_choice_of_candidate_is_told(demo, tampered):
+    known = tampered["annotations"][0]["attributes"]
+    known["chosen_candidate"] = (known["chosen_candidate"] + 1) % 3
+    again = replay(tampered, 1, images=SCENES, models=demo)
+    assert again.points_identical
+    assert again.rebuilt_chosen != again.recorded_chosen == known["chosen_candidate"]
+    assert not again.identical
+    assert not again.mask_identical
+
+
+def test_points_survive_json_to_the_bit(dataset, demo):
+    again = replay(dataset, 1, images=SCENES, models=demo)
+    result = demo.segment(SCENES / NAME, ["koala"])
+    assert again.recorded_points.xy.tobytes() in [segment.points.xy.tobytes() for segment in result.segments]
+
+
+@pytest.mark.parametrize("kind", ["clip", "sam"])
+def test_other_weights_are_refused_before_they_are_loaded(demo, tampered, kind):
+    tampered["info"]["provenance"][kind]["sha256"] = "ab" * 32
+    for models in (demo, None):
+        with pytest.raises(CheckpointError, match=f"{kind.upper()} 'demo' here is not the one.*recorded is abab"):
+            replay(tampered, 1, images=SCENES, models=models)
+
+
+def test_a_published_checkpoint_of_another_hash_is_refused_without_a_download(tampered):
+    tampered["info"]["provenance"]["sam"] = {"name": "vit_h", "sha256": "ab" * 32}
+    with pytest.raises(CheckpointError, match="--sam FILE"):
+        replay(tampered, 1, images=SCENES)
+
+
+def test_another_precision_is_refused(demo, tampered):
+    tampered["info"]["provenance"]["precision"] = "bf16"
+    with pytest.raises(SettingsError, match="made in bf16, the models run in fp32"):
+        replay(tampered, 1, images=SCENES, models=demo)
+
+
+def test_what_is_missing_is_named(demo, tampered, tmp_path):
+    with pytest.raises(Text2SegError, match=r"no annotation 99 in the dataset; its ids go from 1 to \d"):
+        replay(tampered, 99, images=SCENES, models=demo)
+    with pytest.raises(ImageError, match=f"{re.escape(str(tmp_path))}; say with --images"):
+        replay(tampered, 1, images=tmp_path, models=demo)
+    (tmp_path / "images").mkdir()
+    Image.fromarray(builders.pixels()).save(tmp_path / NAME)
+    with pytest.raises(ImageError, match=r"32 x 24 pixels, the dataset says .* not the same picture"):
+        replay(tampered, 1, images=tmp_path, models=demo)
+    del tampered["annotations"][0]["attributes"]["points"]
+    with pytest.raises(Text2SegError, match="annotation 1 records no points"):
+        replay(tampered, 1, images=SCENES, models=demo)
+    del tampered["info"]["provenance"]
+    with pytest.raises(Text2SegError, match="annotation 2 does not record how"):
+        replay(tampered, 2, images=SCENES, models=demo)
+
+
+def test_settings_come_back_from_json():
+    settings = Settings(MapSettings(input_size=(192, 320), templates=("a {}.",)), PointSettings("reference", 0.7))
+    assert settings_from_dict(json.loads(json.dumps(asdict(settings)))) == settings
+    for wrong in ({"maps": {"colour": 1}}, {"stage": {}}, {"points": {"threshold": "high"}}, {"points": 3}):
+        with pytest.raises(SettingsError):
+            settings_from_dict(wrong)
+
+
+def test_the_picture_shows_both_and_every_pixel_that_differs():
+    one, other = builders.box_mask(), builders.box_mask(left=11)
+    pixels = compared(builders.image(), "ball", (one, builders.points()), (other, None))
+    assert pixels.shape[1] > 3 * 520
+    for colour, column in (((230, 80, 30), 10), ((40, 110, 240), 22)):
+        found = np.argwhere((pixels == colour).all(2))
+        scale = 520 / 32
+        left = (found[:, 1].min() - 12 - 2 * 532) / scale
+        assert (left, len(found) / scale**2) == (pytest.approx(column, abs=0.1), pytest.approx(6, rel=0.1))
+    with pytest.raises(ValueError, match="image's size"):
+        compared(builders.image(), "ball", (one.T, None), (other, None))
+
+
+def test_the_command_ends_with_0_where_all_is_the_same_and_with_1_where_not(dataset, tmp_path, capsys):
+    file, picture = write_dataset(dataset, tmp_path / "d.json"), tmp_path / "both.png"
+    command = ["replay", str(file), "--images", str(SCENES)]
+    assert main([*command, "--annotation", "1", "--picture", str(picture)]) == 0, capsys.readouterr()
+    printed = capsys.readouterr().out
+    assert "points: identical" in printed
+    assert "mask: identical" in printed
+    assert Image.open(picture).width > 1000
+    changed = copy.deepcopy(dataset)
+    changed["annotations"][0]["attributes"]["points"][0][0] += 40
+    write_dataset(changed, file)
+    assert main([*command, "--annotation", "1"]) == 1
+    assert "pixels apart" in capsys.readouterr().out
+    assert main([*command, "--annotation", "77"]) == 1
+    assert "ids go from 1 to" in capsys.readouterr().err

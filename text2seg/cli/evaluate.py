@@ -1,0 +1,115 @@
+"""`text2seg evaluate`: predictions against a ground truth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from text2seg.cli.common import log_to_terminal
+from text2seg.errors import OutputError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from text2seg.evaluation import Evaluation
+
+MOST_ROWS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluate:
+    """Score predictions against a ground truth, both COCO files, and say why things were missed.
+
+    Example: text2seg evaluate truth.json outputs/dataset.json --match file-name --report scores.html
+    """
+
+    truth: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="GT.json")]]
+    """COCO dataset with the ground truth."""
+    predicted: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="PRED.json")]]
+    """COCO dataset with predictions, or a flat list of COCO results."""
+    protocol: Literal["instances", "semantic", "category-given", "multilabel", "all"] = "all"
+    """instances: COCO's AP; semantic: mean IoU of pixels; category-given: mean IoU of what is there, and why things
+    were missed; multilabel: mean AP of presence."""
+    match: Literal["id", "file-name"] = "id"
+    """How images belong together, and categories: by their ids, or images by file name and categories by name."""
+    report: Path | None = None
+    """Also write an HTML page."""
+    json: Path | None = None
+    """Also write all numbers as JSON."""
+    overwrite: bool = False
+    """Write over files that are there."""
+
+    def run(self) -> int:
+        log_to_terminal()
+        from text2seg.coco.stream import write_json
+        from text2seg.evaluation import as_json, evaluate_files
+        from text2seg.evaluation.page import refuse_existing, write_page
+
+        outputs = [path for path in (self.report, self.json) if path is not None]
+        files = [path.resolve() for path in (self.truth, self.predicted, *outputs)]
+        for path in outputs:
+            if files.count(path.resolve()) > 1:
+                raise OutputError(f"{path} is named twice; the report, the numbers and both inputs are different files")
+            refuse_existing(path, overwrite=self.overwrite)
+        evaluation = evaluate_files(self.truth, self.predicted, protocol=self.protocol, match=self.match)
+        _print(evaluation)
+        if self.json is not None:
+            print(f"numbers: {write_json(self.json, as_json(evaluation))}")
+        if self.report is not None:
+            names = {"truth": self.truth.name, "predicted": self.predicted.name}
+            print(f"page: {write_page(evaluation, self.report, **names, overwrite=self.overwrite)}")
+        return 0
+
+
+def _print(evaluation: Evaluation) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+
+    from text2seg.evaluation.page import category_rows, columns, headline
+
+    console = Console(highlight=False)
+    console.print(
+        f"{evaluation.images} images, {evaluation.true_annotations} true and "
+        f"{evaluation.predicted_annotations} predicted annotations"
+    )
+    scores = _table("", "protocol", "number", "value")
+    for protocol, name, value in headline(evaluation):
+        scores.add_row(protocol, name, _number(value))
+    console.print(scores)
+    names = [name for name, _ in columns(evaluation)]
+    if names:
+        categories = _table("by category", "category", *(name.replace(" ", "\n") for name in names))
+        rows = category_rows(evaluation)
+        for name, cells in rows[:MOST_ROWS]:
+            categories.add_row(escape(name), *(_number(value) for value in cells))
+        console.print(categories)
+        if len(rows) > MOST_ROWS:
+            console.print(f"{len(rows) - MOST_ROWS} more categories are in --report and --json")
+    if (misses := evaluation.misses) is not None:
+        why = _table("category-given pairs", "outcome", "pairs")
+        for cause, count in misses.counts.items():
+            why.add_row(cause, str(count))
+        why.add_row("false (not present)", str(misses.false))
+        console.print(why)
+        if not misses.candidates_kept:
+            console.print("SAM's other candidates were not kept: a wrong choice among them counts as a wrong mask.")
+
+
+def _table(title: str, *headings: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for place, heading in enumerate(headings):
+        is_text = place == 0 or heading == "number"
+        table.add_column(heading, justify="left" if is_text else "right", overflow="fold" if is_text else "ellipsis")
+    return table
+
+
+def _number(value: Any) -> str:
+    if value is None:
+        return "–"
+    return str(value) if isinstance(value, int) else f"{value:.3f}"

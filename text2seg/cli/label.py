@@ -1,0 +1,135 @@
+"""`text2seg label`: a folder of pictures and an ontology to one COCO file, and on again after a stop."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from text2seg.cli.common import FAILED, INTERRUPTED, load_models, log_to_terminal, queries_of
+from text2seg.config import (
+    LabelSettings,
+    MapSettings,
+    MaskSettings,
+    ModelSettings,
+    PointSettings,
+    PresenceSettings,
+    Settings,
+)
+from text2seg.errors import QueryError
+
+if TYPE_CHECKING:
+    from text2seg.labelling.job import LabelReport
+    from text2seg.ontology import Ontology
+    from text2seg.records import Failure
+
+SHOWN_FAILURES = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """Label all pictures of a folder and write one COCO file.
+
+    Stopped, by Ctrl-C or in any other way, the same command goes on where it was.
+    Example: text2seg label photos --ontology things.yaml --output dataset.json
+    """
+
+    folder: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")]]
+    """Folder of pictures."""
+    ontology: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="")] = None
+    """File of categories with their wordings, YAML or JSON."""
+    query: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """In place of an ontology: a category; repeat for more."""
+    queries: Annotated[str, tyro.conf.arg(help_behavior_hint="")] = ""
+    """More categories in one string, with commas between them."""
+    label: tyro.conf.UseAppendAction[LabelSettings] = field(default_factory=LabelSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    maps: tyro.conf.UseAppendAction[MapSettings] = field(default_factory=MapSettings)
+    points: PointSettings = field(default_factory=PointSettings)
+    presence: PresenceSettings = field(default_factory=PresenceSettings)
+    masks: MaskSettings = field(default_factory=MaskSettings)
+    resume: bool = True
+    """Go on where an earlier run of the same job stopped; --no-resume is another word for --restart."""
+    strict: bool = False
+    """Exit with status 1 if any image failed; otherwise only if all did."""
+    dry_run: bool = False
+    """Check files, ontology, models' names and output, say what would be done, and do nothing."""
+    verbose: bool = False
+    """Say what runs where, and why."""
+
+    def run(self) -> int:
+        log_to_terminal(verbose=self.verbose)
+        ontology = self._ontology()
+        settings = self.label if self.resume else replace(self.label, restart=True)
+        if self.dry_run:
+            return self._rehearse(ontology, settings)
+        from text2seg.labelling.interrupt import stop_on_signals
+        from text2seg.labelling.job import label_folder
+
+        models = load_models(self.model, Settings(self.maps, self.points, self.presence, self.masks))
+        with stop_on_signals() as stop:
+            report = label_folder(models, self.folder, ontology, settings, progress=True, stop=stop)
+        if report.interrupted:
+            failed = f" ({report.failed} of them failed)" * bool(report.failed)
+            print(
+                f"text2seg: stopped with {report.done} of {report.images} images done{failed}; "
+                "the same command goes on from there",
+                file=sys.stderr,
+            )
+            return INTERRUPTED
+        _show(report)
+        return FAILED if report.failed and (self.strict or report.failed == report.images) else 0
+
+    def _ontology(self) -> Ontology:
+        from text2seg.ontology import ontology_of_queries, read_ontology
+
+        if self.ontology is None:
+            if not self.query and not self.queries:
+                raise QueryError("nothing to look for: give --ontology, or --query at least once")
+            return ontology_of_queries(queries_of(self.query, self.queries))
+        if self.query or self.queries:
+            raise QueryError("give --ontology or queries, not both; categories belong into the ontology")
+        return read_ontology(self.ontology)
+
+    def _rehearse(self, ontology: Ontology, settings: LabelSettings) -> int:
+        from text2seg.labelling.rehearsal import rehearse
+
+        plan = rehearse(self.folder, ontology, self.model, settings)
+        _show_failures(plan.failures, "--verbose shows all", limit=plan.images if self.verbose else SHOWN_FAILURES)
+        names = ", ".join(category.name for category in plan.ontology.categories)
+        print(f"would look for {len(plan.ontology.categories)} categories: {names}")
+        ready = plan.images - plan.done
+        print(f"in {ready} images of {self.folder}" + f" ({plan.done} more are done already)" * bool(plan.done))
+        print(f"together {plan.pixels / 1e6:,.1f} megapixels; {len(plan.failures)} files cannot be read")
+        for name in plan.download:
+            print(f"would first download {name}")
+        print(f"would write {settings.output}")
+        failed = len(plan.failures)
+        return FAILED if failed and (self.strict or failed == plan.images) else 0
+
+
+def _show(report: LabelReport) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("category")
+    for heading in ("images", "segments", "median area", "mean score"):
+        table.add_column(heading, justify="right")
+    for each in report.categories:
+        area = "" if each.area_share is None else f"{each.area_share:.1%}"
+        score = "" if each.score is None else f"{each.score:.2f}"
+        table.add_row(each.name, str(each.images), str(each.segments), area, score)
+    Console(highlight=False, markup=False, emoji=False).print(table)
+    _show_failures(report.failures, f"all stand in info.failures of {report.dataset}")
+    print(f"{report.images} images: {report.found} with segments, {report.empty} without, {report.failed} failed")
+    print(f"COCO file: {report.dataset}")
+
+
+def _show_failures(failures: tuple[Failure, ...], rest: str, *, limit: int = SHOWN_FAILURES) -> None:
+    for failure in failures[:limit]:
+        print(f"failed: {failure.message}", file=sys.stderr)
+    if len(failures) > limit:
+        print(f"failed: {len(failures) - limit} more; {rest}", file=sys.stderr)

@@ -1,0 +1,109 @@
+"""`text2seg replay`: one mask made again from what its annotation records."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isinf
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from text2seg._version import __version__
+from text2seg.cli.common import FAILED, log_to_terminal
+from text2seg.errors import OutputError
+
+if TYPE_CHECKING:
+    from text2seg.replay import Replayed
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """Make one mask of a dataset again, with the weights, words and settings that it records, and compare.
+
+    Ends with status 0 where points, choice of SAM's candidate and mask are the same, with 1 where they are not.
+    Example: text2seg replay outputs/dataset.json --annotation 17
+    """
+
+    dataset: tyro.conf.Positional[Path]
+    """A COCO file that text2seg wrote."""
+    annotation: int
+    """The id of the annotation."""
+    images: Path | None = None
+    """The folder of the pictures. Default: the dataset's own, then this one."""
+    picture: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Write a picture of both masks side by side, with their points and where they differ."""
+    clip: str | None = None
+    """The file of the recorded CLIP, if it lies elsewhere now."""
+    sam: str | None = None
+    """The file of the recorded SAM, if it lies elsewhere now."""
+    device: str = "auto"
+    """auto, cpu, cuda, …; which one was used is not recorded, and another may differ in a few pixels."""
+    verbose: bool = False
+    """Say what runs where, and why."""
+
+    def run(self) -> int:
+        log_to_terminal(verbose=self.verbose)
+        from text2seg.replay import replay
+
+        result = replay(
+            self.dataset, self.annotation, images=self.images, clip=self.clip, sam=self.sam, device=self.device
+        )
+        print(f"annotation {result.annotation_id}: {result.query!r} in {result.image.file_name}")
+        print(f"points: {_points(result)}")
+        print(f"candidate: {_choice(result)}")
+        print(f"mask: {_mask(result)}")
+        if not result.identical and result.made_by != __version__:
+            print(f"it was made by text2seg {result.made_by}; this is {__version__}")
+        if self.picture:
+            _write(result, self.picture)
+            print(f"picture: {self.picture}")
+        return 0 if result.identical else FAILED
+
+
+def _points(result: Replayed) -> str:
+    recorded, again = len(result.recorded_points), result.rebuilt_points
+    if result.points_identical:
+        return f"identical ({recorded})"
+    if again is None:
+        return f"{recorded} recorded, but this time CLIP does not find the thing"
+    if isinf(result.points_distance):
+        return f"{recorded} recorded, {len(again)} now; one side has no positive or no negative ones"
+    return f"{recorded} recorded, {len(again)} now, up to {result.points_distance:.2f} pixels apart"
+
+
+def _choice(result: Replayed) -> str:
+    if result.rebuilt_chosen is None:
+        return f"{result.recorded_chosen + 1} recorded"
+    if result.rebuilt_chosen == result.recorded_chosen:
+        return f"identical ({result.recorded_chosen + 1})"
+    return f"{result.recorded_chosen + 1} recorded, {result.rebuilt_chosen + 1} chosen now"
+
+
+def _mask(result: Replayed) -> str:
+    pixels = result.recorded.size
+    if result.mask_identical:
+        return f"identical ({int(result.recorded.sum()):,} of {pixels:,} pixels)"
+    return f"{result.differing_pixels:,} of {pixels:,} pixels differ, IoU {result.iou:.4f}"
+
+
+def _write(result: Replayed, path: Path) -> None:
+    from io import BytesIO
+
+    from PIL import Image
+
+    from text2seg.files import write_atomically
+    from text2seg.render.comparison import compared
+
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind not in ("PNG", "JPEG", "WEBP"):
+        raise OutputError(f"{path}: pictures are written as .png, .jpg or .webp")
+    pixels = compared(
+        result.image,
+        result.query,
+        (result.recorded, result.recorded_points),
+        (result.rebuilt, result.rebuilt_points),
+    )
+    buffer = BytesIO()
+    Image.fromarray(pixels).save(buffer, kind)
+    write_atomically(path, [buffer.getvalue()])

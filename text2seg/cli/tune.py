@@ -1,0 +1,111 @@
+"""`text2seg tune`: find a threshold for each category of an ontology on some pictures."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from text2seg.cli.common import FAILED, load_models, log_to_terminal
+from text2seg.config import MapSettings, ModelSettings, PointSettings, PresenceSettings, Settings
+from text2seg.errors import SettingsError
+
+if TYPE_CHECKING:
+    from text2seg.ontology import Ontology
+    from text2seg.tuning import Tuning
+
+SHOWN_FAILURES = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Tune:
+    """Find a threshold for each category of an ontology, trying 0.3 to 0.95 on the pictures of a folder.
+
+    With ground truth the one with the best mean IoU; without, the middle of the stretch in which masks change least.
+    Example: text2seg tune --ontology things.yaml photos --truth photos/dataset.json --plot curves.png --write
+    """
+
+    folder: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")]]
+    """Folder of pictures."""
+    ontology: Path
+    """File of categories with their wordings, YAML or JSON."""
+    truth: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="")] = None
+    """COCO file with true masks of these pictures and categories."""
+    limit: Annotated[int | None, tyro.conf.arg(help_behavior_hint="")] = None
+    """Use the first so many pictures; with ground truth, of those that show a category."""
+    write: bool = False
+    """Put the thresholds into the ontology file. Its comments and layout stay."""
+    plot: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="")] = None
+    """Draw the curve of each category into this PNG file."""
+    model: ModelSettings = field(default_factory=ModelSettings)
+    maps: tyro.conf.UseAppendAction[MapSettings] = field(default_factory=MapSettings)
+    points: PointSettings = field(default_factory=PointSettings)
+    presence: PresenceSettings = field(default_factory=PresenceSettings)
+    verbose: bool = False
+    """Say what runs where, and why."""
+
+    def run(self) -> int:
+        log_to_terminal(verbose=self.verbose)
+        if self.limit is not None and self.limit < 1:
+            raise SettingsError(f"limit must be 1 or more, got {self.limit}")
+        from text2seg.ontology import read_ontology, write_thresholds
+        from text2seg.tuning.plot import check_plot, plot
+
+        if self.plot:
+            check_plot(self.plot)
+        ontology = read_ontology(self.ontology)
+        tuning = self._sweep(ontology)
+        _show(tuning)
+        if self.plot:
+            print(f"curves: {plot(tuning, self.plot)}")
+        own = {category.name: category.threshold for category in ontology.categories}
+        changes = {name: chosen for name, chosen in tuning.thresholds().items() if chosen != own[name]}
+        if self.write and changes:
+            write_thresholds(self.ontology, changes)
+        if not changes:
+            print(f"{self.ontology} stays as it is")
+        else:
+            done = "now in" if self.write else "not written yet; --write puts them into"
+            print(f"{len(changes)} threshold{'s' * (len(changes) != 1)} {done} {self.ontology}")
+        return FAILED if len(tuning.failures) == tuning.images else 0
+
+    def _sweep(self, ontology: Ontology) -> Tuning:
+        from text2seg.coco.dataset import read_dataset
+        from text2seg.labelling.listing import list_images
+        from text2seg.tuning import tune_by_stability, tune_by_truth
+
+        settings = Settings(self.maps, self.points, self.presence)
+        if self.truth is not None:
+            truth = read_dataset(self.truth)
+            models = load_models(self.model, settings)
+            return tune_by_truth(models, ontology, self.folder, truth, limit=self.limit, progress=True)
+        listing = list_images(self.folder, limit=self.limit)
+        paths = [listing.path(number) for number in range(len(listing))]
+        return tune_by_stability(load_models(self.model, settings), ontology, paths, progress=True)
+
+
+def _show(tuning: Tuning) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    measure = "mean IoU" if tuning.by_truth else "stability"
+    table = Table("category")
+    for heading in ("images", "threshold", "chosen", *([measure, "chosen's"] if tuning.by_truth else [])):
+        table.add_column(heading, justify="right")
+    for each in tuning.categories:
+        scores = [_number(each.score(each.used)), _number(each.score(each.chosen))] if tuning.by_truth else []
+        table.add_row(each.category, str(each.curve.images), _number(each.used), _number(each.chosen), *scores)
+    Console(highlight=False, markup=False, emoji=False).print(table)
+    for failure in tuning.failures[:SHOWN_FAILURES]:
+        print(f"failed: {failure.message}", file=sys.stderr)
+    if len(tuning.failures) > SHOWN_FAILURES:
+        print(f"failed: {len(tuning.failures) - SHOWN_FAILURES} more", file=sys.stderr)
+    if tuning.missing:
+        print(f"{tuning.missing} images of the ground truth are not in the folder", file=sys.stderr)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"

@@ -1,0 +1,106 @@
+"""COCO datasets in the formats of other tools."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image as PillowImage
+from PIL import UnidentifiedImageError
+
+from text2seg.coco import labelme, voc, yolo
+from text2seg.coco.source import Picture, Source, source_of
+from text2seg.errors import ImageError, OutputError
+
+Format = Literal["yolo-seg", "voc-png", "labelme"]
+
+WRITERS: dict[str, Callable[[Source, Path], list[str]]] = {
+    "yolo-seg": yolo.write_yolo,
+    "voc-png": voc.write_voc,
+    "labelme": labelme.write_labelme,
+}
+EXIF_ORIENTATION = 0x0112
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """What was written, and in `notes` what the format could not keep, a sentence each."""
+
+    images: int
+    annotations: int
+    notes: tuple[str, ...]
+
+
+def convert(
+    dataset: Mapping[str, Any],
+    to: Format,
+    output: Path,
+    *,
+    images: Path | None = None,
+    overwrite: bool = False,
+) -> Conversion:
+    """Write a COCO dataset in another format.
+
+    Sub-folders of the file names are kept. The dataset may be anyone's; its crowds are left out.
+
+    Args:
+        dataset: as `read_dataset` gives it.
+        to: yolo-seg, voc-png or labelme.
+        output: a folder, new or empty.
+        images: the folder that the file names start from; the pictures are then copied too.
+        overwrite: write into a folder that is not empty: files of the same names are replaced, others stay.
+
+    Raises:
+        ImageError: a picture is not there, or of another size than the dataset says.
+        OutputError: the folder is not empty, cannot be written to, or the format cannot hold the dataset.
+        Text2SegError: the dataset is not a whole one.
+    """
+    if to not in WRITERS:
+        raise OutputError(f"there is no format {to!r}; there are {', '.join(WRITERS)}")
+    source = source_of(dataset, images, reserved=yolo.RESERVED if to == "yolo-seg" else ())
+    for picture in source.pictures:
+        _check_pixels(picture)
+    _make_ready(output, overwrite=overwrite)
+    notes = WRITERS[to](source, output)
+    if source.crowds:
+        notes.append(f"{source.crowds} crowd annotations are left out")
+    return Conversion(len(source.pictures), source.things, tuple(notes))
+
+
+def _check_pixels(picture: Picture) -> None:
+    """Masks lie on pictures as they are when upright, so the sizes must agree there."""
+    path = picture.pixels
+    if path is None:
+        return
+    try:
+        with PillowImage.open(path) as opened:
+            width, height = opened.size
+            orientation = opened.getexif().get(EXIF_ORIENTATION, 1)
+    except (OSError, UnidentifiedImageError, SyntaxError, PillowImage.DecompressionBombError) as error:
+        raise ImageError(f"{path} cannot be read as a picture: {error}") from error
+    if orientation in (5, 6, 7, 8):
+        width, height = height, width
+    if (height, width) != picture.hw:
+        raise ImageError(
+            f"{path} is {width} x {height} pixels, the dataset says {picture.hw[1]} x {picture.hw[0]}; "
+            "is it another picture of the same name?"
+        )
+    if orientation != 1:
+        _log.warning("%s is turned by its EXIF tag; the masks fit it upright, so use tools that heed the tag", path)
+
+
+def _make_ready(output: Path, *, overwrite: bool) -> None:
+    if output.exists() and not output.is_dir():
+        raise OutputError(f"{output} is a file, not a folder; choose another --output")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        occupied = any(output.iterdir())
+    except OSError as error:
+        raise OutputError(f"{output} cannot be used: {error.strerror}; choose another --output") from error
+    if occupied and not overwrite:
+        raise OutputError(f"{output} is not empty; choose another --output, or --overwrite to write into it")

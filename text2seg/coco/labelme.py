@@ -1,0 +1,51 @@
+"""LabelMe's format: a JSON file beside each image, with a shape for each polygon."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from text2seg.coco.source import Picture, Source
+from text2seg.coco.stream import write_json
+
+VERSION = "5.5.0"
+"""Of LabelMe, whose format of the files this is; it reads older and newer ones alike."""
+
+
+def write_labelme(source: Source, output: Path) -> list[str]:
+    """Write a JSON file for each image and, where there are pixels, the image beside it; gives what the format could
+    not keep, which is nothing. The parts of one mask share a `group_id`. Raises as `Thing.polygons` and `write_json`.
+    """
+    for picture in source.pictures:
+        picture.copy_to(output)
+        write_json(output / f"{picture.stem}.json", _document(picture, source.names))
+    return []
+
+
+def _document(picture: Picture, names: tuple[str, ...]) -> dict[str, Any]:
+    height, width = picture.hw
+    beside = PurePosixPath(picture.stem if picture.pixels else picture.file_name)
+    shapes: list[dict[str, Any]] = []
+    for number, thing in enumerate(picture.things, start=1):
+        polygons = thing.polygons()
+        for polygon in polygons:
+            shapes.append(
+                {
+                    "label": names[thing.label],
+                    "points": [[float(x), float(y)] for x, y in zip(polygon[::2], polygon[1::2], strict=True)],
+                    "group_id": number if len(polygons) > 1 else None,
+                    "description": "",
+                    "shape_type": "polygon",
+                    "flags": {},
+                    "mask": None,
+                }
+            )
+    return {
+        "version": VERSION,
+        "flags": {},
+        "shapes": shapes,
+        "imagePath": f"{beside.name}{picture.suffix}" if picture.pixels else beside.name,
+        "imageData": None,
+        "imageHeight": height,
+        "imageWidth": width,
+    }

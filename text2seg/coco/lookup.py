@@ -1,0 +1,53 @@
+"""What stands around an annotation in a dataset: the picture it is of, and what made it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from text2seg.errors import ImageError
+
+
+def provenance_of(annotation: Mapping[str, Any], dataset: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What made an annotation: its own record of it or else the file's; empty where neither says."""
+    for place in (annotation.get("attributes"), dataset.get("info")):
+        found = place.get("provenance") if isinstance(place, Mapping) else None
+        if isinstance(found, Mapping):
+            return found
+    return {}
+
+
+def find_picture(
+    file_name: str,
+    dataset: str | os.PathLike[str] | None = None,
+    images: str | os.PathLike[str] | None = None,
+    info: Mapping[str, Any] | None = None,
+) -> Path:
+    """The file of a picture, of which only the name is known.
+
+    Args:
+        file_name: as the dataset has it.
+        dataset: the dataset's own file, beside which pictures are looked for.
+        images: their folder; then the name may also begin with folders that lead there. Nothing else is tried.
+        info: the dataset's info, whose `folder` is looked in next.
+
+    Raises:
+        ImageError: it is in none of the folders; names them.
+    """
+    name = Path(file_name)
+    if images is not None:
+        parts = name.parts[1:] if name.is_absolute() else name.parts
+        tried = [Path(images) / name, *(Path(images).joinpath(*parts[start:]) for start in range(len(parts)))]
+        where = [Path(images)]
+    else:
+        recorded = (info or {}).get("folder")
+        beside = [Path(dataset).parent] if dataset is not None else []
+        where = [*beside, *([Path(recorded)] if isinstance(recorded, str) else []), Path()]
+        tried = [folder / name for folder in where]
+    for path in tried:
+        if path.is_file():
+            return path
+    folders = ", ".join(dict.fromkeys(str(folder) for folder in where))
+    raise ImageError(f"{file_name} is not in {folders}; say with --images where the pictures lie")

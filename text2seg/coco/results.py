@@ -1,0 +1,72 @@
+"""Masks out of COCO files of anyone, and the flat list of results that scoring tools take as predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+
+from text2seg.coco import rle
+from text2seg.coco.entries import Json
+from text2seg.errors import Text2SegError
+
+
+def results_of(dataset: Mapping[str, Any]) -> list[Json]:
+    """A dataset's annotations as predictions: {image_id, category_id, segmentation, score}, in their order.
+
+    Masks are RLE whatever the dataset has, because pycocotools' `loadRes` takes nothing else. There is no `bbox`: with
+    it, areas would be the boxes' and AP by size wrong. Raises `Text2SegError` where an annotation has no score, is of
+    no image of the dataset, or its mask is none.
+    """
+    sizes = {image["id"]: (image["height"], image["width"]) for image in dataset["images"]}
+    results = []
+    for annotation in dataset["annotations"]:
+        score = annotation.get("score", annotation.get("attributes", {}).get("score"))
+        if score is None:
+            raise Text2SegError(
+                f"annotation {annotation.get('id')} has no score, so it is no prediction; "
+                "results come from files that text2seg or another model wrote"
+            )
+        if annotation["image_id"] not in sizes:
+            raise Text2SegError(f"annotation {annotation.get('id')} is of image {annotation['image_id']}, not there")
+        results.append(
+            {
+                "image_id": annotation["image_id"],
+                "category_id": annotation["category_id"],
+                "segmentation": rle_of(annotation, sizes[annotation["image_id"]]),
+                "score": score,
+            }
+        )
+    return results
+
+
+def rle_of(annotation: Mapping[str, Any], hw: tuple[int, int]) -> rle.Rle:
+    """The mask of an annotation as compressed RLE, from any of the three forms that COCO knows: polygons, compressed
+    RLE, plain runs. `hw` is the image's. Raises `Text2SegError`, naming the annotation, where it is none of these."""
+    segmentation, (height, width) = annotation.get("segmentation"), hw
+    number = annotation.get("id")
+    try:
+        if isinstance(segmentation, list):
+            if not segmentation or any(len(polygon) < 6 or len(polygon) % 2 for polygon in segmentation):
+                raise ValueError("polygons need an even count of at least 6 numbers")
+            encoded = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+        elif isinstance(segmentation, Mapping):
+            if list(segmentation["size"]) != [height, width]:
+                raise ValueError(f"its size is {list(segmentation['size'])}, the image {[height, width]}")
+            encoded = dict(segmentation)
+            if isinstance(encoded["counts"], (list, tuple)):
+                return rle.encode(rle.decode(encoded))
+        else:
+            raise ValueError("it has no mask")
+    except (KeyError, TypeError, ValueError) as error:
+        raise Text2SegError(f"the mask of annotation {number} cannot be read: {error}") from error
+    counts = encoded["counts"]
+    return {"size": [height, width], "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
+
+
+def mask_of(annotation: Mapping[str, Any], hw: tuple[int, int]) -> NDArray[np.bool_]:
+    """The mask of an annotation, bool[H, W]; as for `rle_of`."""
+    return rle.decode(rle_of(annotation, hw))

@@ -1,0 +1,45 @@
+"""YOLO's segmentation format: a text file for each image, a line for each polygon, corners as shares of the image."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from text2seg.coco.source import Picture, Source
+from text2seg.files import write_atomically
+
+RESERVED = ("images", "labels")
+"""Readers find the labels of an image by turning the last folder `images` of its path into `labels`."""
+
+
+def write_yolo(source: Source, output: Path) -> list[str]:
+    """Write `data.yaml`, `labels/` and, where there are pixels, `images/`; gives what the format could not keep.
+
+    A line is `class x1 y1 x2 y2 …`. YOLO has one polygon for a thing, so a mask of several parts takes several lines.
+    An image without things has an empty file. Raises as `Thing.polygons` and `write_atomically`.
+    """
+    split = 0
+    for picture in source.pictures:
+        lines = []
+        for thing in picture.things:
+            polygons = thing.polygons()
+            split += len(polygons) > 1
+            lines += [f"{thing.label} {_shares(polygon, picture)}\n" for polygon in polygons]
+        write_atomically(output / "labels" / f"{picture.stem}.txt", [line.encode() for line in lines])
+        picture.copy_to(output / "images")
+    names = "".join(
+        f"  {number}: {json.dumps(name, ensure_ascii=False)}\n"  # YAML takes JSON's texts
+        for number, name in enumerate(source.names)
+    )
+    text = f"train: images\nval: images\nnames:{'' if names else ' {}'}\n{names}"
+    write_atomically(output / "data.yaml", [text.encode("utf-8", "backslashreplace")])
+    if not split:
+        return []
+    return [f"{split} of {source.things} masks have several parts or holes; each of their parts is a line of its own"]
+
+
+def _shares(polygon: Sequence[float], picture: Picture) -> str:
+    """The corners as shares of width and height; eight digits are less than a thousandth of a pixel."""
+    height, width = picture.hw
+    return " ".join(f"{number / (height if at % 2 else width):.8g}" for at, number in enumerate(polygon))

@@ -1,0 +1,106 @@
+"""What an annotation records of how it was made, read back. What is missing is named."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from text2seg.coco.lookup import find_picture
+from text2seg.config import Settings, settings_from_dict
+from text2seg.errors import ImageError, Text2SegError
+from text2seg.images import load_image
+from text2seg.ontology import Category, Ontology, queries_of
+from text2seg.records import Image, PointPrompts
+from text2seg.vocabulary import Query, parse_query
+
+Json = Mapping[str, Any]
+
+
+def annotation_with(dataset: Json, annotation_id: int) -> Json:
+    ids = []
+    for annotation in dataset["annotations"]:
+        if annotation.get("id") == annotation_id:
+            return cast(Json, annotation)
+        if isinstance(annotation.get("id"), int):
+            ids.append(annotation["id"])
+    there = f"its ids go from {min(ids)} to {max(ids)}" if ids else "it has none"
+    raise Text2SegError(f"there is no annotation {annotation_id} in the dataset; {there}")
+
+
+def points_of(annotation: Json) -> PointPrompts:
+    """The recorded points, to the bit: JSON has the shortest number that is the same float32."""
+    attributes = annotation.get("attributes")
+    rows = attributes.get("points") if isinstance(attributes, Mapping) else None
+    if not isinstance(rows, list) or not rows:
+        raise Text2SegError(
+            f"annotation {annotation['id']} records no points, so it cannot be made again; only those that text2seg "
+            "found can"
+        )
+    try:
+        table = np.array(rows, np.float64).reshape(len(rows), 4)
+        return PointPrompts(
+            table[:, :2].astype(np.float32), table[:, 2].astype(np.int8), table[:, 3].astype(np.float32)
+        )
+    except (TypeError, ValueError) as error:
+        raise Text2SegError(f"the points of annotation {annotation['id']} cannot be read: {error}") from error
+
+
+def chosen_of(annotation: Json) -> int:
+    chosen = annotation["attributes"].get("chosen_candidate")
+    if not isinstance(chosen, int) or chosen < 0:
+        raise Text2SegError(f"annotation {annotation['id']} does not record which of SAM's candidates it is")
+    return chosen
+
+
+def query_of(annotation: Json, dataset: Json) -> Query:
+    """What the annotation was asked for: in the words of the ontology in the dataset's info, else its own."""
+    name = str(annotation["attributes"].get("query", ""))
+    return next((query for query in ontology_queries(dataset) if query.name == name), None) or parse_query(name)
+
+
+def ontology_queries(dataset: Json) -> tuple[Query, ...]:
+    recorded = (dataset.get("info") or {}).get("ontology")
+    if not isinstance(recorded, Mapping):
+        return ()
+    try:
+        categories = tuple(
+            Category(
+                name=entry["name"],
+                id=entry["id"],
+                supercategory=entry["supercategory"],
+                queries=tuple(entry["queries"]),
+                negative_queries=tuple(entry["negative_queries"]),
+                threshold=entry.get("threshold"),
+                presence=entry.get("presence"),
+                min_area=entry["min_area"],
+                colour=entry.get("colour"),
+            )
+            for entry in recorded["categories"]
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise Text2SegError(f"the ontology in the dataset's info is not as text2seg writes it: {error!r}") from error
+    return queries_of(Ontology(categories))
+
+
+def settings_of(annotation_id: int, origin: Json) -> Settings:
+    recorded = origin.get("settings")
+    if not isinstance(recorded, Mapping):
+        raise Text2SegError(f"annotation {annotation_id} does not record how it was made, so it cannot be made again")
+    return settings_from_dict(recorded)
+
+
+def image_of(annotation: Json, dataset: Json, file: Path | None, images: str | os.PathLike[str] | None) -> Image:
+    entry = next((each for each in dataset["images"] if each.get("id") == annotation.get("image_id")), None)
+    if entry is None or not entry.get("file_name"):
+        raise Text2SegError(f"annotation {annotation['id']} is of image {annotation.get('image_id')}, not there")
+    path = find_picture(entry["file_name"], file, images, dataset.get("info"))
+    image = load_image(path, image_id=entry["id"], file_name=entry["file_name"])
+    height, width = image.hw
+    if (entry.get("height"), entry.get("width")) != image.hw:
+        theirs = f"{entry.get('width')} x {entry.get('height')}"
+        raise ImageError(f"{path} is {width} x {height} pixels, the dataset says {theirs}: not the same picture")
+    return image

@@ -1,0 +1,220 @@
+"""Make a mask of a dataset again from what its annotation records, and say whether it comes out the same."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from text2seg import checkpoints
+from text2seg.coco.dataset import read_dataset
+from text2seg.coco.lookup import provenance_of
+from text2seg.coco.results import mask_of
+from text2seg.config import Settings
+from text2seg.errors import CheckpointError, SettingsError, Text2SegError
+from text2seg.pipeline import Session, Text2Seg
+from text2seg.records import Image, PointPrompts, Segment
+from text2seg.replay.recorded import (
+    annotation_with,
+    chosen_of,
+    image_of,
+    ontology_queries,
+    points_of,
+    query_of,
+    settings_of,
+)
+from text2seg.runtime import PrecisionName
+from text2seg.vocabulary import Query, parse_query
+
+Json = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Replayed:
+    """A recorded annotation and what the same models make of the same picture now.
+
+    `made_by` is the version of text2seg that recorded it. `rebuilt_points` and `rebuilt_chosen` are `None` where the
+    thing was not found again. `points_distance` is how far, in pixels, the recorded and the rebuilt points are apart
+    where that is most: the Hausdorff distance, positive and negative points each by themselves, infinite where one side
+    has none. `rebuilt` is SAM's mask, bool[H, W] like `recorded`, for the *recorded* points and candidate, so that a
+    difference tells of SAM alone.
+    """
+
+    annotation_id: int
+    made_by: str
+    query: str
+    image: Image
+    recorded_points: PointPrompts
+    rebuilt_points: PointPrompts | None
+    points_identical: bool
+    points_distance: float
+    recorded_chosen: int
+    rebuilt_chosen: int | None
+    recorded: NDArray[np.bool_]
+    rebuilt: NDArray[np.bool_]
+    differing_pixels: int
+    iou: float
+
+    @property
+    def mask_identical(self) -> bool:
+        return not self.differing_pixels
+
+    @property
+    def identical(self) -> bool:
+        """Points, choice of the candidate and mask are all the same."""
+        return self.points_identical and self.rebuilt_chosen == self.recorded_chosen and self.mask_identical
+
+
+def replay(
+    dataset: str | os.PathLike[str] | Json,
+    annotation_id: int,
+    *,
+    images: str | os.PathLike[str] | None = None,
+    clip: str | None = None,
+    sam: str | None = None,
+    device: str = "auto",
+    models: Text2Seg | None = None,
+) -> Replayed:
+    """Redo one annotation: CLIP to points, and SAM from the recorded points to the mask.
+
+    Args:
+        dataset: a COCO file that text2seg wrote, or what is in it.
+        images: where the pictures lie; by default as for `text2seg.coco.lookup.find_picture`.
+        clip, sam: where the recorded weights lie now, if not under their recorded name.
+        device: auto, cpu, cuda, … Which one was used is not recorded; another one may differ in the last digits.
+        models: in place of loading them, when many annotations are replayed; must be the recorded ones.
+
+    Raises:
+        Text2SegError: there is no such annotation, or it does not record what it takes.
+        CheckpointError: the weights here are not those that made it.
+        ImageError: the picture is missing or of another size.
+        SettingsError, OntologyError, QueryError: what is recorded does not fit this version of text2seg.
+    """
+    content = read_dataset(dataset) if isinstance(dataset, str | os.PathLike) else dataset
+    file = Path(dataset) if isinstance(dataset, str | os.PathLike) else None
+    annotation = annotation_with(content, annotation_id)
+    points = points_of(annotation)
+    query = query_of(annotation, content)
+    origin = provenance_of(annotation, content)
+    settings = settings_of(annotation_id, origin)
+    image = image_of(annotation, content, file, images)
+    recorded = mask_of(annotation, image.hw)
+    models = models or load_recorded(origin, clip=clip, sam=sam, device=device)
+    _check_models(models, origin)
+    session = models.open(image)
+    again = _found_again(session, query, content, settings, points)
+    chosen = chosen_of(annotation)
+    embedding = session.embedding or models.sam.embed([image])[0]
+    (candidates,) = models.sam.decode([(embedding, points)])
+    if chosen >= len(candidates):
+        raise Text2SegError(f"annotation {annotation_id} is of candidate {chosen}, SAM has {len(candidates)} only")
+    rebuilt = models.sam.mask(embedding, candidates, chosen)
+    distance = _distance(points, again.points) if again else np.inf
+    return Replayed(
+        annotation_id,
+        str(origin.get("text2seg", "unknown")),
+        query.name,
+        image,
+        points,
+        again.points if again else None,
+        again is not None and len(again.points) == len(points) and distance == 0,
+        float(distance),
+        chosen,
+        again.chosen if again else None,
+        recorded,
+        rebuilt,
+        int(np.count_nonzero(recorded != rebuilt)),
+        _iou(recorded, rebuilt),
+    )
+
+
+def load_recorded(origin: Json, *, clip: str | None = None, sam: str | None = None, device: str = "auto") -> Text2Seg:
+    """The models that a provenance names, once their hashes are right. Arguments and errors as for `replay`."""
+    clip_name, sam_name = _checkpoint(origin, "clip", clip), _checkpoint(origin, "sam", sam)
+    precision = origin.get("precision")
+    if precision not in get_args(PrecisionName):
+        raise SettingsError(f"the annotation records no precision that is known: {precision!r}")
+    return Text2Seg.load(clip=clip_name, sam=sam_name, device=device, precision=cast(PrecisionName, precision))
+
+
+def _checkpoint(origin: Json, kind: Literal["clip", "sam"], given: str | None) -> str:
+    """The name to load, after a look at the hash of what it stands for: before a download where one is published."""
+    recorded = origin.get(kind)
+    if not isinstance(recorded, Mapping) or not recorded.get("name") or not recorded.get("sha256"):
+        raise Text2SegError(f"the annotation does not record which {kind.upper()} made it, so it cannot be made again")
+    name, wanted = str(recorded["name"]), str(recorded["sha256"])
+    if given and name == "demo":
+        raise CheckpointError(f"the annotation was made with the bundled demo model; leave out --{kind}")
+    published = checkpoints.find(given or name, kind).sha256
+    found = published or ""
+    if not published or wanted.startswith(published):
+        found = checkpoints.sha256_of(checkpoints.fetch(given or name, kind))
+    if found != wanted:
+        raise CheckpointError(_other_weights(kind, name, wanted, found, origin))
+    return given or name
+
+
+def _check_models(models: Text2Seg, origin: Json) -> None:
+    """Models that were handed in must be the recorded ones, in the recorded precision."""
+    here = models.provenance()
+    for kind in ("clip", "sam"):
+        wanted, found = origin.get(kind), here.get(kind)
+        wanted_hash = wanted.get("sha256") if isinstance(wanted, Mapping) else None
+        found_hash = found.get("sha256") if isinstance(found, Mapping) else None
+        if not wanted_hash or wanted_hash != found_hash:
+            name = wanted.get("name") if isinstance(wanted, Mapping) else None
+            raise CheckpointError(_other_weights(kind, str(name), str(wanted_hash), str(found_hash), origin))
+    if here["precision"] != origin.get("precision"):
+        raise SettingsError(
+            f"the annotation was made in {origin.get('precision')}, the models run in {here['precision']}; "
+            "choose the device or precision to fit"
+        )
+
+
+def _other_weights(kind: str, name: str, wanted: str, found: str, origin: Json) -> str:
+    version = origin.get("text2seg")
+    way_out = (
+        f"install the text2seg that made it ({version})"
+        if name == "demo"
+        else f"say where the recorded weights lie with --{kind} FILE"
+    )
+    return (
+        f"the {kind.upper()} {name!r} here is not the one that made the annotation: its sha256 is {found}, "
+        f"recorded is {wanted}; {way_out}"
+    )
+
+
+def _found_again(
+    session: Session, query: Query, dataset: Json, settings: Settings, recorded: PointPrompts
+) -> Segment | None:
+    """What is found of the query now; of several segments the one whose points come closest."""
+    queries: tuple[Query, ...] = (query,)
+    if settings.maps.redundancy == "label-set":  # all that was asked for together belongs to the set
+        others = ontology_queries(dataset) or tuple(parse_query(each["name"]) for each in dataset["categories"])
+        queries += tuple(each for each in others if each.name != query.name)
+    found = [each for each in session.segment(queries, settings).segments if each.query == query.name]
+    return min(found, key=lambda segment: _distance(segment.points, recorded), default=None)
+
+
+def _distance(one: PointPrompts, other: PointPrompts) -> float:
+    """How far apart two sets are where it is most, positives and negatives each by themselves."""
+    distance = 0.0
+    for label in (0, 1):
+        a, b = one.xy[one.labels == label], other.xy[other.labels == label]
+        if not len(a) and not len(b):
+            continue
+        if not len(a) or not len(b):
+            return np.inf
+        apart = np.linalg.norm(a[:, None].astype(np.float64) - b[None], axis=2)
+        distance = max(distance, float(apart.min(0).max()), float(apart.min(1).max()))
+    return distance
+
+
+def _iou(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
+    union = np.count_nonzero(one | other)
+    return np.count_nonzero(one & other) / union if union else 1.0
