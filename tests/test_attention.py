@@ -175,7 +175,7 @@ def test_rule_against_naive_loops(exact, pixels, name):
 def test_float32_and_bf16_are_near(clip, exact, pixels, name):
     expected = encode_vit(exact, pixels.double(), rule=RULES[name])
     single = encode_vit(clip.model.visual, pixels, rule=RULES[name])
-    torch.testing.assert_close(single.double(), expected, rtol=0, atol=2e-5)
+    torch.testing.assert_close(single.double(), expected, rtol=0, atol=5e-5)
     with autocast(CPU, Precision(torch.bfloat16, "test")):
         half = encode_vit(clip.model.visual, pixels, rule=RULES[name])
     assert float(torch.cosine_similarity(half.double(), expected, dim=-1).min()) > 0.995

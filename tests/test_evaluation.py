@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from text2seg.coco import polygon, rle
+from text2seg.errors import DatasetError
 from text2seg.evaluation import category_given
 
 
@@ -57,5 +58,5 @@ def test_categories_are_matched_by_name_not_by_id():
 
 def test_no_predictions_score_zero_and_no_truth_is_an_error():
     assert category_given(dataset(("dog", rle.encode(LEFT))), dataset()).mean_iou == 0
-    with pytest.raises(ValueError, match="no annotations"):
+    with pytest.raises(DatasetError, match="no annotations"):
         category_given(dataset(), dataset())

@@ -15,9 +15,11 @@ LAYERS = [
     {"records", "config"},
     {"files", "images", "grids", "vocabulary", "runtime", "checkpoints"},
     {"ontology"},
+    {"regions"},
     {"maps", "points", "masks"},
     {"pipeline", "coco", "render"},
-    {"segmenting", "evaluation", "tuning"},
+    {"segmenting", "labelling", "evaluation", "tuning", "review", "replay"},
+    {"benchmarking"},
     {"cli", "__init__"},
     {"__main__"},
 ]

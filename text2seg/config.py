@@ -93,7 +93,7 @@ class PointSettings:
     """Cells of the min-max map at or above this become positive points; with `regions`, this share of their peak."""
     instances: Literal["auto", "regions", "union"] = "auto"
     """regions: each thing of a kind is a segment of its own; union: all of a kind are one segment; auto: regions where
-    things can be "not found", because the same threshold sorts out false regions, otherwise union."""
+    presence is fitted to the model (demo), because it sorts out false regions, otherwise union."""
     floor: float = 0.5
     """Cells of the min-max map below this belong to no region."""
     prominence: float = 0.05

@@ -224,10 +224,13 @@ class Text2Seg:
     ) -> tuple[SimilarityMaps, list[tuple[int, Aim]]]:
         """One map for every query, and what SAM is asked for: the query's number and the aim."""
         maps, made = query_maps(self.clip, tokens, queries, settings.maps)
+        instances = settings.points.instances
+        if instances == "auto":
+            instances = "regions" if self.clip.presence.threshold > 0 else "union"
         found = []
         for number, (query, own) in enumerate(zip(queries, made, strict=True)):
             threshold = settings.points.threshold if query.threshold is None else query.threshold
-            points = replace(settings.points, threshold=threshold)
+            points = replace(settings.points, threshold=threshold, instances=instances)
             least = self._least_presence(query, settings)
             of_query = aims(own.parts, own.evidence, maps.image_hw, points, least_presence=least)
             found += [(number, aim) for aim in of_query]

@@ -47,8 +47,7 @@ def aims(
     if not evidence.max() >= least_presence:
         return ()
     stretched = minmax(parts)
-    apart = settings.instances == "regions" or (settings.instances == "auto" and least_presence > 0)
-    if len(parts) == 1 and apart:
+    if len(parts) == 1 and settings.instances == "regions":
         found = [cells for cells in regions(stretched[0], settings) if evidence.ravel()[cells].max() >= least_presence]
         return tuple(_region_aim(stretched[0], cells, image_hw, settings) for cells in found)
     whole = text2points(parts, image_hw, settings)[0] if len(parts) == 1 else combined_points(parts, image_hw, settings)

@@ -14,13 +14,14 @@ from PIL import Image as PilImage
 from tqdm import tqdm
 
 from text2seg.coco.dataset import DESCRIPTION, DatasetBuilder, write_dataset
+from text2seg.coco.lookup import relative_folder
 from text2seg.config import OutputSettings
 from text2seg.errors import OutputError, Text2SegError
 from text2seg.images import load_image
+from text2seg.ontology import ontology_of_queries
 from text2seg.pipeline import Queries, Text2Seg
-from text2seg.records import Failure, Segmentation
+from text2seg.records import Failure
 from text2seg.render import maps_with_points, overlay
-from text2seg.vocabulary import Query
 
 _log = logging.getLogger(__name__)
 
@@ -54,14 +55,17 @@ def segment_files(
     names = [query.name for query in parsed]
     dataset = output.output / DATASET_NAME
     _make_ready(dataset)
-    builder = DatasetBuilder(queries=names, encoding=output.segmentation, provenance=models.provenance())
+    folder = Path(os.path.commonpath([path.absolute().parent for path in paths])) if paths else Path()
+    info = {"folder": relative_folder(folder, dataset), "ontology": ontology_of_queries(parsed).to_dict()}
+    builder = DatasetBuilder(info=info, queries=names, encoding=output.segmentation, provenance=models.provenance())
     found, images = dict.fromkeys(names, 0), 0
     pictures: list[Path] = []
     failures: list[Failure] = []
     try:
         for path, stem in tqdm(_stems(paths), unit="image", disable=not progress):
             try:
-                result = _segment_file(models, path, parsed, image_id=images + 1)
+                image = load_image(path, image_id=images + 1, file_name=_relative(path, folder))
+                result = models.segment(image, parsed)
             except (Text2SegError, MemoryError, RuntimeError) as error:  # torch is out of memory with a RuntimeError
                 failures.append(_failure(path, error))
                 continue
@@ -77,9 +81,8 @@ def segment_files(
     return Report(dataset, tuple(pictures), found, images, tuple(failures))
 
 
-def _segment_file(models: Text2Seg, path: Path, queries: Sequence[Query], *, image_id: int) -> Segmentation:
-    image = load_image(path, image_id=image_id, file_name=path.as_posix())
-    return models.segment(image, queries)
+def _relative(path: Path, folder: Path) -> str:
+    return path.absolute().relative_to(folder).as_posix()
 
 
 def _failure(path: Path, error: Exception) -> Failure:

@@ -10,6 +10,7 @@ from typing import Annotated
 import tyro
 
 from text2seg._version import __version__
+from text2seg.cli.benchmark import Benchmark
 from text2seg.cli.checkpoints import CheckpointsCommand
 from text2seg.cli.common import FAILED, INTERRUPTED
 from text2seg.cli.convert import Convert
@@ -26,6 +27,7 @@ Command = (
     | Annotated[Label, tyro.conf.subcommand("label")]
     | Annotated[Tune, tyro.conf.subcommand("tune")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Benchmark, tyro.conf.subcommand("benchmark")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Replay, tyro.conf.subcommand("replay")]
     | Annotated[Convert, tyro.conf.subcommand("convert")]

@@ -6,7 +6,9 @@ import logging
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
 
 from text2seg.config import ModelSettings, Settings
 from text2seg.errors import QueryError
@@ -15,6 +17,9 @@ if TYPE_CHECKING:
     from text2seg.pipeline import Text2Seg
 
 FAILED, INTERRUPTED = 1, 130
+
+PipelineFlags = tyro.conf.UseAppendAction[Annotated[Settings, tyro.conf.arg(name="")]]
+"""How an image and words become segments, as flags of a command."""
 
 
 def log_to_terminal(*, verbose: bool = False) -> None:

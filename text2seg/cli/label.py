@@ -9,16 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from text2seg.cli.common import FAILED, INTERRUPTED, load_models, log_to_terminal, queries_of
-from text2seg.config import (
-    LabelSettings,
-    MapSettings,
-    MaskSettings,
-    ModelSettings,
-    PointSettings,
-    PresenceSettings,
-    Settings,
-)
+from text2seg.cli.common import FAILED, INTERRUPTED, PipelineFlags, load_models, log_to_terminal, queries_of
+from text2seg.config import LabelSettings, ModelSettings, Settings
 from text2seg.errors import QueryError
 
 if TYPE_CHECKING:
@@ -47,10 +39,7 @@ class Label:
     """More categories in one string, with commas between them."""
     label: tyro.conf.UseAppendAction[LabelSettings] = field(default_factory=LabelSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
-    maps: tyro.conf.UseAppendAction[MapSettings] = field(default_factory=MapSettings)
-    points: PointSettings = field(default_factory=PointSettings)
-    presence: PresenceSettings = field(default_factory=PresenceSettings)
-    masks: MaskSettings = field(default_factory=MaskSettings)
+    settings: PipelineFlags = field(default_factory=Settings)
     resume: bool = True
     """Go on where an earlier run of the same job stopped; --no-resume is another word for --restart."""
     strict: bool = False
@@ -63,15 +52,15 @@ class Label:
     def run(self) -> int:
         log_to_terminal(verbose=self.verbose)
         ontology = self._ontology()
-        settings = self.label if self.resume else replace(self.label, restart=True)
+        job = self.label if self.resume else replace(self.label, restart=True)
         if self.dry_run:
-            return self._rehearse(ontology, settings)
+            return self._rehearse(ontology, job)
         from text2seg.labelling.interrupt import stop_on_signals
         from text2seg.labelling.job import label_folder
 
-        models = load_models(self.model, Settings(self.maps, self.points, self.presence, self.masks))
+        models = load_models(self.model, self.settings)
         with stop_on_signals() as stop:
-            report = label_folder(models, self.folder, ontology, settings, progress=True, stop=stop)
+            report = label_folder(models, self.folder, ontology, job, progress=True, stop=stop)
         if report.interrupted:
             failed = f" ({report.failed} of them failed)" * bool(report.failed)
             print(

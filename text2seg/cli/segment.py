@@ -9,8 +9,8 @@ from typing import Annotated
 
 import tyro
 
-from text2seg.cli.common import FAILED, load_models, log_to_terminal, queries_of
-from text2seg.config import MapSettings, ModelSettings, OutputSettings, PointSettings, PresenceSettings, Settings
+from text2seg.cli.common import FAILED, PipelineFlags, load_models, log_to_terminal, queries_of
+from text2seg.config import ModelSettings, OutputSettings, Settings
 from text2seg.errors import ImageError
 
 
@@ -32,9 +32,7 @@ class Segment:
     queries: Annotated[str, tyro.conf.arg(help_behavior_hint="")] = ""
     """More queries in one string, with commas between them."""
     model: ModelSettings = field(default_factory=ModelSettings)
-    maps: tyro.conf.UseAppendAction[MapSettings] = field(default_factory=MapSettings)
-    points: PointSettings = field(default_factory=PointSettings)
-    presence: PresenceSettings = field(default_factory=PresenceSettings)
+    settings: PipelineFlags = field(default_factory=Settings)
     output: OutputSettings = field(default_factory=OutputSettings)
     verbose: bool = False
     """Say what runs where, and why."""
@@ -46,7 +44,7 @@ class Segment:
             raise ImageError("no picture to look at: name at least one file")
         from text2seg.segmenting import segment_files
 
-        models = load_models(self.model, Settings(self.maps, self.points, self.presence))
+        models = load_models(self.model, self.settings)
         report = segment_files(models, self.images, wanted, self.output, progress=len(self.images) > 1)
         for failure in report.failures:
             print(f"failed: {failure.message}", file=sys.stderr)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from text2seg.cli.common import FAILED, load_models, log_to_terminal
-from text2seg.config import MapSettings, ModelSettings, PointSettings, PresenceSettings, Settings
+from text2seg.cli.common import FAILED, PipelineFlags, load_models, log_to_terminal
+from text2seg.config import ModelSettings, Settings
 from text2seg.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -41,9 +41,7 @@ class Tune:
     plot: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="")] = None
     """Draw the curve of each category into this PNG file."""
     model: ModelSettings = field(default_factory=ModelSettings)
-    maps: tyro.conf.UseAppendAction[MapSettings] = field(default_factory=MapSettings)
-    points: PointSettings = field(default_factory=PointSettings)
-    presence: PresenceSettings = field(default_factory=PresenceSettings)
+    settings: PipelineFlags = field(default_factory=Settings)
     verbose: bool = False
     """Say what runs where, and why."""
 
@@ -77,7 +75,7 @@ class Tune:
         from text2seg.labelling.listing import list_images
         from text2seg.tuning import tune_by_stability, tune_by_truth
 
-        settings = Settings(self.maps, self.points, self.presence)
+        settings = self.settings
         if self.truth is not None:
             truth = read_dataset(self.truth)
             models = load_models(self.model, settings)

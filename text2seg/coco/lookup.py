@@ -19,6 +19,14 @@ def provenance_of(annotation: Mapping[str, Any], dataset: Mapping[str, Any]) -> 
     return {}
 
 
+def relative_folder(folder: Path, dataset: Path) -> str:
+    """The folder of the pictures as a dataset file names it: as seen from its own folder, so that both can move."""
+    try:
+        return Path(os.path.relpath(folder.absolute(), dataset.absolute().parent)).as_posix()
+    except ValueError:  # on another drive
+        return folder.absolute().as_posix()
+
+
 def find_picture(
     file_name: str,
     dataset: str | os.PathLike[str] | None = None,
@@ -44,7 +52,8 @@ def find_picture(
     else:
         recorded = (info or {}).get("folder")
         beside = [Path(dataset).parent] if dataset is not None else []
-        where = [*beside, *([Path(recorded)] if isinstance(recorded, str) else []), Path()]
+        named = [folder / recorded for folder in (*beside, Path())] if isinstance(recorded, str) else []
+        where = [*beside, *named, Path()]
         tried = [folder / name for folder in where]
     for path in tried:
         if path.is_file():

@@ -25,7 +25,7 @@ RESNET_RULES = ("surgery", "raw")
 
 
 class Attend(Protocol):
-    """softmax(query keyᵀ / √d + attn_mask) value, for tensors [B, heads, N, d]; the mask is added where one is given."""
+    """softmax(query keyᵀ / √d + attn_mask) value, for tensors [B, heads, N, d]; the mask may be left out."""
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None) -> Tensor: ...
 
@@ -108,9 +108,9 @@ def self_self_ensemble(heads: Heads, attend: Attend) -> Tensor:
 
 
 def neighbour_prior(grid_hw: tuple[int, int], sigma: float) -> Tensor:
-    """exp(−distance² / 2σ²) between the cells of a grid: float32 [1 + h·w, 1 + h·w], 0 for CLS, which comes first."""
+    """exp(−distance² / 2σ²) between the cells of a grid: float64 [1 + h·w, 1 + h·w], 0 for CLS, which comes first."""
     rows, columns = grid_hw
-    cells = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).float().reshape(-1, 2)
+    cells = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).double().reshape(-1, 2)
     squared = (cells[:, None] - cells[None]).square().sum(-1)
     return F.pad(torch.exp(-squared / (2 * sigma**2)), (1, 0, 1, 0))
 

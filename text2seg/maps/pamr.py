@@ -55,8 +55,8 @@ def pamr(guide: Tensor, maps: Tensor, *, iterations: int = ITERATIONS, dilations
 def affinity(guide: Tensor, dilations: Sequence[int]) -> Tensor:
     """How much each neighbour counts: float [8 · dilations, H, W], which sums to 1 over the neighbours.
 
-    softmax of −|I_i − I_j| / (0.1 · σ_i), averaged over the channels, where σ_i is the standard deviation of the pixel and its
-    neighbours of all dilations (the pixel counts once for each, as in the original).
+    softmax of −|I_i − I_j| / (0.1 · σ_i), averaged over the channels, where σ_i is the standard deviation of the pixel
+    and its neighbours of all dilations (the pixel counts once for each, as in the original).
     """
     spread = torch.stack(list(shifted(guide, dilations, STEPS))).std(0)
     nearness = [

@@ -1,0 +1,122 @@
+"""`text2seg label` as a user sees it, with the demo model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from text2seg.cli import main
+from text2seg.coco.dataset import read_dataset
+
+SCENES = Path("text2seg/demo/scenes/new-scenes")
+
+
+def names(count=2):
+    return [category["name"] for category in read_dataset(SCENES / "dataset.json")["categories"][:count]]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for scene in sorted((SCENES / "images").iterdir())[:3]:
+        shutil.copy(scene, folder)
+    return folder
+
+
+def label(folder, output, *more):
+    return main(["label", str(folder), "--output", str(output), "--device", "cpu", *map(str, more)])
+
+
+def test_an_ontology_a_bad_file_a_table_and_strict(folder, tmp_path, capsys):
+    ontology = tmp_path / "things.yaml"
+    ontology.write_text(f"categories:\n- name: wanted [x]\n  queries: [{names()[0]}]\n- name: {names()[1]}\n", "utf-8")
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    output = tmp_path / "dataset.json"
+    assert label(folder, output, "--ontology", ontology) == 0
+    text, errors = capsys.readouterr()
+    assert "wanted [x]" in text
+    assert "mean score" in text
+    assert "1 failed" in text
+    assert errors.count("broken.jpg") == 1
+    dataset = read_dataset(output)
+    assert len(dataset["images"]) == 3
+    assert [category["name"] for category in dataset["categories"]] == ["wanted [x]", names()[1]]
+    assert len(dataset["info"]["provenance"]["clip"]["sha256"]) == 64
+    assert set(dataset["images"][0]["attributes"]["presence"]) == {"wanted [x]", names()[1]}
+    before = output.read_bytes()
+    assert (
+        label(folder, output, "--ontology", ontology, "--strict") == 1
+    )  # nothing was left to do, and it says so again
+    assert output.read_bytes() == before
+    assert label(folder, output, "--ontology", ontology, "--threshold", "0.7") == 1
+    assert "settings.points.threshold: 0.8 → 0.7" in capsys.readouterr().err
+    assert output.read_bytes() == before
+
+
+def test_nothing_could_be_labelled(tmp_path, capsys):
+    (tmp_path / "photos").mkdir()
+    for number in range(12):
+        (tmp_path / "photos" / f"{number:02}.jpg").write_text("no picture", encoding="utf-8")
+    assert label(tmp_path / "photos", tmp_path / "dataset.json", "--query", names()[0]) == 1
+    errors = capsys.readouterr().err
+    assert errors.count("failed: ") == 11
+    assert f"failed: 2 more; all stand in info.failures of {tmp_path / 'dataset.json'}" in errors
+    dataset = json.loads((tmp_path / "dataset.json").read_text(encoding="utf-8"))
+    assert len(dataset["info"]["failures"]) == 12
+    assert dataset["images"] == []
+
+
+def test_a_dry_run_writes_nothing(folder, tmp_path, capsys):
+    (folder / "broken.png").write_bytes(b"\x89PNG")
+    before = sorted(tmp_path.rglob("*"))
+    output = tmp_path / "out" / "dataset.json"
+    assert label(folder, output, "--query", names()[0], "--dry-run") == 0
+    text, errors = capsys.readouterr()
+    assert "in 4 images" in text
+    assert errors.count("broken.png") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+    output.parent.mkdir()
+    output.write_text("{}", encoding="utf-8")
+    assert label(folder, output, "--query", names()[0], "--dry-run") == 1
+    assert "--overwrite" in capsys.readouterr().err
+    output.unlink()
+    assert label(folder, output, "--query", names()[0]) == 0
+    capsys.readouterr()
+    assert label(folder, output, "--query", names()[0], "--dry-run") == 0
+    assert "in 0 images" in (text := capsys.readouterr().out)
+    assert "4 more are done already" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "nothing to look for: give --ontology"),
+        (["--query", "zebra"], "zebra"),
+        (["--query", "zebra", "--dry-run"], "zebra"),
+        (["--query", "ball", "--ontology", "x.yaml"], "not both"),
+        (["--ontology", "nowhere.yaml"], "nowhere.yaml"),
+        (["--query", "ball", "--clip", "nothing", "--dry-run"], "nothing"),
+    ],
+)
+def test_faults_are_one_line_and_nothing_is_written(folder, tmp_path, capsys, arguments, says):
+    output = tmp_path / "dataset.json"
+    assert label(folder, output, *arguments) == 1
+    errors = capsys.readouterr().err.strip()
+    assert says in errors
+    assert "\n" not in errors
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["photos"]
+
+
+def test_help_names_every_flag(capsys):
+    with pytest.raises(SystemExit):
+        main(["label", "--help"])
+    text = capsys.readouterr().out
+    for flag in ("ontology", "output", "segmentation", "no-recursive", "glob", "limit", "shard", "batch", "workers"):
+        assert f"--{flag}" in text
+    for flag in ("categories-from", "keep-candidates", "restart", "resume", "retry-failures", "overwrite", "strict"):
+        assert f"--{flag}" in text
+    assert "--dry-run" in text

@@ -1,0 +1,118 @@
+"""Killed at any moment and started again, a job ends with the bytes of one that was never disturbed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import labelling_builders as jobs
+import pytest
+
+from text2seg.coco.dataset import read_dataset
+from text2seg.labelling.output import journal_path
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals")
+
+ROOT = Path(__file__).parents[1]
+SCENES = ROOT / "text2seg" / "demo" / "scenes" / "new-scenes"
+PATIENCE = 300
+
+
+@pytest.mark.parametrize(("encoding", "seed"), [("rle", 1), ("polygon", 2)])
+def test_killed_25_times_the_bytes_are_the_same(tmp_path, encoding, seed):
+    """Two hundred tiny pictures, fake models whose answer depends on the whole batch, the real journal and writer."""
+    folder, output, undisturbed = tmp_path / "photos", tmp_path / "killed.json", tmp_path / "whole.json"
+    (folder).mkdir()
+    jobs.fill(folder, 200)
+    command = [sys.executable, jobs.__file__, folder, output, encoding, "25", str(seed)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=PATIENCE, cwd=ROOT)
+    assert int(done.stdout) >= 15  # the others had ended just before
+    report = jobs.run(folder, output, segmentation=encoding)
+    assert report.done == 200
+    jobs.run(folder, undisturbed, segmentation=encoding)
+    assert output.read_bytes() == undisturbed.read_bytes()
+
+
+def photos(folder: Path, count: int) -> Path:
+    folder.mkdir()
+    for scene in sorted((SCENES / "images").iterdir())[:count]:
+        shutil.copy(scene, folder)
+    return folder
+
+
+def queries() -> str:
+    return ",".join(category["name"] for category in read_dataset(SCENES / "dataset.json")["categories"][:3])
+
+
+def start(folder: Path, output: Path, *more: str) -> subprocess.Popen[bytes]:
+    """The real command in a process of its own; its messages go to a file beside the output."""
+    command = [sys.executable, "-m", "text2seg", "label", str(folder), "--output", str(output), "--device", "cpu"]
+    with output.with_suffix(".log").open("wb") as log:
+        return subprocess.Popen(
+            [*command, "--queries", queries(), *more],
+            stdout=log,
+            stderr=log,
+            cwd=ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+
+
+def wait_for_the_bar(process: subprocess.Popen[bytes], output: Path) -> None:
+    """Until the models are loaded and the first batch is at work, or the process has ended."""
+    end = time.monotonic() + PATIENCE
+    while b"image/s" not in output.with_suffix(".log").read_bytes() and process.poll() is None:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def records(output: Path) -> int:
+    return journal_path(output).read_bytes().count(b'{"file"')
+
+
+def test_the_real_command_killed_six_times(tmp_path):
+    """Twelve of the bundled scenes, the demo model, SIGKILL at random moments."""
+    folder, output, undisturbed = photos(tmp_path / "photos", 12), tmp_path / "killed.json", tmp_path / "whole.json"
+    dice, grown = random.Random(7), [0]
+    for _ in range(6):
+        process = start(folder, output, "--batch", "2")
+        wait_for_the_bar(process, output)
+        enough = min(grown[-1] + dice.choice((0, 2)), 11)
+        while records(output) < enough and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(dice.uniform(0, 0.2))
+        process.kill()
+        assert process.wait() == -signal.SIGKILL, "it was to die at work"
+        grown.append(records(output))
+    assert grown == sorted(grown)
+    assert len(set(grown)) > 2
+    assert start(folder, output, "--batch", "2").wait(PATIENCE) == 0
+    assert start(folder, undisturbed, "--batch", "2").wait(PATIENCE) == 0
+    assert output.read_bytes() == undisturbed.read_bytes()
+    dataset = read_dataset(output)
+    assert len(dataset["images"]) == 12
+    assert dataset["annotations"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_after_the_batch_and_says_how_to_go_on(tmp_path, number):
+    folder, output = photos(tmp_path / "photos", 8), tmp_path / "dataset.json"
+    process = start(folder, output, "--batch", "1")
+    wait_for_the_bar(process, output)
+    process.send_signal(number)
+    assert process.wait(PATIENCE) == 130
+    message = output.with_suffix(".log").read_text(encoding="utf-8")
+    done = records(output)
+    assert 1 <= done < 8
+    assert f"stopped with {done} of 8 images done" in message
+    assert "the same command goes on" in message
+    assert "Traceback" not in message
+    for line in journal_path(output).read_text(encoding="utf-8").splitlines():
+        json.loads(line)
+    assert not output.exists()

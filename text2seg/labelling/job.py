@@ -1,0 +1,181 @@
+"""The labelling job: a folder and an ontology in, one COCO file out, however often it is stopped in between."""
+
+from __future__ import annotations
+
+import threading
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from text2seg._version import __version__
+from text2seg.coco.dataset import read_dataset
+from text2seg.coco.lookup import relative_folder
+from text2seg.config import LabelSettings
+from text2seg.errors import ImageError
+from text2seg.labelling.engine import Delivery, Engine, LocalEngine, Work
+from text2seg.labelling.journal import Journal
+from text2seg.labelling.ledger import Ledger
+from text2seg.labelling.listing import Listing, list_images
+from text2seg.labelling.output import CategorySummary, check_output, journal_path, write_output
+from text2seg.ontology import Ontology, queries_of, with_ids_from
+from text2seg.records import Failure
+
+if TYPE_CHECKING:
+    from text2seg.pipeline import Text2Seg
+
+_NAMED = 5  # so many of a longer list stand in a message
+
+
+@dataclass(frozen=True, slots=True)
+class LabelReport:
+    """What a job came to. `found` counts images with a segment, `empty` those without, `failures` the others; while a
+    job is `interrupted` there is no dataset yet, `failed` counts only, and `categories` is empty."""
+
+    dataset: Path
+    images: int
+    found: int
+    empty: int
+    failed: int
+    failures: tuple[Failure, ...] = ()
+    categories: tuple[CategorySummary, ...] = ()
+    interrupted: bool = False
+
+    @classmethod
+    def of(cls, dataset: Path, ledger: Ledger) -> LabelReport:
+        """How far a job has come."""
+        found, empty, failed = ledger.counts().values()
+        return cls(dataset, len(ledger.listing), found, empty, failed, interrupted=ledger.missing > 0)
+
+    @property
+    def done(self) -> int:
+        return self.found + self.empty + self.failed
+
+
+def label_folder(
+    models: Text2Seg,
+    folder: Path,
+    ontology: Ontology,
+    settings: LabelSettings | None = None,
+    *,
+    progress: bool = False,
+    stop: threading.Event | None = None,
+    engine: Engine | None = None,
+) -> LabelReport:
+    """Label every picture of a folder and write one COCO file.
+
+    What is done stands in `<output>.journal` at once. A job that was stopped, in whatever way, goes on there when it
+    is called again, and ends with the same bytes as one that never was.
+
+    Args:
+        models: with the settings of maps, points and presence that hold for all images.
+        stop: once it is set, the batch at work is finished and the report says `interrupted`.
+        engine: what runs the batches, by default `LocalEngine` on `models`.
+
+    Raises:
+        QueryError, OntologyError, SettingsError, ImageError, OutputError: the job cannot be begun; no picture has been
+            read by then. `OutputError` also where the disk fails or is full later on.
+    """
+    settings, folder = settings or LabelSettings(), Path(folder)
+    queries = models.check(queries_of(ontology))
+    listing = listing_of(folder, settings)
+    ontology, image_id = take_ids(ontology, listing, settings.categories_from)
+    numbers = {category.name: category.id for category in ontology.categories}
+    work = Work(folder, queries, numbers, settings.segmentation, settings.keep_candidates)
+    check_output(settings.output, overwrite=settings.overwrite)
+    described = fingerprint(models, folder, ontology, settings)
+    with Journal.open(journal_path(settings.output), described, restart=settings.restart) as journal:
+        ledger = Ledger(listing)
+        ledger.take_up(journal, retry_failures=settings.retry_failures)
+        run = engine or LocalEngine(models, workers=settings.workers)
+        stopping = stop.is_set if stop else lambda: False
+        with tqdm(total=len(listing), initial=ledger.done, unit="image", disable=not progress) as bar:
+            deliver = _delivery(journal, ledger, bar)
+            run.run(work, ledger.batches(settings.batch), deliver, stopping)
+        if ledger.missing:
+            if not stopping():
+                raise RuntimeError(f"the engine left {ledger.missing} of {len(listing)} images undone")
+            return LabelReport.of(settings.output, ledger)
+        info = {
+            "version": __version__,
+            "folder": relative_folder(folder, settings.output),
+            "provenance": models.provenance(),
+            "ontology": ontology.to_dict(),
+        }
+        failures, summaries = write_output(settings.output, journal, ledger, ontology, image_id=image_id, info=info)
+        return replace(LabelReport.of(settings.output, ledger), failures=failures, categories=summaries)
+
+
+def listing_of(folder: Path, settings: LabelSettings) -> Listing:
+    """The files that a job is about; raises as `list_images` does."""
+    journal = journal_path(settings.output)
+    return list_images(
+        folder,
+        recursive=settings.recursive,
+        globs=settings.glob,
+        limit=settings.limit,
+        shard=settings.shard,
+        skip=(settings.output, journal, journal.with_name(journal.name + ".lock")),
+    )
+
+
+def take_ids(
+    ontology: Ontology, listing: Listing, categories_from: Path | None
+) -> tuple[Ontology, Callable[[int], int]]:
+    """The ontology with the ids it is to have, and the id of each image by its index in the listing.
+
+    By default an image's id is its place in the whole folder, from 1, so that shards share no id and an image that
+    failed takes its id with it.
+
+    Raises:
+        OntologyError: the COCO file lacks a category.
+        ImageError: it lacks an image.
+    """
+    if categories_from is None:
+        return ontology, lambda index: listing.place(index) + 1
+    truth = read_dataset(categories_from)
+    ontology = with_ids_from(ontology, truth["categories"])
+    entries = [each for each in truth["images"] if isinstance(each, dict) and isinstance(each.get("file_name"), str)]
+    known = {entry.get("file_name"): number for entry in entries if isinstance(number := entry.get("id"), int)}
+    unknown = [file for file in listing.files if file not in known]
+    if unknown:
+        more = f" and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else ""
+        raise ImageError(
+            f"{categories_from} has no image {', '.join(unknown[:_NAMED])}{more}; its file names must be those from "
+            f"{listing.folder} on. Choose the folder to fit, or leave these out with --glob"
+        )
+    ids = array("q", (known[file] for file in listing.files))
+    return ontology, lambda index: ids[index]
+
+
+def fingerprint(models: Text2Seg, folder: Path, ontology: Ontology, settings: LabelSettings) -> dict[str, Any]:
+    """All that changes results. Which files there are does not belong to it, so that a folder or `--limit` may grow."""
+    return {
+        "version": __version__,
+        "folder": str(folder.resolve()),
+        "shard": settings.shard,
+        "batch": settings.batch,
+        "segmentation": settings.segmentation,
+        "keep_candidates": settings.keep_candidates,
+        "exif_orientation": "applied",
+        "ontology": ontology.to_dict(),
+        "device": models.sam.device.type,
+        **models.provenance(),
+    }
+
+
+def _delivery(journal: Journal, ledger: Ledger, bar: Any) -> Callable[[Delivery], None]:
+    """What an engine delivers to: journal, then ledger, then the eyes of whoever waits."""
+
+    def deliver(results: Delivery) -> None:
+        offsets = journal.append(record for _, record in results)
+        for (index, record), offset in zip(results, offsets, strict=True):
+            ledger.note(index, offset, record)
+        bar.set_postfix(ledger.counts(), refresh=False)
+        bar.update(len(results))
+
+    bar.set_postfix(ledger.counts(), refresh=False)
+    return deliver

@@ -1,0 +1,145 @@
+"""Which files of a folder are pictures to label, always in the same order."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from PIL import Image as PillowImage
+
+from text2seg.errors import ImageError, SettingsError
+
+# Formats that Pillow lists but cannot turn into pixels by itself.
+NO_PICTURES = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"})
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Files of `folder` by their POSIX path from there, in byte order. File k has the place `first + k * step` in the
+    listing of the whole folder, also where this is only a shard of it."""
+
+    folder: Path
+    files: tuple[str, ...]
+    first: int = 0
+    step: int = 1
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def place(self, index: int) -> int:
+        """Where a file stands in the whole folder, from 0."""
+        return self.first + index * self.step
+
+    def path(self, index: int) -> Path:
+        return self.folder / self.files[index]
+
+
+def list_images(
+    folder: Path,
+    *,
+    recursive: bool = True,
+    globs: Sequence[str] = (),
+    limit: int | None = None,
+    shard: str = "",
+    skip: Iterable[Path] = (),
+) -> Listing:
+    """The pictures in a folder: files with a suffix that Pillow reads or, in their place, those that `globs` name.
+
+    Hidden files and folders are passed over, and so are the files in `skip` (what this job writes itself). Links are
+    followed, a folder is entered once. The limit is taken first, then the shard.
+
+    Args:
+        globs: patterns for the file name or, with a slash in them, for the path from the folder; case is ignored.
+        limit: the first so many only.
+        shard: "2/5" takes every fifth file from the second on, so that five jobs share a folder.
+
+    Raises:
+        ImageError: there is no such folder, it or one in it may not be read, or it has no pictures.
+        SettingsError: the shard is not of that form.
+    """
+    if not folder.exists():
+        raise ImageError(f"{folder}: there is no such folder")
+    if not folder.is_dir():
+        raise ImageError(f"{folder} is not a folder; to look at single pictures use text2seg segment")
+    part, parts = parse_shard(shard)
+    own = {path.name: path.resolve() for path in skip}
+    wanted = _by_globs(globs) if globs else _by_suffix()
+    names = [name for name in _walk(folder, recursive=recursive) if wanted(name)]
+    names = [name for name in names if not _is_own(folder / name, own)]
+    names.sort(key=os.fsencode)
+    if not names:
+        looked = f"matches {' or '.join(globs)}" if globs else "has the suffix of a picture"
+        deeper = "" if recursive else "; without --no-recursive its folders are looked through as well"
+        raise ImageError(f"{folder}: no file in it {looked}{deeper}")
+    files = tuple(names[:limit][part - 1 :: parts])
+    if not files:
+        raise ImageError(f"{folder}: shard {shard} of its {len(names[:limit])} pictures is empty; take fewer shards")
+    return Listing(folder, files, part - 1, parts)
+
+
+def parse_shard(shard: str) -> tuple[int, int]:
+    """
+    >>> parse_shard("2/5"), parse_shard("")
+    ((2, 5), (1, 1))
+
+    Raises:
+        SettingsError: it is neither empty nor a number from 1 on, a slash and how many there are.
+    """
+    if not shard:
+        return 1, 1
+    match = re.fullmatch(r"([0-9]+)/([0-9]+)", shard)
+    part, parts = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 1 <= part <= parts:
+        raise SettingsError(f"a shard is its number and how many there are, 1/4 to 4/4, got {shard!r}")
+    return part, parts
+
+
+def picture_suffixes() -> frozenset[str]:
+    """Suffixes, with their dot and in lower case, of the formats that Pillow reads."""
+    formats = PillowImage.registered_extensions()
+    return frozenset(suffix for suffix, name in formats.items() if name in PillowImage.OPEN and name not in NO_PICTURES)
+
+
+def _is_own(path: Path, own: Mapping[str, Path]) -> bool:
+    return path.name in own and path.resolve() == own[path.name]
+
+
+def _by_suffix() -> Callable[[str], bool]:
+    suffixes = picture_suffixes()
+    return lambda name: os.path.splitext(name)[1].lower() in suffixes
+
+
+def _by_globs(globs: Sequence[str]) -> Callable[[str], bool]:
+    patterns = [pattern.lower().removeprefix("./") for pattern in globs]
+
+    def matches(name: str) -> bool:
+        path = name.lower()
+        base = path.rpartition("/")[2]
+        return any(fnmatchcase(path if "/" in pattern else base, pattern) for pattern in patterns)
+
+    return matches
+
+
+def _walk(folder: Path, *, recursive: bool) -> Iterator[str]:
+    """Paths of all files that are not hidden."""
+
+    def refuse(error: OSError) -> None:
+        raise ImageError(f"{error.filename} cannot be read: {error.strerror}") from error
+
+    seen: set[tuple[int, int]] = set()
+    for where, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        status = os.stat(where)
+        if (status.st_dev, status.st_ino) in seen:  # a link back up, or a second way here
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        # Sorted, so that of two ways to a folder the same one counts every time.
+        folders[:] = sorted(name for name in folders if not name.startswith(".")) if recursive else []
+        prefix = Path(where).relative_to(folder).as_posix()
+        for name in files:
+            if not name.startswith("."):
+                yield name if prefix == "." else f"{prefix}/{name}"

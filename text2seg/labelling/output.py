@@ -1,0 +1,165 @@
+"""The COCO file of a job: whether it may be written, and how it comes out of the journal."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from array import array
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from text2seg.coco.entries import dataset_info
+from text2seg.coco.stream import write_stream
+from text2seg.errors import OutputError
+from text2seg.labelling.journal import Journal, last_record
+from text2seg.labelling.ledger import Ledger
+from text2seg.labelling.record import Json
+from text2seg.ontology import Ontology
+from text2seg.records import Failure
+
+WRITING, WRITTEN = "writing", "written"  # what the journal says of the output: about to be, or the hash of what was
+
+
+@dataclass(frozen=True, slots=True)
+class CategorySummary:
+    """How often a category was found. `area_share` is the median part of the image that a segment covers, in [0, 1],
+    `score` the mean of the segments' scores; both are None where there is no segment."""
+
+    name: str
+    images: int
+    segments: int
+    area_share: float | None
+    score: float | None
+
+
+def journal_path(output: Path) -> Path:
+    return output.with_name(output.name + ".journal")
+
+
+def check_output(output: Path, *, overwrite: bool = False) -> None:
+    """Find out now, not after the last picture, whether the output may be written.
+
+    Raises:
+        OutputError: it is there and this job did not write it, or somebody changed it since; it is no file, or its
+            folder cannot be written to.
+    """
+    if output.exists() and not output.is_file():
+        raise OutputError(f"cannot write {output}: it is not a file; choose another --output")
+    folder = next(each for each in (output.parent, *output.parent.parents) if each.exists())
+    if not folder.is_dir():
+        raise OutputError(f"cannot write {output}: {folder} is not a folder; choose another --output")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"cannot write {output}: no permission to write in {folder}; choose another --output")
+    if overwrite or not output.exists():
+        return
+    ways_out = "--overwrite writes over it, or choose another --output"
+    journal = journal_path(output)
+    if not journal.is_file():
+        raise OutputError(f"{output} is there already, and no journal says that this job made it; {ways_out}")
+    last = last_record(journal) or {}
+    if last.get("output") == WRITTEN and last["sha256"] != _sha256(output):
+        raise OutputError(f"{output} was changed since this job wrote it; {ways_out}")
+
+
+def write_output(
+    output: Path,
+    journal: Journal,
+    ledger: Ledger,
+    ontology: Ontology,
+    *,
+    image_id: Callable[[int], int],
+    info: Mapping[str, Any],
+) -> tuple[tuple[Failure, ...], tuple[CategorySummary, ...]]:
+    """Stream the COCO file out of the journal, in the order of the listing; only failures are held in memory.
+
+    Args:
+        image_id: from a file's place in the listing to its id.
+        info: what the file's own info says beside its failures.
+
+    Raises:
+        OutputError: it cannot be written, or the journal is damaged.
+    """
+    failures = tuple(_failures(journal, ledger))
+    entries = [{"file_name": each.file_name, "stage": each.stage, "message": each.message} for each in failures]
+    tally = _Tally(ontology)
+    journal.append([{"output": WRITING}])
+    write_stream(
+        output,
+        info=dataset_info({**info, "failures": entries}),
+        categories=ontology.coco_categories(),
+        images=_images(journal, ledger, image_id),
+        annotations=_annotations(journal, ledger, image_id, tally),
+    )
+    journal.append([{"output": WRITTEN, "sha256": _sha256(output)}])
+    return failures, tally.summaries()
+
+
+def _failures(journal: Journal, ledger: Ledger) -> Iterator[Failure]:
+    for record in journal.read_all(ledger.failed()):
+        yield Failure(record["file"], record["failure"]["stage"], record["failure"]["message"])
+
+
+def _labelled(journal: Journal, ledger: Ledger) -> Iterator[tuple[int, Json]]:
+    places = (index for index, _ in ledger.labelled())
+    return zip(places, journal.read_all(offset for _, offset in ledger.labelled()), strict=True)
+
+
+def _images(journal: Journal, ledger: Ledger, image_id: Callable[[int], int]) -> Iterator[Json]:
+    for index, record in _labelled(journal, ledger):
+        yield {
+            "id": image_id(index),
+            "file_name": record["file"],
+            "width": record["width"],
+            "height": record["height"],
+            "attributes": {"presence": record["presence"]},
+        }
+
+
+def _annotations(journal: Journal, ledger: Ledger, image_id: Callable[[int], int], tally: _Tally) -> Iterator[Json]:
+    number = 0
+    for index, record in _labelled(journal, ledger):
+        tally.add(record)
+        for annotation in record["annotations"]:
+            number += 1
+            yield {"id": number, "image_id": image_id(index), **annotation}
+
+
+class _Tally:
+    """Counts by category, with eight bytes for each segment."""
+
+    def __init__(self, ontology: Ontology) -> None:
+        self._names = {category.id: category.name for category in ontology.categories}
+        self._images = dict.fromkeys(self._names, 0)
+        self._shares = {number: array("f") for number in self._names}
+        self._scores = {number: array("f") for number in self._names}
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        for number in {annotation["category_id"] for annotation in record["annotations"]}:
+            self._images[number] += 1
+        for annotation in record["annotations"]:
+            number = annotation["category_id"]
+            self._shares[number].append(annotation["area"] / (record["width"] * record["height"]))
+            self._scores[number].append(annotation["score"])
+
+    def summaries(self) -> tuple[CategorySummary, ...]:
+        return tuple(
+            CategorySummary(
+                name,
+                self._images[number],
+                len(self._scores[number]),
+                median(self._shares[number]) if self._shares[number] else None,
+                fmean(self._scores[number]) if self._scores[number] else None,
+            )
+            for number, name in self._names.items()
+        )
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 16):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,106 @@
+"""What came of one image, as plain JSON: the unit that the journal keeps and that may come from another machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from text2seg.coco import rle
+from text2seg.coco.entries import Encoding, annotations_of
+from text2seg.errors import Text2SegError
+from text2seg.records import Segmentation
+
+Json = dict[str, Any]
+Masks = Sequence[NDArray[np.bool_]]
+
+MISSING = (-1, -1)
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One image of a batch. `stamp` is the file's bytes and time of change when the job looked at it. An image that is
+    not `wanted` is computed with its batch, so that the batch is what it always was, and then dropped."""
+
+    index: int
+    file: str
+    stamp: tuple[int, int]
+    wanted: bool = True
+
+
+def stamp_of(path: Path) -> tuple[int, int]:
+    """Bytes and nanoseconds of the last change, by which a changed file is known; `MISSING` where there is no file."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return MISSING
+    return status.st_size, status.st_mtime_ns
+
+
+def stamp_in(record: Mapping[str, Any]) -> tuple[int, int]:
+    """The stamp of the file that a record is about."""
+    return record["bytes"], record["mtime_ns"]
+
+
+def success_record(
+    task: Task,
+    segmentation: Segmentation,
+    categories: Mapping[str, int],
+    *,
+    encoding: Encoding,
+    others: Sequence[Masks] = (),
+) -> Json:
+    """The record of an image that was segmented.
+
+    Args:
+        categories: the category id of each query.
+        others: with `--keep-candidates` the masks that SAM offered for each segment beside the chosen one.
+
+    Raises:
+        OutputError: the segmentation cannot stand in a COCO file.
+    """
+    annotations = annotations_of(segmentation, categories, encoding=encoding)
+    if others:
+        written = (masks for segment, masks in zip(segmentation.segments, others, strict=True) if segment.area)
+        for annotation, masks in zip(annotations, written, strict=True):
+            annotation["attributes"]["candidates"] = [dict(rle.encode(mask)) for mask in masks]
+    height, width = segmentation.image.hw
+    maps = segmentation.maps
+    return {
+        **_head(task),
+        "width": width,
+        "height": height,
+        "presence": {query: _number(score) for query, score in zip(maps.queries, maps.presence, strict=True)},
+        "annotations": annotations,
+    }
+
+
+def failure_record(task: Task, stage: str, error: BaseException, path: Path) -> Json:
+    """The record of an image that could not be done, its message in one line that does not depend on the folder."""
+    if isinstance(error, Text2SegError):
+        message = str(error).replace(str(path), task.file)
+    else:
+        _log.info("%s", path, exc_info=error)
+        message = f"not enough memory, or a fault of the machine or of text2seg ({type(error).__name__}: {error})"
+    message = " ".join(message.split())
+    if task.file not in message:
+        message = f"{task.file}: {message}"
+    return {**_head(task), "failure": {"stage": stage, "message": message}}
+
+
+def _head(task: Task) -> Json:
+    size, changed = task.stamp
+    return {"file": task.file, "bytes": size, "mtime_ns": changed}
+
+
+def _number(value: float | np.floating) -> float:
+    """The shortest plain number that is the same float32."""
+    return float(str(np.float32(value)))

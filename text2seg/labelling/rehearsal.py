@@ -1,0 +1,82 @@
+"""A dry run: what a job would do, and what is wrong with it, without a model and without writing anything."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image as PillowImage
+from PIL import UnidentifiedImageError
+
+from text2seg import checkpoints
+from text2seg.config import LabelSettings, ModelSettings
+from text2seg.errors import ImageError
+from text2seg.images import PIXEL_LIMIT
+from text2seg.labelling.job import listing_of, take_ids
+from text2seg.labelling.journal import read_records
+from text2seg.labelling.output import check_output, journal_path
+from text2seg.labelling.record import stamp_in, stamp_of
+from text2seg.ontology import Ontology, queries_of
+from text2seg.records import Failure
+from text2seg.runtime import choose_device, choose_precision
+from text2seg.vocabulary import Things
+
+
+@dataclass(frozen=True, slots=True)
+class Rehearsal:
+    """What a job would do: label so many `images`, of which the journal has `done`; `failures` are files whose header
+    already says that they cannot be read; `download` are weights that are not here yet."""
+
+    ontology: Ontology
+    images: int
+    done: int
+    pixels: int
+    failures: tuple[Failure, ...]
+    download: tuple[str, ...]
+
+
+def rehearse(folder: Path, ontology: Ontology, model: ModelSettings, settings: LabelSettings) -> Rehearsal:
+    """Check queries, files, models' names, device and output, as `label_folder` would before its first picture, and
+    open each file as far as its header. Raises what `label_folder` and `Text2Seg.load` raise."""
+    clip, sam = checkpoints.pair(model.model, clip=model.clip, sam=model.sam)
+    found = [checkpoints.find(clip, "clip"), checkpoints.find(sam, "sam")]
+    choose_precision(choose_device(model.device), model.precision)
+    queries = queries_of(ontology)
+    if clip == "demo":
+        things = Things.of_demo()
+        for query in queries:
+            for wording in [*query.negatives, *(wording for part in query.parts for wording in part)]:
+                things.check(wording)
+    listing = listing_of(folder, settings)
+    ontology, _ = take_ids(ontology, listing, settings.categories_from)
+    check_output(settings.output, overwrite=settings.overwrite)
+    journal, done = journal_path(settings.output), 0
+    if journal.is_file() and not settings.restart:
+        stamps = {record["file"]: stamp_in(record) for _, record in read_records(journal) if "file" in record}
+        done = sum(stamps.get(file) == stamp_of(folder / file) for file in listing.files)
+    failures, pixels = [], 0
+    for index, file in enumerate(listing.files):
+        try:
+            pixels += _pixels(listing.path(index))
+        except ImageError as error:
+            failures.append(Failure(file, "read", f"{file}: {error}"))
+    missing = tuple(each.name for each in found if not checkpoints.path_of(each).exists())
+    return Rehearsal(ontology, len(listing), done, pixels, tuple(failures), missing)
+
+
+def _pixels(path: Path) -> int:
+    """The size that a picture's header gives, once Pillow has found nothing wrong with the file."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with PillowImage.open(path) as picture:
+                width, height = picture.size
+                picture.verify()
+    except UnidentifiedImageError as error:
+        raise ImageError("not a picture, or not of a kind that can be read here") from error
+    except Exception as error:  # decoders let anything out
+        raise ImageError(" ".join(f"cannot be read: {error}".replace(str(path), path.name).split())) from error
+    if not 0 < width * height <= PIXEL_LIMIT:
+        raise ImageError(f"{width} x {height} pixels; at least one and at most {PIXEL_LIMIT:,} can be read")
+    return width * height

@@ -1,0 +1,242 @@
+"""Read an ontology file. Everything that is wrong with it is said at once, each fault with its line."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from text2seg.errors import OntologyError
+from text2seg.ontology.categories import Category, Ontology, did_you_mean
+from text2seg.ontology.document import Faults, Reading, Way, compose, join, line_of
+from text2seg.ontology.schema import Entry, check_entry, wording
+
+LIMIT = 1_000_000
+"""Bytes; larger files are refused. Thousands of categories fit."""
+
+EXAMPLE = "such as: categories: [dog, cat]"
+
+
+@dataclass(slots=True)
+class Item:
+    """One category as it stands in a file: under which name of a place, in which node, with which lines. `is_keyed`:
+    its name is the key of a mapping (`categories: {dog: …}`); `name` is that key's node, or else the one of `name:`."""
+
+    key: str
+    node: Node
+    is_keyed: bool
+    values: dict[str, Any]
+    lines: dict[Way, int] = field(default_factory=dict)
+    entry: Entry | None = None
+
+    def line(self, way: Way) -> int:
+        """Where a value stands, or else the next outer one that stands anywhere."""
+        while way not in self.lines:
+            way = way[:-1]
+        return self.lines[way]
+
+    @property
+    def folded_name(self) -> str:
+        return _folded(str(self.values.get("name")))
+
+
+def read_ontology(path: str | os.PathLike[str]) -> Ontology:
+    """The categories of a YAML or JSON file.
+
+    Raises `OntologyError` with one line `file:line: key: what is wrong and what would be right` for each fault: a file
+    that is missing, over `LIMIT`, not UTF-8 or neither YAML nor JSON; keys that are unknown or there twice; values out
+    of range; names, ids or wordings that two categories share.
+    """
+    return parse(read_text(path), os.fspath(path))[0]
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """The text of the file, line ends and byte order mark as they are. Raises `OntologyError`."""
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            content = file.read(LIMIT + 1)
+    except FileNotFoundError:
+        raise OntologyError(f"{path}: there is no such file") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OntologyError(f"{str(path)!r} cannot be read: {reason}") from error
+    if len(content) > LIMIT:
+        raise OntologyError(f"{path} is over the limit of {LIMIT:,} bytes; is it an ontology?")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise OntologyError(f"{path}:{line}: is not UTF-8 text; save it as UTF-8") from error
+
+
+def parse(text: str, file: str) -> tuple[Ontology, list[Item]]:
+    """The ontology in a text, and where each category stands in it. Raises `OntologyError`, naming `file`."""
+    faults = Faults(file)
+    root = compose(_as_yaml(text, file), file)
+    items = list(_items(root, faults))
+    for item in items:
+        item.entry, found = check_entry(item.values)
+        for way, message in found:
+            faults.add(item.line(way), _key(item, way), message)
+        if item.entry and not item.entry.queries:
+            try:
+                wording(item.entry.name)
+            except ValueError as error:
+                faults.add(
+                    item.line(("name",)), _key(item, ("name",)), f"{item.entry.name!r} {error}, or give it queries"
+                )
+    for what in ("name", "id"):
+        _refuse_shared(items, what, faults)
+    _refuse_shared_wordings(items, faults)
+    faults.raise_if_any()
+    return Ontology(tuple(_categories([item.entry for item in items if item.entry]))), items
+
+
+def _as_yaml(text: str, file: str) -> str:
+    """The same text, place for place, that YAML can read: tabs between JSON's tokens become blanks."""
+    body = text.removeprefix("\ufeff")
+    if file.lower().endswith(".json"):
+        try:
+            json.loads(body)
+        except ValueError as error:
+            line = getattr(error, "lineno", 1)
+            raise OntologyError(f"{file}:{line}: is not JSON: {getattr(error, 'msg', error)}") from error
+        except RecursionError as error:
+            raise OntologyError(f"{file}: lists and mappings are nested too deeply") from error
+        body = body.replace("\t", " ")
+    return body
+
+
+def _items(root: Node | None, faults: Faults) -> Iterator[Item]:
+    """Every category of the file, in whichever of the three forms it is written."""
+    if root is None or (isinstance(root, ScalarNode) and not root.value):
+        faults.add(1, "", f"is empty; it should list categories, {EXAMPLE}")
+        return
+    if not isinstance(root, MappingNode):
+        faults.add(line_of(root), "", f"must begin with the key categories, {EXAMPLE}")
+        return
+    reading = Reading(faults)
+    keys = reading.pairs(root, "")
+    for name, (node, _) in keys.items():
+        if name != "categories":
+            hint = did_you_mean(name, ["categories"])
+            faults.add(line_of(node), name, f"is not a key of an ontology{hint}; it knows categories")
+    if "categories" not in keys:
+        faults.add(line_of(root), "categories", f"is missing, {EXAMPLE}")
+        return
+    node = keys["categories"][1]
+    if not isinstance(node, MappingNode | SequenceNode) or not node.value:
+        faults.add(line_of(keys["categories"][0]), "categories", f"must list at least one category, {EXAMPLE}")
+    elif isinstance(node, SequenceNode):
+        for place, each in enumerate(node.value):
+            yield _listed(each, join("categories", place), reading)
+    else:
+        for name, (name_node, each) in reading.pairs(node, "categories").items():
+            yield _keyed(name, name_node, each, reading)
+
+
+def _listed(node: Node, key: str, reading: Reading) -> Item:
+    """`- dog`, or `- name: dog` with more keys."""
+    lines: dict[Way, int] = {}
+    values = reading.plain(node, key, (), lines)
+    return Item(key, node, False, values if isinstance(values, dict) else {"name": values}, lines)
+
+
+def _keyed(name: str, name_node: Node, node: Node, reading: Reading) -> Item:
+    """`dog:` alone, with a list of wordings, or with more keys."""
+    key = join("categories", name)
+    lines: dict[Way, int] = {(): line_of(name_node)}
+    inner: dict[Way, int] = {}
+    values = reading.plain(node, key, (), inner)
+    if not isinstance(values, dict):
+        lines |= {("queries", *way): line for way, line in inner.items()}
+        return Item(key, node, True, {"name": name} | ({} if values is None else {"queries": values}), lines)
+    if "name" in values:
+        reading.faults.add(inner["name",], f"{key}.name", "is given twice, the key above being the name; leave it out")
+    return Item(key, node, True, values | {"name": name}, inner | lines)
+
+
+def _key(item: Item, way: Way) -> str:
+    """The name of a place in the file as the file has it: short forms have no keys of their own."""
+    if way == ("name",) and way not in item.lines:
+        return item.key if item.is_keyed or not isinstance(item.node, MappingNode) else f"{item.key}.name"
+    key = item.key
+    for step in way:
+        key = join(key, step)
+    return key
+
+
+def _refuse_shared(items: list[Item], what: str, faults: Faults) -> None:
+    """Two categories must not share a name (letter case aside) or an id."""
+    first: dict[Any, Item] = {}
+    for item in items:
+        value = item.values.get(what)
+        if not isinstance(value, str if what == "name" else int):
+            continue
+        other = first.setdefault(_folded(value) if isinstance(value, str) else value, item)
+        if other is not item:
+            line = other.line((what,))
+            faults.add(item.line((what,)), _key(item, (what,)), f"{value!r} is there already, in line {line}")
+
+
+def _refuse_shared_wordings(items: list[Item], faults: Faults) -> None:
+    """A wording belongs to one category, once, and is not unwanted in its own."""
+    first: dict[str, tuple[Item, int]] = {}
+    for item in items:
+        own: set[str] = set()
+        for way, text in _texts(item, "queries") or _texts(item, "name"):
+            line = item.line(way)
+            other, there = first.setdefault(_folded(text), (item, line))
+            if _folded(text) in own:
+                faults.add(line, _key(item, way), f"{text!r} is there already, in line {there}")
+            elif other is not item and item.folded_name != other.folded_name:  # of the same name is told elsewhere
+                name = other.values.get("name")
+                faults.add(
+                    line,
+                    _key(item, way),
+                    f"{text!r} is a wording of {name!r} too, in line {there}; a pixel cannot be both, "
+                    "so leave it to one of them",
+                )
+            own.add(_folded(text))
+        for way, text in _texts(item, "negative_queries"):
+            if _folded(text) in own:
+                faults.add(item.line(way), _key(item, way), f"{text!r} is wanted by the same category; leave one out")
+
+
+def _texts(item: Item, key: str) -> list[tuple[Way, str]]:
+    """The texts under a key, as far as they are texts."""
+    value = item.values.get(key)
+    if key == "name":
+        return [((key,), value)] if isinstance(value, str) else []
+    if not isinstance(value, list):
+        return []
+    return [((key, place), text) for place, text in enumerate(value) if isinstance(text, str)]
+
+
+def _folded(text: str) -> str:
+    """The same for wordings that ask for the same thing."""
+    return "+".join(sorted(" ".join(part.casefold().split()) for part in text.split("+")))
+
+
+def _categories(entries: list[Entry]) -> Iterator[Category]:
+    """Entries with the lowest free ids where they have none, and their name as their wording where there is none."""
+    taken = {entry.id for entry in entries}
+    free = (number for number in range(1, 2 * len(entries) + 1) if number not in taken)
+    for entry in entries:
+        yield Category(
+            name=entry.name,
+            id=next(free) if entry.id is None else entry.id,
+            supercategory=entry.supercategory,
+            queries=tuple(entry.queries or [wording(entry.name)]),
+            negative_queries=tuple(entry.negative_queries),
+            threshold=entry.threshold,
+            presence=entry.presence,
+            min_area=entry.min_area,
+            colour=entry.colour or None,
+        )
