@@ -3,14 +3,16 @@
     python scripts/score_demo.py                     # the scenes in the repository
     python scripts/score_demo.py runs/new-scenes …   # datasets made by render_demo_world.py
 
-One row a dataset: `one point` is SAM alone, from the deepest point of each true mask (the candidate that SAM scores
-best, and the best of its three); `category-given` is the whole pipeline, asked for the things that are there: mean
-over (image, thing present) of the IoU of the unions, once with the reference method, once with the default one.
+One row a dataset. First table, what is there being known: `one point` is SAM alone, from the deepest point of each
+true mask (the candidate that SAM scores best, and the best of its three); `reference` and `default` are the whole
+pipeline, asked for the things that are there: mean over (image, thing present) of the IoU of the unions. Second table,
+nothing being known: the folder is labelled with all that the demo model knows, and scored by every protocol.
 """
 
 from __future__ import annotations
 
 import argparse
+import tempfile
 from collections import defaultdict
 from pathlib import Path
 
@@ -21,13 +23,16 @@ from tqdm import tqdm
 from text2seg import PointSettings, PresenceSettings, Settings, Text2Seg
 from text2seg.coco import rle
 from text2seg.coco.dataset import build_dataset, read_dataset
-from text2seg.evaluation import category_given
+from text2seg.config import LabelSettings
+from text2seg.evaluation import category_given, evaluate
 from text2seg.images import load_image
+from text2seg.labelling.job import label_folder
+from text2seg.ontology import ontology_of_queries
 from text2seg.records import PointPrompts
 
 SAMPLES = Path(__file__).parents[1] / "text2seg" / "demo" / "scenes"
 REFERENCE = Settings(points=PointSettings(method="reference"), presence=PresenceSettings(0))
-METHODS = {"reference": REFERENCE, "default": Settings()}
+METHODS = {"reference": REFERENCE, "default": Settings(presence=PresenceSettings(0))}
 
 
 def score(models: Text2Seg, folder: Path, limit: int | None) -> dict[str, float]:
@@ -72,6 +77,43 @@ def one_point(models: Text2Seg, session, query: str, segmentation: dict) -> tupl
     return ious[segment.chosen], max(ious)
 
 
+def score_labels(models: Text2Seg, folder: Path, limit: int | None) -> dict[str, float]:
+    """Label the folder with everything the model knows; the scores of all protocols."""
+    with tempfile.TemporaryDirectory() as scratch:
+        output = Path(scratch) / "labels.json"
+        settings = LabelSettings(output=output, limit=limit, categories_from=folder / "dataset.json")
+        label_folder(models, folder, ontology_of_queries(models.things.names), settings, progress=True)
+        labels = read_dataset(output)
+    truth = read_dataset(folder / "dataset.json")
+    done = {image["id"] for image in labels["images"]}
+    truth["images"] = [image for image in truth["images"] if image["id"] in done]
+    truth["annotations"] = [annotation for annotation in truth["annotations"] if annotation["image_id"] in done]
+    scores = evaluate(truth, labels)
+    return {
+        "AP": scores.instances.ap,
+        "AP50": scores.instances.ap_50,
+        "mIoU": scores.semantic.miou,
+        "category-given": scores.category_given.mean_iou,
+        "multilabel mAP": scores.multilabel.mean_ap,
+        "present, lost": scores.misses.counts["not found"] / scores.category_given.pairs,
+        "absent, found": scores.misses.false / _absent(truth),
+    }
+
+
+def _absent(truth: dict) -> int:
+    """How many (image, thing absent) pairs there are."""
+    present = {(annotation["image_id"], annotation["category_id"]) for annotation in truth["annotations"]}
+    return len(truth["images"]) * len(truth["categories"]) - len(present)
+
+
+def show(rows: dict[str, dict[str, float]]) -> None:
+    columns = list(next(iter(rows.values())))
+    print("".join(["split".ljust(14), *(column.rjust(16) for column in columns)]))
+    for name, row in rows.items():
+        cells = (f"{row[c]:.3f}" if isinstance(row[c], float) else str(row[c]) for c in columns)
+        print("".join([name.ljust(14), *(cell.rjust(16) for cell in cells)]))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="*", type=Path, help="folders with dataset.json; default: the bundled scenes")
@@ -80,12 +122,8 @@ def main() -> None:
     args = parser.parse_args()
     models = Text2Seg.load("demo", precision=args.precision)
     folders = args.folders or sorted(path for path in SAMPLES.iterdir() if path.is_dir())
-    rows = {folder.name: score(models, folder, args.limit) for folder in folders}
-    columns = list(next(iter(rows.values())))
-    print("".join(["split".ljust(14), *(column.rjust(13) for column in columns)]))
-    for name, row in rows.items():
-        cells = (f"{row[c]:.3f}" if isinstance(row[c], float) else str(row[c]) for c in columns)
-        print("".join([name.ljust(14), *(cell.rjust(13) for cell in cells)]))
+    show({folder.name: score(models, folder, args.limit) for folder in folders})
+    show({folder.name: score_labels(models, folder, args.limit) for folder in folders})
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ class FakeClip:
     """`left` lights up the left half of every image, `right` the right half, `nothing` nothing at all."""
 
     encoded: list[int] = field(default_factory=list)
-    presence: PresenceModel = PresenceModel(("thing",))
+    presence: PresenceModel = field(default_factory=lambda: PresenceModel(("thing",)))
 
     def input_hw(self, size):
         return (size, size) if isinstance(size, int) else size or (8, 8)

@@ -13,12 +13,13 @@ from text2seg.cli import main
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-COMMANDS = [
+LINES = [
     line.split("#")[0].strip()
     for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
     for line in block.splitlines()
-    if line.startswith("text2seg segment text2seg/")
 ]
+COMMANDS = [line for line in LINES if line.startswith("text2seg segment text2seg/")]
+LABELLING = [line for line in LINES if line.startswith("text2seg") and " outputs/" in line]
 
 
 @pytest.mark.parametrize("number", range(len(PYTHON)))
@@ -26,7 +27,16 @@ def test_python(number, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     exec(compile(PYTHON[number], f"README.md, block {number}", "exec"), {})
     if number == 0:
-        assert "koala" in capsys.readouterr().out
+        assert "sheep" in capsys.readouterr().out
+
+
+def test_a_folder_becomes_a_dataset(monkeypatch, tmp_path, capsys):
+    """The commands of that section, one after the other, on three of the scenes."""
+    monkeypatch.chdir(ROOT)
+    for command in LABELLING:
+        words = shlex.split(command.replace("outputs/", f"{tmp_path.as_posix()}/"))[1:]
+        assert main([*words, "--limit", "3"] if words[0] == "label" else words) == 0, capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} >= {"labels.json", "review.html", "scores.html", "yolo"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -36,8 +46,9 @@ def test_commands(command, monkeypatch, tmp_path):
 
 
 def test_flags_in_the_table_exist(capsys):
-    with pytest.raises(SystemExit):
-        main(["segment", "--help"])
+    for command in ("segment", "label", "report", "evaluate", "convert", "replay", "benchmark"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
     text = capsys.readouterr().out
     for flag in set(re.findall(r"--[a-z][a-z-]+", README)):
         assert flag in text, flag
@@ -52,3 +63,4 @@ def test_links_and_pictures_exist():
 def test_there_are_examples():
     assert len(PYTHON) == 2
     assert len(COMMANDS) == 1
+    assert len(LABELLING) == 4

@@ -184,12 +184,13 @@ class Text2Seg:
         answers: dict[tuple[int, int], list[tuple[Aim, Candidates]]] = {}
         for (n, q, aim), answer in zip(jobs, candidates, strict=True):
             answers.setdefault((n, q), []).append((aim, answer))
+        thresholds = tuple(self._least_presence(query, settings) for query in parsed)
         kept: list[list[Segment]] = [[] for _ in sessions]
         for (n, q), own in answers.items():
             segments = cut(self.sam, embeddings[n], found[n][0], q, own, settings.masks)
             kept[n] += [segment for segment in segments if segment.area >= parsed[q].min_area]
         return tuple(
-            Segmentation(session.image, tuple(segments), maps)
+            Segmentation(session.image, tuple(segments), maps, thresholds)
             for session, segments, (maps, _) in zip(sessions, kept, found, strict=True)
         )
 

@@ -172,11 +172,28 @@ class Segment:
 @dataclass(frozen=True, slots=True, eq=False)
 class Segmentation:
     """All that one call found in one image. `maps` has one map per query, in the order they were asked for;
-    a query without a segment was not found."""
+    a query without a segment was not found. `thresholds` are the presences below which the queries count as absent;
+    none where nothing is known of them."""
 
     image: Image
     segments: tuple[Segment, ...]
     maps: SimilarityMaps
+    thresholds: tuple[float, ...] = ()
+
+    def of(self, query: str) -> tuple[Segment, ...]:
+        """The segments of one query."""
+        return tuple(segment for segment in self.segments if segment.query == query)
+
+    def verdict(self, query: str) -> str:
+        """What became of a query, for people: "2 x, best 0.93", "0.93" or "not found (0.12 < 0.50)"."""
+        scores = [segment.sam_score for segment in self.of(query)]
+        if scores:
+            return f"{len(scores)} x, best {max(scores):.2f}" if len(scores) > 1 else f"{scores[0]:.2f}"
+        place = self.maps.queries.index(query)
+        presence = float(self.maps.presence[place])
+        if self.thresholds and presence < self.thresholds[place]:
+            return f"not found ({presence:.2f} < {self.thresholds[place]:.2f})"
+        return "not found"
 
 
 @dataclass(frozen=True, slots=True)

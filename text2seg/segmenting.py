@@ -30,11 +30,13 @@ DATASET_NAME = "dataset.json"
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a run over files left behind. `found` counts the images that each query was found in."""
+    """What a run over files left behind. `found` counts the images that each query was found in; `verdicts` say what
+    became of each query in the last image."""
 
     dataset: Path
     pictures: tuple[Path, ...]
     found: dict[str, int]
+    verdicts: dict[str, str]
     images: int
     failures: tuple[Failure, ...]
 
@@ -59,6 +61,7 @@ def segment_files(
     info = {"folder": relative_folder(folder, dataset), "ontology": ontology_of_queries(parsed).to_dict()}
     builder = DatasetBuilder(info=info, queries=names, encoding=output.segmentation, provenance=models.provenance())
     found, images = dict.fromkeys(names, 0), 0
+    verdicts: dict[str, str] = {}
     pictures: list[Path] = []
     failures: list[Failure] = []
     try:
@@ -71,6 +74,7 @@ def segment_files(
                 continue
             builder.add(result)
             images += 1
+            verdicts = {name: result.verdict(name) for name in names}
             for query in {segment.query for segment in result.segments}:
                 found[query] += 1
             if output.pictures:
@@ -78,7 +82,7 @@ def segment_files(
                 pictures.append(_save(maps_with_points(result), output.output / f"{stem}_maps.png"))
     finally:
         write_dataset(builder.build(), dataset)
-    return Report(dataset, tuple(pictures), found, images, tuple(failures))
+    return Report(dataset, tuple(pictures), found, verdicts, images, tuple(failures))
 
 
 def _relative(path: Path, folder: Path) -> str:

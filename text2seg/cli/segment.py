@@ -49,7 +49,9 @@ class Segment:
         for failure in report.failures:
             print(f"failed: {failure.message}", file=sys.stderr)
         for name, count in report.found.items():
-            print(f"{name}: found in {count} of {report.images} image{'s' * (report.images != 1)}")
+            print(
+                f"{name}: " + (report.verdicts[name] if report.images == 1 else f"found in {count} of {report.images}")
+            )
         for picture in report.pictures:
             print(f"picture: {picture}")
         print(f"COCO file: {report.dataset}")

@@ -22,9 +22,10 @@ SHOWN_FAILURES = 10
 
 @dataclass(frozen=True, slots=True)
 class Tune:
-    """Find a threshold for each category of an ontology, trying 0.3 to 0.95 on the pictures of a folder.
+    """Find a threshold for each category of an ontology, trying many on the pictures of a folder.
 
-    With ground truth the one with the best mean IoU; without, the middle of the stretch in which masks change least.
+    With ground truth the one from 0.3 to 0.95 with the best mean IoU. Without, the middle of the stretch from 0.6 on in
+    which masks change least: a guess, because stable masks may be wrong.
     Example: text2seg tune --ontology things.yaml photos --truth photos/dataset.json --plot curves.png --write
     """
 
@@ -59,8 +60,7 @@ class Tune:
         _show(tuning)
         if self.plot:
             print(f"curves: {plot(tuning, self.plot)}")
-        own = {category.name: category.threshold for category in ontology.categories}
-        changes = {name: chosen for name, chosen in tuning.thresholds().items() if chosen != own[name]}
+        changes = tuning.changes()
         if self.write and changes:
             write_thresholds(self.ontology, changes)
         if not changes:
@@ -101,6 +101,8 @@ def _show(tuning: Tuning) -> None:
         print(f"failed: {failure.message}", file=sys.stderr)
     if len(tuning.failures) > SHOWN_FAILURES:
         print(f"failed: {len(tuning.failures) - SHOWN_FAILURES} more", file=sys.stderr)
+    for name in tuning.never_found():
+        print(f"{name} was not found at any threshold; its wordings or its presence may be at fault", file=sys.stderr)
     if tuning.missing:
         print(f"{tuning.missing} images of the ground truth are not in the folder", file=sys.stderr)
 

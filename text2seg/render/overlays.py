@@ -22,7 +22,7 @@ def overlay(segmentation: Segmentation, *, legend: bool = True) -> NDArray[np.ui
     """The image with each segment in its query's colour, uint8[h, w, 3] RGB.
 
     Without `legend` it has the image's size. With it, a strip below names each query with the count of its segments
-    and the best SAM score, or "not found"; small images are enlarged first, so that the strip can be read.
+    and the best SAM score, or that it was not found; small images are enlarged first, so that the strip can be read.
     Raises `ValueError` where a mask is not of the image's size.
     """
     image = segmentation.image
@@ -77,12 +77,8 @@ def _entries(segmentation: Segmentation) -> list[tuple[str, str, Colour | None]]
     """For each query its name, what became of it and its colour, which is None where it was not found."""
     entries: list[tuple[str, str, Colour | None]] = []
     for query in dict.fromkeys(segmentation.maps.queries):
-        scores = [segment.sam_score for segment in segmentation.segments if segment.query == query]
-        if scores:
-            count = f"{len(scores)} x, best " if len(scores) > 1 else ""
-            entries.append((query, f"{count}{max(scores):.2f}", colour_of(query)))
-        else:
-            entries.append((query, "not found", None))
+        colour = colour_of(query) if segmentation.of(query) else None
+        entries.append((query, segmentation.verdict(query), colour))
     return entries
 
 

@@ -67,12 +67,12 @@ def maps_with_points(segmentation: Segmentation) -> Pixels:
     image, maps = _reduced(segmentation.image.pixels), segmentation.maps
     rows: list[_Row] = []
     for query, scores, presence in zip(maps.queries, maps.scores, maps.presence, strict=True):
-        found = [segment for segment in segmentation.segments if segment.query == query]
+        found = segmentation.of(query)
         heated, note = heat(scores, image), f"presence {presence:.2f}"
         for segment in found:
             rows.append(_Row(query, note, colour_of(query), _stages(segment, heated, image)))
         if not found:
-            rows.append(_Row(query, f"not found, {note}", FRAME, [[_Panel(heated, "similarity map")]]))
+            rows.append(_Row(query, segmentation.verdict(query), FRAME, [[_Panel(heated, "similarity map")]]))
     return _drawn(rows, image.shape[0], max(image.shape[1], CELL)) if rows else image
 
 

@@ -1,6 +1,16 @@
 """Which threshold suits each category of an ontology: many are tried on some pictures, and one is chosen for each."""
 
-from text2seg.tuning.choice import THRESHOLDS, Curve, best, most_stable
+from text2seg.tuning.choice import STABLE_THRESHOLDS, THRESHOLDS, Curve, best, most_stable
 from text2seg.tuning.sweep import Tuned, Tuning, tune_by_stability, tune_by_truth
 
-__all__ = ["THRESHOLDS", "Curve", "Tuned", "Tuning", "best", "most_stable", "tune_by_stability", "tune_by_truth"]
+__all__ = [
+    "STABLE_THRESHOLDS",
+    "THRESHOLDS",
+    "Curve",
+    "Tuned",
+    "Tuning",
+    "best",
+    "most_stable",
+    "tune_by_stability",
+    "tune_by_truth",
+]

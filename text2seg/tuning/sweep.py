@@ -21,7 +21,7 @@ from text2seg.images import load_image
 from text2seg.ontology import Ontology, queries_of
 from text2seg.pipeline import Session, Text2Seg
 from text2seg.records import Failure, Image
-from text2seg.tuning.choice import THRESHOLDS, Curve, best, curve, most_stable
+from text2seg.tuning.choice import STABLE_THRESHOLDS, THRESHOLDS, Curve, best, curve, most_stable
 from text2seg.vocabulary import Query
 
 Mask = NDArray[np.bool_]
@@ -57,9 +57,15 @@ class Tuning:
     failures: tuple[Failure, ...]
     missing: int = 0
 
-    def thresholds(self) -> dict[str, float]:
-        """What was chosen, by the name of the category."""
-        return {each.category: each.chosen for each in self.categories if each.chosen is not None}
+    def changes(self) -> dict[str, float]:
+        """The thresholds chosen that are not the ones used, by the name of the category."""
+        chosen = {each.category: each.chosen for each in self.categories if each.chosen != each.used}
+        return {name: threshold for name, threshold in chosen.items() if threshold is not None}
+
+    def never_found(self) -> tuple[str, ...]:
+        """Categories that the truth shows and no threshold found."""
+        shown = [each for each in self.categories if self.by_truth and each.curve.scores]
+        return tuple(each.category for each in shown if max(each.curve.scores) == 0)
 
 
 def tune_by_truth(
@@ -128,7 +134,8 @@ def tune_by_stability(
     progress: bool = False,
 ) -> Tuning:
     """For each category the threshold in the middle of the longest plateau (see `most_stable`): where it can move a
-    little and the masks stay. It needs no truth, and knows none: a mask may be stable and wrong.
+    little and the masks stay. It needs no truth, and knows none: a mask may be stable and wrong. A guess for pictures
+    unlike those that the usual threshold was made for; see `STABLE_THRESHOLDS` for what it costs on the others.
 
     An image counts for the categories that are found in it at any threshold; presence and smallest area apply.
 
@@ -142,7 +149,7 @@ def tune_by_stability(
         rows: Scores = {query.name: [] for query in queries}
         ever = set()
         below: Masks = {}
-        for step, threshold in enumerate(THRESHOLDS):
+        for step, threshold in enumerate(STABLE_THRESHOLDS):
             found = _found(session, queries, threshold, settings)
             ever |= set(found)
             for name, row in rows.items():
@@ -152,12 +159,12 @@ def tune_by_stability(
         return {name: row for name, row in rows.items() if name in ever}
 
     rows, failures = _sweep(models, paths, score, progress=progress)
-    between = [round((low + high) / 2, 4) for low, high in pairwise(THRESHOLDS)]
+    between = [round((low + high) / 2, 4) for low, high in pairwise(STABLE_THRESHOLDS)]
     tuned = []
     for category in ontology.categories:
         of = curve(between, rows[category.name])
         used = category.threshold or settings.points.threshold
-        tuned.append(Tuned(category.name, used, most_stable(of, THRESHOLDS), of))
+        tuned.append(Tuned(category.name, used, most_stable(of, STABLE_THRESHOLDS), of))
     return Tuning(tuple(tuned), len(paths), False, failures)
 
 

@@ -1,0 +1,180 @@
+"""Compare the attention rules, with and without feature surgery and refinement, and print a table in Markdown.
+
+    python scripts/compare_attention.py                              # the scenes in the repository
+    python scripts/compare_attention.py runs/held-out runs/validation --refine none
+    python scripts/compare_attention.py coco/val --model base        # any folder with dataset.json and its pictures
+
+Every (image, thing present) pair counts once, its truth is the union of the thing's masks. Columns:
+
+    map AP       average precision of the map over the pixels: no threshold is needed, and stretching changes nothing
+    map IoU      the min-max map at or above one threshold for all pairs, the best one of the *other* folders (of a
+                 single folder: even images choose for odd ones and the other way round)
+    at           those thresholds, one for each part
+    SAM IoU      the whole pipeline by the reference method, category-given (points and choice as published, so that
+                 nothing in it was fitted to one of the rules)
+    ms           CLIP and the maps for all things of one image, without the texts; median
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from text2seg import MapSettings, PointSettings, PresenceSettings, Settings, Text2Seg
+from text2seg.coco import rle
+from text2seg.coco.dataset import build_dataset, read_dataset
+from text2seg.evaluation import align, category_given
+from text2seg.evaluation.pairs import pairs_of
+from text2seg.grids import minmax, resize
+from text2seg.images import load_image
+from text2seg.maps.attention import RULES
+from text2seg.pipeline import Session
+from text2seg.vocabulary import TEMPLATES
+
+SCENES = Path(__file__).parents[1] / "text2seg" / "demo" / "scenes"
+LEVELS = 1000  # of the min-max map; thresholds and average precision are told apart this finely
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Picture:
+    """An image with the things in it: names and masks bool [things, H, W]; `part` is where its thresholds come from."""
+
+    session: Session
+    names: tuple[str, ...]
+    masks: NDArray[np.bool_]
+    part: int
+
+
+Folder = tuple[dict, list[Picture]]  # the dataset and its pictures
+
+
+def read_folder(models: Text2Seg, folder: Path, part: int | None, limit: int | None) -> Folder:
+    """The folder's dataset, cut to `limit` images, and its pictures."""
+    truth = read_dataset(folder / "dataset.json")
+    truth["images"] = truth["images"][:limit]
+    kept = {entry["id"]: entry for entry in truth["images"]}
+    truth["annotations"] = [each for each in truth["annotations"] if each["image_id"] in kept]
+    aligned = align(truth, [])
+    pictures = []
+    for number, (scene, pairs) in enumerate(itertools.groupby(pairs_of(aligned), key=lambda pair: pair.scene)):
+        entry = kept[scene.image_id]
+        image = load_image(folder / entry["file_name"], image_id=entry["id"], file_name=entry["file_name"])
+        things = [(aligned.categories[pair.category], rle.decode(pair.truth)) for pair in pairs]
+        masks = np.stack([mask for _, mask in things]).astype(bool)
+        names = tuple(name for name, _ in things)
+        pictures.append(Picture(models.open(image), names, masks, number % 2 if part is None else part))
+    return truth, pictures
+
+
+def score_map(scores: NDArray[np.float32], mask: NDArray[np.bool_]) -> tuple[float, NDArray[np.float64]]:
+    """Average precision of a map [gh, gw] over the pixels of a mask, and its IoU at every threshold [LEVELS + 1]."""
+    fine = resize(minmax(scores)[None], mask.shape)[0]
+    levels = np.clip((fine * LEVELS).astype(int), 0, LEVELS)
+    inside = np.bincount(levels[mask], minlength=LEVELS + 1)[::-1].cumsum()[::-1]
+    outside = np.bincount(levels[~mask], minlength=LEVELS + 1)[::-1].cumsum()[::-1]
+    precision = inside / np.maximum(inside + outside, 1)
+    gained = -np.diff(inside, append=0) / inside[0]  # recall that each level adds
+    return float((gained * precision).sum()), inside / (inside[0] + outside)
+
+
+def choose_thresholds(ious: NDArray[np.float64], parts: NDArray[np.int64]) -> tuple[float, tuple[float, ...]]:
+    """Mean IoU of pairs [P, LEVELS + 1] where each part is cut at the best threshold of the others; the thresholds."""
+    found, chosen = np.empty(len(ious)), []
+    for part in np.unique(parts):
+        level = int(ious[parts != part].mean(0).argmax())
+        found[parts == part] = ious[parts == part, level]
+        chosen.append(level / LEVELS)
+    return float(found.mean()), tuple(chosen)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table."""
+
+    maps: MapSettings
+    precision: float
+    iou: float
+    thresholds: tuple[float, ...]
+    sam_iou: float | None
+    milliseconds: float
+
+    def __str__(self) -> str:
+        at = " / ".join(f"{threshold:.2f}" for threshold in self.thresholds)
+        sam = "–" if self.sam_iou is None else f"{self.sam_iou:.3f}"
+        chosen = f"{self.maps.architecture} | {self.maps.redundancy} | {self.maps.refine}"
+        return f"| {chosen} | {self.precision:.3f} | {self.iou:.3f} | {at} | {sam} | {self.milliseconds:.0f} |"
+
+
+HEADER = "| rule | redundancy | refine | map AP | map IoU | at | SAM IoU | ms |\n|---|---|---|---|---|---|---|---|"
+
+
+def compare(models: Text2Seg, folders: Sequence[Folder], maps: MapSettings, *, sam: bool) -> Row:
+    """Score one way to make maps."""
+    precisions, ious, parts, seconds = [], [], [], []
+    for picture in (each for _, pictures in folders for each in pictures):
+        start = time.perf_counter()
+        (tokens,) = models.clip.encode_images(
+            [picture.session.image], size=maps.input_size or models.input_size, architecture=maps.architecture
+        )
+        scores = models.clip.similarity(tokens, picture.names, maps).scores
+        seconds.append(time.perf_counter() - start)
+        for one, mask in zip(scores, picture.masks, strict=True):
+            precision, of_levels = score_map(one, mask)
+            precisions.append(precision)
+            ious.append(of_levels)
+            parts.append(picture.part)
+    iou, thresholds = choose_thresholds(np.stack(ious), np.array(parts))
+    sam_iou = pipeline_iou(folders, maps) if sam else None
+    return Row(maps, float(np.mean(precisions)), iou, thresholds, sam_iou, 1000 * float(np.median(seconds)))
+
+
+def pipeline_iou(folders: Sequence[Folder], maps: MapSettings) -> float:
+    """Category-given IoU of the reference method over the pairs of all folders."""
+    settings = Settings(maps, PointSettings(method="reference"), PresenceSettings(0))
+    scores = []
+    for truth, pictures in folders:
+        predicted = build_dataset([each.session.segment(each.names, settings) for each in pictures])
+        scores.append(category_given(truth, predicted))
+    return sum(each.mean_iou * each.pairs for each in scores) / sum(each.pairs for each in scores)
+
+
+def ways(args: argparse.Namespace, models: Text2Seg) -> Iterator[MapSettings]:
+    rules = [rule for rule in args.rules if models.clip.is_vit or rule in ("surgery", "raw")]
+    for rule, redundancy, refine in itertools.product(rules, args.redundancy, args.refine):
+        yield MapSettings(rule, redundancy, input_size=args.input_size, refine=refine)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="*", type=Path, help="folders with dataset.json; default: the bundled scenes")
+    parser.add_argument("--rules", nargs="+", choices=list(RULES), default=list(RULES))
+    parser.add_argument("--redundancy", nargs="+", choices=["none", "empty"], default=["none", "empty"])
+    parser.add_argument("--refine", nargs="+", choices=["none", "pamr"], default=["none", "pamr"])
+    parser.add_argument("--no-sam", action="store_true", help="maps only, which is quicker")
+    parser.add_argument("--limit", type=int, help="only the first so many scenes of each folder")
+    parser.add_argument("--input-size", type=int, help="CLIP's input in pixels")
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--precision", default="auto")
+    args = parser.parse_args()
+    models = Text2Seg.load(args.model, precision=args.precision)
+    folders = args.folders or sorted(path for path in SCENES.iterdir() if path.is_dir())
+    read = [read_folder(models, f, n if len(folders) > 1 else None, args.limit) for n, f in enumerate(folders)]
+    pictures = [picture for _, own in read for picture in own]
+    names = sorted({name for picture in pictures for name in picture.names})
+    models.clip.encode_texts([*names, ""], TEMPLATES)  # beforehand, so that no map waits for its texts
+    print(f"{len(pictures)} images, {sum(len(p.names) for p in pictures)} pairs from {', '.join(map(str, folders))}\n")
+    print(HEADER)
+    for maps in tqdm(list(ways(args, models)), unit="way"):
+        tqdm.write(str(compare(models, read, maps, sam=not args.no_sam)))
+
+
+if __name__ == "__main__":
+    main()
