@@ -76,7 +76,8 @@ def read_folder(models: Text2Seg, folder: Path, part: int | None, limit: int | N
 
 def score_map(scores: NDArray[np.float32], mask: NDArray[np.bool_]) -> tuple[float, NDArray[np.float64]]:
     """Average precision of a map [gh, gw] over the pixels of a mask, and its IoU at every threshold [LEVELS + 1]."""
-    fine = resize(minmax(scores)[None], mask.shape)[0]
+    height, width = mask.shape
+    fine = resize(minmax(scores)[None], (height, width))[0]
     levels = np.clip((fine * LEVELS).astype(int), 0, LEVELS)
     inside = np.bincount(levels[mask], minlength=LEVELS + 1)[::-1].cumsum()[::-1]
     outside = np.bincount(levels[~mask], minlength=LEVELS + 1)[::-1].cumsum()[::-1]
