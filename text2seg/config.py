@@ -53,7 +53,7 @@ class MapSettings:
     """From words to similarity maps."""
 
     architecture: Literal["surgery", "raw", "maskclip", "sclip", "clearclip", "naclip", "gem"] = "surgery"
-    """How CLIP's patches attend: surgery, raw (as CLIP itself), or a rule published later (vision transformers only)."""
+    """How CLIP's patches attend: surgery, raw (as CLIP does), or a rule published later (vision transformers only)."""
     redundancy: Literal["empty", "label-set", "none"] = "empty"
     """What is taken off the map: what the empty text lights up too, what all labels light up, or nothing."""
     labels: tuple[str, ...] = ()

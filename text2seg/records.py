@@ -6,7 +6,7 @@ shapes when it is built and raises `ValueError`, saying what it wanted and what 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -80,11 +80,18 @@ class SimilarityMaps:
 @dataclass(frozen=True, slots=True, eq=False)
 class PointPrompts:
     """Points for SAM: `xy` float32[N, 2] in the original image, `labels` int8[N] (1 positive, 0 negative),
-    `similarity` float32[N], the min-max map at the point, in [0, 1]. N may be 0."""
+    `similarity` float32[N], the min-max map at the point, in [0, 1]. N may be 0.
+
+    With them may come a box and a rough mask. `boxes_xyxy` float32[B, 4], B 0 or 1: left, top, right, bottom; with a
+    box SAM gives its one mask, not several candidates. `masks` float32[M, gh, gw], M 0 or 1: how likely the thing is
+    there, in [0, 1], on a grid that covers the image.
+    """
 
     xy: NDArray[np.float32]
     labels: NDArray[np.int8]
     similarity: NDArray[np.float32]
+    boxes_xyxy: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 4), np.float32))
+    masks: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 1, 1), np.float32))
 
     def __post_init__(self) -> None:
         count = len(self.labels)
@@ -93,7 +100,12 @@ class PointPrompts:
             xy=_checked("xy", self.xy, np.float32, (count, 2)),
             labels=_checked("labels", self.labels, np.int8, (count,)),
             similarity=_checked("similarity", self.similarity, np.float32, (count,)),
+            boxes_xyxy=_checked("boxes_xyxy", self.boxes_xyxy, np.float32, ("B", 4)),
+            masks=_checked("masks", self.masks, np.float32, ("M", "gh", "gw")),
         )
+        for name, most in (("boxes_xyxy", self.boxes_xyxy), ("masks", self.masks)):
+            if len(most) > 1:
+                raise ValueError(f"{name} must hold one at most, got {len(most)}")
         if count and not np.isin(self.labels, (0, 1)).all():
             raise ValueError(f"labels must be 0 or 1, got {sorted(set(self.labels.tolist()))}")
 
@@ -103,13 +115,19 @@ class PointPrompts:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Aim:
-    """One thing that SAM is asked for: its points, and the query's min-max map, `scores` float32[gh, gw] in [0, 1]."""
+    """One thing that SAM is asked for: its points, and the query's min-max map, `scores` float32[gh, gw] in [0, 1].
+
+    `region` bool[gh, gw] are the cells of the map where the thing stands; none where nothing is known of it.
+    """
 
     points: PointPrompts
     scores: NDArray[np.float32]
+    region: NDArray[np.bool_] = field(default_factory=lambda: np.zeros((0, 0), np.bool_))
 
     def __post_init__(self) -> None:
         _freeze(self, scores=_checked("scores", self.scores, np.float32, ("gh", "gw")))
+        region = self.region if self.region.size else np.zeros(self.scores.shape, np.bool_)
+        _freeze(self, region=_checked("region", region, np.bool_, self.scores.shape))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
