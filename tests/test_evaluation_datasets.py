@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from text2seg.coco import rle
+from text2seg.coco.checked import checked_rle, run_lengths
 from text2seg.coco.results import results_of
 from text2seg.errors import DatasetError
 from text2seg.evaluation import align, evaluate, read_predictions, score_pairs
-from text2seg.evaluation.shapes import checked_rle, iou_outside, run_lengths
+from text2seg.evaluation.shapes import iou_outside
 
 
 def pair() -> tuple[dict, dict]:

@@ -126,7 +126,7 @@ def plain_json(what: str, value: Mapping[str, Any]) -> Json:
 
 def _attributes(segment: Segment) -> Json:
     points = segment.points
-    return {
+    attributes: Json = {
         "query": segment.query,
         "score": _number(segment.sam_score),
         "sam_score": _number(segment.sam_score),
@@ -139,6 +139,9 @@ def _attributes(segment: Segment) -> Json:
         "chosen_candidate": int(segment.chosen),
         "candidate_scores": [_number(score) for score in segment.candidates.scores],
     }
+    if segment.view_xywh is not None:
+        attributes["view_xywh"] = list(segment.view_xywh)
+    return attributes
 
 
 def _number(value: float | np.floating) -> float:

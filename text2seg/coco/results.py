@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pycocotools import mask as coco_mask
 
 from text2seg.coco import rle
+from text2seg.coco.checked import checked_rle
 from text2seg.coco.entries import Json
-from text2seg.errors import Text2SegError
+from text2seg.errors import DatasetError, Text2SegError
 
 
 def results_of(dataset: Mapping[str, Any]) -> list[Json]:
@@ -45,26 +45,11 @@ def results_of(dataset: Mapping[str, Any]) -> list[Json]:
 
 def rle_of(annotation: Mapping[str, Any], hw: tuple[int, int]) -> rle.Rle:
     """The mask of an annotation as compressed RLE, from any of the three forms that COCO knows: polygons, compressed
-    RLE, plain runs. `hw` is the image's. Raises `Text2SegError`, naming the annotation, where it is none of these."""
-    segmentation, (height, width) = annotation.get("segmentation"), hw
-    number = annotation.get("id")
+    RLE, plain runs. `hw` is the image's. Raises `DatasetError`, naming the annotation, where it is none of these."""
     try:
-        if isinstance(segmentation, list):
-            if not segmentation or any(len(polygon) < 6 or len(polygon) % 2 for polygon in segmentation):
-                raise ValueError("polygons need an even count of at least 6 numbers")
-            encoded = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
-        elif isinstance(segmentation, Mapping):
-            if list(segmentation["size"]) != [height, width]:
-                raise ValueError(f"its size is {list(segmentation['size'])}, the image {[height, width]}")
-            encoded = dict(segmentation)
-            if isinstance(encoded["counts"], (list, tuple)):
-                return rle.encode(rle.decode(encoded))
-        else:
-            raise ValueError("it has no mask")
-    except (KeyError, TypeError, ValueError) as error:
-        raise Text2SegError(f"the mask of annotation {number} cannot be read: {error}") from error
-    counts = encoded["counts"]
-    return {"size": [height, width], "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
+        return checked_rle(annotation.get("segmentation"), hw)
+    except ValueError as error:
+        raise DatasetError(f"the mask of annotation {annotation.get('id')} cannot be read: {error}") from error
 
 
 def mask_of(annotation: Mapping[str, Any], hw: tuple[int, int]) -> NDArray[np.bool_]:

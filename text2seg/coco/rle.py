@@ -46,3 +46,10 @@ def area(rle: Rle) -> int:
 def iou(one: Rle, other: Rle) -> float:
     """Intersection over union of two masks of one size, without decoding them; 0 where both are empty."""
     return float(coco_mask.iou([dict(one)], [dict(other)], [0])[0, 0])
+
+
+def as_text(rle: Mapping[str, Any]) -> Rle:
+    """Compressed run lengths as JSON takes them: `counts` as text, `size` as a list of plain numbers."""
+    counts = rle["counts"]
+    size = [int(side) for side in rle["size"]]
+    return {"size": size, "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}

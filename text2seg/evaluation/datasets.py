@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
+from text2seg.coco.checked import checked_rle, is_number
 from text2seg.coco.rle import Rle, area
 from text2seg.errors import DatasetError
 from text2seg.evaluation.matching import Match, category_names, image_entries, match_categories, match_images, size_of
-from text2seg.evaluation.shapes import checked_rle, is_number
 
 Json = Mapping[str, Any]
 TRUTH, PREDICTED = "ground truth", "predictions"
