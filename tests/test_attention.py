@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import math
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 from typing import get_args, get_type_hints
 
@@ -243,6 +246,43 @@ def test_resnets_refuse_what_only_transformers_can_before_any_picture_is_read(na
         with pytest.raises(SettingsError, match=f"architecture {name} is for .* ResNet: use surgery or raw"):
             attempt()
     models.check(["dog"], Settings(MapSettings(architecture="raw")))
+
+
+@pytest.fixture(scope="module")
+def script():
+    path = Path(__file__).parents[1] / "scripts" / "compare_attention.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_comparison_scores_a_map_as_naive_ranking_does(script):
+    rng = np.random.default_rng(0)
+    mask = builders.box_mask((8, 12), left=3, top=2, width=5, height=3)
+    scores = rng.integers(0, 11, (8, 12)).astype(np.float32) + 3 * mask  # whole numbers, so with ties
+    precision, ious = script.score_map(scores, mask)
+    expected, recall = 0.0, 0.0
+    for value in sorted(set(scores.ravel().tolist()), reverse=True):
+        chosen = scores >= value
+        hits = np.count_nonzero(chosen & mask)
+        expected += (hits / mask.sum() - recall) * hits / chosen.sum()
+        recall = hits / mask.sum()
+    assert precision == pytest.approx(expected)
+    stretched = (scores - scores.min()) / np.ptp(scores)
+    for level in (0, 333, 505, 901):
+        chosen = stretched >= level / 1000
+        assert ious[level] == pytest.approx((chosen & mask).sum() / (chosen | mask).sum())
+
+
+def test_thresholds_come_from_the_other_parts(script):
+    ious = np.zeros((3, 1001))
+    ious[0, 100], ious[0, 700] = 0.9, 0.4  # part 0 is best at 0.1, part 1 at 0.7
+    ious[1:, 700], ious[1:, 100] = 0.8, 0.2
+    mean, thresholds = script.choose_thresholds(ious, np.array([0, 1, 1]))
+    assert thresholds == (0.7, 0.1)
+    assert mean == pytest.approx((0.4 + 0.2 + 0.2) / 3)
 
 
 def test_a_session_keeps_tokens_of_each_rule(clip):

@@ -179,11 +179,12 @@ def test_masks_in_every_form():
     ("segmentation", "message"),
     [
         (None, "it has no mask"),
-        ([], "at least 6"),
+        ([], "its list of polygons is empty"),
         ([[0, 0, 1, 1]], "at least 6"),
-        ({"size": [32, 24], "counts": ""}, r"its size is \[32, 24\], the image \[24, 32\]"),
+        ({"size": [32, 24], "counts": ""}, r"of size \[32, 24\], the image is \[24, 32\]"),
         ({"size": [24, 32], "counts": [1, 2]}, "add up to 3"),
         ({"size": [24, 32]}, "counts"),
+        ({"size": [24, 32], "counts": "0"}, "add up to 0"),
     ],
 )
 def test_masks_that_are_none(segmentation, message):

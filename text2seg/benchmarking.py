@@ -36,7 +36,7 @@ class Benchmark:
     """Means over (image, category present) pairs.
 
     `mean_iou` is category-given, as `evaluation.category_given` gives it; `map_iou` that of the map alone, where it is
-    above its mean; `best_iou` that of SAM's best candidates; `worse_than_map` the share of pairs where the segments are
+    above its mean; `best_iou` that of SAM's best candidates, each for itself, or of the segments where these are better; `worse_than_map` the share of pairs where the segments are
     worse than the map.
     """
 
@@ -94,7 +94,7 @@ def benchmark_coco(
             failures.append(Failure(scene.file_name, "segment", str(error)))
             continue
         builder.add(found)
-        rows += [_scores(models, session, found, names[pair.category], pair) for pair in pairs]
+        rows += [_scores(session, found, names[pair.category], pair) for pair in pairs]
     seconds = time.perf_counter() - start
     if not rows:
         raise DatasetError(
@@ -146,19 +146,17 @@ def _restricted(truth: Mapping[str, Any], chosen: Sequence[Sequence[Pair]]) -> d
     }
 
 
-def _scores(
-    models: Text2Seg, session: Session, found: Segmentation, query: str, pair: Pair
-) -> tuple[float, float, float]:
+def _scores(session: Session, found: Segmentation, query: str, pair: Pair) -> tuple[float, float, float]:
     """IoU of the map alone, of the segments, and of the best candidates of each segment."""
     scores = minmax(found.maps.scores[[found.maps.queries.index(query)]])
     of_map = resize(scores, found.image.hw)[0]
     segments = [segment for segment in found.segments if segment.query == query]
-    (embedding,) = [session.embedding] if session.embedding is not None else models.sam.embed([session.image])
     best = []
     for segment in segments:
-        masks = [models.sam.mask(embedding, segment.candidates, k) for k in range(len(segment.candidates))]
+        masks = [session.candidate_mask(segment, k) for k in range(len(segment.candidates))]
         best.append(max(masks, key=lambda mask: _iou(pair, [mask])))
-    return _iou(pair, [of_map > scores.mean()]), _iou(pair, [segment.mask for segment in segments]), _iou(pair, best)
+    of_segments = _iou(pair, [segment.mask for segment in segments])
+    return _iou(pair, [of_map > scores.mean()]), of_segments, max(_iou(pair, best), of_segments)
 
 
 def _iou(pair: Pair, masks: Sequence[NDArray[np.bool_]]) -> float:

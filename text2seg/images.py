@@ -65,7 +65,8 @@ def _from_array(array: NDArray[Any]) -> NDArray[np.uint8]:
     return np.repeat(array[:, :, None], 3, axis=2) if array.ndim == 2 else array.copy()
 
 
-def _from_file(path: Path) -> NDArray[np.uint8]:
+def check_file(path: Path) -> None:
+    """Raise `ImageError` where the path is no file that could hold a picture; opening a pipe would wait for ever."""
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -78,6 +79,10 @@ def _from_file(path: Path) -> NDArray[np.uint8]:
         raise ImageError(f"{path} is not a regular file")
     if status.st_size == 0:
         raise ImageError(f"{path} is empty (0 bytes)")
+
+
+def _from_file(path: Path) -> NDArray[np.uint8]:
+    check_file(path)
     try:
         picture = PillowImage.open(path)
     except PermissionError as error:
@@ -87,7 +92,7 @@ def _from_file(path: Path) -> NDArray[np.uint8]:
             f"{path} is not a picture, or not of a kind that can be read here; save it as PNG or JPEG"
         ) from error
     except (PillowImage.DecompressionBombError, PillowImage.DecompressionBombWarning) as error:
-        raise ImageError(f"{path} is over the limit of {PIXEL_LIMIT:,} pixels; make it smaller ({error})") from error
+        raise ImageError(f"{path} is over the limit of {PIXEL_LIMIT:,} pixels; make it smaller") from error
     except Exception as error:
         raise _undecodable(str(path), error) from error
     with picture:

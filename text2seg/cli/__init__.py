@@ -16,6 +16,7 @@ from text2seg.cli.common import FAILED, INTERRUPTED
 from text2seg.cli.convert import Convert
 from text2seg.cli.evaluate import Evaluate
 from text2seg.cli.label import Label
+from text2seg.cli.merge import Merge
 from text2seg.cli.replay import Replay
 from text2seg.cli.report import Report
 from text2seg.cli.segment import Segment
@@ -30,6 +31,7 @@ Command = (
     | Annotated[Benchmark, tyro.conf.subcommand("benchmark")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Replay, tyro.conf.subcommand("replay")]
+    | Annotated[Merge, tyro.conf.subcommand("merge")]
     | Annotated[Convert, tyro.conf.subcommand("convert")]
     | Annotated[CheckpointsCommand, tyro.conf.subcommand("checkpoints")]
 )

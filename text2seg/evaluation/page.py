@@ -109,7 +109,7 @@ def headline(evaluation: Evaluation) -> list[tuple[str, str, float | None]]:
     if (given := evaluation.category_given) is not None:
         rows.append(("category-given", "mean IoU", given.mean_iou))
     if (multilabel := evaluation.multilabel) is not None:
-        rows.append(("multilabel", "mAP", multilabel.mean_ap))
+        rows.append(("multilabel", f"mAP, images ranked by {multilabel.ranked_by}", multilabel.mean_ap))
     return rows
 
 

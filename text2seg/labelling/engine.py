@@ -137,11 +137,9 @@ class LocalEngine:
 
     def _others(self, session: Session, number: int, result: Segmentation) -> Masks:
         """The candidates of a segment that were not chosen, in the order of their scores' list."""
-        segment, embedding = result.segments[number], session.embedding
-        if embedding is None:
-            raise RuntimeError("a segment without an embedding")
+        segment = result.segments[number]
         offered = range(len(segment.candidates))
-        return [self._models.sam.mask(embedding, segment.candidates, k) for k in offered if k != segment.chosen]
+        return [session.candidate_mask(segment, k) for k in offered if k != segment.chosen]
 
 
 def _load(path: Path, name: str) -> Image:

@@ -12,7 +12,7 @@ from PIL import UnidentifiedImageError
 from text2seg import checkpoints
 from text2seg.config import LabelSettings, ModelSettings
 from text2seg.errors import ImageError
-from text2seg.images import PIXEL_LIMIT
+from text2seg.images import PIXEL_LIMIT, check_file
 from text2seg.labelling.job import listing_of, take_ids
 from text2seg.labelling.journal import read_records
 from text2seg.labelling.output import check_output, journal_path
@@ -67,6 +67,7 @@ def rehearse(folder: Path, ontology: Ontology, model: ModelSettings, settings: L
 
 def _pixels(path: Path) -> int:
     """The size that a picture's header gives, once Pillow has found nothing wrong with the file."""
+    check_file(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -1,0 +1,61 @@
+"""Shards put together are the whole."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import builders
+import pytest
+
+from text2seg.cli import main
+from text2seg.coco.dataset import build_dataset, read_dataset, write_dataset
+from text2seg.coco.merge import merge
+from text2seg.errors import DatasetError
+
+NAMES = ("ball", "ring")
+
+
+def part(*image_ids: int) -> dict:
+    found = [
+        builders.segmentation(
+            builders.segment("ball"), builders.segment("ring"), image_id=number, file_name=f"{number}.png"
+        )
+        for number in image_ids
+    ]
+    return build_dataset(found, queries=NAMES)
+
+
+def test_parts_put_together_are_the_whole_whatever_their_order():
+    whole = part(1, 2, 3, 4)
+    for parts in ([part(1, 3), part(2, 4)], [part(4), part(2, 3), part(1)]):
+        before = copy.deepcopy(parts)
+        assert merge(parts, names=["a", "b", "c"][: len(parts)]) == whole
+        assert parts == before
+
+
+def test_an_image_in_two_parts_and_other_categories_are_refused():
+    with pytest.raises(DatasetError, match=r"image 2 is in a\.json and in b\.json"):
+        merge([part(1, 2), part(2, 3)], names=["a.json", "b.json"])
+    other = part(2)
+    other["categories"][0]["id"] = 7
+    with pytest.raises(DatasetError, match=r"b\.json has other categories than a\.json"):
+        merge([part(1), other], names=["a.json", "b.json"])
+
+
+def test_failures_of_all_parts_are_kept():
+    parts = [part(1), part(2)]
+    parts[0]["info"]["failures"] = [{"file_name": "y.png"}]
+    parts[1]["info"]["failures"] = [{"file_name": "x.png"}]
+    merged = merge(parts, names=["a", "b"])
+    assert [failure["file_name"] for failure in merged["info"]["failures"]] == ["x.png", "y.png"]
+
+
+def test_the_command(tmp_path, capsys):
+    for name, ids in (("a", (1, 3)), ("b", (2,))):
+        write_dataset(part(*ids), tmp_path / f"{name}.json")
+    command = ["merge", str(tmp_path / "a.json"), str(tmp_path / "b.json"), "--output", str(tmp_path / "all.json")]
+    assert main(command) == 0
+    assert read_dataset(tmp_path / "all.json") == json.loads(json.dumps(part(1, 2, 3)))
+    assert main(command) == 1
+    assert "is there already" in capsys.readouterr().err

@@ -1,0 +1,58 @@
+"""Several COCO dataset files as one: the shards of a labelling job, or jobs over different folders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from text2seg.coco.dataset import read_dataset, write_dataset
+from text2seg.coco.entries import Json
+from text2seg.errors import DatasetError
+
+
+def merge_files(paths: Sequence[Path], output: Path) -> Json:
+    """Merge dataset files and write the result; gives it back. Raises `DatasetError` as `merge` does."""
+    merged = merge([read_dataset(path) for path in paths], names=[str(path) for path in paths])
+    write_dataset(merged, output)
+    return merged
+
+
+def merge(datasets: Sequence[Mapping[str, Any]], *, names: Sequence[str]) -> Json:
+    """One dataset of all images and annotations, sorted by image id; annotations are numbered anew from 1.
+
+    The categories must be the same in all, ids included. `info` is the first one's, with the failures of all.
+
+    Raises:
+        DatasetError: categories differ, or an image id or file name is in two of them; `names` says in which.
+    """
+    first = datasets[0]
+    images: dict[int, Json] = {}
+    origin: dict[object, str] = {}
+    annotations: list[Json] = []
+    failures: list[Json] = []
+    for name, dataset in zip(names, datasets, strict=True):
+        if dataset["categories"] != first["categories"]:
+            raise DatasetError(f"{name} has other categories than {names[0]}; label both with one ontology")
+        for image in dataset["images"]:
+            for key in (image["id"], image["file_name"]):
+                if key in origin:
+                    raise DatasetError(
+                        f"image {key!r} is in {origin[key]} and in {name}; merge the shards of one job, or number the "
+                        "images apart"
+                    )
+                origin[key] = name
+            images[image["id"]] = image
+        annotations += dataset["annotations"]
+        failures += (dataset.get("info") or {}).get("failures", [])
+    annotations.sort(key=lambda annotation: (annotation["image_id"], annotation["id"]))
+    info = dict(first.get("info") or {})
+    if failures:
+        info["failures"] = sorted(failures, key=lambda failure: str(failure.get("file_name")))
+    return {
+        "info": info,
+        "licenses": first.get("licenses", []),
+        "images": [images[number] for number in sorted(images)],
+        "annotations": [{**annotation, "id": number} for number, annotation in enumerate(annotations, start=1)],
+        "categories": first["categories"],
+    }
