@@ -61,7 +61,7 @@ CHECKPOINTS = (
         891 * MIB,
     ),
     Checkpoint(
-        "demo", "sam", "sam_demo.pth", sha256="e014c1177dbd8fb4a37ad82aed4efae61b94eb85fae4976e75a137e61f984c93"
+        "demo", "sam", "sam_demo.pth", sha256="cc67093798c85ea4592cb0b2f5d78b491c1c05675f430ae7812d68e7cdac6562"
     ),
     _sam("vit_b", "01ec64", 358 * MIB),
     _sam("vit_l", "0b3195", 1192 * MIB),
