@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 .PHONY: demo test lint type unit score clean
 
 demo: $(READY)  ## set up, then cut things out of a bundled scene with the bundled demo model
-	$(BIN)/text2seg segment text2seg/demo/scenes/new-scenes/images/scene_0012.jpg \
+	$(BIN)/text2seg segment text2seg/demo/scenes/new-scenes/images/scene_0019.jpg \
 		--queries "$(shell cat text2seg/demo/scenes/queries.txt)" --output outputs/demo
 
 test: lint type unit  ## everything that must pass before a change goes in

@@ -17,6 +17,7 @@ LAYERS = [
     {"ontology"},
     {"regions"},
     {"maps", "points", "masks"},
+    {"tiling", "loading"},
     {"pipeline", "coco", "render"},
     {"segmenting", "labelling", "evaluation", "tuning", "review", "replay"},
     {"benchmarking"},

@@ -36,8 +36,8 @@ class Benchmark:
     """Means over (image, category present) pairs.
 
     `mean_iou` is category-given, as `evaluation.category_given` gives it; `map_iou` that of the map alone, where it is
-    above its mean; `best_iou` that of SAM's best candidates, each for itself, or of the segments where these are better; `worse_than_map` the share of pairs where the segments are
-    worse than the map.
+    above its mean; `best_iou` that of SAM's best candidates, each for itself, or of the segments where these are
+    better; `worse_than_map` the share of pairs where the segments are worse than the map.
     """
 
     pairs: int

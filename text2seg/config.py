@@ -10,7 +10,10 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from text2seg.errors import SettingsError
 
+Prompt = Literal["points", "box", "box-mask"]
+
 LARGEST_INPUT = 4096  # a slip of the keyboard beyond it would take all memory
+SMALLEST_TILE, MOST_TILE_OVERLAP = 32, 0.75  # beyond them there would be tiles without end
 
 
 def _check_choices(settings: object) -> None:
@@ -120,9 +123,19 @@ class MaskSettings:
     overlap: float = 0.6
     """Of two segments of one query whose IoU is above this, or of which one lies in the other, the better one stays."""
 
-    quality: float = 0.45
+    quality: float = 0.4
     """Of several segments of one query, the best stays, and the others where the IoU to be expected of them is at least
     this."""
+
+    prompt: Prompt = "points"
+    """What SAM is given of each region: many points; box: its tight box and its highest point, of which SAM makes one
+    mask instead of candidates; box-mask: the map as a rough mask as well (Trident's way; not for the demo SAM)."""
+    fallback: bool = False
+    """Where SAM's best candidate is expected to be bad and has little to do with the region of the map, take that
+    region itself, thresholded, as the segment."""
+    compete: bool = False
+    """Where segments of different queries overlap, give each pixel to the query whose map times presence is higher
+    there; drop a segment that loses more than 85 % of its pixels so."""
 
     def __post_init__(self) -> None:
         _check_choices(self)
@@ -144,6 +157,24 @@ class PresenceSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class TileSettings:
+    """Small things in large pictures."""
+
+    tile: int = 0
+    """Look at tiles of this many pixels a side too, beside the whole picture, so that small things are found; takes
+    longer by as much as there are tiles. 0: the whole picture only."""
+    tile_overlap: float = 0.2
+    """How far each tile reaches into the next, at least, as a share of its side; what is smaller than that is whole in
+    one of them."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.tile, int) or (self.tile != 0 and self.tile < SMALLEST_TILE):
+            raise SettingsError(f"tile must be 0 or a whole number of {SMALLEST_TILE} or more, got {self.tile!r}")
+        if not 0 <= self.tile_overlap <= MOST_TILE_OVERLAP:
+            raise SettingsError(f"tile overlap must be in [0, {MOST_TILE_OVERLAP}], got {self.tile_overlap}")
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """How an image and words become segments."""
 
@@ -151,11 +182,13 @@ class Settings:
     points: PointSettings = field(default_factory=PointSettings)
     presence: PresenceSettings = field(default_factory=PresenceSettings)
     masks: MaskSettings = field(default_factory=MaskSettings)
+    tiles: TileSettings = field(default_factory=TileSettings)
 
     def __post_init__(self) -> None:
         if self.points.method == "reference":
             object.__setattr__(self, "points", replace(self.points, instances="union"))
-            object.__setattr__(self, "masks", replace(self.masks, choice="sam"))
+            published = replace(self.masks, choice="sam", prompt="points", fallback=False, compete=False)
+            object.__setattr__(self, "masks", published)
             if self.presence.presence is None:
                 object.__setattr__(self, "presence", PresenceSettings(0))
 

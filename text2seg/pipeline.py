@@ -1,40 +1,37 @@
 """The order of the stages: words and an image to maps, maps to points, points to masks.
 
-The only file that knows this order. One image is a batch of one; the command line, the app and the Python
-API all come through here.
+The only file that knows this order. One image is a batch of one, and every way in comes through here.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 
-from text2seg import checkpoints
+import numpy as np
+from numpy.typing import NDArray
+
 from text2seg._version import __version__
-from text2seg.checkpoints.load import load_clip_weights, load_sam_weights
 from text2seg.config import MapSettings, Settings
 from text2seg.grids import minmax
 from text2seg.images import ImageSource as PictureSource
 from text2seg.images import load_image
+from text2seg.loading import load_pair
 from text2seg.maps.clip import Clip, ImageTokens, label_set
-from text2seg.maps.presence import PresenceModel
 from text2seg.maps.queries import query_maps, texts_of
 from text2seg.masks.choice import by_sam
+from text2seg.masks.compete import settle
 from text2seg.masks.sam import Sam, SamEmbedding
 from text2seg.masks.segments import cut, segment_of
 from text2seg.points import aims
-from text2seg.records import Aim, Candidates, Image, PointPrompts, Segment, Segmentation, SimilarityMaps
-from text2seg.runtime import PrecisionName, choose_device, choose_precision
+from text2seg.records import Aim, Box, Candidates, Image, PointPrompts, Segment, Segmentation, SimilarityMaps
+from text2seg.runtime import PrecisionName
+from text2seg.tiling import KEPT_VIEWS, crop, place, segment_views
 from text2seg.vocabulary import Query, Things, parse_queries
-
-log = logging.getLogger(__name__)
 
 ImageSource = PictureSource | Image
 Queries = str | Iterable[str | Query]
-
-PUBLISHED_INPUT_SIZE = 512  # what the original feeds CLIP before SAM, whatever the model was trained on
-DEMO_INPUT_SIZE = 384  # small things, and those side by side, show better than at the 256 it was trained on
 
 
 class Text2Seg:
@@ -87,31 +84,9 @@ class Text2Seg:
             CheckpointError: weights that are unknown, missing, damaged or of the wrong kind.
             SettingsError: a device or precision that this machine does not have.
         """
-        clip_name, sam_name = checkpoints.pair(model, clip=clip, sam=sam)
-        # What is wrong with the names or the machine shows before gigabytes are downloaded.
-        checkpoints.find(clip_name, "clip")
-        checkpoints.find(sam_name, "sam")
-        where = choose_device(device)
-        chosen = choose_precision(where, precision)
-        clip_file, sam_file = checkpoints.fetch(clip_name, "clip"), checkpoints.fetch(sam_name, "sam")
-        log.info("CLIP on %s in %s: %s", where, chosen.name, chosen.reason)
-        things = Things.of_demo() if clip_name == "demo" else None
+        pair = load_pair(model, clip=clip, sam=sam, device=device, precision=precision)
         return cls(
-            Clip.from_weights(
-                load_clip_weights(clip_file),
-                device=where,
-                precision=chosen,
-                source=str(clip_file),
-                presence=PresenceModel.of_demo(things.names) if things else None,
-            ),
-            Sam.from_weights(load_sam_weights(sam_file), device=where, precision=precision),
-            settings=settings,
-            input_size=DEMO_INPUT_SIZE if things else PUBLISHED_INPUT_SIZE,
-            things=things,
-            provenance={
-                "clip": {"name": clip_name, "sha256": checkpoints.sha256_of(clip_file)},
-                "sam": {"name": sam_name, "sha256": checkpoints.sha256_of(sam_file)},
-            },
+            pair.clip, pair.sam, settings=settings, input_size=pair.size, things=pair.things, provenance=pair.provenance
         )
 
     def provenance(self, settings: Settings | None = None) -> dict[str, object]:
@@ -158,8 +133,7 @@ class Text2Seg:
         Returns:
             Segments in the order of the queries; a query without one was not found.
 
-        Raises:
-            ImageError, QueryError: what was given cannot be read.
+        Raises `ImageError` or `QueryError` where what was given cannot be read.
         """
         return self.open(image).segment(queries, settings)
 
@@ -176,6 +150,10 @@ class Text2Seg:
         """`segment` for open sessions: only what they do not hold yet is computed."""
         settings = settings or self.settings
         parsed = self.check(queries, settings)
+        if settings.tiles.tile:
+            smallest = tuple(query.min_area for query in parsed)
+            look = partial(self.segment_sessions, queries=parsed)
+            return tuple(segment_views(session, look, settings, smallest) for session in sessions)
         tokens = self._encode(sessions, settings.maps)
         found = [self._aim(each, parsed, settings) for each in tokens]
         jobs = [(n, q, aim) for n, (_, wanted) in enumerate(found) for q, aim in wanted]
@@ -189,6 +167,9 @@ class Text2Seg:
         for (n, q), own in answers.items():
             segments = cut(self.sam, embeddings[n], found[n][0], q, own, settings.masks)
             kept[n] += [segment for segment in segments if segment.area >= parsed[q].min_area]
+        if settings.masks.compete:
+            smallest = tuple(query.min_area for query in parsed)
+            kept = [settle(segments, maps, smallest) for segments, (maps, _) in zip(kept, found, strict=True)]
         return tuple(
             Segmentation(session.image, tuple(segments), maps, thresholds)
             for session, segments, (maps, _) in zip(sessions, kept, found, strict=True)
@@ -232,8 +213,8 @@ class Text2Seg:
         for number, (query, own) in enumerate(zip(queries, made, strict=True)):
             threshold = settings.points.threshold if query.threshold is None else query.threshold
             points = replace(settings.points, threshold=threshold, instances=instances)
-            least = self._least_presence(query, settings)
-            of_query = aims(own.parts, own.evidence, maps.image_hw, points, least_presence=least)
+            least, prompt = self._least_presence(query, settings), settings.masks.prompt
+            of_query = aims(own.parts, own.evidence, maps.image_hw, points, own.negatives, prompt, least_presence=least)
             found += [(number, aim) for aim in of_query]
         return maps, found
 
@@ -246,14 +227,16 @@ class Text2Seg:
         embedding = self._embed([session], {0})[0]
         (candidates,) = self.sam.decode([(embedding, points)])
         chosen = int(by_sam(candidates).argmax())
-        return segment_of(self.sam, embedding, maps, 0, Aim(points, minmax(maps.scores)[0]), candidates, chosen)
+        aim = Aim(points, minmax(maps.scores)[0], presence=float(maps.presence[0]))
+        return segment_of(self.sam, embedding, maps, 0, aim, candidates, chosen)
 
 
 class Session:
     """One image with what was computed for it: CLIP's tokens for each input size and SAM's embedding.
 
     New queries or settings compute only what they must: other words no image encoding, another threshold
-    only points and masks. Made by `Text2Seg.open`.
+    only points and masks. The same holds for its first `KEPT_VIEWS` tiles, so that memory is bounded; further ones are
+    encoded each time. Made by `Text2Seg.open`.
     """
 
     def __init__(self, models: Text2Seg, image: Image) -> None:
@@ -261,6 +244,16 @@ class Session:
         self.tokens: dict[tuple[tuple[int, int], str], ImageTokens] = {}
         self.embedding: SamEmbedding | None = None
         self._models = models
+        self._tiles: dict[Box, Session] = {}
+
+    def view(self, xywh: Box | None) -> Session:
+        """A session on a part of the image; none is all of it."""
+        if xywh is None:
+            return self
+        session = self._tiles.get(xywh) or Session(self._models, crop(self.image, xywh))
+        if len(self._tiles) < KEPT_VIEWS:
+            self._tiles[xywh] = session
+        return session
 
     def segment(self, queries: Queries, settings: Settings | None = None) -> Segmentation:
         """As `Text2Seg.segment`, on this image."""
@@ -278,3 +271,9 @@ class Session:
             QueryError: as for `segment`.
         """
         return self._models._segment_points(self, query, points, settings)
+
+    def candidate_mask(self, segment: Segment, index: int) -> NDArray[np.bool_]:
+        """One of the candidates of a segment of this image as a mask bool[H, W]; raises `ValueError` if it has none."""
+        embedding = self._models._embed([self.view(segment.view_xywh)], {0})[0]
+        mask = self._models.sam.mask(embedding, segment.candidates, index)
+        return place(mask, segment.view_xywh, self.image.hw)

@@ -7,11 +7,12 @@ points), ties in a fixed order, cell centres that are not cut down to whole pixe
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from text2seg.config import PointSettings
+from text2seg.config import PointSettings, Prompt
 from text2seg.grids import minmax, resize
 from text2seg.records import Aim, PointPrompts
 from text2seg.regions import regions
@@ -20,9 +21,11 @@ log = logging.getLogger(__name__)
 
 MOST_POINTS = 8  # positives of one region; more of one peak's neighbours tell SAM nothing new
 FAR_BELOW = 20.0  # keeps 0.95 of the right regions and drops half of the false ones (docs/experiments.md)
+BOX_LEVEL = 0.7  # of 0.5 to 0.9 the best on scenes of the demo world: at 0.5 boxes are wider than the things
 FINE_GRID = 16  # the original takes its points from 16 × 16 cells: 512 px of patches of 16, halved
 
 NO_POINTS = PointPrompts(np.zeros((0, 2), np.float32), np.zeros(0, np.int8), np.zeros(0, np.float32))
+NO_MAPS = np.zeros((0, 1, 1), np.float32)
 
 
 def aims(
@@ -30,6 +33,8 @@ def aims(
     evidence: NDArray[np.float32],
     image_hw: tuple[int, int],
     settings: PointSettings,
+    negatives: NDArray[np.float32] = NO_MAPS,
+    prompt: Prompt = "points",
     *,
     least_presence: float,
 ) -> tuple[Aim, ...]:
@@ -39,6 +44,9 @@ def aims(
         parts: float32 [parts, gh, gw], the maps of the query's parts. Several, as of `a+b`, give one aim together.
         evidence: float32 [gh, gw], presence patch by patch.
         image_hw: the image that the grid covers.
+        negatives: float32 [negatives, gh, gw], in [0, 1], where what is not wanted is. Its peaks outside an aim's
+            region become negative points, in place of some of the map's lowest cells; not in `reference`.
+        prompt: box gives each region's tight box and its peak in place of many points, box-mask a rough mask as well.
         least_presence: no aim for what is less present, be it a region or the whole.
 
     Returns:
@@ -48,10 +56,18 @@ def aims(
         return ()
     stretched = minmax(parts)
     if len(parts) == 1 and settings.instances == "regions":
-        found = [cells for cells in regions(stretched[0], settings) if evidence.ravel()[cells].max() >= least_presence]
-        return tuple(_region_aim(stretched[0], cells, image_hw, settings) for cells in found)
-    whole = text2points(parts, image_hw, settings)[0] if len(parts) == 1 else combined_points(parts, image_hw, settings)
-    return (Aim(whole, stretched.mean(0)),) if len(whole) else ()
+        least = max(least_presence, _far_below(float(evidence.max())))
+        found = [cells for cells in regions(stretched[0], settings) if evidence.ravel()[cells].max() >= least]
+        wanted = [_region_aim(stretched[0], cells, image_hw, settings) for cells in found]
+    else:
+        wanted = _whole_aim(parts, stretched.mean(0), image_hw, settings)
+    wanted = [replace(aim, presence=float(evidence[aim.region].max(initial=0))) for aim in wanted]
+    if prompt != "points":
+        wanted = [_boxed(aim, image_hw, with_mask=prompt == "box-mask") for aim in wanted]
+    if settings.method != "reference":
+        peaks = _peaks(negatives, settings)
+        wanted = [_away_from(aim, peaks, image_hw) for aim in wanted]
+    return tuple(wanted)
 
 
 def _far_below(presence: float) -> float:
@@ -70,7 +86,72 @@ def _region_aim(
     labels = np.repeat(np.array([1, 0], np.int8), len(positives))
     height, width = scores.shape
     centres = _centres(height, width, image_hw, whole=False)
-    return Aim(PointPrompts(centres[both], labels, flat[both]), scores)
+    region = np.zeros(flat.size, np.bool_)
+    region[cells] = True
+    return Aim(PointPrompts(centres[both], labels, flat[both]), scores, region.reshape(scores.shape))
+
+
+def _whole_aim(
+    parts: NDArray[np.float32], mean: NDArray[np.float32], image_hw: tuple[int, int], settings: PointSettings
+) -> list[Aim]:
+    """One aim for all that the maps show; its region is what lies at `floor` times the mean map's peak or above."""
+    points = (
+        text2points(parts, image_hw, settings)[0] if len(parts) == 1 else combined_points(parts, image_hw, settings)
+    )
+    return [Aim(points, mean, mean >= settings.floor * mean.max())] if len(points) else []
+
+
+def _boxed(aim: Aim, image_hw: tuple[int, int], *, with_mask: bool) -> Aim:
+    """The aim with the tight box around what lies at `BOX_LEVEL` times its region's peak or above, its highest cell as
+    the only point, and its part of the map as rough mask.
+
+    Source: Shi et al., "Harnessing Vision Foundation Models for High-Performance, Training-Free Open Vocabulary
+    Segmentation" (Trident, arXiv 2411.09219).
+    """
+    height, width = aim.scores.shape
+    inside = np.where(aim.region, aim.scores, np.float32(0))
+    core = aim.region & (aim.scores >= BOX_LEVEL * inside.max())
+    rows, columns = np.flatnonzero(core.any(1)), np.flatnonzero(core.any(0))
+    corners = np.array([[columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]], np.float64)
+    scale = np.tile([image_hw[1] / width, image_hw[0] / height], 2)
+    peak = np.array([inside.argmax()])
+    points = PointPrompts(
+        _centres(height, width, image_hw, whole=False)[peak],
+        np.ones(1, np.int8),
+        inside.ravel()[peak],
+        boxes_xyxy=(corners * scale).astype(np.float32),
+        masks=inside[None] if with_mask else NO_MAPS,
+    )
+    return replace(aim, points=points)
+
+
+def _peaks(maps: NDArray[np.float32], settings: PointSettings) -> NDArray[np.int64]:
+    """The highest cell of each region of the maps [N, gh, gw], each once, the highest first, `MOST_POINTS` at most."""
+    found = [(-each.ravel()[cells[0]], int(cells[0])) for each in maps for cells in regions(each, settings)]
+    cells = dict.fromkeys(cell for height, cell in sorted(found) if height < 0)
+    return np.array(list(cells)[:MOST_POINTS], np.int64)
+
+
+def _away_from(aim: Aim, peaks: NDArray[np.int64], image_hw: tuple[int, int]) -> Aim:
+    """The aim with these cells as negative points, unless they belong to its region. Of its own negatives as many stay,
+    the lowest first, as are wanted beside them to have one for each positive."""
+    outside = peaks[~aim.region.ravel()[peaks]]
+    if not len(outside):
+        return aim
+    points = aim.points
+    positives = np.flatnonzero(points.labels == 1)
+    lowest = np.flatnonzero(points.labels == 0)[: max(len(positives) - len(outside), 0)]
+    height, width = aim.scores.shape
+    centres = _centres(height, width, image_hw, whole=False)[outside]
+    both = replace(
+        points,
+        xy=np.concatenate([points.xy[positives], centres, points.xy[lowest]]),
+        labels=np.repeat(np.array([1, 0], np.int8), [len(positives), len(outside) + len(lowest)]),
+        similarity=np.concatenate(
+            [points.similarity[positives], aim.scores.ravel()[outside], points.similarity[lowest]]
+        ),
+    )
+    return replace(aim, points=both)
 
 
 def text2points(

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 Shape = tuple[int | str, ...]
+Box = tuple[int, int, int, int]
 
 
 def _checked(name: str, array: NDArray, dtype: DTypeLike, shape: Shape) -> NDArray:
@@ -117,12 +118,14 @@ class PointPrompts:
 class Aim:
     """One thing that SAM is asked for: its points, and the query's min-max map, `scores` float32[gh, gw] in [0, 1].
 
-    `region` bool[gh, gw] are the cells of the map where the thing stands; none where nothing is known of it.
+    `region` bool[gh, gw] are the cells of the map where the thing stands; none where nothing is known of it. `presence`
+    is how sure we are that it is there, in [0, 1].
     """
 
     points: PointPrompts
     scores: NDArray[np.float32]
     region: NDArray[np.bool_] = field(default_factory=lambda: np.zeros((0, 0), np.bool_))
+    presence: float = 1.0
 
     def __post_init__(self) -> None:
         _freeze(self, scores=_checked("scores", self.scores, np.float32, ("gh", "gw")))
@@ -155,7 +158,11 @@ class Segment:
     """One chosen mask, bool[H, W], with its query, scores and how it came about.
 
     `sam_score` is SAM's predicted IoU of the chosen candidate; `map_score` is the mean of the min-max map inside
-    the mask minus outside, in [-1, 1]; `presence` as in `SimilarityMaps`.
+    the mask minus outside, in [-1, 1]; `presence` as in `SimilarityMaps`, but of this one.
+
+    `view_xywh` is the tile of the image that the segment was seen in, none where it was seen in all of it. Both scores,
+    `presence`, the frame of the candidates and that of a rough mask are the tile's; mask and points are always those of
+    the whole image.
     """
 
     query: str
@@ -166,6 +173,7 @@ class Segment:
     points: PointPrompts
     candidates: Candidates
     chosen: int
+    view_xywh: Box | None = None
 
     def __post_init__(self) -> None:
         _freeze(self, mask=_checked("mask", self.mask, np.bool_, ("H", "W")))

@@ -51,9 +51,10 @@ def build_dataset(
 
     Category ids are 1..N in the order of `queries`, by default the order in which the segmentations asked for them.
     Annotation ids count from 1, `iscrowd` is 0, `bbox` is tight. Images in which nothing was found stay, empty masks
-    are dropped. The `score` is SAM's. Each annotation's `attributes` say how its mask came about: query, points as
-    [x, y, label, similarity] in pixels of the original image, SAM's score of each candidate and the one chosen, map
-    score, presence, and `provenance` (models and their hashes, version, settings: whatever it takes to do it again).
+    are dropped. The `score` is SAM's, times presence where that is used. Each annotation's `attributes` say how its
+    mask came about: query, points as [x, y, label, similarity] in pixels of the original image, SAM's score of each
+    candidate and the one chosen, map score, presence, and `provenance` (models and their hashes, version, settings:
+    whatever it takes to do it again).
     `info` is added to the file's own. Segmentations may come from a generator; only what is written is kept of them.
 
     Raises `OutputError` where two images share an id or a file name, an image has no file name, a mask is not of its

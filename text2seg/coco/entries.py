@@ -68,7 +68,9 @@ def annotations_of(
         if not segment.mask.any():
             _log.info("%s: an empty mask of %r is left out", name, segment.query)
             continue
-        attributes = _attributes(segment) | ({"provenance": provenance} if provenance else {})
+        attributes = _attributes(segment, _score(segment, segmentation)) | (
+            {"provenance": provenance} if provenance else {}
+        )
         annotations.append(
             {
                 "category_id": int(categories[segment.query]),
@@ -124,11 +126,18 @@ def plain_json(what: str, value: Mapping[str, Any]) -> Json:
         raise OutputError(f"the {what} cannot be written: {error}") from error
 
 
-def _attributes(segment: Segment) -> Json:
+def _score(segment: Segment, segmentation: Segmentation) -> float:
+    """How sure we are of a segment: SAM's score, times presence where presence is used at all. SAM alone knows how good
+    a mask is, but not of what."""
+    threshold = dict(zip(segmentation.maps.queries, segmentation.thresholds, strict=False)).get(segment.query, 0)
+    return segment.sam_score * segment.presence if threshold > 0 else segment.sam_score
+
+
+def _attributes(segment: Segment, score: float) -> Json:
     points = segment.points
     attributes: Json = {
         "query": segment.query,
-        "score": _number(segment.sam_score),
+        "score": _number(score),
         "sam_score": _number(segment.sam_score),
         "map_score": _number(segment.map_score),
         "presence": _number(segment.presence),
@@ -136,6 +145,7 @@ def _attributes(segment: Segment) -> Json:
             [_number(x), _number(y), int(label), _number(similarity)]
             for (x, y), label, similarity in zip(points.xy, points.labels, points.similarity, strict=True)
         ],
+        **({"box_prompt": [_number(side) for side in points.boxes_xyxy[0]]} if len(points.boxes_xyxy) else {}),
         "chosen_candidate": int(segment.chosen),
         "candidate_scores": [_number(score) for score in segment.candidates.scores],
     }

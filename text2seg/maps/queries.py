@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,10 +27,12 @@ def texts_of(queries: Iterable[Query]) -> list[Wordings]:
 @dataclass(frozen=True, slots=True, eq=False)
 class QueryMap:
     """What a query's map was made of: `parts` float32 [parts, gh, gw], and the `evidence` float32 [gh, gw] of where
-    it is, presence patch by patch, on the tokens' grid."""
+    it is, presence patch by patch, on the tokens' grid. `negatives` float32 [negatives, gh, gw] are the min-max maps of
+    what is not wanted, 0 where the query itself scores higher."""
 
     parts: NDArray[np.float32]
     evidence: NDArray[np.float32]
+    negatives: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 1, 1), np.float32))
 
 
 def query_maps(
@@ -51,13 +53,17 @@ def query_maps(
     scores, presence, made = [], [], []
     for query in queries:
         rows = [row_of[part] for part in query.parts]
-        own = of_texts.scores[rows]
+        own = wanted = of_texts.scores[rows]
         if query.negatives:
             unwanted = of_texts.scores[[row_of[(negative,)] for negative in query.negatives]]
-            own = own - unwanted.max(0).clip(min=0)
+            own = wanted - unwanted.max(0).clip(min=0)
         scores.append(own[0] if len(own) == 1 else minmax(own).mean(0))
         presence.append(of_texts.presence[rows].min())
         where = np.minimum(evidence[rows].max(0), presence[-1])
         made.append(QueryMap(on_grid(own, tokens.grid_hw), where))
+        if query.negatives:
+            wanted, unwanted = on_grid(wanted, tokens.grid_hw), on_grid(unwanted, tokens.grid_hw)
+            more_like_it = unwanted > wanted.max(0)
+            made[-1] = replace(made[-1], negatives=np.where(more_like_it, minmax(unwanted), np.float32(0)))
     names = tuple(query.name for query in queries)
     return SimilarityMaps(names, np.stack(scores), np.array(presence, np.float32), of_texts.image_hw), made

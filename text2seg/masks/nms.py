@@ -20,7 +20,11 @@ def suppress(masks: NDArray[np.bool_], scores: NDArray[np.floating], overlap: fl
     masks never stay.
     """
     flat = masks.reshape(len(masks), -1).astype(np.float32)
-    shared = flat @ flat.T
+    return best_of_each(flat @ flat.T, scores, overlap)
+
+
+def best_of_each(shared: NDArray[np.floating], scores: NDArray[np.floating], overlap: float) -> list[int]:
+    """`suppress`, from how many pixels each two masks share, [N, N], so that the masks need not lie side by side."""
     area = np.diagonal(shared)
     kept: list[int] = []
     for index in np.argsort(-scores, kind="stable").tolist():

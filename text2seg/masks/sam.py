@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from text2seg.errors import CheckpointError, ImageError
+from text2seg.grids import resize
 from text2seg.masks import decoder
 from text2seg.masks.build import SamShape, load_sam
 from text2seg.records import Candidates, Image, PointPrompts
@@ -26,6 +27,9 @@ from text2seg.runtime import FULL, Precision, PrecisionName, autocast, choose_pr
 logger = logging.getLogger(__name__)
 
 SETS_PER_CALL = 32  # about 40 MB of activations per set at SAM's full size
+MASK_PROMPT_SCALE = 0.005
+"""What the likelihoods of a rough mask are multiplied by before SAM takes them for its own low-resolution mask, as in
+Trident (arXiv 2411.09219): hardly above "unsure", a hint that box and point overrule."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -132,7 +136,8 @@ class Sam:
 
     @torch.no_grad()
     def decode(self, sets: Sequence[tuple[SamEmbedding, PointPrompts]]) -> list[Candidates]:
-        """SAM's candidates for each set of points on its picture; sets may differ in size and in picture.
+        """SAM's candidates for each set of points on its picture; sets may differ in size and in picture, and have a
+        box or a rough mask or not. With a box it is one candidate: what SAM answers when it is told well enough.
 
         Raises:
             ValueError: a set has no points.
@@ -140,13 +145,16 @@ class Sam:
         for place, (_, points) in enumerate(sets):
             if not len(points):
                 raise ValueError(f"set {place} has no points")
-        found: list[Candidates] = []
-        for start in range(0, len(sets), self._sets_per_call):
-            found += self._decode(sets[start : start + self._sets_per_call])
-        return found
+        found: dict[int, Candidates] = {}
+        for masked in (False, True):  # a set without a mask says so by an embedding of its own, not by an empty mask
+            places = [place for place, (_, points) in enumerate(sets) if bool(len(points.masks)) == masked]
+            for start in range(0, len(places), self._sets_per_call):
+                part = places[start : start + self._sets_per_call]
+                found |= zip(part, self._decode([sets[place] for place in part]), strict=True)
+        return [found[place] for place in range(len(sets))]
 
     def _decode(self, sets: Sequence[tuple[SamEmbedding, PointPrompts]]) -> list[Candidates]:
-        """One pass of the decoder."""
+        """One pass of the decoder, over sets that all have a mask or all have none."""
         features = {id(embedding): embedding.features for embedding, _ in sets}
         places = {key: place for place, key in enumerate(features)}
         points_xy, labels = self._ragged(sets)
@@ -157,26 +165,43 @@ class Sam:
                 torch.tensor([places[id(embedding)] for embedding, _ in sets], device=self.device),
                 torch.from_numpy(points_xy).to(self.device),
                 torch.from_numpy(labels).to(self.device),
+                self._mask_prompts(sets) if len(sets[0][1].masks) else None,
             )
         # The first output is SAM's single mask; the candidates are the others.
+        outputs = [slice(0, 1) if len(points.boxes_xyxy) else slice(1, None) for _, points in sets]
         return [
-            Candidates(of_set, predicted_iou)
-            for of_set, predicted_iou in zip(logits[:, 1:].cpu().numpy(), scores[:, 1:].cpu().numpy(), strict=True)
+            Candidates(of_set[which], predicted_iou[which])
+            for of_set, predicted_iou, which in zip(logits.cpu().numpy(), scores.cpu().numpy(), outputs, strict=True)
         ]
 
     def _ragged(
         self, sets: Sequence[tuple[SamEmbedding, PointPrompts]]
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Points float32 [B, N, 2] in the model's input frame and labels int64 [B, N], short sets filled up."""
-        longest = max(len(points) for _, points in sets)
-        points_xy = np.zeros((len(sets), longest + 1, 2), np.float32)
-        labels = np.full((len(sets), longest + 1), decoder.FILLING, np.int64)
+        """Points float32 [B, N, 2] in the model's input frame and labels int64 [B, N], short sets filled up. A box is
+        two points more; a set without one gets a "not a point"."""
+        longest = max(len(points) + 1 + len(points.boxes_xyxy) for _, points in sets)
+        points_xy = np.zeros((len(sets), longest, 2), np.float32)
+        labels = np.full((len(sets), longest), decoder.FILLING, np.int64)
         for row, (embedding, points) in enumerate(sets):
             count = len(points)
             points_xy[row, :count] = self._frame.apply_coords(points.xy, embedding.image_hw)
             labels[row, :count] = points.labels
-            labels[row, count] = decoder.NOT_A_POINT
+            if len(points.boxes_xyxy):
+                corners = self._frame.apply_boxes(points.boxes_xyxy, embedding.image_hw)
+                points_xy[row, count : count + 2] = corners.reshape(2, 2)
+                labels[row, count : count + 2] = decoder.BOX_TOP_LEFT, decoder.BOX_BOTTOM_RIGHT
+            else:
+                labels[row, count] = decoder.NOT_A_POINT
         return points_xy, labels
+
+    def _mask_prompts(self, sets: Sequence[tuple[SamEmbedding, PointPrompts]]) -> Tensor:
+        """Rough masks as SAM's low-resolution logits, float32 [B, 1, 4h, 4w]: square, the picture at the top left."""
+        height, width = self.module.prompt_encoder.mask_input_size
+        prompts = np.zeros((len(sets), 1, height, width), np.float32)
+        for row, (embedding, points) in enumerate(sets):
+            rows, columns = self.filled(embedding, height)
+            prompts[row, :, :rows, :columns] = MASK_PROMPT_SCALE * resize(points.masks, (rows, columns))
+        return torch.from_numpy(prompts).to(self.device)
 
     @torch.no_grad()
     def mask(self, embedding: SamEmbedding, candidates: Candidates, index: int) -> NDArray[np.bool_]:
@@ -195,10 +220,14 @@ class Sam:
 
     def coarse_masks(self, embedding: SamEmbedding, candidates: Candidates) -> NDArray[np.bool_]:
         """The candidates as masks bool[K, h, w] at SAM's low resolution, only the part that the picture fills."""
-        side, frame = candidates.logits.shape[-1], self._frame.target_length
-        rows, columns = (max(round(length * side / frame), 1) for length in embedding.input_hw)
+        rows, columns = self.filled(embedding, candidates.logits.shape[-1])
         masks: NDArray[np.bool_] = candidates.logits[:, :rows, :columns] > self.module.mask_threshold
         return masks
+
+    def filled(self, embedding: SamEmbedding, side: int) -> tuple[int, int]:
+        """Rows and columns that the picture fills of SAM's square frame, were it of this side."""
+        rows, columns = (max(round(length * side / self._frame.target_length), 1) for length in embedding.input_hw)
+        return rows, columns
 
 
 def _keep_norms_exact(encoder: nn.Module) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from text2seg.config import MaskSettings
 from text2seg.grids import map_score, resize
 from text2seg.masks.choice import by_map, by_sam
+from text2seg.masks.fallback import or_region
 from text2seg.masks.nms import suppress
 from text2seg.masks.sam import Sam, SamEmbedding
 from text2seg.records import Aim, Candidates, Segment, SimilarityMaps
@@ -26,22 +27,25 @@ def cut(
 
     Of each aim the best candidate is chosen; of those that show the same thing one stays; beside the best, one that is
     expected to be bad is left out. All this happens at SAM's low resolution; only what stays is brought to full size.
-    Masks that are empty are left out.
+    Masks that are empty are left out. With `fallback`, SAM's candidate may give way to the region of the map; it is as
+    good as what it replaces then.
     """
-    chosen, masks, qualities = [], [], []
+    offered, chosen, masks, qualities = [], [], [], []
     for aim, candidates in answers:
         low = sam.coarse_masks(embedding, candidates)
-        if settings.choice == "map":
-            quality = by_map(low, candidates, resize(aim.scores[None], (low.shape[1], low.shape[2]))[0])
-        else:
-            quality = by_sam(candidates)
+        expected = by_map(low, candidates, resize(aim.scores[None], (low.shape[1], low.shape[2]))[0])
+        quality = expected if settings.choice == "map" else by_sam(candidates)
         best = int(quality.argmax())
+        qualities.append(quality[best])
+        if settings.fallback:
+            candidates, best = or_region(sam, embedding, aim, candidates, best, float(expected[best]))
+            low = sam.coarse_masks(embedding, candidates)
+        offered.append((aim, candidates))
         chosen.append(best)
         masks.append(low[best])
-        qualities.append(quality[best])
     kept = suppress(np.stack(masks), np.array(qualities), settings.overlap) if answers else []
     good = [*kept[:1], *(other for other in kept[1:] if qualities[other] >= settings.quality)]
-    segments = [segment_of(sam, embedding, maps, query, *answers[index], chosen[index]) for index in good]
+    segments = [segment_of(sam, embedding, maps, query, *offered[index], chosen[index]) for index in good]
     return [segment for segment in segments if segment.area]
 
 
@@ -61,7 +65,7 @@ def segment_of(
         mask=mask,
         sam_score=float(candidates.scores[chosen]),
         map_score=map_score(maps.scores[query], mask),
-        presence=float(maps.presence[query]),
+        presence=aim.presence,
         points=aim.points,
         candidates=candidates,
         chosen=chosen,

@@ -70,25 +70,33 @@ def maps_with_points(segmentation: Segmentation) -> Pixels:
         found = segmentation.of(query)
         heated, note = heat(scores, image), f"presence {presence:.2f}"
         for segment in found:
-            rows.append(_Row(query, note, colour_of(query), _stages(segment, heated, image)))
+            rows.append(_Row(query, note, colour_of(query), _stages(segment, heated, image, segmentation.image.pixels)))
         if not found:
             rows.append(_Row(query, segmentation.verdict(query), FRAME, [[_Panel(heated, "similarity map")]]))
     return _drawn(rows, image.shape[0], max(image.shape[1], CELL)) if rows else image
 
 
-def _stages(segment: Segment, heated: Pixels, image: Pixels) -> list[list[_Panel]]:
-    """The panels of one segment: where it is, what SAM made of the points, what came of it."""
+def _stages(segment: Segment, heated: Pixels, image: Pixels, original: Pixels) -> list[list[_Panel]]:
+    """The panels of one segment: where it is, what SAM made of the points, what came of it. Of one that was seen in a
+    tile, only the first shows the whole image."""
     colour, points, candidates = colour_of(segment.query), segment.points, segment.candidates
     positive = int(np.count_nonzero(points.labels))
     where = _Panel(
         _with_points(heated, points, segment.mask.shape), f"map, {positive} positive, {len(points) - positive} negative"
     )
+    mask = segment.mask
+    if segment.view_xywh is not None:
+        x, y, width, height = segment.view_xywh
+        image, mask = (
+            _fitted(original[y : y + height, x : x + width], image.shape[:2]),
+            mask[y : y + height, x : x + width],
+        )
     choices = []
     for index, (logits, score) in enumerate(zip(candidates.logits, candidates.scores, strict=True)):
         chosen = index == segment.chosen
         pixels = _on_dimmed(image, _candidate(logits, image.shape[:2]), colour, outlined=chosen)
         choices.append(_Panel(pixels, f"candidate {index + 1}: SAM {score:.2f}", colour if chosen else None))
-    mask = _resized(segment.mask, image.shape[:2])
+    mask = _resized(mask, image.shape[:2])
     final = blend(image, mask, colour, 0.5)
     outline(final, mask, colour, 2)
     return [[where], choices, [_Panel(final, f"mask: SAM {segment.sam_score:.2f}, map {segment.map_score:.2f}")]]
@@ -142,16 +150,27 @@ def _reduced(pixels: Pixels) -> Pixels:
     return np.asarray(cv2.resize(pixels, size, interpolation=how), dtype=np.uint8)
 
 
+def _fitted(pixels: Pixels, hw: tuple[int, ...]) -> Pixels:
+    """As large as a panel of height and width can hold it."""
+    scale = min(hw[0] / pixels.shape[0], hw[1] / pixels.shape[1])
+    size = max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale))
+    return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+
+
 def _resized(mask: NDArray[np.bool_], hw: tuple[int, ...]) -> NDArray[np.bool_]:
     how = cv2.INTER_AREA if hw[0] < mask.shape[0] else cv2.INTER_NEAREST
     return np.asarray(cv2.resize(mask.view(np.uint8) * 255, hw[::-1], interpolation=how) >= 128)
 
 
 def _with_points(panel: Pixels, points: PointPrompts, image_hw: tuple[int, ...]) -> Pixels:
-    """Points of the original image as discs with a white rim, the positive ones on top."""
+    """Points of the original image as discs with a white rim, the positive ones on top, and the box if there is one."""
     panel = panel.copy()
     scale = np.array([panel.shape[1] / image_hw[1], panel.shape[0] / image_hw[0]])
     radius = min(6, max(2, min(panel.shape[:2]) // 10))
+    for box in points.boxes_xyxy:
+        left, top, right, bottom = (int(at) for at in np.rint(box * np.tile(scale, 2)))
+        cv2.rectangle(panel, (left, top), (right - 1, bottom - 1), PAPER, 4)
+        cv2.rectangle(panel, (left, top), (right - 1, bottom - 1), POSITIVE, 2)
     for index in np.argsort(points.labels, kind="stable"):
         x, y = (int(at) for at in np.rint(points.xy[index] * scale * 16 - 8))  # sixteenths of a pixel, for cv2's shift
         colour = POSITIVE if points.labels[index] else NEGATIVE

@@ -14,7 +14,7 @@ from text2seg.config import Settings, settings_from_dict
 from text2seg.errors import ImageError, Text2SegError
 from text2seg.images import load_image
 from text2seg.ontology import Category, Ontology, queries_of
-from text2seg.records import Image, PointPrompts
+from text2seg.records import Box, Image, PointPrompts
 from text2seg.vocabulary import Query, parse_query
 
 Json = Mapping[str, Any]
@@ -32,9 +32,11 @@ def annotation_with(dataset: Json, annotation_id: int) -> Json:
 
 
 def points_of(annotation: Json) -> PointPrompts:
-    """The recorded points, to the bit: JSON has the shortest number that is the same float32."""
+    """The recorded points, and the box if there is one, to the bit: JSON has the shortest number that is the same
+    float32. A rough mask is not recorded."""
     attributes = annotation.get("attributes")
-    rows = attributes.get("points") if isinstance(attributes, Mapping) else None
+    attributes = attributes if isinstance(attributes, Mapping) else {}
+    rows = attributes.get("points")
     if not isinstance(rows, list) or not rows:
         raise Text2SegError(
             f"annotation {annotation['id']} records no points, so it cannot be made again; only those that text2seg "
@@ -42,8 +44,12 @@ def points_of(annotation: Json) -> PointPrompts:
         )
     try:
         table = np.array(rows, np.float64).reshape(len(rows), 4)
+        box = attributes.get("box_prompt", [])
         return PointPrompts(
-            table[:, :2].astype(np.float32), table[:, 2].astype(np.int8), table[:, 3].astype(np.float32)
+            table[:, :2].astype(np.float32),
+            table[:, 2].astype(np.int8),
+            table[:, 3].astype(np.float32),
+            np.array(box, np.float32).reshape(-1, 4),
         )
     except (TypeError, ValueError) as error:
         raise Text2SegError(f"the points of annotation {annotation['id']} cannot be read: {error}") from error
@@ -54,6 +60,20 @@ def chosen_of(annotation: Json) -> int:
     if not isinstance(chosen, int) or chosen < 0:
         raise Text2SegError(f"annotation {annotation['id']} does not record which of SAM's candidates it is")
     return chosen
+
+
+def view_of(annotation: Json, image_hw: tuple[int, int]) -> Box | None:
+    """The tile that it was seen in, none where that was the whole picture."""
+    recorded = annotation["attributes"].get("view_xywh")
+    if recorded is None:
+        return None
+    try:
+        x, y, width, height = (int(side) for side in recorded)
+    except (TypeError, ValueError) as error:
+        raise Text2SegError(f"the tile of annotation {annotation['id']} cannot be read: {recorded!r}") from error
+    if min(x, y) < 0 or min(width, height) < 1 or x + width > image_hw[1] or y + height > image_hw[0]:
+        raise Text2SegError(f"the tile of annotation {annotation['id']} is not in the picture: {recorded!r}")
+    return x, y, width, height
 
 
 def query_of(annotation: Json, dataset: Json) -> Query:

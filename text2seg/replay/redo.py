@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -15,10 +15,11 @@ from text2seg import checkpoints
 from text2seg.coco.dataset import read_dataset
 from text2seg.coco.lookup import provenance_of
 from text2seg.coco.results import mask_of
-from text2seg.config import Settings
+from text2seg.config import Settings, TileSettings
 from text2seg.errors import CheckpointError, SettingsError, Text2SegError
 from text2seg.pipeline import Session, Text2Seg
 from text2seg.records import Image, PointPrompts, Segment
+from text2seg.replay.rebuild import rebuilt_mask
 from text2seg.replay.recorded import (
     annotation_with,
     chosen_of,
@@ -27,8 +28,10 @@ from text2seg.replay.recorded import (
     points_of,
     query_of,
     settings_of,
+    view_of,
 )
 from text2seg.runtime import PrecisionName
+from text2seg.tiling import place, shift
 from text2seg.vocabulary import Query, parse_query
 
 Json = Mapping[str, Any]
@@ -106,22 +109,23 @@ def replay(
     recorded = mask_of(annotation, image.hw)
     models = models or load_recorded(origin, clip=clip, sam=sam, device=device)
     _check_models(models, origin)
-    session = models.open(image)
-    again = _found_again(session, query, content, settings, points)
+    view = view_of(annotation, image.hw)
+    session = models.open(image).view(view)
+    prompts = shift(points, view, back=True)  # in the view's own pixels, but for rounding
+    again = _found_again(session, query, content, replace(settings, tiles=TileSettings()), prompts)
+    distance = _distance(points, shift(again.points, view)) if again else np.inf
+    if view and again and distance == 0:
+        prompts = again.points
     chosen = chosen_of(annotation)
-    embedding = session.embedding or models.sam.embed([image])[0]
-    (candidates,) = models.sam.decode([(embedding, points)])
-    if chosen >= len(candidates):
-        raise Text2SegError(f"annotation {annotation_id} is of candidate {chosen}, SAM has {len(candidates)} only")
-    rebuilt = models.sam.mask(embedding, candidates, chosen)
-    distance = _distance(points, again.points) if again else np.inf
+    own_mask = rebuilt_mask(models.sam, session, prompts, chosen, again, settings, annotation_id)
+    rebuilt = place(own_mask, view, image.hw)
     return Replayed(
         annotation_id,
         str(origin.get("text2seg", "unknown")),
         query.name,
         image,
         points,
-        again.points if again else None,
+        shift(again.points, view) if again else None,
         again is not None and len(again.points) == len(points) and distance == 0,
         float(distance),
         chosen,
@@ -194,7 +198,8 @@ def _found_again(
 ) -> Segment | None:
     """What is found of the query now; of several segments the one whose points come closest."""
     queries: tuple[Query, ...] = (query,)
-    if settings.maps.redundancy == "label-set":  # all that was asked for together belongs to the set
+    # All that was asked for together belongs to the set, or competed.
+    if settings.maps.redundancy == "label-set" or settings.masks.compete:
         others = ontology_queries(dataset) or tuple(parse_query(each["name"]) for each in dataset["categories"])
         queries += tuple(each for each in others if each.name != query.name)
     found = [each for each in session.segment(queries, settings).segments if each.query == query.name]
@@ -202,8 +207,11 @@ def _found_again(
 
 
 def _distance(one: PointPrompts, other: PointPrompts) -> float:
-    """How far apart two sets are where it is most, positives and negatives each by themselves."""
-    distance = 0.0
+    """How far apart two sets are where it is most: positives, negatives, the corners of boxes each by themselves."""
+    if len(one.boxes_xyxy) != len(other.boxes_xyxy):
+        return np.inf
+    corners = one.boxes_xyxy.astype(np.float64) - other.boxes_xyxy
+    distance = float(np.linalg.norm(corners.reshape(-1, 2), axis=1).max(initial=0))
     for label in (0, 1):
         a, b = one.xy[one.labels == label], other.xy[other.labels == label]
         if not len(a) and not len(b):

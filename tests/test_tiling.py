@@ -1,0 +1,337 @@
+"""Tiles: where they lie, what of their segments stays, and that they find small things."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image as PilImage
+
+from tests import builders
+from tests.test_pipeline import FakeClip, FakeSam
+from text2seg import Settings, Text2Seg
+from text2seg.cli import main
+from text2seg.coco import rle
+from text2seg.coco.dataset import build_dataset, read_dataset
+from text2seg.config import MaskSettings, PointSettings, TileSettings
+from text2seg.errors import SettingsError, Text2SegError
+from text2seg.images import load_image
+from text2seg.maps.clip import ImageTokens
+from text2seg.maps.presence import PresenceModel
+from text2seg.records import Candidates, Image, SimilarityMaps
+from text2seg.render import panels
+from text2seg.replay import replay
+from text2seg.tiling import KEPT_VIEWS, VIEWS_PER_CALL, Seen, crop, is_cut, merge, place, shift, tiles_of
+
+SCENES = Path(__file__).parents[1] / "text2seg" / "demo" / "scenes" / "new-scenes"
+
+# Where tiles lie
+
+
+@given(
+    hw=st.tuples(st.integers(1, 900), st.integers(1, 900)),
+    tile=st.integers(32, 400),
+    overlap=st.floats(0, 0.75),
+)
+def test_every_pixel_lies_in_a_tile_and_neighbours_overlap_as_wanted(hw, tile, overlap):
+    tiles = tiles_of(hw, TileSettings(tile, overlap))
+    if max(hw) <= tile:
+        assert tiles == []
+        return
+    assert len(set(tiles)) == len(tiles) >= 2
+    sides = {(width, height) for _, _, width, height in tiles}
+    assert sides == {(min(tile, hw[1]), min(tile, hw[0]))}
+    for axis in (0, 1):
+        starts, side, length = sorted({box[axis] for box in tiles}), tiles[0][2 + axis], hw[1 - axis]
+        assert (starts[0], starts[-1] + side) == (0, length)
+        assert all(b - a <= max(side * (1 - overlap), 1) for a, b in pairwise(starts))
+    assert len(tiles) == len({box[0] for box in tiles}) * len({box[1] for box in tiles})
+
+
+def test_tiles_of_a_known_picture():
+    assert tiles_of((100, 250), TileSettings(100, 0.2)) == [(0, 0, 100, 100), (75, 0, 100, 100), (150, 0, 100, 100)]
+    assert tiles_of((60, 150), TileSettings(100, 0.5)) == [(0, 0, 100, 60), (50, 0, 100, 60)]
+    assert tiles_of((100, 100), TileSettings(100)) == []
+    assert tiles_of((100, 250), TileSettings()) == []
+
+
+@pytest.mark.parametrize("wrong", [{"tile": 31}, {"tile": -1}, {"tile": 64.0}, {"tile_overlap": 0.8}])
+def test_settings_that_cannot_be(wrong):
+    with pytest.raises(SettingsError, match="tile"):
+        TileSettings(**wrong)
+
+
+def test_into_a_tile_and_back():
+    picture, box = builders.image((24, 32), file_name="a.png", image_id=7), (10, 4, 12, 6)
+    part = crop(picture, box)
+    assert (part.hw, part.file_name, part.image_id) == ((6, 12), "a.png", 7)
+    assert (part.pixels == picture.pixels[4:10, 10:22]).all()
+    assert (place(np.ones((6, 12), bool), box, (24, 32)) == builders.box_mask()).all()
+    points = replace(builders.points((1.5, 2.5, 1, 0.9)), boxes_xyxy=np.array([[0, 1, 3, 4]], np.float32))
+    moved = shift(points, box)
+    assert moved.xy.tolist() == [[11.5, 6.5]]
+    assert moved.boxes_xyxy.tolist() == [[10, 5, 13, 8]]
+    assert shift(moved, box, back=True).xy.tolist() == points.xy.tolist()
+
+
+# What stays of what the views show
+
+
+def test_what_is_cut():
+    hw, view = (100, 200), (50, 0, 100, 100)  # its left and right borders lie inside the picture
+    whole = builders.box_mask((100, 100), left=30, top=0, width=40, height=100)
+    left = builders.box_mask((100, 100), left=0, top=40, width=30, height=20)
+    right = builders.box_mask((100, 100), left=80, top=40, width=20, height=20)
+    assert [is_cut(mask, view, hw) for mask in (whole, left, right)] == [False, True, True]
+    assert not is_cut(left, (0, 0, 100, 100), hw)
+    top = builders.box_mask((80, 100), left=30, top=0, width=20, height=30)
+    assert is_cut(top, (0, 10, 100, 80), (90, 100))
+    assert not is_cut(top[::-1], (0, 10, 100, 80), (90, 100))
+    speck = builders.box_mask((100, 100), left=40, top=40)
+    speck[40:43, 0:3] = True
+    assert not is_cut(speck, view, hw)
+
+
+def seen(mask, quality, view=None):
+    """A segment of the picture as `merge` gets it."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    x, y, width, height = columns[0], rows[0], np.ptp(columns) + 1, np.ptp(rows) + 1
+    small = mask[y : y + height, x : x + width]
+    return Seen(builders.segment(mask=small), view, small, (int(x), int(y), int(width), int(height)), quality)
+
+
+def test_of_one_thing_in_several_views_the_best_stays():
+    hw = (60, 90)
+    one, better = builders.box_mask(hw, left=20, top=10), builders.box_mask(hw, left=21, top=10)
+    part = builders.box_mask(hw, left=22, top=11, width=4, height=3)
+    other = builders.box_mask(hw, left=33, top=10)
+    views = [seen(one, 0.6), seen(better, 0.8, (20, 0, 50, 50)), seen(part, 0.7, (0, 0, 50, 50)), seen(other, 0.5)]
+    assert merge(views, 0.6) == [views[1], views[3]]
+    assert merge([], 0.6) == []
+
+
+# The whole way, with fakes
+
+
+class Bright(FakeClip):
+    """The query is a colour: what is of it is there, but for pictures larger than a tile. Cells are of 4 pixels."""
+
+    def encode_images(self, images, *, size=None, architecture="surgery"):
+        if images:
+            self.encoded.append(len(images))
+        return [ImageTokens(None, (image.hw[0] // 4, image.hw[1] // 4), image.hw, image) for image in images]
+
+    def _maps(self, tokens, queries):
+        pixels = tokens.image.pixels.astype(np.float32) / 255
+        rows, columns = tokens.grid_hw
+        grid = pixels[: rows * 4, : columns * 4].reshape(rows, 4, columns, 4, 3).mean((1, 3))
+        return np.stack([grid[..., ("red", "green").index(query[0])] for query in queries])
+
+    def similarity(self, tokens, queries, settings):
+        maps = self._maps(tokens, queries)
+        names = tuple("|".join(query) for query in queries)
+        return SimilarityMaps(names, maps, self.evidence(tokens, queries).max((1, 2)), tokens.image_hw)
+
+    def evidence(self, tokens, queries):
+        small = max(tokens.image_hw) > 64
+        return self._maps(tokens, queries) * np.float32(0.3 if small else 0.9)
+
+
+class Bounded(FakeSam):
+    """The bright things that the positive points lie on; candidates as large as the picture."""
+
+    def embed(self, images):
+        return [replace(one, features=image) for one, image in zip(super().embed(images), images, strict=True)]
+
+    def decode(self, sets):
+        self.decoded.append(len(sets))
+        found = []
+        for embedding, points in sets:
+            x, y = points.xy[points.labels == 1][0].astype(int)
+            pixels = embedding.features.pixels
+            same = (pixels == pixels[y, x]).all(2)
+            found.append(Candidates(np.where(same, 1, -1)[None].astype(np.float32), np.array([0.9], np.float32)))
+        return found
+
+
+def picture(*boxes, hw=(60, 150)):
+    """Black, with boxes of one brightness or colour each: (channel, left, top, width, height)."""
+    pixels = np.zeros((*hw, 3), np.uint8)
+    for channel, left, top, width, height in boxes:
+        pixels[top : top + height, left : left + width, channel] = 255
+    return Image(pixels, "dots.png")
+
+
+@pytest.fixture
+def models():
+    settings = Settings(
+        points=PointSettings(downsample=1, instances="regions"), tiles=TileSettings(64, 0.25), masks=MaskSettings()
+    )
+    return Text2Seg(Bright(presence=PresenceModel(("thing",), threshold=0.5)), Bounded(), settings=settings)
+
+
+def boxes_of(result):
+    return sorted((segment.query, segment.box_xywh) for segment in result.segments)
+
+
+def test_things_in_two_tiles_are_found_in_the_pictures_own_pixels(models):
+    image = picture((0, 8, 8, 12, 12), (1, 120, 40, 12, 12))
+    assert tiles_of(image.hw, models.settings.tiles) == [(0, 0, 64, 60), (43, 0, 64, 60), (86, 0, 64, 60)]
+    assert models.segment(image, "red, green", replace(models.settings, tiles=TileSettings())).segments == ()
+    result = models.segment(image, "red, green")
+    red, green = result.segments
+    assert (red.query, red.box_xywh, red.view_xywh) == ("red", (8, 8, 12, 12), (0, 0, 64, 60))
+    assert (green.query, green.box_xywh, green.view_xywh) == ("green", (120, 40, 12, 12), (86, 0, 64, 60))
+    assert green.mask.shape == image.hw
+    x, y = green.points.xy[green.points.labels == 1].T
+    assert ((x >= 120) & (x < 132) & (y >= 40) & (y < 52)).all()
+    assert green.candidates.logits.shape == (1, 60, 64)
+    assert result.maps.scores.shape == (2, 15, 37)
+    assert result.maps.presence == pytest.approx([0.9, 0.9])
+
+
+def test_a_thing_across_a_border_is_found_once_and_whole(models):
+    across = picture((0, 56, 20, 12, 12))  # the first tile ends at 64, the second shows all of it
+    assert boxes_of(models.segment(across, "red")) == [("red", (56, 20, 12, 12))]
+    twice = picture((0, 48, 20, 12, 12))  # in both tiles
+    assert boxes_of(models.segment(twice, "red")) == [("red", (48, 20, 12, 12))]
+    apart = picture((0, 20, 20, 12, 12), (0, 90, 20, 12, 12))
+    assert len(models.segment(apart, "red").segments) == 2
+
+
+def test_what_is_whole_nowhere_is_not_found_in_part(models):
+    assert models.segment(picture((0, 30, 20, 90, 12)), "red").segments == ()
+
+
+def test_a_picture_no_larger_than_a_tile_is_as_without(models):
+    image = picture((0, 8, 8, 12, 12), hw=(48, 60))
+    tiled = models.segment(image, "red")
+    plain = models.segment(image, "red", replace(models.settings, tiles=TileSettings()))
+    assert boxes_of(tiled) == boxes_of(plain) == [("red", (8, 8, 12, 12))]
+    assert tiled.segments[0].view_xywh is None
+    assert models.clip.encoded == [1, 1]
+
+
+def test_views_go_through_in_bounded_batches_and_further_words_cost_no_encoding(models):
+    image = picture((0, 8, 8, 12, 12), (1, 120, 300, 12, 12), hw=(350, 200))
+    count = len(tiles_of(image.hw, models.settings.tiles))
+    assert VIEWS_PER_CALL < count <= KEPT_VIEWS
+    session = models.open(image)
+    session.segment("red")
+    assert max(models.clip.encoded) <= VIEWS_PER_CALL
+    assert sum(models.clip.encoded) == count + 1
+    encoded, embedded = list(models.clip.encoded), sum(models.sam.embedded)
+    assert boxes_of(session.segment("red")) == [("red", (8, 8, 12, 12))]
+    assert models.clip.encoded == encoded
+    assert sum(models.sam.embedded) == embedded
+    assert boxes_of(session.segment("green")) == [("green", (120, 300, 12, 12))]
+    assert models.clip.encoded == encoded
+
+
+def test_a_session_keeps_a_bounded_number_of_tiles(models):
+    image = picture((0, 8, 8, 12, 12), hw=(350, 400))
+    count = len(tiles_of(image.hw, models.settings.tiles))
+    assert count > KEPT_VIEWS
+    session = models.open(image)
+    session.segment("red")
+    models.clip.encoded.clear()
+    session.segment("red")
+    assert sum(models.clip.encoded) == count - KEPT_VIEWS
+
+
+def test_candidates_lie_in_their_tile(models):
+    session = models.open(picture((1, 120, 40, 12, 12)))
+    (green,) = session.segment("green").segments
+    assert (session.candidate_mask(green, 0) == green.mask).all()
+
+
+# With the real demo model
+
+
+@pytest.fixture(scope="module")
+def mosaic():
+    """1600 × 1200: twelve bundled scenes on grey, and their things, with names and masks."""
+    truth = read_dataset(SCENES / "dataset.json")
+    names = {category["id"]: category["name"] for category in truth["categories"]}
+    scenes = [entry for entry in truth["images"] if max(entry["width"], entry["height"]) <= 400][:12]
+    pixels, things = np.full((1200, 1600, 3), 128, np.uint8), []
+    for number, entry in enumerate(scenes):
+        box = (400 * (number % 4), 400 * (number // 4), entry["width"], entry["height"])
+        pixels[box[1] : box[1] + box[3], box[0] : box[0] + box[2]] = load_image(SCENES / entry["file_name"]).pixels
+        for annotation in truth["annotations"]:
+            if annotation["image_id"] == entry["id"]:
+                mask = place(rle.decode(annotation["segmentation"]), box, (1200, 1600))
+                things.append((names[annotation["category_id"]], mask))
+    return Image(pixels, "mosaic.png"), things
+
+
+def share_found(result, things):
+    found = 0
+    for name, mask in things:
+        ious = [(s.mask & mask).sum() / (s.mask | mask).sum() for s in result.of(name)]
+        found += max(ious, default=0) >= 0.5
+    return found / len(things)
+
+
+@pytest.fixture(scope="module")
+def tiled(demo, mosaic):
+    image, things = mosaic
+    return demo.segment(image, sorted({name for name, _ in things}), Settings(tiles=TileSettings(400)))
+
+
+def test_tiles_find_small_things(demo, mosaic, tiled):
+    image, things = mosaic
+    plain = demo.segment(image, tiled.maps.queries)
+    assert len(things) >= 30
+    assert share_found(tiled, things) >= share_found(plain, things) + 0.35
+    assert sum(segment.view_xywh is not None for segment in tiled.segments) >= 10
+    assert (tiled.maps.scores == plain.maps.scores).all()
+    assert (tiled.maps.presence >= plain.maps.presence).all()
+
+
+def test_the_file_says_in_which_tile_and_the_masks_come_out_the_same_again(demo, mosaic, tiled, tmp_path):
+    image, _ = mosaic
+    PilImage.fromarray(image.pixels).save(tmp_path / "mosaic.png")
+    origin = demo.provenance(Settings(tiles=TileSettings(400)))
+    content = json.loads(json.dumps(build_dataset([tiled], provenance=origin)))
+    of_tiles = [a for a in content["annotations"] if "view_xywh" in a["attributes"]]
+    of_whole = [a for a in content["annotations"] if "view_xywh" not in a["attributes"]]
+    assert len(of_tiles) == sum(segment.view_xywh is not None for segment in tiled.segments)
+    for annotation in [*of_tiles[:3], *of_whole[:1]]:
+        again = replay(content, annotation["id"], images=tmp_path, models=demo)
+        assert (again.points_identical, again.rebuilt_chosen) == (True, again.recorded_chosen)
+        assert again.iou >= 0.99  # the tile was encoded in a batch with others, whose rounding may differ
+    of_tiles[0]["attributes"]["view_xywh"] = [1500, 0, 400, 400]
+    with pytest.raises(Text2SegError, match="not in the picture"):
+        replay(content, of_tiles[0]["id"], images=tmp_path, models=demo)
+
+
+def test_panels_of_a_tile_show_the_tile(mosaic, tiled):
+    """The candidate that was chosen, drawn on the tile, covers there what the mask covers in the picture."""
+    one = next(segment for segment in tiled.segments if segment.view_xywh is not None)
+    panel = np.zeros((300, 400, 3), np.uint8)
+    (where,), candidates, (final,) = panels._stages(one, panel, panel, mosaic[0].pixels)
+    assert where.pixels.shape == (300, 400, 3)
+    assert {each.pixels.shape for each in [*candidates, final]} == {(300, 300, 3)}
+    x, y, width, height = one.view_xywh
+    mask = panels._resized(one.mask[y : y + height, x : x + width], (300, 300))
+    drawn = panels._candidate(one.candidates.logits[one.chosen], (300, 300))
+    assert (mask & drawn).sum() > 0.8 * (mask | drawn).sum()
+
+
+def test_the_command_line(mosaic, tmp_path, capsys):
+    image, things = mosaic
+    names = [name for name, mask in things if mask[:640, :840].sum() > 400][:3]
+    PilImage.fromarray(image.pixels[:640, :840]).save(tmp_path / "large.png")
+    query = ["--queries", ",".join(names), "--output", str(tmp_path / "out")]
+    assert main(["segment", str(tmp_path / "large.png"), *query, "--tile", "400", "--tile-overlap", "0.3"]) == 0
+    written = read_dataset(tmp_path / "out" / "dataset.json")
+    assert any("view_xywh" in annotation["attributes"] for annotation in written["annotations"])
+    assert main(["segment", str(tmp_path / "large.png"), *query, "--tile", "5"]) == 1
+    assert "tile must be 0 or a whole number" in capsys.readouterr().err
