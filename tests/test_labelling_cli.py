@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from text2seg.cli import main
 from text2seg.coco.dataset import read_dataset
@@ -120,3 +121,10 @@ def test_help_names_every_flag(capsys):
     for flag in ("categories-from", "keep-candidates", "restart", "resume", "retry-failures", "overwrite", "strict"):
         assert f"--{flag}" in text
     assert "--dry-run" in text
+
+
+def test_an_output_that_another_process_writes_is_refused_before_models_are_loaded(folder, tmp_path, capsys):
+    output = tmp_path / "dataset.json"
+    with FileLock(f"{output}.journal.lock"):
+        assert label(folder, output, "--query", "ball", "--clip", "nothing") == 1
+    assert "another process is writing" in capsys.readouterr().err

@@ -57,7 +57,10 @@ class Label:
             return self._rehearse(ontology, job)
         from text2seg.labelling.interrupt import stop_on_signals
         from text2seg.labelling.job import label_folder
+        from text2seg.labelling.journal import check_unlocked
+        from text2seg.labelling.output import journal_path
 
+        check_unlocked(journal_path(job.output))
         models = load_models(self.model, self.settings)
         with stop_on_signals() as stop:
             report = label_folder(models, self.folder, ontology, job, progress=True, stop=stop)
@@ -89,7 +92,7 @@ class Label:
         plan = rehearse(self.folder, ontology, self.model, settings)
         _show_failures(plan.failures, "--verbose shows all", limit=plan.images if self.verbose else SHOWN_FAILURES)
         names = ", ".join(category.name for category in plan.ontology.categories)
-        print(f"would look for {len(plan.ontology.categories)} categories: {names}")
+        print(f"would look for: {names}")
         ready = plan.images - plan.done
         print(f"in {ready} images of {self.folder}" + f" ({plan.done} more are done already)" * bool(plan.done))
         print(f"together {plan.pixels / 1e6:,.1f} megapixels; {len(plan.failures)} files cannot be read")

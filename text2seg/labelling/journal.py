@@ -129,10 +129,14 @@ class Journal:
             self._file.truncate(end)
 
 
+def _lock_file(path: Path) -> Path:
+    return path.with_name(path.name + ".lock")
+
+
 def _locked(path: Path) -> FileLock:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path.with_name(path.name + ".lock"))
+        lock = FileLock(_lock_file(path))
         lock.acquire(timeout=0)
     except Timeout:
         raise OutputError(
@@ -142,6 +146,12 @@ def _locked(path: Path) -> FileLock:
     except OSError as error:
         raise OutputError(f"cannot write in {path.parent}: {error.strerror}; choose another --output") from error
     return lock
+
+
+def check_unlocked(path: Path) -> None:
+    """Raise `OutputError` where another process writes this journal, before models are loaded in vain."""
+    if _lock_file(path).exists():
+        _locked(path).release()
 
 
 def _begins_anew(path: Path, *, restart: bool) -> bool:

@@ -74,7 +74,8 @@ def uncertainty_of(
     if map_score is not None:
         parts["map"] = _clipped(1 - map_score / GOOD_MAP_SCORE)
         words["map"] = f"map score {map_score:.2f}: how far the mask covers what the map lights up"
-    if (score := score_of(annotation)) is not None:
+    sam_score = number_in(known, "sam_score")  # the annotation's score has presence in it, which is a part of its own
+    if (score := score_of(annotation) if sam_score is None else sam_score) is not None:
         parts["score"] = _clipped(1 - score)
         words["score"] = f"score {score:.2f}"
     return Uncertainty(parts, words)
