@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "text2seg"
 LAYERS = [
     {"_version", "errors", "demo"},
     {"records", "config"},
-    {"files", "images", "grids", "vocabulary", "runtime", "checkpoints"},
+    {"files", "pages", "images", "grids", "vocabulary", "runtime", "checkpoints"},
     {"ontology"},
     {"regions"},
     {"maps", "points", "masks"},

@@ -19,7 +19,7 @@ from text2seg.maps.clip import ImageTokens
 from text2seg.maps.presence import PresenceModel
 from text2seg.masks.sam import SamEmbedding
 from text2seg.pipeline import Text2Seg
-from text2seg.records import Candidates, PointPrompts, SimilarityMaps
+from text2seg.records import Candidates, PointPrompts
 from text2seg.runtime import FULL
 from text2seg.vocabulary import Things
 
@@ -44,14 +44,12 @@ class FakeClip:
             self.encoded.append(len(images))
         return [ImageTokens(None, (6, 8), image.hw) for image in images]
 
-    def similarity(self, tokens, queries, settings):
+    def scores(self, tokens, queries, settings):
         maps = np.zeros((len(queries), 6, 8), np.float32)
         for scores, query in zip(maps, queries, strict=True):
             if "nothing" not in query:
                 scores[1:5, (slice(0, 3) if "left" in query else slice(5, 8))] = 1
-        return SimilarityMaps(
-            tuple("|".join(query) for query in queries), maps, np.full(len(queries), 0.3, np.float32), tokens.image_hw
-        )
+        return maps
 
     def evidence(self, tokens, queries):
         return np.full((len(queries), 6, 8), 0.3, np.float32)

@@ -24,7 +24,7 @@ from text2seg.errors import SettingsError, Text2SegError
 from text2seg.images import load_image
 from text2seg.maps.clip import ImageTokens
 from text2seg.maps.presence import PresenceModel
-from text2seg.records import Candidates, Image, SimilarityMaps
+from text2seg.records import Candidates, Image
 from text2seg.render import panels
 from text2seg.replay import replay
 from text2seg.tiling import KEPT_VIEWS, VIEWS_PER_CALL, Seen, crop, is_cut, merge, place, shift, tiles_of
@@ -133,10 +133,8 @@ class Bright(FakeClip):
         grid = pixels[: rows * 4, : columns * 4].reshape(rows, 4, columns, 4, 3).mean((1, 3))
         return np.stack([grid[..., ("red", "green").index(query[0])] for query in queries])
 
-    def similarity(self, tokens, queries, settings):
-        maps = self._maps(tokens, queries)
-        names = tuple("|".join(query) for query in queries)
-        return SimilarityMaps(names, maps, self.evidence(tokens, queries).max((1, 2)), tokens.image_hw)
+    def scores(self, tokens, queries, settings):
+        return self._maps(tokens, queries)
 
     def evidence(self, tokens, queries):
         small = max(tokens.image_hw) > 64

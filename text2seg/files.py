@@ -54,3 +54,9 @@ def _told_of(path: Path) -> Iterator[None]:
         raise OutputError(f"{path} cannot be written: {path.parent} is not a folder") from error
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def refuse_existing(path: str | os.PathLike[str], *, overwrite: bool) -> None:
+    """Raises `OutputError` where the file is there, unless it may be written over."""
+    if not overwrite and Path(path).exists():
+        raise OutputError(f"{path} is there already; choose another name or say --overwrite")

@@ -42,3 +42,9 @@ def map_score(scores: NDArray[np.float32], mask: NDArray[np.bool_]) -> float:
     height, width = mask.shape
     stretched = resize(minmax(scores)[None], (height, width))[0]
     return float(stretched[mask].mean() - stretched[~mask].mean())
+
+
+def iou(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
+    """Of two masks; 1 where both are empty."""
+    union = np.count_nonzero(one | other)
+    return np.count_nonzero(one & other) / union if union else 1.0

@@ -46,7 +46,8 @@ class Evaluate:
         log_to_terminal()
         from text2seg.coco.stream import write_json
         from text2seg.evaluation import as_json, evaluate_files
-        from text2seg.evaluation.page import refuse_existing, write_page
+        from text2seg.evaluation.page import write_page
+        from text2seg.files import refuse_existing
 
         outputs = [path for path in (self.report, self.json) if path is not None]
         files = [path.resolve() for path in (self.truth, self.predicted, *outputs)]

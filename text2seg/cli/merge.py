@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from text2seg.errors import DatasetError, OutputError
+from text2seg.errors import DatasetError
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +29,11 @@ class Merge:
 
     def run(self) -> int:
         from text2seg.coco.merge import merge_files
+        from text2seg.files import refuse_existing
 
         if not self.datasets:
             raise DatasetError("nothing to merge: name at least one COCO file")
-        if self.output.exists() and not self.overwrite:
-            raise OutputError(f"{self.output} is there already; choose another --output, or --overwrite")
+        refuse_existing(self.output, overwrite=self.overwrite)
         merged = merge_files(self.datasets, self.output)
         print(f"{len(merged['images'])} images, {len(merged['annotations'])} annotations")
         print(f"COCO file: {self.output}")

@@ -137,23 +137,23 @@ def _attributes(segment: Segment, score: float) -> Json:
     points = segment.points
     attributes: Json = {
         "query": segment.query,
-        "score": _number(score),
-        "sam_score": _number(segment.sam_score),
-        "map_score": _number(segment.map_score),
-        "presence": _number(segment.presence),
+        "score": plain_number(score),
+        "sam_score": plain_number(segment.sam_score),
+        "map_score": plain_number(segment.map_score),
+        "presence": plain_number(segment.presence),
         "points": [
-            [_number(x), _number(y), int(label), _number(similarity)]
+            [plain_number(x), plain_number(y), int(label), plain_number(similarity)]
             for (x, y), label, similarity in zip(points.xy, points.labels, points.similarity, strict=True)
         ],
-        **({"box_prompt": [_number(side) for side in points.boxes_xyxy[0]]} if len(points.boxes_xyxy) else {}),
+        **({"box_prompt": [plain_number(side) for side in points.boxes_xyxy[0]]} if len(points.boxes_xyxy) else {}),
         "chosen_candidate": int(segment.chosen),
-        "candidate_scores": [_number(score) for score in segment.candidates.scores],
+        "candidate_scores": [plain_number(score) for score in segment.candidates.scores],
     }
     if segment.view_xywh is not None:
         attributes["view_xywh"] = list(segment.view_xywh)
     return attributes
 
 
-def _number(value: float | np.floating) -> float:
+def plain_number(value: float | np.floating) -> float:
     """The shortest plain number that is the same float32: 0.9, not 0.8999999761581421."""
     return float(str(np.float32(value)))

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from text2seg._version import __version__
-from text2seg.errors import OutputError
 from text2seg.evaluation.instances import HEADLINES
 from text2seg.evaluation.misses import CAUSES, RIGHT, Misses
 from text2seg.evaluation.run import Evaluation
 from text2seg.evaluation.semantic import Semantic
-from text2seg.files import write_atomically
+from text2seg.files import refuse_existing, write_atomically
+from text2seg.pages import render_template
 
 MOST_LABELS = 24  # of the confusion matrix; the others are one row and column together
 MOST_MISSED = 200
@@ -62,26 +62,12 @@ def write_page(
     return write_atomically(path, [html.encode("utf-8", "backslashreplace")])
 
 
-def refuse_existing(path: str | os.PathLike[str], *, overwrite: bool) -> None:
-    """Raises `OutputError` where the file is there, unless it may be written over."""
-    if not overwrite and Path(path).exists():
-        raise OutputError(f"{path} is there already; choose another name or say --overwrite")
-
-
 def render_page(evaluation: Evaluation, *, truth: str = "", predicted: str = "") -> str:
     """The page as text."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("text2seg.evaluation", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": _number}
     misses = evaluation.misses
-    return environment.get_template("page.html.j2").render(
+    return render_template(
+        "text2seg.evaluation",
+        {"number": _number},
         evaluation=evaluation,
         truth=truth,
         predicted=predicted,

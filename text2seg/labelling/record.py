@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from text2seg.coco import rle
-from text2seg.coco.entries import Encoding, annotations_of
+from text2seg.coco.entries import Encoding, annotations_of, plain_number
 from text2seg.errors import Text2SegError
 from text2seg.records import Segmentation
 
@@ -78,7 +78,7 @@ def success_record(
         **_head(task),
         "width": width,
         "height": height,
-        "presence": {query: _number(score) for query, score in zip(maps.queries, maps.presence, strict=True)},
+        "presence": {query: plain_number(score) for query, score in zip(maps.queries, maps.presence, strict=True)},
         "annotations": annotations,
     }
 
@@ -99,8 +99,3 @@ def failure_record(task: Task, stage: str, error: BaseException, path: Path) -> 
 def _head(task: Task) -> Json:
     size, changed = task.stamp
     return {"file": task.file, "bytes": size, "mtime_ns": changed}
-
-
-def _number(value: float | np.floating) -> float:
-    """The shortest plain number that is the same float32."""
-    return float(str(np.float32(value)))

@@ -137,8 +137,15 @@ class Clip:
     def similarity(
         self, tokens: ImageTokens, queries: Sequence[str | Wordings], settings: MapSettings
     ) -> SimilarityMaps:
-        """One map per query, in the order asked for; a query is a text or several wordings of it. Refined maps are
-        finer than the tokens' grid.
+        """One map per query, in the order asked for, with presence; as for `scores`."""
+        names = tuple("|".join(_wordings(query)) for query in queries)
+        scores = self.scores(tokens, queries, settings)
+        return SimilarityMaps(names, scores, self.evidence(tokens, queries).max((1, 2)), tokens.image_hw)
+
+    @torch.inference_mode()
+    def scores(self, tokens: ImageTokens, queries: Sequence[str | Wordings], settings: MapSettings) -> np.ndarray:
+        """The similarity per patch alone, float32 [Q, gh, gw]; a query is a text or several wordings of it. Refined
+        maps are finer than the tokens' grid.
 
         Raises:
             QueryError: no queries, an empty one, or a label set of fewer than two.
@@ -164,9 +171,7 @@ class Clip:
             if tokens.image is None:
                 raise ValueError("maps are refined by their image, and these tokens have none")
             grid = refine_maps(grid, tokens.image)
-        names = tuple("|".join(query) for query in each)
-        presence = self.evidence(tokens, each).max((1, 2))
-        return SimilarityMaps(names, _to_numpy(grid), presence, tokens.image_hw)
+        return _to_numpy(grid)
 
     @torch.inference_mode()
     def evidence(self, tokens: ImageTokens, queries: Sequence[str | Wordings]) -> np.ndarray:

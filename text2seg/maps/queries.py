@@ -44,21 +44,21 @@ def query_maps(
     original's `person+bench`; the presence of all together is that of the one least sure.
 
     Raises:
-        QueryError: as `Clip.similarity`.
+        QueryError: as `Clip.scores`.
     """
     texts = texts_of(queries)
-    of_texts = clip.similarity(tokens, texts, settings)
+    of_texts = clip.scores(tokens, texts, settings)
     row_of = {wordings: row for row, wordings in enumerate(texts)}
     evidence = clip.evidence(tokens, texts)
     scores, presence, made = [], [], []
     for query in queries:
         rows = [row_of[part] for part in query.parts]
-        own = wanted = of_texts.scores[rows]
+        own = wanted = of_texts[rows]
         if query.negatives:
-            unwanted = of_texts.scores[[row_of[(negative,)] for negative in query.negatives]]
+            unwanted = of_texts[[row_of[(negative,)] for negative in query.negatives]]
             own = wanted - unwanted.max(0).clip(min=0)
         scores.append(own[0] if len(own) == 1 else minmax(own).mean(0))
-        presence.append(of_texts.presence[rows].min())
+        presence.append(evidence[rows].max((1, 2)).min())
         where = np.minimum(evidence[rows].max(0), presence[-1])
         made.append(QueryMap(on_grid(own, tokens.grid_hw), where))
         if query.negatives:
@@ -66,4 +66,4 @@ def query_maps(
             more_like_it = unwanted > wanted.max(0)
             made[-1] = replace(made[-1], negatives=np.where(more_like_it, minmax(unwanted), np.float32(0)))
     names = tuple(query.name for query in queries)
-    return SimilarityMaps(names, np.stack(scores), np.array(presence, np.float32), of_texts.image_hw), made
+    return SimilarityMaps(names, np.stack(scores), np.array(presence, np.float32), tokens.image_hw), made

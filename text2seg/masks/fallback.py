@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from text2seg.grids import resize
+from text2seg.grids import iou, resize
 from text2seg.masks.sam import Sam, SamEmbedding
 from text2seg.records import Aim, Candidates
 
@@ -44,9 +43,3 @@ def or_region(
     if not low[-1].any() or iou(low[best], low[-1]) >= LEAST_SHARED:
         return candidates, best
     return more, len(candidates)
-
-
-def iou(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
-    """Of two masks; 1 where both are empty."""
-    union = np.count_nonzero(one | other)
-    return np.count_nonzero(one & other) / union if union else 1.0

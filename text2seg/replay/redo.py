@@ -17,6 +17,7 @@ from text2seg.coco.lookup import provenance_of
 from text2seg.coco.results import mask_of
 from text2seg.config import Settings, TileSettings
 from text2seg.errors import CheckpointError, SettingsError, Text2SegError
+from text2seg.grids import iou
 from text2seg.pipeline import Session, Text2Seg
 from text2seg.records import Image, PointPrompts, Segment
 from text2seg.replay.rebuild import rebuilt_mask
@@ -133,7 +134,7 @@ def replay(
         recorded,
         rebuilt,
         int(np.count_nonzero(recorded != rebuilt)),
-        _iou(recorded, rebuilt),
+        iou(recorded, rebuilt),
     )
 
 
@@ -221,8 +222,3 @@ def _distance(one: PointPrompts, other: PointPrompts) -> float:
         apart = np.linalg.norm(a[:, None].astype(np.float64) - b[None], axis=2)
         distance = max(distance, float(apart.min(0).max()), float(apart.min(1).max()))
     return distance
-
-
-def _iou(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
-    union = np.count_nonzero(one | other)
-    return np.count_nonzero(one & other) / union if union else 1.0

@@ -17,7 +17,8 @@ from tqdm import tqdm
 from text2seg._version import __version__
 from text2seg.coco.dataset import read_dataset
 from text2seg.errors import OutputError, Text2SegError
-from text2seg.files import write_atomically
+from text2seg.files import refuse_existing, write_atomically
+from text2seg.pages import render_template
 from text2seg.render.colours import Colour
 from text2seg.review.contents import CategoryRow, Contents, Item, Picture, contents_of
 from text2seg.review.tiles import tile
@@ -66,8 +67,7 @@ def write_review(
         raise Text2SegError(f"the limit must be 1 or more, got {limit}")
     if output.exists() and dataset.exists() and output.samefile(dataset):
         raise OutputError(f"{output} is the dataset itself; choose another --output")
-    if output.exists() and not overwrite:
-        raise OutputError(f"{output} is there already; --overwrite writes over it, or choose another --output")
+    refuse_existing(output, overwrite=overwrite)
     content = read_dataset(dataset)
     info = content.get("info") if isinstance(content.get("info"), dict) else {}
     contents = contents_of({**content, "info": info})
@@ -90,20 +90,12 @@ def write_review(
 
 
 def _render(contents: Contents, tiles: list[dict[str, Any]], *, title: str) -> str:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("text2seg.review", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": _number, "percent": _percent}
     pictures = contents.pictures
     found = sum(bool(picture.items) for picture in pictures)
     rows = sorted(contents.categories, key=lambda row: (-row.annotations, row.name))
-    return environment.get_template("page.html.j2").render(
+    return render_template(
+        "text2seg.review",
+        {"number": _number, "percent": _percent},
         title=title,
         version=__version__,
         tiles=tiles,
