@@ -20,7 +20,8 @@ LAYERS = [
     {"tiling", "loading"},
     {"pipeline", "coco", "render"},
     {"segmenting", "labelling", "evaluation", "tuning", "review", "replay"},
-    {"benchmarking"},
+    {"benchmarking", "explain"},
+    {"app"},
     {"cli", "__init__"},
     {"__main__"},
 ]
@@ -31,6 +32,7 @@ ROOMS = {
     "gradio": {"app"},
     "ray": {"engines"},
     "tyro": {"cli"},
+    "pytorch_grad_cam": {"explain"},
 }
 LAYER_OF = {room: layer for layer, rooms in enumerate(LAYERS) for room in rooms}
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -1,0 +1,48 @@
+"""All tools, and the one way to run them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from text2seg.errors import SettingsError
+from text2seg.explain.catalogue import (
+    board,
+    experiments,
+    faithfulness,
+    inside,
+    opinion,
+    recognition,
+    saliency,
+    texts,
+)
+from text2seg.explain.exhibit import Exhibit
+from text2seg.explain.tool import Tool
+from text2seg.explain.watch import Watch
+
+if TYPE_CHECKING:
+    from text2seg.pipeline import Text2Seg
+    from text2seg.records import Image
+
+GROUPS = (board, saliency, inside, texts, opinion, recognition, experiments, faithfulness)
+TOOLS: dict[str, Tool] = {tool.name: tool for group in GROUPS for tool in group.TOOLS}
+
+
+def run_tool(
+    tool: Tool, models: Text2Seg, images: Sequence[Image], settings: Any = None, watch: Watch | None = None
+) -> Exhibit:
+    """Run a tool on pictures; `settings` are of the tool's own kind, by default as they are by default.
+
+    Raises:
+        SettingsError: it looks at one picture and got another number, or at many and got none; or as the tool says.
+        QueryError: a text is empty or unknown to the models.
+    """
+    if tool.pictures == "one" and len(images) != 1:
+        raise SettingsError(f"{tool.name} looks at one picture, got {len(images)}")
+    if not images:
+        raise SettingsError(f"{tool.name} looks at pictures: give at least one")
+    module, name = tool.function.split(":")
+    function = getattr(import_module(f"text2seg.explain.{module}"), name)
+    exhibit: Exhibit = function(models, images, settings or tool.settings(), watch or Watch())
+    return exhibit
