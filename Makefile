@@ -4,13 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint type unit score clean
+.PHONY: demo app test lint type unit test-browser chromium score clean
 
 demo: $(READY)  ## set up, then cut things out of a bundled scene with the bundled demo model
 	$(BIN)/text2seg segment text2seg/demo/scenes/new-scenes/images/scene_0019.jpg \
 		--queries "$(shell cat text2seg/demo/scenes/queries.txt)" --output outputs/demo
 
-test: lint type unit  ## everything that must pass before a change goes in
+app: $(READY)  ## set up, then open the browser app on the bundled demo model
+	$(BIN)/python app.py
+
+test: lint type unit  ## everything that must pass before a change goes in; browser tests where there is a Chromium
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
@@ -21,6 +24,13 @@ type: $(READY)
 
 unit: $(READY)
 	$(BIN)/python -m pytest
+
+test-browser: chromium $(READY)  ## the tests in a real browser alone
+	TEXT2SEG_REQUIRE_BROWSER=1 $(BIN)/python -m pytest tests/browser
+
+chromium:  ## Debian's and Ubuntu's Chromium, where there is none yet
+	@command -v chromium chromium-browser google-chrome >/dev/null || \
+		{ apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; }
 
 score: $(READY)  ## score the demo model on the bundled test scenes
 	$(BIN)/python scripts/score_demo.py

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from text2seg.cli import main
+from text2seg.cli.commands import COMMANDS
 from text2seg.coco import rle
 from text2seg.coco.dataset import read_dataset
 
@@ -30,8 +31,39 @@ def test_help_names_every_setting(capsys):
 
 
 def test_version(capsys):
-    assert main(["--version"]) == 0
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
     assert capsys.readouterr().out.startswith("text2seg 0.")
+
+
+def test_help_is_quick_because_it_imports_no_command(capsys):
+    code = (
+        "import sys; from text2seg.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'numpy', 'tyro', 'rich', 'cv2', 'gradio'} & set(sys.modules); assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    for name, command in COMMANDS.items():
+        assert name in done.stdout
+        assert command.summary[:30] in done.stdout
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "explain"])
+def test_every_command_has_help(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([name, "--help"])
+    assert stop.value.code == 0
+    assert f"text2seg {name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [[], ["segmnt"], ["explain", "salience"]])
+def test_an_unknown_command_is_told_the_known_ones(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert "COMMAND" in capsys.readouterr().err
 
 
 def scene(tmp_path, name="scene one.png"):

@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 import tyro
 
 from text2seg import checkpoints
-from text2seg.cli.common import FAILED, log_to_terminal
+from text2seg.cli.common import log_to_terminal
+from text2seg.cli.status import FAILED
 from text2seg.errors import CheckpointError
 
 

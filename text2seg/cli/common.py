@@ -14,9 +14,9 @@ from text2seg.config import ModelSettings, Settings
 from text2seg.errors import QueryError
 
 if TYPE_CHECKING:
-    from text2seg.pipeline import Text2Seg
+    from rich.table import Table
 
-FAILED, INTERRUPTED = 1, 130
+    from text2seg.pipeline import Text2Seg
 
 PipelineFlags = tyro.conf.UseAppendAction[Annotated[Settings, tyro.conf.arg(name="")]]
 """How an image and words become segments, as flags of a command."""
@@ -54,3 +54,15 @@ def load_models(model: ModelSettings, settings: Settings) -> Text2Seg:
         precision=model.precision,
         settings=settings,
     )
+
+
+def plain_table(title: str, *headings: str) -> Table:
+    """A table for the terminal: the first column and one called "number" hold words, the others values."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for place, heading in enumerate(headings):
+        is_text = place == 0 or heading == "number"
+        table.add_column(heading, justify="left" if is_text else "right", overflow="fold" if is_text else "ellipsis")
+    return table

@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from text2seg.cli.common import log_to_terminal
+from text2seg.cli.common import log_to_terminal, plain_table
 from text2seg.errors import OutputError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from text2seg.evaluation import Evaluation
 
 MOST_ROWS = 100
@@ -76,13 +74,13 @@ def _print(evaluation: Evaluation) -> None:
         f"{evaluation.images} images, {evaluation.true_annotations} true and "
         f"{evaluation.predicted_annotations} predicted annotations"
     )
-    scores = _table("", "protocol", "number", "value")
+    scores = plain_table("", "protocol", "number", "value")
     for protocol, name, value in headline(evaluation):
         scores.add_row(protocol, name, _number(value))
     console.print(scores)
     names = [name for name, _ in columns(evaluation)]
     if names:
-        categories = _table("by category", "category", *(name.replace(" ", "\n") for name in names))
+        categories = plain_table("by category", "category", *(name.replace(" ", "\n") for name in names))
         rows = category_rows(evaluation)
         for name, cells in rows[:MOST_ROWS]:
             categories.add_row(escape(name), *(_number(value) for value in cells))
@@ -90,24 +88,13 @@ def _print(evaluation: Evaluation) -> None:
         if len(rows) > MOST_ROWS:
             console.print(f"{len(rows) - MOST_ROWS} more categories are in --report and --json")
     if (misses := evaluation.misses) is not None:
-        why = _table("category-given pairs", "outcome", "pairs")
+        why = plain_table("category-given pairs", "outcome", "pairs")
         for cause, count in misses.counts.items():
             why.add_row(cause, str(count))
         why.add_row("false (not present)", str(misses.false))
         console.print(why)
         if not misses.candidates_kept:
             console.print("SAM's other candidates were not kept: a wrong choice among them counts as a wrong mask.")
-
-
-def _table(title: str, *headings: str) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for place, heading in enumerate(headings):
-        is_text = place == 0 or heading == "number"
-        table.add_column(heading, justify="left" if is_text else "right", overflow="fold" if is_text else "ellipsis")
-    return table
 
 
 def _number(value: Any) -> str:

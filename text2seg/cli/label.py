@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from text2seg.cli.common import FAILED, INTERRUPTED, PipelineFlags, load_models, log_to_terminal, queries_of
+from text2seg.cli.common import PipelineFlags, load_models, log_to_terminal, queries_of
+from text2seg.cli.status import FAILED, INTERRUPTED
 from text2seg.config import LabelSettings, ModelSettings, Settings
 from text2seg.errors import QueryError
 

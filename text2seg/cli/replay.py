@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from text2seg._version import __version__
-from text2seg.cli.common import FAILED, log_to_terminal
+from text2seg.cli.common import log_to_terminal
+from text2seg.cli.status import FAILED
 from text2seg.errors import OutputError
 
 if TYPE_CHECKING:

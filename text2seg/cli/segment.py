@@ -9,7 +9,8 @@ from typing import Annotated
 
 import tyro
 
-from text2seg.cli.common import FAILED, PipelineFlags, load_models, log_to_terminal, queries_of
+from text2seg.cli.common import PipelineFlags, load_models, log_to_terminal, queries_of
+from text2seg.cli.status import FAILED
 from text2seg.config import ModelSettings, OutputSettings, Settings
 from text2seg.errors import ImageError
 

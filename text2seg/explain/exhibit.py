@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from text2seg.files import write_atomically
-from text2seg.render.sheet import sheet
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 Cell = str | int | float | None
 
@@ -49,6 +50,8 @@ class Exhibit:
 
     def picture(self) -> NDArray[np.uint8] | None:
         """All panels as one sheet uint8[h, w, 3]; none where there is no panel."""
+        from text2seg.render.sheet import sheet
+
         cells = [(panel.caption, panel.pixels) for panel in self.panels]
         return sheet(cells, title=self.title, columns=self.columns) if cells else None
 

@@ -1,0 +1,111 @@
+"""`text2seg explain`: a subcommand for each tool of `text2seg.explain`, its flags made from the tool's settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from text2seg.cli.common import load_models, log_to_terminal, plain_table
+from text2seg.cli.status import INTERRUPTED
+from text2seg.config import ModelSettings, Settings
+from text2seg.explain import TOOLS, Exhibit, Tool, Watch, run_tool, save_exhibit
+from text2seg.explain.pictures import PictureFiles
+from text2seg.labelling.interrupt import stop_on_signals
+
+OUTPUT = Path("outputs/explain")
+MOST_ROWS = 30
+
+OnePicture = tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]]
+Pictures = tyro.conf.Positional[
+    Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE|FOLDER [...]", help_behavior_hint="")]
+]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCommand:
+    """One tool as a command."""
+
+    tool: Tool
+
+    @property
+    def summary(self) -> str:
+        return self.tool.summary
+
+    def load(self) -> type:
+        """A dataclass whose fields are the tool's flags, with a method `run`."""
+        tool = self.tool
+        flags = tyro.conf.UseAppendAction[Annotated[tool.settings, tyro.conf.arg(name="")]]  # type: ignore[name-defined]
+        fields: list[Any] = [
+            ("settings", flags, field(default_factory=tool.settings)),
+            ("model", ModelSettings, field(default_factory=ModelSettings)),
+            ("output", Annotated[Path, tyro.conf.arg(help="Folder for the picture and the numbers.")], OUTPUT),
+            ("verbose", Annotated[bool, tyro.conf.arg(help="Say what runs where, and why.")], False),
+        ]
+        if tool.pictures != "none":
+            fields.insert(0, ("pictures", OnePicture if tool.pictures == "one" else Pictures))
+        made = make_dataclass("ToolFlags", fields, namespace={"run": lambda flags: _run(tool, flags)}, frozen=True)
+        made.__doc__ = tool.summary
+        return made
+
+
+def commands() -> Mapping[str, ToolCommand]:
+    """A command for each tool."""
+    return {name: ToolCommand(tool) for name, tool in TOOLS.items()}
+
+
+def _run(tool: Tool, flags: Any) -> int:
+    log_to_terminal(verbose=flags.verbose)
+    given = getattr(flags, "pictures", ())
+    pictures = PictureFiles((given,) if isinstance(given, Path) else given)
+    models = load_models(flags.model, Settings())
+    with stop_on_signals() as stop, progress_bar(tool.name) as report:
+        exhibit = run_tool(tool, models, pictures, flags.settings, Watch(report, stop))
+    stem = "_".join((tool.name, *(path.stem for path in pictures.paths[:1])))
+    _print(exhibit)
+    for path in save_exhibit(exhibit, flags.output, stem):
+        print(f"{'picture' if path.suffix == '.png' else 'numbers'}: {path}")
+    return INTERRUPTED if stop.is_set() else 0
+
+
+@contextmanager
+def progress_bar(name: str) -> Iterator[Callable[[int, int, str], None]]:
+    """A bar on the terminal that shows from the first report on."""
+    from tqdm import tqdm
+
+    bar = tqdm(desc=name, unit="step", delay=1, disable=None, leave=False)
+
+    def report(done: int, total: int, note: str) -> None:
+        bar.total = total or None
+        bar.set_postfix_str(note, refresh=False)
+        bar.update(done - bar.n)
+
+    with bar:
+        yield report
+
+
+def _print(exhibit: Exhibit) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    for table in exhibit.tables:
+        shown = plain_table(table.title, *table.columns)
+        for row in table.rows[:MOST_ROWS]:
+            shown.add_row(*(_cell(value) for value in row))
+        console.print(shown)
+        if len(table.rows) > MOST_ROWS:
+            console.print(f"{len(table.rows) - MOST_ROWS} more rows are in the file of numbers")
+    for note in exhibit.notes:
+        console.print(note, markup=False)
+
+
+def _cell(value: str | float | None) -> str:
+    from rich.markup import escape
+
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if isinstance(value, float) else escape(str(value))
