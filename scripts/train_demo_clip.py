@@ -16,7 +16,7 @@ import torch
 from clip.model import CLIP, convert_weights
 from demo_world.backgrounds import background_bank
 from demo_world.scenes import SceneSettings, SpriteBank, render_scene
-from demo_world.sprites import HELD_OUT_VENDOR, TRAINING_VENDORS, load_sprites, load_things
+from demo_world.sprites import FURTHER_STYLES, HELD_OUT_VENDOR, TRAINING_VENDORS, load_sprites, load_things
 from demo_world.training import Optimiser, Run, attention, training_parser, whitened_patches
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -204,7 +204,7 @@ def main() -> None:
     args.output.mkdir(parents=True, exist_ok=True)
 
     things, sprites = load_things(), load_sprites(args.drawings)
-    bank = SpriteBank(sprites, TRAINING_VENDORS)
+    bank = SpriteBank(sprites, (*TRAINING_VENDORS, *FURTHER_STYLES))
     texts, model = Texts(things), build_model().to(args.device)
     optimiser = Optimiser(model, lr=args.lr, weight_decay=0.05)
     run = Run(args.output, args.minutes)

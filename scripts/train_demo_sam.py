@@ -17,7 +17,7 @@ import torch
 from demo_world.backgrounds import background_bank
 from demo_world.prompts import LARGEST_SCENE, PROMPTS, SIDE, TARGET, Prompts
 from demo_world.scenes import SceneSettings, SpriteBank
-from demo_world.sprites import HELD_OUT_VENDOR, TRAINING_VENDORS, load_sprites
+from demo_world.sprites import FURTHER_STYLES, HELD_OUT_VENDOR, TRAINING_VENDORS, load_sprites
 from demo_world.training import Optimiser, Run, attention, training_parser, whitened_patches
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -164,7 +164,7 @@ def main() -> None:
     args.output.mkdir(parents=True, exist_ok=True)
 
     sprites = load_sprites(args.drawings)
-    bank = SpriteBank(sprites, TRAINING_VENDORS)
+    bank = SpriteBank(sprites, (*TRAINING_VENDORS, *FURTHER_STYLES))
     sam = build_model().to(args.device)
     optimiser = Optimiser(sam, lr=args.lr, weight_decay=0.05)
     run = Run(args.output, args.minutes)

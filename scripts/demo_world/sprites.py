@@ -28,8 +28,10 @@ TRAINING_VENDORS = (
     "emojione-v1",
     "fxemoji",
 )
+FURTHER_STYLES = ("streamline-emojis",)
+"""Trained on as well, but in no split: of some things only, and drawn to be looked at large."""
 HELD_OUT_VENDOR = "twemoji"
-VENDORS = (*TRAINING_VENDORS, HELD_OUT_VENDOR)
+VENDORS = (*TRAINING_VENDORS, *FURTHER_STYLES, HELD_OUT_VENDOR)
 
 THINGS_FILE = Path(__file__).parents[2] / "text2seg" / "demo" / "things.json"
 SPRITE_SIZE = 192
@@ -136,7 +138,8 @@ def load_sprites(folder: Path) -> list[Sprite]:
     things = list(load_things())
     if cache.exists():
         with np.load(cache) as bank:
-            if list(bank["__things__"]) == things:
+            fresh = "__vendors__" in bank and tuple(bank["__vendors__"]) == VENDORS
+            if fresh and list(bank["__things__"]) == things:
                 keys = [key.split("/") for key in bank.files if "/" in key]
                 return [Sprite(things.index(t), v, bank[f"{t}/{v}"]) for t, v in keys]
     fetch_icons(folder)
@@ -147,12 +150,12 @@ def load_sprites(folder: Path) -> list[Sprite]:
         for thing in things:
             plain = thing.replace(" ", "-")
             names = ICON_NAMES.get(thing, (plain,))
-            candidates = [n for name in names for n in (name, name.replace("-", ""))]
+            candidates = [n for name in names for n in (name, name.replace("-", ""), f"{name}-1")]
             svg = next((s for s in (_svg(icons, n) for n in candidates) if s), None)
             if svg is None:
                 missing.append(thing)
             else:
                 drawings[f"{thing}/{vendor}"] = _rasterise(svg)
         log.info("%s: %d drawings, not drawn: %s", vendor, len(things) - len(missing), ", ".join(missing) or "none")
-    np.savez_compressed(cache, __things__=np.array(things), **drawings)
+    np.savez_compressed(cache, __things__=np.array(things), __vendors__=np.array(VENDORS), **drawings)
     return [Sprite(things.index(k.split("/")[0]), k.split("/")[1], rgba) for k, rgba in drawings.items()]
