@@ -16,7 +16,7 @@ LARGEST_INPUT = 4096  # a slip of the keyboard beyond it would take all memory
 SMALLEST_TILE, MOST_TILE_OVERLAP = 32, 0.75  # beyond them there would be tiles without end
 
 
-def _check_choices(settings: object) -> None:
+def check_choices(settings: object) -> None:
     """Literals bind type checkers only, and a misspelt choice must not quietly mean another."""
     for name, hint in get_type_hints(type(settings)).items():
         value, choices = getattr(settings, name), get_args(hint)
@@ -24,7 +24,7 @@ def _check_choices(settings: object) -> None:
             raise SettingsError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
-def _freeze_texts(settings: object, name: str) -> None:
+def freeze_texts(settings: object, name: str) -> None:
     """Lists become tuples; one text is refused, because it would count as many of one letter each."""
     given = getattr(settings, name)
     if isinstance(given, str):
@@ -49,6 +49,8 @@ class ModelSettings:
     """auto, cpu, cuda, cuda:1, mps, …"""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Arithmetic of the networks; auto picks for the device and says why in the log."""
+    compile: bool = False
+    """Let torch compile SAM's encoder: a minute at the start, faster after that. Needs a C++ compiler."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +71,9 @@ class MapSettings:
     """pamr: draw the maps to the picture's edges (pixel-adaptive mask refinement)."""
 
     def __post_init__(self) -> None:
-        _check_choices(self)
-        _freeze_texts(self, "labels")
-        _freeze_texts(self, "templates")
+        check_choices(self)
+        freeze_texts(self, "labels")
+        freeze_texts(self, "templates")
         if isinstance(self.input_size, list):
             object.__setattr__(self, "input_size", tuple(self.input_size))
         sides = self.input_size if isinstance(self.input_size, tuple) else (self.input_size or 1,) * 2
@@ -104,7 +106,7 @@ class PointSettings:
     """The map's grid is made this many times coarser first. Default: 2 where it is finer than 16 by 16, else 1."""
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        check_choices(self)
         if not 0 < self.threshold <= 1:
             raise SettingsError(f"threshold must be in (0, 1], got {self.threshold}")
         for name, value in (("floor", self.floor), ("prominence", self.prominence)):
@@ -138,7 +140,7 @@ class MaskSettings:
     there; drop a segment that loses more than 85 % of its pixels so."""
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        check_choices(self)
         if not 0 < self.overlap <= 1:
             raise SettingsError(f"overlap must be in (0, 1], got {self.overlap}")
 
@@ -217,7 +219,7 @@ class OutputSettings:
     """How masks stand in the COCO file: rle is lossless, polygon is what labelling tools want."""
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        check_choices(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,8 +254,8 @@ class LabelSettings:
     """Write over an output that this job did not make."""
 
     def __post_init__(self) -> None:
-        _check_choices(self)
-        _freeze_texts(self, "glob")
+        check_choices(self)
+        freeze_texts(self, "glob")
         for name in ("limit", "batch", "workers"):
             value = getattr(self, name)
             if not (isinstance(value, int) and value >= 1) and (name != "limit" or value is not None):

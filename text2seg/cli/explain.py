@@ -66,8 +66,9 @@ def _run(tool: Tool, flags: Any) -> int:
     with stop_on_signals() as stop, progress_bar(tool.name) as report:
         exhibit = run_tool(tool, models, pictures, flags.settings, Watch(report, stop))
     stem = "_".join((tool.name, *(path.stem for path in pictures.paths[:1])))
+    written = save_exhibit(exhibit, flags.output, stem)  # first: whoever reads what is printed may stop reading
     _print(exhibit)
-    for path in save_exhibit(exhibit, flags.output, stem):
+    for path in written:
         print(f"{'picture' if path.suffix == '.png' else 'numbers'}: {path}")
     return INTERRUPTED if stop.is_set() else 0
 
@@ -94,6 +95,9 @@ def _print(exhibit: Exhibit) -> None:
     console = Console(highlight=False)
     for table in exhibit.tables:
         shown = plain_table(table.title, *table.columns)
+        for place, column in enumerate(shown.columns):
+            if any(isinstance(row[place], str) for row in table.rows):
+                column.justify, column.overflow = "left", "fold"
         for row in table.rows[:MOST_ROWS]:
             shown.add_row(*(_cell(value) for value in row))
         console.print(shown)

@@ -35,12 +35,14 @@ def run_tool(
     """Run a tool on pictures; `settings` are of the tool's own kind, by default as they are by default.
 
     Raises:
-        SettingsError: it looks at one picture and got another number, or at many and got none; or as the tool says.
+        SettingsError: it looks at one picture, at many or at none, and got another number; or as the tool says.
         QueryError: a text is empty or unknown to the models.
     """
     if tool.pictures == "one" and len(images) != 1:
         raise SettingsError(f"{tool.name} looks at one picture, got {len(images)}")
-    if not images:
+    if tool.pictures == "none" and images:
+        raise SettingsError(f"{tool.name} looks at a dataset, so it takes no pictures, got {len(images)}")
+    if tool.pictures == "many" and not images:
         raise SettingsError(f"{tool.name} looks at pictures: give at least one")
     module, name = tool.function.split(":")
     function = getattr(import_module(f"text2seg.explain.{module}"), name)

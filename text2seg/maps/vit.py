@@ -34,6 +34,16 @@ def resize_positions(embedding: Tensor, grid_hw: tuple[int, int]) -> Tensor:
     return torch.cat([cls, resized.permute(0, 2, 3, 1).flatten(1, 2)[0].to(embedding.dtype)])
 
 
+def embed_patches(visual: Any, pixels: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    """What the first block gets, float [B, 1 + h·w, width], CLS first, and the grid's rows and columns."""
+    x = visual.conv1(pixels.to(visual.conv1.weight.dtype))
+    grid_hw = (x.shape[2], x.shape[3])
+    x = x.flatten(2).transpose(1, 2)
+    cls = visual.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
+    positions = resize_positions(visual.positional_embedding, grid_hw)
+    return visual.ln_pre(torch.cat([cls, x], dim=1) + positions.to(x.dtype)), grid_hw
+
+
 def encode_vit(
     visual: Any,
     pixels: Tensor,
@@ -54,22 +64,16 @@ def encode_vit(
     Returns:
         float [B, 1 + h·w, embedding], CLS first; CLS always comes from the original path.
     """
-    x = visual.conv1(pixels.to(visual.conv1.weight.dtype))
-    grid_hw = (x.shape[2], x.shape[3])
-    x = x.flatten(2).transpose(1, 2)
-    cls = visual.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
-    positions = resize_positions(visual.positional_embedding, grid_hw)
-    x = visual.ln_pre(torch.cat([cls, x], dim=1) + positions.to(x.dtype))
-
+    x, grid_hw = embed_patches(visual, pixels)
     layers = visual.transformer.resblocks
     first = len(layers) - (rule.changed(len(layers)) if blocks is None else blocks)
     patches = None
     for index, block in enumerate(layers):
-        heads = _heads(block, x, grid_hw)
+        heads = Heads(*split_heads(block, x), grid_hw)
         if index >= first:
             start = x if index == first and rule.residual else patches
             patches = _patches(rule, block, heads, start, attention)
-        x = x + _mix(block.attn, attention(heads.query, heads.key, heads.value))
+        x = x + join_heads(block.attn, attention(heads.query, heads.key, heads.value))
         x = x + block.mlp(block.ln_2(x))
     if patches is not None:
         x = torch.cat([x[:, :1], patches[:, 1:]], dim=1)
@@ -78,19 +82,20 @@ def encode_vit(
 
 def _patches(rule: AttentionRule, block: Any, heads: Heads, path: Tensor | None, attention: Attend) -> Tensor:
     """The patches' path [B, N, width] after one more changed block; None is a path that starts from nothing."""
-    mixed = _mix(block.attn, rule.attention(heads, attention))
+    mixed = join_heads(block.attn, rule.attention(heads, attention))
     path = mixed if path is None else path + mixed
     return path + block.mlp(block.ln_2(path)) if rule.ffn else path
 
 
-def _heads(block: Any, x: Tensor, grid_hw: tuple[int, int]) -> Heads:
-    """Queries, keys and values of every head, [B, heads, N, width / heads] each."""
+def split_heads(block: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Queries, keys and values of every head, [B, heads, N, width / heads] each, and what they are projected from,
+    [B, N, width]; of a block of either of CLIP's transformers and its input [B, N, width]."""
     normed = block.ln_1(x)
     packed = F.linear(normed, block.attn.in_proj_weight, block.attn.in_proj_bias)
     query, key, value = packed.unflatten(-1, (3, block.attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
-    return Heads(query, key, value, normed, grid_hw)
+    return query, key, value, normed
 
 
-def _mix(module: Any, heads: Tensor) -> Tensor:
+def join_heads(attention: Any, heads: Tensor) -> Tensor:
     """Join the heads [B, heads, N, width / heads] and project them out: [B, N, width]."""
-    return F.linear(heads.transpose(1, 2).flatten(2), module.out_proj.weight, module.out_proj.bias)
+    return F.linear(heads.transpose(1, 2).flatten(2), attention.out_proj.weight, attention.out_proj.bias)

@@ -1,0 +1,261 @@
+"""Every saliency method of vision transformers against naive float64 formulas, with gradients by finite differences,
+on a tiny random CLIP and a grid of 2 × 3; and what no method may do to a model."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import get_args
+
+import builders
+import numpy as np
+import pytest
+import torch
+from saliency_builders import Naive, in_float64, random_target, state
+from test_attention import naive as naive_rule
+from test_attention import tiny_clip
+
+from text2seg.errors import CheckpointError, SettingsError
+from text2seg.explain.catalogue.saliency import MethodName
+from text2seg.explain.saliency.methods import METHODS, check_method, methods_for, saliency
+from text2seg.explain.saliency.targets import score
+from text2seg.explain.saliency.trace import trace_vit
+from text2seg.explain.saliency.trace_text import trace_text
+from text2seg.maps.attention import RULES
+from text2seg.maps.clip import Clip, preprocess
+from text2seg.maps.text import encode_tokens, tokenize
+from text2seg.maps.vit import encode_vit
+from text2seg.runtime import Precision
+
+CPU = torch.device("cpu")
+GRID, SIZE = (2, 3), (32, 48)
+VIT = tuple(name for name, method in METHODS.items() if "vit" in method.kinds)
+BY_GRADIENT = ("gradcam", "relevance-last", "relevance", "relevance-last-grad", "legrad")
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return tiny_clip()
+
+
+@pytest.fixture(scope="module")
+def image():
+    return builders.image((40, 56))
+
+
+@pytest.fixture(scope="module")
+def naive(clip, image):
+    return Naive(clip.model.visual, preprocess(image, SIZE), GRID)
+
+
+@pytest.fixture(scope="module")
+def target(clip):
+    return random_target(clip)
+
+
+@pytest.fixture(scope="module")
+def by_cls(naive, target):
+    """The gradient of the cosine of CLS by every block's attention."""
+    return [naive.gradient(index, lambda tokens: naive.cosine(tokens[-1][0], target)) for index in range(4)]
+
+
+# --- the formulas once more, as slow and plain as can be ----------------------------------------------------------
+
+
+def positive_mean(gradient, attention):
+    heads, count, _ = attention.shape
+    mean = np.zeros((count, count))
+    for h, i, j in np.ndindex(attention.shape):
+        mean[i, j] += max(gradient[h, i, j] * attention[h, i, j], 0) / heads
+    return mean
+
+
+def carried(gradients, attentions):
+    relevance = np.eye(attentions[0].shape[1])
+    for gradient, attention in zip(gradients, attentions, strict=True):
+        relevance = relevance + positive_mean(gradient, attention) @ relevance
+    return relevance[0, 1:]
+
+
+def naive_gradcam(gradient, attention):
+    heads, count, _ = attention.shape
+    found = np.zeros(count - 1)
+    for h in range(heads):
+        weight = sum(gradient[h, 0, j] for j in range(1, count)) / (count - 1)
+        for j in range(1, count):
+            found[j - 1] += weight * attention[h, 0, j] / heads
+    return np.maximum(found, 0)
+
+
+def naive_rollout(attentions):
+    mixed = np.eye(attentions[0].shape[1])
+    for attention in attentions:
+        mixed = (0.5 * attention.mean(0) + 0.5 * np.eye(len(mixed))) @ mixed
+    return mixed[0, 1:]
+
+
+def naive_legrad(naive, target, attentions):
+    found = np.zeros(len(attentions[0][0]) - 1)
+    for index in (2, 3):
+        gradient = naive.gradient(index, lambda tokens, at=index: naive.cosine(tokens[at].mean(0), target))
+        heads, count, _ = gradient.shape
+        for h, i, j in np.ndindex(gradient.shape):
+            if j:
+                found[j - 1] += max(gradient[h, i, j], 0) / (heads * count)
+    return found
+
+
+def near(found, expected):
+    np.testing.assert_allclose(found.ravel(), expected, rtol=0, atol=2e-4 * np.abs(expected).max())
+    assert float(np.ptp(expected)) > 0
+
+
+# ------------------------------------------------------------------------------------------------------------------
+
+
+def test_methods_from_attention_alone(clip, image, target, naive):
+    attentions, _ = naive.run()
+    near(saliency(clip, image, target, "attention", size=SIZE), attentions[-1].mean(0)[0, 1:])
+    near(saliency(clip, image, target, "rollout", size=SIZE), naive_rollout(attentions))
+
+
+def test_methods_by_gradients(clip, image, target, naive, by_cls):
+    attentions, _ = naive.run()
+    last = [by_cls[-1]]
+    expected = {
+        "gradcam": naive_gradcam(by_cls[-1], attentions[-1]),
+        "relevance-last": positive_mean(by_cls[-1], attentions[-1])[0, 1:],
+        "relevance": carried(by_cls, attentions),
+        "relevance-last-grad": carried(last * 4, attentions),
+        "legrad": naive_legrad(naive, target, attentions),
+    }
+    assert set(expected) == set(BY_GRADIENT)
+    for name, values in expected.items():
+        found = saliency(clip, image, target, name, size=SIZE)
+        assert (found.shape, found.dtype) == (GRID, np.float32)
+        near(found, values)
+
+
+def test_negative_is_the_gradient_of_one_minus_cosine(clip, image, target, naive, by_cls):
+    attentions, _ = naive.run()
+    against = [-gradient for gradient in by_cls]
+    negative = saliency(clip, image, target, "relevance", size=SIZE, negative=True)
+    near(negative, carried(against, attentions))
+    surgery = saliency(clip, image, target, "surgery", size=SIZE)
+    np.testing.assert_array_equal(saliency(clip, image, target, "surgery", size=SIZE, negative=True), -surgery)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_similarity_maps_are_cosines_of_the_rules_patches(clip, image, target, name):
+    tokens = naive_rule(in_float64(clip.model.visual), preprocess(image, SIZE).double(), name)[1:]
+    unit = tokens / np.linalg.norm(tokens, axis=1, keepdims=True)
+    near(saliency(clip, image, target, name, size=SIZE), unit @ target.features.double().numpy())
+
+
+@pytest.mark.parametrize("name", VIT)
+def test_the_model_is_only_read(image, target, name):
+    """Also a model that somebody trains, in the middle of a step."""
+    clip = tiny_clip()
+    for training in (False, True):
+        clip.model.requires_grad_(training)
+        for parameter in clip.model.parameters():
+            parameter.grad = torch.ones_like(parameter) if training else None
+        before = state(clip.model)
+        saliency(clip, image, target, name, size=SIZE)
+        assert state(clip.model) == before
+
+
+@pytest.mark.parametrize("name", VIT)
+def test_bf16_is_finite_and_near(clip, image, target, name):
+    half = Clip(clip.model, device=CPU, precision=Precision(torch.bfloat16, "test"))
+    found, exact = (saliency(each, image, target, name, size=SIZE) for each in (half, clip))
+    assert bool(np.isfinite(found).all())
+    assert np.abs(found - exact).max() < 0.1 * np.abs(exact).max()
+
+
+def test_fp16_computes_gradients_in_full(clip, image, target):
+    """Half floats end at 6e-8, and gradients of attention are often smaller."""
+    half = Clip(clip.model, device=CPU, precision=Precision(torch.float16, "test"))
+    for name in BY_GRADIENT:
+        found, exact = (saliency(each, image, target, name, size=SIZE) for each in (half, clip))
+        np.testing.assert_array_equal(found, exact)
+
+
+@pytest.mark.parametrize("name", VIT)
+def test_inference_mode_threads_and_other_sizes_change_nothing(clip, image, target, name):
+    alone = saliency(clip, image, target, name, size=SIZE)
+    assert saliency(clip, image, target, name).shape == (4, 4)  # as trained
+    with torch.inference_mode():
+        np.testing.assert_array_equal(saliency(clip, image, target, name, size=SIZE), alone)
+    with ThreadPoolExecutor(4) as pool:
+        found = pool.map(lambda _: saliency(clip, image, target, name, size=SIZE), range(4))
+        assert all(np.array_equal(each, alone) for each in found)
+
+
+def test_gradients_flow_from_the_first_block_asked_for_and_cost_nothing_before(clip, image):
+    pixels = preprocess(image, SIZE)[None]
+    trace = trace_vit(clip.model.visual, pixels, first=-2)
+    assert [each.requires_grad for each in trace.attentions] == [False, False, True, True]
+    assert not any(each.requires_grad for each in trace_vit(clip.model.visual, pixels, first=None).attentions)
+    assert all(each.requires_grad for each in trace_vit(clip.model.visual, pixels).attentions)
+
+
+def test_a_trace_is_clips_own_forward(clip, image, target):
+    pixels = preprocess(image, SIZE)[None]
+    trace = trace_vit(clip.model.visual, pixels)
+    torch.testing.assert_close(trace.features, encode_vit(clip.model.visual, pixels, blocks=0), rtol=0, atol=2e-5)
+    cosine = torch.nn.functional.normalize(trace.features[:, 0], dim=-1) @ target.features
+    torch.testing.assert_close(cosine, score(clip, pixels, target), rtol=0, atol=1e-5)
+    for attention in trace.attentions:
+        torch.testing.assert_close(attention.sum(-1), torch.ones(1, 2, 7))
+
+
+def test_a_trace_of_text_is_clips_own_forward_and_takes_any_embedding(clip):
+    model = clip.model
+    tokens, _ = tokenize(["a dog.", "a photo of a red fire engine."], 77)
+    length = int(tokens.argmax(1).max()) + 1
+    embeddings = model.token_embedding(tokens[:, :length]).detach().requires_grad_()
+    before = state(model)
+    trace = trace_text(model, embeddings, tokens.argmax(1))
+    unit = torch.nn.functional.normalize(trace.features, dim=-1)
+    torch.testing.assert_close(unit, encode_tokens(model, tokens), rtol=0, atol=1e-5)
+    assert all(not bool(attention.triu(1).any()) for attention in trace.attentions)
+    (soft, last) = torch.autograd.grad(unit[:, 0].sum(), [embeddings, trace.attentions[-1]])
+    assert float(soft.abs().max()) > 0
+    assert float(last.abs().max()) > 0
+    assert state(model) == before
+
+
+def test_every_method_is_named_in_the_settings_and_says_where_it_is_from():
+    assert get_args(MethodName) == tuple(METHODS)
+    for name, method in METHODS.items():
+        assert method.name == name
+        assert method.summary
+        assert "arXiv" in method.source or "10." in method.source
+
+
+def test_what_a_clip_cannot_do_names_what_it_can(clip, image, target):
+    assert methods_for(clip) == VIT
+    with pytest.raises(SettingsError, match=r"layercam is .* for other CLIPs.*this vit can do attention, .*, gem"):
+        saliency(clip, image, target, "layercam")
+    with pytest.raises(SettingsError, match="smoothgrad: no such method; this vit can do attention"):
+        check_method(clip, "smoothgrad")
+    with pytest.raises(SettingsError, match=r"gradcam has no layer 'layer4.0.relu3'.*no choice"):
+        saliency(clip, image, target, "gradcam", layer="layer4.0.relu3")
+    for name in ("attention", "rollout"):
+        with pytest.raises(SettingsError, match=f"{name} shows the same for every target"):
+            saliency(clip, image, target, name, negative=True)
+
+
+def test_methods_without_a_target_say_so(clip, image, target):
+    other = random_target(clip, seed=1)
+    for name in VIT:
+        same = np.array_equal(*(saliency(clip, image, each, name, size=SIZE) for each in (target, other)))
+        assert same != METHODS[name].targeted
+
+
+def test_broken_weights_are_no_map(image, target):
+    clip = tiny_clip()
+    with torch.no_grad():
+        clip.model.visual.proj[0, 0] = float("nan")
+    with pytest.raises(CheckpointError, match="surgery map is not finite in fp32"):
+        saliency(clip, image, target, "surgery")

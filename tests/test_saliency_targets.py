@@ -1,0 +1,115 @@
+"""What a saliency map can be asked about, and what it refuses."""
+
+from __future__ import annotations
+
+import math
+
+import builders
+import numpy as np
+import pytest
+import torch
+from test_attention import tiny_clip
+from torch.nn import functional as F
+
+from text2seg.errors import QueryError
+from text2seg.explain.saliency.methods import methods_for, saliency
+from text2seg.explain.saliency.targets import image_target, score, text_target, words_target
+from text2seg.maps.clip import preprocess
+from text2seg.vocabulary import TEMPLATES, Things
+
+SHORT = ("a {}.",)
+
+
+@pytest.fixture(scope="module", params=["vit", "resnet"])
+def clip(request):
+    return tiny_clip(request.param)
+
+
+def test_a_text_is_its_mean_over_templates(clip):
+    torch.testing.assert_close(text_target(clip, "dog").features, clip.encode_texts(["dog"], TEMPLATES)[0])
+    tokens = clip.model.encode_text(torch.tensor([[49406, *clip_tokens("dog"), 49407, *[0] * 74]]))
+    expected = F.normalize(tokens, dim=-1)[0]
+    torch.testing.assert_close(text_target(clip, "dog", ("{}",)).features, expected, rtol=0, atol=1e-5)
+
+
+def clip_tokens(text):
+    from text2seg.maps.text import tokenize
+
+    row = tokenize([text], 77)[0][0]
+    return row[1 : int(row.argmax())].tolist()
+
+
+def test_an_image_is_clips_own_answer_whatever_its_size(clip):
+    picture, other = builders.image((40, 56)), builders.image((90, 21), file_name="other.png")
+    target = image_target(clip, other)
+    expected = F.normalize(clip.model.encode_image(preprocess(other, (64, 64))[None]), dim=-1)[0]
+    torch.testing.assert_close(target.features, expected, rtol=0, atol=1e-5)
+    assert target.name == "other.png"
+    assert float(score(clip, preprocess(other, (64, 64))[None], target)) == pytest.approx(1, abs=1e-5)
+    for name in methods_for(clip):
+        assert bool(np.isfinite(saliency(clip, picture, target, name)).all())
+
+
+def test_the_score_is_the_cosine_and_gradients_flow_to_the_pixels(clip):
+    target = text_target(clip, "dog", SHORT)
+    images = (builders.image((40, 56)), builders.image((24, 32)))
+    pixels = torch.stack([preprocess(each, (64, 64)) for each in images])
+    expected = F.normalize(clip.model.encode_image(pixels), dim=-1) @ target.features
+    torch.testing.assert_close(score(clip, pixels, target), expected, rtol=0, atol=1e-5)
+    given = pixels.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(score(clip, given, target).sum(), given)
+    assert float(gradient.abs().max()) > 0
+    assert score(clip, pixels[:, :, :32, :64], target).shape == (2,)
+    torch.testing.assert_close(score(clip, pixels, target.negated()), -expected, rtol=0, atol=1e-5)
+
+
+def test_weighted_words_are_a_distribution(clip):
+    weights = {"dog": 3.0, "red car": 1.0, "tree": 0.0}
+    target = words_target(clip, weights, SHORT)
+    assert target.name == "dog 75%, red car 25%, tree 0%"
+    pixels = preprocess(builders.image((40, 56)), (64, 64))[None]
+    features = F.normalize(clip.model.encode_image(pixels), dim=-1)[0].double()
+    scale = float(clip.model.logit_scale.exp())
+    logits = [scale * float(features @ text.double()) for text in clip.encode_texts(list(weights), SHORT)]
+    said = [math.exp(logit) / sum(map(math.exp, logits)) for logit in logits]
+    divergence = 0.75 * math.log(0.75 / said[0]) + 0.25 * math.log(0.25 / said[1])
+    assert float(score(clip, pixels, target)) == pytest.approx(-divergence, rel=1e-3)
+    assert float(score(clip, pixels, target.negated())) == pytest.approx(divergence, rel=1e-3)
+    assert target.said(features.float()).tolist() == pytest.approx(said, rel=1e-3)
+    mean = F.normalize(0.75 * target.texts[0] + 0.25 * target.texts[1], dim=0)
+    torch.testing.assert_close(target.features, mean)
+    same = words_target(clip, dict(zip(weights, (0.3, 0.1, 0.0), strict=True)), SHORT)
+    torch.testing.assert_close(same.shares, target.shares)
+    for name in methods_for(clip):
+        assert bool(np.isfinite(saliency(clip, builders.image((40, 56)), target, name)).all())
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"dog": 1.0}, "needs two or more"),
+        ({"dog": 1.0, "cat": -0.5}, "numbers from 0 up"),
+        ({"dog": 1.0, "cat": math.nan}, "numbers from 0 up"),
+        ({"dog": 0.0, "cat": 0.0}, "must weigh more than 0"),
+        ({"dog": 1.0, " ": 1.0}, "must not be empty"),
+    ],
+)
+def test_words_that_cannot_be_weighted(weights, message):
+    with pytest.raises(QueryError, match=message):
+        words_target(tiny_clip(), weights, SHORT)
+
+
+def test_texts_that_cannot_be_asked_for():
+    clip = tiny_clip()
+    for empty in ("", " \n"):
+        with pytest.raises(QueryError, match="a text must not be empty"):
+            text_target(clip, empty)
+    long = "dog " * 75
+    text_target(clip, long, ("{}",))
+    with pytest.raises(QueryError, match=r"'dog dog .*…' is too long: CLIP reads 77 tokens and .* 1 more"):
+        text_target(clip, long + "dog", ("{}",))
+    with pytest.raises(QueryError, match="too long"):
+        text_target(clip, long, SHORT)
+    with pytest.raises(QueryError, match=r"does not know 'dgo'\. Did you mean dog\?"):
+        text_target(clip, "dgo", SHORT, things=Things({"dog": ["dog"]}))
+    text_target(clip, "a big dog", SHORT, things=Things({"dog": ["dog"]}))

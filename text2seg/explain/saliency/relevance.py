@@ -1,0 +1,88 @@
+"""Maps from a vision transformer's own attention, and from that weighted by the score's gradient."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from text2seg.explain.saliency.targets import Target
+from text2seg.explain.saliency.trace import Trace, gradients, trace_vit
+from text2seg.maps.clip import Clip
+
+
+def attention(clip: Clip, pixels: Tensor, target: Target) -> Tensor:
+    """What CLS attends to in the last block, mean over heads. The target plays no part."""
+    trace = trace_vit(clip.model.visual, pixels, first=None)
+    return _of_cls(trace.attentions[-1][0].float().mean(0), trace)
+
+
+def rollout(clip: Clip, pixels: Tensor, target: Target) -> Tensor:
+    """The product over blocks of (mean over heads + I) / 2, row of CLS. The target plays no part."""
+    trace = trace_vit(clip.model.visual, pixels, first=None)
+    mixed = _identity(trace)
+    for each in trace.attentions:
+        mixed = (each[0].float().mean(0) + _identity(trace)) / 2 @ mixed
+    return _of_cls(mixed, trace)
+
+
+def gradcam(clip: Clip, pixels: Tensor, target: Target) -> Tensor:
+    """Grad-CAM with the heads of the last block as channels: CLS's row of each head, weighted by the mean of its
+    gradient over the patches; ReLU."""
+    trace = trace_vit(clip.model.visual, pixels, first=-1)
+    (gradient,) = gradients(_score(trace, target), trace.attentions[-1:])
+    weights = gradient[0, :, 0, 1:].mean(-1)
+    rows = trace.attentions[-1][0, :, 0].float()
+    return _of_cls((weights @ rows / len(weights)).clamp(min=0)[None], trace)
+
+
+def relevance(clip: Clip, pixels: Tensor, target: Target) -> Tensor:
+    """R ← R + ĀR over all blocks, Ā = mean over heads of ReLU(gradient ⊙ attention); row of CLS."""
+    trace = trace_vit(clip.model.visual, pixels)
+    return _propagate(trace, gradients(_score(trace, target), trace.attentions))
+
+
+def relevance_last(clip: Clip, pixels: Tensor, target: Target) -> Tensor:
+    """As `relevance`, the last block alone."""
+    trace = trace_vit(clip.model.visual, pixels, first=-1)
+    return _propagate(trace, gradients(_score(trace, target), trace.attentions[-1:]))
+
+
+def relevance_last_grad(clip: Clip, pixels: Tensor, target: Target) -> Tensor:
+    """As `relevance`, every block's attention weighted by the gradient of the last block's."""
+    trace = trace_vit(clip.model.visual, pixels, first=-1)
+    (gradient,) = gradients(_score(trace, target), trace.attentions[-1:])
+    return _propagate(trace, (gradient,) * len(trace.attentions))
+
+
+def propagate(attentions: tuple[Tensor, ...], weights: tuple[Tensor, ...]) -> Tensor:
+    """Relevance of every token for every other, float32 [B, N, N]: R = I; R ← R + ĀR for each block.
+
+    Args:
+        attentions: float [B, heads, N, N] of the blocks, first to last.
+        weights: their gradients, of the same shape.
+    """
+    identity = torch.eye(attentions[0].shape[-1], device=attentions[0].device)
+    relevances = identity.expand(len(attentions[0]), -1, -1)
+    for each, weight in zip(attentions, weights, strict=True):
+        positive = (weight.float() * each.detach().float()).clamp(min=0).mean(1)
+        relevances = relevances + positive @ relevances
+    return relevances
+
+
+def _propagate(trace: Trace, weights: tuple[Tensor, ...]) -> Tensor:
+    return _of_cls(propagate(trace.attentions[-len(weights) :], weights)[0], trace)
+
+
+def _score(trace: Trace, target: Target) -> Tensor:
+    return target.score(F.normalize(trace.features[:, 0].float(), dim=-1))
+
+
+def _of_cls(matrix: Tensor, trace: Trace) -> Tensor:
+    """CLS's row of [N, N], or what is of its shape, on the grid."""
+    return matrix[0, 1:].unflatten(0, trace.grid_hw)
+
+
+def _identity(trace: Trace) -> Tensor:
+    one = trace.attentions[0]
+    return torch.eye(one.shape[-1], device=one.device)
