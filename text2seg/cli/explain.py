@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import dataclass, field, make_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,9 +62,12 @@ def _run(tool: Tool, flags: Any) -> int:
     log_to_terminal(verbose=flags.verbose)
     given = getattr(flags, "pictures", ())
     pictures = PictureFiles((given,) if isinstance(given, Path) else given)
+    settings = flags.settings
+    if getattr(settings, "folder", ...) is None:  # a tool that writes as it goes
+        settings = replace(settings, folder=flags.output / tool.name)
     models = load_models(flags.model, Settings())
     with stop_on_signals() as stop, progress_bar(tool.name) as report:
-        exhibit = run_tool(tool, models, pictures, flags.settings, Watch(report, stop))
+        exhibit = run_tool(tool, models, pictures, settings, Watch(report, stop))
     stem = "_".join((tool.name, *(path.stem for path in pictures.paths[:1])))
     written = save_exhibit(exhibit, flags.output, stem)  # first: whoever reads what is printed may stop reading
     _print(exhibit)

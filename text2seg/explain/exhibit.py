@@ -62,7 +62,6 @@ def save_exhibit(exhibit: Exhibit, folder: Path, stem: str) -> list[Path]:
     import cv2
 
     written = []
-    folder.mkdir(parents=True, exist_ok=True)
     picture = exhibit.picture()
     if picture is not None:
         encoded = cv2.imencode(".png", picture[:, :, ::-1])[1]

@@ -1,5 +1,59 @@
+"""CLIP's own words for pictures."""
+
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+
+from text2seg.errors import SettingsError
 from text2seg.explain.tool import Tool
 
-TOOLS: tuple[Tool, ...] = ()
+
+@dataclass(frozen=True, slots=True)
+class OpinionSettings:
+    """How CLIP's own words are searched for."""
+
+    prompt: str = ""
+    """What the texts begin with, for instance "a photo of a"; CLIP finds the words after it."""
+    steps: int = 300
+    """Steps of gradient ascent; 200 to 400 are usual."""
+    candidates: int = 16
+    """Texts that are searched for side by side."""
+    seed: int = 0
+    """Same seed, same words."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "candidates"):
+            if getattr(self, name) < 1:
+                raise SettingsError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        if not 0 <= self.seed < 2**63:
+            raise SettingsError(f"seed must be from 0 to 2^63 - 1, got {self.seed}")
+
+
+@dataclass(frozen=True, slots=True)
+class RunAllSettings(OpinionSettings):
+    """CLIP's own words for each picture, and how many of them are looked for."""
+
+    words: int = 5
+    """How many of the words of a picture get their maps and segments, the most frequent first."""
+    folder: Path | None = None
+    """Folder that each picture's mosaic is written to as soon as it is done, with a table of the words until then. It
+    must be new, empty or of an earlier run. Default: on the command line one in the output folder; elsewhere nothing is
+    written before the end."""
+
+    def __post_init__(self) -> None:
+        OpinionSettings.__post_init__(self)
+        if self.words < 1:
+            raise SettingsError(f"words must be 1 or more, got {self.words}")
+
+
+TOOLS: tuple[Tool, ...] = (
+    Tool("opinion", "CLIP's own words for a picture, by gradient ascent on text.", OpinionSettings, "opinion:run"),
+    Tool(
+        "run-all",
+        "For every picture: CLIP's own words, what makes it say them, and segments of what they name.",
+        RunAllSettings,
+        "run_all:run",
+        "many",
+    ),
+)

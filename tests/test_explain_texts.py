@@ -1,0 +1,256 @@
+"""The text side: relevance of tokens, words that a picture lights up, keywords; on a tiny random CLIP against plain
+float64, and on the demo model against what is there."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import resources
+
+import numpy as np
+import pytest
+import torch
+from saliency_builders import in_float64, random_target, state
+from test_attention import feed_forward, layer_norm
+from test_maps import CPU, image, tiny
+
+from text2seg.errors import QueryError, SettingsError
+from text2seg.explain import TOOLS, run_tool
+from text2seg.explain.catalogue.texts import KeywordsSettings, TextVisualisationSettings, TokenRelevanceSettings
+from text2seg.explain.keywords import keywords
+from text2seg.explain.text_visualisation import light_up, token_features
+from text2seg.explain.token_relevance import token_relevance
+from text2seg.explain.tokens import decode, joined, tokens_of, words_of
+from text2seg.explain.word_picture import word_picture
+from text2seg.images import load_image
+from text2seg.maps.clip import Clip
+from text2seg.pipeline import Text2Seg
+from text2seg.runtime import Precision
+
+TEXT = "a red bus"
+SCENES = resources.files("text2seg.demo") / "scenes" / "new-scenes" / "images"
+
+
+@pytest.fixture(scope="module")
+def vit():
+    clip = tiny("vit")
+    with torch.no_grad():  # sharper than at the start of training, so that attention matters
+        for block in clip.model.transformer.resblocks:
+            block.attn.in_proj_weight.normal_(std=0.4)
+    return clip
+
+
+@cache
+def scene():
+    """Sheep, a bomb, a trophy, a monkey and a fire engine."""
+    return load_image(SCENES / "scene_0019.jpg")
+
+
+class NaiveText:
+    """The text tower in float64, head by head, whose attentions can be replaced."""
+
+    def __init__(self, clip, ids):
+        self.model = in_float64(clip.model)
+        self.start = (self.model.token_embedding(ids)[0] + self.model.positional_embedding[: ids.shape[1]]).numpy()
+        self.blocks = list(self.model.transformer.resblocks)
+
+    def run(self, replaced=None):
+        """Attentions [heads, N, N] of each block, and features [N, C] of all tokens, not normalised."""
+        x, attentions = self.start, []
+        for index, block in enumerate(self.blocks):
+            normed, attn = layer_norm(block.ln_1, x), block.attn
+            q, k, v = np.split(normed @ attn.in_proj_weight.numpy().T + attn.in_proj_bias.numpy(), 3, axis=1)
+            width = q.shape[1] // attn.num_heads
+            parts = [slice(head * width, (head + 1) * width) for head in range(attn.num_heads)]
+            attention = np.stack([self.causal(q[:, part] @ k[:, part].T / np.sqrt(width)) for part in parts])
+            attention = (replaced or {}).get(index, attention)
+            mixed = np.concatenate([one @ v[:, part] for one, part in zip(attention, parts, strict=True)], axis=1)
+            x = x + mixed @ attn.out_proj.weight.numpy().T + attn.out_proj.bias.numpy()
+            x = x + feed_forward(block, x)
+            attentions.append(attention)
+        return attentions, layer_norm(self.model.ln_final, x) @ self.model.text_projection.numpy()
+
+    @staticmethod
+    def causal(logits):
+        weights = np.tril(np.exp(logits))
+        return weights / weights.sum(1, keepdims=True)
+
+    def cosine(self, features, target):
+        last = features[-1]
+        return float(last @ target.double().numpy() / np.sqrt(last @ last))
+
+
+@pytest.mark.parametrize("last_only", [False, True])
+def test_token_relevance_against_central_differences(vit, last_only):
+    tokens, target = tokens_of(vit, TEXT), random_target(vit).features
+    naive, step = NaiveText(vit, tokens.ids), 1e-5
+    attentions, features = naive.run()
+    relevance = np.eye(tokens.end + 1)
+    for index in range(len(attentions) - 1 if last_only else 0, len(attentions)):
+        gradient = np.zeros_like(attentions[index])
+        for place in np.ndindex(gradient.shape):
+            both = []
+            for move in (step, -step):
+                moved = attentions[index].copy()
+                moved[place] += move
+                both.append(naive.cosine(naive.run({index: moved})[1], target))
+            gradient[place] = (both[0] - both[1]) / (2 * step)
+        relevance = relevance + np.maximum(gradient * attentions[index], 0).mean(0) @ relevance
+    expected = relevance[-1, 1:-1] / relevance[-1, 1:-1].sum()
+    cosine, shares = token_relevance(vit, tokens, target, last_only=last_only)
+    assert cosine == pytest.approx(naive.cosine(features, target), abs=1e-5)
+    np.testing.assert_allclose(shares, expected, atol=1e-4)
+    assert shares.sum() == pytest.approx(1, abs=1e-5)
+    assert shares.std() > 0.01  # nothing would be shown by shares that are all alike
+
+
+def test_features_of_all_tokens_against_float64_and_the_last_is_clips_own(vit):
+    tokens = tokens_of(vit, TEXT)
+    expected = NaiveText(vit, tokens.ids).run()[1]
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    found = token_features(vit, tokens)
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
+    torch.testing.assert_close(found[-1], vit.encode_texts([TEXT], ("{}",))[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("redundancy", ["none", "empty", "label-set"])
+def test_what_a_picture_lights_up_against_loops(vit, redundancy):
+    tokens = tokens_of(vit, TEXT)
+    (seen,) = vit.encode_images([image()], size=(32, 64))
+    texts = NaiveText(vit, tokens.ids).run()[1][1:]
+    texts /= np.linalg.norm(texts, axis=1, keepdims=True)
+    scores = seen.features.double().numpy() @ texts.T
+    if redundancy == "empty":
+        scores -= (seen.features @ vit.encode_texts([""], ("{}",))[0]).double().numpy()[:, None]
+    if redundancy == "label-set":
+        weights = np.exp(2 * scores[0]) / np.exp(2 * scores[0]).mean()
+        scores = scores * weights - (scores * weights).mean(1, keepdims=True)
+    lit = light_up(vit, seen, tokens, redundancy)
+    np.testing.assert_allclose(lit.whole, scores[0], atol=1e-5)
+    np.testing.assert_allclose(lit.places, scores[1:].T.reshape(-1, *seen.grid_hw), atol=1e-5)
+
+
+def test_gradients_are_finite_in_half_precision_and_the_model_is_unchanged():
+    clip = tiny("vit")
+    before, target = state(clip.model), random_target(clip).features
+    for dtype in (torch.bfloat16, torch.float16):
+        half = Clip(clip.model, device=CPU, precision=Precision(dtype, "asked for"))
+        with torch.inference_mode():
+            _, shares = token_relevance(half, tokens_of(half, TEXT), target)
+        assert np.isfinite(shares).all()
+        assert shares.any()
+    (seen,) = clip.encode_images([image()])
+    light_up(clip, seen, tokens_of(clip, TEXT))
+    assert state(clip.model) == before
+
+
+@pytest.mark.parametrize("name", ["token-relevance", "text-visualisation", "keywords"])
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("", "empty"), (" \n", "empty"), ("sheep " * 80, "too long|longer"), ("a xylophone", "does not know")],
+)
+def test_texts_that_cannot_be_used(demo, name, text, says):
+    tool = TOOLS[name]
+    with pytest.raises(QueryError, match=says):
+        run_tool(tool, demo, [scene()], tool.settings(text=text))
+
+
+def test_the_longest_text_is_read_whole_and_one_token_more_is_refused(vit):
+    tokens = tokens_of(vit, "bus " * 75)
+    assert tokens.ids.shape == (1, 77)
+    assert len(tokens.spelled) == 75
+    with pytest.raises(QueryError, match="1 tokens longer than the 77"):
+        tokens_of(vit, "bus " * 76)
+    with pytest.raises(QueryError, match="reads nothing"):
+        tokens_of(vit, "")
+
+
+def test_tokens_are_spelled_as_they_were_read(vit):
+    tokens = tokens_of(vit, "Anthropomorphization, ok")
+    assert "".join(tokens.spelled) == "anthropomorphization , ok "
+    assert decode(tokens.ids[0, 1:-1].tolist()) == "anthropomorphization , ok "
+    assert {joined(tokens.spelled, number) for number in range(len(tokens.spelled))} == {
+        "anthropomorphization",
+        ",",
+        "ok",
+    }
+    assert words_of("ok … , 't!' \ufffd") == ["ok", "t"]
+
+
+@pytest.mark.parametrize("blocks", ["all", "last"])
+def test_the_thing_counts_most_in_a_photo_of_it(demo, blocks):
+    shown = run_tool(
+        TOOLS["token-relevance"], demo, [scene()], TokenRelevanceSettings("a photo of a sheep", blocks=blocks)
+    )
+    rows = {token: share for _, token, share in shown.tables[0].rows}
+    assert rows.keys() == {"a", "photo", "of", "sheep"}
+    assert max(rows, key=rows.get) == "sheep"
+    assert rows["sheep"] > 0.9
+
+
+def test_things_that_are_there_light_up_where_they_are_and_others_do_not(demo):
+    settings = TextVisualisationSettings("a dog near a sheep beside the fire engine", point=(140, 247))
+    shown = run_tool(TOOLS["text-visualisation"], demo, [scene()], settings)
+    rows = {token: scores for token, *scores in shown.tables[0].rows}
+    whole = {token: scores[0] for token, scores in rows.items()}
+    assert min(whole["sheep"], whole["engine"]) > whole["dog"] + 0.3
+    at_sheep = {token: scores[2] for token, scores in rows.items()}
+    assert at_sheep["sheep"] > at_sheep["dog"]
+    assert len(shown.panels) == 6 + settings.words
+    assert np.ptp(shown.panels[3].pixels.astype(int) - scene().pixels) > 0
+
+
+@pytest.mark.parametrize("wrong", [{"words": 0}, {"redundancy": "all"}])
+def test_settings_that_cannot_be(wrong):
+    with pytest.raises(SettingsError):
+        TextVisualisationSettings("a sheep", **wrong)
+    with pytest.raises(SettingsError):
+        TokenRelevanceSettings("a sheep", blocks="first")
+
+
+@pytest.mark.parametrize("point", [(-1, 0), (0, 100_000)])
+def test_a_point_outside_of_the_picture_is_refused(demo, point):
+    with pytest.raises(SettingsError, match="not in the picture"):
+        run_tool(TOOLS["text-visualisation"], demo, [scene()], TextVisualisationSettings("a sheep", point=point))
+
+
+@pytest.mark.parametrize(
+    ("sentence", "expected"),
+    [
+        ("A photo of a sheep.", ("sheep",)),
+        ("sheep", ("sheep",)),
+        ("The dog's bone lies behind the T-shirt", ("dog bone", "t-shirt")),
+        ("a big, red fire engine and another fire engine", ("big", "red fire engine", "fire engine")),
+        ("sheep and Sheep", ("sheep",)),
+        ("one very old small brown wooden table", ("small brown wooden table",)),
+        ("the of and!", ()),
+        ("", ()),
+        ("ein schönes Haus", ("ein schönes haus",)),
+    ],
+)
+def test_keywords(sentence, expected):
+    assert keywords(sentence) == expected
+
+
+def test_each_keyword_has_its_map_and_score(demo):
+    settings = KeywordsSettings("Two sheep stand beside a fire engine, no pizza is there.")
+    shown = run_tool(TOOLS["keywords"], demo, [scene()], settings)
+    presence = {row[0]: row[1] for row in shown.tables[0].rows}
+    assert list(presence) == [settings.text, "sheep", "fire engine", "pizza"]
+    assert min(presence["sheep"], presence["fire engine"]) > 0.9
+    assert presence["pizza"] < 0.5
+    assert len(shown.panels) == 5
+
+
+def test_a_sentence_without_keywords_is_refused(demo):
+    knows_all = Text2Seg(demo.clip, demo.sam)
+    with pytest.raises(QueryError, match="no keyword"):
+        run_tool(TOOLS["keywords"], knows_all, [scene()], KeywordsSettings("it is what it is"))
+
+
+def test_words_in_a_picture_wrap_and_the_heavy_ones_are_coloured():
+    small = word_picture(["a ", "sheep "], np.array([0, 1], np.float32), ["0%", "100%"])
+    large = word_picture(["sheep "] * 30 + ["x" * 200 + " "], np.linspace(0, 1, 31, dtype=np.float32), ["1"] * 31)
+    assert small.shape[1] == large.shape[1]
+    assert large.shape[0] > 3 * small.shape[0]
+    saturation = np.ptp(small.astype(int), axis=2)
+    assert saturation[:, : small.shape[1] // 8].max() < saturation.max() / 4

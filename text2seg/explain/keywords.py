@@ -1,0 +1,99 @@
+"""A sentence split into keywords, each with its map and score."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from text2seg.errors import QueryError
+from text2seg.explain.catalogue.texts import KeywordsSettings
+from text2seg.explain.exhibit import Exhibit, Panel, Table
+from text2seg.explain.ground import ground
+from text2seg.explain.saliency.targets import text_target
+from text2seg.explain.watch import Watch
+from text2seg.pipeline import Text2Seg
+from text2seg.records import Image
+from text2seg.render.colours import heat
+from text2seg.vocabulary import TEMPLATES
+
+MOST_WORDS = 4
+
+# What stands between the things of a sentence: no thing itself, and no property of one.
+_NO_THINGS = """
+    a an the this that these those some any each every all both either neither no another other others such same
+    i you he she it we they me him her us them my your his its our their mine yours hers ours theirs who whom whose
+    which what where when why how there here
+    about above across after against along alongside amid among around as at away back before behind below beneath
+    beside besides between beyond by down during for forward from in inside into near next of off on onto opposite out
+    outside over past per since through throughout to together toward towards under underneath until up upon via with
+    within without
+    and but or nor so yet if then than because while although though whether
+    am is are was were be been being do does did done doing have has had having can could will would shall should may
+    might must let not very too also just only quite rather really still almost again once ever never always
+    appear appears close full front left right middle top bottom side sides edge corner background foreground
+    picture pictures photo photos photograph image images drawing view shot scene lot lots couple few many more most
+    much several one two three four five six seven eight nine ten
+    sit sits sat sitting stand stands stood standing lie lies lay lying lean leans leaning hang hangs hung hanging
+    hold holds held holding carry carries carried carrying wear wears wore wearing walk walks walked walking run runs
+    ran ride rides rode riding play plays played playing look looks looked looking watch watches watched watching go
+    goes went going come comes came coming get gets got getting take takes took taken taking make makes made making
+    eat eats ate eating drink drinks drank sleep sleeps slept sleeping jump jumps jumped jumping fly flies flew
+    show shows showed shown showing see sees saw seen seeing put puts putting use uses used using park parks parked
+"""
+STOP_WORDS = frozenset(_NO_THINGS.split())
+
+
+def keywords(sentence: str) -> tuple[str, ...]:
+    """The keywords of an English sentence, in its order, each once, in small letters.
+
+    The rule: the sentence is cut at punctuation, at stop words (articles, pronouns, prepositions, conjunctions,
+    auxiliaries, small numbers, words on the picture itself, and the verbs that captions are full of), and what is left
+    between two cuts is a keyword; of more than four words the last four, because English puts the noun last. So a
+    noun keeps its adjectives, "fire engine" stays whole, and a verb that is not in the list sticks to its noun.
+
+    >>> keywords("A photo of the big red fire engine, and two dogs sleeping beside a woolly sheep.")
+    ('big red fire engine', 'dogs', 'woolly sheep')
+    """
+    chunks: list[list[str]] = [[]]
+    for word in re.findall(r"[^\W_]+(?:['’-][^\W_]+)*|[^\w\s]", sentence.lower()):
+        if word in STOP_WORDS or not word[0].isalnum():
+            chunks.append([])
+        else:
+            chunks[-1].append(word.removesuffix("'s").removesuffix("’s"))
+    return tuple(dict.fromkeys(" ".join(chunk[-MOST_WORDS:]) for chunk in chunks if chunk))
+
+
+def run(models: Text2Seg, images: Sequence[Image], settings: KeywordsSettings, watch: Watch) -> Exhibit:
+    """The tool `keywords`: the similarity map of the sentence and of each keyword by the models' usual rule, with
+    presence, the cosine with the whole picture (CLIP's own, templates averaged) and the highest score of the map.
+
+    Raises:
+        QueryError: the sentence is empty, too long, unknown to the models, or all of it is stop words.
+    """
+    (image,) = images
+    clip, maps, pixels = models.clip, models.settings.maps, ground(image)
+    text_target(clip, settings.text, maps.templates, things=models.things)  # for its checks
+    found = keywords(settings.text)
+    if not found:
+        raise QueryError(f"there is no keyword in {settings.text!r}: name a thing")
+    texts = tuple(dict.fromkeys((settings.text, *found)))
+    names = [text if text in found else "the whole sentence" for text in texts]
+    size = maps.input_size or models.input_size
+    (tokens,) = clip.encode_images([image], size=size, architecture=maps.architecture)
+    similarity = clip.similarity(tokens, texts, maps)
+    cosines = (tokens.features[0] @ clip.encode_texts(texts, maps.templates or TEMPLATES).T).tolist()
+    rows = tuple(
+        (text, presence, cosine, float(scores.max()))
+        for text, presence, cosine, scores in zip(
+            texts, similarity.presence.tolist(), cosines, similarity.scores, strict=True
+        )
+    )
+    panels = [
+        Panel(f"{name}: presence {presence:.2f}", heat(scores, pixels))
+        for name, presence, scores in zip(names, similarity.presence, similarity.scores, strict=True)
+    ]
+    return Exhibit(
+        f"Keywords of “{settings.text}”",
+        (Panel(image.file_name or "picture", pixels), *panels),
+        (Table("Sentence and keywords", ("text", "presence", "cosine", "peak of the map"), rows),),
+    )

@@ -1,0 +1,185 @@
+"""Everything for a folder of pictures: CLIP's own words, what makes it say them, and segments of what they name."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from text2seg.errors import OutputError, QueryError, Text2SegError
+from text2seg.explain.catalogue.opinion import RunAllSettings
+from text2seg.explain.exhibit import Exhibit, Panel, Table, save_exhibit
+from text2seg.explain.ground import ground, method_or_usual
+from text2seg.explain.opinion import Opinion, framed, opine, words_panel
+from text2seg.explain.saliency.methods import saliency
+from text2seg.explain.saliency.targets import text_target
+from text2seg.explain.watch import Watch
+from text2seg.pipeline import Text2Seg
+from text2seg.records import Image, Segmentation
+from text2seg.render import overlay
+from text2seg.render.colours import PAPER, blend, heat
+from text2seg.vocabulary import Query
+
+log = logging.getLogger(__name__)
+
+WORDS_FILE = "run-all_words"
+MOST_SHOWN, LONGEST, LONGEST_NAME = 12, 20, 100
+FADED = 0.6
+"""How white a picture is in which nothing was found."""
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What is known of all pictures until now."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    pictures: Counter[str] = field(default_factory=Counter)
+    failures: list[str] = field(default_factory=list)
+    done: int = 0
+
+    def add(self, opinion: Opinion) -> None:
+        self.counts.update(dict(opinion.words))
+        self.pictures.update(word for word, _ in opinion.words)
+        self.done += 1
+
+    def exhibit(self, total: int) -> Exhibit:
+        often = sorted(self.counts, key=lambda word: (-self.counts[word], word))
+        longest = sorted(self.counts, key=lambda word: (-len(word), word))[:LONGEST]
+        missing = total - self.done - len(self.failures)
+        notes = (f"{missing} of {total} pictures are not done.",) if missing else ()
+        return Exhibit(
+            f"CLIP's own words for {self.done} picture{'' if self.done == 1 else 's'}",
+            tables=(
+                Table(
+                    "Words",
+                    ("word", "count", "pictures"),
+                    tuple((word, self.counts[word], self.pictures[word]) for word in often),
+                ),
+                Table("The longest words", ("word", "letters"), tuple((word, len(word)) for word in longest)),
+            ),
+            notes=(*notes, *self.failures),
+        )
+
+
+def run(models: Text2Seg, images: Sequence[Image], settings: RunAllSettings, watch: Watch) -> Exhibit:
+    """The tool `run-all`: a mosaic for each picture and one table of words over all.
+
+    With a folder in the settings, `<number>_<name>.png` and `.json` are written there for each picture when it is done,
+    and the table over those until then; nothing else is written, and no file that lies there otherwise. A picture that
+    cannot be done is a line in the notes. A stop leaves out the picture that it comes in.
+
+    Raises:
+        QueryError: the prompt is too long.
+        OutputError: the folder cannot be written to, or has files in it that no earlier run wrote.
+    """
+    framed(models.clip, settings.prompt)  # for its checks, before any picture
+    total, tally, shown = len(images), _Tally(), list[Panel]()
+    if settings.folder is not None:
+        _make_ready(settings.folder)
+        save_exhibit(tally.exhibit(total), settings.folder, WORDS_FILE)
+    for number in range(total):
+        if watch.stopped:
+            break
+        try:
+            image = images[number]
+            opinion = _opinion(models, image, settings, watch, number, total)
+            if watch.stopped:
+                break
+            mosaic = explained(models, image, opinion, settings.words)
+        except (Text2SegError, MemoryError, RuntimeError) as error:  # torch is out of memory with a RuntimeError
+            log.info("picture %d", number + 1, exc_info=error)
+            tally.failures.append(f"Picture {number + 1}: {error}")
+            continue
+        tally.add(opinion)
+        if settings.folder is not None:
+            name = f"{number + 1:04d}_{Path(image.file_name).stem[:LONGEST_NAME]}".rstrip("_")
+            save_exhibit(mosaic, settings.folder, name)
+            save_exhibit(tally.exhibit(total), settings.folder, WORDS_FILE)
+        picture = replace(mosaic, title="").picture()
+        if picture is not None and len(shown) < MOST_SHOWN:
+            shown.append(Panel(mosaic.title, picture))
+    if not watch.stopped:
+        watch.step(total * settings.steps, total * settings.steps)
+    return replace(tally.exhibit(total), panels=tuple(shown), columns=1)
+
+
+def explained(models: Text2Seg, image: Image, opinion: Opinion, most: int) -> Exhibit:
+    """The mosaic of a picture, three rows: what makes CLIP say each of the `most` most frequent words (relevance),
+    where the similarity maps see it, and its segments. Words that the models do not know have no segments."""
+    clip, maps, pixels = models.clip, models.settings.maps, ground(image)
+    counts = dict(opinion.words[:most])
+    words = list(counts)
+    best, cosine = opinion.texts[0]
+    title = f"{image.file_name or 'picture'}: {best} ({cosine:.2f})"
+    texts = Table("The best texts", ("text", "cosine"), opinion.texts)
+    if not words:
+        return Exhibit(title, (Panel("picture", pixels), words_panel(opinion)), (texts,))
+    method = method_or_usual(clip, None)
+    size = maps.input_size or models.input_size
+    (tokens,) = clip.encode_images([image], size=size, architecture=maps.architecture)
+    similar = clip.similarity(tokens, words, maps)
+    asked = [Query(word, ((word,),)) for word in words if _knows(models, word)]
+    found = models.segment(image, asked) if asked else Segmentation(image, (), similar)
+    columns = [(Panel("picture", pixels), words_panel(opinion), Panel("all segments", _painted(found, pixels)))]
+    rows = []
+    for word, presence, scores in zip(words, similar.presence.tolist(), similar.scores, strict=True):
+        said = found.verdict(word) if _knows(models, word) else "not known"
+        salient = saliency(clip, image, text_target(clip, word), method)
+        segments = _painted(replace(found, segments=found.of(word)), pixels)
+        columns.append(
+            (
+                Panel(f"{word}: {method}", heat(salient, pixels)),
+                Panel(f"{word}: map, presence {presence:.2f}", heat(scores, pixels)),
+                Panel(f"{word}: {said}", segments),
+            )
+        )
+        rows.append((word, counts[word], presence, said))
+    return Exhibit(
+        title,
+        tuple(panel for row in zip(*columns, strict=True) for panel in row),
+        (texts, Table("Words", ("word", "count", "presence", "segments"), tuple(rows))),
+        columns=len(columns),
+    )
+
+
+def _painted(found: Segmentation, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The picture with its segments, as large as a sheet shows it; `pixels`, faded, where there is none."""
+    if not found.segments:
+        return blend(pixels, np.ones(pixels.shape[:2], np.bool_), PAPER, FADED)
+    return ground(Image(overlay(found, legend=False)))
+
+
+def _opinion(
+    models: Text2Seg, image: Image, settings: RunAllSettings, watch: Watch, number: int, total: int
+) -> Opinion:
+    """CLIP's words for the picture of this number, with progress over all pictures."""
+
+    def going(step: int, best: str) -> bool:
+        watch.step(number * settings.steps + step, total * settings.steps, f"{image.file_name}: {best}")
+        return not watch.stopped
+
+    return opine(models.clip, image, settings, going)
+
+
+def _knows(models: Text2Seg, word: str) -> bool:
+    try:
+        models.check([Query(word, ((word,),))])
+    except QueryError:
+        return False
+    return True
+
+
+def _make_ready(folder: Path) -> None:
+    """Make the folder, and refuse one with files of others in it before any work is done."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        foreign = any(folder.iterdir()) and not (folder / f"{WORDS_FILE}.json").is_file()
+    except OSError as error:
+        raise OutputError(f"cannot write to the folder {folder}: {error.strerror}; choose another") from error
+    if foreign:
+        raise OutputError(f"{folder} has files in it that run-all did not write; choose a new or empty folder")
