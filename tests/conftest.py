@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import os
+
 import hypothesis
 import pytest
 import torch
 
 hypothesis.settings.register_profile("text2seg", deadline=None)  # timings never decide a test
 hypothesis.settings.load_profile("text2seg")
+os.environ["TEXT2SEG_TEXT_CACHE"] = "off"  # no test reads or writes the user's
 torch.set_num_threads(max(torch.get_num_threads() // 2, 1))
 
 

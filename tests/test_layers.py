@@ -20,14 +20,14 @@ LAYERS = [
     {"tiling", "loading"},
     {"pipeline", "coco", "render"},
     {"segmenting", "labelling", "evaluation", "tuning", "review", "replay"},
-    {"benchmarking", "explain"},
+    {"benchmarking", "bench", "explain"},
     {"app"},
     {"cli", "__init__"},
     {"__main__"},
 ]
 ROOMS = {
     "pycocotools": {"coco", "evaluation"},
-    "segment_anything": {"masks"},
+    "segment_anything": {"masks", "bench"},
     "clip": {"maps"},
     "gradio": {"app"},
     "ray": {"engines"},

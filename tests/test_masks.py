@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -64,6 +64,19 @@ def test_the_order_and_company_of_sets_change_nothing(sam):
     for one, other, third in zip(found, backwards, alone, strict=True):
         np.testing.assert_allclose(other.logits, one.logits, atol=1e-5)
         np.testing.assert_allclose(third.logits, one.logits, atol=1e-5)
+
+
+def test_as_many_sets_as_pictures_in_another_order_with_and_without_rough_masks(sam):
+    """What sets of one picture share until the first layer is by picture, not by the place of the set."""
+    embeddings = sam.embed(PICTURES)
+    order = [2, 0, 1]
+    plain = [build.points(PICTURES[place], 3, seed=place) for place in order]
+    rough = np.random.default_rng(0).random((1, 6, 8)).astype(np.float32)
+    for prompts in (plain, [replace(points, masks=rough) for points in plain]):
+        pairs = [(embeddings[place], points) for place, points in zip(order, prompts, strict=True)]
+        for pair, together in zip(pairs, sam.decode(pairs), strict=True):
+            np.testing.assert_allclose(sam.decode([pair])[0].logits, together.logits, atol=1e-5)
+    build.assert_equals_stock(sam, PICTURES, list(zip(order, plain, strict=True)))
 
 
 def test_many_sets_go_through_the_decoder_in_parts(sam):

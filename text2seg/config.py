@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -16,11 +17,19 @@ LARGEST_INPUT = 4096  # a slip of the keyboard beyond it would take all memory
 SMALLEST_TILE, MOST_TILE_OVERLAP = 32, 0.75  # beyond them there would be tiles without end
 
 
+@cache
+def _choices_of(settings: type[Any]) -> dict[str, tuple[str, ...]]:
+    """The choices of each field that has some; reading them off the class takes long, and settings are made often."""
+    hints = get_type_hints(settings)
+    return {name: get_args(hint) for name, hint in hints.items() if get_origin(hint) is Literal}
+
+
 def check_choices(settings: object) -> None:
     """Literals bind type checkers only, and a misspelt choice must not quietly mean another."""
-    for name, hint in get_type_hints(type(settings)).items():
-        value, choices = getattr(settings, name), get_args(hint)
-        if get_origin(hint) is Literal and value not in choices:
+    kind: Any = type(settings)
+    for name, choices in _choices_of(kind).items():
+        value = getattr(settings, name)
+        if value not in choices:
             raise SettingsError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 

@@ -9,6 +9,7 @@ from text2seg import checkpoints
 from text2seg.checkpoints.load import load_clip_weights, load_sam_weights
 from text2seg.maps.clip import Clip
 from text2seg.maps.presence import PresenceModel
+from text2seg.maps.text_cache import TextCache
 from text2seg.masks.sam import Sam
 from text2seg.runtime import PrecisionName, choose_device, choose_precision
 from text2seg.vocabulary import Things
@@ -31,7 +32,9 @@ class Loaded:
     provenance: dict[str, object]
 
 
-def load_pair(model: str, *, clip: str | None, sam: str | None, device: str, precision: PrecisionName) -> Loaded:
+def load_pair(
+    model: str, *, clip: str | None, sam: str | None, device: str, precision: PrecisionName, compile_sam: bool = False
+) -> Loaded:
     """Arguments and errors as for `Text2Seg.load`."""
     clip_name, sam_name = checkpoints.pair(model, clip=clip, sam=sam)
     # What is wrong with the names or the machine shows before gigabytes are downloaded.
@@ -41,6 +44,7 @@ def load_pair(model: str, *, clip: str | None, sam: str | None, device: str, pre
     chosen = choose_precision(where, precision)
     clip_file, sam_file = checkpoints.fetch(clip_name, "clip"), checkpoints.fetch(sam_name, "sam")
     log.info("CLIP on %s in %s: %s", where, chosen.name, chosen.reason)
+    clip_hash, sam_hash = checkpoints.sha256_of(clip_file), checkpoints.sha256_of(sam_file)
     things = Things.of_demo() if clip_name == "demo" else None
     return Loaded(
         Clip.from_weights(
@@ -49,12 +53,13 @@ def load_pair(model: str, *, clip: str | None, sam: str | None, device: str, pre
             precision=chosen,
             source=str(clip_file),
             presence=PresenceModel.of_demo(things.names) if things else None,
+            text_cache=TextCache.of_user([clip_hash, chosen.name, where.type]),
         ),
-        Sam.from_weights(load_sam_weights(sam_file), device=where, precision=precision),
+        Sam.from_weights(load_sam_weights(sam_file), device=where, precision=precision, compile_encoder=compile_sam),
         DEMO_INPUT_SIZE if things else PUBLISHED_INPUT_SIZE,
         things,
         {
-            "clip": {"name": clip_name, "sha256": checkpoints.sha256_of(clip_file)},
-            "sam": {"name": sam_name, "sha256": checkpoints.sha256_of(sam_file)},
+            "clip": {"name": clip_name, "sha256": clip_hash},
+            "sam": {"name": sam_name, "sha256": sam_hash},
         },
     )

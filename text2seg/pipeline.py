@@ -49,7 +49,6 @@ class Text2Seg:
     ) -> None:
         """
         Args:
-            clip, sam: the models.
             settings: what calls use that bring no settings of their own.
             input_size: CLIP's input where the settings leave it open; default: what it was trained on.
             things: all that the models know, where that is little; other queries are refused.
@@ -69,6 +68,7 @@ class Text2Seg:
         sam: str | None = None,
         device: str = "auto",
         precision: PrecisionName = "auto",
+        compile: bool = False,
         settings: Settings | None = None,
     ) -> Text2Seg:
         """Load a pair of models by name, downloading what is missing.
@@ -76,15 +76,15 @@ class Text2Seg:
         Args:
             model: demo, base, large or huge.
             clip, sam: a name or a file in place of the pair's own.
-            device: auto, cpu, cuda, mps, …
-            precision: auto, bf16, fp16 or fp32.
+            device, precision: auto, or by name: cpu, cuda, mps, …; bf16, fp16, fp32.
+            compile: let torch compile SAM's encoder, which takes a while and is worth it for many pictures.
             settings: what calls use that bring no settings of their own.
 
         Raises:
             CheckpointError: weights that are unknown, missing, damaged or of the wrong kind.
-            SettingsError: a device or precision that this machine does not have.
+            SettingsError: a device, a precision or a compiler that this machine does not have.
         """
-        pair = load_pair(model, clip=clip, sam=sam, device=device, precision=precision)
+        pair = load_pair(model, clip=clip, sam=sam, device=device, precision=precision, compile_sam=compile)
         return cls(
             pair.clip, pair.sam, settings=settings, input_size=pair.size, things=pair.things, provenance=pair.provenance
         )
@@ -95,6 +95,7 @@ class Text2Seg:
             "text2seg": __version__,
             **self._provenance,
             "precision": self.sam.precision.name,
+            "compiled": self.sam.compiled,
             "settings": asdict(settings or self.settings),
         }
 

@@ -49,6 +49,7 @@ COMMANDS: Mapping[str, Command | Group] = {
     "merge": Command("Put several COCO files with the same categories together.", "merge:Merge"),
     "convert": Command("Write a COCO file in the format of another tool.", "convert:Convert"),
     "explain": Group("Look into CLIP: saliency, words, experiments; one tool each.", _explain_commands),
+    "bench": Command("Measure speed, with accuracy, side by side with the original flow.", "bench:Bench"),
     "app": Command("Open the browser app.", "app:App"),
     "checkpoints": Command("List, download or verify model weights.", "checkpoints:CheckpointsCommand"),
 }

@@ -52,6 +52,7 @@ def load_models(model: ModelSettings, settings: Settings) -> Text2Seg:
         sam=model.sam,
         device=model.device,
         precision=model.precision,
+        compile=model.compile,
         settings=settings,
     )
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from text2seg.errors import QueryError
 from text2seg.explain.saliency.trace_text import TextTrace, trace_text
 from text2seg.maps.clip import Clip
-from text2seg.maps.text import _tokenizer, tokenize
+from text2seg.maps.text import tokenizer, tokenize
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,7 +57,7 @@ def decode(tokens: Iterable[int]) -> str:
     >>> decode([320, 9629])
     'a sheep '
     """
-    text: str = _tokenizer().decode(list(tokens))
+    text: str = tokenizer().decode(list(tokens))
     return text
 
 

@@ -22,6 +22,7 @@ from text2seg.maps.presence import TEMPLATE, PresenceModel, evidence
 from text2seg.maps.resnet import encode_resnet
 from text2seg.maps.similarity import cosines, without_empty_text, without_label_set
 from text2seg.maps.text import TextEncoder
+from text2seg.maps.text_cache import TextCache
 from text2seg.maps.vit import encode_vit
 from text2seg.records import Image, SimilarityMaps
 from text2seg.runtime import Precision, autocast
@@ -43,12 +44,18 @@ class Clip:
     """A CLIP with architecture surgery or another attention rule; OpenAI's ViTs and ResNets, whatever their size."""
 
     def __init__(
-        self, model: Any, *, device: torch.device, precision: Precision, presence: PresenceModel | None = None
+        self,
+        model: Any,
+        *,
+        device: torch.device,
+        precision: Precision,
+        presence: PresenceModel | None = None,
+        text_cache: TextCache | None = None,
     ) -> None:
         self.model = model.to(device)
         self.device, self.precision = device, precision
         self.presence = presence or PresenceModel(DISTRACTORS)
-        self.text = TextEncoder(self.model)
+        self.text = TextEncoder(self.model, text_cache)
 
     @classmethod
     def from_weights(
@@ -59,14 +66,16 @@ class Clip:
         precision: Precision,
         source: str = "the checkpoint",
         presence: PresenceModel | None = None,
+        text_cache: TextCache | None = None,
     ) -> Clip:
         """Build the architecture that the weights' shapes tell, and load them; `source` names them in errors,
-        `presence` is what was fitted to them.
+        `presence` is what was fitted to them, `text_cache` keeps text features on disk.
 
         Raises:
             CheckpointError: these are not the weights of a CLIP.
         """
-        return cls(build_clip(weights, source=source), device=device, precision=precision, presence=presence)
+        model = build_clip(weights, source=source)
+        return cls(model, device=device, precision=precision, presence=presence, text_cache=text_cache)
 
     @property
     def is_vit(self) -> bool:
@@ -129,8 +138,10 @@ class Clip:
     def encode_texts(self, queries: Sequence[str | Wordings], templates: tuple[str, ...] = TEMPLATES) -> Tensor:
         """Unit text features float32 [Q, C]; fresh ones are computed, others come from the cache. Several wordings
         of one query are averaged."""
+        each = [_wordings(query) for query in queries]
         with autocast(self.device, self.precision):
-            means = [self.text(_wordings(query), templates).mean(0) for query in queries]
+            features = self.text([wording for wordings in each for wording in wordings], templates)
+        means = [of_query.mean(0) for of_query in features.split([len(wordings) for wordings in each])]
         return F.normalize(torch.stack(means), dim=-1)
 
     @torch.inference_mode()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -71,8 +72,15 @@ def _same_thing(texts: Tensor, names: Sequence[Sequence[str]], others: Tensor, d
     """bool [Q, D + 1]: which distractors are other words for a query; the empty text never is."""
     mean = others[:-1].mean(0)
     close = F.normalize(texts - mean, dim=-1) @ F.normalize(others - mean, dim=-1).T > TOO_CLOSE
-    words = [{word for name in wordings for word in name.lower().split()} for wordings in names]
-    shared = [[bool(mine & set(other.lower().split())) for other in distractors] for mine in words]
-    close[:, :-1] |= torch.tensor(shared, dtype=torch.bool, device=close.device).reshape(len(words), -1)
+    close[:, :-1] |= _shared_words(tuple(map(tuple, names)), tuple(distractors)).to(close.device)
     close[:, -1] = False
     return close
+
+
+@lru_cache(maxsize=64)
+def _shared_words(names: tuple[tuple[str, ...], ...], distractors: tuple[str, ...]) -> Tensor:
+    """bool [Q, D]: which distractors have a word of the query's; the same for every image, and slow for long lists."""
+    theirs = [set(other.lower().split()) for other in distractors]
+    mine = [{word for name in wordings for word in name.lower().split()} for wordings in names]
+    shared = [not words.isdisjoint(others) for words in mine for others in theirs]
+    return torch.tensor(shared, dtype=torch.bool).reshape(len(names), len(distractors))

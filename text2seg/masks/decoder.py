@@ -55,21 +55,19 @@ def decode(
     tokens = torch.cat([outputs.expand(len(prompts), -1, -1), prompts.to(outputs.dtype)], dim=1)
 
     if mask_inputs is None:
-        dense = sam.prompt_encoder.no_mask_embed.weight[..., None, None]
+        image, owner = embeddings + sam.prompt_encoder.no_mask_embed.weight[..., None, None], image_index
     else:
-        dense = sam.prompt_encoder.mask_downscaling(mask_inputs)
-    image = embeddings[image_index] + dense
-    size = image.shape
+        image, owner = embeddings[image_index] + sam.prompt_encoder.mask_downscaling(mask_inputs), None
     positions = sam.prompt_encoder.get_dense_pe().flatten(2).transpose(1, 2).to(image.dtype)
 
     mask = None
     if bool((labels == FILLING).any()):
         real = F.pad(labels != FILLING, (outputs.shape[0], 0), value=True)
         mask = real[:, None, None, :]
-    attend = partial(_attend, attention)
-    tokens, image = _two_way(attend, decoder.transformer, tokens, image.flatten(2).transpose(1, 2), positions, mask)
+    attend, flat = partial(_attend, attention), image.flatten(2).transpose(1, 2)
+    tokens, flat = _two_way(attend, decoder.transformer, tokens, flat, owner, positions, mask)
 
-    upscaled = decoder.output_upscaling(image.transpose(1, 2).reshape(size))
+    upscaled = decoder.output_upscaling(flat.transpose(1, 2).unflatten(2, image.shape[-2:]))
     hyper = torch.stack(
         [mlp(tokens[:, 1 + k]) for k, mlp in enumerate(decoder.output_hypernetworks_mlps)],
         dim=1,
@@ -92,10 +90,16 @@ def _two_way(
     transformer: Any,
     tokens: Tensor,
     image: Tensor,
+    owner: Tensor | None,
     positions: Tensor,
     mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """SAM's two-way transformer; `mask` bool [B, 1, 1, N] is false where no query may look at a token."""
+    """SAM's two-way transformer over `tokens` [B, N, C] and their images, [B, h·w, C] afterwards.
+
+    With `owner` int64 [B], the image of each set, `image` is [I, h·w, C]: until the first layer has changed it, it is
+    the same for all sets of an image and projected once, a fifth of the decoder's work. `mask` bool [B, 1, 1, N] is
+    false where no query may look at a token.
+    """
     token_positions = tokens
     for layer in transformer.layers:
         if layer.skip_first_layer_pe:
@@ -104,22 +108,42 @@ def _two_way(
             query = tokens + token_positions
             tokens = layer.norm1(tokens + attend(layer.self_attn, query, query, tokens, mask))
         query, key = tokens + token_positions, image + positions
-        tokens = layer.norm2(tokens + attend(layer.cross_attn_token_to_image, query, key, image, None))
+        looked = attend(layer.cross_attn_token_to_image, query, key, image, None, keys_of=owner)
+        tokens = layer.norm2(tokens + looked)
         tokens = layer.norm3(tokens + layer.mlp(tokens))
         query = tokens + token_positions
-        image = layer.norm4(image + attend(layer.cross_attn_image_to_token, key, query, tokens, mask))
+        told = attend(layer.cross_attn_image_to_token, key, query, tokens, mask, queries_of=owner)
+        image, owner = layer.norm4(_for_sets(image, owner) + told), None
     query, key = tokens + token_positions, image + positions
     tokens = tokens + attend(transformer.final_attn_token_to_image, query, key, image, None)
     return transformer.norm_final_attn(tokens), image
 
 
 def _attend(
-    attention: Attention, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
+    attention: Attention,
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    *,
+    queries_of: Tensor | None = None,
+    keys_of: Tensor | None = None,
 ) -> Tensor:
+    """One of the decoder's attentions. Queries, or keys and values, that many sets share are given once, with the place
+    of each set's: they are projected before they are copied."""
     query, key, value = (
-        projection(x).unflatten(-1, (module.num_heads, -1)).transpose(1, 2)
-        for projection, x in ((module.q_proj, query), (module.k_proj, key), (module.v_proj, value))
+        _for_sets(projection(x), owner).unflatten(-1, (module.num_heads, -1)).transpose(1, 2)
+        for projection, x, owner in (
+            (module.q_proj, query, queries_of),
+            (module.k_proj, key, keys_of),
+            (module.v_proj, value, keys_of),
+        )
     )
     mixed = attention(query, key, value) if mask is None else attention(query, key, value, attn_mask=mask)
     attended: Tensor = module.out_proj(mixed.transpose(1, 2).flatten(2))
     return attended
+
+
+def _for_sets(of_images: Tensor, owner: Tensor | None) -> Tensor:
+    return of_images if owner is None else of_images[owner]

@@ -16,17 +16,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from text2seg.errors import CheckpointError, ImageError
+from text2seg.errors import CheckpointError
 from text2seg.grids import resize
 from text2seg.masks import decoder
 from text2seg.masks.build import SamShape, load_sam
+from text2seg.masks.compiled import compiled
+from text2seg.masks.encoder import encode
+from text2seg.masks.frame import Frame
 from text2seg.records import Candidates, Image, PointPrompts
 from text2seg.runtime import FULL, Precision, PrecisionName, autocast, choose_precision
 
 logger = logging.getLogger(__name__)
 
-SETS_PER_CALL = 32  # about 40 MB of activations per set at SAM's full size
+SETS_PER_CALL = 32  # at least; about 40 MB of activations per set at SAM's full size
+MOST_SETS_PER_CALL = 256  # beyond it a GPU is no faster
 MASK_PROMPT_SCALE = 0.005
 """What the likelihoods of a rough mask are multiplied by before SAM takes them for its own low-resolution mask, as in
 Trident (arXiv 2411.09219): hardly above "unsure", a hint that box and point overrule."""
@@ -58,42 +63,53 @@ class Sam:
         device: torch.device,
         precision: Precision = FULL,
         *,
-        sets_per_call: int = SETS_PER_CALL,
+        sets_per_call: int | None = None,
+        compile_encoder: bool = False,
     ) -> None:
-        """Take over the module: it is moved to the device, frozen, and its norms are kept in float32.
+        """Take over the module: it is moved to the device and frozen, the encoder's matrices brought to the precision.
 
         Args:
             module: a `segment_anything` Sam with float32 weights.
-            sets_per_call: how many point sets go through the decoder at once; more need more memory.
-        """
-        from segment_anything.utils.transforms import ResizeLongestSide
+            sets_per_call: how many point sets go through the decoder at once; more need more memory. Default: as many
+                as the device has memory for.
+            compile_encoder: let `torch.compile` make the encoder, which takes up to minutes for each size of batch.
 
-        if sets_per_call < 1:
+        Raises:
+            SettingsError: the encoder is to be compiled, and there is no compiler here.
+        """
+        if sets_per_call is not None and sets_per_call < 1:
             raise ValueError(f"sets_per_call must be 1 or more, got {sets_per_call}")
         self.module = module.to(device).eval().requires_grad_(False)
-        self.device, self.precision = device, precision
-        self._sets_per_call = sets_per_call
-        self._frame = ResizeLongestSide(module.image_encoder.img_size)
+        self.device, self.precision, self.compiled = device, precision, compile_encoder
+        self._encode = compiled(encode, device) if compile_encoder else encode
+        self._sets_per_call = sets_per_call or _sets_that_fit(module, device)
+        self._frame = Frame(module.image_encoder.img_size)
         if precision.dtype != torch.float32:
-            _keep_norms_exact(module.image_encoder)
+            _lower(module.image_encoder, precision.dtype)
 
     @classmethod
     def from_weights(
-        cls, weights: Mapping[str, Tensor], *, device: torch.device, precision: PrecisionName = "auto"
+        cls,
+        weights: Mapping[str, Tensor],
+        *,
+        device: torch.device,
+        precision: PrecisionName = "auto",
+        compile_encoder: bool = False,
     ) -> Sam:
         """Any SAM in the official format, its architecture read off the weights; logs what runs where and why.
 
         Args:
             weights: the state dict, of any floating dtype. Float32 tensors are shared with the module, not copied.
             precision: as for `choose_precision`; fp16 gives way where this SAM overflows in it.
+            compile_encoder: as for `Sam`.
 
         Raises:
             CheckpointError: the weights are not, or not exactly, those of a SAM.
-            SettingsError: the device cannot run in that precision.
+            SettingsError: the device cannot run in that precision, or there is no compiler to compile with.
         """
         shape = SamShape.of(weights)
         chosen = choose_precision(device, precision, fp16_safe=shape.fp16_safe)
-        sam = cls(load_sam(shape, weights), device, chosen)
+        sam = cls(load_sam(shape, weights), device, chosen, compile_encoder=compile_encoder)
         logger.info(
             "SAM with %d blocks of width %d on %s in %s: %s",
             shape.depth,
@@ -114,25 +130,27 @@ class Sam:
         """
         if not images:
             return []
-        inputs = [self._resized(image) for image in images]
-        with autocast(self.device, FULL):
-            batch = torch.stack([self.module.preprocess(pixels) for pixels in inputs])
+        pixels, sizes = self._frame.pictures(images, self.device, self.module.pixel_mean, self.module.pixel_std)
         with autocast(self.device, self.precision):
-            features = self.module.image_encoder(batch).float()
+            features = self._encoded(pixels).float()
         if not bool(features.isfinite().all()):
             raise CheckpointError(f"SAM's image features are not finite in {self.precision.name}; try precision fp32")
         return [
-            SamEmbedding(each, image.hw, (pixels.shape[1], pixels.shape[2]))
-            for each, image, pixels in zip(features, images, inputs, strict=True)
+            SamEmbedding(each, image.hw, input_hw)
+            for each, image, input_hw in zip(features, images, sizes, strict=True)
         ]
 
-    def _resized(self, image: Image) -> Tensor:
-        """uint8 [3, rows, columns], the longest side as long as the model's input frame."""
-        if 0 in self._frame.get_preprocess_shape(*image.hw, self._frame.target_length):
-            rows, columns = image.hw
-            raise ImageError(f"{image.file_name or 'image'} is too thin for SAM: {columns}×{rows} pixels")
-        pixels = torch.as_tensor(self._frame.apply_image(image.pixels), device=self.device)
-        return pixels.permute(2, 0, 1).contiguous()
+    def _encoded(self, pixels: Tensor) -> Tensor:
+        """Compiled code is for one size of batch, so a batch is filled up to one of few sizes. A CPU is no faster with
+        more than one picture at a time."""
+        if not self.compiled:
+            return self._encode(self.module.image_encoder, pixels)
+        size = 1 if self.device.type == "cpu" else 1 << (len(pixels) - 1).bit_length()
+        parts = []
+        for part in pixels.split(size):
+            filled = F.pad(part, (0, 0, 0, 0, 0, 0, 0, size - len(part)))
+            parts.append(self._encode(self.module.image_encoder, filled)[: len(part)])
+        return torch.cat(parts)
 
     @torch.no_grad()
     def decode(self, sets: Sequence[tuple[SamEmbedding, PointPrompts]]) -> list[Candidates]:
@@ -157,7 +175,7 @@ class Sam:
         """One pass of the decoder, over sets that all have a mask or all have none."""
         features = {id(embedding): embedding.features for embedding, _ in sets}
         places = {key: place for place, key in enumerate(features)}
-        points_xy, labels = self._ragged(sets)
+        points_xy, labels = self._frame.points([(embedding.image_hw, points) for embedding, points in sets])
         with autocast(self.device, FULL):
             logits, scores = decoder.decode(
                 self.module,
@@ -173,26 +191,6 @@ class Sam:
             Candidates(of_set[which], predicted_iou[which])
             for of_set, predicted_iou, which in zip(logits.cpu().numpy(), scores.cpu().numpy(), outputs, strict=True)
         ]
-
-    def _ragged(
-        self, sets: Sequence[tuple[SamEmbedding, PointPrompts]]
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Points float32 [B, N, 2] in the model's input frame and labels int64 [B, N], short sets filled up. A box is
-        two points more; a set without one gets a "not a point"."""
-        longest = max(len(points) + 1 + len(points.boxes_xyxy) for _, points in sets)
-        points_xy = np.zeros((len(sets), longest, 2), np.float32)
-        labels = np.full((len(sets), longest), decoder.FILLING, np.int64)
-        for row, (embedding, points) in enumerate(sets):
-            count = len(points)
-            points_xy[row, :count] = self._frame.apply_coords(points.xy, embedding.image_hw)
-            labels[row, :count] = points.labels
-            if len(points.boxes_xyxy):
-                corners = self._frame.apply_boxes(points.boxes_xyxy, embedding.image_hw)
-                points_xy[row, count : count + 2] = corners.reshape(2, 2)
-                labels[row, count : count + 2] = decoder.BOX_TOP_LEFT, decoder.BOX_BOTTOM_RIGHT
-            else:
-                labels[row, count] = decoder.NOT_A_POINT
-        return points_xy, labels
 
     def _mask_prompts(self, sets: Sequence[tuple[SamEmbedding, PointPrompts]]) -> Tensor:
         """Rough masks as SAM's low-resolution logits, float32 [B, 1, 4h, 4w]: square, the picture at the top left."""
@@ -226,18 +224,26 @@ class Sam:
 
     def filled(self, embedding: SamEmbedding, side: int) -> tuple[int, int]:
         """Rows and columns that the picture fills of SAM's square frame, were it of this side."""
-        rows, columns = (max(round(length * side / self._frame.target_length), 1) for length in embedding.input_hw)
+        rows, columns = (max(round(length * side / self._frame.side), 1) for length in embedding.input_hw)
         return rows, columns
 
 
-def _keep_norms_exact(encoder: nn.Module) -> None:
-    """Have every norm of the encoder compute in float32; autocast lets those behind a convolution take its dtype."""
-    from segment_anything.modeling.common import LayerNorm2d
-
+def _lower(encoder: nn.Module, dtype: torch.dtype) -> None:
+    """Bring the weights of matrix products to the dtype that they are used in: half the memory, and no casting at each
+    call. Norms, positions and the path between the blocks stay float32."""
     for layer in encoder.modules():
-        if isinstance(layer, nn.LayerNorm | LayerNorm2d):
-            layer.register_forward_pre_hook(_to_float32)
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            layer.to(dtype)
 
 
-def _to_float32(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return tuple(tensor.float() for tensor in inputs)
+def _sets_that_fit(module: Any, device: torch.device) -> int:
+    """How many sets of points the decoder may hold at once: a tenth of a GPU's memory, never fewer than on a CPU.
+
+    Of all its memory, not of what is free: rounding depends on it, and the same job should give the same bytes.
+    """
+    if device.type != "cuda":
+        return SETS_PER_CALL
+    rows, columns = module.prompt_encoder.image_embedding_size
+    bytes_per_set = 40 * rows * columns * module.prompt_encoder.embed_dim
+    fit = torch.cuda.get_device_properties(device).total_memory // 10 // bytes_per_set
+    return min(max(fit, SETS_PER_CALL), MOST_SETS_PER_CALL)

@@ -1,0 +1,97 @@
+"""`text2seg bench`: how fast and how true, beside the original flow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from text2seg.cli.common import log_to_terminal, plain_table
+from text2seg.errors import SettingsError
+
+if TYPE_CHECKING:
+    from text2seg.bench.run import Plan
+
+Model = Literal["demo", "vit_b", "vit_l", "vit_h"]
+Size = Literal["small", "vga", "1080p", "12mp"]
+Flow = Literal["stock", "stock-half", "stock-fused", "stock-compiled", "ours", "ours-compiled"]
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """Measure text2seg beside the original flow: same weights, pictures and words, in turns, with accuracy.
+
+    From a folder of pictures to a COCO file. Models other than demo have random weights of the published sizes, which
+    cost the same and need no download.
+    """
+
+    models: tuple[Model, ...] = ("demo", "vit_b")
+    """SAMs, each with its CLIP (ViT-B/16 but for the demo)."""
+    queries: tuple[int, ...] = (20,)
+    """How many things are looked for in each picture."""
+    sizes: tuple[Size, ...] = ("vga",)
+    """Sizes of the pictures: 240×320, 480×640, 1080×1920, 3000×4000."""
+    flows: tuple[Flow, ...] = ("stock", "stock-half", "stock-compiled", "ours")
+    """stock: the original flow, float32; stock-half: in the device's fast precision; stock-fused: with fused attention
+    as well; stock-compiled: compiled as well; ours; ours-compiled. Ratios and accuracy are against the first."""
+    rounds: int = 3
+    """Rounds of each case; all flows take their turn in each."""
+    images: int = 1
+    """Pictures in the folder."""
+    batch: int = 1
+    """Pictures that go through our models at once."""
+    minutes: float = 8.0
+    """No further round once this is over; warm-up and each case's first round are always done."""
+    device: str = "auto"
+    """auto, cpu, cuda, …"""
+    output: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="")] = None
+    """Write all numbers here as JSON and, beside it, a plot as PNG."""
+    markdown: bool = False
+    """Print tables for a document."""
+    quick: bool = False
+    """Only whether everything runs: the demo model, three queries, small pictures, one round, nothing compiled."""
+    verbose: bool = False
+    """Say how long warming up takes."""
+
+    def run(self) -> int:
+        log_to_terminal(verbose=self.verbose)
+        if self.rounds < 1 or self.images < 1 or self.batch < 1 or min(self.queries, default=0) < 1:
+            raise SettingsError("rounds, images, batch and queries must be 1 or more")
+        from rich.console import Console
+
+        from text2seg.bench import report
+        from text2seg.bench.run import run
+
+        cases = []
+        for case in run(self._plan()):
+            cases.append(case)
+            if self.markdown:
+                print(report.markdown(case), flush=True)
+                continue
+            table = plain_table(report.title(case), *report.HEADINGS)
+            for row in report.rows(case):
+                table.add_row(*row)
+            Console(highlight=False, markup=False, emoji=False, width=150).print(table)
+        if self.output:
+            print(report.write_json(cases, self.output))
+            print(report.plot(cases, self.output.with_suffix(".png")))
+        return 0
+
+    def _plan(self) -> Plan:
+        from text2seg.bench.run import Plan
+
+        if self.quick:
+            return Plan(("demo",), ("small",), (3,), ("stock", "stock-half", "ours"), 1, 2, 2, 1.0, self.device)
+        return Plan(
+            self.models,
+            self.sizes,
+            self.queries,
+            self.flows,
+            self.rounds,
+            self.images,
+            self.batch,
+            self.minutes,
+            self.device,
+        )

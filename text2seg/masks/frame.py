@@ -1,0 +1,71 @@
+"""SAM's square input frame: pictures, points and boxes brought into it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from text2seg.errors import ImageError
+from text2seg.masks import decoder
+from text2seg.records import Image, PointPrompts
+
+
+class Frame:
+    """A square of `side` pixels. A picture lies at its top left, its longest side as long as the frame's."""
+
+    def __init__(self, side: int) -> None:
+        from segment_anything.utils.transforms import ResizeLongestSide
+
+        self.side = side
+        self._into = ResizeLongestSide(side)
+
+    def pictures(
+        self, images: Sequence[Image], device: torch.device, mean: Tensor, std: Tensor
+    ) -> tuple[Tensor, list[tuple[int, int]]]:
+        """float32 [B, 3, side, side] on the device, less `mean`, by `std`, zeros beside the picture; and the rows and
+        columns that each picture fills. They travel to the device as bytes.
+
+        Raises:
+            ImageError: a picture is so thin that nothing of it is left.
+        """
+        resized = [self._resized(image) for image in images]
+        pixels = torch.zeros(len(images), self.side, self.side, 3, dtype=torch.uint8, pin_memory=device.type == "cuda")
+        for place, rows in zip(pixels, resized, strict=True):
+            place[: rows.shape[0], : rows.shape[1]] = torch.from_numpy(rows)
+        framed = (pixels.to(device, non_blocking=True).permute(0, 3, 1, 2).float() - mean) / std
+        sizes = [(rows.shape[0], rows.shape[1]) for rows in resized]
+        for place, (height, width) in zip(framed, sizes, strict=True):
+            place[:, height:] = 0
+            place[:, :, width:] = 0
+        return framed, sizes
+
+    def _resized(self, image: Image) -> NDArray[np.uint8]:
+        if 0 in self._into.get_preprocess_shape(*image.hw, self.side):
+            rows, columns = image.hw
+            raise ImageError(f"{image.file_name or 'image'} is too thin for SAM: {columns}×{rows} pixels")
+        resized: NDArray[np.uint8] = np.array(self._into.apply_image(image.pixels))
+        return resized
+
+    def points(
+        self, sets: Sequence[tuple[tuple[int, int], PointPrompts]]
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Points float32 [B, N, 2] in the frame and labels int64 [B, N], short sets filled up; of points on pictures of
+        these sizes. A box is two points more; a set without one gets a "not a point"."""
+        longest = max(len(points) + 1 + len(points.boxes_xyxy) for _, points in sets)
+        points_xy = np.zeros((len(sets), longest, 2), np.float32)
+        labels = np.full((len(sets), longest), decoder.FILLING, np.int64)
+        for row, (image_hw, points) in enumerate(sets):
+            count = len(points)
+            points_xy[row, :count] = self._into.apply_coords(points.xy, image_hw)
+            labels[row, :count] = points.labels
+            if len(points.boxes_xyxy):
+                corners = self._into.apply_boxes(points.boxes_xyxy, image_hw)
+                points_xy[row, count : count + 2] = corners.reshape(2, 2)
+                labels[row, count : count + 2] = decoder.BOX_TOP_LEFT, decoder.BOX_BOTTOM_RIGHT
+            else:
+                labels[row, count] = decoder.NOT_A_POINT
+        return points_xy, labels
