@@ -1,4 +1,4 @@
-"""The page: a header and one tab for each job."""
+"""The page: a header, the models, and one tab for each job."""
 
 from __future__ import annotations
 
@@ -6,12 +6,34 @@ from typing import Any
 
 import gradio as gr
 
+from text2seg.app import api, explain_tab, folder, models_panel, segment
 from text2seg.app.workshop import Workshop
+
+OFTEN_SECONDS, AGE_SECONDS = 600, 3600
+"""How often files of visitors are looked through, and how old they get."""
+
+HEADER = """
+<header class="t2s-header">
+  <h1>text2seg</h1>
+  <p>Cuts things out of pictures by their names.</p>
+</header>
+"""
 
 
 def build_page(workshop: Workshop) -> gr.Blocks:
-    """The whole app. Each tab is built by the `build(workshop)` of its own module, called within its `gr.Tab`."""
-    page: Any = gr.Blocks(title="text2seg", analytics_enabled=False)
+    """The whole app. Each tab is built by the `build(workshop)` of its own module, called within its `gr.Tab`; style
+    sheets and scripts that lie beside that module are part of the page (see `theme`)."""
+    page: Any = gr.Blocks(title="text2seg", analytics_enabled=False, delete_cache=(OFTEN_SECONDS, AGE_SECONDS))
     with page:
-        gr.Markdown("# text2seg")
+        gr.HTML(HEADER, padding=False)
+        models_panel.build(workshop)
+        with gr.Tabs(elem_id="tabs"):
+            with gr.Tab("Segment", id="segment"):
+                segment.build(workshop)
+            with gr.Tab("Label a folder", id="folder"):
+                folder.build(workshop)
+            with gr.Tab("Explain", id="explain"):
+                explain_tab.build(workshop)
+        api.add_endpoints(workshop)
+    page.queue(default_concurrency_limit=workshop.settings.workers, max_size=workshop.settings.waiting, api_open=False)
     return page

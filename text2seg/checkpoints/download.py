@@ -10,6 +10,7 @@ import re
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from http import HTTPStatus
 from pathlib import Path
@@ -32,6 +33,10 @@ PASSING_CODES = frozenset({408, 425, 429, 500, 502, 503, 504})
 """HTTP errors that are worth another try."""
 
 
+Report = Callable[[int, int | None], None]
+"""Told how many bytes there are, and of how many where the server says so."""
+
+
 class _CutError(Exception):
     """The connection failed; another try may go on from what has been received."""
 
@@ -40,7 +45,7 @@ class _UnreachableError(_CutError):
     """There was no connection to begin with: no network, no such host, nobody listening."""
 
 
-def download(checkpoint: Checkpoint, folder: Path, *, replace: bool = False) -> Path:
+def download(checkpoint: Checkpoint, folder: Path, *, replace: bool = False, report: Report | None = None) -> Path:
     """Download a checkpoint into a folder, which is made if missing.
 
     The bytes are collected in `<file>.part`, which an interrupted download leaves for the next one to go on with; the
@@ -50,6 +55,8 @@ def download(checkpoint: Checkpoint, folder: Path, *, replace: bool = False) -> 
         checkpoint: one with a URL.
         folder: where the file goes, under `checkpoint.file_name`.
         replace: download even if the file is there, and put the new one in its place.
+        report: called as bytes come, in place of a bar on the terminal; an error that it raises stops the download,
+            and the next one goes on from there.
 
     Returns:
         The path of the file.
@@ -66,7 +73,7 @@ def download(checkpoint: Checkpoint, folder: Path, *, replace: bool = False) -> 
         folder.mkdir(parents=True, exist_ok=True)
         with _lock(folder / f".{checkpoint.file_name}.lock"):
             if replace or not target.is_file():
-                _fill(part, checkpoint)
+                _fill(part, checkpoint, report)
                 _check_hash(part, checkpoint)
                 os.replace(part, target)
                 logger.info("downloaded %s", target)
@@ -100,13 +107,13 @@ def _lock(path: Path) -> AbstractContextManager[Any]:
         return lock.acquire()
 
 
-def _fill(part: Path, checkpoint: Checkpoint) -> None:
+def _fill(part: Path, checkpoint: Checkpoint, report: Report | None) -> None:
     """Receive until the part holds the whole file, over as many connections as it takes."""
     failures, was_reached = 0, False
     while True:
         before = _size(part)
         try:
-            _receive(part, checkpoint)
+            _receive(part, checkpoint, report)
             return
         except _CutError as cut:
             was_reached = was_reached or not isinstance(cut, _UnreachableError)
@@ -118,7 +125,7 @@ def _fill(part: Path, checkpoint: Checkpoint) -> None:
             time.sleep(wait)
 
 
-def _receive(part: Path, checkpoint: Checkpoint) -> None:
+def _receive(part: Path, checkpoint: Checkpoint, report: Report | None) -> None:
     """Add to the part what one connection brings.
 
     Raises:
@@ -146,17 +153,21 @@ def _receive(part: Path, checkpoint: Checkpoint) -> None:
                 part.unlink()
                 raise _CutError("the server sends another part than was asked for")
             start = have
-        _append(response, part, start)
+        _append(response, part, start, report)
 
 
-def _append(response: http.client.HTTPResponse, part: Path, start: int) -> None:
+def _append(response: http.client.HTTPResponse, part: Path, start: int, report: Report | None) -> None:
     """Write the body at the end of the part, or from its beginning if the server did not skip what was there."""
     total = None if response.length is None else start + response.length
-    bar = tqdm(total=total, initial=start, unit="B", unit_scale=True, unit_divisor=1024, desc=part.stem)
+    silent = report is not None
+    bar = tqdm(total=total, initial=start, unit="B", unit_scale=True, unit_divisor=1024, desc=part.stem, disable=silent)
+    have = start
     with bar, part.open("ab" if start else "wb") as file:
         while chunk := _read(response):
             file.write(chunk)
             bar.update(len(chunk))
+            if report is not None:
+                report(file.tell(), total)
     if total is not None and _size(part) < total:
         raise _CutError(f"the connection ended after {_size(part):,} of {total:,} bytes")
 

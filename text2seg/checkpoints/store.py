@@ -10,7 +10,7 @@ from typing import Literal
 
 import platformdirs
 
-from text2seg.checkpoints.download import download, sha256_of
+from text2seg.checkpoints.download import Report, download, sha256_of
 from text2seg.checkpoints.registry import MIB, Checkpoint, Kind, find, known
 from text2seg.errors import CheckpointError
 
@@ -51,7 +51,7 @@ def path_of(checkpoint: Checkpoint) -> Path:
     return (folder() if checkpoint.url else PACKAGE / "demo") / checkpoint.file_name
 
 
-def fetch(name: str, kind: Kind, *, check: bool = False) -> Path:
+def fetch(name: str, kind: Kind, *, check: bool = False, report: Report | None = None) -> Path:
     """The file of a checkpoint, by name or path; a published one that is not here yet is downloaded.
 
     Args:
@@ -59,6 +59,7 @@ def fetch(name: str, kind: Kind, *, check: bool = False) -> Path:
         kind: which kind of network it is.
         check: hash the file that is here already, and download it again if it is damaged. What is downloaded is
             always hashed.
+        report: told of a download's progress, see `download`.
 
     Raises:
         CheckpointError: no such name or file, or the download failed; see `download`.
@@ -69,7 +70,7 @@ def fetch(name: str, kind: Kind, *, check: bool = False) -> Path:
     if found.status == "ok":
         return path
     if checkpoint.url:
-        return download(checkpoint, path.parent, replace=found.status == "damaged")
+        return download(checkpoint, path.parent, replace=found.status == "damaged", report=report)
     raise CheckpointError(f"{path}: {found.detail}")
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from text2seg.errors import QueryError
 from text2seg.explain.saliency.trace_text import TextTrace, trace_text
 from text2seg.maps.clip import Clip
-from text2seg.maps.text import tokenizer, tokenize
+from text2seg.maps.text import tokenize, tokenizer
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,5 +1,127 @@
+"""Small experiments on one picture and a text, each a diagram and its numbers."""
+
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from text2seg.config import MapSettings
+from text2seg.errors import SettingsError
 from text2seg.explain.tool import Tool
 
-TOOLS: tuple[Tool, ...] = ()
+
+@dataclass(frozen=True, slots=True)
+class InputSettings:
+    """How the picture reaches CLIP."""
+
+    size: int | None = None
+    """CLIP's input in pixels; the picture is squashed to it. Default: what CLIP was trained on."""
+
+    def __post_init__(self) -> None:
+        MapSettings(input_size=self.size)  # raises where it is none
+
+
+@dataclass(frozen=True, slots=True)
+class TextSettings(InputSettings):
+    """What the picture is compared with."""
+
+    text: str = ""
+    """What the picture is compared with, for instance sheep; put into CLIP Surgery's 85 templates."""
+
+
+@dataclass(frozen=True, slots=True)
+class RepeatedSettings(TextSettings):
+    """A text, and how often chance is asked."""
+
+    seed: int = 0
+    """Same seed, same numbers."""
+    repeats: int = 3
+    """Runs, each with chance of its own; curves show their mean and range."""
+    steps: int = 10
+    """Points of a curve beside its start."""
+
+    def __post_init__(self) -> None:
+        InputSettings.__post_init__(self)
+        check_seed(self.seed)
+        for name in ("repeats", "steps"):
+            check_count(name, getattr(self, name))
+
+
+@dataclass(frozen=True, slots=True)
+class ActivationSettings(InputSettings):
+    """From noise to picture."""
+
+    seed: int = 0
+    """Same seed, same noise."""
+    steps: int = 4
+    """Steps from noise to picture."""
+
+    def __post_init__(self) -> None:
+        InputSettings.__post_init__(self)
+        check_seed(self.seed)
+        check_count("steps", self.steps)
+
+
+@dataclass(frozen=True, slots=True)
+class PixelSettings(TextSettings):
+    """Which ranking is attacked, and how hard."""
+
+    label: tuple[str, ...] = ()
+    """What the text is ranked among; repeat for more. Default: all that the demo model knows, else common things."""
+    pixels: int = 60
+    """Most pixels that are changed."""
+    tries: int = 16
+    """Changes that are tried for each pixel, of which the best stays."""
+    seed: int = 0
+    """Same seed, same random search."""
+
+    def __post_init__(self) -> None:
+        MapSettings(input_size=self.size, labels=self.label)
+        check_seed(self.seed)
+        for name in ("pixels", "tries"):
+            check_count(name, getattr(self, name))
+
+
+def check_seed(seed: int) -> None:
+    """Raises `SettingsError` where it is below 0."""
+    if seed < 0:
+        raise SettingsError(f"seed must be 0 or more, got {seed}")
+
+
+def check_count(name: str, value: int) -> None:
+    """Raises `SettingsError` where it is below 1."""
+    if value < 1:
+        raise SettingsError(f"{name} must be 1 or more, got {value}")
+
+
+TOOLS: tuple[Tool, ...] = (
+    Tool(
+        "experiment-grey",
+        "How the cosine falls while more and more of the picture is greyed out.",
+        RepeatedSettings,
+        "experiments.grey:run",
+    ),
+    Tool(
+        "experiment-preprocessing",
+        "What squashing, cropping or padding the picture does to the cosine, and how it is resized.",
+        TextSettings,
+        "experiments.preprocessing:run",
+    ),
+    Tool(
+        "experiment-activations",
+        "How large and how sparse activations are, block by block, from noise to picture.",
+        ActivationSettings,
+        "experiments.activations:run",
+    ),
+    Tool(
+        "experiment-noise",
+        "How much noise of which kind the cosine bears.",
+        RepeatedSettings,
+        "experiments.noise:run",
+    ),
+    Tool(
+        "experiment-pixels",
+        "How few changed pixels make CLIP rank something else first.",
+        PixelSettings,
+        "experiments.pixels:run",
+    ),
+)

@@ -1,0 +1,77 @@
+"""A live app for tests, and models that only count."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import numpy as np
+import torch
+
+from text2seg.app.serve import running
+from text2seg.app.settings import AppSettings
+from text2seg.app.workshop import Workshop
+from text2seg.maps.clip import ImageTokens
+from text2seg.records import Image, Segmentation, SimilarityMaps
+
+SCENES = Path(__file__).parents[1] / "text2seg" / "demo" / "scenes" / "new-scenes" / "images"
+SCENE = SCENES / "scene_0019.jpg"
+START_SECONDS = 30
+
+
+@contextmanager
+def live_app(models, **settings) -> Iterator[str]:
+    """The address of the app on these models, in a thread, from when it answers."""
+    workshop = Workshop(models, AppSettings(**{"port": 0, "host": "127.0.0.1", **settings}))
+    with running(workshop) as (url, _):
+        until = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                httpx.get(f"{url}/api/health", timeout=START_SECONDS)
+                break
+            except httpx.TransportError:
+                assert time.monotonic() < until, "the app does not answer"
+        yield url
+
+
+class CountingModels:
+    """In place of `Text2Seg`: "encodes" a picture once a session, and answers with the mean of its pixels as the
+    presence of the query."""
+
+    things = None
+
+    def __init__(self, floats: int = 1000, seconds: float = 0.0) -> None:
+        self.floats, self.seconds = floats, seconds
+        self.encoded: list[float] = []
+        self.busy = self.busiest = 0
+        self._lock = threading.Lock()
+
+    def segment_sessions(self, sessions, queries, settings=None):
+        (session,) = sessions
+        with self._lock:
+            self.busy += 1
+            self.busiest = max(self.busiest, self.busy)
+        try:
+            time.sleep(self.seconds)
+            mean = float(session.image.pixels.mean())
+            if not session.tokens:
+                features = torch.full((self.floats,), mean)
+                session.tokens[((8, 8), "surgery")] = ImageTokens(features, (1, 1), session.image.hw)
+                self.encoded.append(mean)
+            if queries == "broken":
+                raise RuntimeError("broken")
+            held = session.tokens[((8, 8), "surgery")].features[0].reshape(1).numpy()
+            maps = SimilarityMaps((str(queries),), np.zeros((1, 1, 1), np.float32), held, session.image.hw)
+            return (Segmentation(session.image, (), maps),)
+        finally:
+            with self._lock:
+                self.busy -= 1
+
+
+def plain(value: int, hw: tuple[int, int] = (6, 8), name: str = "one.png") -> Image:
+    """A picture of one grey."""
+    return Image(np.full((*hw, 3), value, np.uint8), name)

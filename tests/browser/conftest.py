@@ -1,0 +1,171 @@
+"""A real server with the demo model, and real browsers that look at it.
+
+`page` and `visitor()` fail their test at its end if the browser's console showed an error, a script failed, a request
+failed or was answered with an error, or anything but the app's own address was asked. What a test expects to go wrong
+it says beforehand: `page.expected.append("413")`, part of the line that is reported.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCENES = ROOT / "text2seg" / "demo" / "scenes"
+VIEWPORTS = {"wide": (1440, 900), "tablet": (820, 1180), "phone": (390, 844)}
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+REQUIRED = "TEXT2SEG_REQUIRE_BROWSER"
+START_SECONDS = 180
+PATIENCE_MS = 60_000
+
+
+def find_chromium() -> str | None:
+    """Chromium as installed, or as Playwright itself has fetched it."""
+    for name in ("chromium", "chromium-browser", "google-chrome", "chrome"):
+        if found := shutil.which(name):
+            return found
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as driver:
+        fetched = driver.chromium.executable_path
+    return fetched if Path(fetched).exists() else None
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """One Chromium for all tests."""
+    try:
+        from playwright.sync_api import expect, sync_playwright
+    except ImportError:
+        return _missing("the package playwright is not installed: pip install playwright")
+    executable = find_chromium()
+    if executable is None:
+        return _missing("there is no Chromium: apt-get install chromium, or playwright install chromium")
+    expect.set_options(timeout=PATIENCE_MS)
+    with sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=executable, headless=True, args=[*FLAGS])
+        yield chromium
+        chromium.close()
+
+
+def _missing(reason: str) -> None:
+    if os.environ.get(REQUIRED):
+        pytest.fail(f"{REQUIRED} is set, but {reason}")
+    pytest.skip(reason)
+
+
+@contextmanager
+def served(*flags: str, **environment: str) -> Iterator[str]:
+    """The address of `text2seg app` with these flags, as a process of its own on a free port, from when it answers."""
+    process = subprocess.Popen(
+        [sys.executable, "app.py", "--port", "0", "--device", "cpu", "--precision", "fp32", *flags],
+        cwd=ROOT,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    lines = []
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append(line)
+            if found := re.search(r"open (http://\S+)", line):
+                yield found[1]
+                break
+        else:
+            pytest.fail("the app did not start:\n" + "".join(lines))
+    finally:
+        process.terminate()
+        rest, _ = process.communicate(timeout=START_SECONDS)
+        if rest.strip():
+            sys.stdout.write(f"the app said:\n{rest}")
+
+
+@pytest.fixture(scope="session")
+def app_url(tmp_path_factory) -> Iterator[str]:
+    """The app on the demo model, one for all tests."""
+    with served(TEXT2SEG_CHECKPOINTS=str(tmp_path_factory.mktemp("checkpoints"))) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def scene() -> Path:
+    """A picture with a sheep, a fire engine and a koala."""
+    return SCENES / "new-scenes" / "images" / "scene_0019.jpg"
+
+
+@pytest.fixture
+def visitor(browser) -> Iterator[Callable]:
+    """Makes a fresh visitor's page, `visitor(url, viewport="phone", dark=True)`, and looks after it; call it again for
+    a second visitor. Further keywords go to Playwright's `new_context`."""
+    opened: list[tuple] = []
+
+    def open_page(url: str, *, viewport: str = "wide", dark: bool = False, **options):
+        width, height = VIEWPORTS[viewport]
+        context = browser.new_context(
+            viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light", **options
+        )
+        page = context.new_page()
+        page.set_default_timeout(PATIENCE_MS)
+        page.expected, problems = [], []
+        _watch(page, urlsplit(url).netloc, problems)
+        opened.append((context, page, problems))
+        page.goto(url)
+        page.get_by_role("heading", name="text2seg").wait_for()
+        return page
+
+    yield open_page
+    unexpected = []
+    for context, page, problems in opened:
+        unexpected += [line for line in problems if not any(part in line for part in page.expected)]
+        context.close()
+    assert not unexpected, "\n".join(unexpected)
+
+
+def _watch(page, netloc: str, problems: list[str]) -> None:
+    def failed(request) -> None:
+        # A stream of events that the page itself has closed counts as failed for Chromium.
+        if request.failure != "net::ERR_ABORTED":
+            problems.append(f"failed request: {request.url} {request.failure}")
+
+    def asked(request) -> None:
+        parts = urlsplit(request.url)
+        if parts.scheme not in ("data", "blob") and parts.netloc != netloc:
+            problems.append(f"asked elsewhere: {request.url}")
+
+    def answered(response) -> None:
+        if response.status >= 400:
+            problems.append(f"answered {response.status}: {response.request.method} {response.url}")
+
+    def said(message) -> None:
+        if message.type == "error":
+            problems.append(f"console: {message.text} ({message.location.get('url', '')})")
+
+    page.on("console", said)
+    page.on("pageerror", lambda error: problems.append(f"script: {error}"))
+    page.on("request", asked)
+    page.on("requestfailed", failed)
+    page.on("response", answered)
+
+
+@pytest.fixture
+def page(visitor, app_url):
+    """The app's page on a wide screen."""
+    return visitor(app_url)

@@ -1,0 +1,219 @@
+"""Zips from strangers: what is unpacked, what is left out, what is refused, and with which words."""
+
+from __future__ import annotations
+
+import io
+import stat
+import struct
+import zipfile
+
+import pytest
+
+from text2seg.app import archives
+from text2seg.app.archives import Room, checked_path, unpack
+from text2seg.errors import Text2SegError
+
+ROOM = Room(pictures=10, total=10_000_000)
+SUFFIXES = {".jpg", ".png"}
+
+
+@pytest.fixture
+def packed(tmp_path):
+    """Makes a zip of names, or of entries, and their content."""
+
+    def pack(*entries, compression=zipfile.ZIP_DEFLATED):
+        path = tmp_path / "photos.zip"
+        with zipfile.ZipFile(path, "w", compression) as archive:
+            for name, content in entries:
+                archive.writestr(name, content)
+        return path
+
+    return pack
+
+
+@pytest.fixture
+def into(tmp_path):
+    folder = tmp_path / "private" / "pictures"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def entry(name, *, mode=stat.S_IFREG | 0o644, system=3):
+    made = zipfile.ZipInfo(name)
+    made.create_system, made.external_attr = system, mode << 16
+    return made
+
+
+def written(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def refused(archive, into, room=ROOM):
+    with pytest.raises(Text2SegError) as caught:
+        unpack(archive, into, room, suffixes=SUFFIXES)
+    assert "\n" not in str(caught.value)
+    assert str(into) not in str(caught.value)
+    return str(caught.value)
+
+
+def test_pictures_come_out_where_they_were(packed, into):
+    archive = packed(("b.jpg", b"one"), ("front/a.PNG", b"three"), ("./left/./c.jpg", b""))
+    unpacked = unpack(archive, into, ROOM, suffixes=SUFFIXES)
+    assert unpacked.files == ("b.jpg", "front/a.PNG", "left/c.jpg")
+    assert unpacked.size == 8
+    assert unpacked.skipped == ()
+    assert written(into) == ["b.jpg", "front/a.PNG", "left/c.jpg"]
+    assert (into / "front/a.PNG").read_bytes() == b"three"
+
+
+def test_what_is_harmless_is_left_out_and_told_of(packed, into):
+    inner = io.BytesIO()
+    with zipfile.ZipFile(inner, "w") as nested:
+        nested.writestr("b.jpg", b"")
+    archive = packed(
+        ("a.jpg", b"x"),
+        ("__MACOSX/._a.jpg", b"x"),
+        (".hidden/b.jpg", b"x"),
+        (".DS_Store", b"x"),
+        ("more.zip", inner.getvalue()),
+        ("notes.txt", b"x"),
+        ("Thumbs.db", b"x"),
+    )
+    unpacked = unpack(archive, into, ROOM, suffixes=SUFFIXES)
+    assert written(into) == ["a.jpg"]
+    assert unpacked.skipped == (
+        "photos.zip: left out 3 hidden files",
+        "photos.zip: archives within archives are not opened: more.zip",
+        "photos.zip: left out what is no picture: notes.txt, Thumbs.db",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("../evil.jpg", "leads out of its folder"),
+        ("a/../../evil.jpg", "leads out of its folder"),
+        ("a/../b.jpg", "leads out of its folder"),
+        ("..\\evil.jpg", "leads out of its folder"),
+        ("/etc/evil.jpg", "absolute path"),
+        ("\\\\host\\share\\evil.jpg", "absolute path"),
+        ("C:/evil.jpg", "absolute path"),
+        ("c:evil.jpg", "absolute path"),
+        ("nul.jpg", "every disk"),
+        ("a/COM1", "every disk"),
+        ("lpt9 .tar.jpg", "every disk"),
+        ("a.jpg:stream.jpg", "every disk"),
+        ("a\x01.jpg", "every disk"),
+        ("front /a.jpg", "every disk"),
+        ("front./a.jpg", "every disk"),
+        (f"{'x' * 300}.jpg", "too long"),
+        (f"{'x/' * 20}a.jpg", "too deep"),
+        ("./", "empty"),
+    ],
+)
+def test_a_name_that_reaches_out_or_cannot_stand_refuses_the_whole_archive(packed, into, name, words):
+    assert words in refused(packed(("fine.jpg", b"x"), (name, b"x")), into)
+    assert written(into.parent) == []
+
+
+def test_names_that_only_look_odd_pass():
+    assert checked_path("console.jpg") == "console.jpg"
+    assert checked_path("front\\left\\..a.jpg") == "front/left/..a.jpg"
+    assert checked_path("Zürich – 東京 (1).jpg") == "Zürich – 東京 (1).jpg"
+
+
+@pytest.mark.parametrize(
+    ("mode", "words"),
+    [(stat.S_IFLNK | 0o777, "a link"), (stat.S_IFCHR | 0o666, "a device"), (stat.S_IFIFO | 0o666, "a device")],
+)
+def test_links_and_devices_are_refused(packed, into, mode, words):
+    assert words in refused(packed((entry("a.jpg", mode=mode), b"/etc/passwd")), into)
+    assert written(into) == []
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("a.jpg", "A.JPG"), ("Ü.jpg", "u\u0308.jpg".upper()), ("b/a.jpg", "b\\a.jpg")]
+)
+def test_names_that_are_one_file_on_some_disks_are_refused(packed, into, first, second):
+    assert "one file on many disks" in refused(packed((first, b"1"), (second, b"2")), into)
+    assert written(into) == []
+
+
+def test_a_name_is_not_both_file_and_folder(packed, into):
+    assert "both a file and a folder" in refused(packed(("a.jpg", b"1"), ("A.jpg/b.jpg", b"2")), into)
+
+
+def test_an_encrypted_entry_is_refused(packed, into):
+    archive = packed(("a.jpg", b"secret"))
+    content = bytearray(archive.read_bytes())
+    for signature, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        content[content.index(signature) + offset] |= 1
+    archive.write_bytes(content)
+    assert "encrypted" in refused(archive, into)
+
+
+def test_unusual_compression_is_refused(packed, into):
+    assert "ordinary zip" in refused(packed(("a.jpg", b"x" * 99), compression=zipfile.ZIP_LZMA), into)
+
+
+def test_what_grows_like_no_picture_is_refused_before_it_is_all_out(packed, into):
+    assert "grows more than 200 times" in refused(packed(("a.png", bytes(9_000_000))), into)
+    assert sum(path.stat().st_size for path in into.rglob("*")) < 2_000_000
+
+
+def test_the_bytes_that_come_out_are_counted_over_all_entries(packed, into):
+    noise = bytes(range(256)) * 4000
+    archive = packed(*((f"{n}.png", noise) for n in range(3)), compression=zipfile.ZIP_STORED)
+    assert "more than 2 MB" in refused(archive, into, Room(pictures=10, total=2_000_000))
+    assert sum(path.stat().st_size for path in into.rglob("*")) <= 2_000_000
+
+
+def test_a_header_that_lies_about_the_size_does_not_help(packed, into):
+    archive = packed(("a.png", bytes(5_000_000)))
+    content = bytearray(archive.read_bytes())
+    for signature, offset in ((b"PK\x03\x04", 22), (b"PK\x01\x02", 24)):
+        start = content.index(signature) + offset
+        content[start : start + 4] = struct.pack("<I", 10)
+    archive.write_bytes(content)
+    assert "damaged" in refused(archive, into)
+    assert sum(path.stat().st_size for path in into.rglob("*")) <= 10
+
+
+def test_too_many_pictures_are_refused_before_any_is_written(packed, into):
+    archive = packed(*((f"{n}.jpg", b"x") for n in range(11)))
+    assert "holds 11 pictures; at most 10" in refused(archive, into)
+    assert written(into) == []
+
+
+def test_entries_are_counted_before_the_list_is_read(packed, into, monkeypatch):
+    monkeypatch.setattr(archives, "ENTRIES", 50)
+    monkeypatch.setattr(archives, "CHUNK", 7)  # so that signatures lie across the pieces that are read
+    archive = packed(*((f"{n}.txt", b"") for n in range(51)))
+    monkeypatch.setattr(zipfile, "ZipFile", None)
+    assert "lists more than 50 files" in refused(archive, into)
+
+
+def test_just_so_many_entries_pass(packed, into, monkeypatch):
+    monkeypatch.setattr(archives, "ENTRIES", 51)
+    archive = packed(("a.jpg", b""), *((f"{n}.txt", b"") for n in range(50)))
+    assert unpack(archive, into, ROOM, suffixes=SUFFIXES).files == ("a.jpg",)
+
+
+@pytest.mark.parametrize("content", [b"", b"no zip", b"PK\x05\x06" + bytes(10), b"PK\x03\x04" * 9])
+def test_what_is_no_zip_is_said_to_be_none(tmp_path, into, content):
+    (tmp_path / "photos.zip").write_bytes(content)
+    assert refused(tmp_path / "photos.zip", into).startswith("photos.zip is damaged or no zip")
+
+
+def test_a_damaged_entry_is_said_to_be_damaged(packed, into):
+    archive = packed(("a.jpg", bytes(range(256)) * 9), compression=zipfile.ZIP_STORED)
+    content = bytearray(archive.read_bytes())
+    content[200] ^= 0xFF
+    archive.write_bytes(content)
+    assert "damaged" in refused(archive, into)
+
+
+def test_a_cut_archive_is_said_to_be_damaged(packed, into):
+    archive = packed(("a.jpg", bytes(range(256)) * 9))
+    archive.write_bytes(archive.read_bytes()[:-30])
+    assert "damaged" in refused(archive, into)

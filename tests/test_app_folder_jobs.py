@@ -1,0 +1,291 @@
+"""Folder jobs without a page: the queue, stopping and going on, whose they are, and what is left of them."""
+
+from __future__ import annotations
+
+import stat
+import threading
+import time
+from dataclasses import replace
+
+import labelling_builders as builders
+import pytest
+
+from text2seg.app.folder import jobs as module
+from text2seg.app.folder.jobs import BATCH, WORKERS, Jobs
+from text2seg.coco.dataset import read_dataset
+from text2seg.config import LabelSettings
+from text2seg.errors import ImageError, Text2SegError
+from text2seg.labelling.job import label_folder
+
+HANGS = 120  # seconds after which a test has hung; no test waits that long
+
+
+class Gated(builders.FakeModels):
+    """Models that wait at a gate before each batch, and say when they have come to it."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.arrived, self.gate = threading.Semaphore(0), threading.Semaphore(0)
+
+    def segment_sessions(self, sessions, queries):
+        self.arrived.release()
+        assert self.gate.acquire(timeout=HANGS)
+        return super().segment_sessions(sessions, queries)
+
+    def arrive(self):
+        assert self.arrived.acquire(timeout=HANGS)
+
+    def open_gate(self):
+        self.gate.release(1000)
+
+
+@pytest.fixture
+def jobs():
+    made = Jobs()
+    yield made
+    made.close()
+
+
+def pictures(count=5):
+    def fill(into):
+        builders.fill(into, count)
+        return ("one note",)
+
+    return fill
+
+
+def add(jobs, owner="anna", *, models=None, fill=None, name="photos.zip"):
+    return jobs.add(owner, name, models or builders.FakeModels(), builders.ONTOLOGY, fill or pictures())
+
+
+def reach(job, *states):
+    deadline = time.monotonic() + HANGS
+    while job.state not in states:
+        assert time.monotonic() < deadline, f"still {job.state}: {job.message}"
+        time.sleep(0.01)
+
+
+def test_a_job_does_what_the_command_line_does(jobs, tmp_path):
+    job = add(jobs)
+    reach(job, "done")
+    assert (job.total, job.done, job.notes, job.failures) == (5, 5, ("one note",), [])
+    builders.fill(tmp_path / "pictures", 5)
+    settings = LabelSettings(output=tmp_path / "dataset.json", batch=BATCH, workers=WORKERS)
+    label_folder(builders.FakeModels(), tmp_path / "pictures", builders.ONTOLOGY, settings)
+    assert job.dataset.read_bytes() == (tmp_path / "dataset.json").read_bytes()
+
+
+def test_its_folder_is_private_and_goes_with_it(jobs):
+    job = add(jobs)
+    reach(job, "done")
+    for folder in (job.folder.parent, job.folder, job.pictures):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    jobs.remove(job)
+    assert not job.folder.exists()
+    assert jobs.of("anna") == []
+
+
+def test_all_folders_go_with_the_app():
+    jobs = Jobs()
+    job = add(jobs)
+    reach(job, "done")
+    jobs.close()
+    assert not job.folder.parent.exists()
+    with pytest.raises(Text2SegError, match="as there is room for"):
+        add(jobs)
+
+
+def test_a_job_is_found_by_its_visitor_only(jobs):
+    job = add(jobs, "anna")
+    assert jobs.find("anna", job.id) is job
+    assert jobs.find("bert", job.id) is None
+    assert jobs.find("", job.id) is None
+    assert jobs.find("anna", "") is None
+    assert jobs.of("bert") == []
+    assert len(job.id) >= 24
+
+
+def test_progress_and_time_left_come_with_the_batches(jobs):
+    models = Gated()
+    job = add(jobs, models=models)
+    models.arrive()
+    assert (job.state, job.done, job.seconds_left) == ("running", 0, None)
+    models.gate.release()
+    models.arrive()
+    models.gate.release()
+    models.arrive()
+    deadline = time.monotonic() + HANGS
+    while job.done < 2 * BATCH and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert job.done == 2 * BATCH
+    assert job.seconds_left > 0
+    models.open_gate()
+    reach(job, "done")
+    assert job.seconds_left == 0
+
+
+def test_a_stopped_job_goes_on_where_it_was(jobs):
+    models = Gated()
+    job = add(jobs, models=models)
+    models.arrive()
+    jobs.cancel(job)
+    models.open_gate()
+    reach(job, "stopped")
+    assert job.done == BATCH
+    jobs.resume(job)
+    reach(job, "done")
+    assert job.done == 5
+    assert sorted(name for batch in models.batches for name in batch) == sorted(
+        image["file_name"] for image in read_dataset(job.dataset)["images"]
+    )
+
+
+def test_the_queue_has_places_and_lets_go(jobs):
+    models = Gated()
+    first = add(jobs, models=models)
+    models.arrive()
+    second, third = add(jobs), add(jobs, "bert")
+    assert [jobs.ahead(job.id) for job in (first, second, third)] == [0, 1, 2]
+    assert (second.state, third.state) == ("waiting", "waiting")
+    jobs.cancel(second)
+    assert second.state == "stopped"
+    assert jobs.ahead(third.id) == 1
+    models.open_gate()
+    reach(third, "done")
+    assert second.state == "stopped"
+
+
+def test_a_visitor_has_so_many_jobs(jobs, monkeypatch):
+    monkeypatch.setattr(module, "PER_VISITOR", 2)
+    first, _ = add(jobs), add(jobs)
+    with pytest.raises(Text2SegError, match="delete one of them first"):
+        add(jobs)
+    add(jobs, "bert")
+    jobs.remove(first)
+    add(jobs)
+
+
+def test_all_visitors_have_so_many_jobs(jobs, monkeypatch):
+    monkeypatch.setattr(module, "MOST", 2)
+    add(jobs, "anna")
+    add(jobs, "bert")
+    with pytest.raises(Text2SegError, match="later"):
+        add(jobs, "carl")
+
+
+def test_what_is_refused_leaves_nothing_behind(jobs):
+    def refuse(into):
+        (into / "a.jpg").write_bytes(b"x")
+        seen.append(into.parent)
+        raise Text2SegError("photos.zip leads out of its folder")
+
+    seen = []
+    with pytest.raises(Text2SegError, match="leads out"):
+        add(jobs, fill=refuse)
+    assert jobs.of("anna") == []
+    assert not seen[0].exists()
+
+
+def test_a_full_disk_is_said_in_words(jobs):
+    def full(into):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(Text2SegError, match="No space left on device; please try again later"):
+        add(jobs, fill=full)
+    assert jobs.of("anna") == []
+
+
+def test_a_picture_that_fails_is_a_line(jobs):
+    def fill(into):
+        builders.fill(into, 3)
+        (into / "broken.png").write_bytes(b"\x89PNG")
+        return ()
+
+    job = add(jobs, fill=fill)
+    reach(job, "done")
+    (line,) = job.failures
+    assert line.startswith("broken.png")
+    assert str(job.folder) not in line
+    assert (job.report.failed, job.done, job.total) == (1, 4, 4)
+
+
+def test_pictures_are_read_as_the_app_says():
+    def refuse(path, name):
+        raise ImageError(f"{name} is too large")
+
+    jobs = Jobs(load=refuse)
+    job = add(jobs)
+    reach(job, "done")
+    assert len(job.failures) == 5
+    assert job.failures[0].endswith(" is too large")
+    jobs.close()
+
+
+class Broken(builders.FakeModels):
+    def provenance(self, settings=None):
+        raise RuntimeError("out of order")
+
+
+def test_a_job_that_fails_lets_the_next_one_run(jobs):
+    failed = add(jobs, models=Broken())
+    after = add(jobs)
+    reach(after, "done")
+    assert failed.state == "failed"
+    assert failed.message == "RuntimeError: out of order"
+
+
+def test_a_message_does_not_name_our_folders(jobs, monkeypatch):
+    def refuse(models, folder, *_, **__):
+        raise Text2SegError(f"{folder.parent}/dataset.json cannot be written: the disk is full")
+
+    monkeypatch.setattr(module, "label_folder", refuse)
+    job = add(jobs)
+    reach(job, "failed")
+    assert job.message == "dataset.json cannot be written: the disk is full"
+
+
+def test_a_job_removed_at_work_is_deleted_when_it_stops(jobs):
+    models = Gated()
+    job = add(jobs, models=models)
+    models.arrive()
+    jobs.remove(job)
+    assert jobs.find("anna", job.id) is None
+    assert job.folder.exists()
+    models.open_gate()
+    after = add(jobs)
+    reach(after, "done")
+    assert not job.folder.exists()
+
+
+def test_old_jobs_go_unless_they_are_at_work(jobs):
+    models = Gated()
+    done, at_work = add(jobs), add(jobs, models=models)
+    reach(done, "done")
+    models.arrive()
+    jobs.sweep()
+    assert jobs.of("anna") == [done, at_work]
+    done.touched = at_work.touched = time.monotonic() - module.KEEP - 1
+    jobs.sweep()
+    assert jobs.of("anna") == [at_work]
+    assert not done.folder.exists()
+    models.open_gate()
+    reach(at_work, "done")
+
+
+def test_looking_at_a_job_keeps_it(jobs):
+    job = add(jobs)
+    reach(job, "done")
+    job.touched -= module.KEEP + 1
+    jobs.find("anna", job.id)
+    jobs.sweep()
+    assert jobs.of("anna") == [job]
+
+
+def test_what_a_page_sees_does_not_change_while_it_is_made(jobs):
+    models = Gated()
+    job = add(jobs, models=models)
+    models.arrive()
+    seen = replace(job)
+    models.open_gate()
+    reach(job, "done")
+    assert seen.state == "running"

@@ -1,0 +1,178 @@
+"""The Segment tab without a browser: documents, outlines, what the page may ask."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+from builders import HW, box_mask, points, ring_mask, segment
+
+from text2seg.app.segment.asks import Point, read_ask
+from text2seg.app.segment.document import MOST_STEPS, Document, History, with_point
+from text2seg.app.segment.outline import outline_of, parts_of
+from text2seg.errors import Text2SegError
+
+LEFT, RIGHT = box_mask(left=2, width=8), box_mask(left=20, width=8)
+
+
+def document(*segments):
+    return Document().found(segments or (segment(mask=LEFT), segment(mask=RIGHT)), ["ball", "bat"])
+
+
+class TestDocument:
+    def test_pieces_are_numbered_in_the_order_of_the_queries(self):
+        pieces = document(segment("bat"), segment("ball")).pieces
+        assert [(piece.number, piece.segment.query) for piece in pieces] == [(2, "ball"), (1, "bat")]
+
+    def test_a_new_look_replaces_what_nobody_touched(self):
+        again = document().found([segment(mask=LEFT)], ["ball"])
+        assert [piece.number for piece in again.pieces] == [3]
+
+    def test_a_new_look_keeps_what_was_accepted_and_does_not_double_it(self):
+        accepted = document().accepted(1)
+        again = accepted.found([segment(mask=LEFT), segment(mask=RIGHT)], ["ball"])
+        assert [(piece.number, piece.accepted) for piece in again.pieces] == [(1, True), (3, False)]
+
+    def test_a_new_look_does_not_bring_back_what_was_deleted(self):
+        again = document().deleted(2).found([segment(mask=LEFT), segment(mask=RIGHT)], ["ball"])
+        assert [piece.segment.box_xywh[0] for piece in again.pieces] == [2]
+
+    def test_what_was_touched_goes_with_its_query(self):
+        assert document().accepted(1).found([], ["bat"]).pieces == ()
+
+    def test_a_correction_keeps_number_and_place_and_takes_acceptance_back(self):
+        corrected = document().accepted(1).corrected(1, segment(mask=RIGHT))
+        assert [piece.number for piece in corrected.pieces] == [1, 2]
+        assert corrected.piece(1).by_hand
+        assert not corrected.piece(1).accepted
+
+    def test_accepting_twice_takes_it_back(self):
+        assert not document().accepted(1).accepted(1).piece(1).accepted
+
+    def test_splitting_gives_a_piece_for_each_part_with_points_on_it(self):
+        both = segment(mask=LEFT | box_mask(left=20, width=10), sam_score=0.7)
+        both = replace(both, points=points((4.5, 5.5, 1, 0.9), (1.0, 20.0, 0, 0.1)))
+        split = document(both).split(1)
+        assert [piece.number for piece in split.pieces] == [1, 2]
+        assert [piece.segment.box_xywh[0] for piece in split.pieces] == [20, 2]
+        for piece in split.pieces:
+            own = piece.segment
+            on = own.points.xy[own.points.labels == 1].astype(int)
+            assert len(on)
+            assert own.mask[on[:, 1], on[:, 0]].all()
+            assert (own.points.labels == 0).sum() == 1
+
+    def test_what_is_in_one_part_cannot_be_split(self):
+        with pytest.raises(Text2SegError, match="one part"):
+            document().split(1)
+
+    def test_a_piece_that_is_gone_is_named_as_such(self):
+        with pytest.raises(Text2SegError, match="not there any more"):
+            document().deleted(1).accepted(1)
+
+
+class TestHistory:
+    def test_undo_and_redo_go_back_and_forth(self):
+        first = History(document())
+        second = first.step(first.present.deleted(1))
+        assert second.undo().present is first.present
+        assert second.undo().redo().present is second.present
+        assert not second.undo().past
+
+    def test_a_new_step_forgets_what_was_undone(self):
+        start = History(document())
+        other = start.step(start.present.deleted(1)).undo().step(start.present.deleted(2))
+        assert other.redo() is other
+
+    def test_at_the_ends_nothing_happens(self):
+        history = History(document())
+        assert history.undo() is history
+        assert history.redo() is history
+
+    def test_it_does_not_grow_without_end(self):
+        history = History(document())
+        for _ in range(MOST_STEPS + 5):
+            history = history.step(history.present.accepted(1))
+        assert len(history.past) == MOST_STEPS
+
+
+def drawn(path: str, hw: tuple[int, int]) -> np.ndarray:
+    """What an SVG path covers by the even-odd rule."""
+    loops = [
+        np.rint(np.array([pair.split() for pair in loop.split("L")], float) * 16 - 8).astype(np.int32)
+        for loop in path.replace("Z", "").split("M")[1:]
+    ]
+    mask = np.zeros(hw, np.uint8)
+    cv2.fillPoly(mask, loops, 1, shift=4)
+    return mask.astype(bool)
+
+
+class TestOutline:
+    @pytest.mark.parametrize("scale", [1, 12, 90])
+    def test_it_covers_what_the_mask_covers_holes_left_out(self, scale):
+        mask = ring_mask().repeat(scale, 0).repeat(scale, 1)
+        outline = outline_of(segment(mask=mask))
+        inside = cv2.erode(mask.view(np.uint8), np.ones((5, 5))) > 0
+        outside = cv2.dilate(mask.view(np.uint8), np.ones((5, 5))) == 0
+        shown = drawn(outline.path, mask.shape)
+        assert shown[inside].all()
+        assert not shown[outside].any()
+        assert outline.area == np.count_nonzero(mask)
+        assert len(outline.path) < 3000
+
+    def test_specks_are_no_parts(self):
+        mask = np.zeros((100, 120), bool)
+        mask[10:50, 10:60] = mask[60:90, 70:110] = mask[1, 1] = True
+        parts = parts_of(mask)
+        assert len(parts) == 2
+        assert np.array_equal(parts[0] | parts[1], mask)
+        assert outline_of(segment(mask=mask)).parts == 2
+
+    def test_an_empty_mask_has_none(self):
+        assert parts_of(np.zeros(HW, bool)) == []
+        assert outline_of(segment(mask=np.zeros(HW, bool))).path == ""
+
+
+class TestPoints:
+    def test_a_point_gets_the_similarity_of_its_cell(self):
+        scores = np.array([[0, 1, 2, 3], [4, 5, 6, 8]], np.float32)
+        more = with_point(points(), (31.9, 0.2), positive=False, scores=scores, hw=HW)
+        assert more.labels.tolist() == [1, 0, 0]
+        assert more.xy[-1].tolist() == pytest.approx([31.9, 0.2])
+        assert more.similarity[-1] == pytest.approx(3 / 8)
+
+    @pytest.mark.parametrize("xy", [(-1, 3), (3, 25), (33, 3)])
+    def test_it_must_lie_in_the_picture(self, xy):
+        with pytest.raises(Text2SegError, match="outside"):
+            with_point(points(), xy, positive=True, scores=np.zeros((2, 2), np.float32), hw=HW)
+
+
+class TestAsks:
+    def test_a_good_one_is_read(self):
+        ask = read_ask({"do": "point", "piece": 3, "x": 1, "y": 2.5, "positive": False})
+        assert ask == Point(do="point", piece=3, x=1, y=2.5, positive=False)
+
+    @pytest.mark.parametrize(
+        "data",
+        [
+            None,
+            [],
+            "look",
+            {"do": "format"},
+            {"do": "look"},
+            {"do": "look", "texts": ["x" * 300]},
+            {"do": "look", "texts": ["dog"] * 99},
+            {"do": "look", "texts": ["dog"], "threshold": 0},
+            {"do": "look", "texts": ["dog"], "presence": "sure"},
+            {"do": "point", "piece": 1, "x": float("nan"), "y": 1, "positive": True},
+            {"do": "open", "path": "/etc/passwd"},
+            {"do": "undo", "path": "/etc/passwd"},
+            {"do": "export", "kind": "../all", "pieces": []},
+            {"do": "example", "number": -1},
+        ],
+    )
+    def test_anything_else_is_refused_in_words(self, data):
+        with pytest.raises(Text2SegError, match="cannot be done"):
+            read_ask(data)

@@ -1,0 +1,177 @@
+"""The similarity board, the prefix comparison and the typographic attack."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from saliency_builders import state
+from test_attention import tiny_clip
+
+import text2seg
+from text2seg.errors import QueryError, SettingsError
+from text2seg.explain import TOOLS, Watch, run_tool
+from text2seg.explain.attack import labelled
+from text2seg.explain.catalogue.board import AttackSettings, BoardSettings
+from text2seg.images import load_image
+from text2seg.pipeline import Text2Seg
+
+SCENE = Path(text2seg.__file__).parent / "demo/scenes/new-scenes/images/scene_0019.jpg"  # sheep, fire engine, bomb
+THREE = "sheep; fire engine; koala"
+
+
+@pytest.fixture(scope="module")
+def image():
+    return load_image(SCENE)
+
+
+@pytest.fixture(scope="module")
+def resnet():
+    return Text2Seg(tiny_clip("resnet"), sam=None)
+
+
+def shown(models, image, settings, name="board", watch=None):
+    return run_tool(TOOLS[name], models, [image], settings, watch)
+
+
+def cells(exhibit):
+    (table,) = exhibit.tables
+    return {row[0]: dict(zip(table.columns[1:], row[1:], strict=True)) for row in table.rows}
+
+
+def test_what_is_there_scores_higher_and_the_scores_are_what_they_are_called(demo, image):
+    before = state(demo.clip.model)
+    exhibit = shown(demo, image, BoardSettings(text=("koala",), texts=" sheep ;fire engine; "))
+    found = cells(exhibit)
+    assert list(found) == ["koala", "sheep", "fire engine"]
+    assert min(found["sheep"]["cosine"], found["fire engine"]["cosine"]) > found["koala"]["cosine"] + 0.1
+    logits = np.array([row["logit"] for row in found.values()])
+    scale = float(demo.clip.model.logit_scale.exp())
+    np.testing.assert_allclose(logits, [scale * row["cosine"] for row in found.values()], rtol=1e-5)
+    expected = np.exp(logits - logits.max())
+    np.testing.assert_allclose([row["softmax"] for row in found.values()], expected / expected.sum(), rtol=1e-4)
+    assert [panel.caption for panel in exhibit.panels][:2] == ["the picture", "its own map"]
+    assert "sheep" in exhibit.panels[3].caption
+    assert f"{found['sheep']['cosine']:.3f}" in exhibit.panels[3].caption
+    assert state(demo.clip.model) == before
+
+
+def test_every_description_has_a_map_of_its_own_over_the_picture(demo, image):
+    exhibit = shown(demo, image, BoardSettings(texts=THREE, method="surgery"))
+    maps = [panel.pixels for panel in exhibit.panels[1:]]
+    assert len(maps) == 4
+    assert all(pixels.shape == image.pixels.shape for pixels in maps)
+    assert len({pixels.tobytes() for pixels in maps}) == 4
+
+
+def test_alpha_says_how_much_of_the_map_is_seen(demo, image):
+    nothing = shown(demo, image, BoardSettings(texts="sheep", alpha=0.0)).panels[-1].pixels
+    assert np.array_equal(nothing, image.pixels)
+
+
+def test_the_prefix_comparison_shows_both_and_how_far_scores_shift(demo, image):
+    settings = BoardSettings(texts="a sheep; a koala", prefix="a photo of", prefix_comparison=True, score="softmax")
+    exhibit = shown(demo, image, settings)
+    for row in cells(exhibit).values():
+        assert row["shift"] == pytest.approx(row["with “a photo of”"] - row["without prefix"])
+    assert exhibit.columns == 3
+    assert [panel.caption for panel in exhibit.panels[::3]] == ["without prefix", "with “a photo of”"]
+    assert exhibit.panels[1].caption.endswith("%  a sheep")
+    plain = cells(shown(demo, image, BoardSettings(texts="a sheep; a koala", prefix="")))
+    assert cells(exhibit)["a sheep"]["without prefix"] == pytest.approx(plain["a sheep"]["softmax"], abs=1e-6)
+    assert any("first word" in note for note in exhibit.notes)
+
+
+def test_many_descriptions_stand_below_one_another(demo, image):
+    many = ("sheep", "koala", "bomb", "monkey", "trophy", "fire engine", "banana")
+    exhibit = shown(demo, image, BoardSettings(text=many, prefix_comparison=True, method="surgery"))
+    assert exhibit.columns == 2
+    captions = [panel.caption.split("  ")[-1] for panel in exhibit.panels]
+    assert captions[:4] == ["without prefix", "with “an image of”", "sheep", "sheep"]
+
+
+def test_stopped_it_shows_what_is_done(demo, image):
+    watch = Watch()
+    watch.step = lambda done, total, note="": done == 2 and watch._stop.set()
+    exhibit = shown(demo, image, BoardSettings(texts=THREE), watch=watch)
+    assert len(exhibit.panels) == 4  # the picture, and those that were begun before the stop
+    assert len(exhibit.tables[0].rows) == 3
+
+
+class TestAttack:
+    def test_the_word_that_fits_least_is_written_and_its_letters_told_from_its_label(self, demo, image):
+        exhibit = shown(demo, image, AttackSettings(texts=THREE), "typographic-attack")
+        found = cells(exhibit)
+        assert min(found, key=lambda text: found[text]["as it is"]) == "koala"
+        assert tuple(found["koala"]) == ("as it is", "an empty label", "“koala” on it", "the letters' doing")
+        for row in found.values():
+            assert row["the letters' doing"] == pytest.approx(row["“koala” on it"] - row["an empty label"])
+        plain, covered, written = (panel.pixels for panel in exhibit.panels[:: exhibit.columns])
+        assert np.array_equal(plain, image.pixels)
+        changed = (covered != written).any(2)
+        assert changed.any()
+        assert ((covered[changed] == 255).all(1)).all()  # letters stand on the label only
+        assert any("cannot read" in note for note in exhibit.notes)
+
+    def test_a_word_that_is_no_description_becomes_one(self, demo, image):
+        settings = AttackSettings(texts="sheep", word="bomb")
+        found = cells(shown(demo, image, settings, "typographic-attack"))
+        assert list(found) == ["sheep", "bomb"]
+
+    @pytest.mark.parametrize("word", ["hi", "an extraordinarily long inscription that cannot fit in large letters"])
+    def test_letters_are_large_and_stay_in_the_picture(self, image, word):
+        label, written = labelled(image, word, letters=False).pixels, labelled(image, word).pixels
+        height, width = image.hw
+        ink = np.argwhere((label != written).any(2))
+        (top, left), (bottom, right) = ink.min(0), ink.max(0)
+        assert right - left > 0.6 * width or bottom - top > 0.1 * height
+        assert left > 0.04 * width
+        assert right < 0.96 * width
+        assert np.array_equal(image.pixels[: height // 2], written[: height // 2])
+
+
+class TestResnet:
+    def test_the_usual_method_is_grad_cam_and_its_layer_can_be_chosen(self, resnet, image):
+        usual = shown(resnet, image, BoardSettings(texts="a sheep; a koala"))
+        assert "gradcam" in usual.title
+        earlier = shown(resnet, image, BoardSettings(texts="a sheep; a koala", layer="layer2.0.relu3"))
+        assert usual.tables[0] == earlier.tables[0]
+        assert not np.array_equal(usual.panels[2].pixels, earlier.panels[2].pixels)
+
+    def test_a_layer_that_it_does_not_have_is_refused_with_those_that_it_has(self, resnet, image):
+        with pytest.raises(SettingsError, match=r"layer9.*layer4\.0\.relu3"):
+            shown(resnet, image, BoardSettings(texts="a sheep", layer="layer9"))
+
+
+@pytest.mark.parametrize("name", ["board", "typographic-attack"])
+@pytest.mark.parametrize(
+    ("given", "error", "says"),
+    [
+        ({}, QueryError, "nothing to compare"),
+        ({"texts": " ; ;"}, QueryError, "nothing to compare"),
+        ({"text": ("sheep", " ")}, QueryError, "must not be empty"),
+        ({"text": ("sheep " * 80,)}, QueryError, "too long: CLIP reads 77"),
+        ({"text": ("xylophone",)}, QueryError, "does not know 'xylophone'"),
+        ({"texts": "sheep", "method": "layercam"}, SettingsError, "can do .*surgery"),
+        ({"texts": "sheep", "method": "nonsense"}, SettingsError, "can do .*surgery"),
+        ({"texts": "sheep", "layer": "layer4.0.relu3"}, SettingsError, "no choice"),
+    ],
+)
+def test_what_cannot_be_done_is_said(demo, image, name, given, error, says):
+    with pytest.raises(error, match=says):
+        shown(demo, image, TOOLS[name].settings(**given), name)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"alpha": 1.5}, "alpha"),
+        ({"score": "dot"}, "score must be one of cosine, logit, softmax"),
+        ({"text": "sheep"}, "sequence of texts"),
+        ({"prefix": " ", "prefix_comparison": True}, "give one"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(given, says):
+    with pytest.raises(SettingsError, match=says):
+        BoardSettings(**given)

@@ -1,0 +1,276 @@
+"""Experiments: what is done to the picture, by plain formulas; the same every time; the model as it was."""
+
+from __future__ import annotations
+
+import copy
+import threading
+
+import builders
+import numpy as np
+import pytest
+import torch
+from saliency_builders import random_target, state
+from test_attention import tiny_clip
+
+from text2seg.errors import QueryError, SettingsError
+from text2seg.explain import TOOLS, Watch, run_tool
+from text2seg.explain.catalogue.experiments import ActivationSettings, PixelSettings, RepeatedSettings, TextSettings
+from text2seg.explain.experiments import grey, noise, pixels, preprocessing
+from text2seg.explain.experiments.activations import block_names, measure
+from text2seg.explain.experiments.subject import GREY, Subject, squashed
+from text2seg.explain.labelled import demo_splits
+from text2seg.images import load_image
+from text2seg.maps.clip import preprocess
+from text2seg.pipeline import Text2Seg
+from text2seg.records import Image
+
+SCENE = next(demo_splits()).parent / "images" / "scene_0019.jpg"
+EXPERIMENTS = {
+    "experiment-grey": RepeatedSettings(text="dog", repeats=2, steps=3),
+    "experiment-preprocessing": TextSettings(text="dog"),
+    "experiment-activations": ActivationSettings(steps=2),
+    "experiment-noise": RepeatedSettings(text="dog", repeats=2, steps=3),
+}
+
+
+@pytest.fixture(scope="module", params=["vit", "resnet"])
+def models(request):
+    return Text2Seg(tiny_clip(request.param), sam=None)
+
+
+@pytest.fixture(scope="module")
+def picture():
+    return builders.image((48, 72))
+
+
+@pytest.fixture(scope="module")
+def subject(models, picture):
+    return Subject(models.clip, squashed(models.clip, picture, None), random_target(models.clip))
+
+
+def attack_settings(models, picture, **settings):
+    """On the one of two texts that the tiny model ranks first."""
+    first, second = "dog", "cat"
+    subject = Subject.of(models, picture, first, None)
+    ranking = pixels.Ranking(subject, (first, second), models.clip.encode_texts([first, second]))
+    if ranking.margins([subject.pixels])[0][0] < 0:
+        first, second = second, first
+    return PixelSettings(text=first, label=(second,), **settings)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_same_seed_gives_the_same_and_the_model_is_as_it_was(models, picture, name):
+    before = state(models.clip.model)
+    one, other = (run_tool(TOOLS[name], models, [picture], EXPERIMENTS[name]) for _ in range(2))
+    assert one.tables == other.tables
+    np.testing.assert_array_equal(one.picture(), other.picture())
+    assert state(models.clip.model) == before
+
+
+@pytest.mark.parametrize("name", ["experiment-grey", "experiment-noise"])
+def test_another_seed_gives_other_numbers(models, picture, name):
+    tables = [
+        run_tool(TOOLS[name], models, [picture], RepeatedSettings(text="dog", repeats=1, steps=2, seed=seed)).tables
+        for seed in (0, 1)
+    ]
+    assert tables[0] != tables[1]
+
+
+@pytest.mark.parametrize("name", [*EXPERIMENTS, "experiment-pixels"])
+@pytest.mark.parametrize("done", [None, 0])
+def test_stopped_early_it_shows_what_it_has(models, picture, name, done):
+    """Before anything is done, or after the first thing."""
+    stop = threading.Event()
+    if done is None:
+        stop.set()
+    watch = Watch(lambda at, total, note: stop.set() if at == done else None, stop)
+    settings = EXPERIMENTS.get(name) or attack_settings(models, picture, tries=2, pixels=2)
+    exhibit = run_tool(TOOLS[name], models, [picture], settings, watch)
+    assert exhibit.panels or "stopped" in exhibit.notes[0]
+
+
+@pytest.mark.parametrize("name", ["grey", "preprocessing", "noise", "pixels"])
+def test_an_empty_text_is_refused(models, picture, name):
+    tool = TOOLS[f"experiment-{name}"]
+    with pytest.raises(QueryError, match="--text"):
+        run_tool(tool, models, [picture], tool.settings(text=" "))
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "complaint"),
+    [
+        (RepeatedSettings, {"seed": -1}, "seed"),
+        (RepeatedSettings, {"repeats": 0}, "repeats"),
+        (RepeatedSettings, {"steps": 0}, "steps"),
+        (ActivationSettings, {"size": -3}, "input size"),
+        (ActivationSettings, {"steps": 0}, "steps"),
+        (PixelSettings, {"pixels": 0}, "pixels"),
+        (PixelSettings, {"tries": 0}, "tries"),
+        (PixelSettings, {"seed": -1}, "seed"),
+    ],
+)
+def test_bad_settings_are_refused(kind, given, complaint):
+    with pytest.raises(SettingsError, match=complaint):
+        kind(**given)
+
+
+def test_cosines_are_those_of_clips_own_forward(subject):
+    pictures = [subject.pixels, subject.pixels[::-1].copy(), subject.pixels[:, ::-1].copy()]
+    inputs = torch.stack([preprocess(Image(each), subject.hw) for each in pictures])
+    features = torch.nn.functional.normalize(subject.clip.model.encode_image(inputs), dim=-1)
+    expected = (features @ subject.target.features).detach().numpy()
+    np.testing.assert_allclose(subject.cosines(pictures), expected, atol=1e-5)
+
+
+class TestGrey:
+    @pytest.mark.parametrize("way", grey.WAYS)
+    def test_that_share_of_the_picture_is_grey(self, subject, way):
+        places = grey.order(subject, way, np.random.default_rng(0))
+        assert (places < 0.25).mean() == pytest.approx(0.25, abs=0.01)
+        assert (places < 1).all()
+
+    def test_cells_turn_grey_as_one(self, subject):
+        side = subject.clip.stride
+        places = grey.order(subject, grey.CELLS, np.random.default_rng(0))
+        assert (places[:side, :side] == places[0, 0]).all()
+        assert len(np.unique(places)) == places.size // side**2
+
+    def test_grey_is_clips_mean_and_colour_goes_without_brightness(self, picture):
+        everywhere = np.ones(picture.hw, np.bool_)
+        assert (grey.greyed(picture.pixels, everywhere, grey.PIXELS) == GREY).all()
+        flat = grey.greyed(picture.pixels, everywhere, grey.COLOUR)
+        assert (flat[..., 0] == flat[..., 2]).all()
+        assert flat[3, 5, 0] == round(float(picture.pixels[3, 5] @ [0.299, 0.587, 0.114]))
+        assert (grey.greyed(picture.pixels, ~everywhere, grey.COLOUR) == picture.pixels).all()
+
+
+class TestNoise:
+    @pytest.mark.parametrize("kind", noise.KINDS)
+    def test_it_grows_with_its_strength_from_nothing(self, kind):
+        flat = np.full((48, 72, 3), 120, np.uint8)
+        changes = [noise.change(flat, noise.noisy(flat, kind, strength, (0,))) for strength in (0, 0.2, 0.5, 1)]
+        assert changes[0] == 0
+        assert changes == sorted(changes)
+        assert changes[1] > 5
+
+    @pytest.mark.parametrize("kind", ["gaussian", "uniform"])
+    def test_its_strength_is_its_deviation(self, kind):
+        flat = np.full((200, 300, 3), 128, np.uint8)
+        assert noise.change(flat, noise.noisy(flat, kind, 0.1, (0,))) == pytest.approx(12.8, rel=0.02)
+
+
+class TestPreprocessing:
+    def test_squash_bicubic_is_what_clip_gets(self, models, picture):
+        hw = models.clip.input_hw(None)
+        np.testing.assert_array_equal(
+            preprocessing.squash(picture.pixels, hw, "bicubic"), squashed(models.clip, picture, None)
+        )
+
+    def test_padding_keeps_the_shape_and_cropping_the_middle(self):
+        wide = np.zeros((20, 80, 3), np.uint8)
+        wide[:, 40:] = 255
+        padded = preprocessing.pad(wide, (64, 64), "nearest")
+        assert (padded[:24] == GREY).all()
+        assert (padded[-24:] == GREY).all()
+        assert (padded[30, :30] == 0).all()
+        assert (padded[30, 34:] == 255).all()
+        cropped = preprocessing.crop(wide, (64, 64), "nearest")
+        assert cropped.shape == (64, 64, 3)
+        assert (cropped[:, :30] == 0).all()
+        assert (cropped[:, 34:] == 255).all()
+
+    def test_a_square_picture_is_the_same_by_all_fits(self):
+        square = builders.pixels((40, 40))
+        one, two, three = (fit(square, (64, 64), "bicubic") for fit in preprocessing.FITS.values())
+        assert (one == two).all()
+        assert (one == three).all()
+
+
+class TestActivations:
+    def test_they_are_those_that_hooks_would_see(self, models, picture):
+        clip, seen = models.clip, []
+        tower = copy.deepcopy(clip.model.visual)
+        if clip.is_vit:
+            modules = [block.mlp.gelu for block in tower.transformer.resblocks]
+        else:
+            modules = [block for number in range(1, 5) for block in getattr(tower, f"layer{number}")]
+        for module in modules:
+            module.register_forward_hook(lambda _module, _given, found: seen.append(found.detach().clone()))
+        shown = squashed(clip, picture, None)
+        tower(preprocess(Image(shown), shown.shape[:2])[None])
+        expected = [[float((each <= 0).double().mean()), float(each.double().abs().mean())] for each in seen]
+        np.testing.assert_allclose(measure(clip, shown), expected, rtol=1e-3, atol=1e-4)
+        assert len(block_names(clip)) == len(expected)
+
+
+class TestPixels:
+    @pytest.fixture
+    def ranking(self, models, subject):
+        texts = torch.stack([subject.target.features, *(random_target(models.clip, n).features for n in (1, 2))])
+        return pixels.Ranking(subject, ("a", "b", "c"), texts)
+
+    def test_the_gradient_is_that_of_the_margin(self, ranking):
+        shown = ranking.subject.pixels
+        gradient = ranking.gradient(shown, 1)
+        inputs = preprocess(Image(shown), ranking.subject.hw)
+        row, column, channel, step = 17, 40, 1, 1e-2
+
+        def margin(by):
+            moved = inputs.double().clone()
+            moved[channel, row, column] += by
+            tower = copy.deepcopy(ranking.subject.clip.model.visual).double()
+            for module in tower.modules():
+                if isinstance(module, torch.nn.LayerNorm):
+                    module.__class__ = torch.nn.LayerNorm  # CLIP's own goes through float32
+            features = torch.nn.functional.normalize(tower(moved[None])[0], dim=0)
+            return float(features @ (ranking._texts[0] - ranking._texts[1]).double())
+
+        expected = (margin(step) - margin(-step)) / (2 * step) / (255 * pixels.CLIP_STD[channel])
+        assert gradient[row, column, channel] == pytest.approx(expected, rel=0.02, abs=1e-9)
+
+    def test_no_pixel_is_changed_twice_and_no_other_is_touched(self, models, ranking):
+        shown = ranking.subject.pixels
+        (start,), _ = ranking.margins([shown])
+        for propose in (
+            lambda search: pixels.promising(ranking, search, 3),
+            lambda search: pixels.by_chance(search, 3, np.random.default_rng(len(search.changed))),
+        ):
+            search = pixels.Search(shown, "a", [float(start)])
+            for _ in range(4):
+                pixels.advance(ranking, search, propose(search))
+            assert len(set(search.changed)) == 4
+            differing = {(int(row), int(column)) for row, column in np.argwhere((search.pixels != shown).any(-1))}
+            assert differing <= set(search.changed)
+            assert set(np.unique(search.pixels[tuple(np.array(search.changed).T)])) <= {0, 255}
+
+    def test_it_is_the_same_every_time_and_leaves_the_model_alone(self, models, picture):
+        before = state(models.clip.model)
+        settings = attack_settings(models, picture, pixels=3, tries=3)
+        one, other = (run_tool(TOOLS["experiment-pixels"], models, [picture], settings) for _ in range(2))
+        assert one.tables == other.tables
+        assert state(models.clip.model) == before
+
+    def test_a_text_that_is_not_first_is_refused_with_the_one_that_is(self, demo):
+        settings = PixelSettings(text="koala", label=("sheep", "bomb"))
+        with pytest.raises(QueryError, match="'sheep' before 'koala'"):
+            run_tool(TOOLS["experiment-pixels"], demo, [load_image(SCENE)], settings)
+
+
+class TestDemo:
+    def test_few_guided_pixels_topple_the_first_label(self, demo):
+        settings = PixelSettings(text="sheep", label=("bomb", "fire engine", "koala"), pixels=6, tries=6)
+        ((guided, by_chance),) = (
+            table.rows for table in run_tool(TOOLS["experiment-pixels"], demo, [load_image(SCENE)], settings).tables
+        )
+        assert guided[1] < 6
+        assert guided[2] < 0
+        assert guided[3] != "sheep"
+        assert by_chance[2] > guided[2]
+
+    def test_grey_takes_the_sheep_away(self, demo):
+        settings = RepeatedSettings(text="sheep", repeats=1, steps=1)
+        mean = run_tool(TOOLS["experiment-grey"], demo, [load_image(SCENE)], settings).tables[0]
+        before, after = mean.rows
+        assert before[1] == before[2] == before[3] > 0.2
+        assert after[1] == after[2] < 0.05
+        assert after[2] < after[3] < before[3]

@@ -1,0 +1,179 @@
+"""Block by block, for and against, word by word."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import builders
+import numpy as np
+import pytest
+import torch
+from saliency_builders import Naive, random_target, state
+from test_attention import tiny_clip
+
+import text2seg
+from text2seg.errors import QueryError, SettingsError
+from text2seg.explain import TOOLS, run_tool
+from text2seg.explain.catalogue.inside import SignedSettings, WordsSettings
+from text2seg.explain.catalogue.saliency import TargetSettings
+from text2seg.explain.layers import block_maps, masked_scores
+from text2seg.explain.saliency.targets import score
+from text2seg.explain.words import leave_out
+from text2seg.images import load_image
+from text2seg.maps.clip import preprocess
+from text2seg.maps.text import tokenize
+from text2seg.pipeline import Text2Seg
+from text2seg.render.signed import signed_heat
+
+SCENE = Path(text2seg.__file__).parent / "demo/scenes/new-scenes/images/scene_0019.jpg"  # sheep, fire engine, bomb
+
+
+@pytest.fixture(scope="module")
+def image():
+    return load_image(SCENE)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return tiny_clip()
+
+
+@pytest.fixture(scope="module")
+def small():
+    return builders.image((32, 48))
+
+
+class TestLayers:
+    def test_attention_and_gradient_are_those_of_every_block(self, tiny, small):
+        """Against a float64 transformer, its gradient by finite differences."""
+        target, size = random_target(tiny), (32, 48)
+        found = block_maps(tiny, small, target, size)
+        naive = Naive(tiny.model.visual, preprocess(small, size), (2, 3))
+        attentions, _ = naive.run()
+        assert found.attention.shape == found.gradient.shape == (4, 2, 3)
+        for index, attention in enumerate(attentions):
+            np.testing.assert_allclose(found.attention[index].ravel(), attention[:, 0, 1:].mean(0), rtol=1e-4)
+        for index in (0, 3):
+            gradient = naive.gradient(index, lambda tokens: naive.cosine(tokens[-1][0], target))
+            expected = np.maximum(gradient[:, 0, 1:].mean(0), 0)
+            np.testing.assert_allclose(found.gradient[index].ravel(), expected, rtol=1e-3, atol=1e-7)
+
+    def test_a_mask_hides_what_it_is_zero_for(self, tiny, small):
+        target = random_target(tiny)
+        left = np.zeros((1, 2, 4), np.float32)
+        left[:, :, :2] = 1
+        pixels = preprocess(small, (64, 64))
+        pixels[:, :, 40:] = 0
+        pixels[:, :, 24:40] *= torch.linspace(1, 0, 33)[1::2]  # half-way between two middles of cells
+        scores = masked_scores(tiny, small, target, np.concatenate([np.ones_like(left), left]))
+        assert scores[0] == pytest.approx(float(score(tiny, preprocess(small, (64, 64))[None], target)), abs=1e-5)
+        assert scores[1] == pytest.approx(float(score(tiny, pixels[None], target)), abs=1e-5)
+
+    def test_what_the_last_blocks_gradient_leaves_scores_higher_than_the_whole(self, demo, image):
+        before = state(demo.clip.model)
+        exhibit = run_tool(TOOLS["layers"], demo, [image], TargetSettings(text=("sheep",)))
+        blocks = len(demo.clip.model.visual.transformer.resblocks)
+        (table,) = exhibit.tables
+        assert [row[0] for row in table.rows] == ["the whole picture", *(f"block {n + 1}" for n in range(blocks))]
+        assert table.rows[-1][2] > table.rows[0][2] + 0.1
+        assert len(exhibit.panels) == blocks * exhibit.columns
+        assert exhibit.panels[-1].caption == f"masked by it: {table.rows[-1][2]:.3f}"
+        assert state(demo.clip.model) == before
+
+    def test_a_resnet_has_no_blocks(self, image):
+        with pytest.raises(SettingsError, match=r"ResNet.*ViT-B/16"):
+            run_tool(TOOLS["layers"], Text2Seg(tiny_clip("resnet"), sam=None), [image], TargetSettings(text=("a",)))
+
+
+class TestSigned:
+    def test_the_thing_speaks_for_it_and_another_against_it(self, demo, image):
+        exhibit = run_tool(TOOLS["signed"], demo, [image], SignedSettings(text=("sheep", "fire engine")))
+        assert len(exhibit.panels) == 8
+        assert [row[0] for row in exhibit.tables[0].rows] == ["sheep", "fire engine"]
+        assert all(0 < row[2] < 1 for row in exhibit.tables[0].rows)
+        both = exhibit.panels[3].pixels.astype(int)
+        redder = both[:, :, 0] - both[:, :, 2]
+        assert redder[215:270, 100:160].mean() > 20  # the lower sheep
+        assert redder[125:205, 15:90].mean() < -20  # the bomb
+
+    @pytest.mark.parametrize("method", ["gradcam", "surgery", "legrad"])
+    def test_every_method_that_looks_at_the_target_will_do(self, demo, image, method):
+        exhibit = run_tool(TOOLS["signed"], demo, [image], SignedSettings(text=("sheep",), method=method))
+        assert not np.array_equal(exhibit.panels[1].pixels, exhibit.panels[2].pixels)
+
+    def test_a_method_without_a_target_has_nothing_against_it(self, demo, image):
+        with pytest.raises(SettingsError, match="same for every target"):
+            run_tool(TOOLS["signed"], demo, [image], SignedSettings(text=("sheep",), method="rollout"))
+
+    def test_the_overlay_is_orange_for_blue_against_and_grey_where_neither(self):
+        speaks_for, against = np.zeros((1, 3), np.float32), np.zeros((1, 3), np.float32)
+        speaks_for[0, 0], against[0, 2] = 1, 1
+        pixels = signed_heat(speaks_for, against, np.full((30, 90, 3), 120, np.uint8)).astype(int)
+        left, middle, right = pixels[15, 5], pixels[15, 45], pixels[15, 85]
+        assert left[0] > left[2] + 100
+        assert right[2] > right[0] + 100
+        assert np.ptp(middle) < 30
+
+
+class TestWords:
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            ("a cat", {"a": "cat", "cat": "a"}),
+            ("a cat and a caravan", {"and": "a cat a caravan", "caravan": "a cat and a"}),
+            ("Look, a big-eyed cat!", {"look": ", a big-eyed cat!", "cat": "look, a big-eyed !"}),
+            ("an uncharacteristically small xylophone", {"xylophone": "an uncharacteristically small"}),
+        ],
+    )
+    def test_words_are_left_out_and_not_letters(self, tiny, text, words):
+        found = {each.word: each.rest for each in leave_out(tiny, text)}
+        for word, rest in words.items():
+            expected = tokenize([rest], 77)[0][0]
+            assert found[word][0].tolist() == expected[: int(expected.argmax()) + 1].tolist()
+
+    def test_every_place_of_a_word_is_a_word_and_punctuation_is_none(self, tiny):
+        assert [each.word for each in leave_out(tiny, "a cat, a dog !!")] == ["a", "cat", "a", "dog"]
+
+    def test_a_text_of_one_word_leaves_the_empty_text(self, tiny):
+        (only,) = leave_out(tiny, "cat")
+        assert only.rest.shape == (1, 2)
+
+    def test_the_name_of_the_thing_weighs_most(self, demo, image):
+        before = state(demo.clip.model)
+        exhibit = run_tool(TOOLS["words"], demo, [image], WordsSettings(text="a photo of the sheep"))
+        rows = {row[0]: row[1:] for row in exhibit.tables[0].rows}
+        assert list(rows) == ["a", "photo", "of", "the", "sheep"]
+        assert max(rows, key=lambda word: rows[word][1]) == "sheep"  # adds most to the score
+        assert rows["sheep"][2] > 10 * max(turned for word, (_, _, turned) in rows.items() if word != "sheep")
+        whole = rows["sheep"][0] + rows["sheep"][1]
+        assert f"{whole:.3f}" in exhibit.tables[0].title
+        assert len(exhibit.panels) == 3 + len(rows)
+        assert exhibit.panels[-1].caption == f"sheep · {rows['sheep'][1]:+.3f}"
+        assert state(demo.clip.model) == before
+
+
+@pytest.mark.parametrize("name", ["layers", "signed", "words"])
+@pytest.mark.parametrize(
+    ("text", "error", "says"),
+    [
+        (None, QueryError, "empty|nothing to ask"),
+        (" ", QueryError, "must not be empty"),
+        ("sheep " * 80, QueryError, "too long: CLIP reads 77"),
+        ("xylophone", QueryError, "does not know"),
+    ],
+)
+def test_a_text_that_cannot_be_used_is_refused(demo, image, name, text, error, says):
+    settings = TOOLS[name].settings
+    given = {} if text is None else {"text": text if name == "words" else (text,)}
+    with pytest.raises(error, match=says):
+        run_tool(TOOLS[name], demo, [image], settings(**given))
+
+
+@pytest.mark.parametrize("settings", [SignedSettings, WordsSettings])
+def test_a_method_for_other_clips_is_refused_with_those_that_this_one_can_do(demo, image, settings):
+    name = "signed" if settings is SignedSettings else "words"
+    text = ("sheep",) if name == "signed" else "sheep"
+    with pytest.raises(SettingsError, match=r"layercam.*can do .*relevance"):
+        run_tool(TOOLS[name], demo, [image], settings(text=text, method="layercam"))
+    with pytest.raises(SettingsError, match="alpha"):
+        settings(text=text, alpha=2)

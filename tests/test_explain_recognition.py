@@ -1,0 +1,229 @@
+"""Recognition and segmentation against plain formulas on tiny models, and what they find in the demo's scenes."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import builders
+import numpy as np
+import pytest
+import torch
+from saliency_builders import state
+from test_attention import tiny_clip
+
+from text2seg.errors import DatasetError, OutputError, QueryError, SettingsError
+from text2seg.evaluation import evaluate_files
+from text2seg.explain import TOOLS, Watch, run_tool
+from text2seg.explain.catalogue.recognition import RecognitionSettings, ScoresSettings, SemanticSettings
+from text2seg.explain.labelled import demo_splits
+from text2seg.explain.multilabel import recognise
+from text2seg.explain.semantic import label_map, painted
+from text2seg.grids import resize
+from text2seg.images import load_image
+from text2seg.maps.clip import ImageTokens
+from text2seg.pipeline import Text2Seg
+from text2seg.records import Image
+from text2seg.render.bars import Bar, bars
+
+LABELS = ("dog", "cat", "red car")
+SCENE = next(demo_splits()).parent / "images" / "scene_0019.jpg"
+
+
+def unit(*shape, seed=0):
+    return torch.nn.functional.normalize(torch.randn(shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+@pytest.fixture(scope="module", params=["vit", "resnet"])
+def models(request):
+    return Text2Seg(tiny_clip(request.param), sam=None)
+
+
+@pytest.fixture
+def picture():
+    return builders.image((48, 72))
+
+
+class TestRecognise:
+    def test_feature_surgery_of_cls_is_the_papers_formula(self):
+        cls, texts = unit(8), unit(5, 8, seed=1)
+        cosines = (texts @ cls).double().numpy()
+        weights = np.exp(2 * cosines) / np.exp(2 * cosines).sum()
+        weighted = weights / weights.mean() * cosines
+        expected = weighted - weighted.mean()
+        np.testing.assert_allclose(recognise(cls, texts, surgery=True).numpy(), expected, atol=1e-6)
+
+    def test_without_surgery_it_is_the_cosine(self):
+        cls, texts = unit(8), unit(5, 8, seed=1)
+        np.testing.assert_allclose(recognise(cls, texts, surgery=False).numpy(), (texts @ cls).numpy(), atol=1e-6)
+
+    def test_surgery_keeps_a_pictures_own_order_and_its_scores_sum_to_0(self):
+        cls, texts = unit(64), unit(30, 64, seed=2)
+        plain, scores = (recognise(cls, texts, surgery=surgery) for surgery in (False, True))
+        assert plain.min() > -0.5
+        assert plain.argsort().tolist() == scores.argsort().tolist()
+        assert float(scores.sum()) == pytest.approx(0, abs=1e-5)
+
+
+class TestLabelMap:
+    def test_it_is_the_argmax_of_the_maps_at_the_pictures_size(self):
+        grid, hw, texts = (3, 4), (24, 32), unit(40, 8, seed=1)
+        tokens = ImageTokens(unit(1 + 12, 8), grid, hw)
+        maps = resize((tokens.features[1:] @ texts.T).T.reshape(40, *grid).numpy(), hw)
+        np.testing.assert_array_equal(label_map(tokens, texts, 40), maps.argmax(0))
+
+    def test_all_backgrounds_are_one_label(self):
+        texts = unit(40, 8, seed=1)
+        tokens = ImageTokens(unit(1 + 12, 8), (3, 4), (24, 32))
+        np.testing.assert_array_equal(label_map(tokens, texts, 30), label_map(tokens, texts, 40).clip(max=30))
+
+    def test_the_background_stays_as_it_is(self, picture):
+        labels = np.full(picture.hw, 2, np.int64)
+        labels[:20, :30] = 0
+        shown = painted(picture, labels, ("dog", "cat", "background"))
+        assert (shown[30:, 40:] == picture.pixels[30:, 40:]).all()
+        assert (shown[:10, :20] != picture.pixels[:10, :20]).any()
+
+
+class TestTools:
+    @pytest.mark.parametrize("name", ["multilabel", "semantic"])
+    def test_the_model_is_as_it_was_and_the_same_comes_out_twice(self, models, picture, name):
+        before = state(models.clip.model)
+        tool = TOOLS[name]
+        one, other = (run_tool(tool, models, [picture], tool.settings(label=LABELS)) for _ in range(2))
+        assert one.tables == other.tables
+        assert state(models.clip.model) == before
+
+    def test_multilabel_ranks_all_labels_by_score(self, models, picture):
+        (table,) = run_tool(TOOLS["multilabel"], models, [picture], RecognitionSettings(label=LABELS)).tables
+        scores = [row[1] for row in table.rows]
+        assert {row[0] for row in table.rows} == set(LABELS)
+        assert scores == sorted(scores, reverse=True)
+
+    def test_semantic_shares_are_of_all_pixels(self, models, picture):
+        settings = SemanticSettings(label=LABELS, background=("sky", ""))
+        (table,) = run_tool(TOOLS["semantic"], models, [picture], settings).tables
+        assert sum(row[1] for row in table.rows) == pytest.approx(1)
+        assert sum(row[2] for row in table.rows) == 48 * 72
+        assert {row[0] for row in table.rows} <= {*LABELS, "background"}
+
+    @pytest.mark.parametrize("name", ["multilabel", "semantic"])
+    @pytest.mark.parametrize("labels", [("dog",), ("dog", "dog ")])
+    def test_one_label_alone_is_refused(self, models, picture, name, labels):
+        with pytest.raises(QueryError, match="two labels or more"):
+            run_tool(TOOLS[name], models, [picture], TOOLS[name].settings(label=labels))
+
+    def test_bad_settings_are_refused(self, models, picture):
+        with pytest.raises(SettingsError, match="labels"):
+            RecognitionSettings(label=("dog", " "))
+        with pytest.raises(SettingsError, match="input size"):
+            RecognitionSettings(size=0)
+        with pytest.raises(SettingsError, match="one text"):
+            SemanticSettings(background="sky")
+        with pytest.raises(SettingsError, match="at once"):
+            run_tool(TOOLS["semantic"], models, [picture], SemanticSettings(label=LABELS, background=("dog",)))
+
+    def test_a_resnet_says_which_rules_it_can_follow(self, picture):
+        models = Text2Seg(tiny_clip("resnet"), sam=None)
+        with pytest.raises(SettingsError, match="surgery or raw"):
+            run_tool(TOOLS["semantic"], models, [picture], SemanticSettings(label=LABELS, architecture="gem"))
+
+
+class TestBars:
+    def test_bars_are_as_long_as_their_shares(self):
+        red, blue = (200, 0, 0), (0, 0, 200)
+        drawn = bars([Bar("one", 1.0, "1.0", red), Bar("half", 0.5, "0.5", blue), Bar("none", -3.0, "", red)])
+        long, short = ((drawn == colour).all(-1).sum(1).max() for colour in (red, blue))
+        assert long == pytest.approx(2 * short, abs=4)
+
+
+class TestScores:
+    @pytest.fixture
+    def dataset(self, tmp_path):
+        """Two pictures of noise, each with a box of one category, whose ids are not 1..N."""
+        from PIL import Image as PillowImage
+
+        from text2seg.coco import rle
+
+        names = {11: "dog", 4: "cat", 30: "red car"}
+        images, annotations = [], []
+        for number, category in ((7, 11), (3, 30)):
+            PillowImage.fromarray(builders.pixels((48, 72), seed=number)).save(tmp_path / f"{number}.png")
+            images.append({"id": number, "file_name": f"{number}.png", "height": 48, "width": 72})
+            mask = builders.box_mask((48, 72), width=30, height=20)
+            annotations.append(
+                {"id": number, "image_id": number, "category_id": category, "segmentation": rle.encode(mask)}
+            )
+        categories = [{"id": number, "name": name} for number, name in names.items()]
+        path = tmp_path / "truth.json"
+        path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+        return path
+
+    def test_text2seg_evaluate_gives_the_same_numbers_for_the_files(self, models, dataset, tmp_path):
+        settings = ScoresSettings(dataset=(dataset,), predictions=tmp_path / "said")
+        (table,) = run_tool(TOOLS["recognition-scores"], models, [], settings).tables
+        name = dataset.parent.name
+        for rule, mean_ap, miou, _, accuracy in table.rows:
+            score = evaluate_files(dataset, tmp_path / "said" / f"{name}_{rule}.json")
+            assert score.multilabel.mean_ap == mean_ap
+            if rule != "presence":
+                assert (score.semantic.miou, score.semantic.pixel_accuracy) == (miou, accuracy)
+        assert [row[0] for row in table.rows] == ["raw", "surgery", "presence"]
+
+    def test_predictions_are_not_written_over(self, models, dataset, tmp_path):
+        settings = ScoresSettings(dataset=(dataset,), predictions=tmp_path / "said")
+        run_tool(TOOLS["recognition-scores"], models, [], settings)
+        with pytest.raises(OutputError, match="already"):
+            run_tool(TOOLS["recognition-scores"], models, [], settings)
+
+    def test_stopped_early_it_scores_what_is_done(self, models, dataset):
+        stop = threading.Event()
+        watch = Watch(lambda done, total, note: stop.set() if done == 0 else None, stop)
+        exhibit = run_tool(TOOLS["recognition-scores"], models, [], ScoresSettings(dataset=(dataset,)), watch)
+        assert "1 picture," in exhibit.tables[0].title
+        assert "stopped after 1 of 2" in exhibit.notes[-1]
+
+    def test_a_dataset_that_is_missing_is_named(self, models, tmp_path):
+        with pytest.raises(DatasetError, match=r"nowhere\.json"):
+            run_tool(TOOLS["recognition-scores"], models, [], ScoresSettings(dataset=(tmp_path / "nowhere.json",)))
+
+
+class TestDemo:
+    def test_recognition_finds_what_is_in_the_scene(self, demo):
+        (table,) = run_tool(TOOLS["multilabel"], demo, [load_image(SCENE)]).tables
+        assert len(table.rows) == 109
+        assert {"sheep", "bomb", "fire engine"} == {row[0] for row in table.rows[:3]}
+
+    def test_segmentation_paints_what_is_in_the_scene(self, demo):
+        exhibit = run_tool(TOOLS["semantic"], demo, [load_image(SCENE)])
+        names = [row[0] for row in exhibit.tables[0].rows]
+        assert names[0] == "background"
+        assert {"sheep", "bomb", "fire engine"} <= set(names)
+        assert exhibit.picture() is not None
+
+    def test_what_it_does_not_know_is_refused(self, demo):
+        for name, settings in (
+            ("multilabel", RecognitionSettings(label=("dog", "gizmo"))),
+            ("semantic", SemanticSettings(label=("dog", "cat"), background=("gizmo",))),
+        ):
+            with pytest.raises(QueryError, match="gizmo"):
+                run_tool(TOOLS[name], demo, [load_image(SCENE)], settings)
+
+    def test_surgery_segments_better_than_raw_clip(self, demo, tmp_path):
+        (path, _) = demo_splits()
+        truth = json.loads(Path(path).read_text())
+        truth["images"] = truth["images"][:6]
+        kept = {entry["id"] for entry in truth["images"]}
+        truth["annotations"] = [each for each in truth["annotations"] if each["image_id"] in kept]
+        (tmp_path / "few.json").write_text(json.dumps(truth))
+        settings = ScoresSettings(dataset=(tmp_path / "few.json",), images=Path(path).parent)
+        (table,) = run_tool(TOOLS["recognition-scores"], demo, [], settings).tables
+        rows = {row[0]: row for row in table.rows}
+        assert rows["surgery"][2] > rows["raw"][2] + 0.1
+        assert rows["surgery"][1] > 0.5
+
+
+def test_a_picture_without_a_name_will_do(models):
+    image = Image(builders.pixels((48, 72)))
+    assert run_tool(TOOLS["multilabel"], models, [image], RecognitionSettings(label=LABELS)).tables

@@ -1,0 +1,203 @@
+"""The app for programs, by plain HTTP and by `gradio_client`; docs/app.md has examples of both."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import anyio
+import gradio as gr
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from starlette.datastructures import FormData, UploadFile
+
+from text2seg.app import answers
+from text2seg.app.limits import MOST_PICTURES, MOST_QUERIES
+from text2seg.app.uploads import visitors_folder
+from text2seg.app.workshop import Workshop
+from text2seg.coco.dataset import Encoding
+from text2seg.errors import ImageError, SettingsError, Text2SegError
+from text2seg.explain import Watch
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 1.0
+"""How often it is looked whether a caller is still there."""
+
+LONGEST_NAME = 80
+
+Result = TypeVar("Result")
+Work = Callable[[threading.Event], Response]
+
+
+def add_routes(app: FastAPI, workshop: Workshop) -> None:
+    """`/api/health`, `/api/tools`, `/api/segment` and `/api/explain/TOOL`. Errors are `{"error": words}`."""
+    limiter = anyio.CapacityLimiter(workshop.settings.workers)
+
+    @app.get("/api/health")
+    def health() -> Response:
+        return JSONResponse(answers.health(workshop))
+
+    @app.get("/api/tools")
+    def tools() -> Response:
+        return JSONResponse(answers.tools())
+
+    @app.post("/api/segment")
+    async def segment(request: Request) -> Response:
+        with tempfile.TemporaryDirectory(dir=visitors_folder()) as folder:
+            form = await _form(request)
+            return await _in_turn(request, limiter, workshop, lambda _: _segment(workshop, form, Path(folder)))
+
+    @app.post("/api/explain/{tool}")
+    async def explain(request: Request, tool: str) -> Response:
+        wants_picture = "image/png" in request.headers.get("accept", "")
+        with tempfile.TemporaryDirectory(dir=visitors_folder()) as folder:
+            form = await _form(request)
+
+            def work(stop: threading.Event) -> Response:
+                return _explain(workshop, tool, form, Path(folder), stop, wants_picture=wants_picture)
+
+            return await _in_turn(request, limiter, workshop, work)
+
+
+def _segment(workshop: Workshop, form: FormData, folder: Path) -> Response:
+    _refuse_unknown(form, {"image", "queries", "settings", "segmentation"})
+    (name, path), *more = _saved(form, "image", folder) or [("", Path())]
+    if more or not name:
+        raise ImageError("send one picture file as `image`")
+    queries = [str(value) for value in form.getlist("queries")]
+    encoding: Any = form.get("segmentation", "rle")
+    given = _json_of(form, "settings")
+    wanted = queries[0] if len(queries) == 1 else queries
+    return JSONResponse(answers.segment(workshop, path, wanted, given, name=name, encoding=encoding))
+
+
+def _explain(
+    workshop: Workshop, tool: str, form: FormData, folder: Path, stop: threading.Event, *, wants_picture: bool
+) -> Response:
+    pictures = [path for _, path in _saved(form, "image", folder)]
+    given = dict(_json_of(form, "settings"))
+    for name in set(form) - {"image", "settings"}:  # pictures among the settings
+        if files := _saved(form, name, folder):
+            given[name] = files[0][1]
+        else:
+            raise SettingsError(f"{name} is no file: settings other than pictures belong into `settings`, as JSON")
+    exhibit = answers.run_tool(workshop, tool, pictures, given, Watch(stop=stop))
+    if not wants_picture:
+        return JSONResponse(answers.exhibit_json(exhibit))
+    sheet = exhibit.picture()
+    if sheet is None:
+        raise SettingsError(f"{tool} shows no picture here; ask for JSON")
+    return Response(answers.png(sheet), media_type="image/png")
+
+
+async def _in_turn(request: Request, limiter: anyio.CapacityLimiter, workshop: Workshop, work: Work) -> Response:
+    """Do the work in a thread when it is its turn; a caller who has gone stops it."""
+    if limiter.statistics().tasks_waiting >= workshop.settings.waiting:
+        return _error(503, "too many are waiting; try again later", **{"retry-after": "30"})
+    stop = threading.Event()
+    async with anyio.create_task_group() as group:
+        group.start_soon(_stop_when_gone, request, stop)
+        response = await anyio.to_thread.run_sync(_answered, work, stop, limiter=limiter)
+        group.cancel_scope.cancel()
+    return response
+
+
+def _answered(work: Work, stop: threading.Event) -> Response:
+    """The answer, be it an error."""
+    try:
+        return work(stop)
+    except Text2SegError as error:
+        return _error(400, str(error))
+    except Exception:  # whatever it is, the caller gets words and the log the rest
+        log.exception("a request failed")
+        return _error(500, "this failed, by a fault of text2seg or of this machine; its log has more")
+
+
+async def _stop_when_gone(request: Request, stop: threading.Event) -> None:
+    while not await request.is_disconnected():
+        await anyio.sleep(LOOK_SECONDS)
+    stop.set()
+
+
+def _error(status: int, words: str, **headers: str) -> Response:
+    return JSONResponse({"error": words}, status, headers)
+
+
+async def _form(request: Request) -> FormData:
+    return await request.form(max_files=MOST_PICTURES + 1, max_fields=MOST_QUERIES + 10)
+
+
+def _refuse_unknown(form: FormData, known: set[str]) -> None:
+    if unknown := set(form) - known:
+        raise SettingsError(f"{', '.join(sorted(unknown))}: not known here; send {', '.join(sorted(known))}")
+
+
+def _saved(form: FormData, field: str, folder: Path) -> list[tuple[str, Path]]:
+    """The files of a field, each in a folder of its own, and what they were called."""
+    files = []
+    for number, upload in enumerate(form.getlist(field)):
+        if not isinstance(upload, UploadFile):
+            continue
+        name = Path((upload.filename or "").replace("\\", "/")).name or "picture"
+        path = folder / f"{field}-{number}" / re.sub(r"[^\w.-]", "_", name)[-LONGEST_NAME:]
+        path.parent.mkdir()
+        with path.open("wb") as file:
+            shutil.copyfileobj(upload.file, file)
+        files.append((name, path))
+    return files
+
+
+def _json_of(form: FormData, field: str) -> Mapping[str, Any]:
+    """A field's JSON object, empty where there is none."""
+    text = form.get(field) or "{}"
+    try:
+        value = json.loads(text) if isinstance(text, str) else None
+    except (ValueError, RecursionError) as error:
+        raise SettingsError(f"{field} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise SettingsError(f'{field} must be a JSON object, as {{"points": {{"threshold": 0.7}}}}')
+    return value
+
+
+def add_endpoints(workshop: Workshop) -> None:
+    """`/segment`, `/explain` and `/health` for `gradio_client`; called within the page."""
+
+    def segment(
+        image: dict[str, Any], queries: str, settings: dict[str, Any] | None = None, segmentation: Encoding = "rle"
+    ) -> dict[str, Any]:
+        """What the queries name in a picture, as a COCO dataset. Queries have commas between them."""
+        name, path = str(image.get("orig_name") or ""), Path(str(image.get("path")))
+        return _told(lambda: answers.segment(workshop, path, queries, settings or {}, name=name, encoding=segmentation))
+
+    def explain(tool: str, images: list[dict[str, Any]], settings: dict[str, Any] | None = None) -> dict[str, Any]:
+        """What an explanation tool shows of pictures; panels are PNG in base64."""
+        paths = [Path(str(image.get("path"))) for image in images]
+        given = {key: Path(value["path"]) if _is_file(value) else value for key, value in (settings or {}).items()}
+        return _told(lambda: answers.exhibit_json(answers.run_tool(workshop, tool, paths, given)))
+
+    def health() -> dict[str, Any]:
+        """That the app works, and with which models."""
+        return answers.health(workshop)
+
+    for function in (segment, explain, health):
+        gr.api(function, api_name=function.__name__)
+
+
+def _is_file(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("path"), str)
+
+
+def _told(work: Callable[[], Result]) -> Result:
+    """Errors in the words that Gradio shows to people."""
+    try:
+        return work()
+    except Text2SegError as error:
+        raise gr.Error(str(error), print_exception=False) from error

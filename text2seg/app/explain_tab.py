@@ -1,0 +1,235 @@
+"""The Explain tab, made from the table of tools alone: a tool is chosen, its settings become fields, its exhibit is
+shown. No tool is named here."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from text2seg.app.explaining import explain
+from text2seg.app.fields import settings_of, shown
+from text2seg.app.messages import alert, note
+from text2seg.app.uploads import visitors_folder
+from text2seg.app.widgets import widget
+from text2seg.app.workshop import Workshop
+from text2seg.errors import Text2SegError
+from text2seg.explain import Exhibit, Tool, Watch, save_exhibit
+from text2seg.explain.tools import GROUPS
+
+CONCURRENCY = "explain"
+FIRST_FIELDS = 3
+QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+SCENES = Path(__file__).parents[1] / "demo" / "scenes" / "new-scenes" / "images"
+EXAMPLES = {
+    "Sheep and a fire engine": "scene_0019.jpg",
+    "Rocket and horse": "scene_0003.jpg",
+    "Umbrellas and a clock": "scene_0022.jpg",
+}
+
+Groups = Mapping[str, Sequence[Tool]]
+
+
+def groups_of_tools() -> Groups:
+    """The tools by group, each under the name of the module that lists it."""
+    listed = {group.__name__.rpartition(".")[2].capitalize(): group.TOOLS for group in GROUPS}
+    return {name: tools for name, tools in listed.items() if tools}
+
+
+def build(workshop: Workshop, groups: Groups | None = None) -> None:
+    """Build the tab; called within its `gr.Tab`. `groups` are the tools, by default all."""
+    ExplainTab(workshop, groups or groups_of_tools())
+
+
+class ExplainTab:
+    """The components of the tab and what their events do; nothing of a visitor is kept here but the wish to stop."""
+
+    def __init__(self, workshop: Workshop, groups: Groups) -> None:
+        self._workshop, self._groups = workshop, groups
+        self._tools = {tool.name: tool for tools in groups.values() for tool in tools}
+        self._stops: dict[str, threading.Event] = {}
+        first = next(iter(groups))
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=2, min_width=320):
+                self.group = gr.Radio([*groups], value=first, label="What to look into", elem_id="explain-group")
+                self.tool = gr.Radio(
+                    _choices(groups[first]), value=groups[first][0].name, label="Tool", elem_id="explain-tool"
+                )
+                self._pictures()
+                gr.render(inputs=[self.tool], triggers=[self.tool.change, _page().load])(self._form)
+            with gr.Column(scale=3, min_width=320, elem_classes="t2s-beside"):
+                self._results()
+        self.group.input(self._choose, [self.group], [self.tool], **QUIET)
+        self.tool.change(self._fit, [self.tool], [self.one, self.many], **QUIET)
+        _page().unload(self._leave)
+
+    def _pictures(self) -> None:
+        tool = next(iter(self._tools.values()))
+        with gr.Column(visible=tool.pictures == "one") as self.one:
+            self.picture = gr.Image(
+                type="filepath",
+                label="Picture",
+                image_mode=None,
+                interactive=True,
+                sources=["upload", "clipboard"],
+                height=260,
+                elem_id="explain-picture",
+            )
+            gr.Examples(
+                [[str(SCENES / name)] for name in EXAMPLES.values()],
+                inputs=[self.picture],
+                example_labels=[*EXAMPLES],
+                label="Or one of these",
+                api_visibility="private",
+                elem_id="explain-examples",
+            )
+        with gr.Column(visible=tool.pictures == "many") as self.many:
+            self.files = gr.File(
+                label="Pictures",
+                file_count="multiple",
+                file_types=["image"],
+                interactive=True,
+                height=200,
+                elem_id="explain-files",
+            )
+
+    def _results(self) -> None:
+        with gr.Row():
+            self.start = gr.Button("Run", variant="primary", elem_id="explain-run", scale=3)
+            stop = gr.Button("Stop", elem_id="explain-stop", scale=1, min_width=90)
+        stop.click(self._leave, queue=False, **QUIET)
+        self.status = gr.HTML(
+            note("Choose a tool and a picture, then run it."), padding=False, elem_id="explain-status"
+        )
+        self.gallery = gr.Gallery(
+            label="What it shows",
+            visible=False,
+            interactive=False,
+            object_fit="contain",
+            height="auto",
+            columns=2,
+            elem_id="explain-panels",
+        )
+        with gr.Row(visible=False) as self.downloads:
+            self.sheet = gr.DownloadButton("Download the sheet (PNG)", elem_id="explain-sheet")
+            self.numbers = gr.DownloadButton("Download the numbers (JSON)", elem_id="explain-numbers")
+        self.exhibit = gr.State(None, time_to_live=3600)
+        gr.render(inputs=[self.exhibit], triggers=[self.exhibit.change])(self._tables)
+
+    def _form(self, name: str) -> None:
+        """The fields of a tool, and what the button does with them."""
+        tool = self._tools[name]
+        listed = shown(tool.settings)
+        fields = [widget(setting) for setting in listed[:FIRST_FIELDS]]
+        if len(listed) > FIRST_FIELDS:
+            with gr.Accordion("More settings", open=False):
+                fields += [widget(setting) for setting in listed[FIRST_FIELDS:]]
+        elsewhere = [f"--{each.name.replace('_', '-')}" for each in settings_of(tool.settings) if each.kind == "path"]
+        if elsewhere:
+            gr.HTML(note(f"On the command line there is also {', '.join(elsewhere)}."), padding=False)
+
+        def run(picture: str | None, files: list[str] | None, *values: Any, **context: Any) -> tuple[Any, ...]:
+            given = {each.name: value for each, value in zip(listed, values, strict=True)}
+            chosen = {"one": [picture] if picture else [], "many": files or [], "none": []}[tool.pictures]
+            return self._run(tool, [Path(path) for path in chosen], given, **context)
+
+        self.start.click(
+            _with_context(run),
+            [self.picture, self.files, *fields],
+            [self.status, self.gallery, self.downloads, self.sheet, self.numbers, self.exhibit],
+            api_visibility="private",
+            show_progress="full",
+            show_progress_on=[self.status],
+            concurrency_id=CONCURRENCY,
+            concurrency_limit=max(self._workshop.settings.workers - 1, 1),
+            trigger_mode="once",
+        )
+
+    def _run(
+        self, tool: Tool, pictures: Sequence[Path], given: Mapping[str, Any], progress: gr.Progress, request: gr.Request
+    ) -> tuple[Any, ...]:
+        """Run the tool; what the page shows then."""
+        stop = self._stops[str(request.session_hash)] = threading.Event()
+        watch = Watch(lambda done, total, words: progress((done, total or None), desc=words or tool.name), stop)
+        progress(0, desc="Waiting for a turn")
+        try:
+            exhibit = explain(self._workshop, tool, pictures, given, watch)
+        except Text2SegError as error:
+            return alert(str(error)), gr.Gallery(visible=False), gr.Row(visible=False), None, None, None
+        finally:
+            self._stops.pop(str(request.session_hash), None)
+        said = note("Stopped; this is what there was until then.") if stop.is_set() else ""
+        files = {path.suffix: str(path) for path in save_exhibit(exhibit, _folder(), tool.name)}
+        return (
+            f'<h3 class="t2s-title">{escape(exhibit.title)}</h3>{said}',
+            _gallery(exhibit),
+            gr.Row(visible=True),
+            gr.DownloadButton(value=files.get(".png"), visible=".png" in files),
+            gr.DownloadButton(value=files.get(".json"), visible=".json" in files),
+            exhibit,
+        )
+
+    def _leave(self, request: gr.Request) -> None:
+        """Stop what this visitor runs."""
+        if stop := self._stops.get(str(request.session_hash)):
+            stop.set()
+
+    def _tables(self, exhibit: Exhibit | None) -> None:
+        for table in exhibit.tables if exhibit else ():
+            gr.Dataframe(
+                value=[[_cell(value) for value in row] for row in table.rows],
+                headers=[*table.columns],
+                label=table.title,
+                interactive=False,
+                wrap=True,
+                max_height=420,
+            )
+        for text in exhibit.notes if exhibit else ():
+            gr.HTML(note(text), padding=False)
+
+    def _choose(self, group: str) -> gr.Radio:
+        return gr.Radio(_choices(self._groups[group]), value=self._groups[group][0].name)
+
+    def _fit(self, name: str) -> tuple[gr.Column, gr.Column]:
+        wants = self._tools[name].pictures
+        return gr.Column(visible=wants == "one"), gr.Column(visible=wants == "many")
+
+
+def _with_context(run: Any) -> Any:
+    """Gradio gives the progress bar and the visitor to parameters that are declared for them."""
+
+    def in_context(request: gr.Request, *values: Any, progress: gr.Progress = gr.Progress()) -> tuple[Any, ...]:  # noqa: B008
+        result: tuple[Any, ...] = run(*values, progress=progress, request=request)
+        return result
+
+    return in_context
+
+
+def _page() -> Any:
+    """The page that is being built."""
+    page = gr.context.Context.root_block
+    if page is None:
+        raise RuntimeError("the tab is built within a page")
+    return page
+
+
+def _choices(tools: Sequence[Tool]) -> list[tuple[str, str]]:
+    return [(f"{tool.name}: {tool.summary.rstrip('.')}", tool.name) for tool in tools]
+
+
+def _gallery(exhibit: Exhibit) -> gr.Gallery:
+    panels = [(panel.pixels, panel.caption) for panel in exhibit.panels]
+    return gr.Gallery(panels, columns=min(exhibit.columns or 3, len(panels) or 1, 4), visible=bool(panels))
+
+
+def _cell(value: str | float | None) -> str | float:
+    return "–" if value is None else round(value, 4) if isinstance(value, float) else value
+
+
+def _folder() -> Path:
+    return Path(tempfile.mkdtemp(dir=visitors_folder()))

@@ -1,0 +1,227 @@
+"""Which event of the tab does what.
+
+A page holds no state that matters: a browser keeps its visitor's token and which job is looked at, all else is asked
+for anew. So a page that is loaded again shows what it showed before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.context import Context
+
+from text2seg.app.folder import download, views
+from text2seg.app.folder.editor import WITH_LIMITS, as_yaml, demo_things
+from text2seg.app.folder.jobs import Job
+from text2seg.app.folder.layout import FEW_THINGS, SERVER, UPLOAD, lay_out
+from text2seg.app.folder.sheet import ContactSheet, Shown
+from text2seg.app.folder.sources import folders_in
+from text2seg.app.folder.visit import Kept, Visits
+from text2seg.app.messages import alert
+from text2seg.app.uploads import check_upload
+from text2seg.app.workshop import Workshop
+from text2seg.errors import Text2SegError
+
+Updates = dict[Any, Any]
+
+NEW = "New"
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
+FETCH = "() => setTimeout(() => document.querySelector('#folder-file a, a#folder-file, #folder-file').click(), 100)"
+SHOW_SHEET = "() => document.querySelector('#folder-sheet').scrollIntoView()"
+
+
+def build(workshop: Workshop) -> None:
+    """Build the tab; called within its `gr.Tab`."""
+    Tab(workshop)
+
+
+class Tab:
+    """The components of one page, wired up. Its methods are called by events of any visitor's page."""
+
+    def __init__(self, workshop: Workshop) -> None:
+        self._visits = Visits(workshop)
+        self._root = workshop.settings.root
+        self._c = lay_out(workshop.settings, knows_all=workshop.models.things is not None)
+        self._wire_job()
+        self._wire_form()
+        self._wire_review()
+
+    def _wire_job(self) -> None:
+        c, jobs = self._c, self._visits.jobs
+        page = Context.root_block
+        if page is None:
+            raise RuntimeError("the tab is built within a page")
+        screen = [c.picker, c.form, c.work, c.review, c.status, c.cancel, c.resume, c.delete, c.sure, c.timer, c.phase]
+        page.load(self._folders, outputs=[c.folder], **QUIET)
+        # Also when the tab is first opened: only then does the page look up what the browser kept.
+        c.kept.change(self._screen, [c.kept], screen, **QUIET)
+        c.picker.input(self._look_at, [c.kept, c.picker], [c.kept], **QUIET)
+        c.timer.tick(self._tick, [c.kept], [c.status, c.timer, c.phase], queue=False, **QUIET)
+        c.phase.change(self._screen, [c.kept], screen, **QUIET)
+        c.cancel.click(self._acting(jobs.cancel), [c.kept], screen, **QUIET)
+        c.resume.click(self._acting(jobs.resume), [c.kept], screen, **QUIET)
+        c.yes.click(self._acting(jobs.remove), [c.kept], screen, **QUIET)
+        c.delete.click(lambda: gr.Row(visible=True), outputs=[c.sure], **QUIET)
+        c.no.click(lambda: gr.Row(visible=False), outputs=[c.sure], **QUIET)
+        c.start.click(
+            self._start,
+            [c.kept, c.source, c.files, c.folder, c.text],
+            [c.kept, c.problem, c.files],
+            show_progress="minimal",
+            api_visibility="private",
+        )
+
+    def _wire_form(self) -> None:
+        c = self._c
+        c.source.input(self._switch, [c.source], [c.files, c.room, c.folder], **QUIET)
+        gr.on([c.write.click, c.queries.submit], self._write, [c.queries], [c.text, c.problem], **QUIET)
+        c.few.click(lambda: as_yaml(FEW_THINGS), outputs=[c.text], **QUIET)
+        c.limits.click(lambda: WITH_LIMITS, outputs=[c.text], **QUIET)
+        c.all.click(demo_things, outputs=[c.text], **QUIET)
+        c.text.change(self._check, [c.text], [c.checked, c.problem], **QUIET)
+
+    def _wire_review(self) -> None:
+        c = self._c
+        sheet = [c.sheet, c.tally, c.number, c.pages, c.place, c.back, c.next, c.get_failures]
+        shown = [c.phase.change, c.shown.input]
+        gr.on(shown, self._page, [c.kept, c.shown], sheet, trigger_mode="always_last", **QUIET)
+        for button, step in ((c.back, -1), (c.next, 1)):
+            turned = button.click(partial(self._turn, step), [c.kept, c.shown, c.number], sheet, **QUIET)
+            turned.then(None, js=SHOW_SHEET)
+        c.sheet.select(self._decide, [c.kept], [c.tally], trigger_mode="multiple", **QUIET)
+        for button, make in (
+            (c.get_all, lambda job, sheet: download.dataset_zip(job, sheet, pictures=True)),
+            (c.get_dataset, lambda job, sheet: download.dataset_zip(job, sheet, pictures=False)),
+            (c.get_page, download.review_page),
+            (c.get_failures, lambda job, _: download.failures_text(job)),
+        ):
+            made = button.click(self._making(make), [c.kept], [c.file], api_visibility="private")
+            made.success(None, js=FETCH)
+
+    def _folders(self) -> Any:
+        folders = folders_in(self._root) if self._root else []
+        choices = [("the whole folder" if name == "." else name, name) for name in folders]
+        return gr.Dropdown(choices=choices, value=folders[0] if folders else None)
+
+    def _switch(self, source: str) -> Updates:
+        c, uploads = self._c, source == UPLOAD
+        return {
+            c.files: gr.File(visible=uploads),
+            c.room: gr.HTML(visible=uploads),
+            c.folder: gr.Dropdown(visible=not uploads),
+        }
+
+    def _look_at(self, kept: Any, number: str) -> Kept:
+        return {**self._visits.known(kept), "job": "" if number == NEW else number}
+
+    def _screen(self, kept: Any) -> Updates:
+        """All that follows from which job is looked at and how far it is."""
+        c, job = self._c, self._seen(kept)
+        choices = [(f"{each.name} · {views.BADGES[each.state]}", each.id) for each in self._visits.jobs_of(kept)]
+        state = job.state if job else None
+        return {
+            c.picker: gr.Radio(
+                choices=[*choices, ("New job", NEW)], value=job.id if job else NEW, visible=bool(choices)
+            ),
+            c.form: gr.Column(visible=job is None),
+            c.work: gr.Column(visible=job is not None),
+            c.review: gr.Column(visible=state == "done"),
+            c.cancel: gr.Button(visible=state in ("waiting", "running")),
+            c.resume: gr.Button(visible=state in ("stopped", "failed")),
+            c.delete: gr.Button(visible=state in ("stopped", "failed", "done")),
+            c.sure: gr.Row(visible=False),
+            **self._progress(job),
+        }
+
+    def _tick(self, kept: Any) -> Updates:
+        """How far the job is, asked for every second while it is on its way."""
+        return self._progress(self._seen(kept))
+
+    def _progress(self, job: Job | None) -> Updates:
+        c = self._c
+        if job is None:
+            return {c.status: "", c.timer: gr.Timer(active=False), c.phase: ""}
+        return {
+            c.status: views.status_html(job, self._visits.jobs.ahead(job.id)),
+            c.timer: gr.Timer(active=job.state in ("filling", "waiting", "running")),
+            c.phase: f"{job.id} {job.state}",
+        }
+
+    def _seen(self, kept: Any) -> Job | None:
+        """The job as it is now, for it goes on while the page is made."""
+        job = self._visits.job(kept)
+        return replace(job) if job else None
+
+    def _acting(self, act: Callable[[Job], None]) -> Callable[[Any], Updates]:
+        def acted(kept: Any) -> Updates:
+            if job := self._visits.job(kept):
+                act(job)
+            return self._screen(kept)
+
+        return acted
+
+    def _write(self, queries: str) -> Updates:
+        try:
+            return {self._c.text: as_yaml(queries), self._c.problem: ""}
+        except Text2SegError as error:
+            return {self._c.problem: alert(str(error))}
+
+    def _check(self, text: str) -> Updates:
+        html = views.checked_html(self._visits.check(text))
+        return {self._c.checked: html, self._c.problem: ""}
+
+    def _start(self, kept: Any, source: str, files: list[str] | None, folder: str | None, text: str) -> Updates:
+        known: Kept = self._visits.known(kept)
+        c = self._c
+        try:
+            if source == SERVER:
+                job = self._visits.choose(known, folder or "", text)
+            else:
+                job = self._visits.upload(known, [check_upload(Path(file)) for file in files or []], text)
+        except Text2SegError as error:
+            return {c.kept: known, c.problem: alert(str(error))}
+        return {c.kept: {**known, "job": job.id}, c.problem: "", c.files: None}
+
+    def _page(self, kept: Any, shown: Shown, number: int = 0) -> Updates:
+        """A page of the contact sheet, where the job has one."""
+        c, job = self._c, self._visits.job(kept)
+        if job is None or job.state != "done":
+            return {c.sheet: "", c.tally: "", c.number: 0}
+        page = self._visits.sheet(job).page(job.decisions, shown, number)
+        return {
+            c.sheet: views.sheet_html(page),
+            c.tally: views.tally_html(job),
+            c.number: page.number,
+            c.pages: gr.Row(visible=page.pages > 1),
+            c.place: views.place_html(page),
+            c.back: gr.Button(interactive=page.number > 0),
+            c.next: gr.Button(interactive=page.number + 1 < page.pages),
+            c.get_failures: gr.Button(visible=bool(job.failures)),
+        }
+
+    def _turn(self, step: int, kept: Any, shown: Shown, number: int) -> Updates:
+        return self._page(kept, shown, number + step)
+
+    def _decide(self, kept: Any, event: gr.EventData) -> str:
+        job = self._visits.job(kept)
+        if job is None or job.state != "done":
+            raise gr.Error("This job is gone; load the page again.", print_exception=False)
+        self._visits.sheet(job).decide(job.decisions, event._data)
+        return views.tally_html(job)
+
+    def _making(self, make: Callable[[Job, ContactSheet], Path]) -> Callable[[Any], Any]:
+        def made(kept: Any) -> Any:
+            job = self._visits.job(kept)
+            if job is None or job.state != "done":
+                raise gr.Error("This job is gone; load the page again.", print_exception=False)
+            try:
+                return make(job, self._visits.sheet(job))
+            except Text2SegError as error:
+                raise gr.Error(str(error), print_exception=False) from error
+
+        return made

@@ -1,0 +1,189 @@
+"""What stands before every route: who may ask, for what, how much, and which files a request may name.
+
+Gradio serves many routes that this app has no use for, among them some that open a URL or a file that the request
+names. So the guard lets through what is listed in `ALLOWED` and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hmac
+import ipaddress
+import re
+import socket
+from http import HTTPStatus
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from text2seg.app.bodies import Refusal, checked_json, counted_form, let_pass
+from text2seg.app.settings import AppSettings
+from text2seg.app.uploads import is_upload
+
+WRONG_PASSWORD_SECONDS = 1.0
+HOST = re.compile(r"(\[[^\]]+\]|[^:\[\]]+)(?::\d+)?")
+LOCAL_NAMES = {"localhost", socket.gethostname().lower(), socket.getfqdn().lower()}
+
+ALLOWED = {
+    method: re.compile("|".join(f"(?:{pattern})" for pattern in patterns))
+    for method, patterns in {
+        "GET": (
+            r"/",
+            r"/config/?",
+            r"/theme\.css|/favicon\.ico|/robots\.txt|/manifest\.json",
+            r"/(assets|static)/[^\0]+",
+            r"/gradio_api/(info/?|theme\.css|startup-events|user/?|app_id/?|login_check/?)",
+            r"/gradio_api/(queue/data|queue/status|upload_progress)",
+            r"/gradio_api/heartbeat/\w+",
+            r"/gradio_api/call/\w+/\w+",
+            r"/gradio_api/file=.+",
+            r"/api/(health|tools)",
+        ),
+        "POST": (
+            r"/gradio_api/(upload|queue/join|cancel|reset/?)",
+            r"/gradio_api/(call|run)/\w+",
+            r"/api/(segment|explain/[\w-]+)",
+        ),
+    }.items()
+}
+ALLOWED["HEAD"] = ALLOWED["GET"]
+
+HEADERS = {
+    # The page's own scripts are written into it and made from strings by Gradio, hence the two "unsafe" words; that
+    # nothing is loaded from elsewhere, nothing sent elsewhere and no other page can frame this one holds all the same.
+    "content-security-policy": (
+        "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+        "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; "
+        "connect-src 'self' data: blob:; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "same-origin",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "permissions-policy": "geolocation=(), microphone=(), usb=(), payment=()",
+}
+
+
+class Guard:
+    """ASGI middleware; see the module."""
+
+    def __init__(self, app: ASGIApp, settings: AppSettings) -> None:
+        self.app = app
+        self._users = settings.users()
+        self._settings = settings
+        public = urlsplit(settings.public_url)
+        self._names = LOCAL_NAMES | {(public.hostname or "localhost").lower()}
+        self._public = public.netloc.lower()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            return  # there are no web sockets here
+        started = False
+        refused: list[Refusal] = []
+
+        async def with_headers(message: Message) -> None:
+            nonlocal started
+            if refused and not started:
+                return  # what the app itself says of a body that was cut short
+            if message["type"] == "http.response.start":
+                started = True
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
+        try:
+            await self._check(scope)
+            checked = await self._checked_body(scope, receive, refused) if scope["method"] == "POST" else receive
+            await self.app(scope, checked, with_headers)
+        except Refusal as refusal:
+            refused.append(refusal)
+        if refused and not started:
+            first = refused[0]
+            refused.clear()
+            if first.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+                await let_pass(receive)
+            answer = JSONResponse({"error": str(first)}, first.status, first.headers)
+            await answer(scope, receive, with_headers)
+
+    async def _check(self, scope: Scope) -> None:
+        """What can be said without the body."""
+        headers = Headers(scope=scope)
+        host = headers.get("host", "")
+        if not self._is_known(host):
+            words = f"this app is not called {host!r}; start it with --public-url if a proxy stands before it"
+            raise Refusal(HTTPStatus.MISDIRECTED_REQUEST, words)
+        origin = headers.get("origin")
+        if origin is not None and not self._is_own(_netloc(origin), host):
+            raise Refusal(HTTPStatus.FORBIDDEN, f"requests from pages of {origin} are not answered")
+        if headers.get("sec-fetch-site", "none") in ("cross-site", "same-site") and scope["path"] != "/":
+            raise Refusal(HTTPStatus.FORBIDDEN, "requests from pages of other sites are not answered")
+        await self._check_password(headers)
+        allowed = ALLOWED.get(scope["method"])
+        if allowed is None or not allowed.fullmatch(scope["path"]):
+            raise Refusal(HTTPStatus.NOT_FOUND, f"there is no {scope['method']} {scope['path']} here")
+        place = scope["path"].partition("/gradio_api/file=")[2]
+        if place and not is_upload(place):
+            raise Refusal(HTTPStatus.NOT_FOUND, "there is no such file")
+
+    def _is_known(self, host: str) -> bool:
+        """Whether this is a name of ours. A foreign one means that somebody's page leads browsers here (DNS
+        rebinding); no page can do that with a numeric address."""
+        name = HOST.fullmatch(host.lower())
+        if name is None:
+            return False
+        try:
+            ipaddress.ip_address(name[1].strip("[]"))
+        except ValueError:
+            return name[1] in self._names
+        return True
+
+    def _is_own(self, netloc: str, host: str) -> bool:
+        return bool(netloc) and netloc.lower() in (host.lower(), self._public)
+
+    async def _check_password(self, headers: Headers) -> None:
+        if self._users and not self._knows(headers.get("authorization", "")):
+            if "authorization" in headers:
+                await asyncio.sleep(WRONG_PASSWORD_SECONDS)  # so that guessing takes for ever
+            raise Refusal(
+                HTTPStatus.UNAUTHORIZED, "name and password, please", **{"www-authenticate": 'Basic realm="text2seg"'}
+            )
+
+    def _knows(self, authorization: str) -> bool:
+        scheme, _, encoded = authorization.partition(" ")
+        try:
+            name, _, password = base64.b64decode(encoded, validate=True).decode().partition(":")
+        except (binascii.Error, UnicodeDecodeError):
+            return False
+        expected = self._users.get(name, "")
+        right = hmac.compare_digest(password.encode(), expected.encode())
+        return scheme.lower() == "basic" and right and bool(expected)
+
+    async def _checked_body(self, scope: Scope, receive: Receive, refused: list[Refusal]) -> Receive:
+        headers = Headers(scope=scope)
+        is_upload_of_page = scope["path"] == "/gradio_api/upload"
+        is_form = headers.get("content-type", "").startswith("multipart/form-data")
+        if is_form and (is_upload_of_page or scope["path"].startswith("/api/")):
+            megabytes = self._settings.folder_mb if is_upload_of_page else self._settings.upload_mb
+            return counted_form(scope, receive, megabytes, refused)
+        host = headers.get("host", "")
+        return await checked_json(scope, receive, lambda url: self._is_ours(url, host))
+
+    def _is_ours(self, url: str, host: str) -> bool:
+        """Whether a URL is a picture in itself or that of an upload; Gradio opens the former only."""
+        netloc = _netloc(url)
+        return url.startswith("data:") or not netloc or self._is_own(netloc, host)
+
+
+def _netloc(url: str) -> str:
+    """Host and port of a URL; of one that is none, something that no host is called."""
+    try:
+        return urlsplit(url).netloc
+    except ValueError:
+        return "?"

@@ -1,0 +1,162 @@
+"""Which models are at work and what they know, and the way to others: download with progress, then use.
+
+All visitors share one pair of models. So a visitor sees buttons here only where the settings allow it; elsewhere the
+panel says what whoever runs the app would type.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from text2seg import checkpoints
+from text2seg.app.messages import alert, note
+from text2seg.app.workshop import Workshop
+from text2seg.checkpoints.registry import MIB
+from text2seg.errors import CheckpointError, Text2SegError
+from text2seg.pipeline import Text2Seg
+
+log = logging.getLogger(__name__)
+
+LICENCES = {"clip": "MIT (OpenAI)", "sam": "Apache 2.0 (Meta)"}
+OFFERED = tuple(name for name in checkpoints.PAIRS if name != "demo")
+STEPS = 200
+"""A bar moves this many times at most; every move is a message to the page."""
+QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+
+
+class StoppedError(Exception):
+    """The visitor has stopped a download."""
+
+
+def build(workshop: Workshop) -> None:
+    """Build the line that says what is at work, and the panel under it."""
+    ModelsPanel(workshop)
+
+
+class ModelsPanel:
+    """The panel's components and what their events do."""
+
+    def __init__(self, workshop: Workshop) -> None:
+        self._workshop = workshop
+        self._stop = threading.Event()
+        now = gr.HTML(at_work(workshop.models), padding=False, elem_id="models-now")
+        with gr.Accordion("Models and weights", open=False, elem_id="models"):
+            table = gr.HTML(weights_table(), padding=False, elem_id="models-table")
+            if workshop.settings.may_manage_models:
+                self._buttons(now, table)
+            else:
+                told = f"text2seg app --model {OFFERED[0]}"
+                gr.HTML(note(f"Whoever runs this app chooses the model when starting it: {told}"), padding=False)
+        page = gr.context.Context.root_block
+        if page is not None:
+            page.load(lambda: (at_work(workshop.models), weights_table()), outputs=[now, table], queue=False, **QUIET)
+
+    def _buttons(self, now: gr.HTML, table: gr.HTML) -> None:
+        with gr.Row():
+            choice = gr.Radio(
+                [*checkpoints.PAIRS], value=OFFERED[0], label="Pair", elem_id="models-pair", scale=2, min_width=280
+            )
+            fetch = gr.Button("Download", variant="primary", elem_id="models-download", min_width=120)
+            stop = gr.Button("Stop", elem_id="models-stop", min_width=80)
+            use = gr.Button("Use for everyone", elem_id="models-use", min_width=140)
+        said = gr.HTML("", padding=False, elem_id="models-said")
+        shown: dict[str, Any] = {"api_visibility": "private", "show_progress_on": [said], "concurrency_id": "models"}
+        fetch.click(self._download, [choice], [said, table], concurrency_limit=1, **shown)
+        use.click(self._use, [choice], [said, now], concurrency_limit=1, **shown)
+        stop.click(self._stop.set, queue=False, **QUIET)
+
+    def _download(self, pair: str, progress: gr.Progress = gr.Progress()) -> tuple[str, str]:  # noqa: B008
+        """Fetch what is missing of a pair; what is there is hashed."""
+        self._stop.clear()
+        clip, sam = checkpoints.pair(pair)
+        wanted: tuple[tuple[str, checkpoints.registry.Kind], ...] = ((clip, "clip"), (sam, "sam"))
+        try:
+            for name, kind in wanted:
+                progress(0, desc=f"{name}: looking for it")
+                checkpoints.fetch(name, kind, check=True, report=self._reporter(name, progress))
+        except StoppedError:
+            return note("Stopped. What has come stays, and the next download goes on from there."), weights_table()
+        except CheckpointError as error:
+            return alert(str(error)), weights_table()
+        return note(f"The weights of {pair} are on this machine, and their hashes are right."), weights_table()
+
+    def _reporter(self, name: str, progress: gr.Progress) -> Callable[[int, int | None], None]:
+        last = -1
+
+        def report(have: int, total: int | None) -> None:
+            nonlocal last
+            if self._stop.is_set():
+                raise StoppedError
+            step = STEPS * have // total if total else have // MIB
+            if step != last:
+                last = step
+                progress((have // MIB, total // MIB if total else None), desc=f"{name}, in MiB", unit="MiB")
+
+        return report
+
+    def _use(self, pair: str, progress: gr.Progress = gr.Progress()) -> tuple[str, str]:  # noqa: B008
+        """Load a pair that is here, and do all new work with it."""
+        missing = [status.name for status in _statuses(pair) if status.status == "missing"]
+        if missing:
+            words = f"{' and '.join(missing)} of {pair} is not on this machine yet: download it first"
+            return alert(words), at_work(self._workshop.models)
+        progress(0, desc=f"Loading {pair}")
+        try:
+            self._workshop.use(self._workshop.load(pair))
+        except Text2SegError as error:
+            return alert(str(error)), at_work(self._workshop.models)
+        log.info("all new work is done with %s", pair)
+        words = f"Everyone who uses this app now works with {pair}, from the next picture or query on."
+        return note(words), at_work(self._workshop.models)
+
+
+def at_work(models: Text2Seg) -> str:
+    """A line on the models, and all that they know where that is little."""
+    if not models.things:
+        return note(f"At work: {name_of(models)}. Ask for anything in words.")
+    names = sorted(models.things.names)
+    known = ", ".join(escape(name) for name in names)
+    return (
+        '<details class="t2s-known"><summary>At work: the demo model, which knows '
+        f"{len(names)} drawn things and nothing else. <span>Which?</span></summary><p>{known}</p>"
+        '<p>For photographs, get the real weights under "Models and weights".</p></details>'
+    )
+
+
+def name_of(models: Text2Seg) -> str:
+    """CLIP and SAM by name."""
+    origin: Any = models.provenance()
+    clip, sam = (origin.get(kind, {}).get("name", "of your own") for kind in ("clip", "sam"))
+    return f"CLIP {clip} with SAM {sam}"
+
+
+def weights_table() -> str:
+    """The pairs that are published: names, sizes, licences, and whether they are on this machine."""
+    heads = "".join(f'<th scope="col">{head}</th>' for head in ("pair", "weights", "size", "licences", "here"))
+    rows = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in _cells(pair))}</tr>" for pair in OFFERED)
+    return f'<div class="t2s-scroll"><table class="t2s-table"><tr>{heads}</tr>{rows}</table></div>'
+
+
+def _cells(pair: str) -> tuple[str, ...]:
+    found = _statuses(pair)
+    sizes = [checkpoints.find(each.name, each.kind).size or 0 for each in found]
+    missing = [each.name for each in found if each.status != "ok"]
+    return (
+        pair,
+        " + ".join(f"{each.kind.upper()} {each.name}" for each in found),
+        " + ".join(f"{size // MIB:,}" for size in sizes) + " MiB",
+        ", ".join(LICENCES[each.kind] for each in found),
+        "yes" if not missing else "no" if len(missing) == len(found) else f"not {missing[0]}",
+    )
+
+
+def _statuses(pair: str) -> list[checkpoints.Status]:
+    """Of the CLIP and the SAM of a pair."""
+    wanted = [*zip(checkpoints.pair(pair), ("clip", "sam"), strict=True)]
+    return [status for status in checkpoints.statuses() if (status.name, status.kind) in wanted]

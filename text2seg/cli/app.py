@@ -1,0 +1,47 @@
+"""`text2seg app`: the browser app."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import tyro
+
+from text2seg.app.settings import AppSettings
+from text2seg.cli.common import load_models, log_to_terminal
+from text2seg.config import ModelSettings, Settings
+from text2seg.errors import SettingsError
+
+if TYPE_CHECKING:
+    from text2seg.pipeline import Text2Seg
+
+
+@dataclass(frozen=True, slots=True)
+class App:
+    """Open the browser app: type, see, correct, export; label a folder; look into CLIP.
+
+    Example: text2seg app --open-browser
+    """
+
+    app: tyro.conf.UseAppendAction[AppSettings] = field(default_factory=AppSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    verbose: bool = False
+    """Say what runs where, and why."""
+
+    def run(self) -> int:
+        log_to_terminal(verbose=self.verbose)
+        try:
+            from text2seg.app.serve import serve
+        except ModuleNotFoundError as error:
+            raise SettingsError(
+                f'the app needs {error.name}, which is not installed: pip install "text2seg[app]"'
+            ) from error
+        from text2seg.app.workshop import Workshop
+
+        def load(name: str) -> Text2Seg:
+            pair: Any = name
+            return load_models(replace(self.model, model=pair, clip=None, sam=None), Settings())
+
+        workshop = Workshop(load_models(self.model, Settings()), self.app, load)
+        serve(workshop, opened=lambda url: print(f"text2seg: open {url} (Ctrl-C ends it)", flush=True))
+        return 0
