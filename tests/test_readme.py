@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from text2seg.cli import main
+from text2seg.explain import TOOLS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -19,6 +20,7 @@ LINES = [
     for line in block.splitlines()
 ]
 COMMANDS = [line for line in LINES if line.startswith("text2seg segment text2seg/")]
+EXPLANATIONS = re.findall(r"^\| `([a-z-]+)` \| .* \| `(.*)` \|$", README, re.MULTILINE)
 LABELLING = [line for line in LINES if line.startswith("text2seg") and " outputs/" in line]
 
 
@@ -45,10 +47,32 @@ def test_commands(command, monkeypatch, tmp_path):
     assert main([*shlex.split(command)[1:], "--output", str(tmp_path)]) == 0
 
 
+def test_every_explanation_tool_is_in_the_table_with_a_command_that_is_understood(monkeypatch, tmp_path, capsys):
+    """Each command is read as typed; what the tools do then is tested with them."""
+    asked = []
+    monkeypatch.setattr("text2seg.cli.explain._run", lambda tool, flags: asked.append(tool.name) or 0)
+    for name, command in EXPLANATIONS:
+        assert main(["explain", *shlex.split(command)]) == 0, capsys.readouterr().err
+        assert asked[-1] == name
+    assert sorted(asked) == sorted(TOOLS)
+
+
 def test_flags_in_the_table_exist(capsys):
-    for command in ("segment", "label", "report", "evaluate", "convert", "replay", "benchmark"):
+    explain = [f"explain {name}" for name in TOOLS]
+    for command in (
+        "segment",
+        "label",
+        "report",
+        "evaluate",
+        "convert",
+        "replay",
+        "benchmark",
+        "app",
+        "bench",
+        *explain,
+    ):
         with pytest.raises(SystemExit):
-            main([command, "--help"])
+            main([*command.split(), "--help"])
     text = capsys.readouterr().out
     for flag in set(re.findall(r"--[a-z][a-z-]+", README)):
         assert flag in text, flag

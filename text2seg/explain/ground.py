@@ -22,8 +22,8 @@ def ground(image: Image) -> NDArray[np.uint8]:
 
 
 def method_or_usual(clip: Clip, name: str | None, layer: str | None = None) -> str:
-    """The method of this name; without one, LeGrad, which docs/faithfulness.md finds the most faithful, and Grad-CAM
-    for ResNets.
+    """The method of this name; without one, a faithful one (docs/faithfulness.md) that follows the score of the whole
+    picture: LeGrad, and Grad-CAM for ResNets.
 
     Raises:
         SettingsError: there is none of this name, this CLIP cannot do it, or not at that layer; names what it can.
