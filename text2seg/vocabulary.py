@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from string import punctuation
 
 from text2seg.errors import QueryError
 
@@ -205,7 +206,7 @@ class Things:
         Raises:
             QueryError: names everything that is known, the closest first.
         """
-        words = f" {wording.lower()} "
+        words = f" {' '.join(word.strip(punctuation) for word in wording.lower().split())} "
         if any(f" {known} " in words or f" {known}s " in words for known in self._words):
             return
         close = difflib.get_close_matches(wording.lower(), sorted(self._words), n=3)
