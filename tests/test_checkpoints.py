@@ -273,7 +273,7 @@ class TestFetch:
         path = put(published, content)
         asked = []
 
-        def download(checkpoint, folder, *, replace):
+        def download(checkpoint, folder, *, replace, report):
             asked.append((checkpoint, folder, replace))
             return folder / checkpoint.file_name
 

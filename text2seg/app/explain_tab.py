@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ EXAMPLES = {
     "Umbrellas and a clock": "scene_0022.jpg",
 }
 
+Updates = dict[Any, Any]
 Groups = Mapping[str, Sequence[Tool]]
 
 
@@ -101,13 +102,14 @@ class ExplainTab:
     def _results(self) -> None:
         with gr.Row():
             self.start = gr.Button("Run", variant="primary", elem_id="explain-run", scale=3)
-            stop = gr.Button("Stop", elem_id="explain-stop", scale=1, min_width=90)
-        stop.click(self._leave, queue=False, **QUIET)
+            self.stop = gr.Button("Stop", interactive=False, elem_id="explain-stop", scale=1, min_width=90)
+        self.stop.click(self._leave, queue=False, **QUIET)
         self.status = gr.HTML(
             note("Choose a tool and a picture, then run it."), padding=False, elem_id="explain-status"
         )
         self.gallery = gr.Gallery(
             label="What it shows",
+            show_label=False,
             visible=False,
             interactive=False,
             object_fit="contain",
@@ -116,8 +118,8 @@ class ExplainTab:
             elem_id="explain-panels",
         )
         with gr.Row(visible=False) as self.downloads:
-            self.sheet = gr.DownloadButton("Download the sheet (PNG)", elem_id="explain-sheet")
-            self.numbers = gr.DownloadButton("Download the numbers (JSON)", elem_id="explain-numbers")
+            self.sheet = gr.DownloadButton("Download the sheet (PNG)", size="sm", elem_id="explain-sheet")
+            self.numbers = gr.DownloadButton("Download the numbers (JSON)", size="sm", elem_id="explain-numbers")
         self.exhibit = gr.State(None, time_to_live=3600)
         gr.render(inputs=[self.exhibit], triggers=[self.exhibit.change])(self._tables)
 
@@ -133,7 +135,7 @@ class ExplainTab:
         if elsewhere:
             gr.HTML(note(f"On the command line there is also {', '.join(elsewhere)}."), padding=False)
 
-        def run(picture: str | None, files: list[str] | None, *values: Any, **context: Any) -> tuple[Any, ...]:
+        def run(picture: str | None, files: list[str] | None, *values: Any, **context: Any) -> Iterator[Updates]:
             given = {each.name: value for each, value in zip(listed, values, strict=True)}
             chosen = {"one": [picture] if picture else [], "many": files or [], "none": []}[tool.pictures]
             return self._run(tool, [Path(path) for path in chosen], given, **context)
@@ -141,7 +143,7 @@ class ExplainTab:
         self.start.click(
             _with_context(run),
             [self.picture, self.files, *fields],
-            [self.status, self.gallery, self.downloads, self.sheet, self.numbers, self.exhibit],
+            [self.status, self.stop, self.gallery, self.downloads, self.sheet, self.numbers, self.exhibit],
             api_visibility="private",
             show_progress="full",
             show_progress_on=[self.status],
@@ -152,27 +154,32 @@ class ExplainTab:
 
     def _run(
         self, tool: Tool, pictures: Sequence[Path], given: Mapping[str, Any], progress: gr.Progress, request: gr.Request
-    ) -> tuple[Any, ...]:
-        """Run the tool; what the page shows then."""
+    ) -> Iterator[Updates]:
+        """Run the tool; what the page shows meanwhile and then."""
         stop = self._stops[str(request.session_hash)] = threading.Event()
         watch = Watch(lambda done, total, words: progress((done, total or None), desc=words or tool.name), stop)
+        yield {self.stop: gr.Button(interactive=True), self.status: ""}
         progress(0, desc="Waiting for a turn")
         try:
-            exhibit = explain(self._workshop, tool, pictures, given, watch)
+            shown_then = self._shown(tool, explain(self._workshop, tool, pictures, given, watch), stop)
         except Text2SegError as error:
-            return alert(str(error)), gr.Gallery(visible=False), gr.Row(visible=False), None, None, None
+            nothing = {part: part.__class__(visible=False) for part in (self.gallery, self.downloads)}
+            shown_then = {self.status: alert(str(error)), self.exhibit: None, **nothing}
         finally:
             self._stops.pop(str(request.session_hash), None)
+        yield shown_then | {self.stop: gr.Button(interactive=False)}
+
+    def _shown(self, tool: Tool, exhibit: Exhibit, stop: threading.Event) -> Updates:
         said = note("Stopped; this is what there was until then.") if stop.is_set() else ""
         files = {path.suffix: str(path) for path in save_exhibit(exhibit, _folder(), tool.name)}
-        return (
-            f'<h3 class="t2s-title">{escape(exhibit.title)}</h3>{said}',
-            _gallery(exhibit),
-            gr.Row(visible=True),
-            gr.DownloadButton(value=files.get(".png"), visible=".png" in files),
-            gr.DownloadButton(value=files.get(".json"), visible=".json" in files),
-            exhibit,
-        )
+        return {
+            self.status: f'<h3 class="t2s-title">{escape(exhibit.title)}</h3>{said}',
+            self.gallery: _gallery(exhibit),
+            self.downloads: gr.Row(visible=True),
+            self.sheet: gr.DownloadButton(value=files.get(".png"), visible=".png" in files),
+            self.numbers: gr.DownloadButton(value=files.get(".json"), visible=".json" in files),
+            self.exhibit: exhibit,
+        }
 
     def _leave(self, request: gr.Request) -> None:
         """Stop what this visitor runs."""
@@ -203,9 +210,8 @@ class ExplainTab:
 def _with_context(run: Any) -> Any:
     """Gradio gives the progress bar and the visitor to parameters that are declared for them."""
 
-    def in_context(request: gr.Request, *values: Any, progress: gr.Progress = gr.Progress()) -> tuple[Any, ...]:  # noqa: B008
-        result: tuple[Any, ...] = run(*values, progress=progress, request=request)
-        return result
+    def in_context(request: gr.Request, *values: Any, progress: gr.Progress = gr.Progress()) -> Iterator[Updates]:  # noqa: B008
+        yield from run(*values, progress=progress, request=request)
 
     return in_context
 

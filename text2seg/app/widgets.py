@@ -23,7 +23,7 @@ def widget(setting: Setting) -> Any:
     if setting.kind == "choice":
         choices = [("as by default", ""), *((each, each) for each in setting.choices)][not setting.is_optional :]
         return gr.Dropdown(choices, value="" if setting.default is None else setting.default, **common)
-    if setting.kind in ("whole", "number"):
+    if setting.kind in ("whole", "number") and not setting.is_optional:  # a Number cannot stay empty
         return gr.Number(setting.default, precision=0 if setting.kind == "whole" else None, **common)
     if setting.kind == "lines":
         return gr.Textbox("\n".join(setting.default or ()), lines=3, placeholder="one a line", **common)

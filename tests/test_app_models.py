@@ -1,0 +1,144 @@
+"""The models panel: real downloads from a server on this machine, and other models for everyone."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import replace
+
+import gradio as gr
+import pytest
+from app_builders import CountingModels
+from checkpoint_builders import serving
+
+from text2seg.app.models_panel import ModelsPanel, at_work, name_of, weights_table
+from text2seg.app.settings import AppSettings
+from text2seg.app.workshop import Workshop
+from text2seg.checkpoints import folder, registry
+from text2seg.errors import CheckpointError
+
+CONTENT = os.urandom(3_000_000)
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture
+def published(monkeypatch):
+    """All weights are the same few bytes on a server of our own."""
+    monkeypatch.setenv("NO_PROXY", "*")
+    with serving(CONTENT) as server:
+        ours = tuple(
+            replace(each, url=server.url, sha256=SHA256) if each.url else each for each in registry.CHECKPOINTS
+        )
+        monkeypatch.setattr(registry, "CHECKPOINTS", ours)
+        yield server
+
+
+class NamedModels(CountingModels):
+    def __init__(self, clip: str, sam: str) -> None:
+        super().__init__()
+        self._origin = {"clip": {"name": clip}, "sam": {"name": sam}}
+
+    def provenance(self, settings=None):
+        return self._origin
+
+
+def panel(load=None) -> ModelsPanel:
+    models = NamedModels("demo", "demo")
+    workshop = Workshop(models, AppSettings(), load or (lambda name: NamedModels("ViT-B/16", f"of {name}")))
+    with gr.Blocks(analytics_enabled=False):
+        return ModelsPanel(workshop)
+
+
+class Steps:
+    """In place of Gradio's progress bar; may do something at a step."""
+
+    def __init__(self, then=lambda count: None) -> None:
+        self.told: list[tuple] = []
+        self.then = then
+
+    def __call__(self, progress, desc="", unit="") -> None:
+        self.told.append((desc, progress))
+        self.then(len(self.told))
+
+
+def test_both_weights_of_a_pair_come_with_progress(published):
+    steps = Steps()
+    said, table = panel()._download("base", steps)
+    assert "hashes are right" in said
+    assert "<td>yes</td>" in table
+    assert {path.name for path in folder().glob("*.pt*")} == {"ViT-B-16.pt", "sam_vit_b_01ec64.pth"}
+    for name in ("ViT-B/16", "vit_b"):
+        parts = [told[1][0] for told in steps.told if told[0].startswith(f"{name}, in MiB")]
+        assert parts == sorted(parts)
+        assert parts[-1] == 2
+
+
+def test_what_is_here_is_not_fetched_again(published):
+    panel()._download("base", Steps())
+    before = len(published.ranges)
+    panel()._download("base", Steps())
+    assert len(published.ranges) == before
+
+
+def test_a_stopped_download_goes_on_where_it_was(published):
+    ours = panel()
+
+    def stop(count: int) -> None:
+        if count == 3:
+            ours._stop.set()
+
+    said, _ = ours._download("base", Steps(stop))
+    assert "Stopped" in said
+    (part,) = folder().glob("*.part")
+    had = part.stat().st_size
+    assert 0 < had < len(CONTENT)
+    said, _ = ours._download("base", Steps())
+    assert "hashes are right" in said
+    assert published.ranges[1] == f"bytes={had}-"
+
+
+def test_what_fails_is_said_in_full(published):
+    published.shutdown()
+    published.server_close()
+    said, table = panel()._download("large", Steps())
+    assert 'role="alert"' in said
+    assert "cannot reach the server" in said
+    assert "by other means and put it in" in said
+    assert "<td>no</td>" in table
+
+
+def test_everyone_gets_the_other_models(published):
+    ours = panel()
+    ours._download("base", Steps())
+    said, now = ours._use("base", Steps())
+    assert "Everyone" in said
+    assert "CLIP ViT-B/16 with SAM of base" in now
+    assert name_of(ours._workshop.models) == "CLIP ViT-B/16 with SAM of base"
+
+
+def test_models_that_cannot_be_loaded_change_nothing(published):
+    def load(name):
+        raise CheckpointError("these are <no> weights")
+
+    ours = panel(load)
+    ours._download("base", Steps())
+    said, now = ours._use("base", Steps())
+    assert "these are &lt;no&gt; weights" in said
+    assert "demo" in now
+    assert name_of(ours._workshop.models) == "CLIP demo with SAM demo"
+
+
+def test_weights_that_are_not_here_are_not_used(published):
+    said, _ = panel()._use("huge", Steps())
+    assert "ViT-B/16 and vit_h of huge is not on this machine yet" in said
+
+
+def test_the_line_above_says_what_the_models_know(demo):
+    assert "109 drawn things and nothing else" in at_work(demo)
+    assert "fire engine" in at_work(demo)
+    assert "anything in words" in at_work(NamedModels("ViT-B/16", "vit_b"))
+
+
+def test_the_table_has_every_published_pair():
+    for words in ("base", "large", "huge", "2,446 MiB", "MIT (OpenAI), Apache 2.0 (Meta)"):
+        assert words in weights_table()
