@@ -383,6 +383,13 @@ def test_a_job_does_not_begin_with_a_faulty_ontology(visits, uploads):
         visits.upload(visits.known(None), uploads("a.png"), "categories: ]")
 
 
+def test_what_a_job_lacks_is_said(visits, uploads):
+    with pytest.raises(Text2SegError, match="choose pictures first"):
+        visits.upload(visits.known(None), [], "categories: [ball]")
+    with pytest.raises(Text2SegError, match="say what to look for"):
+        visits.upload(visits.known(None), uploads("a.png"), " ")
+
+
 def test_a_folder_is_called_by_its_name(visits, tmp_path):
     (tmp_path / "front").mkdir()
     PillowImage.new("RGB", (8, 6)).save(tmp_path / "front" / "a.png")

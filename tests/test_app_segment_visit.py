@@ -117,6 +117,9 @@ class TestVisit:
         for number in numbers(visit, "sheep"):
             visit = read_ask({"do": "delete", "piece": number}).answered(visit, workshop).visit
         assert view_of(visit)["queries"][0]["verdict"] == "removed by hand"
+        for texts, verdict in ((("koala", "sheep"), "removed by hand"), (("koala",), "not found"), (("sheep",), "2 x")):
+            visit = looked(visit, workshop, texts, threshold=None, presence=None)
+            assert view_of(visit)["queries"][-1]["verdict"].startswith(verdict)  # forgotten with the query
 
     def test_why_gives_the_numbers_and_a_picture(self, visit, workshop):
         number = numbers(visit, "fire engine")[0]
@@ -237,6 +240,15 @@ class TestCommand:
         assert first == "# Without what was done by hand: 1 made or corrected by hand, 1 removed by hand."
         assert last.startswith("text2seg segment")
         compile(command.as_python(visit), "copied", "exec")
+
+    def test_what_was_accepted_under_other_settings_is_told(self, visit, workshop):
+        number = numbers(visit, "fire engine")[0]
+        visit = replace(visit, history=visit.history.step(visit.document.accepted(number)))
+        assert not command.as_command(looked(visit, workshop, visit.texts, threshold=None, presence=None)).startswith(
+            "#"
+        )
+        other = looked(visit, workshop, visit.texts, threshold=0.95, presence=None)
+        assert "# Without what was done by hand: 1 accepted before the settings changed." in command.as_command(other)
 
     def test_models_are_named_where_they_are_not_the_demo(self, visit, demo, monkeypatch):
         monkeypatch.setattr(demo, "_provenance", {"clip": {"name": "ViT-B/16"}, "sam": {"name": "vit_h"}})

@@ -192,5 +192,5 @@ def test_settings_that_cannot_be(wrong):
 def test_a_prompt_leaves_room_for_the_free_tokens(vit):
     longest = "bus " * (77 - 2 - FREE)
     assert opine(vit, image(), OpinionSettings(prompt=longest, steps=1, candidates=1), for_ever).steps == 1
-    with pytest.raises(QueryError, match="1 tokens too long"):
+    with pytest.raises(QueryError, match=r"too long.* by 1"):
         opine(vit, image(), OpinionSettings(prompt=longest + "bus", steps=1), for_ever)

@@ -65,7 +65,8 @@ def test_a_folder_with_a_bad_picture(demo, folder, quick, tmp_path):
     assert sorted(path.name for path in output.iterdir()) == names
     assert shown.tables[0].rows == (("rocket", 4, 2), ("tiger", 2, 2), ("toleballoon", 2, 2))
     assert shown.tables[1].rows[0] == ("toleballoon", 11)
-    (bad,) = shown.notes
+    bad, where = shown.notes
+    assert str(output) in where
     assert "b.jpg" in bad
     assert len(shown.panels) == 2
     assert words_in(output)["notes"] == [bad]
@@ -88,6 +89,13 @@ def test_a_stop_keeps_what_is_written(demo, folder, quick, tmp_path):
     assert shown.notes[0] == "1 of 3 pictures are not done."
     assert shown.tables[0].rows[0] == ("rocket", 2, 1)
     assert not (output / "0003_c.png").exists()
+
+
+def test_a_stop_before_the_first_word_shows_no_empty_table(demo, folder, quick, tmp_path):
+    stop = threading.Event()
+    stop.set()
+    shown = run_tool(TOOL, demo, PictureFiles([folder]), RunAllSettings(folder=tmp_path / "out"), Watch(stop=stop))
+    assert (shown.tables, shown.notes) == ((), ("3 of 3 pictures are not done.",))
 
 
 def test_an_earlier_run_is_written_over_and_a_folder_of_others_is_not(demo, folder, quick, tmp_path):

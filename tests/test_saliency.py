@@ -235,9 +235,9 @@ def test_every_method_is_named_in_the_settings_and_says_where_it_is_from():
 
 def test_what_a_clip_cannot_do_names_what_it_can(clip, image, target):
     assert methods_for(clip) == VIT
-    with pytest.raises(SettingsError, match=r"layercam is .* for other CLIPs.*this vit can do attention, .*, gem"):
+    with pytest.raises(SettingsError, match=r"layercam is .* for other CLIPs.*this ViT can do attention, .*, gem"):
         saliency(clip, image, target, "layercam")
-    with pytest.raises(SettingsError, match="smoothgrad: no such method; this vit can do attention"):
+    with pytest.raises(SettingsError, match="smoothgrad: no such method; this ViT can do attention"):
         check_method(clip, "smoothgrad")
     with pytest.raises(SettingsError, match=r"gradcam has no layer 'layer4.0.relu3'.*no choice"):
         saliency(clip, image, target, "gradcam", layer="layer4.0.relu3")

@@ -132,5 +132,5 @@ def test_negative_shows_other_places(clip, image, target):
 def test_transformers_methods_are_refused(clip, image, target):
     assert methods_for(clip) == RESNET
     assert {"gradcam", "raw", "surgery"} < set(RESNET)
-    with pytest.raises(SettingsError, match=r"legrad is .* for other CLIPs than this; this resnet can do gradcam, "):
+    with pytest.raises(SettingsError, match=r"legrad is .* for other CLIPs than this; this ResNet can do gradcam, "):
         saliency(clip, image, target, "legrad")

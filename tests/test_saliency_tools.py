@@ -121,7 +121,7 @@ def test_compare_shows_every_method_and_stops_when_asked(demo):
     settings, stop, seen = TargetSettings(("sheep",), templates=SHORT), threading.Event(), []
     exhibit = run_tool(TOOLS["compare"], demo, [load(19)], settings)
     assert [panel.caption for panel in exhibit.panels] == ["the picture", *methods_for(demo.clip)]
-    assert exhibit.title.startswith("sheep · score 0.")
+    assert exhibit.title.startswith("scene_0019.jpg: sheep · score 0.")
 
     def report(done, total, note):
         seen.append((done, total, note))
@@ -147,7 +147,7 @@ def test_compare_on_a_resnet():
         (SaliencySettings(("",)), QueryError, "a text must not be empty"),
         (SaliencySettings(("dgo",)), QueryError, "does not know 'dgo'"),
         (SaliencySettings(("dog " * 80,)), QueryError, "too long"),
-        (SaliencySettings(("dog",), method="layercam"), SettingsError, "this vit can do attention"),
+        (SaliencySettings(("dog",), method="layercam"), SettingsError, "this ViT can do attention"),
         (SaliencySettings(("dog",), method="gradcam", layer="x"), SettingsError, "gradcam has no layer 'x'"),
         (SaliencySettings(target_image=Path("nowhere.png")), ImageError, r"nowhere\.png"),
         (SaliencySettings(word=("dog",)), QueryError, "written \"word=number\", got 'dog'"),

@@ -71,7 +71,7 @@ def _missing(reason: str) -> None:
 
 
 @contextmanager
-def served(*flags: str, **environment: str) -> Iterator[str]:
+def _served(*flags: str, **environment: str) -> Iterator[str]:
     """The address of `text2seg app` with these flags, as a process of its own on a free port, from when it answers."""
     process = subprocess.Popen(
         [sys.executable, "app.py", "--port", "0", "--device", "cpu", "--precision", "fp32", *flags],
@@ -99,7 +99,13 @@ def served(*flags: str, **environment: str) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def app_url(tmp_path_factory) -> Iterator[str]:
+def served() -> Callable:
+    """`with served(*flags, **environment) as url:` another app than `app_url`."""
+    return _served
+
+
+@pytest.fixture(scope="session")
+def app_url(served, tmp_path_factory) -> Iterator[str]:
     """The app on the demo model, one for all tests."""
     with served(TEXT2SEG_CHECKPOINTS=str(tmp_path_factory.mktemp("checkpoints"))) as url:
         yield url
@@ -129,6 +135,7 @@ def visitor(browser) -> Iterator[Callable]:
         opened.append((context, page, problems))
         page.goto(url)
         page.get_by_role("heading", name="text2seg").wait_for()
+        page.get_by_role("tab", name="Explain").wait_for()
         return page
 
     yield open_page

@@ -2,26 +2,41 @@
 
 from __future__ import annotations
 
+import os
 import re
+import time
+from dataclasses import replace
 
 import httpx
 import pytest
-from conftest import SCENES, served
+from app_builders import SCENE, live_app
+from checkpoint_builders import serving
 from PIL import Image
 from playwright.sync_api import expect
 
+from text2seg.app.explain_tab import FIRST_FIELDS
+from text2seg.app.fields import shown
+from text2seg.checkpoints import download, registry
+from text2seg.explain import TOOLS
+
 TABS = ("Segment", "Label a folder", "Explain")
-SCENE = SCENES / "new-scenes" / "images" / "scene_0019.jpg"
 
 
 def open_tab(page, name: str) -> None:
     page.get_by_role("tab", name=name).click()
 
 
+def fields_of(tool: str) -> list[str]:
+    return [f"setting-{each.name}" for each in shown(TOOLS[tool].settings)[:FIRST_FIELDS]]
+
+
 def choose_tool(page, group: str, tool: str) -> None:
+    """Choose it and wait until its fields are there."""
     open_tab(page, "Explain")
+    expect(page.locator("[id^=setting-]").first).to_be_visible()
     page.locator("#explain-group").get_by_text(group, exact=True).click()
     page.locator("#explain-tool").get_by_text(re.compile(f"^{tool}:")).click()
+    page.wait_for_function("(names) => names.every((name) => document.getElementById(name))", arg=fields_of(tool))
 
 
 def give_picture(page, path=SCENE) -> None:
@@ -80,7 +95,7 @@ class TestThePage:
 class TestModels:
     @pytest.fixture(scope="class")
     @classmethod
-    def offline(cls, tmp_path_factory):
+    def offline(cls, served, tmp_path_factory):
         """An app that reaches no other machine."""
         nowhere = "http://127.0.0.1:9"
         folder = tmp_path_factory.mktemp("weights")
@@ -92,6 +107,20 @@ class TestModels:
         table = page.locator("#models-table")
         for words in ("CLIP ViT-B/16 + SAM vit_h", "335 + 2,446 MiB", "MIT (OpenAI)", "Apache 2.0 (Meta)"):
             expect(table).to_contain_text(words)
+
+    def test_a_download_shows_its_progress_and_stops(self, visitor, demo, monkeypatch):
+        monkeypatch.setenv("NO_PROXY", "*")
+        monkeypatch.setattr(download, "CHUNK", 100_000)
+        monkeypatch.setattr(download, "_read", lambda response: time.sleep(0.5) or response.read(100_000))
+        with serving(os.urandom(20_000_000)) as server, live_app(demo) as url:
+            ours = tuple(replace(each, url=server.url) if each.url else each for each in registry.CHECKPOINTS)
+            monkeypatch.setattr(registry, "CHECKPOINTS", ours)
+            page = visitor(url)
+            page.get_by_role("button", name="Models and weights").click()
+            page.get_by_role("button", name="Download", exact=True).click()
+            expect(page.locator("#models-said")).to_contain_text(re.compile(r"[01]/19 MiB"))
+            page.get_by_role("button", name="Stop", exact=True).click()
+            expect(page.locator("#models-said")).to_contain_text("the next download goes on from there")
 
     def test_a_download_that_fails_says_all(self, visitor, offline):
         page = visitor(offline)
@@ -105,9 +134,9 @@ class TestModels:
         page = visitor(offline)
         page.get_by_role("button", name="Models and weights").click()
         page.get_by_role("button", name="Use for everyone").click()
-        expect(page.locator("#models-said").get_by_role("alert")).to_contain_text("download it first")
+        expect(page.locator("#models-said").get_by_role("alert")).to_contain_text("download first")
 
-    def test_others_may_only_look(self, visitor):
+    def test_others_may_only_look(self, visitor, served):
         with served("--manage-models", "never") as url:
             page = visitor(url)
             page.get_by_role("button", name="Models and weights").click()
@@ -175,7 +204,7 @@ class TestExplain:
             expect(page.get_by_role("gridcell", name=other)).to_have_count(0)
 
 
-def test_a_password_opens_the_page(visitor):
+def test_a_password_opens_the_page(visitor, served):
     with served("--auth", "ann", TEXT2SEG_PASSWORD="geheim") as url:
         assert httpx.get(url).status_code == 401
         page = visitor(url, http_credentials={"username": "ann", "password": "geheim"})

@@ -157,6 +157,17 @@ def test_a_zip_becomes_a_dataset_that_was_looked_through(page, six, tmp_path):
     assert path.read_text().count("\n") == 1
 
 
+def test_things_need_not_be_written_as_an_ontology_first(page, six):
+    folder_tab(page)
+    page.get_by_label("Things, with commas between them").fill("sheep, fire engine")
+    start(page)
+    page.locator("#folder-problem").get_by_text("choose pictures first").wait_for()
+    choose(page, six)
+    start(page)
+    assert "7 of 7 pictures" in status(page, "done").inner_text()
+    assert page.locator("#folder-file").is_hidden()
+
+
 def test_decisions_and_the_job_are_found_again_after_a_reload(page, six):
     begin(page, six)
     status(page, "done")

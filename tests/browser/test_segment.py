@@ -220,6 +220,16 @@ def test_why(page):
     assert why.is_hidden()
 
 
+def test_why_goes_when_the_mask_is_another(page):
+    take_example(page)
+    select(page, "fire engine")
+    page.get_by_role("button", name="Why this mask").click()
+    why = page.get_by_role("region", name="Why this mask")
+    why.wait_for()
+    click_at(page, 95, 150)
+    why.wait_for(state="hidden")
+
+
 def test_exports_read_back(page, tmp_path):
     take_example(page)
     select(page, "sheep")
@@ -338,6 +348,9 @@ def test_words_that_are_markup_stay_words(page, scene):
 def test_nothing_is_wider_than_the_screen(visitor, app_url, viewport, dark):
     page = visitor(app_url, viewport=viewport, dark=dark)
     take_example(page)
+    ask_for(page, "sheep+fire engine", "monkey, trophy, bomb")  # the command has to be wider than its place
+    page.locator("t2s-legend").get_by_text("trophy").wait_for()
+    idle(page)
     select(page, "sheep")
     page.get_by_role("button", name="Why this mask").click()
     page.get_by_role("region", name="Why this mask").wait_for()

@@ -104,7 +104,7 @@ class ModelsPanel:
         """Load a pair that is here, and do all new work with it."""
         missing = [status.name for status in _statuses(pair) if status.status == "missing"]
         if missing:
-            words = f"{' and '.join(missing)} of {pair} is not on this machine yet: download it first"
+            words = f"{' and '.join(missing)} of {pair}: not on this machine yet, download first"
             return alert(words), at_work(self._workshop.models)
         progress(0, desc=f"Loading {pair}")
         try:

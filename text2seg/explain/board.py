@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from text2seg.explain.catalogue.board import BoardSettings, DescriptionSettings, Score
 from text2seg.explain.exhibit import Cell, Exhibit, Panel, Table
-from text2seg.explain.ground import ground, method_or_usual
+from text2seg.explain.ground import ground, method_or_usual, named
 from text2seg.explain.saliency.methods import saliency
 from text2seg.explain.saliency.targets import Target, image_target, text_target
 from text2seg.explain.show_saliency import laid_over
@@ -135,7 +135,7 @@ def notes_on(views: Sequence[View], models: Text2Seg) -> tuple[str, ...]:
 def _title(models: Text2Seg, image: Image, settings: DescriptionSettings) -> str:
     prefix = settings.prefix.strip()
     described = f", “{prefix} …”" if prefix else ""
-    return f"{image.file_name}{described}: {settings.score} and {usable_method(models, settings)}"
+    return f"{named(image)}{described}: {settings.score} and {usable_method(models, settings)}"
 
 
 def _caption(text: str, view: View, at: int, settings: DescriptionSettings) -> str:

@@ -1,4 +1,4 @@
-"""What a map is laid over, and by which method it is made where nobody says."""
+"""What a map is laid over, what the picture is called, and by which method it is made where nobody says."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ from text2seg.explain.saliency.methods import check_method
 from text2seg.maps.clip import Clip
 from text2seg.records import Image
 from text2seg.render.sheet import LARGEST
+
+
+def named(image: Image) -> str:
+    """What titles call the picture: its file's name, where it has one."""
+    return image.file_name or "the picture"
 
 
 def ground(image: Image) -> NDArray[np.uint8]:

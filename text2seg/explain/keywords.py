@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from text2seg.errors import QueryError
 from text2seg.explain.catalogue.texts import KeywordsSettings
 from text2seg.explain.exhibit import Exhibit, Panel, Table
-from text2seg.explain.ground import ground
+from text2seg.explain.ground import ground, named
 from text2seg.explain.saliency.targets import text_target
 from text2seg.explain.watch import Watch
 from text2seg.pipeline import Text2Seg
@@ -93,7 +93,7 @@ def run(models: Text2Seg, images: Sequence[Image], settings: KeywordsSettings, w
         for name, presence, scores in zip(names, similarity.presence, similarity.scores, strict=True)
     ]
     return Exhibit(
-        f"Keywords of “{settings.text}”",
-        (Panel(image.file_name or "picture", pixels), *panels),
+        f"{named(image)}: keywords of “{settings.text}”",
+        (Panel("the picture", pixels), *panels),
         (Table("Sentence and keywords", ("text", "presence", "cosine", "peak of the map"), rows),),
     )

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from text2seg.errors import SettingsError
 from text2seg.explain.catalogue.saliency import TargetSettings
 from text2seg.explain.exhibit import Cell, Exhibit, Panel, Table
-from text2seg.explain.ground import ground
+from text2seg.explain.ground import ground, named
 from text2seg.explain.saliency.targets import Target, score
 from text2seg.explain.saliency.trace import gradients, trace_vit
 from text2seg.explain.show_saliency import laid_over, targets_of
@@ -56,7 +56,8 @@ def layers(models: Text2Seg, images: Sequence[Image], settings: TargetSettings, 
         )
     panels: list[Panel] = []
     tables = []
-    for target in targets_of(models, settings):
+    targets = targets_of(models, settings)
+    for target in targets:
         found = block_maps(clip, image, target, settings.size)
         whole, *_ = masked_scores(clip, image, target, np.ones((1, 1, 1), np.float32), settings.size)
         rows: list[tuple[Cell, ...]] = [("the whole picture", whole, whole)]
@@ -65,7 +66,12 @@ def layers(models: Text2Seg, images: Sequence[Image], settings: TargetSettings, 
             panels += shown
         columns = ("block", "score, masked by its attention", "score, masked by its gradient")
         tables.append(Table(target.name, columns, tuple(rows)))
-    return Exhibit(f"{image.file_name}, block by block", tuple(panels), tuple(tables), columns=COLUMNS)
+    return Exhibit(
+        f"{named(image)}: {', '.join(target.name for target in targets)}, block by block",
+        tuple(panels),
+        tuple(tables),
+        columns=COLUMNS,
+    )
 
 
 def block_maps(clip: Clip, image: Image, target: Target, size: int | None = None) -> BlockMaps:
@@ -105,7 +111,10 @@ def _rows(
         panels = []
         for what, each, window, value in zip(("attention", "gradient"), both, windows, scores, strict=True):
             panels += [
-                Panel(f"{name}: {what}", laid_over(each, pixels, settings.alpha)),
+                Panel(
+                    f"{name}: {what} for {target.name}" if what == "gradient" else f"{name}: {what}",
+                    laid_over(each, pixels, settings.alpha),
+                ),
                 Panel(f"masked by it: {value:.3f}", _through(window, pixels)),
             ]
         yield (name, *scores), panels

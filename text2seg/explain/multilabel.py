@@ -13,7 +13,7 @@ from torch import Tensor
 from text2seg.errors import QueryError
 from text2seg.explain.catalogue.recognition import RecognitionSettings
 from text2seg.explain.exhibit import Exhibit, Panel, Table
-from text2seg.explain.ground import ground
+from text2seg.explain.ground import ground, named
 from text2seg.explain.watch import Watch
 from text2seg.maps.similarity import cosines, without_label_set
 from text2seg.pipeline import Text2Seg
@@ -43,8 +43,14 @@ def run(models: Text2Seg, images: Sequence[Image], settings: RecognitionSettings
     lines = [Bar(labels[at], scores[at] / longest, f"{scores[at]:.3f}", colour_of(labels[at])) for at in order[:SHOWN]]
     rows = tuple((labels[at], scores[at], plain[at], presence[at]) for at in order)
     return Exhibit(
-        f"{image.file_name}: which of {len(labels)} labels it shows",
-        (Panel("the picture", ground(image)), Panel(f"score of the first {len(lines)} labels", bars(lines))),
+        f"{named(image)}: which of {len(labels)} labels it shows",
+        (
+            Panel("the picture", ground(image)),
+            Panel(
+                "score of each label" if len(lines) == len(labels) else f"score of the first {len(lines)} labels",
+                bars(lines),
+            ),
+        ),
         (Table("labels, the surest first", ("label", "score", "cosine", "presence"), rows),),
         (
             "score: the picture's cosine with the label after feature surgery over all labels. In one picture surgery "

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from text2seg.errors import CheckpointError, QueryError
+from text2seg.errors import CheckpointError
 from text2seg.explain.catalogue.opinion import OpinionSettings
 from text2seg.explain.exhibit import Exhibit, Panel, Table
-from text2seg.explain.ground import ground
+from text2seg.explain.ground import ground, named
 from text2seg.explain.saliency.trace_text import trace_text
-from text2seg.explain.tokens import decode, shortened, words_of
+from text2seg.explain.tokens import decode, too_long, words_of
 from text2seg.explain.watch import Watch
 from text2seg.explain.word_picture import word_picture
 from text2seg.maps.clip import Clip
@@ -71,8 +71,8 @@ def run(models: Text2Seg, images: Sequence[Image], settings: OpinionSettings, wa
     if not found.texts:
         return Exhibit("CLIP's own words", notes=("Stopped before the first step.",))
     return Exhibit(
-        f"CLIP's own words for {image.file_name or 'the picture'}",
-        (Panel(image.file_name or "picture", ground(image)), words_panel(found)),
+        f"{named(image)}: CLIP's own words",
+        (Panel("the picture", ground(image)), words_panel(found)),
         (
             Table("The best texts", ("text", "cosine"), found.texts),
             Table("Their words", ("word", "count"), found.words),
@@ -184,9 +184,7 @@ def framed(clip: Clip, prompt: str) -> Frame:
     context = clip.model.positional_embedding.shape[0]
     ids, over = tokenize([prompt], context - FREE)
     if over > 0:
-        raise QueryError(
-            f"the prompt {shortened(prompt)!r} is {over} tokens too long for the {context} that CLIP reads"
-        )
+        raise too_long(prompt, over, context)
     ids = ids[:, : int(ids.argmax()) + 1].to(clip.device)
     embeddings = clip.model.token_embedding(ids).float()
     return Frame(embeddings[:, :-1], embeddings[:, -1:], int(ids[0, 0]))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from text2seg.errors import OutputError, QueryError, Text2SegError
 from text2seg.explain.catalogue.opinion import RunAllSettings
 from text2seg.explain.exhibit import Exhibit, Panel, Table, save_exhibit
-from text2seg.explain.ground import ground, method_or_usual
+from text2seg.explain.ground import ground, method_or_usual, named
 from text2seg.explain.opinion import Opinion, framed, opine, words_panel
 from text2seg.explain.saliency.methods import saliency
 from text2seg.explain.saliency.targets import text_target
@@ -54,7 +54,9 @@ class _Tally:
         notes = (f"{missing} of {total} pictures are not done.",) if missing else ()
         return Exhibit(
             f"CLIP's own words for {self.done} picture{'' if self.done == 1 else 's'}",
-            tables=(
+            tables=()
+            if not self.counts
+            else (
                 Table(
                     "Words",
                     ("word", "count", "pictures"),
@@ -105,7 +107,9 @@ def run(models: Text2Seg, images: Sequence[Image], settings: RunAllSettings, wat
             shown.append(Panel(mosaic.title, picture))
     if not watch.stopped:
         watch.step(total * settings.steps, total * settings.steps)
-    return replace(tally.exhibit(total), panels=tuple(shown), columns=1)
+    found = tally.exhibit(total)
+    where = (f"The mosaics lie in {settings.folder}.",) if settings.folder is not None and tally.done else ()
+    return replace(found, panels=tuple(shown), notes=(*found.notes, *where), columns=1)
 
 
 def explained(models: Text2Seg, image: Image, opinion: Opinion, most: int) -> Exhibit:
@@ -115,17 +119,17 @@ def explained(models: Text2Seg, image: Image, opinion: Opinion, most: int) -> Ex
     counts = dict(opinion.words[:most])
     words = list(counts)
     best, cosine = opinion.texts[0]
-    title = f"{image.file_name or 'picture'}: {best} ({cosine:.2f})"
+    title = f"{named(image)}: {best} ({cosine:.2f})"
     texts = Table("The best texts", ("text", "cosine"), opinion.texts)
     if not words:
-        return Exhibit(title, (Panel("picture", pixels), words_panel(opinion)), (texts,))
+        return Exhibit(title, (Panel("the picture", pixels), words_panel(opinion)), (texts,))
     method = method_or_usual(clip, None)
     size = maps.input_size or models.input_size
     (tokens,) = clip.encode_images([image], size=size, architecture=maps.architecture)
     similar = clip.similarity(tokens, words, maps)
     asked = [Query(word, ((word,),)) for word in words if _knows(models, word)]
     found = models.segment(image, asked) if asked else Segmentation(image, (), similar)
-    columns = [(Panel("picture", pixels), words_panel(opinion), Panel("all segments", _painted(found, pixels)))]
+    columns = [(Panel("the picture", pixels), words_panel(opinion), Panel("all segments", _painted(found, pixels)))]
     rows = []
     for word, presence, scores in zip(words, similar.presence.tolist(), similar.scores, strict=True):
         said = found.verdict(word) if _knows(models, word) else "not known"
@@ -160,7 +164,7 @@ def _opinion(
     """CLIP's words for the picture of this number, with progress over all pictures."""
 
     def going(step: int, best: str) -> bool:
-        watch.step(number * settings.steps + step, total * settings.steps, f"{image.file_name}: {best}")
+        watch.step(number * settings.steps + step, total * settings.steps, f"{named(image)}: {best}")
         return not watch.stopped
 
     return opine(models.clip, image, settings, going)

@@ -18,7 +18,7 @@ from text2seg.errors import SettingsError
 from text2seg.evaluation.semantic import BACKGROUND
 from text2seg.explain.catalogue.recognition import SemanticSettings
 from text2seg.explain.exhibit import Exhibit, Panel, Table
-from text2seg.explain.ground import ground
+from text2seg.explain.ground import ground, named
 from text2seg.explain.multilabel import check_labels, labels_of
 from text2seg.explain.watch import Watch
 from text2seg.maps.clip import ImageTokens
@@ -55,7 +55,7 @@ def run(models: Text2Seg, images: Sequence[Image], settings: SemanticSettings, w
     rows = tuple((names[at], float(shares[at]), round(shares[at] * found.size)) for at in order)
     rest = len(order) - len(legend)
     return Exhibit(
-        f"{image.file_name}: the highest of {len(labels)} labels at every pixel, {settings.architecture}",
+        f"{named(image)}: the highest of {len(labels)} labels at every pixel, {settings.architecture}",
         (
             Panel("every label in its colour", painted(image, found, names)),
             Panel("share of the picture" + (f", {rest} more in the table" if rest else ""), bars(legend)),

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from text2seg.errors import QueryError
 from text2seg.explain.catalogue.saliency import SaliencySettings, TargetSettings
 from text2seg.explain.exhibit import Exhibit, Panel, Table
+from text2seg.explain.ground import ground, named
 from text2seg.explain.saliency.methods import METHODS, Method, check_method, methods_for, saliency
 from text2seg.explain.saliency.targets import Target, WordsTarget, image_target, score, text_target, words_target
 from text2seg.explain.watch import Watch
@@ -30,7 +31,8 @@ def run(models: Text2Seg, images: Sequence[Image], settings: SaliencySettings, w
     method = check_method(models.clip, settings.method, settings.layer)
     (image,) = images
     targets = targets_of(models, settings)
-    panels, scores = [Panel("the picture", image.pixels)], []
+    pixels = ground(image)
+    panels, scores = [Panel("the picture", pixels)], []
     for target in watch.each(targets, method.name):
         found = saliency(
             models.clip,
@@ -43,10 +45,10 @@ def run(models: Text2Seg, images: Sequence[Image], settings: SaliencySettings, w
         )
         scores.append(image_score(models, image, target, settings.size))
         shown = target.negated().name if settings.negative else target.name
-        panels.append(Panel(f"{shown} · score {scores[-1]:.3f}", laid_over(found, image.pixels, settings.alpha)))
+        panels.append(Panel(f"{shown} · score {scores[-1]:.3f}", laid_over(found, pixels, settings.alpha)))
     rows = tuple((target.name, value) for target, value in zip(targets, scores, strict=False))
     return Exhibit(
-        f"Saliency by {method.name}",
+        f"{named(image)}: saliency by {method.name}",
         tuple(panels),
         (Table("Score", ("target", "score"), rows), *_words(models, image, targets, settings)),
         (_about(method),),
@@ -62,13 +64,14 @@ def compare(models: Text2Seg, images: Sequence[Image], settings: TargetSettings,
         raise QueryError(f"methods are compared on one target, got {len(targets)}: {names}")
     (target,) = targets
     value = image_score(models, image, target, settings.size)
-    panels, notes = [Panel("the picture", image.pixels)], []
+    pixels = ground(image)
+    panels, notes = [Panel("the picture", pixels)], []
     for name in watch.each(methods_for(models.clip), target.name):
         found = saliency(models.clip, image, target, name, size=settings.size)
-        panels.append(Panel(name, laid_over(found, image.pixels, settings.alpha)))
+        panels.append(Panel(name, laid_over(found, pixels, settings.alpha)))
         notes.append(_about(METHODS[name]))
     return Exhibit(
-        f"{target.name} · score {value:.3f}",
+        f"{named(image)}: {target.name} · score {value:.3f}",
         tuple(panels),
         (Table("Score", ("target", "score"), ((target.name, value),)), *_words(models, image, targets, settings)),
         tuple(notes),

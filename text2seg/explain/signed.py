@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from text2seg.explain.catalogue.inside import SignedSettings
 from text2seg.explain.exhibit import Exhibit, Panel, Table
-from text2seg.explain.ground import ground, method_or_usual
+from text2seg.explain.ground import ground, method_or_usual, named
 from text2seg.explain.saliency.methods import saliency
 from text2seg.explain.show_saliency import image_score, targets_of
 from text2seg.explain.watch import Watch
@@ -42,13 +42,13 @@ def signed(models: Text2Seg, images: Sequence[Image], settings: SignedSettings, 
         highest = max(float(each.max()) for each in both) or 1.0
         pro, contra = (np.asarray(each / highest, np.float32) for each in both)
         panels += [
-            Panel(target.name, pixels),
-            Panel("for it", signed_heat(pro, nothing, pixels)),
-            Panel("against it", signed_heat(nothing, contra, pixels)),
-            Panel("for it (orange) and against it (blue)", signed_heat(pro, contra, pixels)),
+            Panel("the picture", pixels),
+            Panel(f"for {target.name}", signed_heat(pro, nothing, pixels)),
+            Panel(f"against {target.name}", signed_heat(nothing, contra, pixels)),
+            Panel(f"for {target.name} (orange) and against it (blue)", signed_heat(pro, contra, pixels)),
         ]
         total = float(pro.sum() + contra.sum())
         share = float(contra.sum()) / total if total else None
         rows.append((target.name, image_score(models, image, target, settings.size), share))
     table = Table("for and against", ("target", "score", "share of all saliency that is against"), tuple(rows))
-    return Exhibit(f"{image.file_name} by {method}", tuple(panels), (table,), columns=COLUMNS)
+    return Exhibit(f"{named(image)}: for and against, {method}", tuple(panels), (table,), columns=COLUMNS)

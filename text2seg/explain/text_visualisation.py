@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from text2seg.errors import SettingsError
 from text2seg.explain.catalogue.texts import Redundancy, TextVisualisationSettings
 from text2seg.explain.exhibit import Exhibit, Panel, Table
-from text2seg.explain.ground import ground
+from text2seg.explain.ground import ground, named
 from text2seg.explain.saliency.targets import text_target
 from text2seg.explain.tokens import Tokens, joined, tokens_of
 from text2seg.explain.watch import Watch
@@ -40,6 +40,10 @@ Pixels = NDArray[np.uint8]
 
 COLUMNS = 5
 TINY = 1e-9
+READ_SO_FAR = (
+    "CLIP reads a text from its start on, so each word stands for all that is read until then: a word after “sheep” "
+    "may be lit up by a sheep."
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,7 +81,9 @@ def run(models: Text2Seg, images: Sequence[Image], settings: TextVisualisationSe
         ),
     )
     panels = _panels(image, tokens, lit, best, at, cell)
-    return Exhibit(f"What it lights up in “{settings.text}”", panels, (table,), columns=COLUMNS)
+    return Exhibit(
+        f"{named(image)}: what it lights up in “{settings.text}”", panels, (table,), (READ_SO_FAR,), columns=COLUMNS
+    )
 
 
 def light_up(clip: Clip, image: ImageTokens, tokens: Tokens, redundancy: Redundancy = "empty") -> Lit:
@@ -121,7 +127,7 @@ def _panels(
     top = float(max(lit.whole[:-1].max(), lit.places[:-1].max()))
     here = lit.places[:-1, cell[0], cell[1]]
     return (
-        Panel(f"picture, point {at[0]}, {at[1]}", _marked(pixels, at, size[0] / image.hw[1])),
+        Panel(f"the picture, the point {at[0]}, {at[1]}", _marked(pixels, at, size[0] / image.hw[1])),
         Panel("words that the whole picture lights up", _scored(tokens, lit.whole[:-1], top)),
         Panel("words that the point lights up", _scored(tokens, here, top)),
         Panel("the word that each place lights up most", painted),

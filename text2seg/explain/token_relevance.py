@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from text2seg.explain.catalogue.texts import TokenRelevanceSettings
 from text2seg.explain.exhibit import Exhibit, Panel, Table
-from text2seg.explain.ground import ground
+from text2seg.explain.ground import ground, named
 from text2seg.explain.saliency.relevance import propagate
 from text2seg.explain.saliency.targets import image_target, text_target
 from text2seg.explain.saliency.trace import gradients
@@ -44,9 +44,9 @@ def run(models: Text2Seg, images: Sequence[Image], settings: TokenRelevanceSetti
     )
     notes = () if shares.any() else ("No token raises the score: relevance is 0 everywhere.",)
     return Exhibit(
-        f"What counts in “{settings.text}”",
+        f"{named(image)}: what counts in “{settings.text}”",
         (
-            Panel(image.file_name or "picture", ground(image)),
+            Panel("the picture", ground(image)),
             Panel(f"relevance of each token for the cosine {cosine:.3f}", pictured),
         ),
         (Table("Relevance of each token", ("place", "token", "share"), rows),),

@@ -44,7 +44,7 @@ def tokens_of(clip: Clip, text: str) -> Tokens:
     context = clip.model.positional_embedding.shape[0]
     ids, over = tokenize([text], context)
     if over > 0:
-        raise QueryError(f"{shortened(text)!r} is {over} tokens longer than the {context} that CLIP reads; shorten it")
+        raise too_long(text, over, context)
     ids = ids[:, : int(ids.argmax()) + 1]
     if ids.shape[1] == 2:
         raise QueryError(f"a text must not be empty, and CLIP reads nothing in {text!r}")
@@ -69,6 +69,11 @@ def words_of(text: str) -> list[str]:
     """
     stripped = (word.strip("�.,;:!?\"'`()[]{}<>|") for word in text.split())
     return [word for word in stripped if any(letter.isalnum() for letter in word)]
+
+
+def too_long(text: str, over: int, context: int) -> QueryError:
+    """The error that a text is `over` tokens longer than the `context` that CLIP reads."""
+    return QueryError(f"{shortened(text)!r} is too long: CLIP reads {context} tokens; shorten it by {over}")
 
 
 def shortened(text: str, most: int = 60) -> str:

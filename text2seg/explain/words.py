@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from text2seg.explain.catalogue.inside import WordsSettings
 from text2seg.explain.exhibit import Exhibit, Panel, Table
-from text2seg.explain.ground import ground, method_or_usual
+from text2seg.explain.ground import ground, method_or_usual, named
 from text2seg.explain.saliency.methods import saliency
 from text2seg.explain.saliency.targets import Target, text_target
 from text2seg.explain.show_saliency import image_score, laid_over
@@ -31,6 +31,9 @@ from text2seg.runtime import autocast
 FAINT_WORDS = (
     "Maps are stretched from lowest to highest: that of a word that hardly turns the text shows next to nothing in "
     "bright colours."
+)
+FIRST_WORD = (
+    "The demo CLIP does not read a text's first word: what that adds is that the next word, first without it, is read."
 )
 
 
@@ -71,10 +74,10 @@ def words(models: Text2Seg, images: Sequence[Image], settings: WordsSettings, wa
     columns = ("word", "score of the text without it", "what it adds", "how far it turns the text (1 − cosine)")
     first = (Panel("the picture", pixels), *_line(rows))
     return Exhibit(
-        f"“{settings.text}” in {image.file_name} by {method}",
+        f"{named(image)}: “{settings.text}” word by word, {method}",
         (*first, *panels),
         (Table(f"score of the whole text: {whole:.3f}", columns, tuple(rows)),),
-        (FAINT_WORDS,),
+        (FAINT_WORDS, *((FIRST_WORD,) if models.things else ())),
     )
 
 

@@ -70,8 +70,8 @@ class Tab:
         c.no.click(lambda: gr.Row(visible=False), outputs=[c.sure], **QUIET)
         c.start.click(
             self._start,
-            [c.kept, c.source, c.files, c.folder, c.text],
-            [c.kept, c.problem, c.files],
+            [c.kept, c.source, c.files, c.folder, c.queries, c.text],
+            [c.kept, c.problem, c.files, c.text],
             show_progress="minimal",
             api_visibility="private",
         )
@@ -175,17 +175,22 @@ class Tab:
         html = views.checked_html(self._visits.check(text))
         return {self._c.checked: html, self._c.problem: ""}
 
-    def _start(self, kept: Any, source: str, files: list[str] | None, folder: str | None, text: str) -> Updates:
+    def _start(
+        self, kept: Any, source: str, files: list[str] | None, folder: str | None, queries: str, text: str
+    ) -> Updates:
+        """A new job; things that were typed and not written as an ontology yet are written first."""
         known: Kept = self._visits.known(kept)
         c = self._c
         try:
+            if queries.strip() and not text.strip():
+                text = as_yaml(queries)
             if source == SERVER:
                 job = self._visits.choose(known, folder or "", text)
             else:
                 job = self._visits.upload(known, [check_upload(Path(file)) for file in files or []], text)
         except Text2SegError as error:
             return {c.kept: known, c.problem: alert(str(error))}
-        return {c.kept: {**known, "job": job.id}, c.problem: "", c.files: None}
+        return {c.kept: {**known, "job": job.id}, c.problem: "", c.files: None, c.text: text}
 
     def _page(self, kept: Any, shown: Shown, number: int = 0) -> Updates:
         """A page of the contact sheet, where the job has one."""

@@ -60,6 +60,8 @@ class Visits:
 
     def upload(self, kept: Kept, paths: Sequence[Path], text: str) -> Job:
         """A new job on what was uploaded. Raises `Text2SegError`."""
+        if not paths:
+            raise Text2SegError("choose pictures first, or a zip of them")
         name = paths[0].name if len(paths) == 1 else f"{len(paths)} files"
         return self._add(kept, name, text, lambda into: take_uploads(paths, into, self._room))
 
@@ -78,6 +80,8 @@ class Visits:
         return job.sheet
 
     def _add(self, kept: Kept, name: str, text: str, fill: Callable[[Path], tuple[str, ...]]) -> Job:
+        if not text.strip():
+            raise Text2SegError("say what to look for: type things, with commas between them, or write an ontology")
         checked = self.check(text)
         if checked.ontology is None:
             count = len(checked.faults)

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
+import numpy as np
+
+from text2seg.app.segment.document import Piece
 from text2seg.app.segment.visit import Visit
 from text2seg.checkpoints import PAIRS
 from text2seg.config import Settings
@@ -87,5 +90,17 @@ def _by_hand(visit: Visit) -> str:
     """A line about what no command can do again; nothing where all was found by the models."""
     pieces, removed = visit.document.pieces, len(visit.document.removed)
     made = sum(piece.by_hand for piece in pieces)
-    told = [f"{made} made or corrected by hand"] * bool(made) + [f"{removed} removed by hand"] * bool(removed)
+    kept = sum(not _is_found(piece, visit) for piece in pieces if not piece.by_hand)
+    counts = {
+        "made or corrected by hand": made,
+        "accepted before the settings changed": kept,
+        "removed by hand": removed,
+    }
+    told = [f"{count} {what}" for what, count in counts.items() if count]
     return f"# Without what was done by hand: {', '.join(told)}.\n" if told else ""
+
+
+def _is_found(piece: Piece, visit: Visit) -> bool:
+    """Whether the models' last look gave this very mask, and not one before that a person accepted."""
+    found = visit.found.of(piece.segment.query) if visit.found else ()
+    return any(np.array_equal(segment.mask, piece.segment.mask) for segment in found)

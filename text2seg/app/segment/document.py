@@ -58,15 +58,16 @@ class Document:
         """After another look: what the models found now, beside what a person has corrected or accepted.
 
         Of the latter what belongs to a query that is still asked stays, and a find that shows the same thing as one of
-        them, or as one that was removed, is left out.
+        them, or as one that was removed, is left out. What was removed of a query is forgotten with the query.
         """
         kept = tuple(piece for piece in self.pieces if piece.is_touched and piece.segment.query in queries)
-        known = [piece.segment for piece in kept] + list(self.removed)
+        removed = tuple(segment for segment in self.removed if segment.query in queries)
+        known = [*(piece.segment for piece in kept), *removed]
         fresh = [segment for segment in segments if not any(_show_the_same(segment, other) for other in known)]
         new = tuple(_piece(self.last + place, segment) for place, segment in enumerate(fresh, start=1))
         order = {query: place for place, query in enumerate(queries)}
         pieces = sorted((*kept, *new), key=lambda piece: order[piece.segment.query])
-        return replace(self, pieces=tuple(pieces), last=self.last + len(new))
+        return Document(tuple(pieces), removed, self.last + len(new))
 
     def corrected(self, number: int, segment: Segment) -> Document:
         """A piece with another segment in its place, made by hand; it waits to be accepted again."""

@@ -95,6 +95,7 @@ customElements.define("t2s-segment", class extends HTMLElement {
     if (!view.pieces.some((piece) => piece.number === this.#own.selected)) this.#own.selected = 0;
     if (!view.error) then?.(view);
     if (view.why) this.why.told = view.why;
+    else if (what && what.do !== "export" && !view.error) this.why.told = null; // it was about a mask from before
     if (view.file && what) this.#save(view.file);
     this.#say(what);
     this.#next();

@@ -7,6 +7,7 @@ from typing import Literal
 
 from text2seg.config import check_choices
 from text2seg.errors import QueryError, SettingsError
+from text2seg.explain.catalogue.checks import check_alpha
 from text2seg.explain.catalogue.saliency import MethodName
 from text2seg.explain.tool import Tool
 
@@ -29,16 +30,15 @@ class DescriptionSettings:
     method: MethodName | None = None
     """Saliency method. Default: legrad, for ResNets gradcam."""
     layer: str | None = None
-    """ResNets: the layer that class activation maps look at, as layer4.2.relu3. Default: the last."""
+    """Layer of a ResNet that class activation maps look at, as layer4.2.relu3. Default: the last ReLU."""
     alpha: float = 0.85
-    """How much of the map's colours is laid over the picture, from 0 to 1."""
+    """How much of a map covers the picture, from 0 to 1."""
 
     def __post_init__(self) -> None:
         check_choices(self)
         if isinstance(self.text, str):
             raise SettingsError(f"text must be a sequence of texts, got the one text {self.text!r}")
-        if not 0 <= self.alpha <= 1:
-            raise SettingsError(f"alpha must be in [0, 1], got {self.alpha}")
+        check_alpha(self.alpha)
 
     def descriptions(self) -> tuple[str, ...]:
         """All descriptions, each once.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from text2seg.config import MapSettings
-from text2seg.errors import SettingsError
+from text2seg.explain.catalogue.checks import check_count, check_seed
 from text2seg.explain.tool import Tool
 
 
@@ -79,18 +79,6 @@ class PixelSettings(TextSettings):
         check_seed(self.seed)
         for name in ("pixels", "tries"):
             check_count(name, getattr(self, name))
-
-
-def check_seed(seed: int) -> None:
-    """Raises `SettingsError` where it is below 0."""
-    if seed < 0:
-        raise SettingsError(f"seed must be 0 or more, got {seed}")
-
-
-def check_count(name: str, value: int) -> None:
-    """Raises `SettingsError` where it is below 1."""
-    if value < 1:
-        raise SettingsError(f"{name} must be 1 or more, got {value}")
 
 
 TOOLS: tuple[Tool, ...] = (

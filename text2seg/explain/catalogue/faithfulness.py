@@ -8,6 +8,7 @@ from typing import Literal
 
 from text2seg.config import MapSettings, check_choices
 from text2seg.errors import SettingsError
+from text2seg.explain.catalogue.checks import check_count
 from text2seg.explain.catalogue.saliency import MethodName
 from text2seg.explain.tool import Tool
 
@@ -39,8 +40,7 @@ class FaithfulnessSettings:
         MapSettings(input_size=self.size)  # raises where it is none
         if not 2 <= self.steps <= MOST_STEPS:
             raise SettingsError(f"steps must be from 2 to {MOST_STEPS}, got {self.steps}")
-        if self.limit is not None and self.limit < 1:
-            raise SettingsError(f"limit must be 1 or more, got {self.limit}")
+        check_count("limit", self.limit)
 
 
 TOOLS: tuple[Tool, ...] = (

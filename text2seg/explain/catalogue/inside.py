@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from text2seg.config import MapSettings
-from text2seg.errors import SettingsError
+from text2seg.explain.catalogue.checks import check_alpha
 from text2seg.explain.catalogue.saliency import MethodName, TargetSettings
 from text2seg.explain.tool import Tool
 
@@ -17,7 +17,7 @@ class SignedSettings(TargetSettings):
     method: MethodName | None = None
     """Saliency method. Default: legrad, for ResNets gradcam."""
     layer: str | None = None
-    """ResNets: the layer that class activation maps look at, as layer4.2.relu3. Default: the last."""
+    """Layer of a ResNet that class activation maps look at, as layer4.2.relu3. Default: the last ReLU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class WordsSettings:
     method: MethodName | None = None
     """Saliency method. Default: legrad, for ResNets gradcam."""
     layer: str | None = None
-    """ResNets: the layer that class activation maps look at, as layer4.2.relu3. Default: the last."""
+    """Layer of a ResNet that class activation maps look at, as layer4.2.relu3. Default: the last ReLU."""
     size: int | None = None
     """CLIP's input in pixels; the picture is squashed to it. Default: what CLIP was trained on."""
     alpha: float = 0.85
@@ -37,8 +37,7 @@ class WordsSettings:
 
     def __post_init__(self) -> None:
         MapSettings(input_size=self.size)  # raises where it is none
-        if not 0 <= self.alpha <= 1:
-            raise SettingsError(f"alpha must be from 0 to 1, got {self.alpha}")
+        check_alpha(self.alpha)
 
 
 TOOLS: tuple[Tool, ...] = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from text2seg.errors import SettingsError
+from text2seg.explain.catalogue.checks import check_count, check_seed
 from text2seg.explain.tool import Tool
 
 
@@ -24,10 +24,8 @@ class OpinionSettings:
 
     def __post_init__(self) -> None:
         for name in ("steps", "candidates"):
-            if getattr(self, name) < 1:
-                raise SettingsError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        if not 0 <= self.seed < 2**63:
-            raise SettingsError(f"seed must be from 0 to 2^63 - 1, got {self.seed}")
+            check_count(name, getattr(self, name))
+        check_seed(self.seed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +41,7 @@ class RunAllSettings(OpinionSettings):
 
     def __post_init__(self) -> None:
         OpinionSettings.__post_init__(self)
-        if self.words < 1:
-            raise SettingsError(f"words must be 1 or more, got {self.words}")
+        check_count("words", self.words)
 
 
 TOOLS: tuple[Tool, ...] = (

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from text2seg.config import MapSettings
-from text2seg.errors import SettingsError
+from text2seg.explain.catalogue.checks import check_alpha
 from text2seg.explain.tool import Tool
 
 MethodName = Literal[
@@ -55,8 +55,7 @@ class TargetSettings:
 
     def __post_init__(self) -> None:
         MapSettings(input_size=self.size, templates=self.templates)  # raises where these are none
-        if not 0 <= self.alpha <= 1:
-            raise SettingsError(f"alpha must be from 0 to 1, got {self.alpha}")
+        check_alpha(self.alpha)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +66,7 @@ class SaliencySettings(TargetSettings):
     """How the map is made; `text2seg explain compare` shows them all. CLIP's ResNets can do gradcam, raw, surgery and
     those from gradcam++ on, its vision transformers the others and these three."""
     layer: str | None = None
-    """Layer of a ResNet that class activation maps look at, as layer4.2.relu2. Default: the last ReLU."""
+    """Layer of a ResNet that class activation maps look at, as layer4.2.relu3. Default: the last ReLU."""
     negative: bool = False
     """Show what speaks against the target."""
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from text2seg.config import check_choices
-from text2seg.errors import SettingsError
+from text2seg.explain.catalogue.checks import check_count
 from text2seg.explain.tool import Tool
 
 Redundancy = Literal["empty", "label-set", "none"]
@@ -40,8 +40,7 @@ class TextVisualisationSettings:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        if self.words < 1:
-            raise SettingsError(f"words must be 1 or more, got {self.words}")
+        check_count("words", self.words)
 
 
 @dataclass(frozen=True, slots=True)

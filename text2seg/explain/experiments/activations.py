@@ -15,6 +15,7 @@ from torch import Tensor
 from text2seg.explain.catalogue.experiments import ActivationSettings
 from text2seg.explain.exhibit import Exhibit, Panel, Table
 from text2seg.explain.experiments.subject import Pixels, squashed
+from text2seg.explain.ground import named
 from text2seg.explain.watch import Watch
 from text2seg.maps.attention import RULES
 from text2seg.maps.clip import Clip, preprocess
@@ -47,7 +48,7 @@ def run(models: Text2Seg, images: Sequence[Image], settings: ActivationSettings,
     names = block_names(clip)
     columns = ("block", *(name for name, _ in cells[: len(table)]))
     return Exhibit(
-        f"{image.file_name}: activations from noise to picture",
+        f"{named(image)}: activations from noise to picture",
         (Panel("for each block", _drawn(cells, table)),),
         tuple(
             Table(

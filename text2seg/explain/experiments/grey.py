@@ -11,6 +11,7 @@ from text2seg.explain.catalogue.experiments import RepeatedSettings
 from text2seg.explain.exhibit import Exhibit, Panel
 from text2seg.explain.experiments.curves import Curves
 from text2seg.explain.experiments.subject import GREY, Pixels, Subject
+from text2seg.explain.ground import named
 from text2seg.explain.watch import Watch
 from text2seg.pipeline import Text2Seg
 from text2seg.records import Image
@@ -41,7 +42,7 @@ def run(models: Text2Seg, images: Sequence[Image], settings: RepeatedSettings, w
     ]
     cells = [("as it is", subject.pixels), *((f"half of all {way}", pixels) for way, pixels in half)]
     return Exhibit(
-        f"{image.file_name}: “{subject.target.name}” while the picture turns grey",
+        f"{named(image)}: “{subject.target.name}” while the picture turns grey",
         (Panel("mean and range of the runs", curves.drawn(cells, "share of the picture")),),
         curves.tables("share"),
         (f"Grey is {tuple(GREY.tolist())}, the mean of CLIP's training; a cell is {subject.clip.stride} pixels wide.",),

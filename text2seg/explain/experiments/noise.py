@@ -10,6 +10,7 @@ from text2seg.explain.catalogue.experiments import RepeatedSettings
 from text2seg.explain.exhibit import Exhibit, Panel
 from text2seg.explain.experiments.curves import Curves
 from text2seg.explain.experiments.subject import Pixels, Subject
+from text2seg.explain.ground import named
 from text2seg.explain.watch import Watch
 from text2seg.pipeline import Text2Seg
 from text2seg.records import Image
@@ -36,7 +37,7 @@ def run(models: Text2Seg, images: Sequence[Image], settings: RepeatedSettings, w
         curves.add(kind, subject.cosines(pictures), changes)
     shown = [(kind, noisy(subject.pixels, kind, 0.5, (settings.seed, 0))) for kind in KINDS]
     return Exhibit(
-        f"{image.file_name}: “{subject.target.name}” under noise",
+        f"{named(image)}: “{subject.target.name}” under noise",
         (Panel("mean and range of the runs; pictures at half strength", curves.drawn(shown, CHANGE)),),
         curves.tables("strength", CHANGE),
     )

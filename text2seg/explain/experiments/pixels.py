@@ -21,6 +21,7 @@ from text2seg.errors import QueryError
 from text2seg.explain.catalogue.experiments import PixelSettings
 from text2seg.explain.exhibit import Exhibit, Panel, Table
 from text2seg.explain.experiments.subject import Pixels, Subject, features
+from text2seg.explain.ground import named
 from text2seg.explain.multilabel import labels_of
 from text2seg.explain.saliency.targets import Target, score
 from text2seg.explain.watch import Watch
@@ -103,7 +104,7 @@ def run(models: Text2Seg, images: Sequence[Image], settings: PixelSettings, watc
             advance(ranking, searches[way], propose[way](searches[way]))
     rows = tuple((way, len(each.changed), each.margins[-1], each.first) for way, each in searches.items())
     return Exhibit(
-        f"{image.file_name}: pixels until “{name}” is no longer first of {len(labels)}",
+        f"{named(image)}: pixels until “{name}” is no longer first of {len(labels)}",
         (Panel("changed pixels, each in a ring", _drawn(subject.pixels, searches)),),
         (Table("the searches", ("search", "pixels changed", "margin", "ranked first"), rows),),
         (

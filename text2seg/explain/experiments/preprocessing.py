@@ -12,6 +12,7 @@ from PIL import Image as PillowImage
 from text2seg.explain.catalogue.experiments import TextSettings
 from text2seg.explain.exhibit import Exhibit, Panel, Table
 from text2seg.explain.experiments.subject import GREY, Pixels, Subject
+from text2seg.explain.ground import named
 from text2seg.explain.watch import Watch
 from text2seg.pipeline import Text2Seg
 from text2seg.records import Image
@@ -42,7 +43,7 @@ def run(models: Text2Seg, images: Sequence[Image], settings: TextSettings, watch
         cosines[fit] = subject.cosines([FITS[fit](image.pixels, hw, way) for way in WAYS])
     height, width = image.hw
     return Exhibit(
-        f"{image.file_name}: “{subject.target.name}” and the way to CLIP's input",
+        f"{named(image)}: “{subject.target.name}” and the way to CLIP's input",
         (Panel("what CLIP sees, and the cosine", _drawn(image, hw, cosines)),),
         (
             Table(

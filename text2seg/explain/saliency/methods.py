@@ -141,7 +141,7 @@ def check_method(clip: Clip, name: str, layer: str | None = None) -> Method:
         what = (
             f"{name} is a saliency method for other CLIPs than this" if name in METHODS else f"{name}: no such method"
         )
-        raise SettingsError(f"{what}; this {_kind(clip)} can do {', '.join(methods_for(clip))}")
+        raise SettingsError(f"{what}; this {'ViT' if clip.is_vit else 'ResNet'} can do {', '.join(methods_for(clip))}")
     if layer is not None and layer not in _layers(clip, METHODS[name]):
         choices = ", ".join(_layers(clip, METHODS[name]))
         raise SettingsError(f"{name} has no layer {layer!r} to look at: {choices or 'with this CLIP it has no choice'}")

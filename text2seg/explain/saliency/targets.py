@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from text2seg.errors import QueryError
+from text2seg.explain.tokens import too_long
 from text2seg.maps.clip import Clip
 from text2seg.maps.resnet import encode_resnet
 from text2seg.maps.text import tokenize
@@ -147,10 +148,7 @@ def _check(clip: Clip, text: str, templates: tuple[str, ...], things: Things | N
     context = clip.model.positional_embedding.shape[0]
     _, over = tokenize([template.replace("{}", text) for template in templates], context)
     if over > 0:
-        shown = text if len(text) <= 60 else f"{text[:59]}…"
-        raise QueryError(
-            f"{shown!r} is too long: CLIP reads {context} tokens and with its template it has {over} more; shorten it"
-        )
+        raise too_long(text, over, context)
     if things is not None:
         things.check(text)
 

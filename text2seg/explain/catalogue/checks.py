@@ -1,0 +1,23 @@
+"""Checks that the settings of several tools share."""
+
+from __future__ import annotations
+
+from text2seg.errors import SettingsError
+
+
+def check_alpha(alpha: float) -> None:
+    """Raises `SettingsError` where it is not from 0 to 1."""
+    if not 0 <= alpha <= 1:
+        raise SettingsError(f"alpha must be from 0 to 1, got {alpha}")
+
+
+def check_seed(seed: int) -> None:
+    """Raises `SettingsError` where it is none that torch takes."""
+    if not 0 <= seed < 2**63:
+        raise SettingsError(f"seed must be from 0 to 2^63 - 1, got {seed}")
+
+
+def check_count(name: str, value: int | None) -> None:
+    """Raises `SettingsError` where it is below 1; None stands for no limit."""
+    if value is not None and value < 1:
+        raise SettingsError(f"{name} must be 1 or more, got {value}")
