@@ -161,7 +161,6 @@ def _append(response: http.client.HTTPResponse, part: Path, start: int, report: 
     total = None if response.length is None else start + response.length
     silent = report is not None
     bar = tqdm(total=total, initial=start, unit="B", unit_scale=True, unit_divisor=1024, desc=part.stem, disable=silent)
-    have = start
     with bar, part.open("ab" if start else "wb") as file:
         while chunk := _read(response):
             file.write(chunk)
