@@ -7,16 +7,18 @@ import io
 import json
 import re
 import socket
+import time
+from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
-from app_builders import SCENE, live_app
+from app_builders import SCENE, START_SECONDS, live_app
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image as PillowImage
 
-from text2seg.app import theme
+from text2seg.app import page, theme
 from text2seg.app.limits import check_effort, check_request, read_picture, read_pipeline_settings
 from text2seg.app.serve import listening
 from text2seg.app.settings import PASSWORD_VARIABLE, AppSettings
@@ -143,11 +145,20 @@ class TestFilesOfVisitors:
     def test_cannot_be_listed(self, http):
         assert http.get(f"{BASE}/file={visitors_folder()}").status_code == 404
 
-    def test_are_deleted_after_a_while(self, url, http):
-        assert http.get("/config").status_code == 200
-        from text2seg.app.page import AGE_SECONDS, OFTEN_SECONDS
-
-        assert OFTEN_SECONDS <= AGE_SECONDS <= 3600
+    def test_are_deleted_after_a_while_and_examples_are_not(self, demo, monkeypatch):
+        assert page.OFTEN_SECONDS <= page.AGE_SECONDS <= 3600
+        monkeypatch.setattr(page, "OFTEN_SECONDS", 1)
+        monkeypatch.setattr(page, "AGE_SECONDS", 1)
+        with live_app(demo) as url, httpx.Client(base_url=url, timeout=60) as http:
+            mine = Path(upload(http, SCENE.read_bytes() + b"mine"))
+            until = time.monotonic() + START_SECONDS
+            while mine.exists() and time.monotonic() < until:
+                time.sleep(0.5)
+            assert not mine.exists()
+            examples = set(re.findall(rf"{visitors_folder()}/[^\"]+", http.get("/config").text))
+            assert len(examples) >= 3
+            for path in examples:
+                assert http.get(f"{BASE}/file={path}").status_code == 200
 
     def test_are_downloads_where_a_browser_would_run_them(self, http):
         path = upload(http, b"<script>alert(1)</script>", "page.html")
@@ -364,8 +375,8 @@ class TestThePage:
         assert "*" not in policy
 
     def test_names_no_other_host_for_fonts_styles_or_scripts(self, http):
-        page = http.get("/").text
-        loaded = re.findall(r"<(?:script|link|img)[^>]*(?:src|href)=\"([^\"]+)\"", page)
+        html = http.get("/").text
+        loaded = re.findall(r"<(?:script|link|img)[^>]*(?:src|href)=\"([^\"]+)\"", html)
         assert loaded
         assert not [address for address in loaded if address.startswith(("http", "//"))]
         assert not re.findall(r"url\(.?(?:http|//)|@import", http.get("/theme.css").text)

@@ -49,6 +49,7 @@ def test_a_tool_writes_its_picture_and_numbers(tmp_path, capsys):
         (["saliency", SCENE, "--text", "aardvark"], "does not know"),
         (["saliency", SCENE, "--text", "sheep", "--method", "layercam"], "surgery"),
         (["run-all", "docs/training"], "docs/training"),
+        (["saliency", "text2seg/demo/scenes/new-scenes", "--text", "sheep"], "one picture"),
     ],
 )
 def test_what_cannot_be_done_is_one_clear_line(arguments, says, tmp_path, capsys):

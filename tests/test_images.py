@@ -313,5 +313,5 @@ def test_a_pillow_image_without_pixels_and_one_whose_file_is_closed(tmp_path):
         load_image(PillowImage.new("RGB", (0, 5)))
     with PillowImage.open(saved(tmp_path, PillowImage.new("RGB", (WIDTH, HEIGHT)), "a.png")) as picture:
         pass
-    with pytest.raises(ImageError, match=r"Pillow image a\.png cannot be decoded"):
+    with pytest.raises(ImageError, match=r"^a\.png cannot be decoded"):
         load_image(picture)

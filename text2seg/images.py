@@ -48,7 +48,7 @@ def load_image(source: ImageSource, *, image_id: int = 1, file_name: str | None 
         pixels, name = _from_array(source), ""
     elif isinstance(source, PillowImage.Image):
         name = Path(str(getattr(source, "filename", ""))).name
-        pixels = _from_pillow(source, f"the Pillow image {name}".rstrip())
+        pixels = _from_pillow(source, name or "the Pillow image")
     elif isinstance(source, (str, os.PathLike)):
         path = Path(source)
         pixels, name = _from_file(path), path.name

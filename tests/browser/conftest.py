@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -118,7 +118,14 @@ def scene() -> Path:
 
 
 @pytest.fixture
-def visitor(browser) -> Iterator[Callable]:
+def servers() -> Iterator[ExitStack]:
+    """For a test's own apps: `url = servers.enter_context(served(...))`. They end after the pages that look at them."""
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+def visitor(browser, servers) -> Iterator[Callable]:
     """Makes a fresh visitor's page, `visitor(url, viewport="phone", dark=True)`, and looks after it; call it again for
     a second visitor. Further keywords go to Playwright's `new_context`."""
     opened: list[tuple] = []

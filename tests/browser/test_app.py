@@ -108,19 +108,20 @@ class TestModels:
         for words in ("CLIP ViT-B/16 + SAM vit_h", "335 + 2,446 MiB", "MIT (OpenAI)", "Apache 2.0 (Meta)"):
             expect(table).to_contain_text(words)
 
-    def test_a_download_shows_its_progress_and_stops(self, visitor, demo, monkeypatch):
+    def test_a_download_shows_its_progress_and_stops(self, visitor, servers, demo, monkeypatch):
         monkeypatch.setenv("NO_PROXY", "*")
         monkeypatch.setattr(download, "CHUNK", 100_000)
         monkeypatch.setattr(download, "_read", lambda response: time.sleep(0.5) or response.read(100_000))
-        with serving(os.urandom(20_000_000)) as server, live_app(demo) as url:
-            ours = tuple(replace(each, url=server.url) if each.url else each for each in registry.CHECKPOINTS)
-            monkeypatch.setattr(registry, "CHECKPOINTS", ours)
-            page = visitor(url)
-            page.get_by_role("button", name="Models and weights").click()
-            page.get_by_role("button", name="Download", exact=True).click()
-            expect(page.locator("#models-said")).to_contain_text(re.compile(r"[01]/19 MiB"))
-            page.get_by_role("button", name="Stop", exact=True).click()
-            expect(page.locator("#models-said")).to_contain_text("the next download goes on from there")
+        server = servers.enter_context(serving(os.urandom(20_000_000)))
+        url = servers.enter_context(live_app(demo))
+        ours = tuple(replace(each, url=server.url) if each.url else each for each in registry.CHECKPOINTS)
+        monkeypatch.setattr(registry, "CHECKPOINTS", ours)
+        page = visitor(url)
+        page.get_by_role("button", name="Models and weights").click()
+        page.get_by_role("button", name="Download", exact=True).click()
+        expect(page.locator("#models-said")).to_contain_text(re.compile(r"[01]/19 MiB"))
+        page.get_by_role("button", name="Stop", exact=True).click()
+        expect(page.locator("#models-said")).to_contain_text("the next download goes on from there")
 
     def test_a_download_that_fails_says_all(self, visitor, offline):
         page = visitor(offline)
@@ -136,12 +137,12 @@ class TestModels:
         page.get_by_role("button", name="Use for everyone").click()
         expect(page.locator("#models-said").get_by_role("alert")).to_contain_text("download first")
 
-    def test_others_may_only_look(self, visitor, served):
-        with served("--manage-models", "never") as url:
-            page = visitor(url)
-            page.get_by_role("button", name="Models and weights").click()
-            expect(page.locator("#models")).to_contain_text("text2seg app --model base")
-            expect(page.get_by_role("button", name="Use for everyone")).to_have_count(0)
+    def test_others_may_only_look(self, visitor, servers, served):
+        url = servers.enter_context(served("--manage-models", "never"))
+        page = visitor(url)
+        page.get_by_role("button", name="Models and weights").click()
+        expect(page.locator("#models")).to_contain_text("text2seg app --model base")
+        expect(page.get_by_role("button", name="Use for everyone")).to_have_count(0)
 
 
 class TestExplain:
@@ -192,6 +193,22 @@ class TestExplain:
         page.get_by_role("button", name="Stop").click()
         expect(page.locator("#explain-status")).to_contain_text("Stopped; this is what there was until then.")
 
+    def test_who_waits_sees_the_place_in_the_queue(self, visitor, servers, served):
+        url = servers.enter_context(served("--workers", "1"))
+        pages = [visitor(url) for _ in range(2)]
+        for page in pages:
+            choose_tool(page, "Opinion", "opinion")
+            give_picture(page)
+            page.get_by_role("button", name="Run").click()
+            page.wait_for_timeout(1500)
+        first, second = (page.locator("#explain-status") for page in pages)
+        expect(second).to_contain_text(re.compile(r"queue: 1/1"))
+        expect(first).to_contain_text(re.compile(r"\b[1-9]\d*/300"))
+        pages[0].get_by_role("button", name="Stop").click()
+        expect(second).to_contain_text(re.compile(r"\b[1-9]\d*/300"))
+        pages[1].get_by_role("button", name="Stop").click()
+        expect(second).to_contain_text("Stopped")
+
     def test_two_visitors_see_their_own(self, visitor, app_url):
         pages = [visitor(app_url) for _ in range(2)]
         for page, text in zip(pages, ("a sheep", "a rocket"), strict=True):
@@ -204,14 +221,14 @@ class TestExplain:
             expect(page.get_by_role("gridcell", name=other)).to_have_count(0)
 
 
-def test_a_password_opens_the_page(visitor, served):
-    with served("--auth", "ann", TEXT2SEG_PASSWORD="geheim") as url:
-        assert httpx.get(url).status_code == 401
-        page = visitor(url, http_credentials={"username": "ann", "password": "geheim"})
-        give = page.locator("#explain-picture input[type=file]")
-        open_tab(page, "Explain")
-        give.set_input_files(SCENE)
-        expect(page.locator("#explain-picture img")).to_be_visible()
+def test_a_password_opens_the_page(visitor, servers, served):
+    url = servers.enter_context(served("--auth", "ann", TEXT2SEG_PASSWORD="geheim"))
+    assert httpx.get(url).status_code == 401
+    page = visitor(url, http_credentials={"username": "ann", "password": "geheim"})
+    give = page.locator("#explain-picture input[type=file]")
+    open_tab(page, "Explain")
+    give.set_input_files(SCENE)
+    expect(page.locator("#explain-picture img")).to_be_visible()
 
 
 NAMELESS = """() => {

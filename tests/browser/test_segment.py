@@ -356,6 +356,9 @@ def test_nothing_is_wider_than_the_screen(visitor, app_url, viewport, dark):
     page.get_by_role("region", name="Why this mask").wait_for()
     page.locator("summary").get_by_text("Copy the command").click()
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    parts = "t2s-stage, t2s-tools, t2s-legend, t2s-sliders, t2s-export, t2s-why"  # Gradio cuts off what is too wide
+    ends = page.locator(parts).evaluate_all("all => all.map(each => each.getBoundingClientRect().right)")
+    assert max(ends) <= page.viewport_size["width"]
 
 
 def test_two_visitors_do_not_meet(visitor, app_url):

@@ -15,14 +15,20 @@ from text2seg.cli.status import INTERRUPTED
 from text2seg.config import ModelSettings, Settings
 from text2seg.explain import TOOLS, Exhibit, Tool, Watch, run_tool, save_exhibit
 from text2seg.explain.pictures import PictureFiles
+from text2seg.explain.tools import check_pictures
 from text2seg.labelling.interrupt import stop_on_signals
 
 OUTPUT = Path("outputs/explain")
 MOST_ROWS = 30
 
-OnePicture = tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]]
+OnePicture = tyro.conf.Positional[
+    Annotated[Path, tyro.conf.arg(metavar="FILE", help="A picture.", help_behavior_hint="")]
+]
 Pictures = tyro.conf.Positional[
-    Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE|FOLDER [...]", help_behavior_hint="")]
+    Annotated[
+        tuple[Path, ...],
+        tyro.conf.arg(metavar="FILE|FOLDER [...]", help="Pictures, and folders of pictures.", help_behavior_hint=""),
+    ]
 ]
 
 
@@ -62,13 +68,14 @@ def _run(tool: Tool, flags: Any) -> int:
     log_to_terminal(verbose=flags.verbose)
     given = getattr(flags, "pictures", ())
     pictures = PictureFiles((given,) if isinstance(given, Path) else given)
+    check_pictures(tool, len(pictures))
     settings = flags.settings
     if getattr(settings, "folder", ...) is None:  # a tool that writes as it goes
         settings = replace(settings, folder=flags.output / tool.name)
     models = load_models(flags.model, Settings())
     with stop_on_signals() as stop, progress_bar(tool.name) as report:
         exhibit = run_tool(tool, models, pictures, settings, Watch(report, stop))
-    stem = "_".join((tool.name, *(path.stem for path in pictures.paths[:1])))
+    stem = f"{tool.name}_{pictures.paths[0].stem}" if tool.pictures == "one" else tool.name
     written = save_exhibit(exhibit, flags.output, stem)  # first: whoever reads what is printed may stop reading
     _print(exhibit)
     for path in written:

@@ -29,21 +29,26 @@ GROUPS = (board, saliency, inside, texts, opinion, recognition, experiments, fai
 TOOLS: dict[str, Tool] = {tool.name: tool for group in GROUPS for tool in group.TOOLS}
 
 
+def check_pictures(tool: Tool, count: int) -> None:
+    """Raise `SettingsError` where a tool looks at one picture, at many or at none, and this is another number."""
+    if tool.pictures == "one" and count != 1:
+        raise SettingsError(f"{tool.name} looks at one picture, got {count}")
+    if tool.pictures == "none" and count:
+        raise SettingsError(f"{tool.name} looks at a dataset, so it takes no pictures, got {count}")
+    if tool.pictures == "many" and not count:
+        raise SettingsError(f"{tool.name} looks at pictures: give at least one")
+
+
 def run_tool(
     tool: Tool, models: Text2Seg, images: Sequence[Image], settings: Any = None, watch: Watch | None = None
 ) -> Exhibit:
     """Run a tool on pictures; `settings` are of the tool's own kind, by default as they are by default.
 
     Raises:
-        SettingsError: it looks at one picture, at many or at none, and got another number; or as the tool says.
+        SettingsError: these are more or fewer pictures than it looks at; or as the tool says.
         QueryError: a text is empty or unknown to the models.
     """
-    if tool.pictures == "one" and len(images) != 1:
-        raise SettingsError(f"{tool.name} looks at one picture, got {len(images)}")
-    if tool.pictures == "none" and images:
-        raise SettingsError(f"{tool.name} looks at a dataset, so it takes no pictures, got {len(images)}")
-    if tool.pictures == "many" and not images:
-        raise SettingsError(f"{tool.name} looks at pictures: give at least one")
+    check_pictures(tool, len(images))
     module, name = tool.function.split(":")
     function = getattr(import_module(f"text2seg.explain.{module}"), name)
     exhibit: Exhibit = function(models, images, settings or tool.settings(), watch or Watch())

@@ -24,7 +24,7 @@ def stop_on_signals() -> Iterator[threading.Event]:
 
     def tell() -> None:  # not from the handler, which may have cut into a message half written
         stop.wait()
-        _log.warning("stopping after the images in flight; once more stops at once")
+        _log.warning("stopping after what is under way; once more stops at once")
 
     threading.Thread(target=tell, name="text2seg-stop", daemon=True).start()
     before = {each: signal.signal(each, ask) for each in (signal.SIGINT, signal.SIGTERM)}
