@@ -158,13 +158,13 @@ class ExplainTab:
         """Run the tool; what the page shows meanwhile and then."""
         stop = self._stops[str(request.session_hash)] = threading.Event()
         watch = Watch(lambda done, total, words: progress((done, total or None), desc=words or tool.name), stop)
-        yield {self.stop: gr.Button(interactive=True), self.status: ""}
+        nothing = {part: part.__class__(visible=False) for part in (self.gallery, self.downloads)}
+        yield {self.stop: gr.Button(interactive=True), self.status: "", self.exhibit: None, **nothing}
         progress(0, desc="Waiting for a turn")
         try:
             shown_then = self._shown(tool, explain(self._workshop, tool, pictures, given, watch), stop)
         except Text2SegError as error:
-            nothing = {part: part.__class__(visible=False) for part in (self.gallery, self.downloads)}
-            shown_then = {self.status: alert(str(error)), self.exhibit: None, **nothing}
+            shown_then = {self.status: alert(str(error))}
         finally:
             self._stops.pop(str(request.session_hash), None)
         yield shown_then | {self.stop: gr.Button(interactive=False)}
