@@ -36,6 +36,7 @@ def choose_tool(page, group: str, tool: str) -> None:
     expect(page.locator("[id^=setting-]").first).to_be_visible()
     page.locator("#explain-group").get_by_text(group, exact=True).click()
     page.locator("#explain-tool").get_by_text(re.compile(f"^{tool}:")).click()
+    expect(page.locator(f"#fields-of-{tool}")).to_be_visible()
     page.wait_for_function("(names) => names.every((name) => document.getElementById(name))", arg=fields_of(tool))
 
 
@@ -176,6 +177,7 @@ class TestExplain:
     def test_what_is_wrong_is_said_on_the_page(self, page, tmp_path):
         choose_tool(page, "Saliency", "saliency")
         alert = page.locator("#explain-status").get_by_role("alert")
+        page.wait_for_timeout(1000)  # Gradio binds the button a moment after the fields have come
         page.get_by_role("button", name="Run").click()
         expect(alert).to_contain_text("looks at one picture, got 0")
         large = tmp_path / "sky.png"

@@ -127,13 +127,16 @@ class ExplainTab:
         """The fields of a tool, and what the button does with them."""
         tool = self._tools[name]
         listed = shown(tool.settings)
-        fields = [widget(setting) for setting in listed[:FIRST_FIELDS]]
-        if len(listed) > FIRST_FIELDS:
-            with gr.Accordion("More settings", open=False):
-                fields += [widget(setting) for setting in listed[FIRST_FIELDS:]]
-        elsewhere = [f"--{each.name.replace('_', '-')}" for each in settings_of(tool.settings) if each.kind == "path"]
-        if elsewhere:
-            gr.HTML(note(f"On the command line there is also {', '.join(elsewhere)}."), padding=False)
+        with gr.Column(elem_id=f"fields-of-{name}"):
+            fields = [widget(setting) for setting in listed[:FIRST_FIELDS]]
+            if len(listed) > FIRST_FIELDS:
+                with gr.Accordion("More settings", open=False):
+                    fields += [widget(setting) for setting in listed[FIRST_FIELDS:]]
+            elsewhere = [
+                f"--{each.name.replace('_', '-')}" for each in settings_of(tool.settings) if each.kind == "path"
+            ]
+            if elsewhere:
+                gr.HTML(note(f"On the command line there is also {', '.join(elsewhere)}."), padding=False)
 
         def run(picture: str | None, files: list[str] | None, *values: Any, **context: Any) -> Iterator[Updates]:
             given = {each.name: value for each, value in zip(listed, values, strict=True)}
@@ -158,13 +161,13 @@ class ExplainTab:
         """Run the tool; what the page shows meanwhile and then."""
         stop = self._stops[str(request.session_hash)] = threading.Event()
         watch = Watch(lambda done, total, words: progress((done, total or None), desc=words or tool.name), stop)
-        nothing = {part: part.__class__(visible=False) for part in (self.gallery, self.downloads)}
-        yield {self.stop: gr.Button(interactive=True), self.status: "", self.exhibit: None, **nothing}
+        yield {self.stop: gr.Button(interactive=True), self.status: ""}
         progress(0, desc="Waiting for a turn")
         try:
             shown_then = self._shown(tool, explain(self._workshop, tool, pictures, given, watch), stop)
         except Text2SegError as error:
-            shown_then = {self.status: alert(str(error))}
+            nothing = {part: part.__class__(visible=False) for part in (self.gallery, self.downloads)}
+            shown_then = {self.status: alert(str(error)), self.exhibit: None, **nothing}
         finally:
             self._stops.pop(str(request.session_hash), None)
         yield shown_then | {self.stop: gr.Button(interactive=False)}
