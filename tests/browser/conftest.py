@@ -176,7 +176,8 @@ def _watch(page, netloc: str, problems: list[str]) -> None:
             problems.append(f"answered {response.status}: {response.request.method} {response.url}")
 
     def said(message) -> None:
-        if message.type == "error":
+        # Gradio logs that it closed its own stream of events, as when a page is left while something runs.
+        if message.type == "error" and "AbortError: signal is aborted" not in message.text:
             problems.append(f"console: {message.text} ({message.location.get('url', '')})")
 
     page.on("console", said)
