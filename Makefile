@@ -13,7 +13,7 @@ demo: $(READY)  ## set up, then cut things out of a bundled scene with the bundl
 app: $(READY)  ## set up, then open the browser app on the bundled demo model
 	$(BIN)/python app.py
 
-test: lint type unit  ## everything that must pass before a change goes in; browser tests where there is a Chromium
+test: lint type unit  ## everything that must pass before a change goes in; test-browser has the app's own
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
@@ -23,7 +23,7 @@ type: $(READY)
 	$(BIN)/mypy
 
 unit: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --ignore tests/browser
 
 test-browser: chromium $(READY)  ## the tests in a real browser alone
 	TEXT2SEG_REQUIRE_BROWSER=1 $(BIN)/python -m pytest tests/browser
