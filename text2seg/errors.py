@@ -31,5 +31,9 @@ class SettingsError(Text2SegError):
     """Settings that contradict each other or the machine."""
 
 
+class EngineError(Text2SegError):
+    """Machines or workers that cannot be reached, do not fit the job or fail."""
+
+
 class OutputError(Text2SegError):
     """A result that cannot be written."""

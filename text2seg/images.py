@@ -5,6 +5,7 @@ Colour profiles are not applied: CLIP and SAM were trained without them.
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import stat
@@ -12,7 +13,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +22,9 @@ from PIL import ImageFile, UnidentifiedImageError
 
 from text2seg.errors import ImageError
 from text2seg.records import Image
+from text2seg.storage import Url, is_url, read_bytes
 
-ImageSource = str | os.PathLike[str] | PillowImage.Image | NDArray[np.uint8]
+ImageSource = str | os.PathLike[str] | Url | PillowImage.Image | NDArray[np.uint8]
 
 PIXEL_LIMIT = 178_000_000
 """Pictures with more pixels are refused. It sits just under the size at which Pillow itself refuses."""
@@ -35,7 +37,8 @@ _strict_lock = threading.Lock()
 
 
 def load_image(source: ImageSource, *, image_id: int = 1, file_name: str | None = None) -> Image:
-    """A picture from a file, a Pillow image, or an RGB uint8 array [H, W, 3] (grey: [H, W]), as an `Image`.
+    """A picture from a file, an object in a store (`Url`), a Pillow image, or an RGB uint8 array [H, W, 3] (grey:
+    [H, W]), as an `Image`. A text is always the path of a file.
 
     EXIF orientation is applied; transparent parts become white; 16-bit and float pictures are scaled to 8 bits, not
     clipped; of an animation the first frame is used, which is logged (of an open Pillow image: the frame it is at).
@@ -49,6 +52,12 @@ def load_image(source: ImageSource, *, image_id: int = 1, file_name: str | None 
     elif isinstance(source, PillowImage.Image):
         name = Path(str(getattr(source, "filename", ""))).name
         pixels = _from_pillow(source, name or "the Pillow image")
+    elif isinstance(source, Url):
+        pixels, name = _from_url(source), source.name
+    elif isinstance(source, str) and is_url(source):
+        raise ImageError(
+            f"{source} is a URL; copy the picture here, or put place_of(...) of text2seg.storage around it"
+        )
     elif isinstance(source, (str, os.PathLike)):
         path = Path(source)
         pixels, name = _from_file(path), path.name
@@ -83,20 +92,31 @@ def check_file(path: Path) -> None:
 
 def _from_file(path: Path) -> NDArray[np.uint8]:
     check_file(path)
+    return _decoded(path, str(path))
+
+
+def _from_url(url: Url) -> NDArray[np.uint8]:
+    content = read_bytes(url)
+    if not content:
+        raise ImageError(f"{url} is empty (0 bytes)")
+    return _decoded(io.BytesIO(content), str(url))
+
+
+def _decoded(source: Path | BinaryIO, name: str) -> NDArray[np.uint8]:
     try:
-        picture = PillowImage.open(path)
+        picture = PillowImage.open(source)
     except PermissionError as error:
-        raise ImageError(f"{path}: no permission to read it") from error
+        raise ImageError(f"{name}: no permission to read it") from error
     except UnidentifiedImageError as error:
         raise ImageError(
-            f"{path} is not a picture, or not of a kind that can be read here; save it as PNG or JPEG"
+            f"{name} is not a picture, or not of a kind that can be read here; save it as PNG or JPEG"
         ) from error
     except (PillowImage.DecompressionBombError, PillowImage.DecompressionBombWarning) as error:
-        raise ImageError(f"{path} is over the limit of {PIXEL_LIMIT:,} pixels; make it smaller") from error
+        raise ImageError(f"{name} is over the limit of {PIXEL_LIMIT:,} pixels; make it smaller") from error
     except Exception as error:
-        raise _undecodable(str(path), error) from error
+        raise _undecodable(name, error) from error
     with picture:
-        return _from_pillow(picture, str(path))
+        return _from_pillow(picture, name)
 
 
 def _from_pillow(picture: PillowImage.Image, name: str) -> NDArray[np.uint8]:

@@ -82,7 +82,7 @@ class Tune:
             models = load_models(self.model, settings)
             return tune_by_truth(models, ontology, self.folder, truth, limit=self.limit, progress=True)
         listing = list_images(self.folder, limit=self.limit)
-        paths = [listing.path(number) for number in range(len(listing))]
+        paths = [self.folder / file for file in listing.files]
         return tune_by_stability(load_models(self.model, settings), ontology, paths, progress=True)
 
 

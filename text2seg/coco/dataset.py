@@ -23,6 +23,7 @@ from text2seg.coco.entries import (
 from text2seg.coco.stream import write_json
 from text2seg.errors import DatasetError, OutputError
 from text2seg.records import Segmentation
+from text2seg.storage import Url, read_bytes
 
 __all__ = [
     "DESCRIPTION",
@@ -129,7 +130,7 @@ def write_dataset(dataset: Mapping[str, Any], path: str | os.PathLike[str]) -> P
     return write_json(path, dataset)
 
 
-def read_dataset(path: str | os.PathLike[str]) -> Json:
+def read_dataset(path: str | os.PathLike[str] | Url) -> Json:
     """A COCO dataset file as a dict with at least `images`, `annotations` and `categories`, all lists.
 
     Raises `DatasetError`, naming the file, where it is missing, may not be read, is no JSON or no COCO dataset.
@@ -143,11 +144,12 @@ def read_dataset(path: str | os.PathLike[str]) -> Json:
     return dataset
 
 
-def read_json(path: str | os.PathLike[str]) -> Any:
+def read_json(path: str | os.PathLike[str] | Url) -> Any:
     """What a JSON file holds. Raises `DatasetError`, naming the file, where it is missing, may not be read or is no
     JSON."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        content = read_bytes(path, DatasetError) if isinstance(path, Url) else Path(path).read_bytes()
+        return json.loads(content.decode("utf-8-sig"))
     except FileNotFoundError:
         raise DatasetError(f"{path}: there is no such file") from None
     except OSError as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from text2seg.errors import ImageError
+from text2seg.storage import Place, Url, is_url
 
 
 def provenance_of(annotation: Mapping[str, Any], dataset: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -19,8 +20,13 @@ def provenance_of(annotation: Mapping[str, Any], dataset: Mapping[str, Any]) -> 
     return {}
 
 
-def relative_folder(folder: Path, dataset: Path) -> str:
-    """The folder of the pictures as a dataset file names it: as seen from its own folder, so that both can move."""
+def relative_folder(folder: Place, dataset: Place) -> str:
+    """The folder of the pictures as a dataset file names it: as seen from its own folder, so that both can move. Where
+    one of them is at a URL, the whole URL or path of the pictures."""
+    if isinstance(folder, Url):
+        return str(folder)
+    if isinstance(dataset, Url):
+        return folder.absolute().as_posix()
     try:
         return Path(os.path.relpath(folder.absolute(), dataset.absolute().parent)).as_posix()
     except ValueError:  # on another drive
@@ -39,12 +45,13 @@ def find_picture(
         file_name: as the dataset has it.
         dataset: the dataset's own file, beside which pictures are looked for.
         images: their folder; then the name may also begin with folders that lead there. Nothing else is tried.
-        info: the dataset's info, whose `folder` is looked in next.
+        info: the dataset's info, whose `folder` is looked in next. A URL in it is not opened: whoever wrote the file
+            would say what is.
 
     Raises:
         ImageError: it is in none of the folders; names them.
     """
-    name = Path(file_name)
+    name, elsewhere = Path(file_name), ""
     if images is not None:
         parts = name.parts[1:] if name.is_absolute() else name.parts
         tried = [Path(images) / name, *(Path(images).joinpath(*parts[start:]) for start in range(len(parts)))]
@@ -52,11 +59,15 @@ def find_picture(
     else:
         recorded = (info or {}).get("folder")
         beside = [Path(dataset).parent] if dataset is not None else []
-        named = [folder / recorded for folder in (*beside, Path())] if isinstance(recorded, str) else []
+        elsewhere = recorded if isinstance(recorded, str) and is_url(recorded) else ""
+        here = recorded if isinstance(recorded, str) and not elsewhere else None
+        named = [folder / here for folder in (*beside, Path())] if here is not None else []
         where = [*beside, *named, Path()]
         tried = [folder / name for folder in where]
     for path in tried:
         if path.is_file():
             return path
+    if elsewhere:
+        raise ImageError(f"{file_name} lies in {elsewhere}; copy that folder here and name it with --images")
     folders = ", ".join(dict.fromkeys(str(folder) for folder in where))
     raise ImageError(f"{file_name} is not in {folders}; say with --images where the pictures lie")

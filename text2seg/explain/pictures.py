@@ -41,5 +41,4 @@ def _files(place: Path) -> list[Path]:
         if not place.exists():
             raise ImageError(f"there is no file or folder {place}")
         return [place]
-    listing = list_images(place)
-    return [listing.path(index) for index in range(len(listing))]
+    return [place / file for file in list_images(place).files]

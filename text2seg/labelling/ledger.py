@@ -8,9 +8,9 @@ from typing import Any
 
 from text2seg.labelling.journal import Journal
 from text2seg.labelling.listing import Listing
-from text2seg.labelling.record import Task, stamp_in, stamp_of
+from text2seg.labelling.record import Task, stamp_in
 
-_OPEN, _FOUND, _EMPTY, _FAILED = range(4)
+_OPEN, _FOUND, _EMPTY, _FAILED, _SKIPPED = range(5)
 
 
 class Ledger:
@@ -26,7 +26,7 @@ class Ledger:
         numbers = {file: number for number, file in enumerate(self.listing.files)}
         for offset, record in journal.records():
             index = numbers.get(record.get("file", ""))
-            if index is not None and stamp_in(record) == stamp_of(self.listing.path(index)):
+            if index is not None and stamp_in(record) == self.listing.stamp(index):
                 self.note(index, offset, record)
         if retry_failures:
             for index, state in enumerate(self._states):
@@ -38,19 +38,23 @@ class Ledger:
         self._offsets[index] = offset
         if "failure" in record:
             self._states[index] = _FAILED
+        elif record.get("skipped"):
+            self._states[index] = _SKIPPED
         else:
             self._states[index] = _FOUND if record["annotations"] else _EMPTY
 
     def batches(self, size: int) -> Iterator[list[Task]]:
-        """The files of each batch that something is missing of. Where a batch begins depends on the listing only."""
-        for start in range(0, len(self.listing), size):
-            members = range(start, min(start + size, len(self.listing)))
+        """The files of each batch that something is missing of. Where a batch begins depends on the listing only,
+        and on what is skipped."""
+        looked_at = array("q", (index for index, state in enumerate(self._states) if state != _SKIPPED))
+        for start in range(0, len(looked_at), size):
+            members = looked_at[start : start + size]
             if any(self._states[index] == _OPEN for index in members):
                 yield [self._task(index) for index in members]
 
     def _task(self, index: int) -> Task:
         wanted = self._states[index] == _OPEN
-        return Task(index, self.listing.files[index], stamp_of(self.listing.path(index)), wanted)
+        return Task(index, self.listing.files[index], self.listing.stamp(index), wanted)
 
     @property
     def missing(self) -> int:
@@ -61,13 +65,18 @@ class Ledger:
         return len(self.listing) - self.missing
 
     def counts(self) -> dict[str, int]:
-        """Images in which something was found, nothing was found, and that failed."""
-        states = {"found": _FOUND, "empty": _EMPTY, "failed": _FAILED}
-        return {name: self._states.count(state) for name, state in states.items()}
+        """Images in which something was found, nothing was found, and that failed; those skipped are among the empty,
+        and counted if there are some."""
+        found, empty, failed, skipped = (self._states.count(state) for state in (_FOUND, _EMPTY, _FAILED, _SKIPPED))
+        return {"found": found, "empty": empty + skipped, "failed": failed} | ({"skipped": skipped} if skipped else {})
+
+    def open(self) -> list[int]:
+        """The files that nothing is known of yet."""
+        return [index for index, state in enumerate(self._states) if state == _OPEN]
 
     def labelled(self) -> Iterator[tuple[int, int]]:
         """Index and offset of each file with a result, in the order of the listing."""
-        return ((n, self._offsets[n]) for n, state in enumerate(self._states) if state in (_FOUND, _EMPTY))
+        return ((n, self._offsets[n]) for n, state in enumerate(self._states) if state in (_FOUND, _EMPTY, _SKIPPED))
 
     def failed(self) -> Iterator[int]:
         """The offset of each failure, in the order of the listing."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -12,6 +13,8 @@ from pathlib import Path
 from PIL import Image as PillowImage
 
 from text2seg.errors import ImageError, SettingsError
+from text2seg.labelling.record import stamp_of
+from text2seg.storage import Place, Stamp, Url, list_files
 
 # Formats that Pillow lists but cannot turn into pixels by itself.
 NO_PICTURES = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"})
@@ -20,12 +23,14 @@ NO_PICTURES = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"})
 @dataclass(frozen=True, slots=True)
 class Listing:
     """Files of `folder` by their POSIX path from there, in byte order. File k has the place `first + k * step` in the
-    listing of the whole folder, also where this is only a shard of it."""
+    listing of the whole folder, also where this is only a shard of it. `stamps` are those that a store's listing gave,
+    two numbers a file; a file here is asked when its stamp is wanted."""
 
-    folder: Path
+    folder: Place
     files: tuple[str, ...]
     first: int = 0
     step: int = 1
+    stamps: Sequence[int] = ()
 
     def __len__(self) -> int:
         return len(self.files)
@@ -34,23 +39,30 @@ class Listing:
         """Where a file stands in the whole folder, from 0."""
         return self.first + index * self.step
 
-    def path(self, index: int) -> Path:
+    def path(self, index: int) -> Place:
         return self.folder / self.files[index]
+
+    def stamp(self, index: int) -> Stamp:
+        """Bytes and time of the last change, by which a changed file is known."""
+        if isinstance(self.folder, Url):
+            return self.stamps[2 * index], self.stamps[2 * index + 1]
+        return stamp_of(self.folder / self.files[index])
 
 
 def list_images(
-    folder: Path,
+    folder: Place,
     *,
     recursive: bool = True,
     globs: Sequence[str] = (),
     limit: int | None = None,
     shard: str = "",
-    skip: Iterable[Path] = (),
+    skip: Iterable[Place] = (),
 ) -> Listing:
     """The pictures in a folder: files with a suffix that Pillow reads or, in their place, those that `globs` name.
 
     Hidden files and folders are passed over, and so are the files in `skip` (what this job writes itself). Links are
-    followed, a folder is entered once. The limit is taken first, then the shard.
+    followed, a folder is entered once. The limit is taken first, then the shard. A folder at a URL is listed as a whole
+    by its store.
 
     Args:
         globs: patterns for the file name or, with a slash in them, for the path from the folder; case is ignored.
@@ -61,15 +73,16 @@ def list_images(
         ImageError: there is no such folder, it or one in it may not be read, or it has no pictures.
         SettingsError: the shard is not of that form.
     """
-    if not folder.exists():
-        raise ImageError(f"{folder}: there is no such folder")
-    if not folder.is_dir():
-        raise ImageError(f"{folder} is not a folder; to look at single pictures use text2seg segment")
     part, parts = parse_shard(shard)
-    own = {path.name: path.resolve() for path in skip}
     wanted = _by_globs(globs) if globs else _by_suffix()
-    names = [name for name in _walk(folder, recursive=recursive) if wanted(name)]
-    names = [name for name in names if not _is_own(folder / name, own)]
+    stamps: dict[str, Stamp] = {}
+    if isinstance(folder, Url):
+        own_objects = set(skip)
+        found = list_files(folder, recursive=recursive)
+        stamps = {name: stamp for name, stamp in found if wanted(name) and folder / name not in own_objects}
+        names = list(stamps)
+    else:
+        names = _names_here(folder, wanted, skip, recursive=recursive)
     names.sort(key=os.fsencode)
     if not names:
         looked = f"matches {' or '.join(globs)}" if globs else "has the suffix of a picture"
@@ -78,7 +91,8 @@ def list_images(
     files = tuple(names[:limit][part - 1 :: parts])
     if not files:
         raise ImageError(f"{folder}: shard {shard} of its {len(names[:limit])} pictures is empty; take fewer shards")
-    return Listing(folder, files, part - 1, parts)
+    numbers = array("q", (number for file in files if stamps for number in stamps[file]))
+    return Listing(folder, files, part - 1, parts, numbers)
 
 
 def parse_shard(shard: str) -> tuple[int, int]:
@@ -102,6 +116,16 @@ def picture_suffixes() -> frozenset[str]:
     """Suffixes, with their dot and in lower case, of the formats that Pillow reads."""
     formats = PillowImage.registered_extensions()
     return frozenset(suffix for suffix, name in formats.items() if name in PillowImage.OPEN and name not in NO_PICTURES)
+
+
+def _names_here(folder: Path, wanted: Callable[[str], bool], skip: Iterable[Place], *, recursive: bool) -> list[str]:
+    if not folder.exists():
+        raise ImageError(f"{folder}: there is no such folder")
+    if not folder.is_dir():
+        raise ImageError(f"{folder} is not a folder; to look at single pictures use text2seg segment")
+    own = {path.name: path.resolve() for path in skip if isinstance(path, Path)}
+    names = [name for name in _walk(folder, recursive=recursive) if wanted(name)]
+    return [name for name in names if not _is_own(folder / name, own)]
 
 
 def _is_own(path: Path, own: Mapping[str, Path]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from array import array
 from collections.abc import Callable, Iterator, Mapping
@@ -11,6 +12,9 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+import platformdirs
+
+from text2seg import storage
 from text2seg.coco.entries import dataset_info
 from text2seg.coco.stream import write_stream
 from text2seg.errors import OutputError
@@ -19,8 +23,12 @@ from text2seg.labelling.ledger import Ledger
 from text2seg.labelling.record import Json
 from text2seg.ontology import Ontology
 from text2seg.records import Failure
+from text2seg.storage import Place, Url
 
 WRITING, WRITTEN = "writing", "written"  # what the journal says of the output: about to be, or the hash of what was
+STATE_VARIABLE = "TEXT2SEG_STATE"
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,25 +43,43 @@ class CategorySummary:
     score: float | None
 
 
-def journal_path(output: Path) -> Path:
-    return output.with_name(output.name + ".journal")
+def local_file(output: Place) -> Path:
+    """The output itself or, where it is at a URL, the file on this machine that it is made in before it is put there.
+
+    Stores replace an object as a whole, so nothing can be added to one, and a journal cannot lie there.
+    """
+    if isinstance(output, Path):
+        return output
+    chosen = os.environ.get(STATE_VARIABLE)
+    state = (
+        Path(chosen).expanduser().absolute() if chosen else platformdirs.user_state_path("text2seg", appauthor=False)
+    )
+    key = hashlib.sha256(str(output).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    return state / "jobs" / f"{key}-{output.name[-80:]}"
 
 
-def check_output(output: Path, *, overwrite: bool = False) -> None:
+def journal_path(output: Place) -> Path:
+    """Beside the output or, where it is at a URL, beside its `local_file`."""
+    file = local_file(output)
+    return file.with_name(file.name + ".journal")
+
+
+def check_output(output: Place, *, overwrite: bool = False) -> None:
     """Find out now, not after the last picture, whether the output may be written.
 
     Raises:
         OutputError: it is there and this job did not write it, or somebody changed it since; it is no file, or its
             folder cannot be written to.
     """
-    if output.exists() and not output.is_file():
-        raise OutputError(f"cannot write {output}: it is not a file; choose another --output")
-    folder = next(each for each in (output.parent, *output.parent.parents) if each.exists())
+    file = local_file(output)
+    if file.exists() and not file.is_file():
+        raise OutputError(f"cannot write {file}: it is not a file; choose another --output")
+    folder = next(each for each in (file.parent, *file.parent.parents) if each.exists())
     if not folder.is_dir():
-        raise OutputError(f"cannot write {output}: {folder} is not a folder; choose another --output")
+        raise OutputError(f"cannot write {file}: {folder} is not a folder; choose another --output")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise OutputError(f"cannot write {output}: no permission to write in {folder}; choose another --output")
-    if overwrite or not output.exists():
+        raise OutputError(f"cannot write {file}: no permission to write in {folder}; choose another --output")
+    if overwrite or not (storage.exists(output) if isinstance(output, Url) else output.exists()):
         return
     ways_out = "--overwrite writes over it, or choose another --output"
     journal = journal_path(output)
@@ -65,7 +91,7 @@ def check_output(output: Path, *, overwrite: bool = False) -> None:
 
 
 def write_output(
-    output: Path,
+    output: Place,
     journal: Journal,
     ledger: Ledger,
     ontology: Ontology,
@@ -73,7 +99,8 @@ def write_output(
     image_id: Callable[[int], int],
     info: Mapping[str, Any],
 ) -> tuple[tuple[Failure, ...], tuple[CategorySummary, ...]]:
-    """Stream the COCO file out of the journal, in the order of the listing; only failures are held in memory.
+    """Stream the COCO file out of the journal, in the order of the listing; only failures are held in memory. One at a
+    URL is made here and put there in one piece.
 
     Args:
         image_id: from a file's place in the listing to its id.
@@ -86,15 +113,29 @@ def write_output(
     entries = [{"file_name": each.file_name, "stage": each.stage, "message": each.message} for each in failures]
     tally = _Tally(ontology)
     journal.append([{"output": WRITING}])
+    file = local_file(output)
     write_stream(
-        output,
+        file,
         info=dataset_info({**info, "failures": entries}),
         categories=ontology.coco_categories(),
         images=_images(journal, ledger, image_id),
         annotations=_annotations(journal, ledger, image_id, tally),
     )
-    journal.append([{"output": WRITTEN, "sha256": _sha256(output)}])
+    digest = _sha256(file)
+    if isinstance(output, Url):
+        _put(file, output)
+    journal.append([{"output": WRITTEN, "sha256": digest}])
     return failures, tally.summaries()
+
+
+def _put(file: Path, output: Url) -> None:
+    try:
+        storage.put(file, output)
+    except OutputError as error:
+        raise OutputError(
+            f"{error}. The finished file is {file}; the same command tries again to put it there"
+        ) from error
+    file.unlink()
 
 
 def _failures(journal: Journal, ledger: Ledger) -> Iterator[Failure]:
@@ -114,7 +155,7 @@ def _images(journal: Journal, ledger: Ledger, image_id: Callable[[int], int]) ->
             "file_name": record["file"],
             "width": record["width"],
             "height": record["height"],
-            "attributes": {"presence": record["presence"]},
+            "attributes": {"presence": record["presence"]} | ({"skipped": True} if record.get("skipped") else {}),
         }
 
 
@@ -157,7 +198,9 @@ class _Tally:
         )
 
 
-def _sha256(path: Path) -> str:
+def _sha256(path: Place) -> str:
+    if isinstance(path, Url):
+        return storage.sha256(path)
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 16):

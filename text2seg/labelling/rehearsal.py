@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image as PillowImage
 from PIL import UnidentifiedImageError
@@ -16,10 +17,12 @@ from text2seg.images import PIXEL_LIMIT, check_file
 from text2seg.labelling.job import listing_of, take_ids
 from text2seg.labelling.journal import read_records
 from text2seg.labelling.output import check_output, journal_path
-from text2seg.labelling.record import stamp_in, stamp_of
+from text2seg.labelling.record import stamp_in
+from text2seg.loading import find
 from text2seg.ontology import Ontology, queries_of
 from text2seg.records import Failure
 from text2seg.runtime import choose_device, choose_precision
+from text2seg.storage import Place, Url, opened
 from text2seg.vocabulary import Things
 
 
@@ -36,11 +39,11 @@ class Rehearsal:
     download: tuple[str, ...]
 
 
-def rehearse(folder: Path, ontology: Ontology, model: ModelSettings, settings: LabelSettings) -> Rehearsal:
+def rehearse(folder: Place, ontology: Ontology, model: ModelSettings, settings: LabelSettings) -> Rehearsal:
     """Check queries, files, models' names, device and output, as `label_folder` would before its first picture, and
     open each file as far as its header. Raises what `label_folder` and `Text2Seg.load` raise."""
     clip, sam = checkpoints.pair(model.model, clip=model.clip, sam=model.sam)
-    found = [checkpoints.find(clip, "clip"), checkpoints.find(sam, "sam")]
+    found = [find(clip, "clip"), find(sam, "sam")]
     choose_precision(choose_device(model.device), model.precision)
     queries = queries_of(ontology)
     if clip == "demo":
@@ -54,7 +57,7 @@ def rehearse(folder: Path, ontology: Ontology, model: ModelSettings, settings: L
     journal, done = journal_path(settings.output), 0
     if journal.is_file() and not settings.restart:
         stamps = {record["file"]: stamp_in(record) for _, record in read_records(journal) if "file" in record}
-        done = sum(stamps.get(file) == stamp_of(folder / file) for file in listing.files)
+        done = sum(stamps.get(file) == listing.stamp(index) for index, file in enumerate(listing.files))
     failures, pixels = [], 0
     for index, file in enumerate(listing.files):
         try:
@@ -65,13 +68,20 @@ def rehearse(folder: Path, ontology: Ontology, model: ModelSettings, settings: L
     return Rehearsal(ontology, len(listing), done, pixels, tuple(failures), missing)
 
 
-def _pixels(path: Path) -> int:
+def _pixels(path: Place) -> int:
     """The size that a picture's header gives, once Pillow has found nothing wrong with the file."""
+    if isinstance(path, Url):
+        with opened(path) as file:
+            return _pixels_in(file, path)
     check_file(path)
+    return _pixels_in(path, path)
+
+
+def _pixels_in(source: Path | BinaryIO, path: Place) -> int:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with PillowImage.open(path) as picture:
+            with PillowImage.open(source) as picture:
                 width, height = picture.size
                 picture.verify()
     except UnidentifiedImageError as error:

@@ -15,6 +15,7 @@ from text2seg.errors import OntologyError
 from text2seg.ontology.categories import Category, Ontology, did_you_mean
 from text2seg.ontology.document import Faults, Reading, Way, compose, join, line_of
 from text2seg.ontology.schema import Entry, check_entry, wording
+from text2seg.storage import Url, read_bytes
 
 LIMIT = 1_000_000
 """Bytes; larger files are refused. Thousands of categories fit."""
@@ -45,22 +46,24 @@ class Item:
         return _folded(str(self.values.get("name")))
 
 
-def read_ontology(path: str | os.PathLike[str]) -> Ontology:
-    """The categories of a YAML or JSON file.
+def read_ontology(path: str | os.PathLike[str] | Url) -> Ontology:
+    """The categories of a YAML or JSON file, or object in a store.
 
     Raises `OntologyError` with one line `file:line: key: what is wrong and what would be right` for each fault: a file
     that is missing, over `LIMIT`, not UTF-8 or neither YAML nor JSON; keys that are unknown or there twice; values out
     of range; names, ids or wordings that two categories share.
     """
-    return parse(read_text(path), os.fspath(path))[0]
+    return parse(read_text(path), str(path))[0]
 
 
-def read_text(path: str | os.PathLike[str]) -> str:
+def read_text(path: str | os.PathLike[str] | Url) -> str:
     """The text of the file, line ends and byte order mark as they are. Raises `OntologyError`."""
-    path = Path(path)
     try:
-        with path.open("rb") as file:
-            content = file.read(LIMIT + 1)
+        if isinstance(path, Url):
+            content = read_bytes(path, OntologyError)
+        else:
+            with Path(path).open("rb") as file:
+                content = file.read(LIMIT + 1)
     except FileNotFoundError:
         raise OntologyError(f"{path}: there is no such file") from None
     except (OSError, ValueError) as error:
