@@ -51,6 +51,14 @@ SAM_TENSORS = {
 }
 """Tensors that every SAM in the official format has, with their number of axes."""
 
+SAM_FAMILIES = {
+    "image_encoder.patch_embed.seq.0.c.weight": "a MobileSAM in the official format",
+    "image_encoder.trunk.patch_embed.proj.weight": "a SAM 2 in Meta's format",
+    "vision_encoder.backbone.patch_embed.projection.weight": "a SAM 2 of transformers",
+}
+"""A tensor of four axes by which other SAMs are known, each with what it is; what else they need shows when they are
+built."""
+
 ARCHIVE_EXTRAS = ("input_resolution", "context_length", "vocab_size")
 """Numbers that OpenAI's archives keep among the tensors; the shapes say the same."""
 
@@ -82,7 +90,7 @@ def load_clip_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def load_sam_weights(path: str | Path) -> dict[str, Tensor]:
-    """The weights of a SAM in the official format.
+    """The weights of a SAM or MobileSAM in the official format, or of a SAM 2 in Meta's or that of `transformers`.
 
     Args:
         path: a state dict written by `torch.save` (alone, or under "state_dict" or "model"; with or without a
@@ -99,7 +107,18 @@ def load_sam_weights(path: str | Path) -> dict[str, Tensor]:
     weights = _load(path)
     if "visual.conv1.weight" in weights:
         raise CheckpointError(f"{path} is a CLIP, but a SAM is wanted")
+    for name, what in SAM_FAMILIES.items():
+        if name in weights:
+            _check(weights, {name: 4}, path, what)
+            return weights
     _check(weights, SAM_TENSORS, path, "a SAM in the official format")
+    return weights
+
+
+def load_tensors(path: str | Path) -> dict[str, Tensor]:
+    """All tensors of a file, whatever network they belong to; files and errors as for `load_clip_weights`."""
+    weights = {name: tensor for name, tensor in _load(Path(path)).items() if name not in ARCHIVE_EXTRAS}
+    _check(weights, {}, Path(path), "a network")
     return weights
 
 
@@ -149,10 +168,10 @@ def _format_of(path: Path) -> Literal["torchscript", "pickle", "safetensors"]:
         if "data.pkl" in names:
             return "pickle"
         raise CheckpointError(f"{path} is a zip file, but not one of weights: it has no data.pkl")
+    if head[4:] == b"\0\0\0\0{":  # first, for its header may have a length that begins like a pickle
+        return "safetensors"
     if head.startswith(b"\x80"):
         return "pickle"
-    if head[8:] == b"{":
-        return "safetensors"
     raise CheckpointError(f"{path} is not a checkpoint: neither torch.save, TorchScript nor safetensors wrote it")
 
 

@@ -7,11 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from text2seg.checkpoints.openclip import is_openclip, parse_openclip
 from text2seg.errors import CheckpointError
 
 Kind = Literal["clip", "sam"]
 
 SUFFIXES = (".pt", ".pth", ".safetensors")
+IN_FOLDER = "model.safetensors"
+"""The weights in a folder that `transformers` wrote."""
+
 MIB = 1024 * 1024
 
 
@@ -28,6 +32,8 @@ class Checkpoint:
     """In hexadecimal: all 64 digits, or as many of the first ones as are published."""
     size: int | None = None
     """About how many bytes; for people who wait, not for checks."""
+    hub_name: str | None = None
+    """What the same weights are called on the Hugging Face hub; they are fetched from `url` under either name."""
 
 
 def _clip(name: str, file_name: str, sha256: str, size: int) -> Checkpoint:
@@ -40,6 +46,12 @@ def _sam(name: str, sha256: str, size: int) -> Checkpoint:
     return Checkpoint(
         name, "sam", file_name, f"https://dl.fbaipublicfiles.com/segment_anything/{file_name}", sha256, size
     )
+
+
+def _sam2(size_name: str, size: int) -> Checkpoint:
+    name = f"sam2.1_hiera_{size_name}"
+    url = f"https://dl.fbaipublicfiles.com/segment_anything_2/092824/{name}.pt"
+    return Checkpoint(name, "sam", f"{name}.pt", url, size=size, hub_name=f"facebook/{name.replace('_', '-')}")
 
 
 CHECKPOINTS = (
@@ -66,7 +78,19 @@ CHECKPOINTS = (
     _sam("vit_b", "01ec64", 358 * MIB),
     _sam("vit_l", "0b3195", 1192 * MIB),
     _sam("vit_h", "4b8939", 2446 * MIB),
+    Checkpoint(
+        "mobile_sam",
+        "sam",
+        "mobile_sam.pt",
+        "https://github.com/ChaoningZhang/MobileSAM/raw/master/weights/mobile_sam.pt",
+        size=39 * MIB,
+    ),
+    _sam2("tiny", 149 * MIB),
+    _sam2("small", 176 * MIB),
+    _sam2("base_plus", 309 * MIB),
+    _sam2("large", 856 * MIB),
 )
+"""Of MobileSAM and SAM 2.1 no hash is published: what is downloaded is checked only in that it holds their tensors."""
 
 PAIRS = {
     "demo": ("demo", "demo"),
@@ -100,15 +124,20 @@ def pair(model: str, *, clip: str | None = None, sam: str | None = None) -> tupl
 def find(name: str, kind: Kind) -> Checkpoint:
     """The checkpoint of this name, or a file of the user's: whatever is a file, or ends in .pt, .pth or .safetensors.
 
-    A known name comes before a file of the same name; write `./demo` to mean the file.
+    A known name comes before a file of the same name; write `./demo` to mean the file. A CLIP of open_clip has a name
+    as in `checkpoints.openclip`; of one that is published the file is not known here, see `loading.fetch`.
 
     Raises:
         CheckpointError: no such name, or no such file. The message names the known ones and the closest.
     """
     for checkpoint in known(kind):
-        if checkpoint.name == name:
+        if name in (checkpoint.name, checkpoint.hub_name):
             return checkpoint
+    if kind == "clip" and is_openclip(name):
+        return Checkpoint(name, kind, str(parse_openclip(name).file or name))
     path = _expanded(name)
+    if kind == "sam" and path.is_dir() and (path / IN_FOLDER).is_file():
+        path /= IN_FOLDER
     if path.is_file():
         return Checkpoint(name, kind, str(path))
     if path.suffix.lower() in SUFFIXES:

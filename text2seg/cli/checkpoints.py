@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
 from text2seg import checkpoints
+from text2seg.checkpoints.openclip import is_openclip
 from text2seg.cli.common import log_to_terminal
 from text2seg.cli.status import FAILED
 from text2seg.errors import CheckpointError
@@ -19,14 +21,16 @@ class ListCheckpoints:
 
     def run(self) -> int:
         print(f"folder: {checkpoints.folder()} (the environment variable TEXT2SEG_CHECKPOINTS changes it)")
-        for status in checkpoints.statuses():
-            print(f"{status.kind:4}  {status.name:14}  {status.status:8}  {status.detail}")
+        found = checkpoints.statuses()
+        width = max(len(status.name) for status in found)
+        for status in found:
+            print(f"{status.kind:4}  {status.name:{width}}  {status.status:8}  {status.detail}")
         return 0
 
 
 @dataclass(frozen=True, slots=True)
 class DownloadCheckpoints:
-    """Download weights by name: ViT-B/16, vit_h, …, or a pair: base, large, huge."""
+    """Download weights by name: ViT-B/16, vit_h, openclip:…, or a pair: base, large, huge."""
 
     names: tyro.conf.Positional[
         Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]", help_behavior_hint="")]
@@ -41,7 +45,7 @@ class DownloadCheckpoints:
             _expand(name)  # a slip in the last name shows before the first download
         for name in self.names:
             for single, kind in _expand(name):
-                print(checkpoints.fetch(single, kind, check=True))
+                print(_fetch(single, kind))
         return 0
 
 
@@ -73,11 +77,21 @@ class CheckpointsCommand:
         return self.what.run()
 
 
+def _fetch(name: str, kind: Literal["clip", "sam"]) -> Path:
+    if is_openclip(name):
+        from text2seg.loading import fetch  # of open_clip only it knows, and it needs torch
+
+        return fetch(name, kind)
+    return checkpoints.fetch(name, kind, check=True)
+
+
 def _expand(name: str) -> tuple[tuple[str, Literal["clip", "sam"]], ...]:
     """A pair's name stands for its two checkpoints; any other for the checkpoint of that name."""
     if name in checkpoints.PAIRS:
         clip, sam = checkpoints.pair(name)
         return (clip, "clip"), (sam, "sam")
+    if is_openclip(name):
+        return ((name, "clip"),)
     kinds = {checkpoint.name: checkpoint.kind for checkpoint in checkpoints.known()}
     if name not in kinds:
         names = ", ".join(dict.fromkeys([*checkpoints.PAIRS, *kinds]))

@@ -32,14 +32,15 @@ class Attend(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Heads:
-    """One block's attention, before it attends: `query`, `key` and `value` float [B, heads, N, d], CLS first;
-    `normed` [B, N, width], what they were projected from (LN1's output)."""
+    """One block's attention, before it attends: `query`, `key` and `value` float [B, heads, N, d], first CLS where
+    there is one (`prefix` 1), then the patches; `normed` [B, N, width], what they come from (LN1's output)."""
 
     query: Tensor
     key: Tensor
     value: Tensor
     normed: Tensor
     grid_hw: tuple[int, int]
+    prefix: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ def query_query_and_key_key(heads: Heads, attend: Attend) -> Tensor:
 
 def near_keys(heads: Heads, attend: Attend) -> Tensor:
     """softmax(KKᵀ/√d + G) V, where G prefers neighbours."""
-    prior = neighbour_prior(heads.grid_hw, PRIOR_SIGMA).to(heads.key)
+    prior = neighbour_prior(heads.grid_hw, PRIOR_SIGMA, prefix=heads.prefix).to(heads.key)
     return attend(heads.key, heads.key, heads.value, attn_mask=prior)
 
 
@@ -107,12 +108,13 @@ def self_self_ensemble(heads: Heads, attend: Attend) -> Tensor:
     return torch.stack(mixed).mean(0)
 
 
-def neighbour_prior(grid_hw: tuple[int, int], sigma: float) -> Tensor:
-    """exp(−distance² / 2σ²) between the cells of a grid: float64 [1 + h·w, 1 + h·w], 0 for CLS, which comes first."""
+def neighbour_prior(grid_hw: tuple[int, int], sigma: float, *, prefix: int = 1) -> Tensor:
+    """exp(−distance² / 2σ²) between the cells of a grid: float64 [prefix + h·w, prefix + h·w], 0 for CLS, which comes
+    first."""
     rows, columns = grid_hw
     cells = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).double().reshape(-1, 2)
     squared = (cells[:, None] - cells[None]).square().sum(-1)
-    return F.pad(torch.exp(-squared / (2 * sigma**2)), (1, 0, 1, 0))
+    return F.pad(torch.exp(-squared / (2 * sigma**2)), (prefix, 0, prefix, 0))
 
 
 RULES: Mapping[str, AttentionRule] = {

@@ -111,7 +111,7 @@ def build_clip(weights: Mapping[str, Tensor], *, source: str = "the checkpoint")
     Raises:
         CheckpointError: a tensor is missing, superfluous or of the wrong shape; names it.
     """
-    shape = _named(source, ClipShape.of, weights)
+    shape = named(source, ClipShape.of, weights)
     with torch.device("meta"):  # shapes only
         model = import_clip().model.CLIP(
             shape.embedding,
@@ -125,8 +125,8 @@ def build_clip(weights: Mapping[str, Tensor], *, source: str = "the checkpoint")
             shape.text_width // HEAD_WIDTH,
             shape.text_layers,
         )
-    _named(source, _check_fit, model.state_dict(), weights)
-    model.load_state_dict({name: _single(tensor) for name, tensor in weights.items()}, assign=True)
+    named(source, check_fit, model.state_dict(), weights)
+    model.load_state_dict({name: single(tensor) for name, tensor in weights.items()}, assign=True)
     mask = model.build_attention_mask()
     for block in model.transformer.resblocks:
         block.attn_mask = mask  # no buffer, so it has no weights to take its place
@@ -141,7 +141,7 @@ def import_clip() -> ModuleType:
     return clip
 
 
-def _named(source: str, function: Any, *args: Any) -> Any:
+def named(source: str, function: Any, *args: Any) -> Any:
     """Call, and put the source before the message of a CheckpointError."""
     try:
         return function(*args)
@@ -149,7 +149,8 @@ def _named(source: str, function: Any, *args: Any) -> Any:
         raise CheckpointError(f"{source}: {error}") from error
 
 
-def _check_fit(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+def check_fit(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+    """Raise `CheckpointError` unless the weights are those that are expected, by their names and shapes."""
     for name, tensor in expected.items():
         if name not in weights:
             if name.endswith("num_batches_tracked"):
@@ -165,6 +166,6 @@ def _check_fit(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) ->
             raise CheckpointError(f"not a CLIP checkpoint: no CLIP of its shape has a tensor {name!r}")
 
 
-def _single(tensor: Tensor) -> Tensor:
+def single(tensor: Tensor) -> Tensor:
     """In float32, on the CPU; integers stay integers."""
     return tensor.to("cpu", torch.float32 if tensor.is_floating_point() else tensor.dtype)

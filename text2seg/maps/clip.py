@@ -3,7 +3,7 @@ the cache of text features; threads may share one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,19 +14,21 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from text2seg.config import MapSettings
-from text2seg.errors import CheckpointError, QueryError
-from text2seg.maps.attention import RULES, check_resnet
-from text2seg.maps.build import RESNET_STRIDE, build_clip
+from text2seg.errors import CheckpointError, QueryError, SettingsError
+from text2seg.maps.attention import check_resnet
+from text2seg.maps.build import build_clip
 from text2seg.maps.pamr import refine_maps
 from text2seg.maps.presence import TEMPLATE, PresenceModel, evidence
-from text2seg.maps.resnet import encode_resnet
 from text2seg.maps.similarity import cosines, without_empty_text, without_label_set
-from text2seg.maps.text import TextEncoder
+from text2seg.maps.text import TextEncoder, TextTower
 from text2seg.maps.text_cache import TextCache
-from text2seg.maps.vit import encode_vit
+from text2seg.maps.tower import ImageTower, openai_images
 from text2seg.records import Image, SimilarityMaps
 from text2seg.runtime import Precision, autocast
 from text2seg.vocabulary import CLIP_MEAN, CLIP_STD, DISTRACTORS, TEMPLATES, Wordings
+
+ImageNetwork = Callable[[Tensor, str], Tensor]
+"""From pixels float32 [B, 3, H, W] and the name of an attention rule to features [B, 1 + gh·gw, C], CLS first."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,7 +43,8 @@ class ImageTokens:
 
 
 class Clip:
-    """A CLIP with architecture surgery or another attention rule; OpenAI's ViTs and ResNets, whatever their size."""
+    """A CLIP with architecture surgery or another attention rule: OpenAI's ViTs and ResNets, whatever their size, and
+    whatever else can be described by an `ImageTower` and a `TextTower`."""
 
     def __init__(
         self,
@@ -51,11 +54,23 @@ class Clip:
         precision: Precision,
         presence: PresenceModel | None = None,
         text_cache: TextCache | None = None,
+        images: ImageTower | None = None,
+        texts: TextTower | None = None,
+        unlike_openai: str = "",
     ) -> None:
-        self.model = model.to(device)
+        """
+        Args:
+            model: the module; it is moved to the device.
+            images: how it sees, where that is not as OpenAI's do; of the module on the device.
+            texts: how it reads, the same.
+            unlike_openai: what sets its modules apart from OpenAI's, so that they must not be read as such.
+        """
+        self._model, self._unlike_openai = model.to(device), unlike_openai
         self.device, self.precision = device, precision
         self.presence = presence or PresenceModel(DISTRACTORS)
-        self.text = TextEncoder(self.model, text_cache)
+        self.images = images or openai_images(self._model.visual)
+        self.text = TextEncoder(self._model, text_cache, tower=texts)
+        self.image_network: ImageNetwork = self.images.encode  # another runtime may stand in, as for `text.network`
 
     @classmethod
     def from_weights(
@@ -78,18 +93,32 @@ class Clip:
         return cls(model, device=device, precision=precision, presence=presence, text_cache=text_cache)
 
     @property
+    def model(self) -> Any:
+        """The module, for those who look inside: its parts are named and run as those of OpenAI's package.
+
+        Raises:
+            SettingsError: they are not.
+        """
+        if self._unlike_openai:
+            raise SettingsError(
+                f"this needs to look inside the CLIP, and {self._unlike_openai}; it gives maps and segments only. "
+                "Use one of OpenAI's, or a ViT of open_clip that is built like them, such as ViT-B-16"
+            )
+        return self._model
+
+    @property
     def is_vit(self) -> bool:
-        return hasattr(self.model.visual, "transformer")
+        return self.images.is_vit
 
     @property
     def stride(self) -> int:
         """Pixels of the input per cell of the grid."""
-        return int(self.model.visual.conv1.kernel_size[0]) if self.is_vit else RESNET_STRIDE
+        return self.images.stride
 
     @property
     def trained_size(self) -> int:
         """The side in pixels of the square input that the model was trained on."""
-        return int(self.model.visual.input_resolution)
+        return self.images.trained_size
 
     def input_hw(self, size: int | tuple[int, int] | None) -> tuple[int, int]:
         """The input that is really used: each side rounded to whole cells, so that the grid covers the image."""
@@ -122,12 +151,9 @@ class Clip:
         if not images:
             return []
         input_hw = self.input_hw(size)
-        pixels = torch.stack([preprocess(image, input_hw) for image in images]).to(self.device)
+        pixels = torch.stack([preprocess(image, input_hw, self.images) for image in images]).to(self.device)
         with autocast(self.device, self.precision):
-            if self.is_vit:
-                features = encode_vit(self.model.visual, pixels, rule=RULES[architecture])
-            else:
-                features = encode_resnet(self.model.visual, pixels, surgery=architecture == "surgery")
+            features = self.image_network(pixels, architecture)
         features = F.normalize(features.float(), dim=-1)
         if not bool(features.isfinite().all()):
             raise CheckpointError(f"CLIP's image features are not finite in {self.precision.name}; try precision fp32")
@@ -190,7 +216,7 @@ class Clip:
         each = [_wordings(query) for query in queries]
         others = self.encode_texts((*self.presence.distractors, ""), (TEMPLATE,))
         texts = self.encode_texts(each, (TEMPLATE,))
-        scale = float(self.model.logit_scale.exp())
+        scale = float(self._model.logit_scale.exp())
         patches = evidence(tokens.features[1:], texts, each, others, self.presence, scale=scale)
         return _to_numpy(patches.T.unflatten(-1, tokens.grid_hw))
 
@@ -211,10 +237,12 @@ def label_set(queries: Sequence[Wordings], labels: Sequence[str]) -> tuple[Wordi
     return together
 
 
-def preprocess(image: Image, input_hw: tuple[int, int]) -> Tensor:
-    """float32 [3, H, W]: squashed (bicubic, as CLIP does) and normalised."""
-    resized = PilImage.fromarray(image.pixels).resize(input_hw[::-1], PilImage.Resampling.BICUBIC)
-    pixels = (np.asarray(resized, np.float32) / 255 - np.array(CLIP_MEAN, np.float32)) / np.array(CLIP_STD, np.float32)
+def preprocess(image: Image, input_hw: tuple[int, int], tower: ImageTower | None = None) -> Tensor:
+    """float32 [3, H, W]: squashed and normalised as the tower wants it, by default bicubic and as OpenAI's do."""
+    resampling = tower.resampling if tower else PilImage.Resampling.BICUBIC
+    mean, std = (tower.mean, tower.std) if tower else (CLIP_MEAN, CLIP_STD)
+    resized = PilImage.fromarray(image.pixels).resize(input_hw[::-1], resampling)
+    pixels = (np.asarray(resized, np.float32) / 255 - np.array(mean, np.float32)) / np.array(std, np.float32)
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 

@@ -47,12 +47,8 @@ def encode_resnet(visual: Any, pixels: Tensor, *, surgery: bool = True) -> Tenso
 
 
 def _trunk(visual: Any, x: Tensor) -> Tensor:
-    for conv, norm, relu in (
-        (visual.conv1, visual.bn1, visual.relu1),
-        (visual.conv2, visual.bn2, visual.relu2),
-        (visual.conv3, visual.bn3, visual.relu3),
-    ):
-        x = relu(norm(conv(x)))
+    for conv, norm in ((visual.conv1, visual.bn1), (visual.conv2, visual.bn2), (visual.conv3, visual.bn3)):
+        x = F.relu(norm(conv(x)))  # as a module it has another name in open_clip
     x = visual.avgpool(x)
     for layer in (visual.layer1, visual.layer2, visual.layer3, visual.layer4):
         x = layer(x)

@@ -7,23 +7,28 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from text2seg.errors import QueryError
 from text2seg.maps.build import import_clip
 from text2seg.maps.text_cache import TextCache
+from text2seg.maps.vit import scaled
 
 log = logging.getLogger(__name__)
 
 CACHED_QUERIES = 4096
 WRITTEN_AT_ONCE = 128  # queries; a stop loses no more than these
 TEXTS_AT_ONCE = 128  # one query with all its templates, or a vocabulary with one
+
+TextNetwork = Callable[[Tensor], Tensor]
+"""From tokens int64 [T, up to context] to unit features float32 [T, C]."""
 
 
 @cache
@@ -54,26 +59,70 @@ def encode_tokens(model: Any, tokens: Tensor) -> Tensor:
 
     Positions past the longest text are left off: under the causal mask they change nothing.
     """
-    ends = tokens.argmax(dim=1)
-    length = int(ends.max()) + 1
-    x = (model.token_embedding(tokens[:, :length]) + model.positional_embedding[:length]).transpose(0, 1)
+    return encode_trimmed(model, trimmed(tokens))
+
+
+def trimmed(tokens: Tensor) -> Tensor:
+    """Tokens int64 [T, context] without the positions past the longest text; the last token has the highest number."""
+    return tokens[:, : int(tokens.argmax(dim=1).max()) + 1]
+
+
+def encode_trimmed(model: Any, tokens: Tensor, ends: Tensor | None = None) -> Tensor:
+    """As `encode_tokens`, of all positions that are given, [T, up to context].
+
+    The model is a CLIP, of OpenAI's package or of open_clip, or the text tower of one. `ends` int64 [T] is where each
+    text ends; by default at its highest token, which CLIP's end of text is.
+    """
+    ends, length = tokens.argmax(dim=1) if ends is None else ends, tokens.shape[1]
+    x = model.token_embedding(tokens) + model.positional_embedding[:length]
+    blocks = model.transformer.resblocks
+    batch_first = blocks[0].attn.batch_first  # open_clip's are, OpenAI's not
+    x = x if batch_first else x.transpose(0, 1)
     mask = torch.full((length, length), float("-inf"), device=x.device, dtype=x.dtype).triu(1)
-    for block in model.transformer.resblocks:
+    for block in blocks:
         normed = block.ln_1(x)
-        x = x + block.attn(normed, normed, normed, need_weights=False, attn_mask=mask.to(normed.dtype))[0]
-        x = x + block.mlp(block.ln_2(x))
-    x = model.ln_final(x).transpose(0, 1)
-    features = x[torch.arange(len(x), device=x.device), ends] @ model.text_projection
+        mixed = block.attn(normed, normed, normed, need_weights=False, attn_mask=mask.to(normed.dtype))[0]
+        x = x + scaled(block, "ls_1", mixed)
+        x = x + scaled(block, "ls_2", block.mlp(block.ln_2(x)))
+    x = model.ln_final(x if batch_first else x.transpose(0, 1))
+    x, projection = x[torch.arange(x.shape[0], device=x.device), ends], model.text_projection
+    features = projection(x) if isinstance(projection, nn.Module) else x if projection is None else x @ projection
     return F.normalize(features.float(), dim=-1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TextTower:
+    """How one CLIP reads."""
+
+    tokenize: Callable[[list[str]], tuple[Tensor, int]]
+    """Tokens int64 [T, context] of texts, and how many tokens the longest is over."""
+    trim: Callable[[Tensor], Tensor]
+    """Leaves off positions that change nothing."""
+    encode: TextNetwork
+    context: int
+    device: torch.device
+
+
+def openai_texts(model: Any) -> TextTower:
+    """That of a CLIP of OpenAI's package."""
+    context, device = model.positional_embedding.shape[0], model.positional_embedding.device
+    return TextTower(partial(tokenize, context=context), trimmed, partial(encode_trimmed, model), context, device)
 
 
 class TextEncoder:
     """One CLIP's text features, each the normalised mean over the templates; kept for the latest queries, and on disk
     where there is a cache."""
 
-    def __init__(self, model: Any, cache: TextCache | None = None) -> None:
-        self._model, self._cache = model, cache
+    def __init__(self, model: Any, cache: TextCache | None = None, *, tower: TextTower | None = None) -> None:
+        """`tower` is how the model reads where that is not as OpenAI's do."""
+        self._tower, self._cache = tower or openai_texts(model), cache
+        self.network: TextNetwork = self._tower.encode
         self._kept: OrderedDict[tuple[str, tuple[str, ...]], Tensor] = OrderedDict()
+
+    def forget(self) -> None:
+        """Forget all that is kept, and use no disk any more: every text goes through the network again."""
+        self._kept.clear()
+        self._cache = None
 
     def __call__(self, queries: Sequence[str], templates: tuple[str, ...]) -> Tensor:
         """Unit features float32 [Q, C]. The empty string is a query like any other.
@@ -91,8 +140,7 @@ class TextEncoder:
     def _fetch(self, queries: Sequence[str], templates: tuple[str, ...]) -> dict[str, Tensor]:
         """Features from the disk, the rest from the network; remembered in both places."""
         stored = self._cache.read(queries, templates) if self._cache else {}
-        device = self._model.positional_embedding.device
-        found = {query: torch.from_numpy(features).to(device) for query, features in stored.items()}
+        found = {query: torch.from_numpy(features).to(self._tower.device) for query, features in stored.items()}
         missing = [query for query in queries if query not in found]
         at_once = max(TEXTS_AT_ONCE // len(templates), 1)
         fresh = {}
@@ -112,19 +160,19 @@ class TextEncoder:
 
     def _encode(self, queries: Sequence[str], templates: tuple[str, ...]) -> list[tuple[Tensor, bool]]:
         """Features by the network in one batch, and whether CLIP could read all of each query."""
-        context = self._model.positional_embedding.shape[0]
+        tower = self._tower
         # replace, not format: other braces in a template are letters like any other
-        read = [tokenize([template.replace("{}", query) for template in templates], context) for query in queries]
+        read = [tower.tokenize([template.replace("{}", query) for template in templates]) for query in queries]
         for query, (_, over) in zip(queries, read, strict=True):
             if over > 0:
                 log.warning(
                     "query %.40r… is too long: CLIP reads %d tokens and it has %d more, which are cut off",
                     query,
-                    context,
+                    tower.context,
                     over,
                 )
-        tokens = torch.cat([tokens for tokens, _ in read]).to(self._model.positional_embedding.device)
-        features = encode_tokens(self._model, tokens).unflatten(0, (len(queries), -1))
+        tokens = torch.cat([tokens for tokens, _ in read]).to(tower.device)
+        features = self.network(tower.trim(tokens)).unflatten(0, (len(queries), -1))
         means = F.normalize(features.mean(dim=1), dim=-1)
         for query, finite in zip(queries, means.isfinite().all(1).tolist(), strict=True):
             if not finite:

@@ -1,0 +1,199 @@
+"""A CLIP of open_clip from its recipe and weights: modules without random weights, and how they see and read.
+
+open_clip's modules are used as they are; its own loaders are not, because they read weights less carefully than
+`checkpoints.load` and speak to the root logger.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from PIL.Image import Resampling
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from text2seg.errors import CheckpointError
+from text2seg.maps.attention import RULES
+from text2seg.maps.build import check_fit, named, single
+from text2seg.maps.clip import Clip
+from text2seg.maps.openclip import Recipe, import_open_clip, one_line
+from text2seg.maps.text import TextTower, encode_trimmed, trimmed
+from text2seg.maps.text_cache import TextCache
+from text2seg.maps.timm_vit import TimmVit
+from text2seg.maps.tower import ImageTower, resnet_tower, vit_tower
+from text2seg.maps.vit import run_vit
+from text2seg.runtime import Precision
+from text2seg.vocabulary import CLIP_MEAN, CLIP_STD
+
+log = logging.getLogger(__name__)
+
+Tokenize = Callable[[list[str]], tuple[Tensor, int]]
+
+
+def load_openclip(
+    recipe: Recipe,
+    weights: Mapping[str, Tensor],
+    *,
+    device: torch.device,
+    precision: Precision,
+    source: str = "the checkpoint",
+    text_cache: TextCache | None = None,
+) -> Clip:
+    """A model of open_clip that gives maps as any other CLIP does.
+
+    Args:
+        recipe: what to build.
+        weights: its tensors by open_clip's names, or by OpenAI's.
+        source: what the error messages call them.
+        text_cache: keeps text features on disk; its encoder must count `recipe.identity()` in.
+
+    Raises:
+        CheckpointError: the weights are not those of the recipe, the model has parts that are not read here, or its
+            tokenizer cannot be had.
+    """
+    tokenize = tokenizer_of(recipe)
+    model = build_openclip(recipe, weights, source=source).to(device)
+    images = _image_tower(recipe, model)
+    return Clip(
+        model,
+        device=device,
+        precision=precision,
+        text_cache=text_cache,
+        images=images,
+        texts=_text_tower(model, tokenize),
+        unlike_openai="" if _is_like_openai(recipe, model) else f"{recipe.name} is not built like OpenAI's CLIPs",
+    )
+
+
+def build_openclip(recipe: Recipe, weights: Mapping[str, Tensor], *, source: str = "the checkpoint") -> nn.Module:
+    """open_clip's module with these weights: float32, on the CPU, in eval mode, its parameters without gradients.
+
+    Raises:
+        CheckpointError: a tensor is missing, superfluous or of the wrong shape; names it.
+    """
+    import_open_clip()
+    from open_clip.model import CLIP, CustomTextCLIP, convert_to_custom_text_state_dict
+
+    arguments = {name: value for name, value in recipe.config.items() if name != "custom_text"}
+    kind = CustomTextCLIP if recipe.config.get("custom_text") else CLIP
+    try:
+        with torch.device("meta"):  # shapes only
+            model = kind(**arguments)
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        raise CheckpointError(f"{recipe.name}: open_clip cannot build its configuration: {error}") from error
+    given = dict(weights)
+    if kind is CustomTextCLIP:
+        given = convert_to_custom_text_state_dict(given)
+    for name in ("logit_scale", "logit_bias"):  # scalars, or of one entry
+        if name in given and given[name].numel() == 1 and getattr(model, name, None) is not None:
+            given[name] = given[name].reshape(getattr(model, name).shape)
+    named(source, check_fit, model.state_dict(), given)
+    model.load_state_dict({name: single(tensor) for name, tensor in given.items()}, assign=True)
+    for module in model.modules():
+        mask = getattr(module, "attn_mask", None)
+        if isinstance(mask, Tensor):  # no weights take the place of a causal mask
+            module.attn_mask = torch.full(mask.shape, float("-inf")).triu(1)
+    return model.eval().requires_grad_(False)
+
+
+def _image_tower(recipe: Recipe, model: Any) -> ImageTower:
+    import_open_clip()
+    from open_clip.modified_resnet import ModifiedResNet
+    from open_clip.timm_model import TimmModel
+    from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+
+    visual = model.visual
+    sides = {visual.image_size} if isinstance(visual.image_size, int) else set(visual.image_size)
+    if len(sides) != 1:
+        raise CheckpointError(f"{recipe.name}: it was trained on pictures of {visual.image_size}, which is no square")
+    size = sides.pop()
+    if type(visual) is TimmModel:
+        vit = named(recipe.name, TimmVit, visual)
+        tower = ImageTower(lambda pixels, rule: run_vit(vit, pixels, rule=RULES[rule]), True, vit.stride, size)
+    elif type(visual) is VisionTransformer:
+        if any(type(block) is not ResidualAttentionBlock for block in visual.transformer.resblocks):
+            raise CheckpointError(f"{recipe.name}: its blocks have more than attention and an MLP")
+        tower = vit_tower(visual, size)
+    elif type(visual) is ModifiedResNet:
+        tower = resnet_tower(visual, size)
+    else:
+        raise CheckpointError(f"{recipe.name}: its image tower is a {type(visual).__name__}, which is not read here")
+    return replace(tower, mean=recipe.mean, std=recipe.std, resampling=recipe.resampling)
+
+
+def tokenizer_of(recipe: Recipe) -> Tokenize:
+    """What makes tokens of texts, and says how many the longest is over.
+
+    Raises:
+        CheckpointError: it is one of the Hugging Face hub, and can be had neither from there nor from the hub's cache.
+    """
+    import_open_clip()
+    from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
+
+    config = recipe.text
+    context, arguments = config.get("context_length", 77), config.get("tokenizer_kwargs") or {}
+    if not config.get("hf_tokenizer_name"):
+        simple = SimpleTokenizer(context_length=context, **arguments)
+        return lambda texts: (simple(texts), max(len(simple.encode(text)) for text in texts) + 2 - context)
+    where = str(recipe.folder or config["hf_tokenizer_name"])
+    try:
+        tokenizer = HFTokenizer(where, context, tokenizer_mode=config.get("tokenizer_mode"), **arguments)
+    except Exception as error:  # of the hub, of the network, of transformers: there is no common type
+        raise CheckpointError(
+            f"cannot load the tokenizer of {recipe.name}, {where}: {one_line(error)}. Without a network, put the files "
+            f"of {config['hf_tokenizer_name']} into one folder with the weights and say --clip openclip:FOLDER"
+        ) from error
+
+    def tokenize(texts: list[str]) -> tuple[Tensor, int]:
+        whole = tokenizer.tokenizer([tokenizer.clean_fn(text) for text in texts], truncation=False).input_ids
+        return tokenizer(texts), max(map(len, whole)) - context
+
+    return tokenize
+
+
+def _text_tower(model: Any, tokenize: Tokenize) -> TextTower:
+    text = getattr(model, "text", model)  # a CLIP is its own text tower
+    pool = getattr(model, "text_pool_type", None) or text.pool_type
+    device, context = model.logit_scale.device, int(text.context_length)
+    if text.attn_mask is not None and pool == "argmax":
+        return TextTower(tokenize, trimmed, partial(encode_trimmed, text), context, device)
+    if text.attn_mask is not None and pool == "eos":
+        end = int(model.text_eos_id if text is model else text.eos_id)
+
+        def encode(tokens: Tensor) -> Tensor:
+            return encode_trimmed(text, tokens, _ends(tokens, end))
+
+        return TextTower(
+            tokenize, lambda tokens: tokens[:, : int(_ends(tokens, end).max()) + 1], encode, context, device
+        )
+
+    def encode_whole(tokens: Tensor) -> Tensor:
+        return F.normalize(model.encode_text(tokens).float(), dim=-1)
+
+    return TextTower(tokenize, lambda tokens: tokens, encode_whole, context, device)
+
+
+def _ends(tokens: Tensor, end: int) -> Tensor:
+    """Where each text's first end token stands, int64 [T]."""
+    return (tokens == end).int().argmax(dim=1)
+
+
+def _is_like_openai(recipe: Recipe, model: Any) -> bool:
+    """Whether its modules may be read as OpenAI's and its pictures and texts be made as for those."""
+    import_open_clip()
+    from open_clip.model import CLIP
+    from open_clip.transformer import VisionTransformer
+
+    if type(model) is not CLIP or type(model.visual) is not VisionTransformer:
+        return False
+    towers = (model.visual.transformer, model.transformer)
+    scales = [scale for tower in towers for block in tower.resblocks for scale in (block.ls_1, block.ls_2)]
+    plain = model.visual.pool_type == "tok" and all(isinstance(scale, nn.Identity) for scale in scales)
+    reads = model.text_pool_type == "argmax" and model.attn_mask is not None and "hf_tokenizer_name" not in recipe.text
+    pictures = (recipe.mean, recipe.std, recipe.resampling) == (CLIP_MEAN, CLIP_STD, Resampling.BICUBIC)
+    return plain and reads and pictures and isinstance(model.text_projection, nn.Parameter)
