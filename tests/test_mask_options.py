@@ -23,8 +23,9 @@ from text2seg.grids import resize
 from text2seg.images import load_image
 from text2seg.maps.queries import query_maps
 from text2seg.masks import fallback
+from text2seg.masks.any_sam import MASK_PROMPT_SCALE
 from text2seg.masks.compete import settle
-from text2seg.masks.sam import MASK_PROMPT_SCALE, Sam
+from text2seg.masks.sam import Sam
 from text2seg.masks.segments import cut
 from text2seg.ontology import ontology_of_queries
 from text2seg.points import aims

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
+from pathlib import Path
+
+import torch
 
 from text2seg import checkpoints
-from text2seg.checkpoints.load import load_clip_weights, load_sam_weights
+from text2seg.checkpoints.load import load_clip_weights, load_tensors
+from text2seg.checkpoints.openclip import is_openclip
+from text2seg.checkpoints.registry import Checkpoint, Kind
+from text2seg.errors import SettingsError
+from text2seg.graphs.networks import Networks, choose_onnx_device
 from text2seg.maps.clip import Clip
+from text2seg.maps.openclip import fetch_openclip, recipe_of
+from text2seg.maps.openclip_build import load_openclip
 from text2seg.maps.presence import PresenceModel
 from text2seg.maps.text_cache import TextCache
+from text2seg.masks.any_sam import AnySam
+from text2seg.masks.families import open_sam
 from text2seg.masks.sam import Sam
-from text2seg.runtime import PrecisionName, choose_device, choose_precision
+from text2seg.runtime import FULL, Precision, PrecisionName, choose_device, choose_precision
 from text2seg.vocabulary import Things
 
 log = logging.getLogger(__name__)
@@ -26,40 +38,99 @@ class Loaded:
     the checkpoints' names and hashes."""
 
     clip: Clip
-    sam: Sam
+    sam: AnySam
     size: int
     things: Things | None
     provenance: dict[str, object]
 
 
 def load_pair(
-    model: str, *, clip: str | None, sam: str | None, device: str, precision: PrecisionName, compile_sam: bool = False
+    model: str,
+    *,
+    clip: str | None,
+    sam: str | None,
+    device: str,
+    precision: PrecisionName,
+    compile_sam: bool = False,
+    graphs: str | os.PathLike[str] | None = None,
 ) -> Loaded:
     """Arguments and errors as for `Text2Seg.load`."""
     clip_name, sam_name = checkpoints.pair(model, clip=clip, sam=sam)
     # What is wrong with the names or the machine shows before gigabytes are downloaded.
-    checkpoints.find(clip_name, "clip")
-    checkpoints.find(sam_name, "sam")
-    where = choose_device(device)
-    chosen = choose_precision(where, precision)
-    clip_file, sam_file = checkpoints.fetch(clip_name, "clip"), checkpoints.fetch(sam_name, "sam")
-    log.info("CLIP on %s in %s: %s", where, chosen.name, chosen.reason)
+    find(clip_name, "clip")
+    find(sam_name, "sam")
+    if compile_sam and graphs is not None:
+        raise SettingsError("torch compiles nothing of ONNX graphs; leave --compile out")
+    where = choose_device(device) if graphs is None else choose_onnx_device(device)
+    chosen = choose_precision(where, precision) if graphs is None else FULL
+    clip_file, sam_file = fetch(clip_name, "clip"), fetch(sam_name, "sam")
     clip_hash, sam_hash = checkpoints.sha256_of(clip_file), checkpoints.sha256_of(sam_file)
+    networks = None
+    if graphs is None:
+        log.info("CLIP on %s in %s: %s", where, chosen.name, chosen.reason)
+    else:
+        networks = Networks.open(Path(graphs), clip_sha256=clip_hash, sam_sha256=sam_hash, device=where)
+        networks.check_precision(precision)
     things = Things.of_demo() if clip_name == "demo" else None
-    return Loaded(
-        Clip.from_weights(
-            load_clip_weights(clip_file),
+    arithmetic = chosen.name if networks is None else networks.encoder_of_texts
+    loaded = Loaded(
+        _open_clip(clip_name, clip_file, where, chosen, things, [clip_hash, arithmetic, where.type]),
+        open_sam(
+            sam_file,
             device=where,
-            precision=chosen,
-            source=str(clip_file),
-            presence=PresenceModel.of_demo(things.names) if things else None,
-            text_cache=TextCache.of_user([clip_hash, chosen.name, where.type]),
+            precision=precision if networks is None else "fp32",
+            compile_encoder=compile_sam,
         ),
-        Sam.from_weights(load_sam_weights(sam_file), device=where, precision=precision, compile_encoder=compile_sam),
         DEMO_INPUT_SIZE if things else PUBLISHED_INPUT_SIZE,
         things,
         {
             "clip": {"name": clip_name, "sha256": clip_hash},
             "sam": {"name": sam_name, "sha256": sam_hash},
+            **(networks.provenance if networks else {}),
         },
     )
+    if networks:
+        _stand_in(networks, loaded.clip, loaded.sam)
+    return loaded
+
+
+def find(name: str, kind: Kind) -> Checkpoint:
+    """As `checkpoints.find`; whether open_clip has a model of the name, and whether it fits, shows too."""
+    if kind == "clip" and is_openclip(name):
+        recipe_of(name)
+    return checkpoints.find(name, kind)
+
+
+def fetch(name: str, kind: Kind) -> Path:
+    """The file of a checkpoint: as `checkpoints.fetch`, and of a CLIP of open_clip as that package does."""
+    if kind == "clip" and is_openclip(name):
+        return fetch_openclip(recipe_of(name))
+    return checkpoints.fetch(name, kind)
+
+
+def _open_clip(
+    name: str, file: Path, device: torch.device, precision: Precision, things: Things | None, encoder: list[str]
+) -> Clip:
+    """The CLIP of this name from its file; `encoder` is all that its text features depend on beside the name."""
+    if is_openclip(name):
+        recipe = recipe_of(name)
+        cache = TextCache.of_user([*encoder, *recipe.identity()])
+        weights = load_tensors(file)
+        return load_openclip(recipe, weights, device=device, precision=precision, source=str(file), text_cache=cache)
+    return Clip.from_weights(
+        load_clip_weights(file),
+        device=device,
+        precision=precision,
+        source=str(file),
+        presence=PresenceModel.of_demo(things.names) if things else None,
+        text_cache=TextCache.of_user(encoder),
+    )
+
+
+def _stand_in(networks: Networks, clip: Clip, sam: AnySam) -> None:
+    """Let the graphs answer in place of torch's networks, of which SAM's encoder, the largest, is let go."""
+    if not isinstance(sam, Sam):
+        raise SettingsError("ONNX graphs run SAM and MobileSAM, not SAM 2; use --runtime torch")
+    clip.image_network, clip.text.network = networks.clip_image, networks.clip_text
+    sam.encoder_network, sam.decoder_network = networks.sam_encoder, networks.sam_decoder
+    sam.module.image_encoder.to("meta")

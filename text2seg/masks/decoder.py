@@ -30,6 +30,7 @@ def decode(
     labels: Tensor,
     mask_inputs: Tensor | None = None,
     *,
+    filled: bool | None = None,
     attention: Attention = F.scaled_dot_product_attention,
 ) -> tuple[Tensor, Tensor]:
     """Candidates for B point sets on I embedded images.
@@ -42,6 +43,7 @@ def decode(
         labels: int [B, N]: 1 positive, 0 negative, 2 and 3 the corners of a box, -1 "not a point", -2 filling.
             A set without a box needs exactly one "not a point", as the stock code adds it.
         mask_inputs: float [B, 1, 4h, 4w], low-resolution mask logits to start from.
+        filled: whether sets may have been filled up, where labels should not be asked, as when a graph is drawn.
         attention: softmax(query keyᵀ / √d) value, given a mask too where sets were filled up; another implementation
             where that one is slow.
 
@@ -52,7 +54,7 @@ def decode(
     decoder = sam.mask_decoder
     prompts = _embed_points(sam.prompt_encoder, points_xy, labels)
     outputs = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
-    tokens = torch.cat([outputs.expand(len(prompts), -1, -1), prompts.to(outputs.dtype)], dim=1)
+    tokens = torch.cat([outputs.expand(prompts.shape[0], -1, -1), prompts.to(outputs.dtype)], dim=1)
 
     if mask_inputs is None:
         image, owner = embeddings + sam.prompt_encoder.no_mask_embed.weight[..., None, None], image_index
@@ -61,7 +63,9 @@ def decode(
     positions = sam.prompt_encoder.get_dense_pe().flatten(2).transpose(1, 2).to(image.dtype)
 
     mask = None
-    if bool((labels == FILLING).any()):
+    if filled is None:
+        filled = bool((labels == FILLING).any())
+    if filled:
         real = F.pad(labels != FILLING, (outputs.shape[0], 0), value=True)
         mask = real[:, None, None, :]
     attend, flat = partial(_attend, attention), image.flatten(2).transpose(1, 2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from text2seg.grids import iou, resize
-from text2seg.masks.sam import Sam, SamEmbedding
+from text2seg.masks.any_sam import AnySam, SamEmbedding
 from text2seg.records import Aim, Candidates
 
 LEVEL = 0.7
@@ -15,7 +15,7 @@ WORST_QUALITY, LEAST_SHARED = 0.5, 0.1
 these. All three are the best of a grid that loses none of the things (scripts/compare_options.py --fit)."""
 
 
-def with_region(sam: Sam, embedding: SamEmbedding, aim: Aim, candidates: Candidates) -> Candidates:
+def with_region(sam: AnySam, embedding: SamEmbedding, aim: Aim, candidates: Candidates) -> Candidates:
     """The candidates and, last and with a score of 0, the aim's region: its part of the map, bilinear, less `LEVEL`.
 
     The logits are in SAM's low-resolution frame, as the others', so that all that is done with those works with it.
@@ -30,7 +30,7 @@ def with_region(sam: Sam, embedding: SamEmbedding, aim: Aim, candidates: Candida
 
 
 def or_region(
-    sam: Sam, embedding: SamEmbedding, aim: Aim, candidates: Candidates, best: int, quality: float
+    sam: AnySam, embedding: SamEmbedding, aim: Aim, candidates: Candidates, best: int, quality: float
 ) -> tuple[Candidates, int]:
     """The candidates and which is the best; where SAM is overruled, with the region as the last one, which then is.
 

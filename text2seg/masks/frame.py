@@ -1,4 +1,4 @@
-"""SAM's square input frame: pictures, points and boxes brought into it."""
+"""The square input frames of SAM and SAM 2: pictures, points and boxes brought into them."""
 
 from __future__ import annotations
 
@@ -50,6 +50,11 @@ class Frame:
         resized: NDArray[np.uint8] = np.array(self._into.apply_image(image.pixels))
         return resized
 
+    def place(self, xy: NDArray[np.float32], image_hw: tuple[int, int]) -> NDArray[np.float32]:
+        """Points float32 [N, 2] of a picture of this size, in pixels of the frame."""
+        placed: NDArray[np.float32] = self._into.apply_coords(xy, image_hw).astype(np.float32)
+        return placed
+
     def points(
         self, sets: Sequence[tuple[tuple[int, int], PointPrompts]]
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -60,12 +65,29 @@ class Frame:
         labels = np.full((len(sets), longest), decoder.FILLING, np.int64)
         for row, (image_hw, points) in enumerate(sets):
             count = len(points)
-            points_xy[row, :count] = self._into.apply_coords(points.xy, image_hw)
+            points_xy[row, :count] = self.place(points.xy, image_hw)
             labels[row, :count] = points.labels
             if len(points.boxes_xyxy):
-                corners = self._into.apply_boxes(points.boxes_xyxy, image_hw)
-                points_xy[row, count : count + 2] = corners.reshape(2, 2)
+                points_xy[row, count : count + 2] = self.place(points.boxes_xyxy.reshape(2, 2), image_hw)
                 labels[row, count : count + 2] = decoder.BOX_TOP_LEFT, decoder.BOX_BOTTOM_RIGHT
             else:
                 labels[row, count] = decoder.NOT_A_POINT
         return points_xy, labels
+
+
+class StretchedFrame(Frame):
+    """A square of `side` pixels that a picture fills, whatever its shape, as SAM 2 has it."""
+
+    def __init__(self, side: int) -> None:
+        self.side = side
+
+    def _resized(self, image: Image) -> NDArray[np.uint8]:
+        from torchvision.transforms.v2.functional import resize
+
+        pixels = torch.tensor(image.pixels).permute(2, 0, 1)
+        resized: Tensor = resize(pixels, [self.side, self.side], antialias=True)
+        return resized.permute(1, 2, 0).numpy()
+
+    def place(self, xy: NDArray[np.float32], image_hw: tuple[int, int]) -> NDArray[np.float32]:
+        rows, columns = image_hw
+        return xy * np.array([self.side / columns, self.side / rows], np.float32)

@@ -8,15 +8,15 @@ import numpy as np
 
 from text2seg.config import MaskSettings
 from text2seg.grids import map_score, resize
+from text2seg.masks.any_sam import AnySam, SamEmbedding
 from text2seg.masks.choice import by_map, by_sam
 from text2seg.masks.fallback import or_region
 from text2seg.masks.nms import suppress
-from text2seg.masks.sam import Sam, SamEmbedding
 from text2seg.records import Aim, Candidates, Segment, SimilarityMaps
 
 
 def cut(
-    sam: Sam,
+    sam: AnySam,
     embedding: SamEmbedding,
     maps: SimilarityMaps,
     query: int,
@@ -50,7 +50,7 @@ def cut(
 
 
 def segment_of(
-    sam: Sam,
+    sam: AnySam,
     embedding: SamEmbedding,
     maps: SimilarityMaps,
     query: int,

@@ -1,0 +1,52 @@
+"""A SAM of any family from its file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from text2seg.checkpoints.load import load_sam_weights
+from text2seg.errors import CheckpointError
+from text2seg.masks.any_sam import AnySam
+from text2seg.masks.sam import Sam
+from text2seg.runtime import PrecisionName
+
+SAM2_PREFIXES = ("image_encoder.trunk.", "vision_encoder.backbone.")
+
+
+def open_sam(
+    path: Path, *, device: torch.device, precision: PrecisionName = "auto", compile_encoder: bool = False
+) -> AnySam:
+    """SAM, MobileSAM or SAM 2, whichever the tensors of the file are. A config.json beside a SAM 2 says what the shapes
+    of its tensors do not.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or none of these.
+        SettingsError: the device cannot run in that precision, there is no compiler, or a package is missing.
+    """
+    weights = load_sam_weights(path)
+    if not any(name.startswith(SAM2_PREFIXES) for name in weights):
+        return Sam.from_weights(weights, device=device, precision=precision, compile_encoder=compile_encoder)
+    from text2seg.masks.sam2 import Sam2
+
+    config = _config_beside(path) if any(name.startswith("vision_encoder.") for name in weights) else None
+    return Sam2.from_weights(
+        weights, device=device, precision=precision, compile_encoder=compile_encoder, config=config
+    )
+
+
+def _config_beside(path: Path) -> Mapping[str, Any] | None:
+    config = path.with_name("config.json")
+    if not config.is_file():
+        return None
+    try:
+        content = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"cannot read {config}: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{config} is not the config.json of a model")
+    return content

@@ -1,0 +1,152 @@
+"""Build a `transformers` Sam2Model from tensors: their names, its architecture, its weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from text2seg.checkpoints.shapes import count_numbered
+from text2seg.errors import CheckpointError, SettingsError
+from text2seg.masks.build import fill
+
+BLOCK = "vision_encoder.backbone.blocks.{}."
+POSITIONS = "prompt_encoder.shared_embedding.positional_embedding"
+IMAGE_POSITIONS = "shared_image_embedding.positional_embedding"
+
+PUBLISHED: dict[tuple[int, tuple[int, ...]], tuple[int, tuple[int, ...], tuple[int, ...]]] = {
+    (96, (1, 2, 7, 2)): (1, (8, 4, 14, 7), (5, 7, 9)),
+    (96, (1, 2, 11, 2)): (1, (8, 4, 14, 7), (7, 10, 13)),
+    (112, (2, 3, 16, 3)): (2, (8, 4, 14, 7), (12, 16, 20)),
+    (144, (2, 6, 36, 4)): (2, (8, 4, 16, 8), (23, 33, 43)),
+}
+"""What no shape tells of the tiny, small, base-plus and large Hiera, by width and blocks of each stage: heads of the
+first stage, windows of each, and the blocks that attend to everything."""
+
+VIDEO_ONLY = re.compile(
+    r"memory_|mask_downsample|object_pointer_proj|temporal_positional_encoding|no_memory_positional_encoding"
+    r"|no_object_pointer|occlusion_spatial_embedding|maskmem_|obj_ptr|no_mem_pos_enc|no_obj_"
+)
+"""Beginnings of tensors' names, in both formats, that only SAM 2's memory of earlier frames needs."""
+
+RENAMED = (
+    (r"^image_encoder\.trunk\.", "vision_encoder.backbone."),
+    (r"^image_encoder\.neck\.convs\.(\d+)\.conv\.", r"vision_encoder.neck.convs.\1."),
+    (r"^sam_prompt_encoder\.", "prompt_encoder."),
+    (r"^sam_mask_decoder\.", "mask_decoder."),
+    (r"^no_mem_embed$", "no_memory_embedding"),
+    (r"patch_embed\.proj\.", "patch_embed.projection."),
+    (r"\.norm(\d|_final_attn)\.", r".layer_norm\1."),
+    (r"\.out_proj\.", ".o_proj."),
+    (r"\.pe_layer\.positional_encoding_gaussian_matrix$", ".shared_embedding.positional_embedding"),
+    (r"\.mask_downscaling\.0\.", ".mask_embed.conv1."),
+    (r"\.mask_downscaling\.1\.", ".mask_embed.layer_norm1."),
+    (r"\.mask_downscaling\.3\.", ".mask_embed.conv2."),
+    (r"\.mask_downscaling\.4\.", ".mask_embed.layer_norm2."),
+    (r"\.mask_downscaling\.6\.", ".mask_embed.conv3."),
+    (r"\.output_upscaling\.0\.", ".upscale_conv1."),
+    (r"\.output_upscaling\.1\.", ".upscale_layer_norm."),
+    (r"\.output_upscaling\.3\.", ".upscale_conv2."),
+    (r"\.mlp\.layers\.0\.", ".mlp.proj_in."),
+    (r"\.mlp\.layers\.1\.", ".mlp.proj_out."),
+    (r"(_head|_mlps\.\d+)\.layers\.0\.", r"\1.proj_in."),
+    (r"(_head|_mlps\.\d+)\.layers\.2\.", r"\1.proj_out."),
+    (r"(_head|_mlps\.\d+)\.layers\.1\.", r"\1.layers.0."),
+)
+"""Patterns in the names of Meta's files, and what stands there in those of `transformers`."""
+
+
+def to_transformers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors by the names of `transformers`, whichever of the two formats they come in; those of SAM 2's memory
+    left out."""
+    own = any(name.startswith("image_encoder.trunk.") for name in weights)
+    needed = {name: tensor for name, tensor in weights.items() if not VIDEO_ONLY.match(name)}
+    renamed = {_renamed(name) if own else name: tensor for name, tensor in needed.items()}
+    kinds = [name for name in renamed if re.fullmatch(r"prompt_encoder\.point_embeddings\.\d\.weight", name)]
+    if kinds:
+        renamed["prompt_encoder.point_embed.weight"] = torch.cat([renamed.pop(name) for name in sorted(kinds)])
+    for name, twin in ((POSITIONS, IMAGE_POSITIONS), (IMAGE_POSITIONS, POSITIONS)):
+        if name in renamed:
+            renamed.setdefault(twin, renamed[name])  # one tensor that some files hold twice
+    return renamed
+
+
+def _renamed(name: str) -> str:
+    for pattern, instead in RENAMED:
+        name = re.sub(pattern, instead, name)
+    return name
+
+
+def config_of(weights: Mapping[str, Tensor], config: Mapping[str, Any] | None = None) -> Any:
+    """The `Sam2Config` of a config.json, which may be that of the video model; else read off the tensors' shapes.
+
+    Raises:
+        CheckpointError: the shapes are none of the published ones, or the config is none of a SAM 2.
+        SettingsError: `transformers` is missing.
+    """
+    kind = _transformers().Sam2Config
+    if config is None:
+        return kind(vision_config=_vision_config(weights))
+    parts = ("vision_config", "prompt_encoder_config", "mask_decoder_config")
+    try:
+        return kind(**{part: dict(config[part]) for part in parts if part in config})
+    except (TypeError, ValueError, KeyError) as error:
+        raise CheckpointError(f"the config.json beside the weights is not that of a SAM 2: {error}") from error
+
+
+def _vision_config(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    try:
+        after = [
+            weights[BLOCK.format(block) + "attn.proj.weight"].shape[0]
+            for block in range(count_numbered(weights, BLOCK + "attn.proj.weight"))
+        ]
+        background = list(weights["vision_encoder.backbone.pos_embed"].shape[-2:])
+    except KeyError as missing:
+        raise CheckpointError(f"not a SAM 2 checkpoint: it has no tensor {missing.args[0]!r}") from None
+    widths = sorted(set(after))
+    depths = tuple(after.count(width) for width in widths)
+    if (widths[0], depths) not in PUBLISHED:
+        told = f"width {widths[0]}, blocks {', '.join(map(str, depths))}"
+        raise CheckpointError(f"no published SAM 2 has this shape ({told}); put its config.json beside the weights")
+    heads, windows, everywhere = PUBLISHED[widths[0], depths]
+    backbone = {
+        "model_type": "sam2_hiera_det_model",
+        "hidden_size": widths[0],
+        "num_attention_heads": heads,
+        "blocks_per_stage": list(depths),
+        "embed_dim_per_stage": widths,
+        "num_attention_heads_per_stage": list(accumulate([heads, 2, 2, 2], lambda a, b: a * b)),
+        "window_size_per_stage": list(windows),
+        "window_positional_embedding_background_size": background,
+        "global_attention_blocks": list(everywhere),
+    }
+    return {"model_type": "sam2_vision_model", "backbone_config": backbone, "backbone_channel_list": widths[::-1]}
+
+
+def load_sam2(config: Any, weights: Mapping[str, Tensor]) -> Any:
+    """A `Sam2Model` of this architecture with these weights, as float32 on the CPU. Float32 tensors are not copied.
+
+    Raises:
+        CheckpointError: tensors are missing, superfluous, of another size or no floating-point numbers.
+    """
+    try:
+        with torch.device("meta"):
+            module = _transformers().Sam2Model(config)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"not a SAM 2 checkpoint: no model has the architecture in config.json ({error})"
+        ) from error
+    fill(module, weights, "a SAM 2")
+    return module.eval()
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise SettingsError('SAM 2 needs transformers: pip install "text2seg[sam2]"') from error
+    return transformers
