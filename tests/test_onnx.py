@@ -1,0 +1,277 @@
+"""ONNX graphs of the demo model: equal to torch call by call and mask by mask, and refused where they do not fit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import torch
+from triton_builders import check_against_graph, parse
+
+from text2seg import MapSettings, Settings, Text2Seg
+from text2seg.cli import main
+from text2seg.config import ModelSettings
+from text2seg.errors import CheckpointError, OutputError, SettingsError
+from text2seg.export.check import agreement
+from text2seg.export.draw import convert, save
+from text2seg.export.run import Plan, export
+from text2seg.export.scenes import SCENES, bundled_scenes
+from text2seg.export.triton import write_repository
+from text2seg.graphs.manifest import GRAPHS, read_manifest
+from text2seg.graphs.networks import Graph
+from text2seg.masks.decoder import FILLING, NOT_A_POINT
+from text2seg.records import PointPrompts
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return bundled_scenes(2)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory, scenes):
+    """One export to int8, which draws in fp32 first: both folders, and what was measured of them."""
+    base = tmp_path_factory.mktemp("graphs")
+    steps = []
+    for step in export(Plan(base / "int8", precision="int8", rounds=0), scenes[:1]):
+        steps.append(step)
+        if step.precision == "fp32":
+            shutil.copytree(step.folder, base / "fp32")
+    return base, steps
+
+
+@pytest.fixture(scope="module")
+def full(exported):
+    """The demo model in ONNX Runtime, float32."""
+    return Text2Seg.load("demo", device="cpu", graphs=exported[0] / "fp32")
+
+
+@pytest.fixture
+def spoilt(exported, tmp_path):
+    """A copy of the graphs to damage."""
+    return shutil.copytree(exported[0] / "fp32", tmp_path / "graphs")
+
+
+def test_each_graph_is_torch_within_its_tolerance_and_int8_is_worse_than_fp32(exported):
+    base, (fp32, int8) = exported
+    assert [each.name for each in fp32.graphs] == list(GRAPHS)
+    assert all(each.error < 1e-5 for each in fp32.graphs)
+    errors = {each.name: each.error for each in int8.graphs}
+    assert all(1e-3 < errors[name] < 0.1 for name in ("sam_encoder", "clip_text"))
+    assert max(errors["clip_image"], errors["sam_decoder"]) < 1e-5
+    assert min(fp32.masks.ious) > 0.999
+    assert np.mean(int8.masks.ious) > 0.9
+    sizes = {step.precision: {each.name: each.bytes for each in step.graphs} for step in (fp32, int8)}
+    assert sizes["int8"]["sam_encoder"] < 0.6 * sizes["fp32"]["sam_encoder"]
+    assert not [path for path in base.iterdir() if path.name.startswith(".")]
+
+
+def test_the_pipeline_gives_the_same_points_and_masks(demo, full, scenes):
+    for scene in scenes:
+        wanted, found = (models.segment(scene.image, scene.queries) for models in (demo, full))
+        assert [each.query for each in found.segments] == [each.query for each in wanted.segments]
+        for ours, theirs in zip(found.segments, wanted.segments, strict=True):
+            np.testing.assert_allclose(ours.points.xy, theirs.points.xy, atol=1e-3)
+            np.testing.assert_allclose(ours.sam_score, theirs.sam_score, atol=1e-3)
+        assert min(agreement([wanted], [found]).ious) > 0.999
+
+
+def test_no_network_of_torch_is_called(full, scenes, monkeypatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("torch was asked")
+
+    for module in (full.clip.model.visual, full.clip.model.transformer, full.sam.module.mask_decoder.transformer):
+        for part in module.modules():
+            monkeypatch.setattr(part, "forward", refuse)
+    full.clip.text.forget()
+    assert full.segment(scenes[0].image, scenes[0].queries).segments
+    assert all(parameter.is_meta for parameter in full.sam.module.image_encoder.parameters())
+
+
+@pytest.mark.parametrize(("images", "sets", "points"), [(1, 1, 2), (1, 4, 7), (3, 5, 1)])
+def test_the_decoder_takes_any_number_of_images_sets_and_points(demo, full, images, sets, points):
+    generator = torch.Generator().manual_seed(points)
+    embeddings = torch.randn(images, 128, 24, 24, generator=generator)
+    labels = torch.randint(0, 2, (sets, points), generator=generator)
+    labels[:, 0] = NOT_A_POINT
+    labels[::2, 1:] = FILLING
+    given = (
+        embeddings,
+        torch.arange(sets) % images,
+        384 * torch.rand(sets, points, 2, generator=generator),
+        labels,
+    )
+    for masks in (None, torch.randn(sets, 1, 96, 96, generator=generator)):
+        with torch.inference_mode():
+            wanted = demo.sam.decoder_network(*given, masks)
+        for ours, theirs in zip(full.sam.decoder_network(*given, masks), wanted, strict=True):
+            assert float((ours - theirs).abs().max() / theirs.abs().max()) < 1e-4
+
+
+def test_a_persons_own_points_work_too(demo, full, scenes):
+    points = PointPrompts(np.array([[100, 90]], np.float32), np.array([1], np.int8), np.ones(1, np.float32))
+    wanted, found = (m.open(scenes[0].image).segment_points(scenes[0].queries[0], points) for m in (demo, full))
+    assert (wanted.mask == found.mask).mean() > 0.999
+
+
+def test_half_precision_is_near_torch(demo, exported, scenes, tmp_path):
+    convert(exported[0] / "fp32" / "clip_text.onnx", tmp_path / "clip_text.onnx", "fp16")
+    graph = Graph(tmp_path / "clip_text.onnx", CPU)
+    tokens = torch.tensor([[49406, 320, 3638, 49407], [49406, 3638, 49407, 0]])
+    with torch.inference_mode():
+        wanted = demo.clip.text.network(tokens)
+    error = float((graph(tokens)[0] - wanted).abs().max() / wanted.abs().max())
+    assert 1e-6 < error < 3e-2
+    source = exported[0] / "fp32" / "clip_text.onnx"
+    assert (tmp_path / "clip_text.onnx").stat().st_size < 0.6 * source.stat().st_size
+
+
+def test_large_weights_lie_beside_their_graph_in_every_precision(exported, tmp_path, monkeypatch):
+    import onnx
+
+    monkeypatch.setattr("text2seg.export.draw.LARGEST_FILE", 1000)
+    source, tokens = exported[0] / "fp32" / "clip_text.onnx", torch.tensor([[49406, 320, 3638, 49407]])
+    wanted = Graph(source, CPU)(tokens)[0]
+    save(onnx.load(str(source)), tmp_path / "fp32.onnx")
+    for precision, allowed in (("fp32", 0.0), ("fp16", 1e-3), ("int8", 1e-2)):
+        path = tmp_path / f"{precision}.onnx"
+        if precision != "fp32":
+            convert(tmp_path / "fp32.onnx", path, precision)
+        assert path.with_name(f"{path.name}.data").stat().st_size > 10 * path.stat().st_size
+        assert float((Graph(path, CPU)(tokens)[0] - wanted).abs().max()) <= allowed
+
+
+def test_provenance_says_runtime_precision_and_graphs(demo, full, exported):
+    origin = json.loads(json.dumps(full.provenance()))
+    assert (origin["runtime"], origin["precision"], demo.provenance()["runtime"]) == ("onnx", "fp32", "torch")
+    assert origin["clip"] == demo.provenance()["clip"]
+    assert len(origin["graphs"]["sam_encoder.onnx"]) == 64
+    eight = Text2Seg.load("demo", device="cpu", graphs=exported[0] / "int8").provenance()
+    assert eight["precision"] == "int8"
+    assert eight["graphs"] != origin["graphs"]
+
+
+def test_segment_and_label_run_from_the_command_line(exported, tmp_path, scenes, capsys):
+    picture = str(scenes[0].image.file_name)
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    shutil.copy(SCENES / "images" / picture.split("/")[-1], folder)
+    flags = ["--query", scenes[0].queries[0], "--runtime", "onnx", "--graphs", str(exported[0] / "fp32")]
+    assert main(["segment", str(next(folder.iterdir())), *flags, "--output", str(tmp_path / "out")]) == 0
+    assert main(["label", str(folder), *flags, "--output", str(tmp_path / "labels.json")]) == 0, capsys.readouterr().err
+    for path in (tmp_path / "out" / "dataset.json", tmp_path / "labels.json"):
+        dataset = json.loads(path.read_text())
+        origins = [
+            dataset["info"].get("provenance"),
+            *(a["attributes"].get("provenance") for a in dataset["annotations"]),
+        ]
+        assert dataset["annotations"]
+        assert any(origin and origin["runtime"] == "onnx" for origin in origins)
+
+
+def test_another_size_or_rule_than_the_exported_is_refused(full, scenes):
+    for maps, says in (
+        (MapSettings(input_size=256), "384×384 pixels, not 256×256: say --input-size 384 384"),
+        (MapSettings(architecture="naclip"), "for --architecture surgery, not naclip"),
+    ):
+        with pytest.raises(SettingsError, match=says):
+            full.segment(scenes[0].image, scenes[0].queries, Settings(maps=maps))
+
+
+def load(folder, **given):
+    return Text2Seg.load("demo", device="cpu", graphs=folder, **given)
+
+
+def test_folders_without_graphs_are_refused(spoilt, tmp_path):
+    with pytest.raises(CheckpointError, match="is not a folder; make one with: text2seg export onnx"):
+        load(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match=r"has no graphs\.json"):
+        load(tmp_path)
+    (spoilt / "sam_decoder.onnx").unlink()
+    with pytest.raises(CheckpointError, match=r"sam_decoder\.onnx is missing"):
+        load(spoilt)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda m: m["clip"].update(sha256="ab" * 32), "are of the CLIP 'demo' with sha256 abab"),
+        (lambda m: m["sam"].update(sha256="ab" * 32), "are of the SAM 'demo'"),
+        (lambda m: m.update(format=99), "of format 99, this text2seg reads 1"),
+        (lambda m: m.update(precision="int4"), "cannot be read .*int4"),
+        (lambda m: m.pop("opset"), "cannot be read"),
+        (lambda m: m["graphs"].pop(), "knows no graph sam_decoder_masked"),
+        (lambda m: m["files"].update({"../x.onnx": "0"}), "outside of the folder"),
+    ],
+)
+def test_graphs_of_another_model_or_version_are_refused(spoilt, change, says):
+    content = json.loads((spoilt / "graphs.json").read_text())
+    change(content)
+    (spoilt / "graphs.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=says):
+        load(spoilt)
+
+
+def test_a_damaged_graph_is_refused(spoilt):
+    path = spoilt / "clip_text.onnx"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match="is not the file that was exported"):
+        load(spoilt)
+    with pytest.raises(CheckpointError, match="cannot be run"):
+        Graph(path, CPU)
+
+
+def test_what_contradicts_the_graphs_is_refused(exported):
+    with pytest.raises(SettingsError, match="are in fp32, not bf16"):
+        load(exported[0] / "fp32", precision="bf16")
+    with pytest.raises(SettingsError, match="leave --compile out"):
+        load(exported[0] / "fp32", compile=True)
+    with pytest.raises(SettingsError, match="needs --graphs"):
+        ModelSettings(runtime="onnx")
+    with pytest.raises(SettingsError, match="is for --runtime onnx"):
+        ModelSettings(graphs=exported[0])
+
+
+def test_without_onnxruntime_the_way_out_is_named(exported, monkeypatch, tmp_path, scenes):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(SettingsError, match=r'pip install "text2seg\[onnx\]"'):
+        load(exported[0] / "fp32")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SettingsError, match=r'needs onnx, onnxscript, onnxruntime.*pip install "text2seg\[onnx\]"'):
+        next(export(Plan(tmp_path / "graphs"), scenes))
+
+
+def test_a_folder_of_something_else_is_not_replaced(tmp_path, scenes):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "me.jpg").touch()
+    with pytest.raises(OutputError, match="is there already and is no folder of graphs"):
+        next(export(Plan(tmp_path / "photos"), scenes))
+
+
+def test_the_manifest_says_what_the_files_are(exported):
+    import onnx
+
+    manifest = read_manifest(exported[0] / "int8")
+    assert (manifest.precision, manifest.input_hw, manifest.architecture) == ("int8", (384, 384), "surgery")
+    for graph in manifest.graphs:
+        model = onnx.load(str(exported[0] / "int8" / graph.file))
+        onnx.checker.check_model(model)
+        assert [each.name for each in model.graph.input] == [each.name for each in graph.inputs]
+        assert {each.domain: each.version for each in model.opset_import}[""] == manifest.opset
+        assert graph.error <= graph.tolerance
+    assert manifest.graph("sam_encoder").precision == "int8"
+    assert manifest.graph("clip_image").precision == "fp32"
+
+
+def test_the_repository_for_triton_fits_the_schema_and_the_graphs(exported, tmp_path):
+    folders = write_repository(exported[0] / "int8", tmp_path)
+    assert [folder.name for folder in folders] == list(GRAPHS)
+    for folder in folders:
+        check_against_graph(folder)
+    batches = {folder.name: parse(folder / "config.pbtxt").max_batch_size for folder in folders}
+    assert batches == {"clip_image": 8, "clip_text": 128, "sam_encoder": 8, "sam_decoder": 0, "sam_decoder_masked": 0}

@@ -1,0 +1,107 @@
+"""Exported graphs as a model repository for NVIDIA Triton Inference Server, with its ONNX Runtime backend.
+
+Source: the server's documentation of model repositories and of model configuration (`ModelConfig` in
+model_config.proto). Written after it; the repository has not been served by a Triton here.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from text2seg.errors import OutputError, SettingsError
+from text2seg.files import write_atomically
+from text2seg.graphs.manifest import GraphSpec, Manifest, TensorSpec, read_manifest
+from text2seg.maps.text import TEXTS_AT_ONCE
+
+CONFIG, MODEL = "config.pbtxt", "model.onnx"
+QUEUE_MICROSECONDS = 2000  # that a request waits for others to share a batch with
+
+_DTYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "int64": "TYPE_INT64"}
+
+
+def write_repository(graphs: Path, output: Path, *, version: int = 1, max_batch: int = 8) -> list[Path]:
+    """Write a folder for each graph, with its configuration and the graph as this version; gives those folders.
+
+    Args:
+        graphs: what `text2seg export onnx` wrote.
+        output: the repository; other models in it, and other versions of these, stay as they are.
+        version: the number of the new version.
+        max_batch: the largest batch that the server may put together; of texts at least what one query may take.
+
+    Raises:
+        CheckpointError: there are no graphs in the folder.
+        SettingsError: version or batch are less than 1.
+        OutputError: this version is there already, an earlier one has another configuration, or nothing can be written.
+    """
+    if version < 1 or max_batch < 1:
+        raise SettingsError("version and max batch must be 1 or more")
+    manifest = read_manifest(graphs)
+    configs = {graph.name: config_of(graph, manifest, max_batch) for graph in manifest.graphs}
+    for name, config in configs.items():
+        _check(output / name, config, version)
+    try:
+        for graph in manifest.graphs:
+            folder = output / graph.name / str(version)
+            folder.mkdir(parents=True)
+            for file in graphs.glob(f"{graph.file}*"):  # large weights lie beside the graph, which names their file
+                shutil.copy2(file, folder / (MODEL if file.name == graph.file else file.name))
+            write_atomically(output / graph.name / CONFIG, [configs[graph.name].encode()])
+    except OSError as error:
+        raise OutputError(f"{output} cannot be written: {error.strerror}") from error
+    return [output / name for name in configs]
+
+
+def _check(folder: Path, config: str, version: int) -> None:
+    if (folder / str(version)).exists():
+        raise OutputError(f"{folder} has a version {version} already; say --version {version + 1}, or another --output")
+    earlier = folder / CONFIG
+    if earlier.is_file() and earlier.read_text(encoding="utf-8") != config:
+        raise OutputError(
+            f"{earlier} is of a model with other inputs, precision or weights, which versions of one model share; "
+            "choose another --output"
+        )
+
+
+def config_of(graph: GraphSpec, manifest: Manifest, max_batch: int) -> str:
+    """The `config.pbtxt` of a graph.
+
+    Where every tensor has "batch" as its first side, the server makes batches of requests, and the side is left out, as
+    it wants it. SAM's decoder has images, sets and points instead: a request is a batch of its own.
+    """
+    batched = all(tensor.shape[0] == "batch" for tensor in (*graph.inputs, *graph.outputs))
+    # One query alone is a text for each template.
+    largest = max(max_batch, TEXTS_AT_ONCE) if graph.name == "clip_text" else max_batch
+    parts = [
+        f"name: {_quoted(graph.name)}",
+        'backend: "onnxruntime"',
+        f"max_batch_size: {largest if batched else 0}",
+        *_tensors("input", graph.inputs, batched),
+        *_tensors("output", graph.outputs, batched),
+        "version_policy { latest { num_versions: 1 } }",
+    ]
+    if batched:
+        parts.append(f"dynamic_batching {{ max_queue_delay_microseconds: {QUEUE_MICROSECONDS} }}")
+    model = manifest.clip if graph.name.startswith("clip") else manifest.sam
+    told = {"precision": graph.precision, "checkpoint": model["name"], "checkpoint_sha256": model["sha256"]}
+    if graph.name == "clip_image":
+        told["architecture"] = manifest.architecture
+    for key, value in told.items():
+        parts.append(f'parameters {{ key: "text2seg_{key}" value {{ string_value: {_quoted(value)} }} }}')
+    return "\n".join(parts) + "\n"
+
+
+def _tensors(kind: str, tensors: Sequence[TensorSpec], batched: bool) -> list[str]:
+    """One entry a tensor; -1 is a side that may differ from request to request."""
+    entries = []
+    for tensor in tensors:
+        sides = ", ".join(str(side if isinstance(side, int) else -1) for side in tensor.shape[batched:])
+        name, dtype = _quoted(tensor.name), _DTYPES[tensor.dtype]
+        entries.append(f"{kind} {{ name: {name} data_type: {dtype} dims: [ {sides} ] }}")
+    return entries
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
