@@ -1,0 +1,223 @@
+"""Bring an index up to a folder: encode what is new or has changed, forget what has gone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from text2seg.errors import CheckpointError, ImageError, OutputError, SettingsError
+from text2seg.images import load_image
+from text2seg.pipeline import Text2Seg
+from text2seg.records import Failure, Image
+from text2seg.search.index import VectorIndex
+from text2seg.search.vectors import VECTORS, picture_vectors
+from text2seg.storage import Place, Stamp
+
+AHEAD = 2  # pictures that each thread may have decoded before their turn
+UNSAVED_SHARE, UNSAVED_LEAST = 8, 64  # written when an eighth is new: writing costs a share of encoding, not its square
+
+_OF_NO_MATTER = frozenset({"text2seg", "sam", "settings", "precision", "compiled"})  # SAM's precision
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture to have in the index: its name from the folder on, its file's bytes and time of change."""
+
+    file: str
+    stamp: Stamp
+
+
+def pictures_of(files: Sequence[str], stamp: Callable[[int], Stamp]) -> list[Picture]:
+    """Pictures from the files of a listing and the stamp of each by its place there."""
+    return [Picture(file, stamp(number)) for number, file in enumerate(files)]
+
+
+@dataclass(slots=True)
+class Filled:
+    """What filling an index came to: pictures `encoded` now, `held` already, `dropped`; `stopped` before all were."""
+
+    encoded: int = 0
+    held: int = 0
+    dropped: int = 0
+    failures: list[Failure] = field(default_factory=list)
+    stopped: bool = False
+
+
+def index_key(models: Text2Seg) -> dict[str, Any]:
+    """All that the vectors of a picture depend on beside its file: weights, precision, device, input and attention.
+
+    Raises:
+        SettingsError: the models do not say which weights they are, so vectors of two could be mixed.
+    """
+    made_by = models.provenance()
+    clip = made_by.get("clip")
+    if not isinstance(clip, dict) or "sha256" not in clip:
+        raise SettingsError("an index needs models that know the hash of their weights, as those of Text2Seg.load do")
+    maps = models.settings.maps
+    runtime = {name: value for name, value in made_by.items() if name not in _OF_NO_MATTER}
+    return {
+        **runtime,
+        "clip": clip["sha256"],
+        "precision": models.clip.precision.name,
+        "device": models.clip.device.type,
+        "input_hw": list(models.clip.input_hw(maps.input_size or models.input_size)),
+        "attention": maps.architecture,
+        "vectors": VECTORS,
+    }
+
+
+def index_path(folder: Place, key: dict[str, Any], where: Path | None = None) -> Path:
+    """The file of a folder's index, in `where` or in the user's cache folder; another key has another file."""
+    whole = str(folder.resolve() if isinstance(folder, Path) else folder)
+    name = hashlib.sha256(json.dumps([whole, key], sort_keys=True).encode()).hexdigest()[:24]
+    return (where or platformdirs.user_cache_path("text2seg", appauthor=False) / "search") / f"{name}.index"
+
+
+@contextmanager
+def filled_index(
+    models: Text2Seg,
+    folder: Place,
+    pictures: Sequence[Picture],
+    *,
+    where: Path | None = None,
+    workers: int = 4,
+    stopping: Callable[[], bool] = lambda: False,
+    progress: bool = False,
+) -> Iterator[tuple[VectorIndex, Filled]]:
+    """The index of a folder, brought up to these pictures and saved.
+
+    Another process that fills the same index is waited for. What was encoded is kept whatever happens: `stopping`,
+    an error, Ctrl-C.
+
+    Args:
+        pictures: those to have; others of the folder stay in the index as long as their files are there.
+        where: the folder of indexes, by default one in the user's cache.
+        workers: threads that decode.
+
+    Raises:
+        SettingsError: FAISS is not installed, or the models do not know the hash of their weights.
+        OutputError: the index cannot be written.
+        CheckpointError: CLIP's features are not finite.
+    """
+    key = index_key(models)
+    path = index_path(folder, key, where)
+    with _held(path, stopping) as mine:
+        index = VectorIndex.open(path, key)
+        filled = Filled(stopped=not mine)
+        if mine:
+            filled = _fill(index, models, folder, pictures, workers, stopping, progress)
+    yield index, filled
+
+
+@contextmanager
+def _held(path: Path, stopping: Callable[[], bool]) -> Iterator[bool]:
+    """Whether this process alone may write the index: true, unless it was stopped while it waited."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock, waited = FileLock(path.with_name(path.name + ".lock")), False
+        while not stopping():
+            try:
+                lock.acquire(timeout=0.5)
+                break
+            except Timeout:
+                if not waited:
+                    _log.warning("another process is filling %s; waiting for it", path)
+                waited = True
+    except OSError as error:
+        raise OutputError(f"cannot write in {path.parent}: {error.strerror}; choose another --index") from error
+    try:
+        yield lock.is_locked
+    finally:
+        lock.release()
+
+
+def _fill(
+    index: VectorIndex,
+    models: Text2Seg,
+    folder: Place,
+    pictures: Sequence[Picture],
+    workers: int,
+    stopping: Callable[[], bool],
+    progress: bool,
+) -> Filled:
+    filled = Filled(dropped=index.drop(_gone(index, folder, {picture.file for picture in pictures})))
+    fresh = [each for each in pictures if (entry := index.entry(each.file)) is None or entry.stamp != each.stamp]
+    filled.held = len(pictures) - len(fresh)
+    unsaved, looked_at = filled.dropped, 0
+    try:
+        for picture, decoded in _decoded(fresh, folder, workers, stopping, progress):
+            looked_at += 1
+            unsaved += 1
+            try:
+                _encode(index, models, picture, decoded.result())
+                filled.encoded += 1
+            except CheckpointError:
+                raise
+            except Exception as error:  # decoders let anything out, and one bad file must not end a night's run
+                index.drop([picture.file])
+                filled.failures.append(_failure(picture, error, str(folder / picture.file)))
+            if unsaved >= max(UNSAVED_LEAST, len(index) // UNSAVED_SHARE):
+                index.save()
+                unsaved = 0
+    finally:
+        if unsaved:
+            index.save()
+    filled.stopped = looked_at < len(fresh)
+    return filled
+
+
+def _gone(index: VectorIndex, folder: Place, wanted: set[str]) -> list[str]:
+    """Pictures whose files are no more. A shard or a pattern leaves others out that are; a store is not asked."""
+    if not isinstance(folder, Path):
+        return []
+    return [file for file in index.files() if file not in wanted and not (folder / file).exists()]
+
+
+def _decoded(
+    pictures: Sequence[Picture], folder: Place, workers: int, stopping: Callable[[], bool], progress: bool
+) -> Iterator[tuple[Picture, Future[Image]]]:
+    """Each picture as threads have decoded it, a bounded number ahead of their turn."""
+    ahead: deque[tuple[Picture, Future[Image]]] = deque()
+    pool, source = ThreadPoolExecutor(workers, thread_name_prefix="text2seg-decode"), iter(pictures)
+    try:
+        with tqdm(total=len(pictures), unit="image", desc="index", disable=not progress or not pictures) as bar:
+            while not stopping():
+                while len(ahead) < AHEAD * workers and (one := next(source, None)) is not None:
+                    ahead.append((one, pool.submit(load_image, folder / one.file, file_name=one.file)))
+                if not ahead:
+                    break
+                yield ahead.popleft()
+                bar.update()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _encode(index: VectorIndex, models: Text2Seg, picture: Picture, image: Image) -> None:
+    """One picture at a time: rounding depends on what shares a batch, and a picture's vectors are to depend on its file
+    alone, so that a label job that was stopped leaves out the same pictures as one that never was."""
+    maps = models.settings.maps
+    size = maps.input_size or models.input_size
+    (tokens,) = models.clip.encode_images([image], size=size, architecture=maps.architecture)
+    index.put(picture.file, picture.stamp, image.hw, picture_vectors(tokens))
+
+
+def _failure(picture: Picture, error: Exception, path: str) -> Failure:
+    if isinstance(error, ImageError):
+        message = " ".join(str(error).replace(path, picture.file).split())
+        return Failure(picture.file, "read", message if picture.file in message else f"{picture.file}: {message}")
+    _log.info("%s", path, exc_info=error)
+    return Failure(picture.file, "index", f"{picture.file}: {type(error).__name__}: {' '.join(str(error).split())}")

@@ -1,0 +1,150 @@
+"""The vectors of a folder's pictures in one file: a FAISS index, and a table of which picture each vector is of.
+
+The file can be made again from the pictures, so a damaged one, or one of another checkpoint, is begun anew. The only
+file that knows FAISS.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import zlib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from text2seg.errors import SettingsError
+from text2seg.files import write_atomically
+from text2seg.search.vectors import VECTORS
+
+FORMAT = 1  # counts up when vectors are made in another way, so that old ones are not found any more
+_KEY = "text2seg_search"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A picture in the index: its number there, the file's bytes and time of change when it was encoded, its size."""
+
+    number: int
+    stamp: tuple[int, int]
+    hw: tuple[int, int]
+
+
+class VectorIndex:
+    """Vectors in memory, as float16, from a file and back into it. For one thread at a time."""
+
+    def __init__(self, path: Path, key: Mapping[str, Any]) -> None:
+        """An empty one; `VectorIndex.open` reads what is there."""
+        self.path, self._key = path, dict(key)
+        self._faiss = import_faiss()
+        self._vectors: Any = None  # made with the first picture, which says how long vectors are
+        self._entries: dict[str, Entry] = {}
+        self._next = 0
+
+    @classmethod
+    def open(cls, path: Path, key: Mapping[str, Any]) -> VectorIndex:
+        """What the file at `path` holds, or an empty index where it is missing, damaged or of another key.
+
+        Args:
+            key: all that vectors depend on beside the picture, plain JSON.
+
+        Raises:
+            SettingsError: FAISS is not installed.
+        """
+        index = cls(path, key)
+        try:
+            index._read()
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            _log.warning("%s is begun anew: %s", path, error)
+            index = cls(path, key)
+        return index
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def files(self) -> list[str]:
+        return list(self._entries)
+
+    def entry(self, file: str) -> Entry | None:
+        return self._entries.get(file)
+
+    def put(self, file: str, stamp: tuple[int, int], hw: tuple[int, int], vectors: NDArray[np.float32]) -> None:
+        """Add a picture, in place of what there was of that file; `vectors` are unit float32 [V, C], as many for
+        every picture."""
+        self.drop([file])
+        if self._vectors is None:
+            half = self._faiss.ScalarQuantizer.QT_fp16
+            flat = self._faiss.IndexScalarQuantizer(vectors.shape[1], half, self._faiss.METRIC_INNER_PRODUCT)
+            self._vectors = self._faiss.IndexIDMap2(flat)
+        self._vectors.add_with_ids(vectors, self._ids([self._next], len(vectors)))
+        self._entries[file] = Entry(self._next, stamp, hw)
+        self._next += 1
+
+    def drop(self, files: Iterable[str]) -> int:
+        """Forget these pictures; gives how many there were."""
+        gone = [entry.number for file in files if (entry := self._entries.pop(file, None))]
+        if gone:
+            self._vectors.remove_ids(self._ids(gone, VECTORS))
+        return len(gone)
+
+    def vectors(self, files: Sequence[str]) -> NDArray[np.float32]:
+        """Those of these pictures, float32 [N, V, C]; raises `KeyError` where one is not in the index."""
+        numbers = [self._entries[file].number for file in files]
+        if not numbers:
+            return np.zeros((0, 0, 0), np.float32)
+        each = self._vectors.ntotal // len(self)
+        found: NDArray[np.float32] = self._vectors.reconstruct_batch(self._ids(numbers, each))
+        return found.reshape(len(numbers), each, -1)
+
+    def nearest(self, feature: NDArray[np.float32], count: int, among: Collection[str]) -> list[str]:
+        """The pictures of the `count` vectors most like a unit feature float32 [C], by inner product, best first."""
+        numbers = {entry.number: file for file, entry in self._entries.items() if file in among}
+        if not numbers:
+            return []
+        how = None
+        if len(numbers) < len(self):
+            how = self._faiss.SearchParameters(sel=self._faiss.IDSelectorBatch(self._ids(list(numbers), VECTORS)))
+        _, found = self._vectors.search(feature[None], min(count, self._vectors.ntotal), params=how)
+        return list(dict.fromkeys(numbers[int(row) // VECTORS] for row in found[0] if row >= 0))
+
+    def save(self) -> None:
+        """Write the file, whole or not at all. Raises `OutputError` where that cannot be done."""
+        table = [[file, entry.number, *entry.stamp, *entry.hw] for file, entry in self._entries.items()]
+        content = self._faiss.serialize_index(self._vectors).tobytes() if self._entries else b""
+        about = {_KEY: FORMAT, "key": self._key, "crc": zlib.crc32(content), "next": self._next, "pictures": table}
+        write_atomically(self.path, [json.dumps(about).encode() + b"\n", content])
+
+    def _read(self) -> None:
+        with self.path.open("rb") as file:
+            about, content = json.loads(file.readline()), file.read()
+        if about[_KEY] != FORMAT or about["key"] != self._key:
+            raise ValueError("it is of another version or checkpoint")
+        if zlib.crc32(content) != about["crc"]:
+            raise ValueError("it is damaged")
+        for name, number, size, changed, height, width in about["pictures"]:
+            self._entries[name] = Entry(number, (size, changed), (height, width))
+        self._next = about["next"]
+        if self._entries:
+            self._vectors = self._faiss.deserialize_index(np.frombuffer(content, np.uint8))
+
+    @staticmethod
+    def _ids(numbers: Sequence[int], each: int) -> NDArray[np.int64]:
+        """The ids of the first `each` vectors of these pictures."""
+        return (np.array(numbers, np.int64)[:, None] * VECTORS + np.arange(each)).ravel()
+
+
+def import_faiss() -> Any:
+    """FAISS, or a `SettingsError` that says how to get it."""
+    try:
+        import faiss
+    except ImportError as error:
+        raise SettingsError('a vector index needs FAISS: pip install "text2seg[search]"') from error
+    return faiss
