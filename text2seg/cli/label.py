@@ -5,16 +5,19 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from text2seg.cli.common import PipelineFlags, load_models, log_to_terminal, queries_of
 from text2seg.cli.status import FAILED, INTERRUPTED
-from text2seg.config import LabelSettings, ModelSettings, Settings
-from text2seg.errors import QueryError
+from text2seg.config import LabelSettings, ModelSettings, RaySettings, Settings
+from text2seg.errors import QueryError, SettingsError
+from text2seg.storage import Url
 
 if TYPE_CHECKING:
+    from text2seg.concepts import Concepts
+    from text2seg.labelling.engine import Engine
     from text2seg.labelling.job import LabelReport
     from text2seg.ontology import Ontology
     from text2seg.records import Failure
@@ -30,10 +33,10 @@ class Label:
     Example: text2seg label photos --ontology things.yaml --output dataset.json
     """
 
-    folder: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")]]
-    """Folder of pictures."""
-    ontology: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="")] = None
-    """File of categories with their wordings, YAML or JSON."""
+    folder: tyro.conf.Positional[Annotated[Url | Path, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")]]
+    """Folder of pictures, a path or a URL such as s3://bucket/photos."""
+    ontology: Annotated[Url | Path | None, tyro.conf.arg(help_behavior_hint="")] = None
+    """File of categories with their wordings, YAML or JSON; a path or a URL."""
     query: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """In place of an ontology: a category; repeat for more."""
     queries: Annotated[str, tyro.conf.arg(help_behavior_hint="")] = ""
@@ -41,6 +44,11 @@ class Label:
     label: tyro.conf.UseAppendAction[LabelSettings] = field(default_factory=LabelSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
     settings: PipelineFlags = field(default_factory=Settings)
+    engine: Literal["local", "ray"] = "local"
+    """What runs the models: this process, or workers of a Ray cluster (docs/scale.md). The COCO file is the same."""
+    ray: RaySettings = field(default_factory=RaySettings)
+    sam3: Path | None = None
+    """Compare with SAM 3: a folder with its weights and tokenizer, in place of CLIP and SAM (docs/models.md)."""
     resume: bool = True
     """Go on where an earlier run of the same job stopped; --no-resume is another word for --restart."""
     strict: bool = False
@@ -52,6 +60,8 @@ class Label:
 
     def run(self) -> int:
         log_to_terminal(verbose=self.verbose)
+        if self.sam3 and (self.engine != "local" or self.label.only_if_present or self.dry_run):
+            raise SettingsError("--sam3 goes with none of --engine ray, --only-if-present and --dry-run")
         ontology = self._ontology()
         job = self.label if self.resume else replace(self.label, restart=True)
         if self.dry_run:
@@ -62,9 +72,12 @@ class Label:
         from text2seg.labelling.output import journal_path
 
         check_unlocked(journal_path(job.output))
-        models = load_models(self.model, self.settings)
+        if isinstance(job.output, Url):
+            print(f"text2seg: the journal of this job is {journal_path(job.output)}", file=sys.stderr)
+        engine = self._engine()
+        models = self._concepts(self.sam3) if self.sam3 else load_models(self.model, self.settings)
         with stop_on_signals() as stop:
-            report = label_folder(models, self.folder, ontology, job, progress=True, stop=stop)
+            report = label_folder(models, self.folder, ontology, job, progress=True, stop=stop, engine=engine)
         if report.interrupted:
             failed = f" ({report.failed} of them failed)" * bool(report.failed)
             print(
@@ -75,6 +88,24 @@ class Label:
             return INTERRUPTED
         _show(report)
         return FAILED if report.failed and (self.strict or report.failed == report.images) else 0
+
+    def _concepts(self, folder: Path) -> Concepts:
+        from text2seg.concepts import Concepts
+
+        return Concepts.open_folder(
+            folder, device=self.model.device, precision=self.model.precision, settings=self.settings
+        )
+
+    def _engine(self) -> Engine | None:
+        if self.engine == "local":
+            if self.ray != RaySettings():
+                raise SettingsError("--address, workers and what is set aside for each are for --engine ray")
+            return None
+        from text2seg.engines.ray_engine import RayEngine
+
+        engine = RayEngine(self.model, self.settings, self.ray, workers=self.label.workers)
+        engine.check()
+        return engine
 
     def _ontology(self) -> Ontology:
         from text2seg.ontology import ontology_of_queries, read_ontology
@@ -117,7 +148,10 @@ def _show(report: LabelReport) -> None:
         table.add_row(each.name, str(each.images), str(each.segments), area, score)
     Console(highlight=False, markup=False, emoji=False).print(table)
     _show_failures(report.failures, f"all stand in info.failures of {report.dataset}")
-    print(f"{report.images} images: {report.found} with segments, {report.empty} without, {report.failed} failed")
+    skipped = f" ({report.skipped} of them not looked at)" * bool(report.skipped)
+    print(
+        f"{report.images} images: {report.found} with segments, {report.empty} without{skipped}, {report.failed} failed"
+    )
     print(f"COCO file: {report.dataset}")
 
 

@@ -11,16 +11,16 @@ import logging
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from text2seg.coco.entries import Encoding
 from text2seg.images import load_image
 from text2seg.labelling.record import Json, Masks, Task, failure_record, success_record
 from text2seg.records import Image, Segmentation
+from text2seg.storage import Place
 from text2seg.vocabulary import Query
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 Batch = Sequence[Task]
 Delivery = list[tuple[int, Json]]  # index of the task, its record
 Deliver = Callable[[Delivery], None]
-Load = Callable[[Path, str], Image]
+Load = Callable[[Any, str], Image]  # of the file's Path or Url, as the work's folder is one
 
 AHEAD = 2  # batches that are decoded, or being decoded, before their turn; as many wait to be written
 
@@ -40,11 +40,12 @@ _log = logging.getLogger(__name__)
 class Work:
     """What is done to every image; plain values that can be sent to another process."""
 
-    folder: Path
+    folder: Place
     queries: tuple[Query, ...]
     categories: dict[str, int]
     encoding: Encoding = "rle"
     keep_candidates: bool = False
+    models: Mapping[str, Any] = field(default_factory=dict)  # what must run it, as `described` says it
 
 
 class Engine(Protocol):
@@ -80,6 +81,12 @@ class LocalEngine:
                     writer.put(self._segment(work, *ahead.popleft()))
         finally:
             pool.shutdown(cancel_futures=True)
+
+    def run_batch(self, work: Work, batch: Batch) -> Delivery:
+        """One batch from its files to the records of the wanted tasks. What is wrong with a file raises nothing."""
+        with ThreadPoolExecutor(self._workers, thread_name_prefix="text2seg-decode") as pool:
+            decoded = [pool.submit(self._load, work.folder / task.file, task.file) for task in batch]
+            return self._segment(work, batch, decoded)()
 
     def _segment(self, work: Work, batch: Batch, decoded: list[Future[Image]]) -> Callable[[], Delivery]:
         """Run the models on a batch; gives what is left to do for its records, for the writer's thread."""
@@ -142,7 +149,12 @@ class LocalEngine:
         return [session.candidate_mask(segment, k) for k in offered if k != segment.chosen]
 
 
-def _load(path: Path, name: str) -> Image:
+def described(models: Text2Seg) -> dict[str, Any]:
+    """All of the models that changes results, as plain values: kind of device, checkpoints, precision, settings."""
+    return {"device": models.sam.device.type, **models.provenance()}
+
+
+def _load(path: Place, name: str) -> Image:
     return load_image(path, file_name=name)
 
 

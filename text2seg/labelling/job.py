@@ -6,7 +6,6 @@ import threading
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
@@ -16,13 +15,15 @@ from text2seg.coco.dataset import read_dataset
 from text2seg.coco.lookup import relative_folder
 from text2seg.config import LabelSettings
 from text2seg.errors import ImageError
-from text2seg.labelling.engine import Delivery, Engine, LocalEngine, Work
+from text2seg.labelling.engine import Delivery, Engine, LocalEngine, Work, described
 from text2seg.labelling.journal import Journal
 from text2seg.labelling.ledger import Ledger
 from text2seg.labelling.listing import Listing, list_images
 from text2seg.labelling.output import CategorySummary, check_output, journal_path, write_output
+from text2seg.labelling.sift import check_sifting, skipped
 from text2seg.ontology import Ontology, queries_of, with_ids_from
 from text2seg.records import Failure
+from text2seg.storage import Place, Url, check_writable, place_of
 
 if TYPE_CHECKING:
     from text2seg.pipeline import Text2Seg
@@ -32,23 +33,25 @@ _NAMED = 5  # so many of a longer list stand in a message
 
 @dataclass(frozen=True, slots=True)
 class LabelReport:
-    """What a job came to. `found` counts images with a segment, `empty` those without, `failures` the others; while a
-    job is `interrupted` there is no dataset yet, `failed` counts only, and `categories` is empty."""
+    """What a job came to. `found` counts images with a segment, `empty` those without, of which so many were `skipped`
+    with `--only-if-present`, `failures` the others; while a job is `interrupted` there is no dataset yet, `failed`
+    counts only, and `categories` is empty."""
 
-    dataset: Path
+    dataset: Place
     images: int
     found: int
     empty: int
     failed: int
+    skipped: int = 0
     failures: tuple[Failure, ...] = ()
     categories: tuple[CategorySummary, ...] = ()
     interrupted: bool = False
 
     @classmethod
-    def of(cls, dataset: Path, ledger: Ledger) -> LabelReport:
+    def of(cls, dataset: Place, ledger: Ledger) -> LabelReport:
         """How far a job has come."""
-        found, empty, failed = ledger.counts().values()
-        return cls(dataset, len(ledger.listing), found, empty, failed, interrupted=ledger.missing > 0)
+        found, empty, failed, *skipped = ledger.counts().values()
+        return cls(dataset, len(ledger.listing), found, empty, failed, sum(skipped), interrupted=ledger.missing > 0)
 
     @property
     def done(self) -> int:
@@ -57,7 +60,7 @@ class LabelReport:
 
 def label_folder(
     models: Text2Seg,
-    folder: Path,
+    folder: Place | str,
     ontology: Ontology,
     settings: LabelSettings | None = None,
     *,
@@ -72,6 +75,7 @@ def label_folder(
 
     Args:
         models: with the settings of maps, points and presence that hold for all images.
+        folder: its path, or a URL such as `s3://bucket/photos`.
         stop: once it is set, the batch at work is finished and the report says `interrupted`.
         engine: what runs the batches, by default `LocalEngine` on `models`.
 
@@ -79,21 +83,28 @@ def label_folder(
         QueryError, OntologyError, SettingsError, ImageError, OutputError: the job cannot be begun; no picture has been
             read by then. `OutputError` also where the disk fails or is full later on.
     """
-    settings, folder = settings or LabelSettings(), Path(folder)
+    settings, folder = settings or LabelSettings(), place_of(folder)
     queries = models.check(queries_of(ontology))
+    if settings.only_if_present:
+        check_sifting(models)
     listing = listing_of(folder, settings)
     ontology, image_id = take_ids(ontology, listing, settings.categories_from)
     numbers = {category.name: category.id for category in ontology.categories}
-    work = Work(folder, queries, numbers, settings.segmentation, settings.keep_candidates)
+    work = Work(folder, queries, numbers, settings.segmentation, settings.keep_candidates, described(models))
     check_output(settings.output, overwrite=settings.overwrite)
-    described = fingerprint(models, folder, ontology, settings)
-    with Journal.open(journal_path(settings.output), described, restart=settings.restart) as journal:
+    if isinstance(settings.output, Url):
+        check_writable(settings.output)
+    job = fingerprint(models, folder, ontology, settings)
+    with Journal.open(journal_path(settings.output), job, restart=settings.restart) as journal:
         ledger = Ledger(listing)
         ledger.take_up(journal, retry_failures=settings.retry_failures)
         run = engine or LocalEngine(models, workers=settings.workers)
         stopping = stop.is_set if stop else lambda: False
         with tqdm(total=len(listing), initial=ledger.done, unit="image", disable=not progress) as bar:
             deliver = _delivery(journal, ledger, bar)
+            if settings.only_if_present:
+                for records in skipped(models, ledger, queries, settings, stopping, progress=progress):
+                    deliver(records)
             run.run(work, ledger.batches(settings.batch), deliver, stopping)
         if ledger.missing:
             if not stopping():
@@ -104,12 +115,13 @@ def label_folder(
             "folder": relative_folder(folder, settings.output),
             "provenance": models.provenance(),
             "ontology": ontology.to_dict(),
+            **_sifting(settings),
         }
         failures, summaries = write_output(settings.output, journal, ledger, ontology, image_id=image_id, info=info)
         return replace(LabelReport.of(settings.output, ledger), failures=failures, categories=summaries)
 
 
-def listing_of(folder: Path, settings: LabelSettings) -> Listing:
+def listing_of(folder: Place, settings: LabelSettings) -> Listing:
     """The files that a job is about; raises as `list_images` does."""
     journal = journal_path(settings.output)
     return list_images(
@@ -123,7 +135,7 @@ def listing_of(folder: Path, settings: LabelSettings) -> Listing:
 
 
 def take_ids(
-    ontology: Ontology, listing: Listing, categories_from: Path | None
+    ontology: Ontology, listing: Listing, categories_from: Place | None
 ) -> tuple[Ontology, Callable[[int], int]]:
     """The ontology with the ids it is to have, and the id of each image by its index in the listing.
 
@@ -151,20 +163,25 @@ def take_ids(
     return ontology, lambda index: ids[index]
 
 
-def fingerprint(models: Text2Seg, folder: Path, ontology: Ontology, settings: LabelSettings) -> dict[str, Any]:
+def fingerprint(models: Text2Seg, folder: Place, ontology: Ontology, settings: LabelSettings) -> dict[str, Any]:
     """All that changes results. Which files there are does not belong to it, so that a folder or `--limit` may grow."""
     return {
         "version": __version__,
-        "folder": str(folder.resolve()),
+        "folder": str(folder if isinstance(folder, Url) else folder.resolve()),
         "shard": settings.shard,
         "batch": settings.batch,
         "segmentation": settings.segmentation,
         "keep_candidates": settings.keep_candidates,
         "exif_orientation": "applied",
         "ontology": ontology.to_dict(),
-        "device": models.sam.device.type,
-        **models.provenance(),
+        **_sifting(settings),
+        **described(models),
     }
+
+
+def _sifting(settings: LabelSettings) -> dict[str, Any]:
+    """What is said of leaving pictures out, where that is done."""
+    return {"only_if_present": {"skip_below": settings.skip_below}} if settings.only_if_present else {}
 
 
 def _delivery(journal: Journal, ledger: Ledger, bar: Any) -> Callable[[Delivery], None]:

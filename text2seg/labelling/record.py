@@ -16,6 +16,7 @@ from text2seg.coco import rle
 from text2seg.coco.entries import Encoding, annotations_of, plain_number
 from text2seg.errors import Text2SegError
 from text2seg.records import Segmentation
+from text2seg.storage import Place, Stamp
 
 Json = dict[str, Any]
 Masks = Sequence[NDArray[np.bool_]]
@@ -32,11 +33,11 @@ class Task:
 
     index: int
     file: str
-    stamp: tuple[int, int]
+    stamp: Stamp
     wanted: bool = True
 
 
-def stamp_of(path: Path) -> tuple[int, int]:
+def stamp_of(path: Path) -> Stamp:
     """Bytes and nanoseconds of the last change, by which a changed file is known; `MISSING` where there is no file."""
     try:
         status = os.stat(path)
@@ -45,7 +46,7 @@ def stamp_of(path: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def stamp_in(record: Mapping[str, Any]) -> tuple[int, int]:
+def stamp_in(record: Mapping[str, Any]) -> Stamp:
     """The stamp of the file that a record is about."""
     return record["bytes"], record["mtime_ns"]
 
@@ -83,7 +84,24 @@ def success_record(
     }
 
 
-def failure_record(task: Task, stage: str, error: BaseException, path: Path) -> Json:
+def skip_record(task: Task, hw: tuple[int, int], presence: Mapping[str, float]) -> Json:
+    """The record of an image that nothing was looked for in, because by an index none of the queries is there.
+
+    Args:
+        hw: of the image as it would have been decoded.
+        presence: what the index says of each query.
+    """
+    return {
+        **_head(task),
+        "width": hw[1],
+        "height": hw[0],
+        "presence": {query: plain_number(score) for query, score in presence.items()},
+        "annotations": [],
+        "skipped": True,
+    }
+
+
+def failure_record(task: Task, stage: str, error: BaseException, path: Place) -> Json:
     """The record of an image that could not be done, its message in one line that does not depend on the folder."""
     if isinstance(error, Text2SegError):
         message = str(error).replace(str(path), task.file)

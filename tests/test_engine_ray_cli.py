@@ -1,0 +1,68 @@
+"""`text2seg label --engine ray` as a user runs it: flags, a Ray of its own, Ctrl-C, an address where nothing is."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from test_labelling_kill import PATIENCE, ROOT, photos, queries, records
+
+from text2seg.cli import main
+from text2seg.cli.status import FAILED, INTERRUPTED
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals")
+
+
+def command(folder, output, *more):
+    asked = ["label", str(folder), "--queries", queries(), "--output", str(output), "--device", "cpu", "--batch", "1"]
+    return [*asked, *more]
+
+
+def test_ctrl_c_keeps_what_is_done_and_the_local_engine_goes_on(tmp_path):
+    """SIGINT goes to the whole group, as a terminal sends it, and so to Ray's processes too."""
+    pytest.importorskip("ray", reason="the extra ray")
+    folder, output, whole = photos(tmp_path / "photos", 8), tmp_path / "dataset.json", tmp_path / "whole.json"
+    with output.with_suffix(".log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "text2seg", *command(folder, output, "--engine", "ray")],
+            stdout=log,
+            stderr=log,
+            cwd=ROOT,
+            start_new_session=True,
+        )
+    journal, end = output.with_name(output.name + ".journal"), time.monotonic() + PATIENCE
+    while not (journal.exists() and records(output)) and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(PATIENCE) == INTERRUPTED
+    message, done = output.with_suffix(".log").read_text(encoding="utf-8"), records(output)
+    assert 1 <= done < 8
+    assert f"stopped with {done} of 8 images done" in message
+    assert "Traceback" not in message
+    assert "Connecting" not in message, "Ray was begun again while it ended"
+    assert not output.exists()
+    assert main(command(folder, output)) == 0
+    assert main(command(folder, whole)) == 0
+    assert output.read_bytes() == whole.read_bytes()
+
+
+def test_an_address_where_nothing_is_ends_soon_with_one_line(tmp_path, capsys):
+    pytest.importorskip("ray", reason="the extra ray")
+    folder, output = photos(tmp_path / "photos", 1), tmp_path / "dataset.json"
+    began = time.monotonic()
+    assert main(command(folder, output, "--engine", "ray", "--address", "127.0.0.1:9")) == FAILED
+    assert time.monotonic() - began < 60  # almost all of it for importing Ray on a busy machine
+    said = capsys.readouterr().err
+    assert "no Ray cluster answers at 127.0.0.1:9" in said
+    assert "ray start --head" in said
+    assert not output.exists()
+
+
+def test_flags_of_ray_without_ray_are_a_mistake(tmp_path, capsys):
+    folder = photos(tmp_path / "photos", 1)
+    assert main(command(folder, tmp_path / "dataset.json", "--max-workers", "4")) == FAILED
+    assert "--engine ray" in capsys.readouterr().err
