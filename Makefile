@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo app test lint type unit test-browser chromium score clean
+.PHONY: demo app test lint type unit test-browser chromium score audit licences lock clean
 
 demo: $(READY)  ## set up, then cut things out of a bundled scene with the bundled demo model
 	$(BIN)/text2seg segment text2seg/demo/scenes/new-scenes/images/scene_0019.jpg \
@@ -35,10 +35,28 @@ chromium:  ## Debian's and Ubuntu's Chromium, where there is none yet
 score: $(READY)  ## score the demo model on the bundled test scenes
 	$(BIN)/python scripts/score_demo.py
 
+audit: $(READY)  ## known faults of all that is installed; fails where the database does not answer
+	$(BIN)/pip install --quiet pip-audit
+	$(BIN)/pip-audit --local --skip-editable --strict
+
+licences: $(READY)  ## write docs/licences.md from what is installed
+	$(BIN)/pip install --quiet pip-licenses
+	$(BIN)/python scripts/licences.py --write
+
+lock: $(READY)  ## write requirements.lock anew: the latest versions that setup.cfg allows
+	$(BIN)/pip install --quiet uv
+	$(BIN)/uv pip compile setup.cfg --extra dev --universal --python-version 3.10 --generate-hashes --upgrade \
+		--no-header --no-annotate --quiet --output-file requirements.lock
+
 $(READY): setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
+ifeq ($(LOCKED),)
 	$(BIN)/pip install --quiet --editable ".[dev]"
+else  # the very files of requirements.lock: make test LOCKED=1
+	$(BIN)/pip install --quiet --requirement requirements.lock
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+endif
 	touch $@
 
 clean:
