@@ -17,7 +17,7 @@ from text2seg.errors import ImageError, QueryError, Text2SegError
 from text2seg.grids import map_score
 from text2seg.maps.clip import ImageTokens
 from text2seg.maps.presence import PresenceModel
-from text2seg.masks.sam import SamEmbedding
+from text2seg.masks.any_sam import SamEmbedding
 from text2seg.pipeline import Text2Seg
 from text2seg.records import Candidates, PointPrompts
 from text2seg.runtime import FULL

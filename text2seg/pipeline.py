@@ -5,6 +5,7 @@ The only file that knows this order. One image is a batch of one, and every way 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -20,9 +21,9 @@ from text2seg.images import load_image
 from text2seg.loading import load_pair
 from text2seg.maps.clip import Clip, ImageTokens, label_set
 from text2seg.maps.queries import query_maps, texts_of
+from text2seg.masks.any_sam import AnySam, SamEmbedding
 from text2seg.masks.choice import by_sam
 from text2seg.masks.compete import settle
-from text2seg.masks.sam import Sam, SamEmbedding
 from text2seg.masks.segments import cut, segment_of
 from text2seg.points import aims
 from text2seg.records import Aim, Box, Candidates, Image, PointPrompts, Segment, Segmentation, SimilarityMaps
@@ -40,7 +41,7 @@ class Text2Seg:
     def __init__(
         self,
         clip: Clip,
-        sam: Sam,
+        sam: AnySam,
         *,
         settings: Settings | None = None,
         input_size: int | None = None,
@@ -69,6 +70,7 @@ class Text2Seg:
         device: str = "auto",
         precision: PrecisionName = "auto",
         compile: bool = False,
+        graphs: str | os.PathLike[str] | None = None,
         settings: Settings | None = None,
     ) -> Text2Seg:
         """Load a pair of models by name, downloading what is missing.
@@ -78,13 +80,16 @@ class Text2Seg:
             clip, sam: a name or a file in place of the pair's own.
             device, precision: auto, or by name: cpu, cuda, mps, …; bf16, fp16, fp32.
             compile: let torch compile SAM's encoder, which takes a while and is worth it for many pictures.
+            graphs: a folder of `text2seg export onnx` of the same pair; ONNX Runtime runs them in place of torch.
             settings: what calls use that bring no settings of their own.
 
         Raises:
-            CheckpointError: weights that are unknown, missing, damaged or of the wrong kind.
-            SettingsError: a device, a precision or a compiler that this machine does not have.
+            CheckpointError: weights or graphs that are unknown, missing, damaged or of the wrong kind.
+            SettingsError: a device, a precision, a compiler or a runtime that this machine does not have.
         """
-        pair = load_pair(model, clip=clip, sam=sam, device=device, precision=precision, compile_sam=compile)
+        pair = load_pair(
+            model, clip=clip, sam=sam, device=device, precision=precision, compile_sam=compile, graphs=graphs
+        )
         return cls(
             pair.clip, pair.sam, settings=settings, input_size=pair.size, things=pair.things, provenance=pair.provenance
         )
@@ -93,9 +98,10 @@ class Text2Seg:
         """What made a result: version, checkpoints with their hashes, precision, settings. Plain JSON values."""
         return {
             "text2seg": __version__,
-            **self._provenance,
+            "runtime": "torch",
             "precision": self.sam.precision.name,
             "compiled": self.sam.compiled,
+            **self._provenance,
             "settings": asdict(settings or self.settings),
         }
 

@@ -149,7 +149,7 @@ def size_of(session: Session) -> int:
     """Bytes of the picture and of all that a session, its tiles included, keeps of it."""
     tensors = [tokens.features for tokens in list(session.tokens.values())]
     if session.embedding is not None:
-        tensors.append(session.embedding.features)
+        tensors.extend(session.embedding.tensors)
     own = session.image.pixels.nbytes + sum(_bytes(tensor) for tensor in tensors)
     return own + sum(size_of(tile) for tile in list(session._tiles.values()))
 

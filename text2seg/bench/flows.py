@@ -18,8 +18,9 @@ from text2seg.labelling.job import label_folder
 from text2seg.maps.build import build_clip
 from text2seg.maps.clip import Clip
 from text2seg.maps.text import TextEncoder
+from text2seg.masks.any_sam import SamEmbedding
 from text2seg.masks.build import SamShape, load_sam
-from text2seg.masks.sam import Sam, SamEmbedding
+from text2seg.masks.sam import Sam
 from text2seg.ontology import ontology_of_queries
 from text2seg.pipeline import Text2Seg
 from text2seg.records import PointPrompts

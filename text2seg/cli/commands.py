@@ -38,9 +38,15 @@ def _explain_commands() -> Mapping[str, Any]:
     return commands()
 
 
+EXPORTS: Mapping[str, Command] = {
+    "onnx": Command("Write ONNX graphs, checked against torch, for --runtime onnx.", "export:ExportOnnx"),
+    "triton": Command("Write exported graphs as a model repository for Triton.", "export:ExportTriton"),
+}
+
 COMMANDS: Mapping[str, Command | Group] = {
     "segment": Command("Find what the queries name in pictures and cut it out.", "segment:Segment"),
     "label": Command("Label all pictures of a folder and write one COCO file.", "label:Label"),
+    "search": Command("Find the pictures of a folder that show something best.", "search:Search"),
     "tune": Command("Find a threshold for each category of an ontology.", "tune:Tune"),
     "evaluate": Command("Score predictions against a ground truth; say why things were missed.", "evaluate:Evaluate"),
     "benchmark": Command("Cut out what is in COCO pictures, told the names, and score it.", "benchmark:Benchmark"),
@@ -50,6 +56,7 @@ COMMANDS: Mapping[str, Command | Group] = {
     "convert": Command("Write a COCO file in the format of another tool.", "convert:Convert"),
     "explain": Group("Look into CLIP: saliency, words, experiments; one tool each.", _explain_commands),
     "bench": Command("Measure speed, with accuracy, side by side with the original flow.", "bench:Bench"),
+    "export": Group("Write the networks for other runtimes: ONNX, Triton.", lambda: EXPORTS),
     "app": Command("Open the browser app.", "app:App"),
     "checkpoints": Command("List, download or verify model weights.", "checkpoints:CheckpointsCommand"),
 }
@@ -63,12 +70,15 @@ def run_command(commands: Mapping[str, Any], arguments: Sequence[str], prog: str
         return run_command(chosen.commands(), rest, f"{prog} {name}")
     import tyro
 
-    command = tyro.cli(
-        chosen.load(),
-        prog=f"{prog} {name}",
-        args=rest,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
-    )
+    from text2seg.cli.places import PLACES
+
+    with PLACES:
+        command = tyro.cli(
+            chosen.load(),
+            prog=f"{prog} {name}",
+            args=rest,
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+        )
     status: int = command.run()
     return status
 

@@ -53,6 +53,7 @@ def load_models(model: ModelSettings, settings: Settings) -> Text2Seg:
         device=model.device,
         precision=model.precision,
         compile=model.compile,
+        graphs=model.graphs,
         settings=settings,
     )
 

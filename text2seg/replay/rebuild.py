@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 
 from text2seg.config import Settings
 from text2seg.errors import Text2SegError
-from text2seg.masks.sam import Sam
+from text2seg.masks.any_sam import AnySam
 from text2seg.pipeline import Session
 from text2seg.records import PointPrompts, Segment
 
 
 def rebuilt_mask(
-    sam: Sam,
+    sam: AnySam,
     session: Session,
     points: PointPrompts,
     chosen: int,

@@ -18,6 +18,7 @@ from text2seg.coco.results import mask_of
 from text2seg.config import Settings, TileSettings
 from text2seg.errors import CheckpointError, SettingsError, Text2SegError
 from text2seg.grids import iou
+from text2seg.loading import fetch
 from text2seg.pipeline import Session, Text2Seg
 from text2seg.records import Image, PointPrompts, Segment
 from text2seg.replay.rebuild import rebuilt_mask
@@ -141,6 +142,11 @@ def replay(
 def load_recorded(origin: Json, *, clip: str | None = None, sam: str | None = None, device: str = "auto") -> Text2Seg:
     """The models that a provenance names, once their hashes are right. Arguments and errors as for `replay`."""
     clip_name, sam_name = _checkpoint(origin, "clip", clip), _checkpoint(origin, "sam", sam)
+    if origin.get("runtime") == "onnx":
+        raise SettingsError(
+            "the annotation was made by ONNX graphs, which are not loaded by name; call text2seg.replay.replay with "
+            "models=Text2Seg.load(..., graphs=FOLDER)"
+        )
     precision = origin.get("precision")
     if precision not in get_args(PrecisionName):
         raise SettingsError(f"the annotation records no precision that is known: {precision!r}")
@@ -158,7 +164,7 @@ def _checkpoint(origin: Json, kind: Literal["clip", "sam"], given: str | None) -
     published = checkpoints.find(given or name, kind).sha256
     found = published or ""
     if not published or wanted.startswith(published):
-        found = checkpoints.sha256_of(checkpoints.fetch(given or name, kind))
+        found = checkpoints.sha256_of(fetch(given or name, kind))
     if found != wanted:
         raise CheckpointError(_other_weights(kind, name, wanted, found, origin))
     return given or name
@@ -174,6 +180,8 @@ def _check_models(models: Text2Seg, origin: Json) -> None:
         if not wanted_hash or wanted_hash != found_hash:
             name = wanted.get("name") if isinstance(wanted, Mapping) else None
             raise CheckpointError(_other_weights(kind, str(name), str(wanted_hash), str(found_hash), origin))
+    if here.get("graphs") != origin.get("graphs"):
+        raise CheckpointError("the annotation and the models are not of the same ONNX graphs, or one is of torch")
     if here["precision"] != origin.get("precision"):
         raise SettingsError(
             f"the annotation was made in {origin.get('precision')}, the models run in {here['precision']}; "
