@@ -10,7 +10,7 @@ import pytest
 from app_builders import SCENE, CountingModels, plain
 
 from text2seg.app.settings import AppSettings
-from text2seg.app.workshop import MEGABYTE, Workshop, digest, size_of
+from text2seg.app.workshop import MEGABYTE, Workshop, digest
 from text2seg.config import Settings, TileSettings
 from text2seg.images import load_image
 
@@ -111,7 +111,7 @@ def test_other_models_serve_new_sessions_only():
 def test_the_bytes_of_a_real_session_are_all_counted(demo, tile):
     session = demo.open(load_image(SCENE))
     pixels = session.image.pixels.nbytes
-    assert size_of(session) == pixels
+    assert session.nbytes == pixels
     session.segment("sheep", Settings(tiles=TileSettings(tile=tile)))
     tiles = list(session._tiles.values())
     assert len(tiles) == (4 if tile else 0)
@@ -120,7 +120,7 @@ def test_the_bytes_of_a_real_session_are_all_counted(demo, tile):
     tensors += [each.embedding.features for each in held if each.embedding is not None]
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
     pictures = sum(each.image.pixels.nbytes for each in held)
-    assert size_of(session) == pytest.approx(sum(storages.values()) + pictures, rel=0.02)
+    assert session.nbytes == pytest.approx(sum(storages.values()) + pictures, rel=0.02)
 
 
 def test_a_shared_session_does_what_a_session_does(demo):

@@ -253,6 +253,15 @@ class Session:
         self._models = models
         self._tiles: dict[Box, Session] = {}
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the picture and of all that is kept of it, its tiles included."""
+        tensors = [tokens.features for tokens in list(self.tokens.values())]
+        if self.embedding is not None:
+            tensors.extend(self.embedding.tensors)
+        own = self.image.pixels.nbytes + sum(tensor.nbytes for tensor in tensors)
+        return own + sum(tile.nbytes for tile in list(self._tiles.values()))
+
     def view(self, xywh: Box | None) -> Session:
         """A session on a part of the image; none is all of it."""
         if xywh is None:

@@ -177,7 +177,6 @@ class TestExplain:
     def test_what_is_wrong_is_said_on_the_page(self, page, tmp_path):
         choose_tool(page, "Saliency", "saliency")
         alert = page.locator("#explain-status").get_by_role("alert")
-        page.wait_for_timeout(1000)  # Gradio binds the button a moment after the fields have come
         page.get_by_role("button", name="Run").click()
         expect(alert).to_contain_text("looks at one picture, got 0")
         large = tmp_path / "sky.png"

@@ -274,11 +274,31 @@ def test_an_archive_that_is_refused_leaves_a_sentence_and_no_job(page, packed, e
     assert page.locator("#folder-jobs").is_hidden()
 
 
+def test_a_folder_of_the_server_is_labelled_in_place(visitor, servers, served, tmp_path):
+    front, back = tmp_path / "photos" / "front", tmp_path / "photos" / "back"
+    for folder, names in ((front, SIX[:2]), (back, SIX[2:])):
+        folder.mkdir(parents=True)
+        for name in names:
+            (folder / name).write_bytes((IMAGES / name).read_bytes())
+    page = visitor(servers.enter_context(served("--root", str(tmp_path / "photos"))))
+    folder_tab(page)
+    look_for(page, "sheep, koala, fire engine")
+    page.get_by_text("A folder of this server").click()
+    page.locator("#folder-files").wait_for(state="hidden")
+    page.get_by_label("Folder", exact=True).click()
+    page.get_by_role("option", name="front").click()
+    start(page)
+    assert "2 of 2 pictures" in status(page, "done").inner_text()
+    page.locator(TILE).first.wait_for()
+    assert set(page.locator(f"{TILE} .name").all_inner_texts()) == {*SIX[:2]}
+    assert {path.name for path in front.iterdir()} == {*SIX[:2]}
+
+
 def test_nothing_uploaded_is_said_so(page):
     folder_tab(page)
     look_for(page, "sheep")
     start(page)
-    page.locator("#folder-problem").get_by_text("no picture in what you uploaded").wait_for()
+    page.locator("#folder-problem").get_by_text("choose pictures first, or a zip of them").wait_for()
 
 
 def test_the_contact_sheet_is_worked_through_by_keys(page, six):

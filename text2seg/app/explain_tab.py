@@ -25,6 +25,8 @@ from text2seg.explain.tools import GROUPS
 CONCURRENCY = "explain"
 FIRST_FIELDS = 3
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+NOT_YET = "() => ({__type__: 'update', interactive: false})"  # in the browser, so that no click can come before it
+BOUND_AFTER_S = 0.1
 SCENES = Path(__file__).parents[1] / "demo" / "scenes" / "new-scenes" / "images"
 EXAMPLES = {
     "Sheep and a fire engine": "scene_0019.jpg",
@@ -66,6 +68,7 @@ class ExplainTab:
             with gr.Column(scale=3, min_width=320, elem_classes="t2s-beside"):
                 self._results()
         self.group.input(self._choose, [self.group], [self.tool], **QUIET)
+        self.tool.change(None, outputs=[self.start], js=NOT_YET)
         self.tool.change(self._fit, [self.tool], [self.one, self.many], **QUIET)
         _page().unload(self._leave)
 
@@ -101,7 +104,7 @@ class ExplainTab:
 
     def _results(self) -> None:
         with gr.Row():
-            self.start = gr.Button("Run", variant="primary", elem_id="explain-run", scale=3)
+            self.start = gr.Button("Run", variant="primary", interactive=False, elem_id="explain-run", scale=3)
             self.stop = gr.Button("Stop", interactive=False, elem_id="explain-stop", scale=1, min_width=90)
         self.stop.click(self._leave, queue=False, **QUIET)
         self.status = gr.HTML(
@@ -154,6 +157,9 @@ class ExplainTab:
             concurrency_limit=max(self._workshop.settings.workers - 1, 1),
             trigger_mode="once",
         )
+        # What can tick is bound, and so is the button that is bound with it: only now may it be clicked.
+        bound = gr.Timer(BOUND_AFTER_S)
+        bound.tick(_ready, outputs=[self.start, bound], queue=False, **QUIET)
 
     def _run(
         self, tool: Tool, pictures: Sequence[Path], given: Mapping[str, Any], progress: gr.Progress, request: gr.Request
@@ -161,13 +167,13 @@ class ExplainTab:
         """Run the tool; what the page shows meanwhile and then."""
         stop = self._stops[str(request.session_hash)] = threading.Event()
         watch = Watch(lambda done, total, words: progress((done, total or None), desc=words or tool.name), stop)
-        yield {self.stop: gr.Button(interactive=True), self.status: ""}
+        hidden = {part: part.__class__(visible=False) for part in (self.gallery, self.downloads)}
+        yield {self.stop: gr.Button(interactive=True), self.status: "", self.exhibit: None, **hidden}
         progress(0, desc="Waiting for a turn")
         try:
             shown_then = self._shown(tool, explain(self._workshop, tool, pictures, given, watch), stop)
         except Text2SegError as error:
-            nothing = {part: part.__class__(visible=False) for part in (self.gallery, self.downloads)}
-            shown_then = {self.status: alert(str(error)), self.exhibit: None, **nothing}
+            shown_then = {self.status: alert(str(error))}
         finally:
             self._stops.pop(str(request.session_hash), None)
         yield shown_then | {self.stop: gr.Button(interactive=False)}
@@ -217,6 +223,10 @@ def _with_context(run: Any) -> Any:
         yield from run(*values, progress=progress, request=request)
 
     return in_context
+
+
+def _ready() -> tuple[gr.Button, gr.Timer]:
+    return gr.Button(interactive=True), gr.Timer(active=False)
 
 
 def _page() -> Any:

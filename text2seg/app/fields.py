@@ -23,6 +23,7 @@ path: any other place on this machine, which visitors have no business with."""
 
 PICTURES = ("image", "picture")
 """A path with a name that ends so is one picture; every other path is a place."""
+REPEATED = "; repeat for more"
 PLAIN: Mapping[Any, Kind] = {bool: "flag", int: "whole", float: "number", str: "text"}
 
 
@@ -134,9 +135,9 @@ def _words(error: Mapping[str, Any]) -> str:
 
 
 def _help(kind: type) -> dict[str, str]:
-    """What stands under each field, those of parent classes too."""
+    """What stands under each field, those of parent classes too, without what only the command line needs."""
     found: dict[str, str] = {}
     for each in reversed(kind.__mro__[:-1]):
         for parameter in docstring_parser.parse_from_object(each).params:
-            found[parameter.arg_name] = " ".join((parameter.description or "").split())
+            found[parameter.arg_name] = " ".join((parameter.description or "").split()).replace(REPEATED, "")
     return found

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from text2seg.app.settings import AppSettings
 from text2seg.config import PresenceSettings, Settings
@@ -103,7 +102,7 @@ class Workshop:
 
     def _settle(self, held: Held) -> None:
         """Weigh what was used, and let go of what was not for longest until the rest fits."""
-        held.size = size_of(held.session)
+        held.size = held.session.nbytes
         with self._lock:
             while self._kept and self.bytes_kept > self.settings.cache_mb * MEGABYTE:
                 _, dropped = self._kept.popitem(last=False)
@@ -143,16 +142,3 @@ class SharedSession(Session):
 def digest(pixels: NDArray[np.uint8]) -> str:
     """The same for the same picture, whatever it is called; shape and values count."""
     return hashlib.blake2b(f"{pixels.shape}".encode() + pixels.tobytes(), digest_size=16).hexdigest()
-
-
-def size_of(session: Session) -> int:
-    """Bytes of the picture and of all that a session, its tiles included, keeps of it."""
-    tensors = [tokens.features for tokens in list(session.tokens.values())]
-    if session.embedding is not None:
-        tensors.extend(session.embedding.tensors)
-    own = session.image.pixels.nbytes + sum(_bytes(tensor) for tensor in tensors)
-    return own + sum(size_of(tile) for tile in list(session._tiles.values()))
-
-
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()

@@ -73,7 +73,7 @@ CHECKPOINTS = (
         891 * MIB,
     ),
     Checkpoint(
-        "demo", "sam", "sam_demo.pth", sha256="cc67093798c85ea4592cb0b2f5d78b491c1c05675f430ae7812d68e7cdac6562"
+        "demo", "sam", "sam_demo.pth", sha256="dc56baa7ca08c3c37052de3a1ef6915537154fb6da99e19661fda4da8768a5eb"
     ),
     _sam("vit_b", "01ec64", 358 * MIB),
     _sam("vit_l", "0b3195", 1192 * MIB),

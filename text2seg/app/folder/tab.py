@@ -59,7 +59,7 @@ class Tab:
         screen = [c.picker, c.form, c.work, c.review, c.status, c.cancel, c.resume, c.delete, c.sure, c.timer, c.phase]
         page.load(self._folders, outputs=[c.folder], **QUIET)
         # Also when the tab is first opened: only then does the page look up what the browser kept.
-        c.kept.change(self._screen, [c.kept], screen, **QUIET)
+        c.kept.change(self._anew, [c.kept], screen, **QUIET)
         c.picker.input(self._look_at, [c.kept, c.picker], [c.kept], **QUIET)
         c.timer.tick(self._tick, [c.kept], [c.status, c.timer, c.phase], queue=False, **QUIET)
         c.phase.change(self._screen, [c.kept], screen, **QUIET)
@@ -134,9 +134,14 @@ class Tab:
             c.cancel: gr.Button(visible=state in ("waiting", "running")),
             c.resume: gr.Button(visible=state in ("stopped", "failed")),
             c.delete: gr.Button(visible=state in ("stopped", "failed", "done")),
-            c.sure: gr.Row(visible=False),
             **self._progress(job),
         }
+
+    def _anew(self, kept: Any) -> Updates:
+        """The screen for a job that was not looked at, or was other, until now: nothing is half asked any more.
+
+        News of the same job keep a question open, because they may come in the instant after it was asked."""
+        return {**self._screen(kept), self._c.sure: gr.Row(visible=False)}
 
     def _tick(self, kept: Any) -> Updates:
         """How far the job is, asked for every second while it is on its way."""
@@ -161,7 +166,7 @@ class Tab:
         def acted(kept: Any) -> Updates:
             if job := self._visits.job(kept):
                 act(job)
-            return self._screen(kept)
+            return self._anew(kept)
 
         return acted
 

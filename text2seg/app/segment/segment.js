@@ -226,9 +226,12 @@ customElements.define("t2s-segment", class extends HTMLElement {
   }
 
   #hint(piece) {
-    if (this.#own.arming) return `Click on the ${this.#own.arming} in the picture.`;
-    if (piece) return `Click what belongs to the ${piece.query}; with Shift, or “Does not” pressed, what does not.`;
-    if (this.#view.pieces.length) return "Click a segment to correct it or to see why it is there.";
+    const [click, minus] = matchMedia("(pointer: coarse)").matches
+      ? ["Tap", "with “Does not” pressed"]
+      : ["Click", "with Shift, or “Does not” pressed"];
+    if (this.#own.arming) return `${click} on the ${this.#own.arming} in the picture.`;
+    if (piece) return `${click} what belongs to the ${piece.query}; ${minus}, what does not.`;
+    if (this.#view.pieces.length) return `${click} a segment to correct it or to see why it is there.`;
     return this.#view.queries.length ? "Nothing found. Try other words, a lower presence, or + to point at it." : "";
   }
 

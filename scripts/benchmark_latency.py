@@ -1,0 +1,116 @@
+"""How long a person waits: python scripts/benchmark_latency.py [--models demo vit_b] [--queries 20] [--output FILE.md]
+
+For each model one session on a picture of 480 × 640: the first answer, then what costs no encoding of the picture
+again (a changed threshold, a click, another word). For the command line, processes of their own: the help, and the
+demo model's first mask. Models other than the demo have random weights of the published sizes, which cost the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import get_args
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import numpy as np
+from tqdm import tqdm
+
+from text2seg import PointSettings, Settings, Text2Seg
+from text2seg.bench.material import Model, weights_of, words, write_pictures
+from text2seg.maps.clip import Clip
+from text2seg.masks.sam import Sam
+from text2seg.records import PointPrompts
+from text2seg.runtime import choose_device, choose_precision
+
+SIZE_HW = (480, 640)
+CLIP_SIZES = {"demo": 384}
+THRESHOLDS = (0.7, 0.75, 0.85)
+Row = tuple[str, str, list[float]]
+
+
+def load(model: str, device_name: str) -> Text2Seg:
+    device = choose_device(device_name)
+    clip, sam = weights_of(model)
+    return Text2Seg(
+        Clip.from_weights(clip, device=device, precision=choose_precision(device)),
+        Sam.from_weights(sam, device=device),
+        input_size=CLIP_SIZES.get(model, 512),
+    )
+
+
+def settings(threshold: float) -> Settings:
+    """Every query is asked of SAM, as by the original."""
+    return Settings(points=PointSettings(method="reference", threshold=threshold))
+
+
+def seconds(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def waits(model: str, image: Path, queries: int, device: str) -> Iterator[Row]:
+    models = load(model, device)
+    models.segment(np.zeros((64, 64, 3), np.uint8), "warm up", settings(0.8))
+    session = models.open(image)
+    for count in dict.fromkeys((1, queries)):
+        names = words(count)
+        session.tokens.clear()
+        session.embedding = None
+        models.clip.encode_texts([*names, ""])  # words are kept on a machine; see `bench` for what they cost once
+        yield model, f"first answer, {count} known words", [seconds(partial(session.segment, names, settings(0.8)))]
+        changed = [seconds(partial(session.segment, names, settings(t))) for t in THRESHOLDS]
+        yield model, f"threshold changed, {count} words", changed
+    spots = [
+        PointPrompts(np.array([[x, 200]], np.float32), np.ones(1, np.int8), np.ones(1, np.float32))
+        for x in (99, 300, 500)
+    ]
+    yield model, "a click", [seconds(partial(session.segment_points, names[0], p, settings(0.8))) for p in spots]
+    fresh = [f"{name} at night" for name in names[:3]]
+    yield (
+        model,
+        "a word never seen, 85 templates",
+        [seconds(partial(session.segment, w, settings(0.8))) for w in fresh],
+    )
+
+
+def processes(image: Path, folder: Path) -> Iterator[Row]:
+    segment = ["segment", str(image), "--query", "sheep", "--output", str(folder)]
+    for what, arguments in (("text2seg --help", ["--help"]), ("text2seg segment, the demo's first mask", segment)):
+        command = [sys.executable, "-m", "text2seg", *arguments]
+        run = [seconds(partial(subprocess.run, command, check=True, capture_output=True)) for _ in range(3)]
+        yield "a process", what, run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=get_args(Model), default=["demo", "vit_b"])
+    parser.add_argument("--queries", type=int, default=20)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--output", type=Path, help="write the table here too, as Markdown")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        write_pictures(folder, SIZE_HW, 1)
+        image = folder / "00000.jpg"
+        rows = list(processes(image, folder / "out"))
+        for model in tqdm(options.models, unit="model"):
+            rows += waits(model, image, options.queries, options.device)
+    lines = ["| model | what | median s | spread |", "|---|---|--:|--:|"]
+    for model, what, times in rows:
+        lines.append(f"| {model} | {what} | {statistics.median(times):.3g} | {min(times):.3g}–{max(times):.3g} |")
+    print("\n".join(lines))
+    if options.output:
+        options.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
