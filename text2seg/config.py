@@ -146,7 +146,7 @@ class MaskSettings:
     overlap: float = 0.6
     """Of two segments of one query whose IoU is above this, or of which one lies in the other, the better one stays."""
 
-    quality: float = 0.45
+    quality: float = 0.35
     """Of several segments of one query, the best stays, and the others where the IoU to be expected of them is at least
     this."""
 
