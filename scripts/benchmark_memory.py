@@ -22,7 +22,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from text2seg.config import LabelSettings
+from text2seg.label_config import LabelSettings
 from text2seg.labelling.engine import LocalEngine
 from text2seg.labelling.job import label_folder
 from text2seg.labelling.output import journal_path

@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from text2seg import PointSettings, Settings, Text2Seg
 from text2seg.bench.material import words, write_pictures
 from text2seg.bench.stopwatch import PeakMemory, wait
-from text2seg.config import LabelSettings
+from text2seg.label_config import LabelSettings
 from text2seg.labelling.job import label_folder
 from text2seg.maps.text import TextEncoder
 from text2seg.ontology import ontology_of_queries

@@ -27,8 +27,9 @@ from tqdm import tqdm
 
 from text2seg import Settings, Text2Seg
 from text2seg.coco.dataset import read_dataset
-from text2seg.config import LabelSettings, PresenceSettings
+from text2seg.config import PresenceSettings
 from text2seg.images import load_image
+from text2seg.label_config import LabelSettings
 from text2seg.labelling.job import label_folder
 from text2seg.maps.clip import ImageTokens
 from text2seg.ontology import ontology_of_queries

@@ -24,8 +24,9 @@ import torch
 
 from text2seg import Text2Seg
 from text2seg.coco.dataset import read_dataset
-from text2seg.config import LabelSettings, ModelSettings, RaySettings
+from text2seg.config import ModelSettings
 from text2seg.engines.ray_engine import RayEngine
+from text2seg.label_config import LabelSettings, RaySettings
 from text2seg.labelling.engine import Batch, Deliver, Delivery, Engine, LocalEngine, Work
 from text2seg.labelling.job import label_folder
 from text2seg.ontology import ontology_of_queries

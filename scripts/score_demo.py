@@ -23,9 +23,9 @@ from tqdm import tqdm
 from text2seg import PointSettings, PresenceSettings, Settings, Text2Seg
 from text2seg.coco import rle
 from text2seg.coco.dataset import build_dataset, read_dataset
-from text2seg.config import LabelSettings
 from text2seg.evaluation import category_given, evaluate
 from text2seg.images import load_image
+from text2seg.label_config import LabelSettings
 from text2seg.labelling.job import label_folder
 from text2seg.ontology import ontology_of_queries
 from text2seg.records import PointPrompts

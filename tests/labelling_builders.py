@@ -15,7 +15,7 @@ import builders
 import numpy as np
 from PIL import Image as PillowImage
 
-from text2seg.config import LabelSettings
+from text2seg.label_config import LabelSettings
 from text2seg.labelling.job import label_folder
 from text2seg.ontology import ontology_of_queries
 from text2seg.records import Segmentation, SimilarityMaps

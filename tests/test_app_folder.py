@@ -25,8 +25,8 @@ from text2seg.app.folder.sources import folders_in, take_folder, take_uploads
 from text2seg.app.folder.visit import Visits
 from text2seg.app.settings import AppSettings
 from text2seg.coco.dataset import write_dataset
-from text2seg.config import LabelSettings
 from text2seg.errors import ImageError, Text2SegError
+from text2seg.label_config import LabelSettings
 from text2seg.labelling.job import label_folder
 from text2seg.ontology import ontology_of_queries
 from text2seg.ontology.read import parse

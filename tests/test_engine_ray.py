@@ -11,9 +11,10 @@ import pytest
 from test_labelling_kill import SCENES, records
 
 from text2seg.coco.dataset import read_dataset
-from text2seg.config import LabelSettings, ModelSettings, PointSettings, RaySettings, Settings
+from text2seg.config import ModelSettings, PointSettings, Settings
 from text2seg.engines import ray_cluster
 from text2seg.errors import EngineError
+from text2seg.label_config import LabelSettings, RaySettings
 from text2seg.labelling.engine import LocalEngine
 from text2seg.labelling.job import label_folder
 from text2seg.ontology import ontology_of_queries

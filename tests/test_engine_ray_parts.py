@@ -10,11 +10,12 @@ from types import SimpleNamespace
 import labelling_builders as jobs
 import pytest
 
-from text2seg.config import ModelSettings, RaySettings, Settings
+from text2seg.config import ModelSettings, Settings
 from text2seg.engines import ray_cluster, ray_worker
 from text2seg.engines.ray_engine import _receive
 from text2seg.engines.ray_worker import DEATHS, Gate, Worker, pack, unpack
 from text2seg.errors import EngineError, SettingsError
+from text2seg.label_config import RaySettings
 from text2seg.labelling.engine import LocalEngine, Work, described
 from text2seg.labelling.record import Task, stamp_of
 

@@ -14,7 +14,7 @@ LAYERS = [
     {"_version", "errors", "demo"},
     {"storage"},
     {"records", "config"},
-    {"files", "pages", "images", "grids", "vocabulary", "runtime", "checkpoints"},
+    {"label_config", "files", "pages", "images", "grids", "vocabulary", "runtime", "checkpoints"},
     {"ontology"},
     {"regions"},
     {"maps", "points", "masks", "graphs"},

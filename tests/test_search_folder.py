@@ -15,9 +15,10 @@ from PIL import Image as PillowImage
 from text2seg import Settings, Text2Seg
 from text2seg.cli import main
 from text2seg.coco.dataset import read_dataset
-from text2seg.config import LabelSettings, TileSettings
+from text2seg.config import TileSettings
 from text2seg.errors import SettingsError
 from text2seg.images import load_image
+from text2seg.label_config import LabelSettings
 from text2seg.labelling.engine import LocalEngine
 from text2seg.labelling.job import label_folder
 from text2seg.labelling.journal import read_records

@@ -24,9 +24,9 @@ from text2seg.app.folder.sources import take_folder, take_uploads
 from text2seg.cli import main
 from text2seg.coco.dataset import read_dataset
 from text2seg.coco.lookup import find_picture, relative_folder
-from text2seg.config import LabelSettings
 from text2seg.errors import DatasetError, ImageError, OntologyError, OutputError, SettingsError, Text2SegError
 from text2seg.images import load_image
+from text2seg.label_config import LabelSettings
 from text2seg.labelling.engine import LocalEngine, Work
 from text2seg.labelling.listing import list_images
 from text2seg.labelling.output import journal_path, local_file

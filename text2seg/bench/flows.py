@@ -13,7 +13,8 @@ from torch import Tensor
 
 from text2seg.bench.stock import Original
 from text2seg.bench.stopwatch import Stopwatch
-from text2seg.config import LabelSettings, PointSettings, Settings
+from text2seg.config import PointSettings, Settings
+from text2seg.label_config import LabelSettings
 from text2seg.labelling.job import label_folder
 from text2seg.maps.build import build_clip
 from text2seg.maps.clip import Clip

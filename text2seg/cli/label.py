@@ -11,8 +11,9 @@ import tyro
 
 from text2seg.cli.common import PipelineFlags, load_models, log_to_terminal, queries_of
 from text2seg.cli.status import FAILED, INTERRUPTED
-from text2seg.config import LabelSettings, ModelSettings, RaySettings, Settings
+from text2seg.config import ModelSettings, Settings
 from text2seg.errors import QueryError, SettingsError
+from text2seg.label_config import LabelSettings, RaySettings
 from text2seg.storage import Url
 
 if TYPE_CHECKING:

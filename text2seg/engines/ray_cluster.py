@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from text2seg.config import RaySettings
 from text2seg.errors import EngineError, SettingsError
+from text2seg.label_config import RaySettings
 
 PATIENCE = 10.0  # seconds in which a cluster must answer
 HEALTH_PATIENCE = 60.0  # and this many to show that it is well; Ray takes 40 to find out that something is no Ray

@@ -15,10 +15,11 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from typing import Any
 
-from text2seg.config import ModelSettings, RaySettings, Settings
+from text2seg.config import ModelSettings, Settings
 from text2seg.engines.ray_cluster import check_reachable, connected
 from text2seg.engines.ray_worker import Gate, Worker, pack
 from text2seg.errors import EngineError
+from text2seg.label_config import RaySettings
 from text2seg.labelling.engine import Batch, Deliver, Work
 
 MOST_PIECES = 10_000  # Ray keeps books on each piece of the job; beyond this many batches, a piece has several

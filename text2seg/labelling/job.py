@@ -13,8 +13,8 @@ from tqdm import tqdm
 from text2seg._version import __version__
 from text2seg.coco.dataset import read_dataset
 from text2seg.coco.lookup import relative_folder
-from text2seg.config import LabelSettings
 from text2seg.errors import ImageError
+from text2seg.label_config import LabelSettings
 from text2seg.labelling.engine import Delivery, Engine, LocalEngine, Work, described
 from text2seg.labelling.journal import Journal
 from text2seg.labelling.ledger import Ledger

@@ -11,9 +11,10 @@ from PIL import Image as PillowImage
 from PIL import UnidentifiedImageError
 
 from text2seg import checkpoints
-from text2seg.config import LabelSettings, ModelSettings
+from text2seg.config import ModelSettings
 from text2seg.errors import ImageError
 from text2seg.images import PIXEL_LIMIT, check_file
+from text2seg.label_config import LabelSettings
 from text2seg.labelling.job import listing_of, take_ids
 from text2seg.labelling.journal import read_records
 from text2seg.labelling.output import check_output, journal_path

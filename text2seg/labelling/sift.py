@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from text2seg.config import LabelSettings
 from text2seg.errors import SettingsError
+from text2seg.label_config import LabelSettings
 from text2seg.labelling.ledger import Ledger
 from text2seg.labelling.record import Json, Task, skip_record
 from text2seg.vocabulary import Query

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Literal
 
 from text2seg.app.folder.decisions import Decisions
 from text2seg.app.folder.sheet import ContactSheet
-from text2seg.config import LabelSettings
 from text2seg.errors import Text2SegError
+from text2seg.label_config import LabelSettings
 from text2seg.labelling.engine import Batch, Deliver, Delivery, Engine, Load, LocalEngine, Work
 from text2seg.labelling.job import LabelReport, label_folder, listing_of
 from text2seg.ontology import Ontology, queries_of
