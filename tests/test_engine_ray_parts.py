@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import socket
 import sys
 from types import SimpleNamespace
@@ -18,6 +19,15 @@ from text2seg.errors import EngineError, SettingsError
 from text2seg.label_config import RaySettings
 from text2seg.labelling.engine import LocalEngine, Work, described
 from text2seg.labelling.record import Task, stamp_of
+
+
+@pytest.fixture(autouse=True)
+def _level():
+    """A worker says what it says in a process of its own."""
+    log = logging.getLogger("text2seg")
+    level = log.level
+    yield
+    log.setLevel(level)
 
 
 @pytest.fixture
