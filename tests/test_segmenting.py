@@ -46,6 +46,18 @@ def pictures(folder: Path, count: int = 5) -> list[Path]:
     return paths
 
 
+def no_pictures(folder: Path) -> OutputSettings:
+    return OutputSettings(folder / "out", overlay=False, explain=False)
+
+
+@pytest.mark.parametrize(("overlay", "explain", "names"), [(True, False, "overlay"), (False, True, "maps")])
+def test_each_kind_of_picture_is_written_where_it_is_asked_for(tmp_path, overlay, explain, names):
+    output = OutputSettings(tmp_path / "out", overlay=overlay, explain=explain)
+    report = segment_files(FakeModels(), pictures(tmp_path, 1), "ball", output)
+    assert [path.name for path in report.pictures] == [f"0_{names}.png"]
+    assert [path.name for path in output.output.glob("*.png")] == [f"0_{names}.png"]
+
+
 def test_interrupted_the_file_holds_what_was_done(tmp_path):
     models = FakeModels({"3.png": KeyboardInterrupt()})
     with pytest.raises(KeyboardInterrupt):
@@ -57,7 +69,7 @@ def test_interrupted_the_file_holds_what_was_done(tmp_path):
 def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path):
     models = FakeModels()
     before = sum(type(thing) is Segmentation for thing in gc.get_objects())
-    report = segment_files(models, pictures(tmp_path, 6), "ball", OutputSettings(tmp_path / "out", pictures=False))
+    report = segment_files(models, pictures(tmp_path, 6), "ball", no_pictures(tmp_path))
     assert report.found == {"ball": 6}
     assert max(models.alive) - before <= 1
 
@@ -68,7 +80,7 @@ def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path):
 def test_one_picture_too_many_for_the_machine_is_not_the_end_of_the_run(tmp_path, error):
     models = FakeModels({"1.png": error})
     paths = pictures(tmp_path, 3)
-    report = segment_files(models, paths, "ball", OutputSettings(tmp_path / "out", pictures=False))
+    report = segment_files(models, paths, "ball", no_pictures(tmp_path))
     assert (report.images, report.found) == (2, {"ball": 2})
     (failure,) = report.failures
     assert str(paths[1]) in failure.message
@@ -86,12 +98,12 @@ def test_a_file_that_cannot_be_written_is_known_before_the_first_picture(tmp_pat
     models = FakeModels()
     (tmp_path / "out" / "dataset.json").mkdir(parents=True)
     with pytest.raises(OutputError, match="--output"):
-        segment_files(models, pictures(tmp_path), "ball", OutputSettings(tmp_path / "out", pictures=False))
+        segment_files(models, pictures(tmp_path), "ball", no_pictures(tmp_path))
     assert models.seen == []
 
 
 def test_somebody_elses_dataset_is_not_overwritten_but_ones_own_is(tmp_path):
-    files, out = pictures(tmp_path, 1), OutputSettings(tmp_path / "out", pictures=False)
+    files, out = pictures(tmp_path, 1), no_pictures(tmp_path)
     dataset = segment_files(FakeModels(), files, "ball", out).dataset
     segment_files(FakeModels(), files, "ball", out)
     dataset.write_text('{"images": [], "annotations": [], "categories": []}', encoding="utf-8")

@@ -233,8 +233,11 @@ class OutputSettings:
 
     output: Path = Path("outputs")
     """Folder for the pictures and the COCO file; made if missing."""
-    pictures: bool = True
-    """Write the overlay and the maps with their points for each image."""
+    overlay: bool = True
+    """Write each image with its masks on it."""
+    explain: bool = True
+    """Write why each mask is as it is, in one picture for each image: the map with its points, SAM's candidates and the
+    one that was chosen."""
     segmentation: Literal["rle", "polygon"] = "rle"
     """How masks stand in the COCO file: rle is lossless, polygon is what labelling tools want."""
 

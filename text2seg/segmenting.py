@@ -77,8 +77,9 @@ def segment_files(
             verdicts = {name: result.verdict(name) for name in names}
             for query in {segment.query for segment in result.segments}:
                 found[query] += 1
-            if output.pictures:
+            if output.overlay:
                 pictures.append(_save(overlay(result), output.output / f"{stem}_overlay.png"))
+            if output.explain:
                 pictures.append(_save(maps_with_points(result), output.output / f"{stem}_maps.png"))
     finally:
         write_dataset(builder.build(), dataset)
