@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image as PillowImage
 from pycocotools import mask as coco_mask
 
@@ -24,10 +25,11 @@ from text2seg.app.settings import AppSettings
 from text2seg.app.workshop import Workshop
 from text2seg.cli import main
 from text2seg.cli.segment import Segment as SegmentCommand
-from text2seg.config import MaskSettings, PresenceSettings, Settings, TileSettings
+from text2seg.config import MaskSettings, ModelSettings, PresenceSettings, Settings, TileSettings
 from text2seg.errors import QueryError, Text2SegError
 from text2seg.images import load_image
 from text2seg.replay.recorded import points_of
+from text2seg.runtime import FULL, Precision
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +199,14 @@ def parsed(monkeypatch):
     return parse
 
 
+@pytest.fixture
+def at_home(monkeypatch):
+    """A machine on which `auto` means the CPU in fp32, as the demo model of the tests runs."""
+    monkeypatch.setattr(command, "choose_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(command, "choose_precision", lambda device: FULL)
+
+
+@pytest.mark.usefixtures("at_home")
 class TestCommand:
     def test_it_says_nothing_that_goes_without_saying(self, visit):
         assert command.as_command(visit) == (
@@ -256,3 +266,24 @@ class TestCommand:
         assert 'Text2Seg.load("huge")' in command.as_python(visit)
         monkeypatch.setattr(demo, "_provenance", {"clip": {"name": "my clip.pt"}, "sam": {"name": "demo"}})
         assert "--clip 'my clip.pt' --sam demo" in command.as_command(visit)
+
+    @pytest.mark.parametrize(
+        ("clip", "sam"),
+        [
+            ("openclip:ViT-B-16/laion2b_s34b_b88k", "sam2.1_hiera_tiny"),
+            ("openclip:my models/siglip", "mobile_sam"),
+            ("demo", "facebook/sam2.1-hiera-small"),
+        ],
+    )
+    def test_any_pair_of_names_is_understood(self, visit, demo, clip, sam, parsed, monkeypatch):
+        monkeypatch.setattr(demo, "_provenance", {"clip": {"name": clip}, "sam": {"name": sam}})
+        assert parsed(command.as_command(visit)).model == ModelSettings(clip=clip, sam=sam)
+        assert f'Text2Seg.load("demo", clip={clip!r}, sam={sam!r})' in command.as_python(visit)
+
+    def test_what_auto_would_not_choose_is_named(self, visit, demo, parsed, monkeypatch):
+        monkeypatch.setattr(command, "choose_device", lambda: torch.device("cuda:0"))
+        monkeypatch.setattr(command, "choose_precision", lambda device: Precision(torch.bfloat16, "fast"))
+        monkeypatch.setattr(demo.sam, "compiled", True)
+        wanted = ModelSettings(device="cpu", precision="fp32", compile=True)
+        assert parsed(command.as_command(visit)).model == wanted
+        assert "Text2Seg.load(\"demo\", device='cpu', precision='fp32', compile=True)" in command.as_python(visit)

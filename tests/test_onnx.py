@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import shlex
 import shutil
 import sys
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -13,6 +16,8 @@ from triton_builders import check_against_graph, parse
 
 from text2seg import MapSettings, Settings, Text2Seg
 from text2seg.cli import main
+from text2seg.coco.dataset import build_dataset, write_dataset
+from text2seg.coco.results import mask_of
 from text2seg.config import ModelSettings
 from text2seg.errors import CheckpointError, OutputError, SettingsError
 from text2seg.export.check import agreement
@@ -22,8 +27,10 @@ from text2seg.export.scenes import SCENES, bundled_scenes
 from text2seg.export.triton import write_repository
 from text2seg.graphs.manifest import GRAPHS, read_manifest
 from text2seg.graphs.networks import Graph
+from text2seg.images import load_image
 from text2seg.masks.decoder import FILLING, NOT_A_POINT
 from text2seg.records import PointPrompts
+from text2seg.replay import replay
 
 CPU = torch.device("cpu")
 
@@ -96,17 +103,19 @@ def test_no_network_of_torch_is_called(full, scenes, monkeypatch):
 @pytest.mark.parametrize(("images", "sets", "points"), [(1, 1, 2), (1, 4, 7), (3, 5, 1)])
 def test_the_decoder_takes_any_number_of_images_sets_and_points(demo, full, images, sets, points):
     generator = torch.Generator().manual_seed(points)
-    embeddings = torch.randn(images, 128, 24, 24, generator=generator)
+    module = demo.sam.module
+    rows, columns = module.prompt_encoder.image_embedding_size
+    embeddings = torch.randn(images, 128, rows, columns, generator=generator)
     labels = torch.randint(0, 2, (sets, points), generator=generator)
     labels[:, 0] = NOT_A_POINT
     labels[::2, 1:] = FILLING
     given = (
         embeddings,
         torch.arange(sets) % images,
-        384 * torch.rand(sets, points, 2, generator=generator),
+        module.image_encoder.img_size * torch.rand(sets, points, 2, generator=generator),
         labels,
     )
-    for masks in (None, torch.randn(sets, 1, 96, 96, generator=generator)):
+    for masks in (None, torch.randn(sets, 1, 4 * rows, 4 * columns, generator=generator)):
         with torch.inference_mode():
             wanted = demo.sam.decoder_network(*given, masks)
         for ours, theirs in zip(full.sam.decoder_network(*given, masks), wanted, strict=True):
@@ -275,3 +284,72 @@ def test_the_repository_for_triton_fits_the_schema_and_the_graphs(exported, tmp_
         check_against_graph(folder)
     batches = {folder.name: parse(folder / "config.pbtxt").max_batch_size for folder in folders}
     assert batches == {"clip_image": 8, "clip_text": 128, "sam_encoder": 8, "sam_decoder": 0, "sam_decoder_masked": 0}
+
+
+@pytest.fixture(scope="module")
+def labelled(full, scenes):
+    """What a job writes of one scene in ONNX Runtime, through JSON and back."""
+    result = full.segment(scenes[0].image, scenes[0].queries)
+    return json.loads(json.dumps(build_dataset([result], provenance=full.provenance())))
+
+
+def test_a_mask_by_graphs_is_made_again_with_those_graphs(labelled, exported, full, tmp_path, capsys):
+    assert labelled["annotations"]
+    for annotation in labelled["annotations"]:
+        again = replay(labelled, annotation["id"], images=SCENES / "images", device="cpu", graphs=exported[0] / "fp32")
+        assert again.identical
+        assert replay(labelled, annotation["id"], images=SCENES / "images", models=full).identical
+    command = ["replay", str(write_dataset(labelled, tmp_path / "d.json")), "--annotation", "1"]
+    command += ["--images", str(SCENES / "images"), "--device", "cpu"]
+    assert main([*command, "--graphs", str(exported[0] / "fp32")]) == 0
+    assert "mask: identical" in capsys.readouterr().out
+    assert main(command) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("was made by ONNX graphs; say with --graphs FOLDER where they lie")
+
+
+def test_a_mask_is_not_made_again_with_other_graphs_or_none(labelled, exported, demo, spoilt):
+    def again(dataset, **given):
+        return replay(dataset, 1, images=SCENES / "images", device="cpu", **given)
+
+    with pytest.raises(CheckpointError, match=r"made by other ONNX graphs than those in .*int8; find those"):
+        again(labelled, graphs=exported[0] / "int8")
+    with pytest.raises(CheckpointError, match="not of the same ONNX graphs; find those"):
+        again(labelled, models=demo)
+    (spoilt / "sam_decoder.onnx").write_bytes(b"another")
+    with pytest.raises(CheckpointError, match="is not the file that was exported"):
+        again(labelled, graphs=spoilt)
+    by_torch = copy.deepcopy(labelled)
+    by_torch["annotations"][0]["attributes"]["provenance"] = demo.provenance() | {"settings": asdict(demo.settings)}
+    with pytest.raises(SettingsError, match="was not made by ONNX graphs; leave out --graphs"):
+        again(by_torch, graphs=exported[0] / "fp32")
+
+
+def test_what_the_app_copies_gives_the_masks_of_its_graphs(exported, full, tmp_path, monkeypatch):
+    from text2seg.app.segment.command import as_command, as_python
+    from text2seg.app.segment.visit import looked, opened
+    from text2seg.app.settings import AppSettings
+    from text2seg.app.workshop import Workshop
+
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(SCENES / "images" / "scene_0019.jpg", tmp_path)
+    for precision in ("fp32", "int8"):
+        models = full if precision == "fp32" else load(exported[0] / precision)
+        workshop = Workshop(models, AppSettings())
+        visit = opened(workshop, load_image("scene_0019.jpg"))
+        visit = looked(visit, workshop, ("sheep",), threshold=0.7, presence=None)
+        wanted = [piece.segment.mask for piece in visit.document.pieces]
+        program, *words = shlex.split(as_command(visit))
+        assert (program, words[words.index("--runtime") + 1]) == ("text2seg", "onnx")
+        assert main(words) == 0
+        dataset = json.loads((tmp_path / "outputs" / "dataset.json").read_text())
+        found = [mask_of(annotation, wanted[0].shape) for annotation in dataset["annotations"]]
+        names: dict = {}
+        exec(as_python(visit), names)
+        assert names["seg"].provenance()["graphs"] == models.provenance()["graphs"]
+        assert len(wanted) == 2
+        for of_app, of_command, of_python in zip(
+            wanted, found, [segment.mask for segment in names["result"].segments], strict=True
+        ):
+            np.testing.assert_array_equal(of_command, of_app)
+            np.testing.assert_array_equal(of_python, of_app)

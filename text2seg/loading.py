@@ -29,6 +29,7 @@ from text2seg.vocabulary import Things
 log = logging.getLogger(__name__)
 
 PUBLISHED_INPUT_SIZE = 512  # what the original feeds CLIP before SAM, whatever the model was trained on
+SAM2_NAMES = "sam2"  # how the published names of its family begin
 DEMO_INPUT_SIZE = 384  # small things, and those side by side, show better than at the 256 it was trained on
 
 
@@ -58,7 +59,7 @@ def load_pair(
     clip_name, sam_name = checkpoints.pair(model, clip=clip, sam=sam)
     # What is wrong with the names or the machine shows before gigabytes are downloaded.
     find(clip_name, "clip")
-    find(sam_name, "sam")
+    _check_family(find(sam_name, "sam"), compile_sam=compile_sam, graphs=graphs is not None)
     if compile_sam and graphs is not None:
         raise SettingsError("torch compiles nothing of ONNX graphs; leave --compile out")
     where = choose_device(device) if graphs is None else choose_onnx_device(device)
@@ -101,11 +102,27 @@ def find(name: str, kind: Kind) -> Checkpoint:
     return checkpoints.find(name, kind)
 
 
+def graphs_of(clip: Clip) -> Path | None:
+    """The folder of the ONNX graphs that answer in place of a CLIP's networks; none where torch runs them."""
+    networks = getattr(clip.image_network, "__self__", None)
+    return networks.folder if isinstance(networks, Networks) else None
+
+
 def fetch(name: str, kind: Kind) -> Path:
     """The file of a checkpoint: as `checkpoints.fetch`, and of a CLIP of open_clip as that package does."""
     if kind == "clip" and is_openclip(name):
         return fetch_openclip(recipe_of(name))
     return checkpoints.fetch(name, kind)
+
+
+def _check_family(sam: Checkpoint, *, compile_sam: bool, graphs: bool) -> None:
+    """Raise `SettingsError` where a published SAM is of a family that cannot run so; of a file it shows on loading."""
+    if not (sam.url and sam.name.startswith(SAM2_NAMES)):
+        return
+    if compile_sam:
+        raise SettingsError(f"{sam.name} is a SAM 2, which runs uncompiled only; leave --compile out or choose a SAM")
+    if graphs:
+        raise SettingsError(f"{sam.name} is a SAM 2, and ONNX graphs run SAM and MobileSAM only; use --runtime torch")
 
 
 def _open_clip(

@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 LICENCES = {"clip": "MIT (OpenAI)", "sam": "Apache 2.0 (Meta)"}
 OFFERED = tuple(name for name in checkpoints.PAIRS if name != "demo")
+DEMO = "CLIP demo with SAM demo"
 STEPS = 200
 """A bar moves this many times at most; every move is a message to the page."""
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
@@ -48,7 +49,10 @@ class ModelsPanel:
         now = gr.HTML(at_work(workshop.models), padding=False, elem_id="models-now")
         with gr.Accordion("Models and weights", open=False, elem_id="models"):
             table = gr.HTML(weights_table(), padding=False, elem_id="models-table")
-            if workshop.settings.may_manage_models:
+            if workshop.settings.may_manage_models and runs_graphs(workshop.models):
+                told = "ONNX graphs of these models are at work. For others, start this app without --runtime onnx."
+                gr.HTML(note(told), padding=False)
+            elif workshop.settings.may_manage_models:
                 self._buttons(now, table)
             else:
                 told = f"text2seg app --model {OFFERED[0]}"
@@ -122,18 +126,25 @@ def at_work(models: Text2Seg) -> str:
         return note(f"At work: {name_of(models)}. Ask for anything in words.")
     names = sorted(models.things.names)
     known = ", ".join(escape(name) for name in names)
+    here = name_of(models)
+    here = "the demo model" if here == DEMO else here
     return (
-        '<details class="t2s-known"><summary>At work: the demo model, which knows '
+        f'<details class="t2s-known"><summary>At work: {escape(here)}, which knows '
         f"{len(names)} drawn things and nothing else. <span>Which?</span></summary><p>{known}</p>"
         '<p>For photographs, get the real weights under "Models and weights".</p></details>'
     )
 
 
 def name_of(models: Text2Seg) -> str:
-    """CLIP and SAM by name."""
+    """CLIP and SAM by name, and what runs them where that is not torch."""
     origin: Any = models.provenance()
     clip, sam = (origin.get(kind, {}).get("name", "of your own") for kind in ("clip", "sam"))
-    return f"CLIP {clip} with SAM {sam}"
+    runtime = f" in ONNX Runtime ({origin['precision']})" if runs_graphs(models) else ""
+    return f"CLIP {clip} with SAM {sam}{runtime}"
+
+
+def runs_graphs(models: Text2Seg) -> bool:
+    return models.provenance().get("runtime") == "onnx"
 
 
 def weights_table() -> str:

@@ -40,6 +40,8 @@ class Replay:
     """The file of the recorded SAM, if it lies elsewhere now."""
     device: str = "auto"
     """auto, cpu, cuda, …; which one was used is not recorded, and another may differ in a few pixels."""
+    graphs: Path | None = None
+    """Of an annotation by ONNX graphs (--runtime onnx): the folder of those graphs."""
     verbose: bool = False
     """Say what runs where, and why."""
 
@@ -48,7 +50,13 @@ class Replay:
         from text2seg.replay import replay
 
         result = replay(
-            self.dataset, self.annotation, images=self.images, clip=self.clip, sam=self.sam, device=self.device
+            self.dataset,
+            self.annotation,
+            images=self.images,
+            clip=self.clip,
+            sam=self.sam,
+            device=self.device,
+            graphs=self.graphs,
         )
         print(f"annotation {result.annotation_id}: {result.query!r} in {result.image.file_name}")
         print(f"points: {_points(result)}")

@@ -14,10 +14,10 @@ from pathlib import Path
 from text2seg.errors import OutputError, SettingsError
 from text2seg.files import write_atomically
 from text2seg.graphs.manifest import GraphSpec, Manifest, TensorSpec, read_manifest
-from text2seg.maps.text import TEXTS_AT_ONCE
 
 CONFIG, MODEL = "config.pbtxt", "model.onnx"
 QUEUE_MICROSECONDS = 2000  # that a request waits for others to share a batch with
+TEXTS_AT_ONCE = 128  # at least what one query is, with its templates (85 as published)
 
 _DTYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "int64": "TYPE_INT64"}
 

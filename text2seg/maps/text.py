@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 CACHED_QUERIES = 4096
 WRITTEN_AT_ONCE = 128  # queries; a stop loses no more than these
-TEXTS_AT_ONCE = 128  # one query with all its templates, or a vocabulary with one
+TEXTS_AT_ONCE = 8  # of one length; a query that has more templates goes through the network alone
 
 TextNetwork = Callable[[Tensor], Tensor]
 """From tokens int64 [T, up to context] to unit features float32 [T, C]."""
@@ -142,14 +142,11 @@ class TextEncoder:
         stored = self._cache.read(queries, templates) if self._cache else {}
         found = {query: torch.from_numpy(features).to(self._tower.device) for query, features in stored.items()}
         missing = [query for query in queries if query not in found]
-        at_once = max(TEXTS_AT_ONCE // len(templates), 1)
         fresh = {}
-        for start in range(0, len(missing), at_once):
-            some = missing[start : start + at_once]
-            for query, (features, whole) in zip(some, self._encode(some, templates), strict=True):
-                found[query] = features
-                if whole:  # one that was cut off should be warned about in the next process too
-                    fresh[query] = features.cpu().numpy()
+        for query, (features, whole) in self._encode(missing, templates).items() if missing else ():
+            found[query] = features
+            if whole:  # one that was cut off should be warned about in the next process too
+                fresh[query] = features.cpu().numpy()
         if self._cache and fresh:
             self._cache.write(fresh, templates)
         for query, features in found.items():
@@ -158,12 +155,18 @@ class TextEncoder:
             self._kept.popitem(last=False)
         return found
 
-    def _encode(self, queries: Sequence[str], templates: tuple[str, ...]) -> list[tuple[Tensor, bool]]:
-        """Features by the network in one batch, and whether CLIP could read all of each query."""
+    def _encode(self, queries: Sequence[str], templates: tuple[str, ...]) -> dict[str, tuple[Tensor, bool]]:
+        """Features by the network, and whether CLIP could read all of each query.
+
+        Features are kept, so those of a query must not hang on what it was first asked together with. But the shape
+        of a batch changes their last digits; so a batch holds texts of one length, and is filled up to one size.
+        """
         tower = self._tower
-        # replace, not format: other braces in a template are letters like any other
-        read = [tower.tokenize([template.replace("{}", query) for template in templates]) for query in queries]
-        for query, (_, over) in zip(queries, read, strict=True):
+        lengths: dict[int, dict[str, Tensor]] = {}
+        whole: dict[str, bool] = {}
+        for query in queries:
+            # replace, not format: other braces in a template are letters like any other
+            tokens, over = tower.tokenize([template.replace("{}", query) for template in templates])
             if over > 0:
                 log.warning(
                     "query %.40r… is too long: CLIP reads %d tokens and it has %d more, which are cut off",
@@ -171,10 +174,20 @@ class TextEncoder:
                     tower.context,
                     over,
                 )
-        tokens = torch.cat([tokens for tokens, _ in read]).to(tower.device)
-        features = self.network(tower.trim(tokens)).unflatten(0, (len(queries), -1))
-        means = F.normalize(features.mean(dim=1), dim=-1)
-        for query, finite in zip(queries, means.isfinite().all(1).tolist(), strict=True):
-            if not finite:
+            tokens = tower.trim(tokens)
+            lengths.setdefault(tokens.shape[1], {})[query] = tokens
+            whole[query] = over <= 0
+        at_once = max(TEXTS_AT_ONCE // len(templates), 1)
+        found: dict[str, Tensor] = {}
+        for alike in lengths.values():
+            named = list(alike)
+            for start in range(0, len(named), at_once):
+                some = named[start : start + at_once]
+                filled = some + some[-1:] * (at_once - len(some))
+                features = self.network(torch.cat([alike[query] for query in filled]).to(tower.device))
+                means = F.normalize(features.unflatten(0, (at_once, -1)).mean(dim=1), dim=-1)
+                found |= dict(zip(some, means, strict=False))
+        for query in queries:
+            if not found[query].isfinite().all():
                 raise QueryError(f"the text features of {query!r} are not finite; are the CLIP weights damaged?")
-        return [(mean, over <= 0) for mean, (_, over) in zip(means, read, strict=True)]
+        return {query: (found[query], whole[query]) for query in queries}

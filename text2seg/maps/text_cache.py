@@ -25,7 +25,7 @@ ENVIRONMENT_VARIABLE = "TEXT2SEG_TEXT_CACHE"
 OFF = "off"
 MOST_TEXTS = 20_000  # 40 MB of 512 numbers each
 WAIT_SECONDS = 2.0  # for another process that is writing
-FORMAT = 1  # counts up when texts are encoded in another way, so that old features are not found any more
+FORMAT = 2  # counts up when texts are encoded in another way, so that old features are not found any more
 
 _TABLE = "CREATE TABLE IF NOT EXISTS texts (number INTEGER PRIMARY KEY, key BLOB UNIQUE, features BLOB)"
 _ALL_BUT_LATEST = "DELETE FROM texts WHERE number <= (SELECT max(number) FROM texts) - ?"

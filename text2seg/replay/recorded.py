@@ -5,19 +5,23 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import numpy as np
 
 from text2seg.coco.lookup import find_picture
 from text2seg.config import Settings, settings_from_dict
-from text2seg.errors import ImageError, Text2SegError
+from text2seg.errors import CheckpointError, ImageError, SettingsError, Text2SegError
+from text2seg.graphs.manifest import read_manifest
 from text2seg.images import load_image
 from text2seg.ontology import Category, Ontology, queries_of
 from text2seg.records import Box, Image, PointPrompts
+from text2seg.runtime import PrecisionName
 from text2seg.vocabulary import Query, parse_query
 
 Json = Mapping[str, Any]
+
+OTHER_GRAPHS = "find those that made it, or label anew"
 
 
 def annotation_with(dataset: Json, annotation_id: int) -> Json:
@@ -111,6 +115,29 @@ def settings_of(annotation_id: int, origin: Json) -> Settings:
     if not isinstance(recorded, Mapping):
         raise Text2SegError(f"annotation {annotation_id} does not record how it was made, so it cannot be made again")
     return settings_from_dict(recorded)
+
+
+def precision_of(origin: Json, graphs: str | os.PathLike[str] | None) -> PrecisionName:
+    """What precision to load the models in.
+
+    Raises:
+        SettingsError: it is not known, or graphs are given and none were used, or the other way round.
+        CheckpointError: other graphs are given.
+    """
+    if origin.get("runtime") == "onnx":
+        if graphs is None:
+            raise SettingsError("the annotation was made by ONNX graphs; say with --graphs FOLDER where they lie")
+        if dict(read_manifest(Path(graphs)).files) != origin.get("graphs"):
+            raise CheckpointError(
+                f"the annotation was made by other ONNX graphs than those in {graphs}; {OTHER_GRAPHS}"
+            )
+        return "auto"  # graphs have one, which their hashes stand for
+    if graphs is not None:
+        raise SettingsError("the annotation was not made by ONNX graphs; leave out --graphs")
+    precision = origin.get("precision")
+    if precision not in get_args(PrecisionName):
+        raise SettingsError(f"the annotation records no precision that is known: {precision!r}")
+    return cast(PrecisionName, precision)
 
 
 def image_of(annotation: Json, dataset: Json, file: Path | None, images: str | os.PathLike[str] | None) -> Image:

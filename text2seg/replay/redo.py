@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,16 +23,17 @@ from text2seg.pipeline import Session, Text2Seg
 from text2seg.records import Image, PointPrompts, Segment
 from text2seg.replay.rebuild import rebuilt_mask
 from text2seg.replay.recorded import (
+    OTHER_GRAPHS,
     annotation_with,
     chosen_of,
     image_of,
     ontology_queries,
     points_of,
+    precision_of,
     query_of,
     settings_of,
     view_of,
 )
-from text2seg.runtime import PrecisionName
 from text2seg.tiling import place, shift
 from text2seg.vocabulary import Query, parse_query
 
@@ -83,6 +84,7 @@ def replay(
     clip: str | None = None,
     sam: str | None = None,
     device: str = "auto",
+    graphs: str | os.PathLike[str] | None = None,
     models: Text2Seg | None = None,
 ) -> Replayed:
     """Redo one annotation: CLIP to points, and SAM from the recorded points to the mask.
@@ -92,13 +94,15 @@ def replay(
         images: where the pictures lie; by default as for `text2seg.coco.lookup.find_picture`.
         clip, sam: where the recorded weights lie now, if not under their recorded name.
         device: auto, cpu, cuda, … Which one was used is not recorded; another one may differ in the last digits.
+        graphs: the folder of the ONNX graphs, for an annotation that was made by some; where they lie is not recorded.
         models: in place of loading them, when many annotations are replayed; must be the recorded ones.
 
     Raises:
         Text2SegError: there is no such annotation, or it does not record what it takes.
-        CheckpointError: the weights here are not those that made it.
+        CheckpointError: the weights or graphs here are not those that made it.
         ImageError: the picture is missing or of another size.
-        SettingsError, OntologyError, QueryError: what is recorded does not fit this version of text2seg.
+        SettingsError, OntologyError, QueryError: what is recorded does not fit this version of text2seg; a
+            `SettingsError` too where it takes `graphs` and there are none, or the other way round.
     """
     content = read_dataset(dataset) if isinstance(dataset, str | os.PathLike) else dataset
     file = Path(dataset) if isinstance(dataset, str | os.PathLike) else None
@@ -109,7 +113,7 @@ def replay(
     settings = settings_of(annotation_id, origin)
     image = image_of(annotation, content, file, images)
     recorded = mask_of(annotation, image.hw)
-    models = models or load_recorded(origin, clip=clip, sam=sam, device=device)
+    models = models or load_recorded(origin, clip=clip, sam=sam, device=device, graphs=graphs)
     _check_models(models, origin)
     view = view_of(annotation, image.hw)
     session = models.open(image).view(view)
@@ -139,18 +143,18 @@ def replay(
     )
 
 
-def load_recorded(origin: Json, *, clip: str | None = None, sam: str | None = None, device: str = "auto") -> Text2Seg:
+def load_recorded(
+    origin: Json,
+    *,
+    clip: str | None = None,
+    sam: str | None = None,
+    device: str = "auto",
+    graphs: str | os.PathLike[str] | None = None,
+) -> Text2Seg:
     """The models that a provenance names, once their hashes are right. Arguments and errors as for `replay`."""
+    precision = precision_of(origin, graphs)
     clip_name, sam_name = _checkpoint(origin, "clip", clip), _checkpoint(origin, "sam", sam)
-    if origin.get("runtime") == "onnx":
-        raise SettingsError(
-            "the annotation was made by ONNX graphs, which are not loaded by name; call text2seg.replay.replay with "
-            "models=Text2Seg.load(..., graphs=FOLDER)"
-        )
-    precision = origin.get("precision")
-    if precision not in get_args(PrecisionName):
-        raise SettingsError(f"the annotation records no precision that is known: {precision!r}")
-    return Text2Seg.load(clip=clip_name, sam=sam_name, device=device, precision=cast(PrecisionName, precision))
+    return Text2Seg.load(clip=clip_name, sam=sam_name, device=device, precision=precision, graphs=graphs)
 
 
 def _checkpoint(origin: Json, kind: Literal["clip", "sam"], given: str | None) -> str:
@@ -181,7 +185,7 @@ def _check_models(models: Text2Seg, origin: Json) -> None:
             name = wanted.get("name") if isinstance(wanted, Mapping) else None
             raise CheckpointError(_other_weights(kind, str(name), str(wanted_hash), str(found_hash), origin))
     if here.get("graphs") != origin.get("graphs"):
-        raise CheckpointError("the annotation and the models are not of the same ONNX graphs, or one is of torch")
+        raise CheckpointError(f"the annotation and the models are not of the same ONNX graphs; {OTHER_GRAPHS}")
     if here["precision"] != origin.get("precision"):
         raise SettingsError(
             f"the annotation was made in {origin.get('precision')}, the models run in {here['precision']}; "

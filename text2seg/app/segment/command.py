@@ -13,7 +13,12 @@ from text2seg.app.segment.document import Piece
 from text2seg.app.segment.visit import Visit
 from text2seg.checkpoints import PAIRS
 from text2seg.config import Settings
+from text2seg.graphs.networks import choose_onnx_device
+from text2seg.loading import graphs_of
+from text2seg.pipeline import Text2Seg
+from text2seg.runtime import choose_device, choose_precision
 
+KINDS = ("clip", "sam")
 DEMO = ("demo", "demo")
 
 
@@ -22,8 +27,8 @@ def as_command(visit: Visit) -> str:
     words = ["text2seg", "segment", _file(visit)]
     for text in visit.texts:
         words += [f"--query={text}"] if text.startswith("-") else ["--query", text]
-    for name, value in _models(visit):
-        words += [f"--{name}", value]
+    for name, value in _models(visit).items():
+        words += (["--runtime", "onnx"] if name == "graphs" else []) + _flag(name, value)
     for _, name, value in _changed(visit.settings):
         words += _flag(name, value)
     return _by_hand(visit) + " ".join(shlex.quote(word) for word in words)
@@ -31,8 +36,9 @@ def as_command(visit: Visit) -> str:
 
 def as_python(visit: Visit) -> str:
     """A few lines of Python that leave the same segments in `result`."""
-    given = "".join(f", {name}={value!r}" for name, value in _models(visit) if name != "model")
-    pair = dict(_models(visit)).get("model", "demo")
+    models = _models(visit)
+    pair = models.pop("model", "demo")
+    given = "".join(f", {name}={value!r}" for name, value in models.items())
     stages: dict[str, list[str]] = {}
     for stage, name, value in _changed(visit.settings):
         stages.setdefault(stage, []).append(f"{name}={value!r}")
@@ -54,15 +60,29 @@ def _file(visit: Visit) -> str:
     return f"./{name}" if name.startswith("-") else name or "picture.png"
 
 
-def _models(visit: Visit) -> Iterator[tuple[str, str]]:
-    """The flags that name the models, none for the demo models."""
-    made = visit.models.provenance() if visit.models else {}
-    names = tuple(str(part["name"]) if isinstance(part := made.get(kind), dict) else "demo" for kind in ("clip", "sam"))
-    for model, pair in PAIRS.items():
-        if pair == names and pair != DEMO:
-            yield "model", model
-    if names not in PAIRS.values():
-        yield from zip(("clip", "sam"), names, strict=True)
+def _models(visit: Visit) -> dict[str, Any]:
+    """The arguments of `Text2Seg.load` that differ from its defaults; they are fields of `ModelSettings` too."""
+    if visit.models is None:
+        return {}
+    origin = visit.models.provenance()
+    names = tuple(str(part["name"]) if isinstance(part := origin.get(kind), dict) else "demo" for kind in KINDS)
+    pairs: dict[Any, dict[str, str]] = {pair: {"model": model} for model, pair in PAIRS.items()}
+    pairs[DEMO] = {}
+    return pairs.get(names, dict(zip(KINDS, names, strict=True))) | _running(visit.models)
+
+
+def _running(models: Text2Seg) -> dict[str, Any]:
+    """What runs the networks, where and how, as far as `auto` on this machine would not choose the same."""
+    found: dict[str, Any] = {}
+    device, graphs = models.clip.device, graphs_of(models.clip)
+    if device != (choose_device() if graphs is None else choose_onnx_device("auto")):
+        found["device"] = str(device)
+    if graphs is not None:
+        return found | {"graphs": str(graphs)}  # which have their precision
+    precision = models.clip.precision.name
+    if precision != choose_precision(device).name:
+        found["precision"] = precision
+    return found | ({"compile": True} if models.sam.compiled else {})
 
 
 def _changed(settings: Settings) -> Iterator[tuple[str, str, Any]]:
