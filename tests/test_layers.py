@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "text2seg"
 LAYERS = [
-    {"_version", "errors", "demo"},
+    {"_version", "errors", "packages", "demo"},
     {"storage"},
     {"records", "config"},
     {"label_config", "files", "pages", "images", "grids", "vocabulary", "runtime", "checkpoints"},

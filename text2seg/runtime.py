@@ -8,10 +8,12 @@ from __future__ import annotations
 import logging
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from text2seg.errors import SettingsError
 
@@ -141,3 +143,16 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
         return torch.autocast(device.type, enabled=False)
     # No cache of cast weights: threads share it, and one call uses each weight once.
     return torch.autocast(device.type, dtype=precision.dtype, cache_enabled=False)
+
+
+class Unfilled(TorchFunctionMode):
+    """Modules that are made under it get memory for their weights and no random numbers, because others take their
+    place. As the device "meta" does, which imports torch's compiler for it: seconds of every start."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        named = kwargs or {}
+        if func in (Tensor.uniform_, Tensor.normal_) or getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else named["tensor"]
+        return (torch.empty if func is torch.randn else func)(*args, **named)

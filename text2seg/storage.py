@@ -82,7 +82,7 @@ def place_of(given: str | os.PathLike[str] | Url) -> Place:
     if not place.strip("/"):
         raise SettingsError(f"{given} names no bucket or folder, such as {scheme}://bucket/photos")
     if ":" in place.partition("/")[0].rpartition("@")[0]:  # it would stand in the journal and in the COCO file
-        raise SettingsError(f"the {scheme}:// URL has a password in it, which is not taken; set it up for fsspec instead")
+        raise SettingsError(f"the {scheme}:// URL has a password in it; leave it out and set it up for fsspec instead")
     return Url(f"{scheme}://{place.rstrip('/')}")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
@@ -13,6 +12,8 @@ from torch import Tensor, nn
 
 from text2seg.checkpoints.shapes import count_numbered
 from text2seg.errors import CheckpointError
+from text2seg.packages import opened
+from text2seg.runtime import Unfilled
 
 HEAD_WIDTH = 64  # no shape tells it; it is 64 in every published CLIP
 RESNET_STRIDE = 32
@@ -112,7 +113,7 @@ def build_clip(weights: Mapping[str, Tensor], *, source: str = "the checkpoint")
         CheckpointError: a tensor is missing, superfluous or of the wrong shape; names it.
     """
     shape = named(source, ClipShape.of, weights)
-    with torch.device("meta"):  # shapes only
+    with Unfilled():
         model = import_clip().model.CLIP(
             shape.embedding,
             shape.image_size,
@@ -134,10 +135,12 @@ def build_clip(weights: Mapping[str, Tensor], *, source: str = "the checkpoint")
 
 
 def import_clip() -> ModuleType:
-    """The `clip` package, without the warning that it imports pkg_resources, which no user of ours can mend."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="pkg_resources is deprecated", category=UserWarning)
-        import clip
+    """The `clip` package; so far only its networks and its tokenizer are imported."""
+    opened("clip")
+    import clip
+    import clip.model
+    import clip.simple_tokenizer
+
     return clip
 
 

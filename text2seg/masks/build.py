@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from text2seg.checkpoints.shapes import count_numbered
 from text2seg.errors import CheckpointError
 from text2seg.masks.tiny_vit import CLASSIFIER, PATCH, TinyViT, TinyViTShape
+from text2seg.packages import opened
+from text2seg.runtime import Unfilled
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
@@ -154,6 +156,7 @@ def _read_decoder(weights: Mapping[str, Tensor]) -> dict[str, int]:
 
 def build_sam(shape: AnyShape) -> Any:
     """A `segment_anything` Sam module of this architecture, with fresh weights, in eval mode."""
+    opened("segment_anything")
     from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
     grid = shape.image_size // shape.patch
@@ -180,6 +183,7 @@ def build_sam(shape: AnyShape) -> Any:
 
 
 def _vit(shape: SamShape) -> Any:
+    opened("segment_anything")
     from segment_anything.modeling import ImageEncoderViT
 
     return ImageEncoderViT(
@@ -205,7 +209,7 @@ def load_sam(shape: AnyShape, weights: Mapping[str, Tensor]) -> Any:
         CheckpointError: tensors are missing, superfluous, of another size or no floating-point numbers.
     """
     try:
-        with torch.device("meta"):  # neither fills nor draws weights that are replaced at once
+        with Unfilled():
             module = build_sam(shape)
     except (AssertionError, RuntimeError, ValueError, ZeroDivisionError):
         raise CheckpointError(f"not a SAM checkpoint: no SAM has the architecture {shape}") from None

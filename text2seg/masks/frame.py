@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import PIL.Image
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -18,10 +19,7 @@ class Frame:
     """A square of `side` pixels. A picture lies at its top left, its longest side as long as the frame's."""
 
     def __init__(self, side: int) -> None:
-        from segment_anything.utils.transforms import ResizeLongestSide
-
         self.side = side
-        self._into = ResizeLongestSide(side)
 
     def pictures(
         self, images: Sequence[Image], device: torch.device, mean: Tensor, std: Tensor
@@ -44,16 +42,21 @@ class Frame:
         return framed, sizes
 
     def _resized(self, image: Image) -> NDArray[np.uint8]:
-        if 0 in self._into.get_preprocess_shape(*image.hw, self.side):
-            rows, columns = image.hw
-            raise ImageError(f"{image.file_name or 'image'} is too thin for SAM: {columns}×{rows} pixels")
-        resized: NDArray[np.uint8] = np.array(self._into.apply_image(image.pixels))
-        return resized
+        """The picture in the size that `segment-anything` gives it, by the same Pillow."""
+        rows, columns = self._fitted(image.hw)
+        if not (rows and columns):
+            raise ImageError(f"{image.file_name or 'image'} is too thin for SAM: {image.hw[1]}×{image.hw[0]} pixels")
+        return np.array(PIL.Image.fromarray(image.pixels).resize((columns, rows), PIL.Image.Resampling.BILINEAR))
+
+    def _fitted(self, image_hw: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns that a picture of this size fills."""
+        scale = self.side / max(image_hw)
+        return int(image_hw[0] * scale + 0.5), int(image_hw[1] * scale + 0.5)
 
     def place(self, xy: NDArray[np.float32], image_hw: tuple[int, int]) -> NDArray[np.float32]:
         """Points float32 [N, 2] of a picture of this size, in pixels of the frame."""
-        placed: NDArray[np.float32] = self._into.apply_coords(xy, image_hw).astype(np.float32)
-        return placed
+        rows, columns = self._fitted(image_hw)
+        return (xy.astype(np.float64) * (columns / image_hw[1], rows / image_hw[0])).astype(np.float32)
 
     def points(
         self, sets: Sequence[tuple[tuple[int, int], PointPrompts]]

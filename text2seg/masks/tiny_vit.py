@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from text2seg.checkpoints.shapes import count_numbered
+from text2seg.packages import opened
 
 IMAGE_SIZE = 1024  # no tensor tells it: there are no positions but those within windows
 PATCH = 16  # the two convolutions at the start and the first two merges halve the picture four times in all
@@ -70,6 +71,7 @@ class TinyViT(nn.Module):
     """Pictures float [B, 3, S, S] to features [B, C, S / 16, S / 16]."""
 
     def __init__(self, shape: TinyViTShape) -> None:
+        opened("segment_anything")
         from segment_anything.modeling.common import LayerNorm2d
 
         super().__init__()
