@@ -48,11 +48,12 @@ lock: $(READY)  ## write requirements.lock anew: the latest versions that setup.
 	$(BIN)/uv pip compile setup.cfg --extra dev --universal --python-version 3.10 --generate-hashes --upgrade \
 		--no-header --no-annotate --quiet --output-file requirements.lock
 
-$(READY): setup.cfg pyproject.toml
+$(READY): setup.cfg pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-ifeq ($(LOCKED),)
-	$(BIN)/pip install --quiet --editable ".[dev]"
+ifeq ($(LOCKED),)  # the versions of requirements.lock, because pip looks for versions that fit together for half an hour
+	sed -e '/--hash=/d' -e 's/ *\\$$//' requirements.lock >$(VENV)/versions.txt
+	$(BIN)/pip install --quiet --constraint $(VENV)/versions.txt --editable ".[dev]"
 else  # the very files of requirements.lock: make test LOCKED=1
 	$(BIN)/pip install --quiet --requirement requirements.lock
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
