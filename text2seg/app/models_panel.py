@@ -10,7 +10,6 @@ import logging
 import threading
 from collections.abc import Callable
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -137,11 +136,9 @@ def at_work(models: Text2Seg) -> str:
 
 
 def name_of(models: Text2Seg) -> str:
-    """CLIP and SAM by name, and what runs them where that is not torch. Of a file only the last part: visitors need not
-    know the folders of this machine."""
+    """CLIP and SAM by name, and what runs them where that is not torch."""
     origin: Any = models.provenance()
-    named = [str(origin.get(kind, {}).get("name", "of your own")) for kind in ("clip", "sam")]
-    clip, sam = (Path(name).name if Path(name).exists() else name for name in named)
+    clip, sam = (origin.get(kind, {}).get("name", "of your own") for kind in ("clip", "sam"))
     runtime = f" in ONNX Runtime ({origin['precision']})" if runs_graphs(models) else ""
     return f"CLIP {clip} with SAM {sam}{runtime}"
 
