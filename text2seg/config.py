@@ -4,7 +4,7 @@ described here and nowhere else: the docstring under a field is its help text.""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -71,6 +71,12 @@ class ModelSettings:
             raise SettingsError("--runtime onnx needs --graphs FOLDER, which `text2seg export onnx` writes")
         if self.runtime == "torch" and self.graphs is not None:
             raise SettingsError("--graphs is for --runtime onnx")
+
+    def arguments(self) -> dict[str, Any]:
+        """As `Text2Seg.load` takes them; there the graphs say which runtime."""
+        named = asdict(self)
+        del named["runtime"]
+        return named
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,16 +46,7 @@ def load_models(model: ModelSettings, settings: Settings) -> Text2Seg:
     warnings.filterwarnings("ignore", message="Image size .* exceeds limit of")
     from text2seg.pipeline import Text2Seg
 
-    return Text2Seg.load(
-        model.model,
-        clip=model.clip,
-        sam=model.sam,
-        device=model.device,
-        precision=model.precision,
-        compile=model.compile,
-        graphs=model.graphs,
-        settings=settings,
-    )
+    return Text2Seg.load(**model.arguments(), settings=settings)
 
 
 def plain_table(title: str, *headings: str) -> Table:

@@ -110,16 +110,7 @@ def fitting_models(work: Work, model: ModelSettings, settings: Settings, threads
     if isinstance(work.folder, Path) and not work.folder.is_dir():
         raise EngineError(f"it does not see the folder {work.folder}; use one that all machines share, or a URL")
     torch.set_num_threads(threads)
-    models = Text2Seg.load(
-        model.model,
-        clip=model.clip,
-        sam=model.sam,
-        device=model.device,
-        precision=model.precision,
-        compile=model.compile,
-        graphs=model.graphs,
-        settings=settings,
-    )
+    models = Text2Seg.load(**model.arguments(), settings=settings)
     changes = differences(dict(work.models), described(models))
     if changes:
         raise EngineError(

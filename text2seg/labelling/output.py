@@ -15,6 +15,7 @@ from typing import Any
 import platformdirs
 
 from text2seg import storage
+from text2seg.checkpoints import sha256_of
 from text2seg.coco.entries import dataset_info
 from text2seg.coco.stream import write_stream
 from text2seg.errors import OutputError
@@ -201,8 +202,4 @@ class _Tally:
 def _sha256(path: Place) -> str:
     if isinstance(path, Url):
         return storage.sha256(path)
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 16):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return sha256_of(path)

@@ -81,9 +81,6 @@ class Frame:
 class StretchedFrame(Frame):
     """A square of `side` pixels that a picture fills, whatever its shape, as SAM 2 has it."""
 
-    def __init__(self, side: int) -> None:
-        self.side = side
-
     def _resized(self, image: Image) -> NDArray[np.uint8]:
         from torchvision.transforms.v2.functional import resize
 
