@@ -12,6 +12,7 @@ from app_builders import SCENE, CountingModels, plain
 from text2seg.app.settings import AppSettings
 from text2seg.app.workshop import MEGABYTE, Workshop, digest
 from text2seg.config import Settings, TileSettings
+from text2seg.errors import SettingsError
 from text2seg.images import load_image
 
 
@@ -91,6 +92,15 @@ def test_an_error_blocks_nobody():
     with pytest.raises(RuntimeError, match="broken"):
         session.segment("broken")
     assert presence(session) == 3
+
+
+def test_models_that_cannot_segment_are_told_of_at_the_start(demo, monkeypatch, caplog):
+    def refuse(pixels, architecture):
+        raise SettingsError("the graphs are for another size of input")
+
+    monkeypatch.setattr(demo.clip, "image_network", refuse)
+    workshop(demo).warm_up()
+    assert "nothing can be segmented with these models: the graphs are for another size of input" in caplog.text
 
 
 def test_other_models_serve_new_sessions_only():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests import builders
@@ -138,6 +139,14 @@ def test_another_precision_is_refused(demo, tampered):
     tampered["info"]["provenance"]["precision"] = "bf16"
     with pytest.raises(SettingsError, match="made in bf16, the models run in fp32"):
         replay(tampered, 1, images=SCENES, models=demo)
+
+
+def test_what_a_compiled_sam_made_takes_a_compiled_one(demo, tampered, monkeypatch):
+    tampered["info"]["provenance"]["compiled"] = True
+    with pytest.raises(SettingsError, match="made by a compiled SAM, this one is uncompiled"):
+        replay(tampered, 1, images=SCENES, models=demo)
+    monkeypatch.setattr(torch, "compile", lambda network, **_: network)  # really compiling takes minutes
+    assert replay(tampered, 1, images=SCENES, device="cpu").identical
 
 
 def test_what_is_missing_is_named(demo, tampered, tmp_path):

@@ -10,7 +10,13 @@ import zipfile
 import numpy as np
 import pytest
 from PIL import Image
+from playwright.sync_api import expect
 from pycocotools.coco import COCO
+
+from text2seg import Text2Seg
+from text2seg.app.serve import running
+from text2seg.app.settings import AppSettings
+from text2seg.app.workshop import Workshop
 
 PIECE = ".t2s-picture [data-piece]"
 EXIF_ORIENTATION = 0x0112
@@ -371,3 +377,15 @@ def test_two_visitors_do_not_meet(visitor, app_url):
     assert set(verdicts(one)) == {"sheep", "fire engine", "koala"}
     assert set(verdicts(other)) == {"shirt", "frog", "horse"}
     assert verdicts(one)["fire engine"] == "removed by hand"
+
+
+def test_suggestions_are_of_the_models_at_work(visitor, servers, demo):
+    workshop = Workshop(demo, AppSettings(port=0))
+    suggested = "#t2s-known option"
+    url, _ = servers.enter_context(running(workshop))
+    page = visitor(url)
+    take_example(page)
+    assert page.locator(suggested).evaluate_all("all => all.map(each => each.value)") == list(demo.things.names)
+    workshop.use(Text2Seg(demo.clip, demo.sam, settings=demo.settings, input_size=demo.input_size))
+    ask_for(page, "umbrella")
+    expect(page.locator(suggested)).to_have_count(0)

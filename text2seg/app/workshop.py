@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from text2seg.app.settings import AppSettings
 from text2seg.config import PresenceSettings, Settings
+from text2seg.errors import Text2SegError
 from text2seg.pipeline import Queries, Session, Text2Seg
 from text2seg.records import Image, PointPrompts, Segment, Segmentation
 from text2seg.vocabulary import Query
@@ -78,8 +79,11 @@ class Workshop:
         """Let the models do once what the first visitor would wait for; nothing of it is kept but text features."""
         pixels = np.zeros((WARM_UP_SIDE, WARM_UP_SIDE, 3), np.uint8)
         models = self._models
-        with self.turn():
-            models.segment(Image(pixels), [models.things.names[0] if models.things else "thing"], WARM_UP)
+        try:
+            with self.turn():
+                models.segment(Image(pixels), [models.things.names[0] if models.things else "thing"], WARM_UP)
+        except Text2SegError as error:  # graphs for another size of input, say: visitors will be told the same
+            log.error("nothing can be segmented with these models: %s", error)
 
     @contextmanager
     def turn(self) -> Iterator[None]:

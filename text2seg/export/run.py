@@ -76,13 +76,14 @@ def export(plan: Plan, scenes: Sequence[Scene]) -> Iterator[Step]:
     settings = Settings(maps=MapSettings(input_size=plan.input_size, architecture=plan.architecture))
     models = _load(plan, settings)
     models.clip.text.forget()
-    calls, results = record(models, scenes)
     input_hw = models.clip.input_hw(plan.input_size or models.input_size)
+    networks = towers(models, input_hw, plan.architecture)
+    calls, results = record(models, scenes)
     work = plan.output.absolute().with_name(f".text2seg-{secrets.token_hex(8)}.tmp")
     try:
         folder = work / "fp32"
         _make(folder)
-        for tower in towers(models, input_hw, plan.architecture):
+        for tower in networks:
             _log.info("drawing %s", tower.name)
             draw(tower, folder / f"{tower.name}.onnx")
         precisions: dict[GraphName, GraphPrecision] = dict.fromkeys(GRAPHS, "fp32")

@@ -154,7 +154,14 @@ def load_recorded(
     """The models that a provenance names, once their hashes are right. Arguments and errors as for `replay`."""
     precision = precision_of(origin, graphs)
     clip_name, sam_name = _checkpoint(origin, "clip", clip), _checkpoint(origin, "sam", sam)
-    return Text2Seg.load(clip=clip_name, sam=sam_name, device=device, precision=precision, graphs=graphs)
+    return Text2Seg.load(
+        clip=clip_name,
+        sam=sam_name,
+        device=device,
+        precision=precision,
+        compile=bool(origin.get("compiled")),
+        graphs=graphs,
+    )
 
 
 def _checkpoint(origin: Json, kind: Literal["clip", "sam"], given: str | None) -> str:
@@ -175,7 +182,7 @@ def _checkpoint(origin: Json, kind: Literal["clip", "sam"], given: str | None) -
 
 
 def _check_models(models: Text2Seg, origin: Json) -> None:
-    """Models that were handed in must be the recorded ones, in the recorded precision."""
+    """Models that were handed in must be the recorded ones, in the recorded precision, compiled or not as recorded."""
     here = models.provenance()
     for kind in ("clip", "sam"):
         wanted, found = origin.get(kind), here.get(kind)
@@ -191,6 +198,9 @@ def _check_models(models: Text2Seg, origin: Json) -> None:
             f"the annotation was made in {origin.get('precision')}, the models run in {here['precision']}; "
             "choose the device or precision to fit"
         )
+    if here["compiled"] != bool(origin.get("compiled")):
+        made, run = ("compiled", "uncompiled") if origin.get("compiled") else ("uncompiled", "compiled")
+        raise SettingsError(f"the annotation was made by a {made} SAM, this one is {run}; load it to fit")
 
 
 def _other_weights(kind: str, name: str, wanted: str, found: str, origin: Json) -> str:

@@ -83,6 +83,7 @@ customElements.define("t2s-segment", class extends HTMLElement {
     if (view.turn && !what && this.#sent) return; // an answer from before the connection broke
     const isOther = view.picture?.file.url !== this.#view.picture?.file.url;
     this.#view = view;
+    this.chips.known = view.known;
     if (what) this.#sent = null;
     else this.#uploading = false;
     this.#note(view.error);

@@ -50,7 +50,7 @@ def build(workshop: Workshop) -> None:
         padding=False,
         elem_id="segment-canvas",
         examples=[{"thumbnail": each.thumbnail, "texts": list(each.texts)} for each in examples()],
-        known=list(workshop.models.things.names) if workshop.models.things else [],
+        known=_known(workshop),
         uploadMb=workshop.settings.upload_mb,
     )
     with gr.Column(elem_id="segment-upload"):  # the page itself hands it the files that are dropped, pasted or chosen
@@ -65,9 +65,8 @@ def build(workshop: Workshop) -> None:
         except (MemoryError, RuntimeError) as problem:  # torch is out of memory with a RuntimeError
             log.exception("a request failed")
             answer, error = Answer(before), f"not enough memory, or a fault of text2seg ({problem})"
-        return answer.visit, {"turn": turn, "error": error} | view_of(answer.visit) | _files(
-            answer, canvas.GRADIO_CACHE
-        )
+        shown = {"turn": turn, "error": error, "known": _known(workshop)} | view_of(answer.visit)
+        return answer.visit, shown | _files(answer, canvas.GRADIO_CACHE)
 
     def ask(before: Visit, event: gr.EventData) -> tuple[Visit, Json]:
         what = dict(event._data) if isinstance(event._data, dict) else {}
@@ -86,6 +85,12 @@ def build(workshop: Workshop) -> None:
     received = upload.upload(receive, [visit, upload], [visit, canvas], **how)
     for event in (asked, received):
         event.failure(None, js=FAILED, api_visibility="private")
+
+
+def _known(workshop: Workshop) -> list[str]:
+    """What to suggest: all that the models at work know, nothing where they know more than can be listed."""
+    things = workshop.models.things
+    return list(things.names) if things else []
 
 
 def _files(answer: Answer, folder: str) -> Json:
