@@ -14,26 +14,21 @@ above the one threshold that is best over all of the split's pairs (which is pri
 from __future__ import annotations
 
 import argparse
-from collections import defaultdict
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from demo_world.agreement import Agreement, Scene, map_ious, read_truth, scenes_of
 from numpy.typing import NDArray
 from score_demo import show
 from tqdm import tqdm
 
 from text2seg import MaskSettings, PresenceSettings, Settings, Text2Seg
-from text2seg.coco import rle
-from text2seg.coco.dataset import build_dataset, read_dataset
+from text2seg.coco.dataset import build_dataset
 from text2seg.evaluation import evaluate
-from text2seg.grids import minmax, resize
-from text2seg.images import load_image
 from text2seg.masks import fallback
-from text2seg.pipeline import Session
-from text2seg.records import Segmentation
 
 OPTIONS = {
     "default": MaskSettings(),
@@ -46,9 +41,6 @@ OPTIONS = {
 }
 LEVELS = np.arange(0.2, 0.95, 0.05)
 GRID = {"level": (0.4, 0.5, 0.6, 0.7), "quality": (0.2, 0.3, 0.4, 0.5, 0.6), "shared": (0.1, 0.3, 0.5, 2.0)}
-
-Mask = NDArray[np.bool_]
-Scene = tuple[Session, dict[str, list[Mask]]]
 
 
 class Remembered:
@@ -67,81 +59,51 @@ class Remembered:
         return [self._answers[key] for key in keys]
 
 
-def scenes_of(models: Text2Seg, folder: Path, limit: int | None) -> list[Scene]:
-    """Open sessions, each with the true masks of the things in it, by name."""
-    truth = read_dataset(folder / "dataset.json")
-    names = {category["id"]: category["name"] for category in truth["categories"]}
-    present = defaultdict(lambda: defaultdict(list))
-    for annotation in truth["annotations"]:
-        present[annotation["image_id"]][names[annotation["category_id"]]].append(rle.decode(annotation["segmentation"]))
-    return [
-        (models.open(load_image(folder / each["file_name"], image_id=each["id"], file_name=each["file_name"])), things)
-        for each in truth["images"][:limit]
-        if (things := dict(sorted(present[each["id"]].items())))
-    ]
+@dataclass
+class Scored:
+    """How one option does on all scenes; `maps` float[pairs, 1 + levels] are the IoUs of the map alone."""
+
+    agreement: Agreement = field(default_factory=Agreement)
+    maps: list[NDArray] = field(default_factory=list)
+    replaced: int = 0
 
 
-def iou(one: Mask, other: Mask) -> float:
-    return np.count_nonzero(one & other) / max(np.count_nonzero(one | other), 1)
+def score(models: Text2Seg, scenes: list[Scene], settings: Settings, option: str) -> Scored:
+    scored = Scored()
+    for scene in tqdm(scenes, desc=option, unit="scene"):
+        answer = scored.agreement.add(models, scene, settings)
+        scored.maps += map_ious(answer, scene[1], LEVELS)
+        scored.replaced += sum(segment.sam_score == 0 for segment in answer.segments)
+    return scored
 
 
-def of_maps(found: Segmentation, things: dict[str, list[Mask]]) -> list[NDArray]:
-    """For each pair the IoU of the map above its mean, and above each of `LEVELS`."""
-    scores = minmax(found.maps.scores)
-    full = dict(zip(found.maps.queries, zip(scores, resize(scores, found.image.hw), strict=True), strict=True))
-    rows = []
-    for name, masks in things.items():
-        coarse, fine = full[name]
-        rows.append(np.array([iou(fine > level, np.any(masks, axis=0)) for level in (coarse.mean(), *LEVELS)]))
-    return rows
-
-
-def score(scenes: list[Scene], settings: Settings, desc: str = "") -> dict[str, Any]:
-    """IoU of each pair, whether each true thing was found, and whether each segment was wanted."""
-    ious, found_things, wanted, maps, replaced = [], [], [], [], 0
-    for session, things in tqdm(scenes, desc=desc, unit="scene", disable=not desc):
-        found = session.segment(list(things), settings)
-        maps += of_maps(found, things) if desc else []
-        for name, masks in things.items():
-            segments = [segment.mask for segment in found.of(name)]
-            replaced += sum(segment.sam_score == 0 for segment in found.of(name))
-            union = np.any(segments, axis=0) if segments else np.zeros_like(masks[0])
-            ious.append(iou(union, np.any(masks, axis=0)))
-            hits = np.array([[iou(mask, segment) >= 0.5 for segment in segments] for mask in masks], bool)
-            hits = hits.reshape(len(masks), len(segments))
-            found_things += hits.any(1).tolist()
-            wanted += hits.any(0).tolist()
-    return {"iou": np.array(ious), "found": found_things, "wanted": wanted, "maps": maps, "replaced": replaced}
-
-
-def compare(name: str, scenes: list[Scene], presence: float) -> None:
+def compare(models: Text2Seg, name: str, scenes: list[Scene], presence: float) -> None:
     given = Settings(presence=PresenceSettings(presence))
-    scored = {option: score(scenes, replace(given, masks=masks), option) for option, masks in OPTIONS.items()}
-    maps = np.stack(scored["default"]["maps"])
+    scored = {option: score(models, scenes, replace(given, masks=masks), option) for option, masks in OPTIONS.items()}
+    maps = np.stack(scored["default"].maps)
     best = 1 + int(maps[:, 1:].mean(0).argmax())
     print(
         f"\n{name}: {len(scenes)} scenes, {len(maps)} pairs; the map alone: above its mean {maps[:, 0].mean():.3f}, "
         f"above {LEVELS[best - 1]:.2f}, which is best, {maps[:, best].mean():.3f}"
     )
-    show(
-        {
-            option: {
-                "IoU": float(row["iou"].mean()),
-                "found": float(np.mean(row["found"])),
-                "wanted": float(np.mean(row["wanted"])),
-                "< mean": float((row["iou"] < maps[:, 0]).mean()),
-                "< best": float((row["iou"] < maps[:, best]).mean()),
-                "segments": len(row["wanted"]),
-                "of the map": row["replaced"],
-            }
-            for option, row in scored.items()
+    rows = {}
+    for option, row in scored.items():
+        ious = np.array(row.agreement.ious)
+        rows[option] = {
+            "IoU": float(ious.mean()),
+            "found": float(np.mean(row.agreement.found)),
+            "wanted": float(np.mean(row.agreement.wanted)),
+            "< mean": float((ious < maps[:, 0]).mean()),
+            "< best": float((ious < maps[:, best]).mean()),
+            "segments": len(row.agreement.wanted),
+            "of the map": row.replaced,
         }
-    )
+    show(rows)
 
 
 def compare_labels(name: str, folder: Path, scenes: list[Scene], everything: tuple[str, ...]) -> None:
     """Asked for all that the model knows, at the usual presence: COCO's AP and the mean IoU of all pixels."""
-    truth = read_dataset(folder / "dataset.json")
+    truth = read_truth(folder)
     done = {session.image.image_id for session, _ in scenes}
     truth["images"] = [image for image in truth["images"] if image["id"] in done]
     truth["annotations"] = [annotation for annotation in truth["annotations"] if annotation["image_id"] in done]
@@ -160,13 +122,15 @@ def compare_labels(name: str, folder: Path, scenes: list[Scene], everything: tup
     show(rows)
 
 
-def fit(scenes: list[Scene], presence: float) -> None:
+def fit(models: Text2Seg, scenes: list[Scene], presence: float) -> None:
     """The fallback's numbers on a grid, the best first."""
     rows = []
     for level, quality, shared in product(*GRID.values()):
         fallback.LEVEL, fallback.WORST_QUALITY, fallback.LEAST_SHARED = level, quality, shared
-        row = score(scenes, Settings(presence=PresenceSettings(presence), masks=MaskSettings(fallback=True)))
-        rows.append((float(row["iou"].mean()), float(np.mean(row["found"])), row["replaced"], level, quality, shared))
+        settings = Settings(presence=PresenceSettings(presence), masks=MaskSettings(fallback=True))
+        row = score(models, scenes, settings, f"{level} {quality} {shared}")
+        means = float(np.mean(row.agreement.ious)), float(np.mean(row.agreement.found))
+        rows.append((*means, row.replaced, level, quality, shared))
     for row in sorted(rows, reverse=True)[:25]:
         print("IoU {:.4f}, found {:.3f}, {} of the map; level {}, quality {}, shared {}".format(*row))
 
@@ -182,15 +146,15 @@ def main() -> None:
     args = parser.parse_args()
     models = Text2Seg.load("demo", sam=args.sam)
     models.sam = Remembered(models.sam)
-    scenes = {folder: scenes_of(models, folder, args.limit) for folder in args.folders}
+    scenes = {folder: list(scenes_of(models, folder, args.limit)) for folder in args.folders}
     if args.fit:
-        fit([scene for part in scenes.values() for scene in part], args.presence)
+        fit(models, [scene for part in scenes.values() for scene in part], args.presence)
         return
     for folder, part in scenes.items():
         if args.labels:
             compare_labels(folder.name, folder, part, models.things.names)
         else:
-            compare(folder.name, part, args.presence)
+            compare(models, folder.name, part, args.presence)
 
 
 if __name__ == "__main__":

@@ -11,21 +11,15 @@ where no other candidate's IoU is more than 0.02 (0.05) higher.
 from __future__ import annotations
 
 import argparse
-from collections import defaultdict
 from pathlib import Path
 
-import cv2
 import numpy as np
+from demo_world.agreement import SHOWS_SOMETHING, SLACK, candidate_ious, scenes_of
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from text2seg import MaskSettings, PointSettings, PresenceSettings, Settings, Text2Seg
-from text2seg.coco import rle
-from text2seg.coco.dataset import read_dataset
 from text2seg.grids import minmax, resize
-from text2seg.images import load_image
 from text2seg.masks.choice import separation
-from text2seg.records import Segment
 
 EVERYTHING = Settings(
     points=PointSettings(instances="regions"),
@@ -36,39 +30,25 @@ EVERYTHING = Settings(
 
 def rows_of(models: Text2Seg, folder: Path, limit: int | None) -> list[NDArray[np.float32]]:
     """For each region that found something, float32 [K, 3]: SAM's score, separation and true IoU of each candidate."""
-    truth = read_dataset(folder / "dataset.json")
-    names = {category["id"]: category["name"] for category in truth["categories"]}
-    present = defaultdict(lambda: defaultdict(list))
-    for annotation in truth["annotations"]:
-        present[annotation["image_id"]][names[annotation["category_id"]]].append(rle.decode(annotation["segmentation"]))
     rows = []
-    for entry in tqdm(truth["images"][:limit], desc=folder.name, unit="scene"):
-        if not present[entry["id"]]:
-            continue
-        session = models.open(load_image(folder / entry["file_name"]))
-        found = session.segment(sorted(present[entry["id"]]), EVERYTHING)
+    for session, things in scenes_of(models, folder, limit):
+        found = session.segment(list(things), EVERYTHING)
         stretched = dict(zip(found.maps.queries, minmax(found.maps.scores), strict=True))
         for segment in found.segments:
-            rows.append(_row(models, session, segment, stretched[segment.query], present[entry["id"]][segment.query]))
+            masks = models.sam.coarse_masks(session.embedding, segment.candidates)
+            apart = separation(masks, resize(stretched[segment.query][None], masks.shape[1:])[0])
+            ious = candidate_ious(models, session, segment, things[segment.query])
+            rows.append(np.stack([segment.candidates.scores, apart, ious], axis=1).astype(np.float32))
     return rows
-
-
-def _row(models: Text2Seg, session, segment: Segment, scores: NDArray, truths: list[NDArray]) -> NDArray[np.float32]:
-    masks = models.sam.coarse_masks(session.embedding, segment.candidates)
-    height, width = masks.shape[1:]
-    apart = separation(masks, resize(scores[None], (height, width))[0])
-    coarse = [cv2.resize(t.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA) > 0.5 for t in truths]
-    iou = [max(np.count_nonzero(m & t) / max(np.count_nonzero(m | t), 1) for t in coarse) for m in masks]
-    return np.stack([segment.candidates.scores, apart, np.array(iou)], axis=1).astype(np.float32)
 
 
 def report(name: str, rows: NDArray[np.float32], weights: NDArray) -> None:
     """How right the choice is, by SAM's score alone and by both, over regions that show a thing at all."""
-    rows = rows[rows[:, :, 2].max(1) >= 0.3]
+    rows = rows[rows[:, :, 2].max(1) >= SHOWS_SOMETHING]
     iou, best = rows[:, :, 2], rows[:, :, 2].max(1)
     for how, quality in (("SAM", rows[:, :, 0]), ("both", rows[:, :, :2] @ weights[:2])):
         chosen = np.take_along_axis(iou, quality.argmax(1)[:, None], 1)[:, 0]
-        right = [f"{(chosen >= best - slack).mean():.3f}" for slack in (0.02, 0.05)]
+        right = [f"{(chosen >= best - slack).mean():.3f}" for slack in (0.02, SLACK)]
         print(
             f"{name:18} {how:5} IoU {chosen.mean():.3f} of {best.mean():.3f}, right {' / '.join(right)}, n {len(rows)}"
         )

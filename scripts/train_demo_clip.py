@@ -23,14 +23,17 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
 from text2seg.checkpoints.load import load_clip_weights
+from text2seg.loading import DEMO_INPUT_SIZE
 from text2seg.maps.text import encode_tokens
 from text2seg.maps.vit import encode_vit
 from text2seg.vocabulary import CLIP_MEAN, CLIP_STD, TEMPLATES
 
 PATCH, SIDE, WIDTH, LAYERS, EMBEDDING = 16, 256, 192, 6, 64
-SMALL = 192  # the side of most training scenes; the last ones have the full side
+SMALL = 192  # the side of most training scenes; the last ones have `--full-size`
 TEXT_WIDTH, TEXT_LAYERS, TEXT_LENGTH = 64, 2, 24
+FRAME = DEMO_INPUT_SIZE  # the side of the pictures that the demo CLIP is shown, in pixels
 MAX_OBJECTS = 6
+VARIETY = {"colour": 1.5, "shear": 0.2, "stretch": 0.3}  # more than in the splits: other vendors draw otherwise
 
 
 def build_model() -> CLIP:
@@ -61,8 +64,20 @@ class Scenes(IterableDataset):
     """Endless batches: pixels uint8 [B, s, s, 3]; shares float16 [B, 7, g·g] of each patch that belongs to
     the background and to each drawing; things int64 [B, 7], the number of things standing for background."""
 
-    def __init__(self, bank: SpriteBank, count: int, side: int, batch: int, seed: int, **settings: object) -> None:
+    def __init__(
+        self,
+        bank: SpriteBank,
+        count: int,
+        side: int,
+        batch: int,
+        seed: int,
+        *,
+        frame: int | None = None,
+        **settings: object,
+    ) -> None:
+        """`frame` (default: `side`) is the side of the pictures that these scenes of `side` pixels are crops of."""
         self.bank, self.count, self.side, self.batch, self.seed = bank, count, side, batch, seed
+        self.scales = 0.85 * side, 1.05 * max(frame or side, 1.3 * side)
         self.settings = SceneSettings(**settings)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -81,7 +96,7 @@ class Scenes(IterableDataset):
         things = np.full((self.batch, 1 + MAX_OBJECTS), self.count, np.int64)
         for i in range(self.batch):
             hw = (self.side, self.side)
-            scale = self.side * rng.uniform(0.85, 1.4)
+            scale = rng.uniform(*self.scales)
             scene = render_scene(rng, self.bank, hw, self.settings, scale=scale, backgrounds=backgrounds)
             pixels[i] = scene.pixels
             things[i, 1 : 1 + len(scene.things)] = scene.things
@@ -193,11 +208,12 @@ def export(model: CLIP, path: Path) -> None:
 
 def main() -> None:
     parser = training_parser(__doc__, Path("runs/demo_clip"))
-    parser.add_argument("--batch", type=int, default=64, help=f"scenes of {SMALL} px a step; half of it at {SIDE}")
+    parser.add_argument("--batch", type=int, default=64, help=f"scenes of {SMALL} px a step; fewer of the large ones")
     parser.add_argument("--lr", type=float, default=4e-3)
     parser.add_argument(
         "--full-size-from", type=float, default=0.75, help="share of the time after which scenes are large"
     )
+    parser.add_argument("--full-size", type=int, default=FRAME, help="side of the large scenes in pixels")
     parser.add_argument("--text-steps", type=int, default=400, help="steps of the text tower alone before the rest")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -219,15 +235,17 @@ def main() -> None:
     run.log(weights=sum(p.numel() for p in model.parameters()), things=len(things), drawings=len(sprites))
 
     checks = {
-        "new scenes": Scenes(bank, len(things), SIDE, 20, 0, colour=0.3),
-        "held-out vendor": Scenes(SpriteBank(sprites, [HELD_OUT_VENDOR]), len(things), SIDE, 20, 0, colour=0.3),
+        "new scenes": Scenes(bank, len(things), FRAME, 20, 0, colour=0.3),
+        "held-out vendor": Scenes(SpriteBank(sprites, [HELD_OUT_VENDOR]), len(things), FRAME, 20, 0, colour=0.3),
     }
     draw = torch.Generator().manual_seed(run.step)
     while run.progress < 1:
         small = run.progress < args.full_size_from
-        side, batch = (SMALL, args.batch) if small else (SIDE, max(args.batch // 2, 1))
+        side = SMALL if small else args.full_size
+        batch = max(args.batch * SMALL**2 // side**2, 1)  # as many patches a step
         # Crowded scenes first: most patches then show something to learn.
-        scenes = Scenes(bank, len(things), side, batch, seed=run.step + 1, objects=(3 if small else 1, MAX_OBJECTS))
+        crowd = (3 if small else 1, MAX_OBJECTS)
+        scenes = Scenes(bank, len(things), side, batch, run.step + 1, frame=FRAME, objects=crowd, **VARIETY)
         for pixels, shares, owners in DataLoader(scenes, batch_size=None, num_workers=1, prefetch_factor=4):
             with torch.autocast(args.device, torch.bfloat16):
                 text = encode_tokens(model, texts.sample(draw).to(args.device))

@@ -96,8 +96,8 @@ def render_scene(
         size = scale * np.exp(rng.uniform(*np.log(settings.size)))
         sprite = _vary(rng, drawing[1], size, settings)
         rows, columns = sprite.shape[:2]
-        top = int(rng.uniform(-0.2 * rows, height - 0.8 * rows))
-        left = int(rng.uniform(-0.2 * columns, width - 0.8 * columns))
+        top = int(rng.uniform(*sorted((-0.2 * rows, height - 0.8 * rows))))
+        left = int(rng.uniform(*sorted((-0.2 * columns, width - 0.8 * columns))))
         full = int((sprite[..., 3] > 127).sum())
         if full and _paste(pixels, owner, sprite, top, left, drawn, settings.visible):
             drawn.append((thing, drawing[0], full))
