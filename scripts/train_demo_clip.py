@@ -23,15 +23,14 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
 from text2seg.checkpoints.load import load_clip_weights
-from text2seg.loading import DEMO_INPUT_SIZE
 from text2seg.maps.text import encode_tokens
-from text2seg.maps.vit import encode_vit
+from text2seg.maps.vit import encode_vit, resize_positions
 from text2seg.vocabulary import CLIP_MEAN, CLIP_STD, TEMPLATES
 
-PATCH, SIDE, WIDTH, LAYERS, EMBEDDING = 16, 256, 192, 6, 64
-SMALL = 192  # the side of most training scenes; the last ones have `--full-size`
+PATCH, SIDE, WIDTH, LAYERS, EMBEDDING = 16, 384, 192, 6, 64
+SMALL = 192  # the side of most training scenes; the last ones have the full side
 TEXT_WIDTH, TEXT_LAYERS, TEXT_LENGTH = 64, 2, 24
-FRAME = DEMO_INPUT_SIZE  # the side of the pictures that the demo CLIP is shown, in pixels
+POSITIONS = "visual.positional_embedding"
 MAX_OBJECTS = 6
 VARIETY = {"colour": 1.5, "shear": 0.2, "stretch": 0.3}  # more than in the splits: other vendors draw otherwise
 
@@ -58,6 +57,12 @@ def _sin_cos(side: int, width: int) -> Tensor:
     rows = line[:, None].expand(side, side, -1)
     columns = line[None].expand(side, side, -1)
     return torch.cat([rows, columns], dim=-1).flatten(0, 1)
+
+
+def stretched(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of another size of input, their positions brought to this one."""
+    grid = SIDE // PATCH
+    return weights | {POSITIONS: resize_positions(weights[POSITIONS], (grid, grid)).reshape(-1, WIDTH)}
 
 
 class Scenes(IterableDataset):
@@ -213,7 +218,6 @@ def main() -> None:
     parser.add_argument(
         "--full-size-from", type=float, default=0.75, help="share of the time after which scenes are large"
     )
-    parser.add_argument("--full-size", type=int, default=FRAME, help="side of the large scenes in pixels")
     parser.add_argument("--text-steps", type=int, default=400, help="steps of the text tower alone before the rest")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -226,7 +230,7 @@ def main() -> None:
     run = Run(args.output, args.minutes)
     resumed = run.resume(model, optimiser)
     if args.start and not resumed:
-        model.load_state_dict(load_clip_weights(args.start))
+        model.load_state_dict(stretched(load_clip_weights(args.start)))
     elif not resumed:
         pixels, _, _ = next(iter(Scenes(bank, len(things), SMALL, 256, 0)))
         model.visual.conv1.weight.data.copy_(whitened_patches(normalise(pixels, "cpu"), PATCH, WIDTH))
@@ -235,17 +239,17 @@ def main() -> None:
     run.log(weights=sum(p.numel() for p in model.parameters()), things=len(things), drawings=len(sprites))
 
     checks = {
-        "new scenes": Scenes(bank, len(things), FRAME, 20, 0, colour=0.3),
-        "held-out vendor": Scenes(SpriteBank(sprites, [HELD_OUT_VENDOR]), len(things), FRAME, 20, 0, colour=0.3),
+        "new scenes": Scenes(bank, len(things), SIDE, 20, 0, colour=0.3),
+        "held-out vendor": Scenes(SpriteBank(sprites, [HELD_OUT_VENDOR]), len(things), SIDE, 20, 0, colour=0.3),
     }
     draw = torch.Generator().manual_seed(run.step)
     while run.progress < 1:
         small = run.progress < args.full_size_from
-        side = SMALL if small else args.full_size
+        side = SMALL if small else SIDE
         batch = max(args.batch * SMALL**2 // side**2, 1)  # as many patches a step
         # Crowded scenes first: most patches then show something to learn.
         crowd = (3 if small else 1, MAX_OBJECTS)
-        scenes = Scenes(bank, len(things), side, batch, run.step + 1, frame=FRAME, objects=crowd, **VARIETY)
+        scenes = Scenes(bank, len(things), side, batch, run.step + 1, frame=SIDE, objects=crowd, **VARIETY)
         for pixels, shares, owners in DataLoader(scenes, batch_size=None, num_workers=1, prefetch_factor=4):
             with torch.autocast(args.device, torch.bfloat16):
                 text = encode_tokens(model, texts.sample(draw).to(args.device))

@@ -179,12 +179,12 @@ def test_tokens_are_spelled_as_they_were_read(vit):
 @pytest.mark.parametrize("blocks", ["all", "last"])
 def test_the_thing_counts_most_in_a_photo_of_it(demo, blocks):
     shown = run_tool(
-        TOOLS["token-relevance"], demo, [scene()], TokenRelevanceSettings("a photo of a sheep", blocks=blocks)
+        TOOLS["token-relevance"], demo, [scene()], TokenRelevanceSettings("a photo of a koala", blocks=blocks)
     )
     rows = {token: share for _, token, share in shown.tables[0].rows}
-    assert rows.keys() == {"a", "photo", "of", "sheep"}
-    assert max(rows, key=rows.get) == "sheep"
-    assert rows["sheep"] > 0.9
+    assert rows.keys() == {"a", "photo", "of", "koala"}
+    assert max(rows, key=rows.get) == "koala"
+    assert rows["koala"] > 0.9
 
 
 def test_things_that_are_there_light_up_where_they_are_and_others_do_not(demo):
@@ -192,7 +192,7 @@ def test_things_that_are_there_light_up_where_they_are_and_others_do_not(demo):
     shown = run_tool(TOOLS["text-visualisation"], demo, [scene()], settings)
     rows = {token: scores for token, *scores in shown.tables[0].rows}
     whole = {token: scores[0] for token, scores in rows.items()}
-    assert min(whole["sheep"], whole["engine"]) > whole["dog"] + 0.3
+    assert min(whole["sheep"], whole["engine"]) > whole["dog"] + 0.1
     at_sheep = {token: scores[2] for token, scores in rows.items()}
     assert at_sheep["sheep"] > at_sheep["dog"]
     assert len(shown.panels) == 6 + settings.words

@@ -72,6 +72,14 @@ def wait_for_the_bar(process: subprocess.Popen[bytes], output: Path) -> None:
         time.sleep(0.02)
 
 
+def wait_for_records(process: subprocess.Popen[bytes], output: Path, enough: int) -> None:
+    """Until so many images are done, or the process has ended."""
+    end = time.monotonic() + PATIENCE
+    while records(output) < enough and process.poll() is None:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 def records(output: Path) -> int:
     return journal_path(output).read_bytes().count(b'{"file"')
 
@@ -83,9 +91,7 @@ def test_the_real_command_killed_six_times(tmp_path):
     for _ in range(6):
         process = start(folder, output, "--batch", "2")
         wait_for_the_bar(process, output)
-        enough = min(grown[-1] + dice.choice((0, 2)), 11)
-        while records(output) < enough and process.poll() is None:
-            time.sleep(0.01)
+        wait_for_records(process, output, min(grown[-1] + dice.choice((0, 2)), 11))
         time.sleep(dice.uniform(0, 0.2))
         process.kill()
         assert process.wait() == -signal.SIGKILL, "it was to die at work"
@@ -105,6 +111,7 @@ def test_a_signal_stops_after_the_batch_and_says_how_to_go_on(tmp_path, number):
     folder, output = photos(tmp_path / "photos", 8), tmp_path / "dataset.json"
     process = start(folder, output, "--batch", "1")
     wait_for_the_bar(process, output)
+    wait_for_records(process, output, 1)
     process.send_signal(number)
     assert process.wait(PATIENCE) == 130
     message = output.with_suffix(".log").read_text(encoding="utf-8")

@@ -111,7 +111,7 @@ def test_alpha_negative_and_size_change_the_picture(demo):
     usual = shown()
     assert np.array_equal(shown(alpha=0).pixels, load(19).pixels)
     assert not np.array_equal(shown(alpha=0.5).pixels, usual.pixels)
-    assert not np.array_equal(shown(size=384).pixels, usual.pixels)
+    assert not np.array_equal(shown(size=256).pixels, usual.pixels)
     against = shown(negative=True)
     assert against.caption.startswith("against sheep · score 0.")
     assert not np.array_equal(against.pixels, usual.pixels)

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 PUBLISHED_INPUT_SIZE = 512  # what the original feeds CLIP before SAM, whatever the model was trained on
 SAM2_NAMES = "sam2"  # how the published names of its family begin
-DEMO_INPUT_SIZE = 384  # what it was trained for last; its positions are for 256 and stretched
+DEMO_INPUT_SIZE = 384  # what it was trained for
 
 
 @dataclass(frozen=True, slots=True)

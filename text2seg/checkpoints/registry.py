@@ -56,7 +56,7 @@ def _sam2(size_name: str, size: int) -> Checkpoint:
 
 CHECKPOINTS = (
     Checkpoint(
-        "demo", "clip", "clip_demo.pt", sha256="a307f316a9ea8f327242009cad809197a97bf3bb9f1e0069e25a0c13294bfe9b"
+        "demo", "clip", "clip_demo.pt", sha256="b087d5d66d4ee6f787d9e0774defbad3e9c1ab46006408371d7ebe505f213e39"
     ),
     _clip("RN50", "RN50.pt", "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762", 244 * MIB),
     _clip("RN101", "RN101.pt", "8fa8567bab74a42d41c5915025a8e4538c3bdbe8804a470a72f30b0d94fab599", 278 * MIB),
