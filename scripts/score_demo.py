@@ -1,4 +1,4 @@
-"""Score the demo model on scenes it has not seen, the reference method beside the default, and print three tables.
+"""Score the demo model on scenes it has not seen, by `--method reference` and by `auto`, the default; three tables.
 
     python scripts/score_demo.py                     # the scenes in the repository
     python scripts/score_demo.py runs/new-scenes …   # datasets made by render_demo_world.py
@@ -35,7 +35,7 @@ SAMPLES = Path(__file__).parents[1] / "text2seg" / "demo" / "scenes"
 NEVER_ABSENT = PresenceSettings(0)
 METHODS = {
     "reference": Settings(points=PointSettings(method="reference"), presence=NEVER_ABSENT),
-    "default": Settings(),
+    "auto": Settings(),
 }
 
 
@@ -116,7 +116,7 @@ def main() -> None:
     args = parser.parse_args()
     folders = args.folders or sorted(path for path in SAMPLES.iterdir() if path.is_dir())
     models = {name: Text2Seg.load("demo", precision=args.precision, settings=own) for name, own in METHODS.items()}
-    show({folder.name: sam_alone(models["default"], folder, args.limit) for folder in folders})
+    show({folder.name: sam_alone(models["auto"], folder, args.limit) for folder in folders})
     for score in (score_known, score_labels):
         show(
             {

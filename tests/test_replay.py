@@ -169,6 +169,7 @@ def test_what_is_missing_is_named(demo, tampered, tmp_path):
 def test_settings_come_back_from_json():
     settings = Settings(MapSettings(input_size=(192, 320), templates=("a {}.",)), PointSettings("reference", 0.7))
     assert settings_from_dict(json.loads(json.dumps(asdict(settings)))) == settings
+    assert settings_from_dict({"points": {"method": "text2points"}}) == Settings()  # its name before 0.5
     for wrong in ({"maps": {"colour": 1}}, {"stage": {}}, {"points": {"threshold": "high"}}, {"points": 3}):
         with pytest.raises(SettingsError):
             settings_from_dict(wrong)

@@ -116,9 +116,9 @@ class MapSettings:
 class PointSettings:
     """From a similarity map to point prompts."""
 
-    method: Literal["text2points", "reference"] = "text2points"
-    """text2points: CLIP Surgery's points, its faults mended; reference: the whole way as published, with one segment
-    for each query, SAM's own choice of its candidates and nothing "not found"."""
+    method: Literal["auto", "reference"] = "auto"
+    """auto: CLIP Surgery's points, its faults mended, and what was measured to be better than it; reference: the whole
+    way as published, with one segment for each query, SAM's own choice of its candidates and nothing "not found"."""
     threshold: float = 0.8
     """Cells of the min-max map at or above this become positive points; with `regions`, this share of their peak."""
     instances: Literal["auto", "regions", "union"] = "auto"
@@ -227,6 +227,9 @@ def settings_from_dict(values: Mapping[str, Any]) -> Settings:
     Raises `SettingsError` where a name is not known, as from a newer version, or a value is none that is allowed.
     """
     stages = get_type_hints(Settings)
+    points = values.get("points")
+    if isinstance(points, Mapping) and points.get("method") == "text2points":  # as it was called before 0.5
+        values = {**values, "points": {**points, "method": "auto"}}
     try:
         return Settings(**{stage: stages[stage](**given) for stage, given in values.items()})
     except (KeyError, TypeError) as error:
