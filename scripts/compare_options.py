@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from demo_world.agreement import Agreement, Scene, map_ious, read_truth, scenes_of
-from numpy.typing import NDArray
+from demo_world.agreement import Agreement, Scene, of_images, read_truth, scenes_of
 from score_demo import show
 from tqdm import tqdm
 
@@ -61,10 +60,9 @@ class Remembered:
 
 @dataclass
 class Scored:
-    """How one option does on all scenes; `maps` float[pairs, 1 + levels] are the IoUs of the map alone."""
+    """How one option does on all scenes, and how many of its segments are regions of the map."""
 
-    agreement: Agreement = field(default_factory=Agreement)
-    maps: list[NDArray] = field(default_factory=list)
+    agreement: Agreement = field(default_factory=lambda: Agreement(LEVELS))
     replaced: int = 0
 
 
@@ -72,7 +70,6 @@ def score(models: Text2Seg, scenes: list[Scene], settings: Settings, option: str
     scored = Scored()
     for scene in tqdm(scenes, desc=option, unit="scene"):
         answer = scored.agreement.add(models, scene, settings)
-        scored.maps += map_ious(answer, scene[1], LEVELS)
         scored.replaced += sum(segment.sam_score == 0 for segment in answer.segments)
     return scored
 
@@ -80,7 +77,7 @@ def score(models: Text2Seg, scenes: list[Scene], settings: Settings, option: str
 def compare(models: Text2Seg, name: str, scenes: list[Scene], presence: float) -> None:
     given = Settings(presence=PresenceSettings(presence))
     scored = {option: score(models, scenes, replace(given, masks=masks), option) for option, masks in OPTIONS.items()}
-    maps = np.stack(scored["default"].maps)
+    maps = np.stack(scored["default"].agreement.of_map)
     best = 1 + int(maps[:, 1:].mean(0).argmax())
     print(
         f"\n{name}: {len(scenes)} scenes, {len(maps)} pairs; the map alone: above its mean {maps[:, 0].mean():.3f}, "
@@ -103,10 +100,7 @@ def compare(models: Text2Seg, name: str, scenes: list[Scene], presence: float) -
 
 def compare_labels(name: str, folder: Path, scenes: list[Scene], everything: tuple[str, ...]) -> None:
     """Asked for all that the model knows, at the usual presence: COCO's AP and the mean IoU of all pixels."""
-    truth = read_truth(folder)
-    done = {session.image.image_id for session, _ in scenes}
-    truth["images"] = [image for image in truth["images"] if image["id"] in done]
-    truth["annotations"] = [annotation for annotation in truth["annotations"] if annotation["image_id"] in done]
+    truth = of_images(read_truth(folder), {session.image.image_id for session, _ in scenes})
     rows = {}
     for option, masks in OPTIONS.items():
         found = [s.segment(everything, Settings(masks=masks)) for s, _ in tqdm(scenes, desc=option, unit="scene")]

@@ -31,10 +31,15 @@ SHOWS_SOMETHING, SLACK = 0.3, 0.05
 def read_truth(folder: Path, limit: int | None = None) -> dict[str, Any]:
     """A rendered split, or its first scenes."""
     truth = read_dataset(folder / "dataset.json")
-    truth["images"] = truth["images"][:limit]
-    kept = {image["id"] for image in truth["images"]}
-    truth["annotations"] = [each for each in truth["annotations"] if each["image_id"] in kept]
-    return truth
+    return of_images(truth, {image["id"] for image in truth["images"][:limit]})
+
+
+def of_images(truth: dict[str, Any], ids: set[int]) -> dict[str, Any]:
+    """The part of a dataset that is of these images."""
+    return truth | {
+        "images": [each for each in truth["images"] if each["id"] in ids],
+        "annotations": [each for each in truth["annotations"] if each["image_id"] in ids],
+    }
 
 
 def scenes_of(models: Text2Seg, folder: Path, limit: int | None = None) -> Iterator[Scene]:
@@ -54,13 +59,15 @@ def scenes_of(models: Text2Seg, folder: Path, limit: int | None = None) -> Itera
 class Agreement:
     """Row by row, over all scenes so far, with what is there being known.
 
-    `ious` of the unions and `of_map` the IoU of the map above its mean: for each (scene, thing present). `found`: for
+    `ious` of the unions and `of_map`, float[1 + levels], of the map above its mean and above each of `levels`: for each
+    (scene, thing present). `found`: for
     each true thing, whether a segment of its query covers it with an IoU of 0.5. `wanted`: for each segment, whether it
     does so. `right`: for each segment whose candidates show something, whether the right one was chosen.
     """
 
+    levels: Sequence[float] = ()
     ious: list[float] = field(default_factory=list)
-    of_map: list[float] = field(default_factory=list)
+    of_map: list[NDArray[np.float64]] = field(default_factory=list)
     found: list[bool] = field(default_factory=list)
     wanted: list[bool] = field(default_factory=list)
     right: list[bool] = field(default_factory=list)
@@ -80,7 +87,7 @@ class Agreement:
                 ious = candidate_ious(models, session, segment, truths)
                 if ious.max() >= SHOWS_SOMETHING and segment.chosen < len(ious):
                     self.right.append(bool(ious[segment.chosen] >= ious.max() - SLACK))
-        self.of_map += [ious[0] for ious in map_ious(answer, things, ())]
+        self.of_map += map_ious(answer, things, self.levels)
         return answer
 
 
