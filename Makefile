@@ -1,16 +1,18 @@
-# One target per job; CI runs the same ones. The environment is made on first use.
+# One target per job; CI runs the same ones. The environment is made on first use, and only with what the job needs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+DEMO := $(VENV)/.demo
+APP := $(VENV)/.app
 READY := $(VENV)/.ready
 
 .PHONY: demo app test lint type unit test-browser chromium score audit licences lock clean
 
-demo: $(READY)  ## set up, then cut things out of a bundled scene with the bundled demo model
+demo: $(DEMO)  ## set up, then cut things out of a bundled scene with the bundled demo model
 	$(BIN)/text2seg segment text2seg/demo/scenes/new-scenes/images/scene_0019.jpg \
 		--queries "$(shell cat text2seg/demo/scenes/queries.txt)" --output outputs/demo
 
-app: $(READY)  ## set up, then open the browser app on the bundled demo model
+app: $(APP)  ## set up, then open the browser app on the bundled demo model
 	$(BIN)/python app.py
 
 test: lint type unit  ## everything that must pass before a change goes in; test-browser has the app's own
@@ -32,7 +34,7 @@ chromium:  ## Debian's and Ubuntu's Chromium, where there is none yet
 	@command -v chromium chromium-browser google-chrome >/dev/null || \
 		{ apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; }
 
-score: $(READY)  ## score the demo model on the bundled test scenes
+score: $(DEMO)  ## score the demo model on the bundled test scenes
 	$(BIN)/python scripts/score_demo.py
 
 audit: $(READY)  ## known faults of all that is installed; fails where the database does not answer
@@ -48,17 +50,39 @@ lock: $(READY)  ## write requirements.lock anew: the latest versions that setup.
 	$(BIN)/uv pip compile setup.cfg --extra dev --universal --python-version 3.10 --generate-hashes --upgrade \
 		--no-header --no-annotate --quiet --output-file requirements.lock
 
-$(READY): setup.cfg pyproject.toml requirements.lock
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade pip
-ifeq ($(LOCKED),)  # the versions of requirements.lock, because pip looks for versions that fit together for half an hour
-	sed -e '/--hash=/d' -e 's/ *\\$$//' requirements.lock >$(VENV)/versions.txt
-	$(BIN)/pip install --quiet --constraint $(VENV)/versions.txt --editable ".[dev]"
-else  # the very files of requirements.lock: make test LOCKED=1
-	$(BIN)/pip install --quiet --requirement requirements.lock
-	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
-endif
-	touch $@
+# $(install): $(PACKAGE) and what it needs, in the versions of requirements.lock. uv needs seconds and checks every
+# file against its hash. pip, where uv cannot be had or with `make UV= …`, takes minutes and checks versions only.
+UV := $(BIN)/uv
+define install
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	@echo "Installing $(PACKAGE) into $(VENV); torch is large, so the first time takes a while"
+	@test -z "$(UV)" || test -x "$(UV)" || $(BIN)/pip install --quiet --disable-pip-version-check uv || \
+		echo "uv cannot be had here, so pip installs; that takes some minutes"
+	@if test -n "$(UV)" && test -x "$(UV)"; then \
+		index=$${PIP_INDEX_URL:-$$($(BIN)/pip config get global.index-url 2>/dev/null)}; \
+		$(UV) pip install --python $(BIN)/python $${index:+--default-index "$$index"} --constraint requirements.lock --editable "$(PACKAGE)"; \
+	else \
+		sed -e '/--hash=/d' -e 's/ *\\$$//' requirements.lock >$(VENV)/versions.txt && \
+		$(BIN)/pip install --quiet --constraint $(VENV)/versions.txt --editable "$(PACKAGE)"; \
+	fi
+	@touch $@
+endef
+
+PINS := setup.cfg pyproject.toml requirements.lock
+
+$(DEMO): PACKAGE = .
+$(APP): PACKAGE = .[app,explain]
+$(READY): PACKAGE = .[dev]
+
+$(DEMO): $(PINS)  # what `pip install .` brings
+	$(install)
+
+$(APP): $(PINS)
+	$(install)
+
+$(READY): $(PINS)  # everything that the tests need
+	$(install)
+	@touch $(DEMO) $(APP)
 
 clean:
 	rm -rf $(VENV) outputs build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -143,6 +143,14 @@ def test_the_lock_holds_all_that_tests_need_with_hashes_and_names_no_place():
             assert all(one.specifier.contains(version) for version in found), f"{one}: make lock"
 
 
+@pytest.mark.skipif(not shutil.which("make"), reason="there is no make")
+@pytest.mark.parametrize(("target", "package"), [("demo", "."), ("app", ".[app,explain]"), ("test", ".[dev]")])
+def test_each_target_installs_only_what_it_needs(tmp_path, target, package):
+    command = ["make", "--dry-run", f"VENV={tmp_path}/venv", target]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert set(re.findall(r'--editable "(.*?)"', said)) == {package}
+
+
 @pytest.mark.parametrize("extra", ["", "app", "explain", "search"])
 def test_the_list_of_licences_has_all_that_users_install(extra):
     text = (ROOT / "docs" / "licences.md").read_text("utf-8")
