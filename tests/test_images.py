@@ -126,7 +126,7 @@ def test_no_permission(tmp_path, monkeypatch):
 def test_text_is_not_a_picture(tmp_path):
     path = tmp_path / "notes.jpg"
     path.write_text("no picture")
-    with pytest.raises(ImageError, match=r"notes\.jpg is not a picture"):
+    with pytest.raises(ImageError, match=r"notes\.jpg is no picture"):
         load_image(path)
 
 
@@ -229,11 +229,6 @@ def test_16_bit_is_scaled_and_not_clipped(tmp_path, name):
     np.testing.assert_array_equal(image.pixels[..., 0], np.rint(values / 257))
 
 
-def test_a_dark_16_bit_picture_stays_dark(tmp_path):
-    image = load_image(saved(tmp_path, PillowImage.fromarray(ramp(np.uint16, 200)), "dark.png"))
-    assert image.pixels.max() == 1
-
-
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
@@ -249,13 +244,6 @@ def test_a_dark_16_bit_picture_stays_dark(tmp_path):
 def test_integers_and_floats(values, expected):
     image = load_image(PillowImage.fromarray(values))
     assert np.abs(image.pixels[..., 1] - expected.astype(float)).max() <= 1
-
-
-def test_a_float_picture_with_holes():
-    values = ramp(np.float32)
-    values[3, 4] = np.nan
-    with pytest.raises(ImageError, match="finite"):
-        load_image(PillowImage.fromarray(values))
 
 
 def test_transparency_becomes_white(tmp_path):

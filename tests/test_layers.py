@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "text2seg"
 LAYERS = [
     {"_version", "errors", "packages", "demo"},
     {"storage"},
-    {"records", "config"},
+    {"records", "config", "deep_images"},
     {"label_config", "files", "pages", "images", "grids", "vocabulary", "runtime", "checkpoints"},
     {"ontology"},
     {"regions"},
