@@ -25,8 +25,8 @@ KINDS = {"u": 1, "i": 2, "f": 3, "c": 6}
 def tiff(
     array: np.ndarray, tags: dict[int, tuple] | None = None, *, order: str = "<", data: bytes | None = None
 ) -> bytes:
-    """An uncompressed TIFF of [H, W, C]. `tags`: number → whole numbers, floats or bytes of text; `data` stands in place
-    of the array's own bytes."""
+    """An uncompressed TIFF of [H, W, C]. `tags`: number → whole numbers, floats or bytes of text; `data` stands for the
+    array's own bytes."""
     height, width, count = array.shape
     data = np.ascontiguousarray(array.astype(array.dtype.newbyteorder(order))).tobytes() if data is None else data
     entries: dict[int, tuple | bytes] = {256: (width,), 257: (height,), 258: (array.itemsize * 8,) * count, 259: (1,)}
