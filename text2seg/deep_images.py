@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
-from PIL import TiffImagePlugin, UnidentifiedImageError
+from PIL import ImageFile, TiffImagePlugin, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile
 from PIL.PpmImagePlugin import PpmImageFile
 
@@ -321,6 +321,13 @@ class _AnyTiff(TiffImagePlugin.TiffImageFile):
         self.tile = []
 
 
+class _Bytes(TiffImagePlugin.TiffImageFile):
+    """A TIFF of bytes, which are more than the pixels that Pillow's limit is for; `MOST_BYTES` is theirs."""
+
+    def load_prepare(self) -> None:
+        ImageFile.ImageFile.load_prepare(self)
+
+
 def _tiff(picture: TiffImagePlugin.TiffImageFile, name: str) -> Samples | None:
     tags = picture.tag_v2
     bits, kinds = set(_numbers(tags, BITS, 1)), set(_numbers(tags, SAMPLE_FORMAT, 1))
@@ -428,8 +435,8 @@ def _tiff_values(content: bytes, tags: Any, bits: int, kind: str, name: str) -> 
 
 
 def _plane(content: bytes, tags: Any, plane: int, channels: int, bits: int, kind: str, name: str) -> _Array:
-    """One plane of samples. Pillow decompresses it as a grey image of bytes; what the bytes mean is known here alone,
-    so that any type of sample can be read."""
+    """One plane of samples. Where it is compressed, Pillow reads it as a grey image of bytes; what the bytes mean is
+    known here alone, so that any type of sample can be read."""
     width, height = int(tags[WIDTH]), int(tags[HEIGHT])
     tiled = TILES in tags
     part_width = int(tags[TILE_WIDTH]) if tiled else width
@@ -439,21 +446,35 @@ def _plane(content: bytes, tags: Any, plane: int, channels: int, bits: int, kind
     rows = down * part_height if tiled else height
     if rows * across * row_bytes > MOST_BYTES + (16 << 20):
         raise ImageError(f"{name} has tiles far larger than its image; it may be damaged")
-    fake: dict[int, tuple[int, ...]] = {
-        **{WIDTH: (across * row_bytes,), HEIGHT: (rows,), BITS: (8,), CHANNELS: (1,), PHOTOMETRIC: (GREY,)},
-        COMPRESSION: (int(tags.get(COMPRESSION, 1)),),
-        FILL_ORDER: (int(tags.get(FILL_ORDER, 1)),),
-        **({TILE_WIDTH: (row_bytes,), TILE_HEIGHT: (part_height,)} if tiled else {STRIP_ROWS: (part_height,)}),
-    }
-    for tag in (TILES, TILE_BYTES) if tiled else (STRIPS, STRIP_BYTES):
-        places = _numbers(tags, tag)[plane * across * down :][: across * down]
-        if len(places) < across * down and (places or tag in (TILES, STRIPS)):
-            raise ImageError(f"{name} lacks parts of its image; it may be damaged or truncated")
-        if places:
-            fake[tag] = places
-    image = TiffImagePlugin.TiffImageFile(io.BytesIO(_with_tags(content, fake)))
-    image.load()
-    lines = np.asarray(image).reshape(rows * across, row_bytes)
+    offsets, sizes = (
+        _numbers(tags, tag)[plane * across * down :][: across * down]
+        for tag in ((TILES, TILE_BYTES) if tiled else (STRIPS, STRIP_BYTES))
+    )
+    if len(offsets) < across * down or 0 < len(sizes) < across * down:
+        raise ImageError(f"{name} lacks parts of its image; it may be damaged or truncated")
+    if tags.get(COMPRESSION, 1) == 1 and tags.get(FILL_ORDER, 1) == 1:
+        lines = (
+            np.empty((down, part_height, across, row_bytes), np.uint8)
+            if tiled
+            else np.empty((rows, row_bytes), np.uint8)
+        )
+        for part, offset in enumerate(offsets):
+            y, x = divmod(part, across)
+            place = lines[y, :, x] if tiled else lines[y * part_height : (y + 1) * part_height]
+            place[:] = np.frombuffer(content, np.uint8, place.size, offset).reshape(place.shape)
+        lines = lines.reshape(rows * across, row_bytes)
+    else:
+        fake: dict[int, tuple[int, ...]] = {
+            **{WIDTH: (across * row_bytes,), HEIGHT: (rows,), BITS: (8,), CHANNELS: (1,), PHOTOMETRIC: (GREY,)},
+            COMPRESSION: (int(tags.get(COMPRESSION, 1)),),
+            FILL_ORDER: (int(tags.get(FILL_ORDER, 1)),),
+            **({TILE_WIDTH: (row_bytes,), TILE_HEIGHT: (part_height,)} if tiled else {STRIP_ROWS: (part_height,)}),
+            (TILES if tiled else STRIPS): offsets,
+            **({(TILE_BYTES if tiled else STRIP_BYTES): sizes} if sizes else {}),
+        }
+        image = _Bytes(io.BytesIO(_with_tags(content, fake)))
+        image.load()
+        lines = np.asarray(image).reshape(rows * across, row_bytes)
     big_endian = content[:2] == b"MM"
     values = _values(lines, part_width, channels, bits, kind, int(tags.get(PREDICTOR, 1)), big_endian=big_endian)
     return values.reshape(rows, across * part_width, channels)[:height, :width]
@@ -498,7 +519,7 @@ def _values(
             .astype(f"{kind}{size}")
             .reshape(len(lines), width, channels)
         )
-    raw = np.ascontiguousarray(lines).view(f"{'>' if big_endian else '<'}u{size}").astype(f"u{size}")
+    raw = np.ascontiguousarray(lines).view(f"{'>' if big_endian else '<'}u{size}").astype(f"u{size}", copy=False)
     raw = raw.reshape(len(lines), width, channels)
     if predictor == 2:
         raw = np.cumsum(raw, axis=1, dtype=raw.dtype)
