@@ -53,7 +53,6 @@ def read_picture(
                 raise ImageError(
                     f"{name} is {columns} x {rows} pixels, over the limit of {settings.megapixels} million"
                 )
-            picture.filename = name  # what errors call it
             return load_image(picture, image_id=image_id, file_name=name)
     except UnidentifiedImageError:
         raise ImageError(f"{name} is no picture that can be read here; save it as PNG or JPEG") from None
