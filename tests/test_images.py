@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image as PillowImage
 from PIL import ImageFile, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from text2seg import images
 from text2seg.errors import ImageError
-from text2seg.images import load_image
+from text2seg.images import load_image, measure
 
 HEIGHT, WIDTH = builders.HW
 
@@ -200,6 +201,63 @@ def test_exif_orientation(tmp_path, orientation, kind):
     assert image.hw == ((HEIGHT, WIDTH) if orientation < 5 else (WIDTH, HEIGHT))
     with PillowImage.open(path) as picture:
         np.testing.assert_array_equal(load_image(picture).pixels, image.pixels)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "I;16"])
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+def test_a_turned_tiff_of_any_mode(tmp_path, orientation, mode, compression):
+    """Pillow maps some of them into memory, and then takes columns for rows."""
+    picture = PillowImage.fromarray(builders.pixels()).convert("L" if mode == "I;16" else mode)
+    picture = PillowImage.fromarray(np.asarray(picture).astype(np.uint16) * 257) if mode == "I;16" else picture
+    path = tmp_path / "a.tif"
+    picture.save(path, tiffinfo={images.EXIF_ORIENTATION: orientation}, compression=compression)
+    stored = load_image(picture).pixels
+    with PillowImage.open(path) as opened:
+        before = load_image(opened).pixels
+        again = load_image(opened).pixels
+    for pixels in (load_image(path).pixels, before, again):
+        np.testing.assert_array_equal(pixels, images._upright(stored, orientation))
+    assert measure(path) == (pixels.shape[:2], orientation)
+
+
+XMP = '<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="{}"/>'
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "MPO", "AVIF"])
+@pytest.mark.parametrize("where", ["exif", "xmp"])
+def test_the_size_is_known_before_decoding(tmp_path, kind, orientation, where):
+    exif, options = PillowImage.Exif(), {}
+    exif[images.EXIF_ORIENTATION] = orientation
+    text, path = XMP.format(orientation), tmp_path / "a.bin"
+    if where == "exif":
+        options["exif"] = exif
+    elif kind == "PNG":
+        options["pnginfo"] = PngInfo()
+        options["pnginfo"].add_itxt("XML:com.adobe.xmp", text)
+    else:
+        options |= {"tiffinfo": {700: text.encode()}} if kind == "TIFF" else {"xmp": text.encode()}
+    if kind == "MPO":
+        options |= {"save_all": True, "append_images": [PillowImage.new("RGB", (8, 8))]}
+    PillowImage.fromarray(builders.pixels()).save(path, kind, **options)
+    hw, found = measure(path)
+    assert load_image(path).hw == hw
+    if where == "exif" or kind in ("JPEG", "PNG"):
+        assert hw == ((HEIGHT, WIDTH) if orientation < 5 else (WIDTH, HEIGHT))
+        assert found == orientation
+
+
+def test_a_picture_is_read_from_the_file_that_is_open_and_from_no_other(tmp_path, monkeypatch):
+    """Pillow would map the file that has the picture's name."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.txt").write_bytes(b"secret" * 1000)
+    grey = ramp()
+    picture = PillowImage.open(io.BytesIO(as_bytes(PillowImage.fromarray(grey), "TIFF")))
+    picture.filename = "notes.txt"
+    image = load_image(picture)
+    np.testing.assert_array_equal(image.pixels[:, :, 0], grey)
+    assert (image.file_name, picture.filename) == ("notes.txt", "notes.txt")
 
 
 def test_orientation_6_turns_right():

@@ -31,6 +31,8 @@ PIXEL_LIMIT = 178_000_000
 """Pictures with more pixels are refused. It sits just under the size at which Pillow itself refuses."""
 
 EXIF_ORIENTATION = 0x0112
+SIDEWAYS = (5, 6, 7, 8)  # orientations in which rows are stored as columns
+TIFF_WIDTH, TIFF_HEIGHT = 256, 257  # tags
 ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 
 _log = logging.getLogger(__name__)
@@ -53,7 +55,7 @@ def load_image(source: ImageSource, *, image_id: int = 1, file_name: str | None 
         pixels, name = _from_array(source), ""
     elif isinstance(source, PillowImage.Image):
         name = Path(str(getattr(source, "filename", ""))).name
-        pixels = _from_pillow(source, name or "the Pillow image")
+        pixels = _from_pillow(source, file_name or name or "the Pillow image")
     elif isinstance(source, Url):
         pixels, name = _from_url(source), source.name
     elif isinstance(source, str) and is_url(source):
@@ -104,6 +106,15 @@ def _from_url(url: Url) -> NDArray[np.uint8]:
     return _decoded(io.BytesIO(content), str(url))
 
 
+def measure(path: Path) -> tuple[tuple[int, int], int]:
+    """Rows and columns of the picture as `load_image` gives it, and its EXIF orientation, from the file's header where
+    that says both. Raises `ImageError` as `load_image` does, but not for what only decoding shows."""
+    check_file(path)
+    with open_image(path, str(path)) as picture:
+        orientation = _orientation(picture, str(path))
+        return _upright_hw(picture, orientation), orientation
+
+
 def _decoded(source: Path | BinaryIO, name: str) -> NDArray[np.uint8]:
     with open_image(source, name) as picture:
         return _from_pillow(picture, name)
@@ -141,7 +152,7 @@ def _from_pillow(picture: PillowImage.Image, name: str) -> NDArray[np.uint8]:
         # MPO is what many phones write for an ordinary photo: a JPEG with a second picture behind it.
         if getattr(picture, "is_animated", False) and picture.format != "MPO":
             _log.warning("%s has several frames; frame %d is used", name, picture.tell() + 1)
-        with _truncation_is_an_error():
+        with _truncation_is_an_error(), _not_mapped(picture):
             samples = read_samples(picture, name)
             pixels = _rgb(picture) if samples is None else eight_bits(samples, name)
         # Only now, because Pillow turns some formats upright itself while it loads them.
@@ -170,6 +181,17 @@ def _truncation_is_an_error() -> Iterator[None]:
             ImageFile.LOAD_TRUNCATED_IMAGES = True
 
 
+@contextmanager
+def _not_mapped(picture: PillowImage.Image) -> Iterator[None]:
+    """Without its file name Pillow reads a picture from the file that it has open. By the name it would map a TIFF's
+    pixels into memory, those of a sideways one with rows and columns mixed up, and from whatever file has the name."""
+    known, picture.filename = getattr(picture, "filename", ""), ""  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        picture.filename = known  # type: ignore[attr-defined]
+
+
 def _rgb(picture: PillowImage.Image) -> NDArray[np.uint8]:
     picture.load()
     if picture.mode == "LAB":
@@ -186,11 +208,22 @@ def _rgb(picture: PillowImage.Image) -> NDArray[np.uint8]:
 
 
 def _orientation(picture: PillowImage.Image, name: str) -> int:
+    """The tag, 1 where there is none, or once Pillow has turned the picture itself."""
     try:
         return int(picture.getexif().get(EXIF_ORIENTATION, 1))
     except Exception as error:  # a broken EXIF block raises anything; the pixels are good all the same
         _log.warning("%s: its EXIF block cannot be read, the picture is taken as upright (%s)", name, error)
         return 1
+
+
+def _upright_hw(picture: PillowImage.Image, orientation: int) -> tuple[int, int]:
+    """Rows and columns that the upright picture has, before its pixels are loaded or after. Of a TIFF Pillow may tell
+    either the size as stored or the upright one, so the file's own tags are asked."""
+    width, height = picture.size
+    if orientation not in SIDEWAYS:
+        return height, width
+    tags = getattr(picture, "tag_v2", {})
+    return int(tags.get(TIFF_WIDTH, width)), int(tags.get(TIFF_HEIGHT, height))
 
 
 def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
@@ -199,4 +232,4 @@ def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
         pixels = pixels[::-1]
     if orientation in (2, 3, 7, 8):
         pixels = pixels[:, ::-1]
-    return pixels.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else pixels
+    return pixels.swapaxes(0, 1) if orientation in SIDEWAYS else pixels

@@ -47,7 +47,6 @@ def read_picture(
         columns, rows = picture.size
         if columns * rows > settings.megapixels * MEGA:
             raise ImageError(f"{name} is {columns} x {rows} pixels, over the limit of {settings.megapixels} million")
-        picture.filename = name  # type: ignore[attr-defined]  # what errors call it
         return load_image(picture, image_id=image_id, file_name=name)
 
 
