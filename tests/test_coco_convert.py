@@ -347,7 +347,7 @@ def test_pictures_that_do_not_fit(tmp_path, to):
     with pytest.raises(ImageError, match=r"one\.png is 24 x 32 pixels, the dataset says 32 x 24"):
         convert(dataset, to, tmp_path / "out", images=images)
     (images / "one.png").write_bytes(b"no picture")
-    with pytest.raises(ImageError, match=r"one\.png is not a picture"):
+    with pytest.raises(ImageError, match=r"one\.png is no picture"):
         convert(dataset, to, tmp_path / "out", images=images)
     with pytest.raises(ImageError, match=r"one\.png"):
         convert(dataset, to, tmp_path / "out", images=tmp_path / "elsewhere")
