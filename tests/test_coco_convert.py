@@ -347,21 +347,22 @@ def test_pictures_that_do_not_fit(tmp_path, to):
     with pytest.raises(ImageError, match=r"one\.png is 24 x 32 pixels, the dataset says 32 x 24"):
         convert(dataset, to, tmp_path / "out", images=images)
     (images / "one.png").write_bytes(b"no picture")
-    with pytest.raises(ImageError, match=r"one\.png cannot be read as a picture"):
+    with pytest.raises(ImageError, match=r"one\.png is no picture"):
         convert(dataset, to, tmp_path / "out", images=images)
     with pytest.raises(ImageError, match=r"one\.png"):
         convert(dataset, to, tmp_path / "out", images=tmp_path / "elsewhere")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_turned_picture_is_measured_upright(tmp_path, caplog):
+@pytest.mark.parametrize("name", ["one.jpg", "one.tif", "one.png", "one.webp"])
+def test_a_turned_picture_is_measured_upright(tmp_path, caplog, name):
     exif = PillowImage.Exif()
     exif[0x0112] = 6
-    PillowImage.fromarray(builders.pixels((32, 24))).save(tmp_path / "one.jpg", exif=exif)
-    dataset = build_dataset([builders.segmentation(builders.segment(), file_name="one.jpg")])
+    PillowImage.fromarray(builders.pixels((32, 24))).save(tmp_path / name, exif=exif)
+    dataset = build_dataset([builders.segmentation(builders.segment(), file_name=name)])
     with caplog.at_level(logging.WARNING):
         convert(dataset, "labelme", tmp_path / "out", images=tmp_path)
-    assert "one.jpg is turned by its EXIF tag" in caplog.text
+    assert f"{name} is turned by its EXIF tag" in caplog.text
 
 
 def test_crowds_are_left_out_and_said(tmp_path):

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image as PillowImage
 from PIL import ImageFile, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from text2seg import images
 from text2seg.errors import ImageError
-from text2seg.images import load_image
+from text2seg.images import load_image, measure
 
 HEIGHT, WIDTH = builders.HW
 
@@ -126,7 +127,7 @@ def test_no_permission(tmp_path, monkeypatch):
 def test_text_is_not_a_picture(tmp_path):
     path = tmp_path / "notes.jpg"
     path.write_text("no picture")
-    with pytest.raises(ImageError, match=r"notes\.jpg is not a picture"):
+    with pytest.raises(ImageError, match=r"notes\.jpg is no picture"):
         load_image(path)
 
 
@@ -202,6 +203,63 @@ def test_exif_orientation(tmp_path, orientation, kind):
         np.testing.assert_array_equal(load_image(picture).pixels, image.pixels)
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "I;16"])
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+def test_a_turned_tiff_of_any_mode(tmp_path, orientation, mode, compression):
+    """Pillow maps some of them into memory, and then takes columns for rows."""
+    picture = PillowImage.fromarray(builders.pixels()).convert("L" if mode == "I;16" else mode)
+    picture = PillowImage.fromarray(np.asarray(picture).astype(np.uint16) * 257) if mode == "I;16" else picture
+    path = tmp_path / "a.tif"
+    picture.save(path, tiffinfo={images.EXIF_ORIENTATION: orientation}, compression=compression)
+    stored = load_image(picture).pixels
+    with PillowImage.open(path) as opened:
+        before = load_image(opened).pixels
+        again = load_image(opened).pixels
+    for pixels in (load_image(path).pixels, before, again):
+        np.testing.assert_array_equal(pixels, images._upright(stored, orientation))
+    assert measure(path) == (pixels.shape[:2], orientation)
+
+
+XMP = '<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="{}"/>'
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "MPO", "AVIF"])
+@pytest.mark.parametrize("where", ["exif", "xmp"])
+def test_the_size_is_known_before_decoding(tmp_path, kind, orientation, where):
+    exif, options = PillowImage.Exif(), {}
+    exif[images.EXIF_ORIENTATION] = orientation
+    text, path = XMP.format(orientation), tmp_path / "a.bin"
+    if where == "exif":
+        options["exif"] = exif
+    elif kind == "PNG":
+        options["pnginfo"] = PngInfo()
+        options["pnginfo"].add_itxt("XML:com.adobe.xmp", text)
+    else:
+        options |= {"tiffinfo": {700: text.encode()}} if kind == "TIFF" else {"xmp": text.encode()}
+    if kind == "MPO":
+        options |= {"save_all": True, "append_images": [PillowImage.new("RGB", (8, 8))]}
+    PillowImage.fromarray(builders.pixels()).save(path, kind, **options)
+    hw, found = measure(path)
+    assert load_image(path).hw == hw
+    if where == "exif" or kind in ("JPEG", "PNG"):
+        assert hw == ((HEIGHT, WIDTH) if orientation < 5 else (WIDTH, HEIGHT))
+        assert found == orientation
+
+
+def test_a_picture_is_read_from_the_file_that_is_open_and_from_no_other(tmp_path, monkeypatch):
+    """Pillow would map the file that has the picture's name."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.txt").write_bytes(b"secret" * 1000)
+    grey = ramp()
+    picture = PillowImage.open(io.BytesIO(as_bytes(PillowImage.fromarray(grey), "TIFF")))
+    picture.filename = "notes.txt"
+    image = load_image(picture)
+    np.testing.assert_array_equal(image.pixels[:, :, 0], grey)
+    assert (image.file_name, picture.filename) == ("notes.txt", "notes.txt")
+
+
 def test_orientation_6_turns_right():
     pixels = builders.pixels()
     picture = PillowImage.fromarray(pixels)
@@ -229,11 +287,6 @@ def test_16_bit_is_scaled_and_not_clipped(tmp_path, name):
     np.testing.assert_array_equal(image.pixels[..., 0], np.rint(values / 257))
 
 
-def test_a_dark_16_bit_picture_stays_dark(tmp_path):
-    image = load_image(saved(tmp_path, PillowImage.fromarray(ramp(np.uint16, 200)), "dark.png"))
-    assert image.pixels.max() == 1
-
-
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
@@ -249,13 +302,6 @@ def test_a_dark_16_bit_picture_stays_dark(tmp_path):
 def test_integers_and_floats(values, expected):
     image = load_image(PillowImage.fromarray(values))
     assert np.abs(image.pixels[..., 1] - expected.astype(float)).max() <= 1
-
-
-def test_a_float_picture_with_holes():
-    values = ramp(np.float32)
-    values[3, 4] = np.nan
-    with pytest.raises(ImageError, match="finite"):
-        load_image(PillowImage.fromarray(values))
 
 
 def test_transparency_becomes_white(tmp_path):

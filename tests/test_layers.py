@@ -12,8 +12,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "text2seg"
 LAYERS = [
     {"_version", "errors", "packages", "demo"},
-    {"storage"},
-    {"records", "config"},
+    {"storage", "names"},
+    {"records", "config", "deep_images"},
     {"label_config", "files", "pages", "images", "grids", "vocabulary", "runtime", "checkpoints"},
     {"ontology"},
     {"regions"},
@@ -39,7 +39,7 @@ ROOMS = {
     "ray": {"engines"},
     "faiss": {"search"},
     "tyro": {"cli"},
-    "fsspec": {"storage"},
+    "fsspec": {"storage", "names"},
     "s3fs": set(),
     "gcsfs": set(),
     "pytorch_grad_cam": {"explain"},

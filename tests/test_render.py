@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
+from pathlib import Path
 
 import builders
+import matplotlib.text
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from text2seg.records import Candidates, Segment, Segmentation, SimilarityMaps
-from text2seg.render import colour_of, cut_out, lettering, maps_with_points, overlay
+from text2seg.render import colour_of, cut_out, lettering, maps_with_points, overlay, plot
 from text2seg.render.colours import NEGATIVE, POSITIVE, heat
 from text2seg.render.lettering import fitted, printable, text_width
 from text2seg.render.panels import LARGEST, _candidate
@@ -238,12 +241,118 @@ def test_text_that_fits_stays_whole():
     assert fitted("red ball", 16, 500) == "red ball"
 
 
-def test_without_system_fonts_accents_go_before_letters_do(monkeypatch):
-    monkeypatch.setattr(lettering, "SYSTEM_FONTS", ())
-    lettering._fonts.cache_clear()
-    lettering._lettered.cache_clear()
-    try:
-        assert lettering._lettered("ABCé é", 31)[0] == "ABCe e"
-    finally:
-        lettering._fonts.cache_clear()
-        lettering._lettered.cache_clear()
+@pytest.fixture
+def bare(monkeypatch):
+    """A machine without fonts of its own; gives a function that adds one."""
+    caches = (lettering._runs, lettering._font_with, lettering._usual_fonts, lettering._letters, lettering._has)
+
+    def forget():
+        for cache in caches:
+            cache.cache_clear()
+
+    def add(file):
+        monkeypatch.setattr(lettering, "_system_fonts", lambda: (str(file),))
+        forget()
+
+    monkeypatch.delenv(lettering.FONT_VARIABLE, raising=False)
+    monkeypatch.setattr(lettering, "_system_fonts", lambda: ())
+    monkeypatch.setattr(lettering, "_said", [])
+    forget()
+    yield add
+    forget()
+
+
+DEJAVU = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+
+
+@pytest.mark.parametrize("text", ["Schäfchen žluťoučký kůň", "овца", "πρόβατο", "خروف أبيض", "כבש", "ABC ≠ ☃"])
+def test_scripts_that_need_no_font_of_the_machine(bare, caplog, text):
+    assert lettering.readable(text)[0] == text
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("text", "spelled"),
+    [
+        ("白い sheep", r"\u767d\u3044 sheep"),
+        ("양", r"\uc591"),
+        ("แกะ", r"\u0e41\u0e01\u0e30"),
+        ("भेड़", r"\u092d\u0947\u0921\u093c"),
+        ("\U00020000", r"\U00020000"),
+        ("🐑 ewe", "[sheep] ewe"),
+        ("👩\u200d🌾", "[woman][ear of rice]"),
+        ("Ａ１", "A1"),
+    ],
+)
+def test_letters_that_no_font_has_are_spelled_out(bare, text, spelled):
+    assert lettering.readable(text)[0] == spelled
+    assert text_width(text, 16) == text_width(spelled, 16)
+
+
+def test_lacking_letters_are_said_once_with_the_way_out(bare, caplog):
+    for query in ("羊", "山羊", "แกะ"):
+        overlay(scene(builders.HW, query))
+    (record,) = caplog.records
+    assert "no font here has 羊" in record.getMessage()
+    assert "TEXT2SEG_FONT" in record.getMessage()
+
+
+def test_no_name_is_drawn_as_boxes(bare):
+    """Names of different letters look different, which boxes of the same number do not."""
+    pictures = [overlay(scene((120, 160), name))[160:].tobytes() for name in ("羊毛", "山羊", "แก", "양털")]
+    assert len(set(pictures)) == 4
+
+
+def test_each_letter_comes_from_the_first_font_that_has_it(bare):
+    script = DEJAVU / "STIXGeneral.ttf"
+    dejavu = str(DEJAVU / "DejaVuSans.ttf")
+    assert lettering._runs("sheep") == (("sheep", lettering.PILLOWS_OWN),)
+    assert lettering._runs("Schäfchen weiß") == (("Schäfchen weiß", dejavu),)  # not a mixture
+    bare(script)
+    letter = next(chr(code) for code in sorted(lettering._letters(str(script))) if not _is_usual(chr(code)))
+    assert lettering._runs(f"a{letter}b") == (("a", ""), (letter, str(script)), ("b", ""))
+    assert lettering.readable(letter) == (letter, (str(script),))
+
+
+def _is_usual(letter: str) -> bool:
+    return not letter.isprintable() or any(lettering._has(file, letter) for file in lettering._usual_fonts())
+
+
+def test_a_font_of_the_users_own_comes_first(bare, monkeypatch, caplog):
+    monkeypatch.setenv(lettering.FONT_VARIABLE, str(DEJAVU / "DejaVuSerif.ttf"))
+    lettering._usual_fonts.cache_clear()
+    assert lettering._runs("sheep овца") == (("sheep овца", str(DEJAVU / "DejaVuSerif.ttf")),)
+    for wrong in ("/nowhere/font.ttf", __file__):
+        monkeypatch.setenv(lettering.FONT_VARIABLE, wrong)
+        for cache in (lettering._usual_fonts, lettering._font_with, lettering._runs):
+            cache.cache_clear()
+        assert lettering._runs("sheep") == (("sheep", lettering.PILLOWS_OWN),)
+        assert f"TEXT2SEG_FONT={wrong} is no font file that can be used" in caplog.text
+
+
+def test_a_machine_without_bidirectional_layout_turns_letters_itself(bare, monkeypatch):
+    monkeypatch.setattr(lettering.features, "check", lambda name: False)
+    assert lettering.readable("ab כבש לבן 2")[0] == "ab ןבל שבכ 2"
+
+
+def test_plots_spell_out_as_well(bare):
+    figure, (axes,) = plot.strip_and_panels([("羊", builders.pixels())], 1)
+    axes.plot([0, 1], label="🐑 овца")
+    plot.draw_legend(axes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # matplotlib warns of letters that it lacks
+        plot.pixels_of(figure)
+    texts = [text.get_text() for text in figure.findobj(matplotlib.text.Text)]
+    assert r"\u7f8a" in texts
+    assert "[sheep] овца" in texts
+
+
+@pytest.mark.parametrize(
+    "name", ["羊" * 500, "ab" * 50_000, "แ" * 3000, "خ" * 3000, "🐑" * 999, "\u0301" * 5000, "\n" * 99]
+)
+def test_very_long_names_do_not_widen_an_image(bare, name):
+    segmentation = scene((120, 160), name)
+    assert overlay(segmentation).shape[1] == overlay(scene((120, 160), "a")).shape[1]
+    assert maps_with_points(segmentation).shape[1] == maps_with_points(scene((120, 160), "a")).shape[1]
+    nothing = builders.segmentation(queries=(name,))
+    assert overlay(nothing).shape[1] == overlay(builders.segmentation(queries=("a",))).shape[1]

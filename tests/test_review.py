@@ -13,6 +13,7 @@ from PIL import Image
 from tests import builders
 from text2seg.cli import main
 from text2seg.coco.dataset import build_dataset, write_dataset
+from text2seg.coco.lookup import PictureFinder
 from text2seg.coco.rle import encode
 from text2seg.errors import OutputError, Text2SegError
 from text2seg.review import uncertainty_of, write_review
@@ -179,7 +180,7 @@ def test_the_thumbnail_has_each_segment_in_its_categorys_colour(folder):
 
     contents = contents_of(json.loads((folder / "dataset.json").read_text(encoding="utf-8")))
     sure = next(picture for picture in contents.pictures if picture.file_name == "sure.png")
-    url, size, words = tile(sure, {"ball": (255, 0, 0)}, dataset=folder / "dataset.json", images=None, info={})
+    url, size, words = tile(sure, {"ball": (255, 0, 0)}, finder=PictureFinder(folder / "dataset.json"))
     assert size == (360, 270)
     assert words == ""
     import base64

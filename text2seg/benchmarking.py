@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from text2seg.coco import rle
 from text2seg.coco.dataset import DatasetBuilder, write_dataset
-from text2seg.coco.lookup import find_picture
+from text2seg.coco.lookup import PictureFinder
 from text2seg.config import PresenceSettings
 from text2seg.errors import DatasetError, Text2SegError
 from text2seg.evaluation import category_given
@@ -83,11 +83,12 @@ def benchmark_coco(
     builder = DatasetBuilder(queries=list(names.values()), provenance=models.provenance(settings))
     failures: list[Failure] = []
     rows: list[tuple[float, float, float]] = []
+    finder = PictureFinder(images=images)
     start = time.perf_counter()
     for pairs in tqdm(chosen, unit="image", disable=not progress):
         scene = pairs[0].scene
         try:
-            path = find_picture(scene.file_name, images=images)
+            path = finder.find(scene.file_name)
             session = models.open(load_image(path, image_id=scene.image_id, file_name=scene.file_name))
             found = session.segment([names[pair.category] for pair in pairs], settings)
         except Text2SegError as error:

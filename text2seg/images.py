@@ -18,8 +18,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
-from PIL import ImageFile, UnidentifiedImageError
+from PIL import ImageCms, ImageFile, UnidentifiedImageError
 
+from text2seg.deep_images import eight_bits, open_any, other_kind, read_samples
 from text2seg.errors import ImageError
 from text2seg.records import Image
 from text2seg.storage import Url, is_url, read_bytes
@@ -30,6 +31,8 @@ PIXEL_LIMIT = 178_000_000
 """Pictures with more pixels are refused. It sits just under the size at which Pillow itself refuses."""
 
 EXIF_ORIENTATION = 0x0112
+SIDEWAYS = (5, 6, 7, 8)  # orientations in which rows are stored as columns
+TIFF_WIDTH, TIFF_HEIGHT = 256, 257  # tags
 ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 
 _log = logging.getLogger(__name__)
@@ -40,8 +43,9 @@ def load_image(source: ImageSource, *, image_id: int = 1, file_name: str | None 
     """A picture from a file, an object in a store (`Url`), a Pillow image, or an RGB uint8 array [H, W, 3] (grey:
     [H, W]), as an `Image`. A text is always the path of a file.
 
-    EXIF orientation is applied; transparent parts become white; 16-bit and float pictures are scaled to 8 bits, not
-    clipped; of an animation the first frame is used, which is logged (of an open Pillow image: the frame it is at).
+    EXIF orientation is applied; transparent parts become white; images of more than 8 bits and of floats are scaled to
+    8, as `text2seg.deep_images` says, and what was decided is logged; of an animation or a file of several pages the
+    first is used, which is logged (of an open Pillow image: the frame it is at).
     `file_name` is what results call the picture; by default the name of the file, without its folder.
 
     Raises `ImageError`, naming the source, where there is no such file, it may not be read, is a folder, empty, cut
@@ -51,7 +55,7 @@ def load_image(source: ImageSource, *, image_id: int = 1, file_name: str | None 
         pixels, name = _from_array(source), ""
     elif isinstance(source, PillowImage.Image):
         name = Path(str(getattr(source, "filename", ""))).name
-        pixels = _from_pillow(source, name or "the Pillow image")
+        pixels = _from_pillow(source, file_name or name or "the Pillow image")
     elif isinstance(source, Url):
         pixels, name = _from_url(source), source.name
     elif isinstance(source, str) and is_url(source):
@@ -102,21 +106,37 @@ def _from_url(url: Url) -> NDArray[np.uint8]:
     return _decoded(io.BytesIO(content), str(url))
 
 
+def measure(path: Path) -> tuple[tuple[int, int], int]:
+    """Rows and columns of the picture as `load_image` gives it, and its EXIF orientation, from the file's header where
+    that says both. Raises `ImageError` as `load_image` does, but not for what only decoding shows."""
+    check_file(path)
+    with open_image(path, str(path)) as picture:
+        orientation = _orientation(picture, str(path))
+        return _upright_hw(picture, orientation), orientation
+
+
 def _decoded(source: Path | BinaryIO, name: str) -> NDArray[np.uint8]:
+    with open_image(source, name) as picture:
+        return _from_pillow(picture, name)
+
+
+def open_image(source: Path | BinaryIO, name: str, *, formats: tuple[str, ...] | None = None) -> PillowImage.Image:
+    """`PIL.Image.open` for every kind of file that `load_image` reads, also for TIFFs of samples that Pillow does not
+    know: of those only size and tags are there. `formats` are Pillow's names of those that are allowed, by default all.
+
+    Raises `ImageError`, with the name, where it cannot be opened.
+    """
     try:
-        picture = PillowImage.open(source)
+        return open_any(source, formats)
     except PermissionError as error:
         raise ImageError(f"{name}: no permission to read it") from error
-    except UnidentifiedImageError as error:
-        raise ImageError(
-            f"{name} is not a picture, or not of a kind that can be read here; save it as PNG or JPEG"
-        ) from error
+    except UnidentifiedImageError:
+        what = other_kind(source) or "no picture that can be read here"
+        raise ImageError(f"{name} is {what}; save it as PNG or JPEG") from None
     except (PillowImage.DecompressionBombError, PillowImage.DecompressionBombWarning) as error:
         raise ImageError(f"{name} is over the limit of {PIXEL_LIMIT:,} pixels; make it smaller") from error
     except Exception as error:
         raise _undecodable(name, error) from error
-    with picture:
-        return _from_pillow(picture, name)
 
 
 def _from_pillow(picture: PillowImage.Image, name: str) -> NDArray[np.uint8]:
@@ -132,10 +152,11 @@ def _from_pillow(picture: PillowImage.Image, name: str) -> NDArray[np.uint8]:
         # MPO is what many phones write for an ordinary photo: a JPEG with a second picture behind it.
         if getattr(picture, "is_animated", False) and picture.format != "MPO":
             _log.warning("%s has several frames; frame %d is used", name, picture.tell() + 1)
-        with _truncation_is_an_error():
-            picture.load()
+        with _truncation_is_an_error(), _not_mapped(picture):
+            samples = read_samples(picture, name)
+            pixels = _rgb(picture) if samples is None else eight_bits(samples, name)
         # Only now, because Pillow turns some formats upright itself while it loads them.
-        return _upright(_rgb(picture, name), _orientation(picture, name))
+        return _upright(pixels, _orientation(picture, name))
     except (ImageError, MemoryError):
         raise
     except Exception as error:  # decoders let anything out: OSError, SyntaxError, struct.error, IndexError …
@@ -160,10 +181,23 @@ def _truncation_is_an_error() -> Iterator[None]:
             ImageFile.LOAD_TRUNCATED_IMAGES = True
 
 
-def _rgb(picture: PillowImage.Image, name: str) -> NDArray[np.uint8]:
-    if picture.mode[0] in "IF":  # I, I;16 and its kin, F
-        grey = _eight_bits(picture, name)
-        return np.repeat(grey[:, :, None], 3, axis=2)
+@contextmanager
+def _not_mapped(picture: PillowImage.Image) -> Iterator[None]:
+    """Without its file name Pillow reads a picture from the file that it has open. By the name it would map a TIFF's
+    pixels into memory, those of a sideways one with rows and columns mixed up, and from whatever file has the name."""
+    known, picture.filename = getattr(picture, "filename", ""), ""  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        picture.filename = known  # type: ignore[attr-defined]
+
+
+def _rgb(picture: PillowImage.Image) -> NDArray[np.uint8]:
+    picture.load()
+    if picture.mode == "LAB":
+        picture = ImageCms.profileToProfile(  # type: ignore[assignment]
+            picture, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB"
+        )
     if picture.mode in ALPHA_MODES or "transparency" in picture.info:
         if picture.mode == "La":
             picture = picture.convert("LA")
@@ -173,32 +207,23 @@ def _rgb(picture: PillowImage.Image, name: str) -> NDArray[np.uint8]:
     return np.asarray(picture.convert("RGB"))
 
 
-def _eight_bits(picture: PillowImage.Image, name: str) -> NDArray[np.uint8]:
-    """Grey of 16 or 32 bits as uint8[H, W]. What stands for white follows from the format where it says so, and
-    otherwise from the values: 1 (floats), 255 or 65535; values outside all of these are stretched from lowest to
-    highest."""
-    values = np.asarray(picture).astype(np.float64)
-    if not np.isfinite(values).all():
-        raise ImageError(f"{name} has pixels that are not finite numbers")
-    low, high = values.min(), values.max()
-    black = 0.0
-    if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format in ("PNG", "PPM")):
-        white = 65535.0
-    elif low < 0 or high > 65535:
-        black, white = low, max(high, low + 1)
-    elif picture.mode == "F" and high <= 1:
-        white = 1.0
-    else:
-        white = 255.0 if high <= 255 else 65535.0
-    return np.rint((values - black) * (255.0 / (white - black))).astype(np.uint8)
-
-
 def _orientation(picture: PillowImage.Image, name: str) -> int:
+    """The tag, 1 where there is none, or once Pillow has turned the picture itself."""
     try:
         return int(picture.getexif().get(EXIF_ORIENTATION, 1))
     except Exception as error:  # a broken EXIF block raises anything; the pixels are good all the same
         _log.warning("%s: its EXIF block cannot be read, the picture is taken as upright (%s)", name, error)
         return 1
+
+
+def _upright_hw(picture: PillowImage.Image, orientation: int) -> tuple[int, int]:
+    """Rows and columns that the upright picture has, before its pixels are loaded or after. Of a TIFF Pillow may tell
+    either the size as stored or the upright one, so the file's own tags are asked."""
+    width, height = picture.size
+    if orientation not in SIDEWAYS:
+        return height, width
+    tags = getattr(picture, "tag_v2", {})
+    return int(tags.get(TIFF_WIDTH, width)), int(tags.get(TIFF_HEIGHT, height))
 
 
 def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
@@ -207,4 +232,4 @@ def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
         pixels = pixels[::-1]
     if orientation in (2, 3, 7, 8):
         pixels = pixels[:, ::-1]
-    return pixels.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else pixels
+    return pixels.swapaxes(0, 1) if orientation in SIDEWAYS else pixels

@@ -18,6 +18,7 @@ from text2seg.coco.lookup import relative_folder
 from text2seg.config import OutputSettings
 from text2seg.errors import OutputError, Text2SegError
 from text2seg.images import load_image
+from text2seg.names import unique_names
 from text2seg.ontology import ontology_of_queries
 from text2seg.pipeline import Queries, Text2Seg
 from text2seg.records import Failure
@@ -103,16 +104,8 @@ def _failure(path: Path, error: Exception) -> Failure:
 
 def _stems(paths: Sequence[Path]) -> list[tuple[Path, str]]:
     """Each path once, with the name for its pictures; files of one name from two folders get a number."""
-    named: list[tuple[Path, str]] = []
-    taken: set[str] = set()
-    for path in dict.fromkeys(paths):
-        stem, number = path.stem, 1
-        while stem in taken:
-            number += 1
-            stem = f"{path.stem}_{number}"
-        taken.add(stem)
-        named.append((path, stem))
-    return named
+    unique = unique_names()
+    return [(path, unique(path.stem, "")) for path in dict.fromkeys(paths)]
 
 
 def _make_ready(dataset: Path) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 import stat
 import struct
-import unicodedata
 import zipfile
 import zlib
 from collections.abc import Collection, Iterator
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from text2seg.errors import Text2SegError
+from text2seg.names import folded, listed
 
 ENTRIES = 20_000
 """Entries of any kind; the list of them is held in memory before the first is looked at."""
@@ -30,7 +30,6 @@ SMALL = 1 << 20
 CHUNK = 1 << 16
 LONGEST = 240  # letters of a name with its folders
 DEEPEST = 16  # folders in one another
-NAMED = 3  # so many of a longer list stand in a line
 
 _ENTRY = b"PK\x01\x02"  # what each entry of a zip's list begins with
 _ARCHIVES = {".zip", ".7z", ".rar", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".jar", ".cbz"}
@@ -131,17 +130,6 @@ def checked_path(name: str) -> str:
         if is_device or _FORBIDDEN.search(part) or part != part.strip(" ").rstrip("."):
             raise Text2SegError(f"the name {shown} cannot stand on every disk; rename it")
     return "/".join(parts)
-
-
-def folded(path: str) -> str:
-    """The same for names that are one file on disks that ignore letter case or the form of accents."""
-    return unicodedata.normalize("NFC", path).casefold()
-
-
-def listed(names: list[str]) -> str:
-    """The first few names, and how many more there are."""
-    rest = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return f"{', '.join(names[:NAMED])}{rest}"
 
 
 def _sorted_out(

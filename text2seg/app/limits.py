@@ -9,14 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from PIL import Image as PillowImage
-from PIL import UnidentifiedImageError
-
 from text2seg.app.fields import read_settings, shown
 from text2seg.app.settings import AppSettings
 from text2seg.config import Settings
 from text2seg.errors import ImageError, QueryError, SettingsError
-from text2seg.images import load_image
+from text2seg.images import load_image, open_image
 from text2seg.records import Image
 from text2seg.tiling import tiles_of
 from text2seg.vocabulary import Query
@@ -46,23 +43,11 @@ def read_picture(
     size = _size(file, name) if isinstance(file, Path) else file.getbuffer().nbytes
     if size > settings.upload_mb * MEGA:
         raise ImageError(f"{name} has {size / MEGA:,.1f} MB, over the limit of {settings.upload_mb}; make it smaller")
-    try:
-        with PillowImage.open(file, formats=FORMATS) as picture:
-            columns, rows = picture.size
-            if columns * rows > settings.megapixels * MEGA:
-                raise ImageError(
-                    f"{name} is {columns} x {rows} pixels, over the limit of {settings.megapixels} million"
-                )
-            picture.filename = name  # what errors call it
-            return load_image(picture, image_id=image_id, file_name=name)
-    except UnidentifiedImageError:
-        raise ImageError(f"{name} is no picture that can be read here; save it as PNG or JPEG") from None
-    except PillowImage.DecompressionBombError:
-        raise ImageError(f"{name} is far over the limit of {settings.megapixels} million pixels") from None
-    except ImageError:
-        raise
-    except Exception as error:  # a damaged header lets anything out: OSError, SyntaxError, struct.error, ValueError …
-        raise ImageError(f"{name} cannot be decoded, it may be damaged or truncated: {error}") from error
+    with open_image(file, name, formats=FORMATS) as picture:
+        columns, rows = picture.size
+        if columns * rows > settings.megapixels * MEGA:
+            raise ImageError(f"{name} is {columns} x {rows} pixels, over the limit of {settings.megapixels} million")
+        return load_image(picture, image_id=image_id, file_name=name)
 
 
 def _size(path: Path, name: str) -> int:

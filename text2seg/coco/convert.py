@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from PIL import Image as PillowImage
-from PIL import UnidentifiedImageError
-
 from text2seg.coco import labelme, voc, yolo
 from text2seg.coco.source import Picture, Source, source_of
 from text2seg.errors import ImageError, OutputError
+from text2seg.images import measure
 
 Format = Literal["yolo-seg", "voc-png", "labelme"]
 
@@ -22,7 +20,6 @@ WRITERS: dict[str, Callable[[Source, Path], list[str]]] = {
     "voc-png": voc.write_voc,
     "labelme": labelme.write_labelme,
 }
-EXIF_ORIENTATION = 0x0112
 
 _log = logging.getLogger(__name__)
 
@@ -77,14 +74,7 @@ def _check_pixels(picture: Picture) -> None:
     path = picture.pixels
     if path is None:
         return
-    try:
-        with PillowImage.open(path) as opened:
-            width, height = opened.size
-            orientation = opened.getexif().get(EXIF_ORIENTATION, 1)
-    except (OSError, UnidentifiedImageError, SyntaxError, PillowImage.DecompressionBombError) as error:
-        raise ImageError(f"{path} cannot be read as a picture: {error}") from error
-    if orientation in (5, 6, 7, 8):
-        width, height = height, width
+    (height, width), orientation = measure(path)
     if (height, width) != picture.hw:
         raise ImageError(
             f"{path} is {width} x {height} pixels, the dataset says {picture.hw[1]} x {picture.hw[0]}; "

@@ -7,6 +7,7 @@ from typing import Any
 
 from text2seg.coco.source import Picture, Source
 from text2seg.coco.stream import write_json
+from text2seg.names import parts_of
 
 VERSION = "5.5.0"
 """Of LabelMe, whose format of the files this is; it reads older and newer ones alike."""
@@ -24,7 +25,7 @@ def write_labelme(source: Source, output: Path) -> list[str]:
 
 def _document(picture: Picture, names: tuple[str, ...]) -> dict[str, Any]:
     height, width = picture.hw
-    beside = PurePosixPath(picture.stem if picture.pixels else picture.file_name)
+    beside = PurePosixPath(picture.stem) if picture.pixels else PurePosixPath(*parts_of(picture.file_name))
     shapes: list[dict[str, Any]] = []
     for number, thing in enumerate(picture.things, start=1):
         polygons = thing.polygons()

@@ -1,13 +1,14 @@
-"""What stands around an annotation in a dataset: the picture it is of, and what made it."""
+"""What stands around an annotation in a dataset: the image it is of, and what made it."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from text2seg.errors import ImageError
+from text2seg.names import Names, Parts, listed, parts_of, shown
 from text2seg.storage import Place, Url, is_url
 
 
@@ -39,35 +40,129 @@ def find_picture(
     images: str | os.PathLike[str] | None = None,
     info: Mapping[str, Any] | None = None,
 ) -> Path:
-    """The file of a picture, of which only the name is known.
+    """The file of one image, as `PictureFinder(dataset, images, info).find(file_name)`."""
+    return PictureFinder(dataset, images, info).find(file_name)
 
-    Args:
-        file_name: as the dataset has it.
-        dataset: the dataset's own file, beside which pictures are looked for.
-        images: their folder; then the name may also begin with folders that lead there. Nothing else is tried.
-        info: the dataset's info, whose `folder` is looked in next. A URL in it is not opened: whoever wrote the file
-            would say what is.
 
-    Raises:
-        ImageError: it is in none of the folders; names them.
-    """
-    name, elsewhere = Path(file_name), ""
-    if images is not None:
-        parts = name.parts[1:] if name.is_absolute() else name.parts
-        tried = [Path(images) / name, *(Path(images).joinpath(*parts[start:]) for start in range(len(parts)))]
-        where = [Path(images)]
-    else:
+class PictureFinder:
+    """The files of a dataset's images, of which the dataset gives only names. Which file a name means is told by
+    `text2seg.names`. Folders are listed once, so one finder serves all images of a run."""
+
+    def __init__(
+        self,
+        dataset: str | os.PathLike[str] | None = None,
+        images: str | os.PathLike[str] | None = None,
+        info: Mapping[str, Any] | None = None,
+    ) -> None:
+        """
+        Args:
+            dataset: the dataset's own file, beside which images are looked for.
+            images: their folder, which is then looked through with all folders in it. Nothing outside it is opened.
+            info: the dataset's info, whose `folder` is looked in next. A URL or another machine in it is not opened:
+                whoever wrote the file would say what is.
+        """
+        self._images = Path(images) if images is not None else None
         recorded = (info or {}).get("folder")
+        recorded = recorded if isinstance(recorded, str) and self._images is None else None
+        self._elsewhere = recorded if recorded is not None and _is_elsewhere(recorded) else ""
         beside = [Path(dataset).parent] if dataset is not None else []
-        elsewhere = recorded if isinstance(recorded, str) and is_url(recorded) else ""
-        here = recorded if isinstance(recorded, str) and not elsewhere else None
-        named = [folder / here for folder in (*beside, Path())] if here is not None else []
-        where = [*beside, *named, Path()]
-        tried = [folder / name for folder in where]
-    for path in tried:
-        if path.is_file():
-            return path
-    if elsewhere:
-        raise ImageError(f"{file_name} lies in {elsewhere}; copy that folder here and name it with --images")
-    folders = ", ".join(dict.fromkeys(str(folder) for folder in where))
-    raise ImageError(f"{file_name} is not in {folders}; say with --images where the pictures lie")
+        named = [folder / recorded for folder in (*beside, Path())] if recorded and not self._elsewhere else []
+        self._where = [self._images] if self._images is not None else [*beside, *named, Path()]
+        self._below: Names | None = None
+        self._in: dict[Path, Names] = {}
+
+    def find(self, file_name: str) -> Path:
+        """Raises `ImageError`: there is no such file; names the folders. Otherwise as `look`."""
+        found = self.look(file_name)
+        if found is not None:
+            return found
+        if self._elsewhere:
+            raise ImageError(
+                f"{shown(file_name)} lies in {self._elsewhere}; copy that folder here and name it with --images"
+            )
+        folders = ", ".join(dict.fromkeys(str(folder) for folder in self._where))
+        raise ImageError(f"{shown(file_name)} is not in {folders}; say with --images where the pictures lie")
+
+    def look(self, file_name: str) -> Path | None:
+        """The file of an image, `None` where there is none. Raises `ImageError` where it could be several."""
+        parts = parts_of(file_name)
+        if not parts:
+            return None
+        if self._images is not None:
+            return self._look_below(self._images, file_name, parts)
+        if not _is_elsewhere(file_name):
+            for folder in self._where:
+                if _is_file(folder / file_name):
+                    return folder / file_name
+        for start in range(len(parts)):
+            for folder in self._where:
+                if (found := self._descend(folder, parts[start:])) is not None:
+                    return found
+        return None
+
+    def _look_below(self, folder: Path, file_name: str, parts: Parts) -> Path | None:
+        here, there = Path(file_name), PureWindowsPath(file_name)
+        leads_out = here.is_absolute() or there.anchor or ".." in (*here.parts, *there.parts)
+        for name in [*([] if leads_out else [file_name]), "/".join(parts)]:
+            if _is_file(folder / name):
+                return folder / name
+        if self._below is None:
+            self._below = Names(list(_files_below(folder)))
+        found = [self._below.names[place] for place in self._below.find(file_name)]
+        if len(found) > 1:
+            raise ImageError(
+                f"{shown(file_name)} could be any of {listed(found)} in {folder}; name the folder of the right one "
+                "with --images"
+            )
+        return folder / found[0] if found else None
+
+    def _descend(self, folder: Path, parts: Parts) -> Path | None:
+        """The file that the parts lead to from a folder on, spelled in any way."""
+        for part in parts:
+            if folder not in self._in:
+                self._in[folder] = Names(_entries(folder))
+            known = self._in[folder]
+            found = known.find(part)
+            if len(found) != 1:
+                return None
+            folder = folder / known.names[found[0]]
+        return folder if _is_file(folder) else None
+
+
+def _is_elsewhere(place: str) -> bool:
+    """Whether a text out of a file names a URL or a folder that another machine shares."""
+    return is_url(place) or place.startswith(("\\\\", "//"))
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long, in a folder that may not be entered, or no name at all
+        return False
+
+
+def _entries(folder: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except (OSError, ValueError):
+        return []
+
+
+def _files_below(folder: Path) -> Iterator[str]:
+    """POSIX paths from the folder on of all files that are not hidden; links are followed, each folder is entered
+    once. Folders that cannot be read have none."""
+    seen: set[tuple[int, int]] = set()
+    for where, folders, files in os.walk(folder, followlinks=True):
+        try:
+            status = os.stat(where)
+        except OSError:
+            continue
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        prefix = Path(where).relative_to(folder).as_posix()
+        for name in sorted(files):
+            if not name.startswith("."):
+                yield name if prefix == "." else f"{prefix}/{name}"

@@ -9,6 +9,7 @@ from typing import Any
 from text2seg.coco.dataset import read_dataset, write_dataset
 from text2seg.coco.entries import Json
 from text2seg.errors import DatasetError
+from text2seg.names import identity
 
 
 def merge_files(paths: Sequence[Path], output: Path) -> Json:
@@ -35,11 +36,12 @@ def merge(datasets: Sequence[Mapping[str, Any]], *, names: Sequence[str]) -> Jso
         if dataset["categories"] != first["categories"]:
             raise DatasetError(f"{name} has other categories than {names[0]}; label both with one ontology")
         for image in dataset["images"]:
-            for key in (image["id"], image["file_name"]):
+            for key in (("id", image["id"]), ("name", identity(image["file_name"]))):
                 if key in origin:
+                    shown = image["id"] if key[0] == "id" else image["file_name"]
                     raise DatasetError(
-                        f"image {key!r} is in {origin[key]} and in {name}; merge the shards of one job, or number the "
-                        "images apart"
+                        f"image {shown!r} is in {origin[key]} and in {name}; merge the shards of one job, or number "
+                        "the images apart"
                     )
                 origin[key] = name
             images[image["id"]] = image

@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from text2seg.coco import polygon
-from text2seg.coco.lookup import find_picture
+from text2seg.coco.lookup import PictureFinder
 from text2seg.coco.results import mask_of
 from text2seg.errors import ImageError, Text2SegError
 from text2seg.files import write_atomically
+from text2seg.names import parts_of, unique_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class Picture:
     @property
     def suffix(self) -> str:
         """.jpg, .png, …"""
-        return PurePosixPath(self.file_name).suffix
+        return PurePosixPath(*parts_of(self.file_name)).suffix
 
     def copy_to(self, folder: Path) -> None:
         """Copy the pixels as they are to `folder`, under the name in the output. Raises `ImageError` where they cannot
@@ -111,35 +112,22 @@ def source_of(dataset: Mapping[str, Any], images: Path | None = None, *, reserve
     except (KeyError, TypeError, ValueError) as error:
         raise Text2SegError(f"this is not a COCO dataset of masks: an entry lacks or misstates {error}") from error
     stems = _stems([file_name for file_name, _ in entries.values()], reserved)
+    finder = PictureFinder(images=images) if images is not None else None
     pictures = tuple(
-        Picture(file_name, stem, hw, tuple(things[number]), images and find_picture(file_name, images=images))
+        Picture(file_name, stem, hw, tuple(things[number]), finder.find(file_name) if finder else None)
         for (number, (file_name, hw)), stem in zip(entries.items(), stems, strict=True)
     )
     return Source(names, pictures, crowds)
 
 
 def _stems(file_names: Sequence[str], reserved: Collection[str]) -> list[str]:
-    paths = [
-        [
-            f"{part}_" if part in reserved else part
-            for part in PurePosixPath(name).parts
-            if part not in ("/", "//", "..")
-        ]
-        for name in file_names
-    ]
+    paths = [[f"{part}_" if part in reserved else part for part in parts_of(name)] for name in file_names]
     shared = _shared([path[:-1] for path in paths])
-    taken: set[str] = set()
-    stems = []
+    unique, stems = unique_names(), []
     for name, path in zip(file_names, paths, strict=True):
         if not path:
             raise Text2SegError(f"an image has the file name {name!r}, which is none")
-        wanted = PurePosixPath(*path[shared:-1], PurePosixPath(path[-1]).stem).as_posix()
-        stem, number = wanted, 1
-        while stem.casefold() in taken:  # there are disks to which A.txt and a.txt are the same
-            number += 1
-            stem = f"{wanted}_{number}"
-        taken.add(stem.casefold())
-        stems.append(stem)
+        stems.append(unique(PurePosixPath(*path[shared:-1], PurePosixPath(path[-1]).stem).as_posix(), ""))
     return stems
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from text2seg.errors import DatasetError
+from text2seg.names import folded, pair_names, parts_of
 
 Json = Mapping[str, Any]
 Match = Literal["id", "file-name"]
@@ -98,44 +98,26 @@ def _by_id(dataset: Json, key: str, what: str) -> dict[int, Json]:
 
 
 def _by_file_name(truth: Mapping[int, Json], predicted: Mapping[int, Json]) -> dict[int, int]:
-    """Equal names first; else one name must be the other with more folders in front."""
-    exact: dict[str, list[int]] = {}
-    last: dict[str, list[int]] = {}
-    for number, entry in truth.items():
-        path = _path(entry, number)
-        exact.setdefault(path.as_posix(), []).append(number)
-        last.setdefault(path.name, []).append(number)
-    pairs: dict[int, int] = {}
-    taken: set[int] = set()
-    for number, entry in predicted.items():
-        path = _path(entry, number)
-        found = exact.get(path.as_posix()) or [
-            other for other in last.get(path.name, []) if _is_tail(path, _path(truth[other], other))
-        ]
-        if len(found) > 1:
-            raise DatasetError(f"{path.as_posix()!r} could be any of the ground truth's images {found}")
-        if taken.intersection(found):
-            raise DatasetError(f"two images of the predictions go by the name {path.as_posix()!r}")
-        if found:
-            pairs[number] = found[0]
-            taken.add(found[0])
-    return pairs
+    """By the rule of `text2seg.names`."""
+    ours, theirs = list(predicted), list(truth)
+    pairs = pair_names(
+        [_name(predicted[number], number) for number in ours],
+        [_name(truth[number], number) for number in theirs],
+        ours="the predictions",
+        theirs="the ground truth's images",
+    )
+    return {ours[place]: theirs[other] for place, other in pairs.items()}
 
 
-def _path(entry: Json, number: int) -> PurePosixPath:
+def _name(entry: Json, number: int) -> str:
     name = entry.get("file_name")
     if not isinstance(name, str) or not name:
         raise DatasetError(f"image {number} has no file name, so it cannot be matched by it")
-    return PurePosixPath(name.replace("\\", "/"))
-
-
-def _is_tail(one: PurePosixPath, other: PurePosixPath) -> bool:
-    short, long = sorted((one.parts, other.parts), key=len)
-    return long[-len(short) :] == short
+    return name
 
 
 def _differ(one: Any, other: Any) -> bool:
     """Whether two file names have different last parts; a missing name differs from nothing."""
     if not isinstance(one, str) or not isinstance(other, str):
         return False
-    return PurePosixPath(one).name != PurePosixPath(other).name
+    return [folded(part) for part in parts_of(one)[-1:]] != [folded(part) for part in parts_of(other)[-1:]]

@@ -6,14 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from text2seg.coco import rle
 from text2seg.coco.dataset import read_dataset
-from text2seg.coco.lookup import find_picture
+from text2seg.coco.lookup import PictureFinder
 from text2seg.errors import DatasetError, ImageError
 from text2seg.evaluation.datasets import align
 from text2seg.evaluation.pairs import Pair, pairs_of
@@ -27,15 +26,14 @@ class Labelled:
 
     name: str
     file: Path
-    info: Mapping[str, Any]
     categories: Mapping[int, str]
     pairs: tuple[Pair, ...]
-    images: Path | None = None
-    """The folder of the pictures; none: as the dataset names them."""
+    finder: PictureFinder
 
     @classmethod
     def read(cls, file: Path, images: Path | None = None, limit: int | None = None) -> Labelled:
-        """Read a dataset; `limit` keeps the first so many pictures that show something.
+        """Read a dataset; `limit` keeps the first so many pictures that show something. `images` is their folder, by
+        default as the dataset names them.
 
         Raises:
             DatasetError: it is missing, damaged or without masks.
@@ -48,10 +46,9 @@ class Labelled:
         return cls(
             name=file.resolve().parent.name,
             file=file,
-            info=info if isinstance(info, Mapping) else {},
             categories=aligned.categories,
             pairs=tuple(pair for pair in pairs if pair.scene.image_id in scenes),
-            images=images,
+            finder=PictureFinder(file, images, info if isinstance(info, Mapping) else {}),
         )
 
     def thing(self, pair: Pair) -> str:
@@ -62,7 +59,7 @@ class Labelled:
         """The pair's picture. Raises `ImageError` where it is missing, cannot be read or is of another size."""
         scene = pair.scene
         image = load_image(
-            find_picture(scene.file_name, self.file, self.images, self.info),
+            self.finder.find(scene.file_name),
             image_id=scene.image_id,
             file_name=scene.file_name,
         )

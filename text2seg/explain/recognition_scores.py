@@ -18,7 +18,6 @@ from torch import Tensor
 from text2seg.coco import rle
 from text2seg.coco.dataset import read_dataset, write_dataset
 from text2seg.coco.entries import dataset_info, numbered
-from text2seg.coco.lookup import find_picture
 from text2seg.errors import OutputError
 from text2seg.evaluation import align, score_multilabel, score_semantic
 from text2seg.explain.catalogue.recognition import ScoresSettings
@@ -136,8 +135,7 @@ def _grounds(models: Text2Seg, settings: ScoresSettings) -> list[Ground]:
 
 def _look(models: Text2Seg, ground: Ground, entry: Json, size: int | None, said: dict[str, Predictions]) -> None:
     """One picture by all rules. CLS is the same by all, so only patches are computed twice."""
-    of = ground.labelled
-    image = load_image(find_picture(str(entry.get("file_name", "")), of.file, of.images, of.info))
+    image = load_image(ground.labelled.finder.find(str(entry.get("file_name", ""))))
     names, ids = tuple(ground.categories.values()), tuple(ground.categories)
     texts, of_labels = ground.texts, ground.texts[: len(ground.categories)]
     nothing = np.full(image.hw, len(names), np.int64)

@@ -21,14 +21,13 @@ from text2seg.labelling.ledger import Ledger
 from text2seg.labelling.listing import Listing, list_images
 from text2seg.labelling.output import CategorySummary, check_output, journal_path, write_output
 from text2seg.labelling.sift import check_sifting, skipped
+from text2seg.names import listed, pair_names
 from text2seg.ontology import Ontology, queries_of, with_ids_from
 from text2seg.records import Failure
 from text2seg.storage import Place, Url, check_writable, place_of
 
 if TYPE_CHECKING:
     from text2seg.pipeline import Text2Seg
-
-_NAMED = 5  # so many of a longer list stand in a message
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,21 +144,30 @@ def take_ids(
     Raises:
         OntologyError: the COCO file lacks a category.
         ImageError: it lacks an image.
+        DatasetError: a file could be several of its images, or several files one of them.
     """
     if categories_from is None:
         return ontology, lambda index: listing.place(index) + 1
     truth = read_dataset(categories_from)
     ontology = with_ids_from(ontology, truth["categories"])
-    entries = [each for each in truth["images"] if isinstance(each, dict) and isinstance(each.get("file_name"), str)]
-    known = {entry.get("file_name"): number for entry in entries if isinstance(number := entry.get("id"), int)}
-    unknown = [file for file in listing.files if file not in known]
-    if unknown:
-        more = f" and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else ""
+    entries = [
+        each
+        for each in truth["images"]
+        if isinstance(each, dict) and isinstance(each.get("file_name"), str) and isinstance(each.get("id"), int)
+    ]
+    pairs = pair_names(
+        listing.files,
+        [entry["file_name"] for entry in entries],
+        ours=str(listing.folder),
+        theirs=f"the images of {categories_from}",
+    )
+    if len(pairs) < len(listing):
+        unknown = [file for index, file in enumerate(listing.files) if index not in pairs]
         raise ImageError(
-            f"{categories_from} has no image {', '.join(unknown[:_NAMED])}{more}; its file names must be those from "
-            f"{listing.folder} on. Choose the folder to fit, or leave these out with --glob"
+            f"{categories_from} has no image {listed(unknown)}; leave out with --glob what it does not have, or choose "
+            "the folder to fit"
         )
-    ids = array("q", (known[file] for file in listing.files))
+    ids = array("q", (entries[pairs[index]]["id"] for index in range(len(listing))))
     return ontology, lambda index: ids[index]
 
 

@@ -7,13 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from PIL import Image as PillowImage
-from PIL import UnidentifiedImageError
-
 from text2seg import checkpoints
 from text2seg.config import ModelSettings
 from text2seg.errors import ImageError
-from text2seg.images import PIXEL_LIMIT, check_file
+from text2seg.images import PIXEL_LIMIT, check_file, open_image
 from text2seg.label_config import LabelSettings
 from text2seg.labelling.job import listing_of, take_ids
 from text2seg.labelling.journal import read_records
@@ -82,11 +79,11 @@ def _pixels_in(source: Path | BinaryIO, path: Place) -> int:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with PillowImage.open(source) as picture:
+            with open_image(source, "it") as picture:
                 width, height = picture.size
                 picture.verify()
-    except UnidentifiedImageError as error:
-        raise ImageError("not a picture, or not of a kind that can be read here") from error
+    except ImageError:
+        raise
     except Exception as error:  # decoders let anything out
         raise ImageError(" ".join(f"cannot be read: {error}".replace(str(path), path.name).split())) from error
     if not 0 < width * height <= PIXEL_LIMIT:

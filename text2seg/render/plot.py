@@ -8,7 +8,11 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, fontManager
+from matplotlib.text import Text
 from numpy.typing import NDArray
+
+from text2seg.render.lettering import readable
 
 Pixels = NDArray[np.uint8]
 
@@ -47,8 +51,25 @@ def draw_legend(axes: Any) -> None:
         axes.legend(fontsize=9)
 
 
+def letter(figure: Figure) -> None:
+    """Set each text of a figure in fonts that have its letters, what no font has spelled out; to be called once all
+    texts are there, before it is drawn."""
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        if text.get_text().isascii():
+            continue
+        words, files = readable(text.get_text())
+        for file in files:
+            if not any(entry.fname == file for entry in fontManager.ttflist):
+                fontManager.addfont(file)
+        names = [FontProperties(fname=file).get_name() for file in files]
+        text.set_text(words)
+        text.set_fontfamily([*text.get_fontfamily(), *names])
+
+
 def pixels_of(figure: Figure) -> Pixels:
     """The figure drawn, uint8[h, w, 3]; the same figure gives the same pixels."""
+    letter(figure)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.ascontiguousarray(np.asarray(canvas.buffer_rgba(), dtype=np.uint8)[:, :, :3])

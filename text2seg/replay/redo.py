@@ -91,7 +91,7 @@ def replay(
 
     Args:
         dataset: a COCO file that text2seg wrote, or what is in it.
-        images: where the pictures lie; by default as for `text2seg.coco.lookup.find_picture`.
+        images: where the pictures lie; by default as for `text2seg.coco.lookup.PictureFinder`.
         clip, sam: where the recorded weights lie now, if not under their recorded name.
         device: auto, cpu, cuda, … Which one was used is not recorded; another one may differ in the last digits.
         graphs: the folder of the ONNX graphs, for an annotation that was made by some; where they lie is not recorded.

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from text2seg._version import __version__
 from text2seg.coco.dataset import read_dataset
+from text2seg.coco.lookup import PictureFinder
 from text2seg.errors import OutputError, Text2SegError
 from text2seg.files import refuse_existing, write_atomically
 from text2seg.pages import render_template
@@ -54,7 +55,7 @@ def write_review(
     Args:
         dataset: the COCO file.
         output: the HTML file.
-        images: where the pictures lie; by default as for `text2seg.coco.lookup.find_picture`. One that is missing or
+        images: where the pictures lie; by default as for `text2seg.coco.lookup.PictureFinder`. One that is missing or
             cannot be read has a grey tile that says so.
         overwrite: write over an output that is there.
 
@@ -72,9 +73,7 @@ def write_review(
     info = content.get("info") if isinstance(content.get("info"), dict) else {}
     contents = contents_of({**content, "info": info})
     shown = contents.pictures[:limit]
-    show = partial(
-        tile, colours=contents.colours, dataset=dataset, images=Path(images) if images else None, info=info or {}
-    )
+    show = partial(tile, colours=contents.colours, finder=PictureFinder(dataset, images, info))
     with ThreadPoolExecutor(THREADS) as pool:
         thumbnails = list(tqdm(pool.map(show, shown), total=len(shown), unit="tile", disable=not progress))
     for url, _, words in thumbnails:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -13,26 +12,24 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 from PIL import ImageDraw
 
-from text2seg.coco.lookup import find_picture
+from text2seg.coco.lookup import PictureFinder
 from text2seg.coco.results import mask_of
 from text2seg.errors import Text2SegError
 from text2seg.images import load_image
 from text2seg.render.colours import INK, PAPER, Colour, blend, outline
 from text2seg.render.lettering import draw_text, text_width
-from text2seg.review.contents import Item, Json, Picture
+from text2seg.review.contents import Item, Picture
 
 LONG_SIDE, QUALITY = 360, 82
 NUMBER = 13  # height of a segment's number, pixels
 LEAST_NUMBERED = 60  # pixels of the thumbnail; a number would hide a smaller segment
 
 
-def tile(
-    picture: Picture, colours: Mapping[str, Colour], *, dataset: Path, images: Path | None, info: Json
-) -> tuple[str, tuple[int, int], str]:
+def tile(picture: Picture, colours: Mapping[str, Colour], *, finder: PictureFinder) -> tuple[str, tuple[int, int], str]:
     """The thumbnail as a data URL, its width and height, and what is to be said of it; the URL is empty where there is
     nothing to show, and the words say why."""
     try:
-        path = find_picture(picture.file_name, dataset, images, info)
+        path = finder.find(picture.file_name)
         pixels = load_image(path).pixels
     except Text2SegError as error:
         return "", _size(picture.hw or (3, 4)), str(error)

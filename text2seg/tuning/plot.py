@@ -7,10 +7,11 @@ from pathlib import Path
 
 from text2seg.errors import SettingsError
 from text2seg.files import write_atomically
+from text2seg.render.lettering import fitted, text_width
 from text2seg.tuning.choice import THRESHOLDS
 from text2seg.tuning.sweep import Tuned, Tuning
 
-_COLUMNS, _WIDTH, _HEIGHT = 4, 2.9, 2.3  # panels side by side; inches of one
+_COLUMNS, _WIDTH, _HEIGHT, _TITLE = 4, 2.9, 2.3, 9  # panels side by side; inches of one; points of its title
 _USED, _CHOSEN, _LINE = "#888888", "#d95f02", "#1f5fa8"
 
 
@@ -31,6 +32,8 @@ def plot(tuning: Tuning, path: Path) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    from text2seg.render.plot import letter
+
     count = len(tuning.categories)
     columns = min(_COLUMNS, count)
     rows = -(-count // columns)
@@ -48,14 +51,16 @@ def plot(tuning: Tuning, path: Path) -> Path:
     figure.supylabel(what, fontsize=9)
     figure.suptitle("dashed: used now, orange: chosen", fontsize=9)
     buffer = io.BytesIO()
+    letter(figure)
     figure.savefig(buffer, format="png", metadata={"Software": None})  # so that the same curves give the same bytes
     return write_atomically(path, [buffer.getvalue()])
 
 
 def _draw(panel, tuned: Tuned) -> None:  # type: ignore[no-untyped-def]
     of = tuned.curve
-    name = tuned.category if len(tuned.category) <= 28 else f"{tuned.category[:27]}…"
-    panel.set_title(f"{name} ({of.images} image{'s' * (of.images != 1)})", fontsize=9, parse_math=False)
+    count = f" ({of.images} image{'s' * (of.images != 1)})"
+    name = fitted(tuned.category, _TITLE, _WIDTH * 72 - text_width(count, _TITLE) - 4 * _TITLE)  # 72 points an inch
+    panel.set_title(f"{name}{count}", fontsize=_TITLE, parse_math=False)
     panel.set_xlim(THRESHOLDS[0] - 0.03, 1.0)
     panel.set_ylim(-0.03, 1.03)
     panel.tick_params(labelsize=8)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from text2seg.coco.lookup import PictureFinder
 from text2seg.coco.results import mask_of
 from text2seg.config import Settings
 from text2seg.errors import Text2SegError
@@ -83,7 +84,7 @@ def tune_by_truth(
     what they keep out scores 0 at every threshold.
 
     Args:
-        folder: where the images of the truth are, by their file names or the last part of these.
+        folder: where the images of the truth are, by their file names as `text2seg.names` understands them.
         truth: a COCO dataset; categories are matched by name.
         limit: use the first so many images that have something to look for.
 
@@ -95,13 +96,14 @@ def tune_by_truth(
     queries = {query.name: query for query in queries_of(ontology)}
     models.check(queries.values(), settings)
     entries, annotations = _wanted(truth, ontology)
-    paths = {entry["id"]: path for entry in entries if (path := _find(folder, str(entry["file_name"])))}
+    pictures = PictureFinder(images=folder)
+    paths = {entry["id"]: path for entry in entries if (path := pictures.look(str(entry["file_name"])))}
     if not paths:
         name = entries[0]["file_name"]
         raise Text2SegError(f"{folder}: none of the {len(entries)} images of the ground truth is there, such as {name}")
     if len(set(paths.values())) < len(paths):
         raise Text2SegError(
-            f"{folder}: images of the ground truth have one name in several folders; name those above it"
+            f"{folder}: images of the ground truth have one name in several folders or spellings; name those above it"
         )
     of_path = {path: annotations[number] for number, path in list(paths.items())[:limit]}
     all_at_once = settings.maps.redundancy == "label-set"  # then every query changes the maps of the others
@@ -226,11 +228,6 @@ def _wanted(
             "names must be the same to the letter"
         )
     return entries, annotations
-
-
-def _find(folder: Path, name: str) -> Path | None:
-    """The file of an image, by its name from the folder or by the last part of it."""
-    return next((path for path in (folder / name, folder / Path(name).name) if path.is_file()), None)
 
 
 def _true_masks(annotations: Iterable[tuple[str, Mapping[str, Any]]], image: Image) -> Masks:

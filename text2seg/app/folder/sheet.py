@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from text2seg.app.folder.decisions import Decisions
 from text2seg.coco.dataset import read_dataset
+from text2seg.coco.lookup import PictureFinder
 from text2seg.review.contents import Contents, Item, Picture, contents_of
 from text2seg.review.tiles import tile
 
@@ -36,7 +37,7 @@ class ContactSheet:
         """Raises `DatasetError` where the dataset cannot be read."""
         self.content = read_dataset(dataset)
         self.contents: Contents = contents_of(self.content)
-        self._show = partial(tile, colours=self.contents.colours, dataset=dataset, images=pictures, info={})
+        self._show = partial(tile, colours=self.contents.colours, finder=PictureFinder(images=pictures))
         self._folder = pictures
         self._segments = [{item.annotation["id"] for item in each.items} for each in self.contents.pictures]
 

@@ -13,9 +13,10 @@ from pathlib import Path
 
 from PIL import Image as PillowImage
 
-from text2seg.app.archives import Room, checked_path, folded, listed, unpack
+from text2seg.app.archives import Room, checked_path, unpack
 from text2seg.app.limits import FORMATS
 from text2seg.errors import Text2SegError
+from text2seg.names import listed, unique_names
 
 FOLDERS = 500  # so many can be chosen from
 
@@ -28,7 +29,7 @@ def take_uploads(uploads: Sequence[Path], into: Path, room: Room) -> tuple[str, 
     Raises:
         Text2SegError: there is no picture in it all, or more than there is room for; a zip is refused.
     """
-    known, taken = suffixes(), set[str]()
+    known, unique = suffixes(), unique_names()
     count, size = 0, 0
     notes: list[str] = []
     others = []
@@ -36,7 +37,7 @@ def take_uploads(uploads: Sequence[Path], into: Path, room: Room) -> tuple[str, 
         name, suffix = upload.name.lstrip("."), upload.suffix.lower()  # a hidden file would not be listed
         left = Room(room.pictures - count, room.total - size)
         if suffix == ".zip":
-            folder = into / _free(checked_path(Path(name).stem), taken) if len(uploads) > 1 else into
+            folder = into / unique(checked_path(Path(name).stem), "") if len(uploads) > 1 else into
             folder.mkdir(exist_ok=True)
             unpacked = unpack(upload, folder, left, suffixes=known)
             count, size = count + len(unpacked.files), size + unpacked.size
@@ -45,7 +46,8 @@ def take_uploads(uploads: Sequence[Path], into: Path, room: Room) -> tuple[str, 
             count, size = count + 1, size + upload.stat().st_size
             if count > room.pictures or size > room.total:
                 raise _too_much(room)
-            shutil.copyfile(upload, into / _free(checked_path(name), taken))
+            path = Path(checked_path(name))
+            shutil.copyfile(upload, into / unique(path.stem, path.suffix))
         else:
             others.append(upload.name)
     if others:
@@ -117,16 +119,6 @@ def _files(folder: Path) -> Iterator[Path]:
 def _is_text(name: str) -> bool:
     """Whether a name can stand in a zip and in a JSON file; bytes that are no Unicode cannot."""
     return not any("\ud800" <= letter <= "\udfff" for letter in name)
-
-
-def _free(name: str, taken: set[str]) -> str:
-    """The name, with a number where it is taken already."""
-    path, number, free = Path(name), 1, name
-    while folded(free) in taken:
-        number += 1
-        free = f"{path.stem}_{number}{path.suffix}"
-    taken.add(folded(free))
-    return free
 
 
 def _too_much(room: Room) -> Text2SegError:
