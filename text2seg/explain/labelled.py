@@ -44,11 +44,10 @@ class Labelled:
         aligned = align(truth, [])
         pairs = list(pairs_of(aligned))
         scenes = list(dict.fromkeys(pair.scene.image_id for pair in pairs))[:limit]
-        info = truth.get("info")
         return cls(
             name=file.resolve().parent.name,
             file=file,
-            info=info if isinstance(info, Mapping) else {},
+            info=truth["info"],
             categories=aligned.categories,
             pairs=tuple(pair for pair in pairs if pair.scene.image_id in scenes),
             images=images,
