@@ -137,17 +137,14 @@ def _draw(pairs: Sequence[Pair], targets: int | None, seed: int) -> list[list[Pa
     return chosen
 
 
-def _restricted(truth: Dataset, chosen: Sequence[Sequence[Pair]]) -> dict[str, Any]:
+def _restricted(truth: Dataset, chosen: Sequence[Sequence[Pair]]) -> Dataset:
     """The ground truth with only the pictures and categories that were asked for."""
     wanted = {(pair.scene.image_id, pair.category) for pairs in chosen for pair in pairs}
     images = {number for number, _ in wanted}
     kept = kept_categories(truth)
     annotations = [a for a in truth["annotations"] if (a["image_id"], kept[a["category_id"]]) in wanted]
-    return {
-        **truth,
-        "images": [image for image in truth["images"] if image["id"] in images],
-        "annotations": annotations,
-    }
+    shown = [image for image in truth["images"] if image["id"] in images]
+    return Dataset({**truth, "images": shown, "annotations": annotations}, truth.name)
 
 
 def _scores(session: Session, found: Segmentation, query: str, pair: Pair) -> tuple[float, float, float]:

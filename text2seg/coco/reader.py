@@ -75,7 +75,7 @@ def check_dataset(content: Any, name: str) -> Dataset:
     for key in ("images", "annotations", "categories"):
         if not isinstance(content.get(key), list):
             raise DatasetError(f"{name} is not a COCO dataset: it has no list of {key}")
-    notes = Notes(name)
+    notes = Notes(name, said=isinstance(content, Dataset))
     images = [_image(entry, place, notes) for place, entry in _objects(content["images"], "images", name)]
     categories = [
         _category(entry, place, notes) for place, entry in _objects(content["categories"], "categories", name)
@@ -103,10 +103,11 @@ def check_results(content: Sequence[Any], name: str) -> list[Entry]:
     return results
 
 
-def check_references(dataset: Dataset) -> None:
+def check_references(dataset: Dataset, keys: Iterable[str] = ("image_id", "category_id")) -> None:
     """Raises `DatasetError`, naming the annotation, where one is of an image or a category that the dataset does not
     list."""
-    for key, among in (("image_id", "images"), ("category_id", "categories")):
+    for key in keys:
+        among = {"image_id": "images", "category_id": "categories"}[key]
         known = {entry["id"] for entry in dataset[among]}
         for annotation in dataset["annotations"]:
             if annotation[key] not in known:
@@ -125,7 +126,7 @@ def kept_categories(dataset: Dataset) -> dict[int, int]:
     used: set[int] = set()
     if len(by_name) < len(dataset["categories"]):
         used = {annotation["category_id"] for annotation in dataset["annotations"]}
-    kept = {}
+    kept: dict[int, int] = {}
     for ids in by_name.values():
         one = next((number for number in ids if number in used), ids[0])
         kept |= dict.fromkeys(ids, one)
@@ -186,8 +187,9 @@ def read_json(path: str | os.PathLike[str] | Url) -> Any:
 class Notes:
     """What is odd in a file but can be read, gathered so that each kind takes one sentence."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, *, said: bool = False) -> None:
+        """`said`: all of it was said when the file was read."""
+        self.name, self._said = name, said
         self._found: dict[str, list[Any]] = {}  # by kind: how many, and the first one's sentence
 
     def add(self, kind: str, sentence: str) -> None:
@@ -196,7 +198,7 @@ class Notes:
 
     def say(self) -> None:
         """Log one sentence for each kind: that of its first entry."""
-        for count, sentence in self._found.values():
+        for count, sentence in () if self._said else self._found.values():
             more = f" (and {count - 1} more like it)" if count > 1 else ""
             _log.warning("%s: %s%s", self.name, sentence, more)
 
@@ -255,7 +257,7 @@ def _image(entry: Entry, place: str, notes: Notes) -> Entry:
     if not isinstance(name, str) or not name:
         what = "no file_name" if name is None or name == "" else f"the file_name {short(name)}, which is no text"
         raise DatasetError(f"{notes.name}: {where} has {what}; images are known by it, so give it one")
-    if not _is_file_name(name):
+    if not _is_writable(name) or len(name) > 4096 or max(map(len, os.fsencode(name).split(b"/"))) > 255:
         raise DatasetError(f"{notes.name}: {where} has the file_name {short(name)}, which no file can have")
     for side in ("height", "width"):
         _side(entry, side, where, notes, changed)
@@ -292,6 +294,8 @@ def _category(entry: Entry, place: str, notes: Notes) -> Entry:
     elif not isinstance(name, str) or not name:
         what = "no name" if name is None or name == "" else f"the name {short(name)}, which is no text"
         raise DatasetError(f"{notes.name}: category {number} has {what}; give it one")
+    elif not _is_writable(name):
+        raise DatasetError(f"{notes.name}: category {number} has the name {short(name)}, which cannot be written")
     if above is not None and not isinstance(above, str):
         changed["supercategory"] = None
         notes.add("above", f"category {number} has the supercategory {short(above)}, which is no text; it is left out")
@@ -304,15 +308,15 @@ def _annotation(entry: Entry, place: str, notes: Notes) -> Entry:
     changed: dict[str, Any] = {}
     number = entry.get("id")
     if number is None:
-        where = f"annotation {place}"
+        where = place
     elif type(number) is int and abs(number) <= LARGEST_ID:
         where = f"annotation {number}"
     else:
-        where = f"annotation {short(number)}"
+        where = place
         if isinstance(number, str) and _whole(number) is None:
             changed["id"] = None  # nothing refers to it
         else:
-            number = _id(entry, "id", where, notes, changed)
+            where = f"annotation {_id(entry, 'id', place, notes, changed)}"
     for key in ("image_id", "category_id"):
         value = entry.get(key)
         if type(value) is not int or abs(value) > LARGEST_ID:
@@ -391,7 +395,7 @@ def _numbered(annotations: list[Entry], notes: Notes) -> list[Entry]:
             seen.add(number)
             if number <= 0:
                 what = "COCO's own scoring takes such a one for missed, here it counts"
-                notes.add("low id", f"annotation {number} has an id below 1; {what}")
+                notes.add("low id", f"annotation {number} has the id {number}, below 1; {what}")
     number = 0
     for place in again:
         number += 1
@@ -438,7 +442,8 @@ def _whole(value: Any) -> int | None:
     return int(match[1]) if match else None
 
 
-def _is_file_name(name: str) -> bool:
+def _is_writable(name: str) -> bool:
+    """Whether a text can be written into files, or be the name of one; bytes that are no Unicode can."""
     try:
         return b"\0" not in name.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:

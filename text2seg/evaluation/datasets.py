@@ -77,8 +77,8 @@ def align(truth: Json, predicted: Json | Sequence[Json], *, match: Match = "id")
         predicted = check_dataset(predicted, PREDICTED)
         name, annotations = predicted.name, predicted["annotations"]
         image_ids = match_images(_by_id(truth, "images"), _by_id(predicted, "images"), match)
-        names = [{each["id"]: each["name"] for each in dataset["categories"]} for dataset in (truth, predicted)]
-        category_ids = {ours: kept[number] for ours, number in match_categories(*names, match).items()}
+        theirs, ours = ({each["id"]: each["name"] for each in data["categories"]} for data in (truth, predicted))
+        category_ids = {own: kept[number] for own, number in match_categories(theirs, ours, match).items()}
         presence = _presences(predicted, image_ids, categories)
     elif match == "file-name":
         raise DatasetError("a flat list of results has no file names: match it by id")

@@ -104,8 +104,10 @@ def replay(
         SettingsError, OntologyError, QueryError: what is recorded does not fit this version of text2seg; a
             `SettingsError` too where it takes `graphs` and there are none, or the other way round.
     """
-    is_file = isinstance(dataset, str | os.PathLike)
-    content = read_dataset(dataset) if is_file else check_dataset(dataset, "the dataset")
+    if isinstance(dataset, str | os.PathLike):
+        content = read_dataset(dataset)
+    else:
+        content = check_dataset(dataset, "the dataset")
     check_references(content)
     file = Path(dataset) if isinstance(dataset, str | os.PathLike) else None
     annotation = annotation_with(content, annotation_id)

@@ -9,7 +9,7 @@ from statistics import fmean, median
 from typing import Any
 
 from text2seg.coco.lookup import provenance_of
-from text2seg.coco.reader import attributes_of, check_dataset, score_of
+from text2seg.coco.reader import attributes_of, check_dataset, check_references, score_of
 from text2seg.render import colour_of
 from text2seg.render.colours import Colour
 from text2seg.review.uncertainty import NEARLY, Uncertainty, nearness, number_in, uncertainty_of
@@ -92,6 +92,7 @@ class Contents:
 def contents_of(dataset: Json) -> Contents:
     """Sort a COCO dataset of anyone. Raises `DatasetError` where an entry is damaged."""
     checked = check_dataset(dataset, "the dataset")
+    check_references(checked, ["category_id"])
     names, colours = _categories(checked)
     thresholds = _Thresholds(checked)
     pictures = {entry["id"]: _picture(entry) for entry in checked["images"]}
@@ -101,7 +102,7 @@ def contents_of(dataset: Json) -> Contents:
         if picture is None:
             orphans += 1
             continue
-        category = names.setdefault(annotation["category_id"], f"category {annotation['category_id']}")
+        category = names[annotation["category_id"]]
         threshold = thresholds.of(category, provenance_of(annotation, checked))
         picture.items.append(Item.of(annotation, category, picture.hw, threshold))
     for entry in checked["images"]:
