@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from text2seg import MapSettings, Text2Seg
 from text2seg.coco.dataset import read_dataset
+from text2seg.coco.truth import shown_in
 from text2seg.images import load_image
 
 
@@ -29,8 +30,8 @@ def evidence(models: Text2Seg, folder: Path, *, slope: float, offset: float) -> 
     category = {entry["id"]: names.index(entry["name"]) for entry in truth["categories"]}
     row = {entry["id"]: number for number, entry in enumerate(truth["images"])}
     there = np.zeros((len(row), len(names)), bool)
-    for annotation in truth["annotations"]:
-        there[row[annotation["image_id"]], category[annotation["category_id"]]] = True
+    for shown in shown_in(truth):
+        there[row[shown.image_id], [category[number] for number in shown.present()]] = True
     logits = []
     for entry in tqdm(truth["images"], desc=folder.name, unit="scene"):
         (tokens,) = models.clip.encode_images([load_image(folder / entry["file_name"])], size=models.input_size)

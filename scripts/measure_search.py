@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from text2seg import Settings, Text2Seg
 from text2seg.coco.dataset import read_dataset
+from text2seg.coco.truth import shown_in
 from text2seg.config import PresenceSettings
 from text2seg.images import load_image
 from text2seg.label_config import LabelSettings
@@ -65,8 +66,8 @@ def read(folder: Path, names: tuple[str, ...]) -> tuple[list[str], NDArray[np.bo
     column = {entry["id"]: names.index(entry["name"]) for entry in truth["categories"]}
     row = {entry["id"]: number for number, entry in enumerate(truth["images"])}
     there = np.zeros((len(row), len(names)), bool)
-    for annotation in truth["annotations"]:
-        there[row[annotation["image_id"]], column[annotation["category_id"]]] = True
+    for shown in shown_in(truth):
+        there[row[shown.image_id], [column[number] for number in shown.present()]] = True
     return [entry["file_name"] for entry in truth["images"]], there
 
 

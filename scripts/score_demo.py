@@ -23,6 +23,8 @@ from demo_world.agreement import Mask, agreement, read_truth, scenes_of
 
 from text2seg import PointSettings, PresenceSettings, Settings, Text2Seg
 from text2seg.coco.dataset import read_dataset
+from text2seg.coco.reader import check_dataset
+from text2seg.coco.truth import shown_in
 from text2seg.evaluation import evaluate
 from text2seg.grids import iou
 from text2seg.label_config import LabelSettings
@@ -95,8 +97,8 @@ def score_labels(models: Text2Seg, folder: Path, limit: int | None) -> dict[str,
 
 def _absent(truth: dict) -> int:
     """How many (image, thing absent) pairs there are."""
-    present = {(annotation["image_id"], annotation["category_id"]) for annotation in truth["annotations"]}
-    return len(truth["images"]) * len(truth["categories"]) - len(present)
+    shown = list(shown_in(check_dataset(truth, "the ground truth")))
+    return len(shown) * len(truth["categories"]) - sum(len(each.present()) for each in shown)
 
 
 def show(rows: dict[str, dict[str, float]]) -> None:

@@ -375,8 +375,8 @@ def test_crowds_are_left_out_and_said(tmp_path):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda it: it["annotations"][0].update(image_id=99), "annotation 1 is of image 99"),
-        (lambda it: it["annotations"][0].update(category_id=99), "category 99"),
+        (lambda it: it["annotations"][0].update(image_id=99), "annotation 1: its image_id 99 is not among"),
+        (lambda it: it["annotations"][0].update(category_id=99), "category_id 99"),
         (lambda it: it["annotations"][0].update(segmentation=[]), "mask of annotation 1"),
         (lambda it: it["images"][0].pop("width"), "width"),
         (lambda it: it["images"][0].update(file_name=".."), "file name"),

@@ -160,7 +160,7 @@ def test_the_score_may_stand_in_the_attributes_only(dataset):
 
 def test_results_of_an_image_that_is_not_there(dataset):
     del dataset["images"][0]
-    with pytest.raises(Text2SegError, match="annotation 1 is of image 1"):
+    with pytest.raises(Text2SegError, match="annotation 1: its image_id 1 is not among"):
         results_of(dataset)
 
 

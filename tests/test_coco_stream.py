@@ -77,7 +77,7 @@ def test_categories_may_be_known_last(tmp_path):
 
     def annotations() -> Iterator[dict]:
         for number, name in enumerate(("b", "a", "b"), start=1):
-            yield {"id": number, "category_id": seen.setdefault(name, len(seen) + 1)}
+            yield {"id": number, "image_id": 1, "category_id": seen.setdefault(name, len(seen) + 1)}
 
     path = write_stream(
         tmp_path / "a.json",

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from text2seg.coco import rle
 from text2seg.coco.dataset import DatasetBuilder, write_dataset
 from text2seg.coco.lookup import PictureFinder
+from text2seg.coco.reader import Dataset, check_dataset, kept_categories
 from text2seg.config import PresenceSettings
 from text2seg.errors import DatasetError, Text2SegError
 from text2seg.evaluation import category_given
@@ -74,8 +75,10 @@ def benchmark_coco(
         DatasetError: the ground truth is damaged or empty, or no picture could be read.
         QueryError: the models do not know a category.
     """
-    chosen = _draw(list(pairs_of(align(truth, []))), targets, seed)
-    names = {category["id"]: category["name"] for category in truth["categories"]}
+    checked = check_dataset(truth, "the ground truth")
+    aligned = align(checked, [])
+    chosen = _draw(list(pairs_of(aligned)), targets, seed)
+    names = aligned.categories
     settings = models.settings
     if settings.presence.presence is None:
         settings = replace(settings, presence=PresenceSettings(0))
@@ -108,7 +111,7 @@ def benchmark_coco(
     return Benchmark(
         pairs=sum(len(pairs) for pairs in chosen),
         images=len(chosen),
-        mean_iou=category_given(_restricted(truth, chosen), predicted).mean_iou,
+        mean_iou=category_given(_restricted(checked, chosen), predicted).mean_iou,
         map_iou=float(of_map.mean()),
         best_iou=float(of_best.mean()),
         worse_than_map=float((of_segments < of_map).mean()),
@@ -135,16 +138,14 @@ def _draw(pairs: Sequence[Pair], targets: int | None, seed: int) -> list[list[Pa
     return chosen
 
 
-def _restricted(truth: Mapping[str, Any], chosen: Sequence[Sequence[Pair]]) -> dict[str, Any]:
+def _restricted(truth: Dataset, chosen: Sequence[Sequence[Pair]]) -> Dataset:
     """The ground truth with only the pictures and categories that were asked for."""
     wanted = {(pair.scene.image_id, pair.category) for pairs in chosen for pair in pairs}
     images = {number for number, _ in wanted}
-    annotations = [a for a in truth["annotations"] if (a["image_id"], a["category_id"]) in wanted]
-    return {
-        **truth,
-        "images": [image for image in truth["images"] if image["id"] in images],
-        "annotations": annotations,
-    }
+    kept = kept_categories(truth)
+    annotations = [a for a in truth["annotations"] if (a["image_id"], kept[a["category_id"]]) in wanted]
+    shown = [image for image in truth["images"] if image["id"] in images]
+    return Dataset({**truth, "images": shown, "annotations": annotations}, truth.name)
 
 
 def _scores(session: Session, found: Segmentation, query: str, pair: Pair) -> tuple[float, float, float]:

@@ -232,7 +232,7 @@ def settings_from_dict(values: Mapping[str, Any]) -> Settings:
         values = {**values, "points": {**points, "method": "auto"}}
     try:
         return Settings(**{stage: stages[stage](**given) for stage, given in values.items()})
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise SettingsError(f"these settings are not of this version of text2seg: {error}") from error
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,8 @@ from tqdm import tqdm
 from text2seg import Settings, Text2Seg
 from text2seg.coco import rle
 from text2seg.coco.dataset import read_dataset
+from text2seg.coco.reader import check_dataset
+from text2seg.coco.truth import names_of, shown_in
 from text2seg.grids import iou, minmax, resize
 from text2seg.images import load_image
 from text2seg.pipeline import Session
@@ -44,15 +45,13 @@ def of_images(truth: dict[str, Any], ids: set[int]) -> dict[str, Any]:
 
 def scenes_of(models: Text2Seg, folder: Path, limit: int | None = None) -> Iterator[Scene]:
     """A session on each scene that shows something, with the true masks of the things in it, by name."""
-    truth = read_truth(folder, limit)
-    names = {category["id"]: category["name"] for category in truth["categories"]}
-    present = defaultdict(lambda: defaultdict(list))
-    for annotation in truth["annotations"]:
-        present[annotation["image_id"]][names[annotation["category_id"]]].append(rle.decode(annotation["segmentation"]))
-    for entry in tqdm(truth["images"], desc=folder.name, unit="scene"):
-        if things := dict(sorted(present[entry["id"]].items())):
-            image = load_image(folder / entry["file_name"], image_id=entry["id"], file_name=entry["file_name"])
-            yield models.open(image), things
+    truth = check_dataset(read_truth(folder, limit), str(folder))
+    names = names_of(truth)
+    for shown in tqdm(list(shown_in(truth)), desc=folder.name, unit="scene"):
+        things = {names[number]: list(map(rle.decode, shown.true_of(number))) for number in shown.present()}
+        if things:
+            image = load_image(folder / shown.file_name, image_id=shown.image_id, file_name=shown.file_name)
+            yield models.open(image), dict(sorted(things.items()))
 
 
 @dataclass

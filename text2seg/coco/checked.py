@@ -1,43 +1,57 @@
-"""Masks out of anyone's COCO files, checked before pycocotools sees them: it reads past its memory on broken ones."""
+"""Masks out of anyone's COCO files, checked before C code sees them: pycocotools reads and writes past its memory on
+runs that do not fill a mask, and takes whatever memory and time a wild number asks for."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from text2seg.coco.rle import Rle, as_text
+from text2seg.coco.rle import Rle, as_text, of_runs, union
+from text2seg.images import PIXEL_LIMIT
+
+LARGEST = 1e12
+"""Numbers beyond are refused: no score, box or point is so large, and sums of them leave the range of floats."""
+MOST_PIXELS = PIXEL_LIMIT
+MOST_SIDE = 1_000_000
+MOST_BOUNDARY = 2_000_000
+"""How long the outlines of one annotation's polygons may be together, in pixels; each takes pycocotools about 120 bytes
+while it draws them."""
+FAR = 10
+"""Corners may lie so many times the image's longer side outside of it, and 1,000 pixels more."""
+
+_AT_ONCE = 1000  # polygons
 
 
 def checked_rle(segmentation: Any, hw: tuple[int, int]) -> Rle:
     """The mask as compressed RLE, from any of the three forms that COCO knows: polygons, compressed RLE, plain runs.
 
-    pycocotools reads past its memory on runs that do not fill the mask, so they are added up here first. Nothing of
-    what is given is changed. Raises `ValueError`, saying what is wrong, where it is no mask of an image of `hw`.
+    Nothing of what is given is changed; runs of no pixel are joined with their neighbours. Raises `ValueError`, saying
+    what is wrong, where it is no mask of an image of `hw`, or the image or the outlines are too large.
     """
+    if min(hw) < 1 or max(hw) > MOST_SIDE or hw[0] * hw[1] > MOST_PIXELS:
+        raise ValueError(f"an image of {hw[1]} x {hw[0]} pixels has no mask that can be held in memory")
     if isinstance(segmentation, Mapping):
         return _checked_runs(segmentation, hw)
     if not isinstance(segmentation, list):
         raise ValueError("it has no mask: segmentation should be polygons or RLE")
     if not segmentation:
         raise ValueError("it has no mask: its list of polygons is empty")
-    for polygon in segmentation:
-        if not isinstance(polygon, list):
-            raise ValueError("each of its polygons should be a list [x1, y1, x2, y2, …]")
-        if len(polygon) < 6 or len(polygon) % 2:
-            raise ValueError(f"a polygon needs an even count of at least 6 numbers, got {len(polygon)}")
-        if not all(is_number(value) for value in polygon):
-            raise ValueError("a polygon holds something that is no finite number")
-    return as_text(coco_mask.merge(coco_mask.frPyObjects(segmentation, *hw)))
+    length = sum(_checked_polygon(polygon, hw) for polygon in segmentation)
+    if length > MOST_BOUNDARY:
+        raise ValueError(f"its outlines are {length:,.0f} pixels long, over the limit of {MOST_BOUNDARY:,}")
+    parts = []
+    for start in range(0, len(segmentation), _AT_ONCE):
+        parts.append(union(coco_mask.frPyObjects(segmentation[start : start + _AT_ONCE], *hw)))
+    return union(parts)
 
 
-def is_number(value: object) -> bool:
-    """A finite int or float; True and False are none."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def is_number(value: object) -> TypeGuard[int | float]:
+    """A finite int or float of at most `LARGEST`; True and False are none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -LARGEST <= value <= LARGEST
 
 
 def run_lengths(counts: str | bytes) -> NDArray[np.int64]:
@@ -46,7 +60,10 @@ def run_lengths(counts: str | bytes) -> NDArray[np.int64]:
     COCO's code (maskApi.c, rleFrString): five bits a character, lowest first, the sixth says that more follow; from
     the fourth run on what is written is the difference to the last run of the same kind.
     """
-    raw = counts.encode("ascii", "replace") if isinstance(counts, str) else counts
+    try:
+        raw = counts.encode("ascii") if isinstance(counts, str) else counts
+    except UnicodeEncodeError:
+        raise ValueError("its RLE holds characters that compressed RLE does not have") from None
     codes = np.frombuffer(raw, np.uint8).astype(np.int64) - 48
     if not len(codes):
         return codes
@@ -66,22 +83,62 @@ def run_lengths(counts: str | bytes) -> NDArray[np.int64]:
     return runs
 
 
+def _checked_polygon(polygon: Any, hw: tuple[int, int]) -> float:
+    """How many points pycocotools puts on its outline, in pixels."""
+    if not isinstance(polygon, list):
+        raise ValueError("each of its polygons should be a list [x1, y1, x2, y2, …]")
+    if len(polygon) < 6 or len(polygon) % 2:
+        raise ValueError(f"a polygon needs an even count of at least 6 numbers, got {len(polygon)}")
+    if not all(issubclass(kind, (int, float)) and kind is not bool for kind in set(map(type, polygon))):
+        raise ValueError("a polygon holds something that is no finite number")
+    try:
+        corners = np.array(polygon, np.float64).reshape(-1, 2)
+    except OverflowError:
+        raise ValueError(_far(hw)) from None
+    if not np.isfinite(corners).all():
+        raise ValueError("a polygon holds something that is no finite number")
+    if np.abs(corners).max() > FAR * max(hw) + 1000:
+        raise ValueError(_far(hw))
+    steps = np.abs(corners - np.roll(corners, 1, axis=0)).max(1)
+    return float(steps.sum()) + len(corners)
+
+
+def _far(hw: tuple[int, int]) -> str:
+    return f"a polygon has a corner far outside of the image of {hw[1]} x {hw[0]} pixels"
+
+
 def _checked_runs(segmentation: Mapping[str, Any], hw: tuple[int, int]) -> Rle:
     size, counts = segmentation.get("size"), segmentation.get("counts")
     if not isinstance(size, (list, tuple)) or list(size) != list(hw):
-        raise ValueError(f"its RLE is of size {size}, the image is {list(hw)} (rows, columns)")
+        raise ValueError(f"its RLE is of size {_short(size)}, the image is {list(hw)} (rows, columns)")
+    pixels = hw[0] * hw[1]
     if isinstance(counts, (list, tuple)):
-        if not all(isinstance(run, int) and not isinstance(run, bool) for run in counts):
-            raise ValueError("its RLE holds runs that are no whole numbers")
-        runs = np.array(counts, np.int64)
+        runs = _plain_runs(counts, pixels)
     elif isinstance(counts, (str, bytes)):
         runs = run_lengths(counts)
     else:
         raise ValueError("its RLE has no counts")
-    if (runs < 0).any() or runs.sum() != hw[0] * hw[1]:
+    if len(runs) and runs.min() < 0:
+        raise ValueError("its RLE holds a run that is below 0")
+    if len(runs) and runs.max() > pixels:
+        raise ValueError(f"its RLE holds a run of {runs.max()}, the image has {pixels} pixels")
+    if runs.sum() != pixels:
         raise ValueError(
             f"the runs of its RLE add up to {runs.sum()}, not to the {hw[0]} x {hw[1]} pixels of the image"
         )
-    if isinstance(counts, (list, tuple)):
-        return as_text(coco_mask.frPyObjects({"size": list(hw), "counts": list(counts)}, *hw))
-    return as_text({"size": hw, "counts": counts})
+    if isinstance(counts, (str, bytes)) and runs[1:].all():
+        return as_text({"size": hw, "counts": counts})
+    return of_runs(runs, hw)
+
+
+def _plain_runs(counts: Sequence[Any], pixels: int) -> NDArray[np.int64]:
+    if not all(issubclass(kind, int) and kind is not bool for kind in set(map(type, counts))):
+        raise ValueError("its RLE holds runs that are no whole numbers")
+    if counts and (min(counts) < 0 or max(counts) > pixels):
+        raise ValueError(f"its RLE holds a run that is below 0 or longer than the {pixels} pixels of the image")
+    return np.array(counts, np.int64)
+
+
+def _short(value: Any) -> str:
+    text = str(value) if not isinstance(value, (list, tuple)) or len(value) < 5 else f"{len(value)} values"
+    return text if len(text) < 60 else f"{text[:59]}…"

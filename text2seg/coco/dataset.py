@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,10 +19,10 @@ from text2seg.coco.entries import (
     numbered,
     plain_json,
 )
+from text2seg.coco.reader import read_dataset, read_json
 from text2seg.coco.stream import write_json
-from text2seg.errors import DatasetError, OutputError
+from text2seg.errors import OutputError
 from text2seg.records import Segmentation
-from text2seg.storage import Url, read_bytes
 
 __all__ = [
     "DESCRIPTION",
@@ -128,31 +127,3 @@ def write_dataset(dataset: Mapping[str, Any], path: str | os.PathLike[str]) -> P
     Raises `OutputError` where it cannot be written. `stream.write_stream` does the same for what is not in memory.
     """
     return write_json(path, dataset)
-
-
-def read_dataset(path: str | os.PathLike[str] | Url) -> Json:
-    """A COCO dataset file as a dict with at least `images`, `annotations` and `categories`, all lists.
-
-    Raises `DatasetError`, naming the file, where it is missing, may not be read, is no JSON or no COCO dataset.
-    """
-    dataset = read_json(path)
-    if not isinstance(dataset, dict):
-        raise DatasetError(f"{path} is not a COCO dataset: it should hold an object, not a {type(dataset).__name__}")
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(dataset.get(key), list):
-            raise DatasetError(f"{path} is not a COCO dataset: it has no list of {key}")
-    return dataset
-
-
-def read_json(path: str | os.PathLike[str] | Url) -> Any:
-    """What a JSON file holds. Raises `DatasetError`, naming the file, where it is missing, may not be read or is no
-    JSON."""
-    try:
-        content = read_bytes(path, DatasetError) if isinstance(path, Url) else Path(path).read_bytes()
-        return json.loads(content.decode("utf-8-sig"))
-    except FileNotFoundError:
-        raise DatasetError(f"{path}: there is no such file") from None
-    except OSError as error:
-        raise DatasetError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:  # broken UTF-8 and broken JSON are both ValueErrors
-        raise DatasetError(f"{path} is not a JSON file: {error}") from error

@@ -8,6 +8,7 @@ from typing import Any
 
 from text2seg.coco.dataset import read_dataset, write_dataset
 from text2seg.coco.entries import Json
+from text2seg.coco.reader import check_dataset, check_references
 from text2seg.errors import DatasetError
 from text2seg.names import identity
 
@@ -27,14 +28,16 @@ def merge(datasets: Sequence[Mapping[str, Any]], *, names: Sequence[str]) -> Jso
     Raises:
         DatasetError: categories differ, or an image id or file name is in two of them; `names` says in which.
     """
-    first = datasets[0]
+    checked = [check_dataset(dataset, name) for name, dataset in zip(names, datasets, strict=True)]
+    first = checked[0]
     images: dict[int, Json] = {}
     origin: dict[object, str] = {}
     annotations: list[Json] = []
-    failures: list[Json] = []
-    for name, dataset in zip(names, datasets, strict=True):
+    failures: list[Any] = []
+    for name, dataset in zip(names, checked, strict=True):
         if dataset["categories"] != first["categories"]:
             raise DatasetError(f"{name} has other categories than {names[0]}; label both with one ontology")
+        check_references(dataset)
         for image in dataset["images"]:
             for key in (("id", image["id"]), ("name", identity(image["file_name"]))):
                 if key in origin:
@@ -46,15 +49,21 @@ def merge(datasets: Sequence[Mapping[str, Any]], *, names: Sequence[str]) -> Jso
                 origin[key] = name
             images[image["id"]] = image
         annotations += dataset["annotations"]
-        failures += (dataset.get("info") or {}).get("failures", [])
+        failed = dataset["info"].get("failures")
+        failures += failed if isinstance(failed, list) else []
     annotations.sort(key=lambda annotation: (annotation["image_id"], annotation["id"]))
-    info = dict(first.get("info") or {})
+    info = dict(first["info"])
     if failures:
-        info["failures"] = sorted(failures, key=lambda failure: str(failure.get("file_name")))
+        info["failures"] = sorted(failures, key=_file_name)
+    licenses = first.get("licenses")
     return {
         "info": info,
-        "licenses": first.get("licenses", []),
+        "licenses": licenses if isinstance(licenses, list) else [],
         "images": [images[number] for number in sorted(images)],
         "annotations": [{**annotation, "id": number} for number, annotation in enumerate(annotations, start=1)],
         "categories": first["categories"],
     }
+
+
+def _file_name(failure: Any) -> str:
+    return str(failure.get("file_name")) if isinstance(failure, Mapping) else ""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from text2seg.coco import rle
 from text2seg.coco.checked import checked_rle
 from text2seg.coco.entries import Json
+from text2seg.coco.reader import check_dataset, check_references, score_of, size_of
 from text2seg.errors import DatasetError, Text2SegError
 
 
@@ -21,17 +22,17 @@ def results_of(dataset: Mapping[str, Any]) -> list[Json]:
     it, areas would be the boxes' and AP by size wrong. Raises `Text2SegError` where an annotation has no score, is of
     no image of the dataset, or its mask is none.
     """
-    sizes = {image["id"]: (image["height"], image["width"]) for image in dataset["images"]}
+    checked = check_dataset(dataset, "the dataset")
+    check_references(checked)
+    sizes = {image["id"]: size_of(image, checked.name) for image in checked["images"]}
     results = []
-    for annotation in dataset["annotations"]:
-        score = annotation.get("score", annotation.get("attributes", {}).get("score"))
+    for annotation in checked["annotations"]:
+        score = score_of(annotation)
         if score is None:
             raise Text2SegError(
-                f"annotation {annotation.get('id')} has no score, so it is no prediction; "
+                f"annotation {annotation['id']} has no score, so it is no prediction; "
                 "results come from files that text2seg or another model wrote"
             )
-        if annotation["image_id"] not in sizes:
-            raise Text2SegError(f"annotation {annotation.get('id')} is of image {annotation['image_id']}, not there")
         results.append(
             {
                 "image_id": annotation["image_id"],

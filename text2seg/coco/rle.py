@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 import cv2
@@ -35,8 +35,33 @@ def decode(rle: Rle | Mapping[str, Any]) -> NDArray[np.bool_]:
     if isinstance(counts, (list, tuple)):
         if sum(counts) != height * width or any(run < 0 for run in counts):
             raise ValueError(f"the runs add up to {sum(counts)}, not to the {height} x {width} pixels of the mask")
-        rle = coco_mask.frPyObjects({"size": [height, width], "counts": list(counts)}, height, width)
+        rle = of_runs(np.array(counts, np.int64), (height, width))
     return _transposed(coco_mask.decode(dict(rle)).T).view(np.bool_)
+
+
+def of_runs(runs: NDArray[np.int64], hw: tuple[int, int]) -> Rle:
+    """Compressed run lengths of plain runs that fill the mask, none below 0. The runs around one of no pixel are one,
+    so that there are at most as many as pixels, and one more: pycocotools writes past its memory where there are many.
+    """
+    inside = np.arange(len(runs)) % 2 == 1
+    runs, inside = runs[runs > 0], inside[runs > 0]
+    starts = np.flatnonzero(np.concatenate([[True], inside[1:] != inside[:-1]]))
+    counts = np.add.reduceat(runs, starts).tolist()
+    return as_text(coco_mask.frPyObjects({"size": list(hw), "counts": [0] * bool(inside[0]) + counts}, *hw))
+
+
+def union(masks: Sequence[Mapping[str, Any]]) -> Rle:
+    """All pixels of one or more masks of one size. Few are joined at a time: the time for each join grows with what
+    there is already."""
+    parts = [dict(mask) for mask in masks]
+    while len(parts) > 1:
+        parts = [coco_mask.merge(parts[start : start + 16]) for start in range(0, len(parts), 16)]
+    return as_text(parts[0])
+
+
+def intersection(one: Rle, other: Rle) -> Rle:
+    """The pixels that two masks share."""
+    return as_text(coco_mask.merge([dict(one), dict(other)], True))
 
 
 def _transposed(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from text2seg.coco import polygon
 from text2seg.coco.lookup import PictureFinder
+from text2seg.coco.reader import check_dataset, check_references, size_of
 from text2seg.coco.results import mask_of
 from text2seg.errors import ImageError, Text2SegError
 from text2seg.files import write_atomically
@@ -89,28 +90,20 @@ def source_of(dataset: Mapping[str, Any], images: Path | None = None, *, reserve
         ImageError: a picture is not in `images`.
         Text2SegError: something in the dataset is missing or belongs to nothing.
     """
-    try:
-        names = tuple(dict.fromkeys(str(category["name"]) for category in dataset["categories"]))
-        labels = {category["id"]: names.index(str(category["name"])) for category in dataset["categories"]}
-        entries = {
-            entry["id"]: (str(entry["file_name"]), (int(entry["height"]), int(entry["width"])))
-            for entry in dataset["images"]
-        }
-        things: dict[Any, list[Thing]] = {number: [] for number in entries}
-        crowds = 0
-        for annotation in dataset["annotations"]:
-            number, category = annotation["image_id"], annotation["category_id"]
-            if number not in entries or category not in labels:
-                raise Text2SegError(
-                    f"annotation {annotation.get('id')} is of image {number} and category {category}, "
-                    "and the file does not list both"
-                )
-            if annotation.get("iscrowd"):
-                crowds += 1
-            else:
-                things[number].append(Thing(labels[category], annotation, entries[number][1]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise Text2SegError(f"this is not a COCO dataset of masks: an entry lacks or misstates {error}") from error
+    checked = check_dataset(dataset, "the dataset")
+    check_references(checked)
+    names = tuple(dict.fromkeys(category["name"] for category in checked["categories"]))
+    places = {name: place for place, name in enumerate(names)}
+    labels = {category["id"]: places[category["name"]] for category in checked["categories"]}
+    entries = {entry["id"]: (entry["file_name"], size_of(entry, checked.name)) for entry in checked["images"]}
+    things: dict[int, list[Thing]] = {number: [] for number in entries}
+    crowds = 0
+    for annotation in checked["annotations"]:
+        number = annotation["image_id"]
+        if annotation.get("iscrowd"):
+            crowds += 1
+        else:
+            things[number].append(Thing(labels[annotation["category_id"]], annotation, entries[number][1]))
     stems = _stems([file_name for file_name, _ in entries.values()], reserved)
     finder = PictureFinder(images=images) if images is not None else None
     pictures = tuple(

@@ -1,6 +1,7 @@
 """COCO file against COCO file: instances, semantic, category-given, multilabel, and why something was missed."""
 
-from text2seg.evaluation.datasets import Aligned, Region, Scene, align
+from text2seg.coco.truth import Region
+from text2seg.evaluation.datasets import Aligned, Scene, align
 from text2seg.evaluation.instances import Instances, score_instances
 from text2seg.evaluation.misses import Missed, Misses, find_misses
 from text2seg.evaluation.multilabel import Multilabel, average_precision, score_multilabel

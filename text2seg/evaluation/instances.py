@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from text2seg.evaluation.datasets import Aligned, Region
+from text2seg.coco.truth import Region
+from text2seg.evaluation.datasets import Aligned
 
 
 @dataclass(frozen=True, slots=True)

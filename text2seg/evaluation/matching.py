@@ -12,32 +12,6 @@ Json = Mapping[str, Any]
 Match = Literal["id", "file-name"]
 
 
-def image_entries(dataset: Json, what: str) -> dict[int, Json]:
-    """The dataset's images by id. Raises `DatasetError` on entries without one, or two of the same."""
-    return _by_id(dataset, "images", what)
-
-
-def category_names(dataset: Json, what: str) -> dict[int, str]:
-    """The dataset's category names by id. Raises `DatasetError` where an id or a name is missing or there twice."""
-    names: dict[int, str] = {}
-    for number, entry in _by_id(dataset, "categories", what).items():
-        name = entry.get("name")
-        if not isinstance(name, str):
-            raise DatasetError(f"{what}: category {number} has no name")
-        if name in names.values():
-            raise DatasetError(f"{what}: two categories are called {name!r}; give each its own name")
-        names[number] = name
-    return names
-
-
-def size_of(image: Json, what: str) -> tuple[int, int]:
-    """(rows, columns) of an image entry. Raises `DatasetError` where it does not say."""
-    height, width = image.get("height"), image.get("width")
-    if not isinstance(height, int) or not isinstance(width, int) or height < 1 or width < 1:
-        raise DatasetError(f"{what}: image {image.get('id')} needs a height and a width, got {height!r} and {width!r}")
-    return height, width
-
-
 def match_images(truth: Mapping[int, Json], predicted: Mapping[int, Json], match: Match) -> dict[int, int]:
     """The ground truth's image id for each image of the predictions that is known to it.
 
@@ -51,7 +25,7 @@ def match_images(truth: Mapping[int, Json], predicted: Mapping[int, Json], match
     for number, true_number in pairs.items():
         ours, theirs = predicted[number], truth[true_number]
         for side in ("height", "width"):
-            if side in ours and ours[side] != theirs[side]:
+            if ours.get(side) is not None and ours[side] != theirs[side]:
                 raise DatasetError(
                     f"image {number}: its {side} is {ours[side]} in the predictions and {theirs[side]} in the ground "
                     "truth; predictions must be made on the pictures that were annotated, unscaled"
@@ -80,21 +54,6 @@ def match_categories(truth: Mapping[int, str], predicted: Mapping[int, str], mat
                 "truth; match by file name and category name instead (--match file-name)"
             )
     return pairs
-
-
-def _by_id(dataset: Json, key: str, what: str) -> dict[int, Json]:
-    entries = dataset.get(key)
-    if not isinstance(entries, list):
-        raise DatasetError(f"{what}: it has no list of {key}")
-    found: dict[int, Json] = {}
-    for place, entry in enumerate(entries, start=1):
-        number = entry.get("id") if isinstance(entry, Mapping) else None
-        if not isinstance(number, int) or isinstance(number, bool):
-            raise DatasetError(f"{what}: no. {place} of the {key} has no whole number as its id")
-        if number in found:
-            raise DatasetError(f"{what}: two of the {key} have the id {number}; give each its own")
-        found[number] = entry
-    return found
 
 
 def _by_file_name(truth: Mapping[int, Json], predicted: Mapping[int, Json]) -> dict[int, int]:

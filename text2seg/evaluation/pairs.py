@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from text2seg.coco.rle import Rle
+from text2seg.coco.rle import Rle, union
+from text2seg.coco.truth import Region, iou_outside
 from text2seg.errors import DatasetError
-from text2seg.evaluation.datasets import Aligned, Region, Scene, align
-from text2seg.evaluation.shapes import iou_outside, union
+from text2seg.evaluation.datasets import Aligned, Scene, align
 
 
 @dataclass(frozen=True, slots=True)

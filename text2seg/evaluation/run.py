@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from text2seg.coco.dataset import read_dataset, read_json
+from text2seg.coco.reader import Dataset, check_dataset, check_results, read_dataset, read_json
 from text2seg.errors import DatasetError, SettingsError
 from text2seg.evaluation.datasets import align
 from text2seg.evaluation.instances import Instances, score_instances
@@ -82,14 +82,14 @@ def evaluate_files(
     return evaluate(read_dataset(truth), read_predictions(predicted), protocol=protocol, match=match)
 
 
-def read_predictions(path: str | os.PathLike[str]) -> Json | list[Json]:
-    """A COCO dataset file or one that holds a flat list of results. Raises `DatasetError`, naming the file."""
+def read_predictions(path: str | os.PathLike[str]) -> Dataset | list[Json]:
+    """A COCO dataset file or one that holds a flat list of results, checked. Raises `DatasetError`, naming the file."""
     content = read_json(path)
     if isinstance(content, list):
-        return content
+        return check_results(content, str(path))
     if not isinstance(content, dict):
         raise DatasetError(f"{path} holds neither a COCO dataset nor a list of results")
-    return content
+    return check_dataset(content, str(path))
 
 
 def as_json(evaluation: Evaluation) -> dict[str, Any]:

@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 
 from text2seg.coco import rle
 from text2seg.coco.rle import area
-from text2seg.evaluation.datasets import Aligned, Region, Scene
+from text2seg.coco.truth import Region
+from text2seg.evaluation.datasets import Aligned, Scene
 
 BACKGROUND = "background"
 IGNORED = -1
+AT_ONCE = 1 << 22  # pixels that are counted together
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,29 +50,38 @@ def score_semantic(aligned: Aligned) -> Semantic:
         used = sorted({each.category for each in (*scene.truth, *scene.predicted)})
         local = {number: label for label, number in enumerate(used, start=1)}
         true, predicted = label_maps(scene, local)
-        valid = true != IGNORED
-        counts = np.bincount(true[valid] * (len(used) + 1) + predicted[valid], minlength=(len(used) + 1) ** 2)
         at = np.array([0, *(places[number] for number in used)])
-        confusion[np.ix_(at, at)] += counts.reshape(len(used) + 1, -1)
-        ignored += int(valid.size - np.count_nonzero(valid))
+        rows = max(1, AT_ONCE // true.shape[1])
+        for top in range(0, len(true), rows):
+            part, found = true[top : top + rows], predicted[top : top + rows]
+            valid = part != IGNORED
+            pairs = part[valid].astype(np.int64) * (len(used) + 1) + found[valid]
+            if len(at) ** 2 <= AT_ONCE:
+                counts = np.bincount(pairs)
+                cells = np.flatnonzero(counts)
+                counts = counts[cells]
+            else:
+                cells, counts = np.unique(pairs, return_counts=True)
+            confusion[at[cells // (len(used) + 1)], at[cells % (len(used) + 1)]] += counts
+            ignored += int(valid.size - np.count_nonzero(valid))
     return _scores(tuple(aligned.categories.values()), confusion, ignored)
 
 
-def label_maps(scene: Scene, labels: dict[int, int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The true and the predicted label of each pixel, int64 [H, W]; `labels` says which for a category id."""
+def label_maps(scene: Scene, labels: dict[int, int]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """The true and the predicted label of each pixel, int32 [H, W]; `labels` says which for a category id."""
     crowds = [each for each in scene.truth if each.crowd]
     things = [each for each in scene.truth if not each.crowd]
     things.sort(key=lambda each: (-area(each.rle), -each.category))
-    true = np.zeros(scene.hw, np.int64)
+    true = np.zeros(scene.hw, np.int32)
     _paint(true, crowds, [IGNORED] * len(crowds))
     _paint(true, things, [labels[each.category] for each in things])
     found = sorted(scene.predicted, key=lambda each: (each.score, -area(each.rle), -each.category))
-    predicted = np.zeros(scene.hw, np.int64)
+    predicted = np.zeros(scene.hw, np.int32)
     _paint(predicted, found, [labels[each.category] for each in found])
     return true, predicted
 
 
-def _paint(canvas: NDArray[np.int64], regions: Sequence[Region], labels: Sequence[int]) -> None:
+def _paint(canvas: NDArray[np.int32], regions: Sequence[Region], labels: Sequence[int]) -> None:
     for region, label in zip(regions, labels, strict=True):
         canvas[rle.decode(region.rle)] = label
 

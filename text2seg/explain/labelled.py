@@ -42,13 +42,12 @@ class Labelled:
         aligned = align(truth, [])
         pairs = list(pairs_of(aligned))
         scenes = list(dict.fromkeys(pair.scene.image_id for pair in pairs))[:limit]
-        info = truth.get("info")
         return cls(
             name=file.resolve().parent.name,
             file=file,
             categories=aligned.categories,
             pairs=tuple(pair for pair in pairs if pair.scene.image_id in scenes),
-            finder=PictureFinder(file, images, info if isinstance(info, Mapping) else {}),
+            finder=PictureFinder(file, images, truth["info"]),
         )
 
     def thing(self, pair: Pair) -> str:

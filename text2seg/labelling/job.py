@@ -13,6 +13,7 @@ from tqdm import tqdm
 from text2seg._version import __version__
 from text2seg.coco.dataset import read_dataset
 from text2seg.coco.lookup import relative_folder
+from text2seg.coco.reader import check_references, kept_categories
 from text2seg.errors import ImageError
 from text2seg.label_config import LabelSettings
 from text2seg.labelling.engine import Delivery, Engine, LocalEngine, Work, described
@@ -149,12 +150,10 @@ def take_ids(
     if categories_from is None:
         return ontology, lambda index: listing.place(index) + 1
     truth = read_dataset(categories_from)
-    ontology = with_ids_from(ontology, truth["categories"])
-    entries = [
-        each
-        for each in truth["images"]
-        if isinstance(each, dict) and isinstance(each.get("file_name"), str) and isinstance(each.get("id"), int)
-    ]
+    check_references(truth)
+    kept = set(kept_categories(truth).values())
+    ontology = with_ids_from(ontology, [entry for entry in truth["categories"] if entry["id"] in kept])
+    entries = truth["images"]
     pairs = pair_names(
         listing.files,
         [entry["file_name"] for entry in entries],

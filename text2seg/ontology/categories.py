@@ -112,7 +112,7 @@ def with_ids_from(ontology: Ontology, categories: Sequence[Mapping[str, Any]]) -
             continue
         if name in theirs:
             raise OntologyError(f"the COCO file has the category {name!r} twice; keep one of them")
-        if not isinstance(number, int) or isinstance(number, bool) or number < 0:
+        if not isinstance(number, int) or isinstance(number, bool):
             raise OntologyError(f"the COCO file's category {name!r} needs a whole number as its id, got {number!r}")
         theirs[name] = entry
     known = [str(entry["name"]) for entry in categories if "name" in entry]

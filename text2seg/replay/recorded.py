@@ -9,28 +9,30 @@ from typing import Any, cast, get_args
 
 import numpy as np
 
+from text2seg.coco.checked import is_number
 from text2seg.coco.lookup import find_picture
+from text2seg.coco.reader import attributes_of, short
 from text2seg.config import Settings, settings_from_dict
-from text2seg.errors import CheckpointError, ImageError, SettingsError, Text2SegError
+from text2seg.errors import CheckpointError, ImageError, OntologyError, SettingsError, Text2SegError
 from text2seg.graphs.manifest import read_manifest
 from text2seg.images import load_image
 from text2seg.ontology import Category, Ontology, queries_of
+from text2seg.ontology.schema import check_entry
 from text2seg.records import Box, Image, PointPrompts
 from text2seg.runtime import PrecisionName
 from text2seg.vocabulary import Query, parse_query
 
 Json = Mapping[str, Any]
 
+MOST_POINTS = 1000
+"""The time and memory of SAM's decoder grow with the square of the number of points."""
 OTHER_GRAPHS = "find those that made it, or label anew"
 
 
 def annotation_with(dataset: Json, annotation_id: int) -> Json:
-    ids = []
-    for annotation in dataset["annotations"]:
-        if annotation.get("id") == annotation_id:
-            return cast(Json, annotation)
-        if isinstance(annotation.get("id"), int):
-            ids.append(annotation["id"])
+    ids = [annotation["id"] for annotation in dataset["annotations"]]
+    if annotation_id in ids:
+        return cast(Json, dataset["annotations"][ids.index(annotation_id)])
     there = f"its ids go from {min(ids)} to {max(ids)}" if ids else "it has none"
     raise Text2SegError(f"there is no annotation {annotation_id} in the dataset; {there}")
 
@@ -38,30 +40,38 @@ def annotation_with(dataset: Json, annotation_id: int) -> Json:
 def points_of(annotation: Json) -> PointPrompts:
     """The recorded points, and the box if there is one, to the bit: JSON has the shortest number that is the same
     float32. A rough mask is not recorded."""
-    attributes = annotation.get("attributes")
-    attributes = attributes if isinstance(attributes, Mapping) else {}
-    rows = attributes.get("points")
+    attributes = attributes_of(annotation)
+    rows, box = attributes.get("points"), attributes.get("box_prompt", [])
     if not isinstance(rows, list) or not rows:
         raise Text2SegError(
             f"annotation {annotation['id']} records no points, so it cannot be made again; only those that text2seg "
             "found can"
         )
-    try:
-        table = np.array(rows, np.float64).reshape(len(rows), 4)
-        box = attributes.get("box_prompt", [])
-        return PointPrompts(
-            table[:, :2].astype(np.float32),
-            table[:, 2].astype(np.int8),
-            table[:, 3].astype(np.float32),
-            np.array(box, np.float32).reshape(-1, 4),
+    if len(rows) > MOST_POINTS or not all(_are_numbers(row, 4) and row[2] in (0, 1) for row in rows):
+        raise Text2SegError(
+            f"the points of annotation {annotation['id']} cannot be read: at most {MOST_POINTS} of four numbers each, "
+            "x, y, 1 or 0, and similarity"
         )
-    except (TypeError, ValueError) as error:
-        raise Text2SegError(f"the points of annotation {annotation['id']} cannot be read: {error}") from error
+    if box != [] and not _are_numbers(box, 4):
+        raise Text2SegError(
+            f"the box of annotation {annotation['id']} cannot be read: {short(box)} is not four numbers"
+        )
+    table = np.array(rows, np.float64)
+    return PointPrompts(
+        table[:, :2].astype(np.float32),
+        table[:, 2].astype(np.int8),
+        table[:, 3].astype(np.float32),
+        np.array(box, np.float32).reshape(-1, 4),
+    )
+
+
+def _are_numbers(values: Any, count: int) -> bool:
+    return isinstance(values, list) and len(values) == count and all(map(is_number, values))
 
 
 def chosen_of(annotation: Json) -> int:
     chosen = annotation["attributes"].get("chosen_candidate")
-    if not isinstance(chosen, int) or chosen < 0:
+    if type(chosen) is not int or chosen < 0:
         raise Text2SegError(f"annotation {annotation['id']} does not record which of SAM's candidates it is")
     return chosen
 
@@ -71,10 +81,9 @@ def view_of(annotation: Json, image_hw: tuple[int, int]) -> Box | None:
     recorded = annotation["attributes"].get("view_xywh")
     if recorded is None:
         return None
-    try:
-        x, y, width, height = (int(side) for side in recorded)
-    except (TypeError, ValueError) as error:
-        raise Text2SegError(f"the tile of annotation {annotation['id']} cannot be read: {recorded!r}") from error
+    if not _are_numbers(recorded, 4):
+        raise Text2SegError(f"the tile of annotation {annotation['id']} cannot be read: {short(recorded)}")
+    x, y, width, height = (int(side) for side in recorded)
     if min(x, y) < 0 or min(width, height) < 1 or x + width > image_hw[1] or y + height > image_hw[0]:
         raise Text2SegError(f"the tile of annotation {annotation['id']} is not in the picture: {recorded!r}")
     return x, y, width, height
@@ -87,27 +96,35 @@ def query_of(annotation: Json, dataset: Json) -> Query:
 
 
 def ontology_queries(dataset: Json) -> tuple[Query, ...]:
-    recorded = (dataset.get("info") or {}).get("ontology")
+    """The categories in the dataset's info as queries; none where it has none. Raises `OntologyError` where they are
+    not as text2seg writes them."""
+    recorded = dataset["info"].get("ontology")
     if not isinstance(recorded, Mapping):
         return ()
-    try:
-        categories = tuple(
+    entries = recorded.get("categories")
+    if not isinstance(entries, list):
+        raise OntologyError("the ontology in the dataset's info has no list of categories")
+    categories = []
+    for number, values in enumerate(entries, start=1):
+        known = {key: value for key, value in values.items() if key != "id"} if isinstance(values, Mapping) else {}
+        entry, faults = check_entry(known)
+        if entry is None or not entry.queries:
+            (way, words), *_ = [*faults, (("queries",), "is missing")]
+            raise OntologyError(f"category {number} of the ontology in the dataset's info: {way[0]} {words}")
+        categories.append(
             Category(
-                name=entry["name"],
-                id=entry["id"],
-                supercategory=entry["supercategory"],
-                queries=tuple(entry["queries"]),
-                negative_queries=tuple(entry["negative_queries"]),
-                threshold=entry.get("threshold"),
-                presence=entry.get("presence"),
-                min_area=entry["min_area"],
-                colour=entry.get("colour"),
+                entry.name,
+                number,
+                entry.supercategory,
+                tuple(entry.queries),
+                tuple(entry.negative_queries),
+                entry.threshold,
+                entry.presence,
+                entry.min_area,
+                entry.colour or None,
             )
-            for entry in recorded["categories"]
         )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise Text2SegError(f"the ontology in the dataset's info is not as text2seg writes it: {error!r}") from error
-    return queries_of(Ontology(categories))
+    return queries_of(Ontology(tuple(categories))) if categories else ()
 
 
 def settings_of(annotation_id: int, origin: Json) -> Settings:
@@ -141,10 +158,8 @@ def precision_of(origin: Json, graphs: str | os.PathLike[str] | None) -> Precisi
 
 
 def image_of(annotation: Json, dataset: Json, file: Path | None, images: str | os.PathLike[str] | None) -> Image:
-    entry = next((each for each in dataset["images"] if each.get("id") == annotation.get("image_id")), None)
-    if entry is None or not entry.get("file_name"):
-        raise Text2SegError(f"annotation {annotation['id']} is of image {annotation.get('image_id')}, not there")
-    path = find_picture(entry["file_name"], file, images, dataset.get("info"))
+    entry = next(each for each in dataset["images"] if each["id"] == annotation["image_id"])
+    path = find_picture(entry["file_name"], file, images, dataset["info"])
     image = load_image(path, image_id=entry["id"], file_name=entry["file_name"])
     height, width = image.hw
     if (entry.get("height"), entry.get("width")) != image.hw:

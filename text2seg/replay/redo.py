@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from text2seg import checkpoints
-from text2seg.coco.dataset import read_dataset
 from text2seg.coco.lookup import provenance_of
+from text2seg.coco.reader import check_dataset, check_references, read_dataset
 from text2seg.coco.results import mask_of
 from text2seg.config import Settings, TileSettings
 from text2seg.errors import CheckpointError, SettingsError, Text2SegError
@@ -104,8 +104,9 @@ def replay(
         SettingsError, OntologyError, QueryError: what is recorded does not fit this version of text2seg; a
             `SettingsError` too where it takes `graphs` and there are none, or the other way round.
     """
-    content = read_dataset(dataset) if isinstance(dataset, str | os.PathLike) else dataset
     file = Path(dataset) if isinstance(dataset, str | os.PathLike) else None
+    content = check_dataset(dataset, "the dataset") if isinstance(dataset, Mapping) else read_dataset(dataset)
+    check_references(content)
     annotation = annotation_with(content, annotation_id)
     points = points_of(annotation)
     query = query_of(annotation, content)
@@ -223,7 +224,8 @@ def _found_again(
     queries: tuple[Query, ...] = (query,)
     # All that was asked for together belongs to the set, or competed.
     if settings.maps.redundancy == "label-set" or settings.masks.compete:
-        others = ontology_queries(dataset) or tuple(parse_query(each["name"]) for each in dataset["categories"])
+        names = dict.fromkeys(each["name"] for each in dataset["categories"])
+        others = ontology_queries(dataset) or tuple(map(parse_query, names))
         queries += tuple(each for each in others if each.name != query.name)
     found = [each for each in session.segment(queries, settings).segments if each.query == query.name]
     return min(found, key=lambda segment: _distance(segment.points, recorded), default=None)

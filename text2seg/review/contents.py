@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from statistics import fmean, median
 from typing import Any
 
 from text2seg.coco.lookup import provenance_of
-from text2seg.errors import Text2SegError
+from text2seg.coco.reader import attributes_of, check_dataset, check_references, score_of
 from text2seg.render import colour_of
 from text2seg.render.colours import Colour
-from text2seg.review.uncertainty import NEARLY, Uncertainty, nearness, number_in, score_of, uncertainty_of
+from text2seg.review.uncertainty import NEARLY, Uncertainty, nearness, number_in, uncertainty_of
 
 Json = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One annotation, with the name of its category and how doubtful it is."""
+    """One annotation, with the name of its category, and what its doubt is measured with. `doubt` is the value of its
+    uncertainty, whose words are made when they are shown: a large dataset has many annotations and shows few."""
 
     annotation: Json
     category: str
     score: float | None
-    uncertainty: Uncertainty
+    hw: tuple[int, int] | None
+    threshold: float | None
+    doubt: float | None
+
+    @classmethod
+    def of(cls, annotation: Json, category: str, hw: tuple[int, int] | None, threshold: float | None) -> Item:
+        doubt = uncertainty_of(annotation, hw=hw, threshold=threshold).value
+        return cls(annotation, category, score_of(annotation), hw, threshold, doubt)
+
+    @property
+    def uncertainty(self) -> Uncertainty:
+        return uncertainty_of(self.annotation, hw=self.hw, threshold=self.threshold)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +62,7 @@ class Picture:
         """That of its most doubtful annotation or, where there is none, of what was nearly found; `None`: unknown."""
         if not self.items:
             return max((nearness(each.presence, each.threshold) for each in self.near), default=0.0)
-        return max((value for item in self.items if (value := item.uncertainty.value) is not None), default=None)
+        return max((item.doubt for item in self.items if item.doubt is not None), default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,31 +90,29 @@ class Contents:
 
 
 def contents_of(dataset: Json) -> Contents:
-    """Sort a COCO dataset of anyone. Raises `Text2SegError` where an image has no id or file name, an annotation no
-    category, or an entry is none."""
-    names, colours = _categories(dataset)
-    thresholds = _Thresholds(dataset)
-    pictures = {entry["id"]: _picture(entry) for entry in map(_image, dataset["images"])}
+    """Sort a COCO dataset of anyone. Raises `DatasetError` where an entry is damaged."""
+    checked = check_dataset(dataset, "the dataset")
+    check_references(checked, ["category_id"])
+    names, colours = _categories(checked)
+    thresholds = _Thresholds(checked)
+    pictures = {entry["id"]: _picture(entry) for entry in checked["images"]}
     orphans = 0
-    for annotation in dataset["annotations"]:
-        if not isinstance(annotation, Mapping) or "category_id" not in annotation:
-            raise Text2SegError(f"not an annotation, for it has no category_id: {_short(annotation)}")
-        picture = pictures.get(annotation.get("image_id"))
+    for annotation in checked["annotations"]:
+        picture = pictures.get(annotation["image_id"])
         if picture is None:
             orphans += 1
             continue
-        category = names.setdefault(annotation["category_id"], f"category {annotation['category_id']}")
-        threshold = thresholds.of(category, provenance_of(annotation, dataset))
-        uncertainty = uncertainty_of(annotation, hw=picture.hw, threshold=threshold)
-        picture.items.append(Item(annotation, category, score_of(annotation), uncertainty))
-    for entry in dataset["images"]:
-        _add_near(pictures[entry["id"]], entry, thresholds, provenance_of({}, dataset))
+        category = names[annotation["category_id"]]
+        threshold = thresholds.of(category, provenance_of(annotation, checked))
+        picture.items.append(Item.of(annotation, category, picture.hw, threshold))
+    for entry in checked["images"]:
+        _add_near(pictures[entry["id"]], entry, thresholds, provenance_of({}, checked))
     for picture in pictures.values():
-        picture.items.sort(key=lambda item: -_or_least(item.uncertainty.value))
-    failures = (dataset.get("info") or {}).get("failures")
+        picture.items.sort(key=lambda item: -_or_least(item.doubt))
+    failures = checked["info"].get("failures")
     return Contents(
         tuple(sorted(pictures.values(), key=lambda each: (-_or_least(each.uncertainty), each.file_name))),
-        tuple(_row(name, pictures.values()) for name in dict.fromkeys(names.values())),
+        _rows(tuple(dict.fromkeys(names.values())), pictures.values()),
         {name: colours.get(name) or colour_of(name) for name in names.values()},
         tuple(item.score for picture in pictures.values() for item in picture.items if item.score is not None),
         tuple(each for each in failures if isinstance(each, Mapping)) if isinstance(failures, list) else (),
@@ -113,24 +124,22 @@ class _Thresholds:
     """The presence below which a category counted as absent, as far as the dataset says."""
 
     def __init__(self, dataset: Json) -> None:
-        ontology = (dataset.get("info") or {}).get("ontology")
-        entries = ontology.get("categories", ()) if isinstance(ontology, Mapping) else ()
+        entries = _object(dataset["info"].get("ontology")).get("categories")
         self._own = {
-            entry["name"]: own
-            for entry in entries
-            if isinstance(entry, Mapping) and "name" in entry and (own := number_in(entry, "presence")) is not None
+            str(entry.get("name")): own
+            for entry in (entries if isinstance(entries, list) else ())
+            if isinstance(entry, Mapping) and (own := number_in(entry, "presence")) is not None
         }
 
     def of(self, category: str, provenance: Json) -> float | None:
         """The category's own threshold, else that of the run, else the model's; `None` where there was none."""
         if category in self._own:
             return self._own[category]
-        settings = provenance.get("settings")
-        stages = settings if isinstance(settings, Mapping) else {}
-        asked = number_in(stages.get("presence") or {}, "presence")
+        stages = _object(provenance.get("settings"))
+        asked = number_in(_object(stages.get("presence")), "presence")
         if asked is not None:
             return asked
-        maps, clip = stages.get("maps") or {}, provenance.get("clip") or {}
+        maps, clip = _object(stages.get("maps")), _object(provenance.get("clip"))
         usual = maps.get("architecture") == "surgery" and maps.get("input_size") is None
         if not usual or clip.get("name") != "demo":
             return None
@@ -139,35 +148,30 @@ class _Thresholds:
         return PresenceModel.of_demo(()).threshold
 
 
-def _categories(dataset: Json) -> tuple[dict[Any, str], dict[str, Colour]]:
-    names: dict[Any, str] = {}
+def _object(value: Any) -> Json:
+    """A value that should be an object; an empty one where it is none."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def _categories(dataset: Json) -> tuple[dict[int, str], dict[str, Colour]]:
+    names: dict[int, str] = {}
     colours: dict[str, Colour] = {}
     for entry in dataset["categories"]:
-        if not isinstance(entry, Mapping) or "id" not in entry:
-            raise Text2SegError(f"not a category, for it has no id: {_short(entry)}")
-        name = names[entry["id"]] = str(entry.get("name", f"category {entry['id']}"))
+        name = names[entry["id"]] = entry["name"]
         given = entry.get("color")
-        if isinstance(given, list) and len(given) == 3 and all(isinstance(c, int) and 0 <= c <= 255 for c in given):
+        if isinstance(given, list) and len(given) == 3 and all(type(c) is int and 0 <= c <= 255 for c in given):
             colours[name] = (given[0], given[1], given[2])
     return names, colours
 
 
-def _image(entry: Any) -> Json:
-    if not isinstance(entry, Mapping) or "id" not in entry or not isinstance(entry.get("file_name"), str):
-        raise Text2SegError(f"not an image, for it has no id or file_name: {_short(entry)}")
-    return entry
-
-
 def _picture(entry: Json) -> Picture:
     height, width = entry.get("height"), entry.get("width")
-    known = isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0
-    return Picture(entry["file_name"], (height, width) if known else None)  # type: ignore[arg-type]
+    return Picture(entry["file_name"], (height, width) if height and width else None)
 
 
 def _add_near(picture: Picture, entry: Json, thresholds: _Thresholds, provenance: Json) -> None:
     """What the image's own attributes say of categories that it has no annotation of, the nearest first."""
-    attributes = entry.get("attributes")
-    presence = attributes.get("presence") if isinstance(attributes, Mapping) else None
+    presence = attributes_of(entry).get("presence")
     if not isinstance(presence, Mapping):
         return
     found = {item.category for item in picture.items}
@@ -178,30 +182,32 @@ def _add_near(picture: Picture, entry: Json, thresholds: _Thresholds, provenance
     picture.near.sort(key=lambda each: -nearness(each.presence, each.threshold))
 
 
-def _row(name: str, pictures: Any) -> CategoryRow:
-    found = [(item, picture) for picture in pictures for item in picture.items if item.category == name]
-    scores = [item.score for item, _ in found if item.score is not None]
-    areas = [
-        area / (picture.hw[0] * picture.hw[1])
-        for item, picture in found
-        if picture.hw and (area := number_in(item.annotation, "area")) is not None
-    ]
-    attributes = [known for item, _ in found if isinstance(known := item.annotation.get("attributes"), Mapping)]
-    presences = [value for known in attributes if (value := number_in(known, "presence")) is not None]
-    return CategoryRow(
-        name,
-        len({id(picture) for _, picture in found}),
-        len(found),
-        median(areas) if areas else None,
-        fmean(scores) if scores else None,
-        fmean(presences) if presences else None,
+def _rows(names: tuple[str, ...], pictures: Iterable[Picture]) -> tuple[CategoryRow, ...]:
+    """A row for each name, from one walk over all annotations."""
+    images, counts = Counter[str](), Counter[str]()
+    scores, areas, presences = (defaultdict[str, list[float]](list) for _ in range(3))
+    for picture in pictures:
+        images.update({item.category for item in picture.items})
+        for item in picture.items:
+            counts[item.category] += 1
+            if item.score is not None:
+                scores[item.category].append(item.score)
+            if picture.hw and (area := number_in(item.annotation, "area")) is not None:
+                areas[item.category].append(area / (picture.hw[0] * picture.hw[1]))
+            if (presence := number_in(attributes_of(item.annotation), "presence")) is not None:
+                presences[item.category].append(presence)
+    return tuple(
+        CategoryRow(
+            name,
+            images[name],
+            counts[name],
+            median(areas[name]) if areas[name] else None,
+            fmean(scores[name]) if scores[name] else None,
+            fmean(presences[name]) if presences[name] else None,
+        )
+        for name in names
     )
 
 
 def _or_least(value: float | None) -> float:
     return -1.0 if value is None else value
-
-
-def _short(entry: object) -> str:
-    text = repr(entry)
-    return text if len(text) <= 80 else f"{text[:79]}…"

@@ -22,7 +22,7 @@ from text2seg.files import refuse_existing, write_atomically
 from text2seg.pages import render_template
 from text2seg.render.colours import Colour
 from text2seg.review.contents import CategoryRow, Contents, Item, Picture, contents_of
-from text2seg.review.tiles import tile
+from text2seg.review.tiles import MOST_ITEMS, tile
 from text2seg.review.uncertainty import PARTS, nearness
 
 BINS = 20
@@ -70,10 +70,9 @@ def write_review(
         raise OutputError(f"{output} is the dataset itself; choose another --output")
     refuse_existing(output, overwrite=overwrite)
     content = read_dataset(dataset)
-    info = content.get("info") if isinstance(content.get("info"), dict) else {}
-    contents = contents_of({**content, "info": info})
+    contents = contents_of(content)
     shown = contents.pictures[:limit]
-    show = partial(tile, colours=contents.colours, finder=PictureFinder(dataset, images, info))
+    show = partial(tile, colours=contents.colours, finder=PictureFinder(dataset, images, content["info"]))
     with ThreadPoolExecutor(THREADS) as pool:
         thumbnails = list(tqdm(pool.map(show, shown), total=len(shown), unit="tile", disable=not progress))
     for url, _, words in thumbnails:
@@ -127,7 +126,10 @@ def _tile(
     nearly found, its category, how doubtful it is and why."""
     counts = Counter(item.category for item in picture.items)
     names = ", ".join(f"{count} x {name}" if count > 1 else name for name, count in counts.items())
-    data = [[i.category, _rounded(i.uncertainty.value), i.uncertainty.reason or ""] for i in picture.items]
+    items = picture.items[:MOST_ITEMS]
+    listed = {item.category for item in items}
+    more = {item.category: item for item in reversed(picture.items[MOST_ITEMS:]) if item.category not in listed}
+    data = [[i.category, _rounded(i.doubt), i.uncertainty.reason or ""] for i in (*items, *more.values())]
     data += [[near.category, _rounded(nearness(near.presence, near.threshold)), "missed"] for near in picture.near]
     return {
         "number": number,
@@ -140,7 +142,8 @@ def _tile(
         if names
         else f"{picture.file_name}, in which nothing was found",
         "words": words,
-        "items": [_item(place, item, contents.colours) for place, item in enumerate(picture.items, start=1)],
+        "items": [_item(place, item, contents.colours) for place, item in enumerate(items, start=1)],
+        "unlisted": len(picture.items) - len(items),
         "near": picture.near,
         "data": data,
     }

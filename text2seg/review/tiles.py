@@ -22,6 +22,9 @@ from text2seg.review.contents import Item, Picture
 
 LONG_SIDE, QUALITY = 360, 82
 NUMBER = 13  # height of a segment's number, pixels
+MOST_ITEMS = 100
+"""So many annotations of a picture are drawn and listed, the most doubtful ones. No eye tells more apart, and each one
+takes memory and time."""
 LEAST_NUMBERED = 60  # pixels of the thumbnail; a number would hide a smaller segment
 
 
@@ -57,13 +60,13 @@ def _size(hw: tuple[int, int]) -> tuple[int, int]:
 def _painted(
     small: NDArray[np.uint8], items: Sequence[Item], colours: Mapping[str, Colour], hw: tuple[int, int]
 ) -> tuple[NDArray[np.uint8], list[str]]:
-    """The thumbnail with its segments, large ones below, and those whose mask cannot be read."""
+    """The thumbnail with its first `MOST_ITEMS` segments, large ones below, and those whose mask cannot be read."""
     masks: list[tuple[int, Item, NDArray[np.bool_]]] = []
     unreadable = []
-    for number, item in enumerate(items, start=1):
+    for number, item in enumerate(items[:MOST_ITEMS], start=1):
         try:
             mask = _mask(item, hw)
-        except (Text2SegError, ValueError, TypeError, IndexError) as error:
+        except Text2SegError as error:
             unreadable.append(f"{item.category} ({error})")
             continue
         covered = cv2.resize(mask.view(np.uint8) * 255, small.shape[1::-1], interpolation=cv2.INTER_AREA) > 127
@@ -79,9 +82,10 @@ def _painted(
 
 def _mask(item: Item, hw: tuple[int, int]) -> NDArray[np.bool_]:
     """The mask, or the box where a dataset has boxes only."""
-    if item.annotation.get("segmentation"):
+    box = item.annotation.get("bbox")
+    if item.annotation.get("segmentation") or box is None:
         return mask_of(item.annotation, hw)
-    x, y, width, height = (float(side) for side in item.annotation["bbox"])
+    x, y, width, height = box
     mask = np.zeros(hw, np.bool_)
     mask[max(round(y), 0) : max(round(y + height), 0), max(round(x), 0) : max(round(x + width), 0)] = True
     return mask

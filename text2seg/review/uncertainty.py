@@ -17,10 +17,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite, prod
+from math import prod
 from typing import Any
 
 from text2seg.coco import rle
+from text2seg.coco.checked import is_number
+from text2seg.coco.reader import attributes_of, score_of
 from text2seg.coco.results import rle_of
 from text2seg.errors import Text2SegError
 
@@ -60,8 +62,7 @@ def uncertainty_of(
         hw: its image's size, without which its candidates cannot be compared.
         threshold: the presence below which its category counts as absent; none, or 0, if there was no such test.
     """
-    attributes = annotation.get("attributes")
-    known: Mapping[str, Any] = attributes if isinstance(attributes, Mapping) else {}
+    known = attributes_of(annotation)
     parts: dict[str, float] = {}
     words: dict[str, str] = {}
     presence, map_score = number_in(known, "presence"), number_in(known, "map_score")
@@ -87,17 +88,10 @@ def nearness(presence: float, threshold: float) -> float:
     return _clipped(1 - abs(presence - threshold) / room) if room > 0 else 1.0
 
 
-def score_of(annotation: Mapping[str, Any]) -> float | None:
-    """The score of an annotation, from where COCO's results or our attributes have it."""
-    attributes = annotation.get("attributes")
-    own = number_in(annotation, "score")
-    return own if own is not None or not isinstance(attributes, Mapping) else number_in(attributes, "score")
-
-
 def number_in(values: Mapping[str, Any], key: str) -> float | None:
-    """A finite number under a key, else `None`."""
+    """A number under a key, else `None`."""
     value = values.get(key)
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value) else None
+    return float(value) if is_number(value) else None
 
 
 def _disagreement(
@@ -109,6 +103,8 @@ def _disagreement(
         return None
     if not isinstance(chosen, int) or not 0 <= chosen < len(scores) or len(masks) != len(scores) - 1:
         return None
+    if not all(map(is_number, scores)):
+        return None
     others = [score for place, score in enumerate(scores) if place != chosen]
     try:
         mine = rle_of(annotation, hw)
@@ -117,7 +113,7 @@ def _disagreement(
             _clipped(1 - max(scores[chosen] - score, 0) / SCORE_GAP) * (1 - overlap)
             for score, overlap in zip(others, overlaps, strict=True)
         ]
-    except (Text2SegError, TypeError, ValueError):  # a part that cannot be had; the masks themselves are told of
+    except Text2SegError:  # a part that cannot be had; the masks themselves are told of
         return None
     return max(zip(doubts, overlaps, strict=True), key=lambda pair: pair[0])
 

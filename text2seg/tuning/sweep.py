@@ -14,14 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from text2seg.coco import rle
 from text2seg.coco.lookup import PictureFinder
-from text2seg.coco.results import mask_of
+from text2seg.coco.reader import Dataset, Entry, check_dataset, check_references, kept_categories
+from text2seg.coco.rle import union
+from text2seg.coco.truth import Shown, iou_outside, names_of, regions_of
 from text2seg.config import Settings
 from text2seg.errors import Text2SegError
 from text2seg.images import load_image
 from text2seg.ontology import Ontology, queries_of
 from text2seg.pipeline import Session, Text2Seg
-from text2seg.records import Failure, Image
+from text2seg.records import Failure
 from text2seg.tuning.choice import STABLE_THRESHOLDS, THRESHOLDS, Curve, best, curve, most_stable
 from text2seg.vocabulary import Query
 
@@ -95,9 +98,10 @@ def tune_by_truth(
     settings = settings or models.settings
     queries = {query.name: query for query in queries_of(ontology)}
     models.check(queries.values(), settings)
-    entries, annotations = _wanted(truth, ontology)
+    checked = check_dataset(truth, "the ground truth")
+    entries, annotations = _wanted(checked, ontology)
     pictures = PictureFinder(images=folder)
-    paths = {entry["id"]: path for entry in entries if (path := pictures.look(str(entry["file_name"])))}
+    paths = {entry["id"]: path for entry in entries if (path := pictures.look(entry["file_name"]))}
     if not paths:
         name = entries[0]["file_name"]
         raise Text2SegError(f"{folder}: none of the {len(entries)} images of the ground truth is there, such as {name}")
@@ -106,16 +110,22 @@ def tune_by_truth(
             f"{folder}: images of the ground truth have one name in several folders or spellings; name those above it"
         )
     of_path = {path: annotations[number] for number, path in list(paths.items())[:limit]}
+    kept, names = kept_categories(checked), names_of(checked)
     all_at_once = settings.maps.redundancy == "label-set"  # then every query changes the maps of the others
 
     def score(session: Session) -> Scores:
-        true = _true_masks(of_path[Path(session.image.file_name)], session.image)
+        file = session.image.file_name
+        hw = session.image.hw
+        shown = Shown(0, file, hw, regions_of(of_path[Path(file)], hw, kept, checked.name))
+        true = {names[number]: (union(shown.true_of(number)), shown.crowds_of(number)) for number in shown.present()}
         asked = list(queries.values()) if all_at_once else [queries[name] for name in true]
         rows: Scores = {name: [] for name in true}
         for threshold in THRESHOLDS:
-            found = _found(session, asked, threshold, settings)
+            found = _found(session, asked, threshold, settings) if asked else {}
             for name, row in rows.items():
-                row.append(_iou(found.get(name), true[name]))
+                mask, crowds = true[name]
+                ignored = union(crowds) if crowds else None
+                row.append(iou_outside(rle.encode(found[name]), mask, ignored) if name in found else 0.0)
         return rows
 
     rows, failures = _sweep(models, list(of_path), score, progress=progress)
@@ -206,23 +216,19 @@ def _iou(one: Mask | None, other: Mask | None) -> float:
     return np.count_nonzero(one & other) / union if union else 0.0
 
 
-def _wanted(
-    truth: Mapping[str, Any], ontology: Ontology
-) -> tuple[list[Mapping[str, Any]], Mapping[int, list[tuple[str, Mapping[str, Any]]]]]:
-    """The images with something of the ontology in them, and for each its annotations with their category's name."""
-    wanted = set(ontology.names)
-    annotations: defaultdict[int, list[tuple[str, Mapping[str, Any]]]] = defaultdict(list)
-    try:
-        names = {category["id"]: category["name"] for category in truth["categories"]}
-        for annotation in truth["annotations"]:
-            name = names.get(annotation["category_id"])
-            if name in wanted:
-                annotations[annotation["image_id"]].append((name, annotation))
-        entries = [image for image in truth["images"] if image["id"] in annotations and image["file_name"]]
-    except (KeyError, TypeError) as error:
-        raise Text2SegError(f"the ground truth is not a COCO dataset: something in it has no {error}") from error
+def _wanted(truth: Dataset, ontology: Ontology) -> tuple[list[Entry], Mapping[int, list[Entry]]]:
+    """The images with something of the ontology in them, and for each its annotations of these categories, crowds
+    among them."""
+    check_references(truth)
+    wanted = {entry["id"] for entry in truth["categories"] if entry["name"] in ontology.names}
+    annotations: defaultdict[int, list[Entry]] = defaultdict(list)
+    for annotation in truth["annotations"]:
+        if annotation["category_id"] in wanted:
+            annotations[annotation["image_id"]].append(annotation)
+    shows = {number for number, found in annotations.items() if not all(each.get("iscrowd") for each in found)}
+    entries = [image for image in truth["images"] if image["id"] in shows]
     if not entries:
-        theirs = ", ".join(sorted(map(str, names.values()))[:10]) or "none"
+        theirs = ", ".join(sorted(entry["name"] for entry in truth["categories"])[:10]) or "none"
         raise Text2SegError(
             f"the ground truth has no image with {', '.join(ontology.names)}; its own categories are {theirs}, and "
             "names must be the same to the letter"
@@ -230,10 +236,3 @@ def _wanted(
     return entries, annotations
 
 
-def _true_masks(annotations: Iterable[tuple[str, Mapping[str, Any]]], image: Image) -> Masks:
-    """The union of each category's masks. Raises `Text2SegError` where they are not of the image's size."""
-    masks: Masks = {}
-    for name, annotation in annotations:
-        mask = mask_of(annotation, image.hw)
-        masks[name] = masks[name] | mask if name in masks else mask
-    return masks
