@@ -22,6 +22,7 @@ from text2seg.coco.entries import (
 )
 from text2seg.coco.stream import write_json
 from text2seg.errors import DatasetError, OutputError
+from text2seg.files import read_file
 from text2seg.records import Segmentation
 from text2seg.storage import Url, read_bytes
 
@@ -148,11 +149,7 @@ def read_json(path: str | os.PathLike[str] | Url) -> Any:
     """What a JSON file holds. Raises `DatasetError`, naming the file, where it is missing, may not be read or is no
     JSON."""
     try:
-        content = read_bytes(path, DatasetError) if isinstance(path, Url) else Path(path).read_bytes()
+        content = read_bytes(path, DatasetError) if isinstance(path, Url) else read_file(path, DatasetError)
         return json.loads(content.decode("utf-8-sig"))
-    except FileNotFoundError:
-        raise DatasetError(f"{path}: there is no such file") from None
-    except OSError as error:
-        raise DatasetError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:  # broken UTF-8 and broken JSON are both ValueErrors
         raise DatasetError(f"{path} is not a JSON file: {error}") from error

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from text2seg.errors import ImageError
+from text2seg.files import is_file
 from text2seg.storage import Place, Url, is_url
 
 
@@ -64,9 +65,15 @@ def find_picture(
         named = [folder / here for folder in (*beside, Path())] if here is not None else []
         where = [*beside, *named, Path()]
         tried = [folder / name for folder in where]
+    closed: ImageError | None = None
     for path in tried:
-        if path.is_file():
-            return path
+        try:
+            if is_file(path, ImageError):
+                return path
+        except ImageError as error:  # a closed folder; another may have it
+            closed = closed or error
+    if closed:
+        raise closed
     if elsewhere:
         raise ImageError(f"{file_name} lies in {elsewhere}; copy that folder here and name it with --images")
     folders = ", ".join(dict.fromkeys(str(folder) for folder in where))

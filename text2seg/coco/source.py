@@ -14,7 +14,7 @@ from text2seg.coco import polygon
 from text2seg.coco.lookup import find_picture
 from text2seg.coco.results import mask_of
 from text2seg.errors import ImageError, Text2SegError
-from text2seg.files import write_atomically
+from text2seg.files import open_file, reason, write_atomically
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,9 +152,9 @@ def _shared(folders: Sequence[Sequence[str]]) -> int:
 
 
 def _chunks(path: Path) -> Iterator[bytes]:
-    try:
-        with path.open("rb") as file:
+    with open_file(path, ImageError) as file:
+        try:
             while chunk := file.read(1 << 20):
                 yield chunk
-    except OSError as error:
-        raise ImageError(f"{path} cannot be read: {error.strerror}") from error
+        except OSError as error:
+            raise ImageError(f"{path} cannot be read: {reason(error)}") from error

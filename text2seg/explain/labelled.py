@@ -17,6 +17,7 @@ from text2seg.coco.lookup import find_picture
 from text2seg.errors import DatasetError, ImageError
 from text2seg.evaluation.datasets import align
 from text2seg.evaluation.pairs import Pair, pairs_of
+from text2seg.files import resolved
 from text2seg.images import load_image
 from text2seg.records import Image
 
@@ -46,7 +47,7 @@ class Labelled:
         scenes = list(dict.fromkeys(pair.scene.image_id for pair in pairs))[:limit]
         info = truth.get("info")
         return cls(
-            name=file.resolve().parent.name,
+            name=resolved(file).parent.name,
             file=file,
             info=info if isinstance(info, Mapping) else {},
             categories=aligned.categories,

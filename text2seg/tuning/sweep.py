@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from text2seg.coco.results import mask_of
 from text2seg.config import Settings
-from text2seg.errors import Text2SegError
+from text2seg.errors import ImageError, Text2SegError
+from text2seg.files import is_file
 from text2seg.images import load_image
 from text2seg.ontology import Ontology, queries_of
 from text2seg.pipeline import Session, Text2Seg
@@ -230,7 +231,7 @@ def _wanted(
 
 def _find(folder: Path, name: str) -> Path | None:
     """The file of an image, by its name from the folder or by the last part of it."""
-    return next((path for path in (folder / name, folder / Path(name).name) if path.is_file()), None)
+    return next((path for path in (folder / name, folder / Path(name).name) if is_file(path, ImageError)), None)
 
 
 def _true_masks(annotations: Iterable[tuple[str, Mapping[str, Any]]], image: Image) -> Masks:
