@@ -107,7 +107,7 @@ def reason(fault: BaseException) -> str:
     """What the system says of a failure, without the path."""
     if isinstance(fault, OSError):
         return fault.strerror or str(fault) or type(fault).__name__
-    return "its name has a NUL byte" if "null" in str(fault) else f"its name cannot be that of a file ({fault})"
+    return "its name has a NUL byte" if "null" in str(fault) else "its name has letters that no file name has"
 
 
 def fitting(stem: str, suffix: str) -> str:
@@ -117,16 +117,17 @@ def fitting(stem: str, suffix: str) -> str:
     >>> fitting("scene", "_overlay.png")
     'scene_overlay.png'
     """
-    if _size(stem + suffix) <= LONGEST_NAME:
+    if size_of_name(stem + suffix) <= LONGEST_NAME:
         return stem + suffix
     mark = f"-{hashlib.sha256(stem.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"
     cut = stem[:LONGEST_NAME]
-    while cut and _size(cut + mark + suffix) > LONGEST_NAME:
+    while cut and size_of_name(cut + mark + suffix) > LONGEST_NAME:
         cut = cut[:-1]
     return cut + mark + suffix
 
 
-def _size(name: str) -> int:
+def size_of_name(name: str) -> int:
+    """In bytes, as `LONGEST_NAME`."""
     return len(name.encode("utf-8", "surrogatepass"))
 
 
@@ -202,7 +203,7 @@ def check_writable(path: StrPath, *, overwrite: bool = False, flag: str = "--out
         raise OutputError(f"cannot write {path}: it is not a file but a {kind_of(found)}; {way_out}")
     if found is not None and not overwrite:
         raise OutputError(f"{path} is there already; {way_out}, or say --overwrite")
-    if found is not None and not os.access(target, os.W_OK):
+    if found is not None and not _allows(target, os.W_OK):
         raise OutputError(f"cannot write {path}: it is write-protected; {way_out}")
     check_folder(target.parent, flag=flag, path=path)
     _check_names(target, path, way_out)
@@ -222,13 +223,17 @@ def check_folder(folder: StrPath, *, flag: str = "--output", path: StrPath | Non
     found = status(there, OutputError)
     if found is None or not stat.S_ISDIR(found.st_mode):
         raise OutputError(f"cannot write {wanted}: {there} is not a folder; {way_out}")
-    if not os.access(there, os.W_OK | os.X_OK):
+    if not _allows(there, os.W_OK | os.X_OK):
         raise OutputError(f"cannot write {wanted}: no permission to write in {there}; {way_out}")
+
+
+def _allows(path: Path, mode: int) -> bool:
+    return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
 
 
 def _check_names(path: Path, given: StrPath, way_out: str) -> None:
     for part in path.parts:
-        if _size(part) > LONGEST_NAME:
+        if size_of_name(part) > LONGEST_NAME:
             raise OutputError(f"cannot write {_shown(given)}: the name {_shown(part)} is too long; {way_out}")
     try:
         os.lstat(path)
@@ -324,10 +329,10 @@ def _target(path: Path) -> Path:
                 break
             folder = os.path.realpath(target.parent)
             if folder.startswith("/proc/"):  # /dev/stdout and its kin
-                raise OutputError(f"cannot write {path}: it is not a file but an open stream; choose another --output")
+                raise OutputError(f"cannot write {path}: it is not a file but an open stream; choose another path")
             target = Path(folder, os.readlink(target))
         else:
-            raise OutputError(f"cannot write {path}: its links lead round in a circle; choose another --output")
+            raise OutputError(f"cannot write {path}: its links lead round in a circle; choose another path")
     return target
 
 

@@ -60,8 +60,7 @@ def segment_files(
     """
     parsed = models.check(queries)
     names = [query.name for query in parsed]
-    results = OutputFolder(output.output)
-    results.check(DATASET_NAME)
+    results = check_results(output)
     make_folder(output.output)
     dataset = output.output / DATASET_NAME
     folder = Path(os.path.commonpath([path.absolute().parent for path in paths])) if paths else Path()
@@ -100,6 +99,14 @@ def segment_files(
         raise
     results.write([(DATASET_NAME, json_chunks(dataset, builder.build()))])
     return Report(dataset, tuple(pictures), found, verdicts, images, tuple(failures))
+
+
+def check_results(output: OutputSettings) -> OutputFolder:
+    """The folder of the results. Raises `OutputError` where the COCO file cannot be written there, or is not one that
+    an earlier run left as it is."""
+    results = OutputFolder(output.output)
+    results.check(DATASET_NAME)
+    return results
 
 
 def _relative(path: Path, folder: Path) -> str:
