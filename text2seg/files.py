@@ -70,6 +70,14 @@ def is_dir(path: StrPath, error: type[Text2SegError] = Text2SegError) -> bool:
     return found is not None and stat.S_ISDIR(found.st_mode)
 
 
+def check_is_dir(path: StrPath, error: type[Text2SegError], *, flag: str) -> None:
+    """Raise `error` where what a person gave as a folder is none, or its entries may not be looked at."""
+    if not is_dir(path, error):
+        raise error(f"{_shown(path)}, given as {flag}, is not a folder that is there")
+    if not _allows(Path(path), os.X_OK):
+        raise error(f"{_shown(path)}, given as {flag}, may not be entered; check its permissions")
+
+
 def resolved(path: StrPath) -> Path:
     """The path with its links followed as far as they lead; never raises."""
     try:

@@ -63,7 +63,8 @@ def convert(
     """
     if to not in WRITERS:
         raise OutputError(f"there is no format {to!r}; there are {', '.join(WRITERS)}")
-    source = source_of(dataset, images, reserved=yolo.RESERVED if to == "yolo-seg" else ())
+    suffix = {"yolo-seg": ".txt", "voc-png": ".png", "labelme": ".json"}[to]
+    source = source_of(dataset, images, reserved=yolo.RESERVED if to == "yolo-seg" else (), suffix=suffix)
     for picture in source.pictures:
         _check_pixels(picture)
     _check_folder(output, overwrite=overwrite)

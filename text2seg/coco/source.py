@@ -14,7 +14,7 @@ from text2seg.coco import polygon
 from text2seg.coco.lookup import find_picture
 from text2seg.coco.results import mask_of
 from text2seg.errors import ImageError, Text2SegError
-from text2seg.files import open_file, reason, write_atomically
+from text2seg.files import fitting, open_file, reason, write_atomically
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,9 @@ class Source:
         return sum(len(picture.things) for picture in self.pictures)
 
 
-def source_of(dataset: Mapping[str, Any], images: Path | None = None, *, reserved: Collection[str] = ()) -> Source:
+def source_of(
+    dataset: Mapping[str, Any], images: Path | None = None, *, reserved: Collection[str] = (), suffix: str = ".json"
+) -> Source:
     """Sort a dataset by pictures.
 
     Output names are the file names without what leads out of the output folder and without the folders that all share;
@@ -83,6 +85,7 @@ def source_of(dataset: Mapping[str, Any], images: Path | None = None, *, reserve
         dataset: as `read_dataset` gives it.
         images: the folder that the file names start from; pictures must be there. Without it there are no pixels.
         reserved: folder names that may not be in output names.
+        suffix: of the file that is written for each image; a name that would be too long with it is cut.
 
     Raises:
         ImageError: a picture is not in `images`.
@@ -110,7 +113,7 @@ def source_of(dataset: Mapping[str, Any], images: Path | None = None, *, reserve
                 things[number].append(Thing(labels[category], annotation, entries[number][1]))
     except (KeyError, TypeError, ValueError) as error:
         raise Text2SegError(f"this is not a COCO dataset of masks: an entry lacks or misstates {error}") from error
-    stems = _stems([file_name for file_name, _ in entries.values()], reserved)
+    stems = _stems([file_name for file_name, _ in entries.values()], reserved, suffix)
     pictures = tuple(
         Picture(file_name, stem, hw, tuple(things[number]), images and find_picture(file_name, images=images))
         for (number, (file_name, hw)), stem in zip(entries.items(), stems, strict=True)
@@ -118,7 +121,7 @@ def source_of(dataset: Mapping[str, Any], images: Path | None = None, *, reserve
     return Source(names, pictures, crowds)
 
 
-def _stems(file_names: Sequence[str], reserved: Collection[str]) -> list[str]:
+def _stems(file_names: Sequence[str], reserved: Collection[str], suffix: str) -> list[str]:
     paths = [
         [
             f"{part}_" if part in reserved else part
@@ -133,14 +136,20 @@ def _stems(file_names: Sequence[str], reserved: Collection[str]) -> list[str]:
     for name, path in zip(file_names, paths, strict=True):
         if not path:
             raise Text2SegError(f"an image has the file name {name!r}, which is none")
-        wanted = PurePosixPath(*path[shared:-1], PurePosixPath(path[-1]).stem).as_posix()
-        stem, number = wanted, 1
+        folders, last = [fitting(part, "") for part in path[shared:-1]], PurePosixPath(path[-1])
+        longest = max(suffix, last.suffix, key=len)
+        stem, number = PurePosixPath(*folders, _cut(last.stem, longest)).as_posix(), 1
         while stem.casefold() in taken:  # there are disks to which A.txt and a.txt are the same
             number += 1
-            stem = f"{wanted}_{number}"
+            stem = PurePosixPath(*folders, _cut(f"{last.stem}_{number}", longest)).as_posix()
         taken.add(stem.casefold())
         stems.append(stem)
     return stems
+
+
+def _cut(stem: str, suffix: str) -> str:
+    """As much of a stem as a file name with this suffix holds."""
+    return fitting(stem, suffix).removesuffix(suffix)
 
 
 def _shared(folders: Sequence[Sequence[str]]) -> int:
