@@ -129,7 +129,7 @@ def test_only_folders_below_the_root_can_be_chosen(root):
 def test_a_folder_is_labelled_in_place_without_what_leads_out(root, into):
     notes = take_folder(root, "front", into, ROOM)
     assert written(into) == ["b.jpg", "deep/c.jpg", "same.jpg"]
-    assert notes == ("left out links that lead out of the folder: secret.jpg",)
+    assert notes == ("left out what leads out of the folder or may not be read: secret.jpg",)
     assert (into / "b.jpg").resolve() == root / "front" / "b.jpg"
 
 

@@ -12,9 +12,10 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "text2seg"
 LAYERS = [
     {"_version", "errors", "packages", "demo"},
-    {"storage", "names"},
+    {"files"},
+    {"storage", "names", "outputs"},
     {"records", "config", "deep_images"},
-    {"label_config", "files", "pages", "images", "grids", "vocabulary", "runtime", "checkpoints"},
+    {"label_config", "pages", "images", "grids", "vocabulary", "runtime", "checkpoints"},
     {"ontology"},
     {"regions"},
     {"maps", "points", "masks", "graphs"},
@@ -39,7 +40,7 @@ ROOMS = {
     "ray": {"engines"},
     "faiss": {"search"},
     "tyro": {"cli"},
-    "fsspec": {"storage", "names"},
+    "fsspec": {"storage", "names", "outputs"},
     "s3fs": set(),
     "gcsfs": set(),
     "pytorch_grad_cam": {"explain"},

@@ -22,6 +22,7 @@ from PIL import ImageCms, ImageFile, UnidentifiedImageError
 
 from text2seg.deep_images import eight_bits, open_any, other_kind, read_samples
 from text2seg.errors import ImageError
+from text2seg.files import open_file, status
 from text2seg.records import Image
 from text2seg.storage import Url, is_url, read_bytes
 
@@ -80,17 +81,15 @@ def _from_array(array: NDArray[Any]) -> NDArray[np.uint8]:
 
 def check_file(path: Path) -> None:
     """Raise `ImageError` where the path is no file that could hold a picture; opening a pipe would wait for ever."""
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        raise ImageError(f"{path}: there is no such file") from None
-    except (OSError, ValueError) as error:
-        raise ImageError(f"{str(path)!r} cannot be opened: {error}") from error
-    if stat.S_ISDIR(status.st_mode):
+    found = status(path, ImageError)
+    if found is None:
+        open_file(path, ImageError).close()  # says why not
+        return
+    if stat.S_ISDIR(found.st_mode):
         raise ImageError(f"{path} is a folder, not a picture")
-    if not stat.S_ISREG(status.st_mode):
+    if not stat.S_ISREG(found.st_mode):
         raise ImageError(f"{path} is not a regular file")
-    if status.st_size == 0:
+    if found.st_size == 0:
         raise ImageError(f"{path} is empty (0 bytes)")
 
 

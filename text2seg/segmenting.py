@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 from collections.abc import Sequence
@@ -13,13 +14,16 @@ from numpy.typing import NDArray
 from PIL import Image as PilImage
 from tqdm import tqdm
 
-from text2seg.coco.dataset import DESCRIPTION, DatasetBuilder, write_dataset
+from text2seg.coco.dataset import DatasetBuilder
 from text2seg.coco.lookup import relative_folder
+from text2seg.coco.stream import json_chunks
 from text2seg.config import OutputSettings
 from text2seg.errors import OutputError, Text2SegError
+from text2seg.files import fitting, is_of_disk, make_folder
 from text2seg.images import load_image
 from text2seg.names import unique_names
 from text2seg.ontology import ontology_of_queries
+from text2seg.outputs import OutputFolder
 from text2seg.pipeline import Queries, Text2Seg
 from text2seg.records import Failure
 from text2seg.render import maps_with_points, overlay
@@ -52,12 +56,14 @@ def segment_files(
 
     Raises:
         QueryError: the queries cannot be used, whatever the picture.
-        OutputError: nothing can be written to the output folder.
+        OutputError: nothing can be written to the output folder, or the COCO file in it is not one that an earlier run
+            left there as it is.
     """
     parsed = models.check(queries)
     names = [query.name for query in parsed]
+    results = check_results(output)
+    make_folder(output.output)
     dataset = output.output / DATASET_NAME
-    _make_ready(dataset)
     folder = Path(os.path.commonpath([path.absolute().parent for path in paths])) if paths else Path()
     info = {"folder": relative_folder(folder, dataset), "ontology": ontology_of_queries(parsed).to_dict()}
     builder = DatasetBuilder(info=info, queries=names, encoding=output.segmentation, provenance=models.provenance())
@@ -78,13 +84,30 @@ def segment_files(
             verdicts = {name: result.verdict(name) for name in names}
             for query in {segment.query for segment in result.segments}:
                 found[query] += 1
-            if output.overlay:
-                pictures.append(_save(overlay(result), output.output / f"{stem}_overlay.png"))
-            if output.explain:
-                pictures.append(_save(maps_with_points(result), output.output / f"{stem}_maps.png"))
-    finally:
-        write_dataset(builder.build(), dataset)
+            drawn = [("_overlay.png", overlay)] * output.overlay + [("_maps.png", maps_with_points)] * output.explain
+            for suffix, draw in drawn:
+                try:
+                    pictures += results.write([(fitting(stem, suffix), [_png(draw(result))])])
+                except OutputError as error:  # of this one picture, such as a name that the disk does not take
+                    if is_of_disk(error):
+                        raise
+                    failures.append(_failure(path, error))
+    except BaseException:
+        try:  # what was done until then is kept; where that fails, the first error is the one to be told
+            results.write([(DATASET_NAME, json_chunks(dataset, builder.build()))])
+        except Text2SegError as second:
+            _log.warning("%s", second)
+        raise
+    results.write([(DATASET_NAME, json_chunks(dataset, builder.build()))])
     return Report(dataset, tuple(pictures), found, verdicts, images, tuple(failures))
+
+
+def check_results(output: OutputSettings) -> OutputFolder:
+    """The folder of the results. Raises `OutputError` where the COCO file cannot be written there, or is not one that
+    an earlier run left as it is."""
+    results = OutputFolder(output.output)
+    results.check(DATASET_NAME)
+    return results
 
 
 def _relative(path: Path, folder: Path) -> str:
@@ -108,30 +131,7 @@ def _stems(paths: Sequence[Path]) -> list[tuple[Path, str]]:
     return [(path, unique(path.stem, "")) for path in dict.fromkeys(paths)]
 
 
-def _make_ready(dataset: Path) -> None:
-    """Make the folder of the COCO file, and find out now, not after the last picture, whether it can be written."""
-    folder = dataset.parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot make the folder {folder}: {error.strerror}; choose another with --output") from error
-    if dataset.exists() and not dataset.is_file():
-        raise OutputError(f"cannot write {dataset}: it is not a file; choose another --output")
-    if dataset.exists() and not _is_ours(dataset):
-        raise OutputError(f"{dataset} is there already and text2seg did not make it; choose another --output")
-    if not os.access(folder, os.W_OK):
-        raise OutputError(f"cannot write {dataset}: no permission to write in {folder}; choose another --output")
-
-
-def _is_ours(dataset: Path) -> bool:
-    """Whether an earlier run wrote this COCO file, so that a new one may take its place."""
-    with dataset.open("rb") as file:
-        return DESCRIPTION.encode() in file.read(4096)
-
-
-def _save(pixels: NDArray[np.uint8], path: Path) -> Path:
-    try:
-        PilImage.fromarray(pixels).save(path)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}; choose another --output") from error
-    return path
+def _png(pixels: NDArray[np.uint8]) -> bytes:
+    file = io.BytesIO()
+    PilImage.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()

@@ -51,14 +51,14 @@ def add_routes(app: FastAPI, workshop: Workshop) -> None:
 
     @app.post("/api/segment")
     async def segment(request: Request) -> Response:
-        with tempfile.TemporaryDirectory(dir=visitors_folder()) as folder:
+        with tempfile.TemporaryDirectory(dir=visitors_folder(), ignore_cleanup_errors=True) as folder:
             form = await _form(request)
             return await _in_turn(request, limiter, workshop, lambda _: _segment(workshop, form, Path(folder)))
 
     @app.post("/api/explain/{tool}")
     async def explain(request: Request, tool: str) -> Response:
         wants_picture = "image/png" in request.headers.get("accept", "")
-        with tempfile.TemporaryDirectory(dir=visitors_folder()) as folder:
+        with tempfile.TemporaryDirectory(dir=visitors_folder(), ignore_cleanup_errors=True) as folder:
             form = await _form(request)
 
             def work(stop: threading.Event) -> Response:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from text2seg.errors import Text2SegError
+from text2seg.files import LONGEST_NAME, size_of_name
 from text2seg.names import folded, listed
 
 ENTRIES = 20_000
@@ -123,7 +124,7 @@ def checked_path(name: str) -> str:
         raise Text2SegError(f"the name {shown} is an absolute path")
     if ".." in parts:
         raise Text2SegError(f"the name {shown} leads out of its folder")
-    if not parts or len(text) > LONGEST or len(text.encode("utf-8", "replace")) > 2 * LONGEST or len(parts) > DEEPEST:
+    if not parts or len(text) > LONGEST or max(map(size_of_name, parts)) > LONGEST_NAME or len(parts) > DEEPEST:
         raise Text2SegError(f"the name {shown} is empty, too long or too deep")
     for part in parts:
         is_device = _DEVICE.fullmatch(part.partition(".")[0].strip())

@@ -18,9 +18,10 @@ from text2seg.app.messages import alert, note
 from text2seg.app.uploads import visitors_folder
 from text2seg.app.widgets import widget
 from text2seg.app.workshop import Workshop
-from text2seg.errors import Text2SegError
+from text2seg.errors import OutputError, Text2SegError
 from text2seg.explain import Exhibit, Tool, Watch, save_exhibit
 from text2seg.explain.tools import GROUPS
+from text2seg.files import reason
 
 CONCURRENCY = "explain"
 FIRST_FIELDS = 3
@@ -251,4 +252,7 @@ def _cell(value: str | float | None) -> str | float:
 
 
 def _folder() -> Path:
-    return Path(tempfile.mkdtemp(dir=visitors_folder()))
+    try:
+        return Path(tempfile.mkdtemp(dir=visitors_folder()))
+    except OSError as error:
+        raise OutputError(f"the files cannot be kept here: {reason(error)}; please try again later") from error

@@ -13,6 +13,7 @@ from text2seg.app.fields import read_settings, shown
 from text2seg.app.settings import AppSettings
 from text2seg.config import Settings
 from text2seg.errors import ImageError, QueryError, SettingsError
+from text2seg.files import status
 from text2seg.images import load_image, open_image
 from text2seg.records import Image
 from text2seg.tiling import tiles_of
@@ -51,10 +52,10 @@ def read_picture(
 
 
 def _size(path: Path, name: str) -> int:
-    try:
-        return path.stat().st_size
-    except OSError as error:
-        raise ImageError(f"{name} is not here any more; upload it again ({error.strerror})") from error
+    found = status(path, ImageError)
+    if found is None:
+        raise ImageError(f"{name} is not here any more; upload it again")
+    return found.st_size
 
 
 def read_pipeline_settings(given: Mapping[str, Any]) -> Settings:

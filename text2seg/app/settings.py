@@ -10,6 +10,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from text2seg.errors import SettingsError
+from text2seg.files import is_dir
 
 PASSWORD_VARIABLE = "TEXT2SEG_PASSWORD"
 AT_LEAST_ONE = ("upload_mb", "megapixels", "folder_images", "folder_mb", "workers", "waiting")
@@ -61,7 +62,7 @@ class AppSettings:
         parts = urlsplit(self.public_url)
         if self.public_url and not (parts.scheme in ("http", "https") and parts.hostname):
             raise SettingsError(f"public_url must be like https://example.org/text2seg, got {self.public_url!r}")
-        if self.root is not None and not self.root.is_dir():
+        if self.root is not None and not is_dir(self.root, SettingsError):
             raise SettingsError(f"root must be a folder that is there, got {self.root}")
         self.users()
 

@@ -125,7 +125,7 @@ def _flows(
         try:
             size = CLIP_SIZE.get(model, PUBLISHED_CLIP_SIZE)
             flow = make_flow(name, clip, sam, device, fast, size, batch=plan.batch)
-            with tempfile.TemporaryDirectory() as folder:
+            with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
                 write_pictures(Path(folder) / "pictures", SIZES_HW["small"], plan.batch)
                 began = time.perf_counter()
                 flow.label(Path(folder) / "pictures", words(1), Path(folder) / "dataset.json")
@@ -144,7 +144,7 @@ def _measure(
     """Rounds over all flows, then how true they are."""
     case = next(iter(results.values()))
     hw, queries = SIZES_HW[case.size], words(case.queries)
-    with tempfile.TemporaryDirectory() as made:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as made:
         folder = Path(made) / "pictures"
         write_pictures(folder, hw, plan.images)
         began, graphs = time.perf_counter(), _graphs()

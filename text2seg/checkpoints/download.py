@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import logging
 import os
@@ -11,16 +10,17 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from tqdm import tqdm
 
+from text2seg import files
 from text2seg.checkpoints.registry import Checkpoint
-from text2seg.errors import CheckpointError
+from text2seg.errors import CheckpointError, OutputError
 
 logger = logging.getLogger(__name__)
 
@@ -70,14 +70,14 @@ def download(checkpoint: Checkpoint, folder: Path, *, replace: bool = False, rep
     target = folder / checkpoint.file_name
     part = folder / f"{checkpoint.file_name}.part"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        files.make_folder(folder, flag="TEXT2SEG_CHECKPOINTS")
         with _lock(folder / f".{checkpoint.file_name}.lock"):
-            if replace or not target.is_file():
+            if replace or not files.is_file(target, CheckpointError):
                 _fill(part, checkpoint, report)
                 _check_hash(part, checkpoint)
                 os.replace(part, target)
                 logger.info("downloaded %s", target)
-    except OSError as error:
+    except (OSError, OutputError) as error:
         raise CheckpointError(
             f"cannot write {target}: {error}. Make the folder writable or set TEXT2SEG_CHECKPOINTS to another one"
         ) from error
@@ -85,26 +85,19 @@ def download(checkpoint: Checkpoint, folder: Path, *, replace: bool = False, rep
 
 
 def sha256_of(path: Path) -> str:
-    """The sha256 of a file, 64 hexadecimal digits.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+    """The sha256 of a file, 64 hexadecimal digits. Raises `CheckpointError` where it cannot be read."""
+    return files.sha256_of(path, CheckpointError)
 
 
 def _lock(path: Path) -> AbstractContextManager[Any]:
     """Hold the lock; say so if another process has it and this one has to wait."""
     lock = FileLock(path)
-    try:
-        return lock.acquire(timeout=0)
-    except Timeout:
+    if not files.take_lock(lock, 0):
         logger.info("waiting for another process that downloads the same file (%s)", path)
-        return lock.acquire()
+        files.take_lock(lock, -1)
+    stack = ExitStack()
+    stack.callback(lock.release)
+    return stack
 
 
 def _fill(part: Path, checkpoint: Checkpoint, report: Report | None) -> None:
@@ -209,7 +202,8 @@ def _check_hash(part: Path, checkpoint: Checkpoint) -> None:
 
 
 def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
+    found = files.status(path, CheckpointError)
+    return 0 if found is None else found.st_size
 
 
 def _by_hand(part: Path, checkpoint: Checkpoint) -> str:

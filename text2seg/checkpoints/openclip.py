@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from text2seg.errors import CheckpointError
+from text2seg.files import expanded, is_dir, is_file
 
 PREFIX = "openclip:"
 CONFIG = "open_clip_config.json"
@@ -48,14 +49,14 @@ def parse_openclip(name: str) -> OpenClipName:
     rest = name.removeprefix(PREFIX)
     architecture, equals, given = rest.partition("=")
     if equals:
-        path = _path(given)
+        path = expanded(given, CheckpointError)
         if not architecture or not given:
             raise CheckpointError(f"cannot read the name {name!r}: {SYNTAX}")
-        if not path.is_file():
+        if not is_file(path, CheckpointError):
             raise CheckpointError(f"there is no file {path}, which was given as the weights of {architecture}")
         return OpenClipName(architecture, file=path)
-    folder = _path(rest)
-    if rest and folder.is_dir():
+    folder = expanded(rest, CheckpointError)
+    if rest and is_dir(folder, CheckpointError):
         return OpenClipName(None, folder=folder, file=_weights_in(folder))
     architecture, slash, tag = rest.partition("/")
     if not (architecture and slash and tag) or "/" in tag:
@@ -64,16 +65,9 @@ def parse_openclip(name: str) -> OpenClipName:
 
 
 def _weights_in(folder: Path) -> Path:
-    if not (folder / CONFIG).is_file():
+    if not is_file(folder / CONFIG, CheckpointError):
         raise CheckpointError(f"{folder} is no model of open_clip: it has no {CONFIG}")
     for name in WEIGHTS:
-        if (folder / name).is_file():
+        if is_file(folder / name, CheckpointError):
             return folder / name
     raise CheckpointError(f"{folder} has none of {', '.join(WEIGHTS)}; give its weights one of these names")
-
-
-def _path(given: str) -> Path:
-    try:
-        return Path(given).expanduser().absolute()
-    except RuntimeError as error:  # "~someone" who does not exist
-        raise CheckpointError(f"cannot make a path of {given!r}: {error}") from error

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from text2seg.checkpoints.openclip import is_openclip, parse_openclip
 from text2seg.errors import CheckpointError
+from text2seg.files import expanded, is_dir, is_file
 
 Kind = Literal["clip", "sam"]
 
@@ -135,10 +135,10 @@ def find(name: str, kind: Kind) -> Checkpoint:
             return checkpoint
     if kind == "clip" and is_openclip(name):
         return Checkpoint(name, kind, str(parse_openclip(name).file or name))
-    path = _expanded(name)
-    if kind == "sam" and path.is_dir() and (path / IN_FOLDER).is_file():
+    path = expanded(name, CheckpointError)
+    if kind == "sam" and is_dir(path, CheckpointError) and is_file(path / IN_FOLDER, CheckpointError):
         path /= IN_FOLDER
-    if path.is_file():
+    if is_file(path, CheckpointError):
         return Checkpoint(name, kind, str(path))
     if path.suffix.lower() in SUFFIXES:
         raise CheckpointError(f"there is no file {path}, which was given as the {kind.upper()} checkpoint")
@@ -149,13 +149,6 @@ def find(name: str, kind: Kind) -> Checkpoint:
         f"there is no {kind.upper()} checkpoint {name!r}{wrong_kind}; choose from {', '.join(names)}, "
         f"or give a file that ends in {', '.join(SUFFIXES)}{_closest(name, names)}"
     )
-
-
-def _expanded(name: str) -> Path:
-    try:
-        return Path(name).expanduser().absolute()
-    except RuntimeError as error:  # "~someone" who does not exist
-        raise CheckpointError(f"cannot make a path of {name!r}: {error}") from error
 
 
 def _closest(name: str, names: list[str]) -> str:

@@ -13,6 +13,7 @@ import platformdirs
 from text2seg.checkpoints.download import Report, download, sha256_of
 from text2seg.checkpoints.registry import MIB, Checkpoint, Kind, find, known
 from text2seg.errors import CheckpointError
+from text2seg.files import expanded, is_dir, is_file, status
 
 ENVIRONMENT_VARIABLE = "TEXT2SEG_CHECKPOINTS"
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -37,10 +38,10 @@ def folder() -> Path:
     """
     chosen = os.environ.get(ENVIRONMENT_VARIABLE)
     if chosen:
-        return Path(chosen).expanduser().absolute()
+        return expanded(chosen, CheckpointError)
     clone = PACKAGE.parent
-    is_clone = (clone / "setup.cfg").is_file() or (clone / "pyproject.toml").is_file()
-    if is_clone and (clone / "checkpoints").is_dir():
+    is_clone = any(is_file(clone / name, CheckpointError) for name in ("setup.cfg", "pyproject.toml"))
+    if is_clone and is_dir(clone / "checkpoints", CheckpointError):
         return clone / "checkpoints"
     return platformdirs.user_cache_path("text2seg", appauthor=False) / "checkpoints"
 
@@ -81,7 +82,7 @@ def verify(checkpoint: Checkpoint) -> Status:
         return glance
     try:
         found, size = sha256_of(glance.path), glance.path.stat().st_size
-    except OSError as error:
+    except (OSError, CheckpointError) as error:
         return _status(checkpoint, "damaged", f"cannot be read: {error}")
     if found.startswith(checkpoint.sha256):
         return _status(checkpoint, "ok", f"{size:,} bytes; sha256 {found}")
@@ -104,11 +105,11 @@ def _glance(checkpoint: Checkpoint) -> Status:
     """Whether the file is here and not empty, without reading it."""
     path = path_of(checkpoint)
     try:
-        info = path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return _status(checkpoint, "missing", _why_missing(checkpoint))
-    except OSError as error:
+        info = status(path, CheckpointError)
+    except CheckpointError as error:
         return _status(checkpoint, "damaged", f"cannot be read: {error}")
+    if info is None:
+        return _status(checkpoint, "missing", _why_missing(checkpoint))
     if not stat.S_ISREG(info.st_mode):
         return _status(checkpoint, "damaged", "not a file")
     if not info.st_size:

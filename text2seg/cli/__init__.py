@@ -3,19 +3,49 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
+from contextlib import suppress
 
 from text2seg.cli.commands import COMMANDS, run_command
 from text2seg.cli.status import FAILED, INTERRUPTED
 from text2seg.errors import Text2SegError
+from text2seg.files import reason
+
+_log = logging.getLogger(__name__)
 
 
 def _print_anything() -> None:
-    """What a terminal has no letters for, as in file names that are no Unicode, is printed as its escape."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+    """What a terminal has no letters for, as in file names that are no Unicode, is printed as its escape. A stream that
+    is closed swallows what is printed; its number must not go to the next file that is opened."""
+    for name in ("stdin", "stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper) and stream.errors == "strict" and name != "stdin":
             stream.reconfigure(errors="backslashreplace")
+
+
+def _say(words: str) -> None:
+    """A line on stderr, unless it is full as well."""
+    with suppress(OSError):
+        print(f"text2seg: {words}", file=sys.stderr)
+
+
+def _silence() -> None:
+    """Nothing more goes to stdout, or Python complains once more at its exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _told(error: OSError) -> str:
+    """Of an error that nobody foresaw: what it is about and what the system says."""
+    files = " and ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+    what = files or "a file, or what is printed,"
+    return f"{what} cannot be read or written: {reason(error)}; mend that, and run the same command again"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -26,11 +56,14 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except Text2SegError as error:
-        print(f"text2seg: {error}", file=sys.stderr)
-        return FAILED
+        _say(str(error))
     except KeyboardInterrupt:
-        print("text2seg: stopped; what was done until then is kept", file=sys.stderr)
+        _say("stopped; what was done until then is kept")
         return INTERRUPTED
     except BrokenPipeError:  # whoever read our output, as `head` does, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at its exit
-        return FAILED
+        pass
+    except OSError as error:
+        _log.info("an error of the file system", exc_info=error)
+        _say(_told(error))
+    _silence()
+    return FAILED

@@ -48,6 +48,8 @@ class Bench:
     """auto, cpu, cuda, …"""
     output: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="")] = None
     """Write all numbers here as JSON and, beside it, a plot as PNG."""
+    overwrite: bool = False
+    """Write over files that are there."""
     markdown: bool = False
     """Print tables for a document."""
     quick: bool = False
@@ -63,6 +65,10 @@ class Bench:
 
         from text2seg.bench import report
         from text2seg.bench.run import run
+        from text2seg.files import check_writable
+
+        for path in self._outputs():
+            check_writable(path, overwrite=self.overwrite)
 
         cases = []
         for case in run(self._plan()):
@@ -75,9 +81,18 @@ class Bench:
                 table.add_row(*row)
             Console(highlight=False, markup=False, emoji=False, width=150).print(table)
         if self.output:
-            print(report.write_json(cases, self.output))
-            print(report.plot(cases, self.output.with_suffix(".png")))
+            numbers, plot = self._outputs()
+            print(report.write_json(cases, numbers))
+            print(report.plot(cases, plot))
         return 0
+
+    def _outputs(self) -> tuple[Path, ...]:
+        """The file of numbers and the plot."""
+        if self.output is None:
+            return ()
+        if self.output.suffix.lower() == ".png" or not self.output.name:
+            raise SettingsError(f"{self.output} is to hold numbers and a .png beside it the plot; end it in .json")
+        return self.output, self.output.with_suffix(".png")
 
     def _plan(self) -> Plan:
         from text2seg.bench.run import Plan

@@ -12,7 +12,6 @@ import tyro
 from text2seg.cli.common import PipelineFlags, load_models, log_to_terminal
 from text2seg.cli.status import FAILED
 from text2seg.config import ModelSettings, Settings
-from text2seg.errors import OutputError
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +34,8 @@ class Benchmark:
     """Which pictures are drawn."""
     predictions: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="")] = None
     """Write what was found as a COCO file, for `text2seg evaluate`."""
+    overwrite: bool = False
+    """Write over predictions that are there."""
     model: ModelSettings = field(default_factory=ModelSettings)
     settings: PipelineFlags = field(default_factory=Settings)
     verbose: bool = False
@@ -42,8 +43,10 @@ class Benchmark:
 
     def run(self) -> int:
         log_to_terminal(verbose=self.verbose)
-        if self.predictions is not None and self.predictions.exists():
-            raise OutputError(f"{self.predictions} is there already; choose another path for --predictions")
+        from text2seg.files import check_writable
+
+        if self.predictions is not None:
+            check_writable(self.predictions, overwrite=self.overwrite, flag="--predictions")
         from text2seg.benchmarking import benchmark_coco
         from text2seg.coco.dataset import read_dataset
 

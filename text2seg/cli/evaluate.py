@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -42,24 +43,34 @@ class Evaluate:
 
     def run(self) -> int:
         log_to_terminal()
-        from text2seg.coco.stream import write_json
+        from text2seg.coco.stream import json_chunks
         from text2seg.evaluation import as_json, evaluate_files
-        from text2seg.evaluation.page import write_page
-        from text2seg.files import refuse_existing
+        from text2seg.evaluation.page import render_page
+        from text2seg.files import check_writable, resolved, write_together
 
-        outputs = [path for path in (self.report, self.json) if path is not None]
-        files = [path.resolve() for path in (self.truth, self.predicted, *outputs)]
-        for path in outputs:
-            if files.count(path.resolve()) > 1:
+        outputs = {flag: path for flag, path in (("--report", self.report), ("--json", self.json)) if path is not None}
+        files = [resolved(path) for path in (self.truth, self.predicted, *outputs.values())]
+        for flag, path in outputs.items():
+            if files.count(resolved(path)) > 1:
                 raise OutputError(f"{path} is named twice; the report, the numbers and both inputs are different files")
-            refuse_existing(path, overwrite=self.overwrite)
+            check_writable(path, overwrite=self.overwrite, flag=flag)
         evaluation = evaluate_files(self.truth, self.predicted, protocol=self.protocol, match=self.match)
+        writing: list[tuple[Path, Iterable[bytes]]] = []
+        if self.json is not None:
+            writing.append((self.json, json_chunks(self.json, as_json(evaluation))))
+        if self.report is not None:
+            page = render_page(evaluation, truth=self.truth.name, predicted=self.predicted.name)
+            writing.append((self.report, [page.encode("utf-8", "backslashreplace")]))
+        try:
+            write_together(writing)  # first: whoever reads what is printed may stop reading
+        except OutputError:
+            _print(evaluation)
+            raise
         _print(evaluation)
         if self.json is not None:
-            print(f"numbers: {write_json(self.json, as_json(evaluation))}")
+            print(f"numbers: {self.json}")
         if self.report is not None:
-            names = {"truth": self.truth.name, "predicted": self.predicted.name}
-            print(f"page: {write_page(evaluation, self.report, **names, overwrite=self.overwrite)}")
+            print(f"page: {self.report}")
         return 0
 
 

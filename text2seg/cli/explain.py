@@ -16,7 +16,9 @@ from text2seg.config import ModelSettings, Settings
 from text2seg.explain import TOOLS, Exhibit, Tool, Watch, run_tool, save_exhibit
 from text2seg.explain.pictures import PictureFiles
 from text2seg.explain.tools import check_pictures
+from text2seg.files import fitting
 from text2seg.labelling.interrupt import stop_on_signals
+from text2seg.outputs import OutputFolder
 
 OUTPUT = Path("outputs/explain")
 MOST_ROWS = 30
@@ -69,14 +71,17 @@ def _run(tool: Tool, flags: Any) -> int:
     given = getattr(flags, "pictures", ())
     pictures = PictureFiles((given,) if isinstance(given, Path) else given)
     check_pictures(tool, len(pictures))
+    stem = f"{tool.name}_{pictures.paths[0].stem}" if tool.pictures == "one" else tool.name
+    results = OutputFolder(flags.output)
+    for suffix in (".png", ".json"):
+        results.check(fitting(stem, suffix))
     settings = flags.settings
     if getattr(settings, "folder", ...) is None:  # a tool that writes as it goes
         settings = replace(settings, folder=flags.output / tool.name)
     models = load_models(flags.model, Settings())
     with stop_on_signals() as stop, progress_bar(tool.name) as report:
         exhibit = run_tool(tool, models, pictures, settings, Watch(report, stop))
-    stem = f"{tool.name}_{pictures.paths[0].stem}" if tool.pictures == "one" else tool.name
-    written = save_exhibit(exhibit, flags.output, stem)  # first: whoever reads what is printed may stop reading
+    written = save_exhibit(exhibit, results, stem)  # first: whoever reads what is printed may stop reading
     _print(exhibit)
     for path in written:
         print(f"{'picture' if path.suffix == '.png' else 'numbers'}: {path}")

@@ -70,9 +70,11 @@ class Label:
         from text2seg.labelling.interrupt import stop_on_signals
         from text2seg.labelling.job import label_folder
         from text2seg.labelling.journal import check_unlocked
-        from text2seg.labelling.output import journal_path
+        from text2seg.labelling.output import check_output, journal_path
 
         check_unlocked(journal_path(job.output))
+        if not isinstance(job.output, Url):  # a store is asked once, when the job begins
+            check_output(job.output, overwrite=job.overwrite)
         if isinstance(job.output, Url):
             print(f"text2seg: the journal of this job is {journal_path(job.output)}", file=sys.stderr)
         engine = self._engine()

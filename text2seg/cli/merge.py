@@ -29,11 +29,11 @@ class Merge:
 
     def run(self) -> int:
         from text2seg.coco.merge import merge_files
-        from text2seg.files import refuse_existing
+        from text2seg.files import check_writable
 
         if not self.datasets:
             raise DatasetError("nothing to merge: name at least one COCO file")
-        refuse_existing(self.output, overwrite=self.overwrite)
+        check_writable(self.output, overwrite=self.overwrite)
         merged = merge_files(self.datasets, self.output)
         print(f"{len(merged['images'])} images, {len(merged['annotations'])} annotations")
         print(f"COCO file: {self.output}")

@@ -34,6 +34,8 @@ class Replay:
     """The folder of the pictures. Default: the dataset's own, then this one."""
     picture: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Write a picture of both masks side by side, with their points and where they differ."""
+    overwrite: bool = False
+    """Write over a picture that is there."""
     clip: str | None = None
     """The file of the recorded CLIP, if it lies elsewhere now."""
     sam: str | None = None
@@ -47,8 +49,12 @@ class Replay:
 
     def run(self) -> int:
         log_to_terminal(verbose=self.verbose)
+        from text2seg.files import check_writable
         from text2seg.replay import replay
 
+        if self.picture:
+            _kind(self.picture)
+            check_writable(self.picture, overwrite=self.overwrite, flag="--picture")
         result = replay(
             self.dataset,
             self.annotation,
@@ -96,6 +102,16 @@ def _mask(result: Replayed) -> str:
     return f"{result.differing_pixels:,} of {pixels:,} pixels differ, IoU {result.iou:.4f}"
 
 
+def _kind(path: Path) -> str:
+    """What Pillow calls the format of this name; raises `OutputError` where it is none that is written here."""
+    from PIL import Image
+
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind not in ("PNG", "JPEG", "WEBP"):
+        raise OutputError(f"{path}: pictures are written as .png, .jpg or .webp")
+    return kind
+
+
 def _write(result: Replayed, path: Path) -> None:
     from io import BytesIO
 
@@ -104,9 +120,6 @@ def _write(result: Replayed, path: Path) -> None:
     from text2seg.files import write_atomically
     from text2seg.render.comparison import compared
 
-    kind = Image.registered_extensions().get(path.suffix.lower())
-    if kind not in ("PNG", "JPEG", "WEBP"):
-        raise OutputError(f"{path}: pictures are written as .png, .jpg or .webp")
     pixels = compared(
         result.image,
         result.query,
@@ -114,5 +127,5 @@ def _write(result: Replayed, path: Path) -> None:
         (result.rebuilt, result.rebuilt_points),
     )
     buffer = BytesIO()
-    Image.fromarray(pixels).save(buffer, kind)
+    Image.fromarray(pixels).save(buffer, _kind(path))
     write_atomically(path, [buffer.getvalue()])

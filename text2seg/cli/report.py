@@ -8,6 +8,7 @@ from pathlib import Path
 import tyro
 
 from text2seg.cli.common import log_to_terminal
+from text2seg.errors import ImageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +34,11 @@ class Report:
 
     def run(self) -> int:
         log_to_terminal(verbose=self.verbose)
+        from text2seg.files import check_is_dir
         from text2seg.review import write_review
 
+        if self.images is not None:
+            check_is_dir(self.images, ImageError, flag="--images")
         review = write_review(
             self.dataset,
             self.output,

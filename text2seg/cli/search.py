@@ -59,14 +59,20 @@ class Search:
         if self.top < 1 or self.workers < 1:
             raise SettingsError("top and workers must be 1 or more")
         wanted = queries_of(self.query, "")
+        from text2seg.files import check_folder
         from text2seg.labelling.interrupt import stop_on_signals
         from text2seg.labelling.listing import list_images
+        from text2seg.outputs import OutputFolder
         from text2seg.search.fill import filled_index, pictures_of
         from text2seg.search.index import import_faiss
         from text2seg.search.rank import best_pictures
-        from text2seg.search.results import write_results
+        from text2seg.search.results import SEARCH_FILE, write_results
 
         import_faiss()
+        if self.output is not None:
+            OutputFolder(self.output).check(SEARCH_FILE)
+        if self.index is not None:
+            check_folder(self.index, flag="--index")
         listing = list_images(self.folder, recursive=self.recursive, globs=self.glob)
         models = load_models(self.model, Settings(maps=MapSettings(input_size=self.input_size)))
         queries = models.check(wanted)

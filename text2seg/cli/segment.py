@@ -43,8 +43,9 @@ class Segment:
         wanted = queries_of(self.query, self.queries)
         if not self.images:
             raise ImageError("no picture to look at: name at least one file")
-        from text2seg.segmenting import segment_files
+        from text2seg.segmenting import check_results, segment_files
 
+        check_results(self.output)
         models = load_models(self.model, self.settings)
         report = segment_files(models, self.images, wanted, self.output, progress=len(self.images) > 1)
         for failure in report.failures:

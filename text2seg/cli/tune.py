@@ -42,6 +42,8 @@ class Tune:
     """Put the thresholds into the ontology file. Its comments and layout stay."""
     plot: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="")] = None
     """Draw the curve of each category into this PNG file."""
+    overwrite: bool = False
+    """Write over a PNG file that is there."""
     model: ModelSettings = field(default_factory=ModelSettings)
     settings: PipelineFlags = field(default_factory=Settings)
     verbose: bool = False
@@ -51,12 +53,16 @@ class Tune:
         log_to_terminal(verbose=self.verbose)
         if self.limit is not None and self.limit < 1:
             raise SettingsError(f"limit must be 1 or more, got {self.limit}")
+        from text2seg.files import check_writable
         from text2seg.ontology import read_ontology, write_thresholds
         from text2seg.tuning.plot import check_plot, plot
 
         if self.plot:
             check_plot(self.plot)
+            check_writable(self.plot, overwrite=self.overwrite, flag="--plot")
         ontology = read_ontology(self.ontology)
+        if self.write:
+            check_writable(self.ontology, overwrite=True, flag="--ontology")
         tuning = self._sweep(ontology)
         _show(tuning)
         if self.plot:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from text2seg.coco import labelme, voc, yolo
 from text2seg.coco.source import Picture, Source, source_of
 from text2seg.errors import ImageError, OutputError
+from text2seg.files import check_folder, entries, exists, folder_aside, is_dir, is_left_over
 from text2seg.images import measure
 
 Format = Literal["yolo-seg", "voc-png", "labelme"]
@@ -59,11 +60,13 @@ def convert(
     """
     if to not in WRITERS:
         raise OutputError(f"there is no format {to!r}; there are {', '.join(WRITERS)}")
-    source = source_of(dataset, images, reserved=yolo.RESERVED if to == "yolo-seg" else ())
+    suffix = {"yolo-seg": ".txt", "voc-png": ".png", "labelme": ".json"}[to]
+    source = source_of(dataset, images, reserved=yolo.RESERVED if to == "yolo-seg" else (), suffix=suffix)
     for picture in source.pictures:
         _check_pixels(picture)
-    _make_ready(output, overwrite=overwrite)
-    notes = WRITERS[to](source, output)
+    _check_folder(output, overwrite=overwrite)
+    with folder_aside(output) as folder:
+        notes = WRITERS[to](source, folder)
     if source.crowds:
         notes.append(f"{source.crowds} crowd annotations are left out")
     return Conversion(len(source.pictures), source.things, tuple(notes))
@@ -84,13 +87,10 @@ def _check_pixels(picture: Picture) -> None:
         _log.warning("%s is turned by its EXIF tag; the masks fit it upright, so use tools that heed the tag", path)
 
 
-def _make_ready(output: Path, *, overwrite: bool) -> None:
-    if output.exists() and not output.is_dir():
+def _check_folder(output: Path, *, overwrite: bool) -> None:
+    if exists(output, OutputError) and not is_dir(output, OutputError):
         raise OutputError(f"{output} is a file, not a folder; choose another --output")
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        occupied = any(output.iterdir())
-    except OSError as error:
-        raise OutputError(f"{output} cannot be used: {error.strerror}; choose another --output") from error
+    check_folder(output)
+    occupied = is_dir(output, OutputError) and not all(map(is_left_over, entries(output, OutputError)))
     if occupied and not overwrite:
         raise OutputError(f"{output} is not empty; choose another --output, or --overwrite to write into it")

@@ -8,6 +8,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from text2seg.errors import ImageError
+from text2seg.files import entries, is_dir, is_file
 from text2seg.names import Names, Parts, listed, parts_of, shown
 from text2seg.storage import Place, Url, is_url
 
@@ -80,6 +81,9 @@ class PictureFinder:
             raise ImageError(
                 f"{shown(file_name)} lies in {self._elsewhere}; copy that folder here and name it with --images"
             )
+        for folder in self._where:
+            if is_dir(folder, ImageError):
+                entries(folder, ImageError)  # says so where it may not be read
         folders = ", ".join(dict.fromkeys(str(folder) for folder in self._where))
         raise ImageError(f"{shown(file_name)} is not in {folders}; say with --images where the pictures lie")
 
@@ -136,8 +140,8 @@ def _is_elsewhere(place: str) -> bool:
 
 def _is_file(path: Path) -> bool:
     try:
-        return path.is_file()
-    except (OSError, ValueError):  # too long, in a folder that may not be entered, or no name at all
+        return is_file(path, ImageError)
+    except ImageError:  # in a folder that may not be entered
         return False
 
 

@@ -15,8 +15,10 @@ from text2seg.coco.lookup import PictureFinder
 from text2seg.coco.reader import check_dataset, check_references, size_of
 from text2seg.coco.results import mask_of
 from text2seg.errors import ImageError, Text2SegError
-from text2seg.files import write_atomically
+from text2seg.files import fitting, open_file, reason, write_atomically
 from text2seg.names import parts_of, unique_names
+
+_NUMBER = "_99999"  # room for the number of a name that would be there twice
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,9 @@ class Source:
         return sum(len(picture.things) for picture in self.pictures)
 
 
-def source_of(dataset: Mapping[str, Any], images: Path | None = None, *, reserved: Collection[str] = ()) -> Source:
+def source_of(
+    dataset: Mapping[str, Any], images: Path | None = None, *, reserved: Collection[str] = (), suffix: str = ".json"
+) -> Source:
     """Sort a dataset by pictures.
 
     Output names are the file names without what leads out of the output folder and without the folders that all share;
@@ -85,6 +89,7 @@ def source_of(dataset: Mapping[str, Any], images: Path | None = None, *, reserve
         dataset: as `read_dataset` gives it.
         images: the folder that the file names start from; pictures must be there. Without it there are no pixels.
         reserved: folder names that may not be in output names.
+        suffix: of the file that is written for each image; a name that would be too long with it is cut.
 
     Raises:
         ImageError: a picture is not in `images`.
@@ -104,7 +109,7 @@ def source_of(dataset: Mapping[str, Any], images: Path | None = None, *, reserve
             crowds += 1
         else:
             things[number].append(Thing(labels[annotation["category_id"]], annotation, entries[number][1]))
-    stems = _stems([file_name for file_name, _ in entries.values()], reserved)
+    stems = _stems([file_name for file_name, _ in entries.values()], reserved, suffix)
     finder = PictureFinder(images=images) if images is not None else None
     pictures = tuple(
         Picture(file_name, stem, hw, tuple(things[number]), finder.find(file_name) if finder else None)
@@ -113,14 +118,17 @@ def source_of(dataset: Mapping[str, Any], images: Path | None = None, *, reserve
     return Source(names, pictures, crowds)
 
 
-def _stems(file_names: Sequence[str], reserved: Collection[str]) -> list[str]:
+def _stems(file_names: Sequence[str], reserved: Collection[str], suffix: str) -> list[str]:
     paths = [[f"{part}_" if part in reserved else part for part in parts_of(name)] for name in file_names]
     shared = _shared([path[:-1] for path in paths])
     unique, stems = unique_names(), []
     for name, path in zip(file_names, paths, strict=True):
         if not path:
             raise Text2SegError(f"an image has the file name {name!r}, which is none")
-        stems.append(unique(PurePosixPath(*path[shared:-1], PurePosixPath(path[-1]).stem).as_posix(), ""))
+        folders, last = [fitting(part, "") for part in path[shared:-1]], PurePosixPath(path[-1])
+        room = f"{_NUMBER}{max(suffix, last.suffix, key=len)}"
+        cut = fitting(last.stem, room).removesuffix(room)
+        stems.append(unique(PurePosixPath(*folders, cut).as_posix(), ""))
     return stems
 
 
@@ -133,9 +141,9 @@ def _shared(folders: Sequence[Sequence[str]]) -> int:
 
 
 def _chunks(path: Path) -> Iterator[bytes]:
-    try:
-        with path.open("rb") as file:
+    with open_file(path, ImageError) as file:
+        try:
             while chunk := file.read(1 << 20):
                 yield chunk
-    except OSError as error:
-        raise ImageError(f"{path} cannot be read: {error.strerror}") from error
+        except OSError as error:
+            raise ImageError(f"{path} cannot be read: {reason(error)}") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,14 @@ def write_stream(
     images: Iterable[Mapping[str, Any]],
     annotations: Iterable[Mapping[str, Any]],
     licenses: Sequence[Mapping[str, Any]] = (),
+    before: Callable[[Path], None] | None = None,
 ) -> Path:
     """`write_dataset` for what need not be held in memory: the same bytes as for the same dataset in one dict.
 
     Everything may come from generators. They are read in the order info, licenses, images, annotations, categories,
     each to its end before the next, so categories may be known only once all annotations are. Errors that a generator
-    raises go on as they are, and the old file stays. Raises `OutputError` as `write_dataset` does.
+    raises go on as they are, and the old file stays. `before` is as for `write_atomically`. Raises `OutputError` as
+    `write_dataset` does.
     """
     return write_json(
         path,
@@ -38,18 +40,22 @@ def write_stream(
             "annotations": iter(annotations),
             "categories": iter(categories),
         },
+        before=before,
     )
 
 
-def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> Path:
+def write_json(
+    path: str | os.PathLike[str], content: Mapping[str, Any], *, before: Callable[[Path], None] | None = None
+) -> Path:
     """Write an object as UTF-8 JSON in one line and return where; iterators among its values are written as lists, an
     item at a time. The same content gives the same bytes. Raises `OutputError` where it is no JSON or the file cannot
-    be written.
+    be written. `before` as for `write_atomically`.
     """
-    return write_atomically(path, _encoded(Path(path), content))
+    return write_atomically(path, json_chunks(Path(path), content), before=before)
 
 
-def _encoded(path: Path, content: Mapping[str, Any]) -> Iterator[bytes]:
+def json_chunks(path: Path, content: Mapping[str, Any]) -> Iterator[bytes]:
+    """The bytes of `write_json`, piece by piece."""
     yield b"{"
     for position, (key, value) in enumerate(content.items()):
         yield (b", " if position else b"") + _json(path, str(key)) + b": "

@@ -78,7 +78,10 @@ class RayEngine:
             except ray.exceptions.RayError as error:
                 raise _gave_up(error) from error
             finally:  # a connection that is not ours stays, and its workers would go on
-                gate.close.remote()
+                try:
+                    gate.close.remote()
+                except Exception as error:  # Ray is gone, and so are they; what ended the job is the error to tell
+                    _log.info("the gate cannot be closed: %s", error)
 
     def _stream(self, ray: Any, work: Work, rows: list[Row], gate: Any) -> Any:
         """The answers, as a dataset that is computed while it is read, in any order."""

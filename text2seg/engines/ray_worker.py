@@ -17,6 +17,7 @@ import numpy as np
 
 from text2seg.config import ModelSettings, Settings
 from text2seg.errors import EngineError, Text2SegError
+from text2seg.files import is_dir
 from text2seg.labelling.engine import Batch, Delivery, LocalEngine, Work, described
 from text2seg.labelling.journal import differences
 from text2seg.labelling.record import Task, failure_record
@@ -107,7 +108,7 @@ def fitting_models(work: Work, model: ModelSettings, settings: Settings, threads
 
     from text2seg.pipeline import Text2Seg
 
-    if isinstance(work.folder, Path) and not work.folder.is_dir():
+    if isinstance(work.folder, Path) and not is_dir(work.folder, EngineError):
         raise EngineError(f"it does not see the folder {work.folder}; use one that all machines share, or a URL")
     torch.set_num_threads(threads)
     models = Text2Seg.load(**model.arguments(), settings=settings)

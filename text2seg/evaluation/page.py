@@ -14,7 +14,7 @@ from text2seg.evaluation.instances import HEADLINES
 from text2seg.evaluation.misses import CAUSES, RIGHT, Misses
 from text2seg.evaluation.run import Evaluation
 from text2seg.evaluation.semantic import Semantic
-from text2seg.files import refuse_existing, write_atomically
+from text2seg.files import check_writable, write_atomically
 from text2seg.pages import render_template
 
 MOST_LABELS = 24  # of the confusion matrix; the others are one row and column together
@@ -57,7 +57,7 @@ def write_page(
     Raises:
         OutputError: it is there and `overwrite` was not asked for, or it cannot be written.
     """
-    refuse_existing(path, overwrite=overwrite)
+    check_writable(path, overwrite=overwrite, flag="--report")
     html = render_page(evaluation, truth=truth, predicted=predicted)
     return write_atomically(path, [html.encode("utf-8", "backslashreplace")])
 

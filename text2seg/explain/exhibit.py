@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from text2seg.files import write_atomically
+from text2seg.files import fitting
+from text2seg.outputs import OutputFolder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,16 +57,16 @@ class Exhibit:
         return sheet(cells, title=self.title, columns=self.columns) if cells else None
 
 
-def save_exhibit(exhibit: Exhibit, folder: Path, stem: str) -> list[Path]:
+def save_exhibit(exhibit: Exhibit, folder: Path | OutputFolder, stem: str) -> list[Path]:
     """Write `<stem>.png` (all panels on one sheet) and `<stem>.json` (tables and notes), each where there is something
-    to write. Raises `OutputError` where that fails."""
+    to write. Raises `OutputError` where that fails, or one is there that is not as an earlier run left it."""
     import cv2
 
-    written = []
+    files: list[tuple[str, list[bytes]]] = []
     picture = exhibit.picture()
     if picture is not None:
         encoded = cv2.imencode(".png", picture[:, :, ::-1])[1]
-        written.append(write_atomically(folder / f"{stem}.png", [encoded.tobytes()]))
+        files.append((fitting(stem, ".png"), [encoded.tobytes()]))
     if exhibit.tables or exhibit.notes:
         values = {
             "title": exhibit.title,
@@ -73,5 +74,5 @@ def save_exhibit(exhibit: Exhibit, folder: Path, stem: str) -> list[Path]:
             "notes": list(exhibit.notes),
         }
         text = json.dumps(values, indent=1, ensure_ascii=False)
-        written.append(write_atomically(folder / f"{stem}.json", [text.encode()]))
-    return written
+        files.append((fitting(stem, ".json"), [text.encode("utf-8", "backslashreplace")]))
+    return (folder if isinstance(folder, OutputFolder) else OutputFolder(folder)).write(files)

@@ -16,6 +16,7 @@ from text2seg.coco.lookup import PictureFinder
 from text2seg.errors import DatasetError, ImageError
 from text2seg.evaluation.datasets import align
 from text2seg.evaluation.pairs import Pair, pairs_of
+from text2seg.files import resolved
 from text2seg.images import load_image
 from text2seg.records import Image
 
@@ -43,7 +44,7 @@ class Labelled:
         pairs = list(pairs_of(aligned))
         scenes = list(dict.fromkeys(pair.scene.image_id for pair in pairs))[:limit]
         return cls(
-            name=file.resolve().parent.name,
+            name=resolved(file).parent.name,
             file=file,
             categories=aligned.categories,
             pairs=tuple(pair for pair in pairs if pair.scene.image_id in scenes),

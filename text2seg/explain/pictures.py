@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import overload
 
 from text2seg.errors import ImageError
+from text2seg.files import exists, is_dir
 from text2seg.images import load_image
 from text2seg.labelling.listing import list_images
 from text2seg.records import Image
@@ -37,8 +38,8 @@ class PictureFiles(Sequence[Image]):
 
 
 def _files(place: Path) -> list[Path]:
-    if not place.is_dir():
-        if not place.exists():
+    if not is_dir(place, ImageError):
+        if not exists(place, ImageError):
             raise ImageError(f"there is no file or folder {place}")
         return [place]
     return [place / file for file in list_images(place).files]

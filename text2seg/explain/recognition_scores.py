@@ -26,6 +26,7 @@ from text2seg.explain.labelled import Labelled, labelled_sets
 from text2seg.explain.multilabel import labels_of, recognise
 from text2seg.explain.semantic import label_map, label_texts
 from text2seg.explain.watch import Watch
+from text2seg.files import check_writable, exists
 from text2seg.images import load_image
 from text2seg.pipeline import Text2Seg
 from text2seg.render.bars import Bar, bars
@@ -183,5 +184,6 @@ def _file(folder: Path, ground: Ground, rule: str) -> Path:
 def _check_folder(folder: Path | None, grounds: Sequence[Ground]) -> None:
     """Find out now, not after the last picture."""
     for path in [_file(folder, ground, rule) for ground in grounds for rule in RULES] if folder else ():
-        if path.exists():
+        if exists(path, OutputError):
             raise OutputError(f"{path} is there already; choose another folder for the predictions")
+        check_writable(path, flag="--predictions")

@@ -19,6 +19,8 @@ from text2seg.explain.opinion import Opinion, framed, opine, words_panel
 from text2seg.explain.saliency.methods import saliency
 from text2seg.explain.saliency.targets import text_target
 from text2seg.explain.watch import Watch
+from text2seg.files import check_folder, entries, is_left_over, make_folder
+from text2seg.outputs import RECORD, OutputFolder
 from text2seg.pipeline import Text2Seg
 from text2seg.records import Image, Segmentation
 from text2seg.render import overlay
@@ -81,9 +83,9 @@ def run(models: Text2Seg, images: Sequence[Image], settings: RunAllSettings, wat
     """
     framed(models.clip, settings.prompt)  # for its checks, before any picture
     total, tally, shown = len(images), _Tally(), list[Panel]()
-    if settings.folder is not None:
-        _make_ready(settings.folder)
-        save_exhibit(tally.exhibit(total), settings.folder, WORDS_FILE)
+    results = _ready(settings.folder) if settings.folder is not None else None
+    if results is not None:
+        save_exhibit(tally.exhibit(total), results, WORDS_FILE)
     for number in range(total):
         if watch.stopped:
             break
@@ -98,10 +100,10 @@ def run(models: Text2Seg, images: Sequence[Image], settings: RunAllSettings, wat
             tally.failures.append(f"Picture {number + 1}: {error}")
             continue
         tally.add(opinion)
-        if settings.folder is not None:
+        if results is not None:
             name = f"{number + 1:04d}_{Path(image.file_name).stem[:LONGEST_NAME]}".rstrip("_")
-            save_exhibit(mosaic, settings.folder, name)
-            save_exhibit(tally.exhibit(total), settings.folder, WORDS_FILE)
+            save_exhibit(mosaic, results, name)
+            save_exhibit(tally.exhibit(total), results, WORDS_FILE)
         picture = replace(mosaic, title="").picture()
         if picture is not None and len(shown) < MOST_SHOWN:
             shown.append(Panel(mosaic.title, picture))
@@ -178,12 +180,12 @@ def _knows(models: Text2Seg, word: str) -> bool:
     return True
 
 
-def _make_ready(folder: Path) -> None:
-    """Make the folder, and refuse one with files of others in it before any work is done."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        foreign = any(folder.iterdir()) and not (folder / f"{WORDS_FILE}.json").is_file()
-    except OSError as error:
-        raise OutputError(f"cannot write to the folder {folder}: {error.strerror}; choose another") from error
-    if foreign:
+def _ready(folder: Path) -> OutputFolder:
+    """The folder, made; one with files of others in it is refused before any work is done."""
+    check_folder(folder)
+    make_folder(folder)
+    ours = {f"{WORDS_FILE}.json", RECORD}
+    there = [each for each in entries(folder, OutputError) if not is_left_over(each)]
+    if there and not any(each.name in ours for each in there):
         raise OutputError(f"{folder} has files in it that run-all did not write; choose a new or empty folder")
+    return OutputFolder(folder)

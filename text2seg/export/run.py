@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import secrets
-import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +22,21 @@ from text2seg.export.check import TOLERANCES, Agreement, Compared, agreement, er
 from text2seg.export.draw import OPSET, check_packages, convert, describe, draw
 from text2seg.export.scenes import Call, Scene, record
 from text2seg.export.towers import towers
-from text2seg.graphs.manifest import FILE, GRAPHS, GraphName, GraphPrecision, GraphSpec, Manifest
+from text2seg.files import (
+    check_folder,
+    copy_file,
+    discard,
+    entries,
+    exists,
+    is_dir,
+    is_file,
+    is_left_over,
+    make_folder,
+    reason,
+    resolved,
+    sha256_of,
+)
+from text2seg.graphs.manifest import FILE, GRAPHS, GraphName, GraphPrecision, GraphSpec, Manifest, read_manifest
 from text2seg.graphs.networks import Graph
 from text2seg.masks.build import shape_of
 from text2seg.pipeline import Text2Seg
@@ -79,10 +94,10 @@ def export(plan: Plan, scenes: Sequence[Scene]) -> Iterator[Step]:
     input_hw = models.clip.input_hw(plan.input_size or models.input_size)
     networks = towers(models, input_hw, plan.architecture)
     calls, results = record(models, scenes)
-    work = plan.output.absolute().with_name(f".text2seg-{secrets.token_hex(8)}.tmp")
+    work = resolved(plan.output).with_name(f".text2seg-{secrets.token_hex(8)}.tmp")
     try:
         folder = work / "fp32"
-        _make(folder)
+        make_folder(folder)
         for tower in networks:
             _log.info("drawing %s", tower.name)
             draw(tower, folder / f"{tower.name}.onnx")
@@ -92,9 +107,12 @@ def export(plan: Plan, scenes: Sequence[Scene]) -> Iterator[Step]:
             precisions |= dict.fromkeys(_converted(plan, models), plan.precision)
             folder = _convert(folder, work / plan.precision, precisions)
             yield _measure(plan, models, folder, precisions, input_hw, calls, results, scenes)
+        _check_output(plan.output)  # once more: somebody may have put something there meanwhile
         _put(folder, plan.output)
+    except OSError as error:
+        raise OutputError(f"{plan.output} cannot be written: {reason(error)}") from error
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        discard(work)
 
 
 def _load(plan: Plan, settings: Settings, graphs: Path | None = None) -> Text2Seg:
@@ -118,11 +136,11 @@ def _converted(plan: Plan, models: Text2Seg) -> tuple[GraphName, ...]:
 
 
 def _convert(source: Path, target: Path, precisions: dict[GraphName, GraphPrecision]) -> Path:
-    _make(target)
+    make_folder(target)
     for name, precision in precisions.items():
         if precision == "fp32":
             for file in source.glob(f"{name}.onnx*"):
-                shutil.copy2(file, target)
+                copy_file(file, target / file.name)
         else:
             _log.info("converting %s to %s", name, precision)
             convert(source / f"{name}.onnx", target / f"{name}.onnx", precision)
@@ -190,23 +208,39 @@ def _manifest(
 
 
 def _check_output(output: Path) -> None:
-    if output.exists() and not (output / FILE).is_file() and (not output.is_dir() or any(output.iterdir())):
+    """An older export may go, as long as nothing in its folder was changed or added; all else stays."""
+    check_folder(output)
+    if not is_dir(output, OutputError):
+        return
+    inside = [each for each in entries(output, OutputError) if not is_left_over(each)]
+    if not inside:
+        return
+    if not is_file(output / FILE, OutputError):
         raise OutputError(f"{output} is there already and is no folder of graphs; choose another name")
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise OutputError(f"{folder.parent.parent} cannot be written: {error.strerror}") from error
+    ours: dict[str, str] = {}
+    with suppress(CheckpointError):  # of an older version, or damaged: then nothing in the folder is known
+        manifest = read_manifest(output)
+        ours = {FILE: hashlib.sha256(manifest.text()).hexdigest(), **manifest.files}
+    others = [each.name for each in inside if not is_file(each) or sha256_of(each, OutputError) != ours.get(each.name)]
+    if others:
+        raise OutputError(
+            f"{output} holds {', '.join(others[:3])}, which text2seg did not write or somebody changed since; move the "
+            "folder away, or choose another name"
+        )
 
 
 def _put(folder: Path, output: Path) -> None:
-    """Move the finished folder to its place; an older export goes only once the new one is whole."""
+    """Move the finished folder to its place; an older export goes only once the new one is there."""
+    target = resolved(output)
+    old = target.with_name(f"{folder.parent.name}.old")
+    had = exists(target, OutputError)
+    if had:
+        target.rename(old)
     try:
-        old = folder.with_name("old")
-        if output.exists():
-            output.rename(old)
-        folder.rename(output)
-    except OSError as error:
-        raise OutputError(f"{output} cannot be written: {error.strerror}") from error
+        folder.rename(target)
+    except BaseException:
+        if had:
+            old.rename(target)
+        raise
+    if had:
+        discard(old)

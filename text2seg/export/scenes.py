@@ -15,6 +15,7 @@ from torch import Tensor
 from text2seg import checkpoints
 from text2seg.config import Settings
 from text2seg.errors import SettingsError
+from text2seg.files import is_file
 from text2seg.graphs.manifest import GraphName
 from text2seg.images import load_image
 from text2seg.pipeline import Text2Seg
@@ -50,7 +51,7 @@ def bundled_scenes(count: int) -> list[Scene]:
         SettingsError: they are not part of this installation.
     """
     path = SCENES / "dataset.json"
-    if not path.is_file():
+    if not is_file(path, SettingsError):
         raise SettingsError("the bundled scenes are not installed; give --pictures FOLDER and --queries to check with")
     dataset = json.loads(path.read_text(encoding="utf-8"))
     names = {category["id"]: category["name"] for category in dataset["categories"]}

@@ -7,12 +7,20 @@ model_config.proto). Written after it; the repository has not been served by a T
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from text2seg.errors import OutputError, SettingsError
-from text2seg.files import write_atomically
+from text2seg.errors import CheckpointError, OutputError, SettingsError
+from text2seg.files import (
+    check_folder,
+    copy_file,
+    entries,
+    exists,
+    folder_aside,
+    make_folder,
+    read_file,
+    write_atomically,
+)
 from text2seg.graphs.manifest import GraphSpec, Manifest, TensorSpec, read_manifest
 
 CONFIG, MODEL = "config.pbtxt", "model.onnx"
@@ -42,23 +50,23 @@ def write_repository(graphs: Path, output: Path, *, version: int = 1, max_batch:
     configs = {graph.name: config_of(graph, manifest, max_batch) for graph in manifest.graphs}
     for name, config in configs.items():
         _check(output / name, config, version)
-    try:
+    check_folder(output)
+    with folder_aside(output) as work:
         for graph in manifest.graphs:
-            folder = output / graph.name / str(version)
-            folder.mkdir(parents=True)
-            for file in graphs.glob(f"{graph.file}*"):  # large weights lie beside the graph, which names their file
-                shutil.copy2(file, folder / (MODEL if file.name == graph.file else file.name))
-            write_atomically(output / graph.name / CONFIG, [configs[graph.name].encode()])
-    except OSError as error:
-        raise OutputError(f"{output} cannot be written: {error.strerror}") from error
+            folder = work / graph.name / str(version)
+            make_folder(folder)
+            for file in entries(graphs, CheckpointError):
+                if file.name.startswith(graph.file):  # large weights lie beside the graph, which names their file
+                    copy_file(file, folder / (MODEL if file.name == graph.file else file.name))
+            write_atomically(work / graph.name / CONFIG, [configs[graph.name].encode()])
     return [output / name for name in configs]
 
 
 def _check(folder: Path, config: str, version: int) -> None:
-    if (folder / str(version)).exists():
+    if exists(folder / str(version), OutputError):
         raise OutputError(f"{folder} has a version {version} already; say --version {version + 1}, or another --output")
     earlier = folder / CONFIG
-    if earlier.is_file() and earlier.read_text(encoding="utf-8") != config:
+    if exists(earlier, OutputError) and read_file(earlier, OutputError) != config.encode():
         raise OutputError(
             f"{earlier} is of a model with other inputs, precision or weights, which versions of one model share; "
             "choose another --output"

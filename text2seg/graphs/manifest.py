@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 from text2seg.errors import CheckpointError
-from text2seg.files import write_atomically
+from text2seg.files import is_dir, is_file, read_file, write_atomically
 
 FILE = "graphs.json"
 FORMAT = 1  # counts up when graphs mean something else, so that old ones are refused
@@ -65,8 +65,11 @@ class Manifest:
 
     def write(self, folder: Path) -> Path:
         """Write it into the folder of its graphs."""
-        text = json.dumps(dataclasses.asdict(self), indent=2)
-        return write_atomically(folder / FILE, [text.encode() + b"\n"])
+        return write_atomically(folder / FILE, [self.text()])
+
+    def text(self) -> bytes:
+        """As it stands in the file."""
+        return json.dumps(dataclasses.asdict(self), indent=2).encode() + b"\n"
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -76,16 +79,16 @@ def read_manifest(folder: Path) -> Manifest:
         CheckpointError: there is no such folder, it has no graphs, or they are of another version of text2seg.
     """
     path = folder / FILE
-    if not path.is_file():
-        fault = f"has no {FILE}" if folder.is_dir() else "is not a folder"
+    if not is_file(path, CheckpointError):
+        fault = f"has no {FILE}" if is_dir(folder, CheckpointError) else "is not a folder"
         raise CheckpointError(f"{folder} {fault}; make one with: text2seg export onnx --output {folder}")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_file(path, CheckpointError))
         found = content["format"]
         if found != FORMAT:
             raise CheckpointError(f"{path} is of format {found}, this text2seg reads {FORMAT}; export the graphs again")
         manifest = _manifest(content)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); export the graphs again") from error
     missing = [name for name in GRAPHS if name not in {graph.name for graph in manifest.graphs}]
     if missing:

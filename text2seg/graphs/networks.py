@@ -12,6 +12,7 @@ from torch import Tensor
 
 from text2seg.checkpoints import sha256_of
 from text2seg.errors import CheckpointError, SettingsError
+from text2seg.files import is_file
 from text2seg.graphs.manifest import GRAPHS, GraphName, Manifest, read_manifest
 from text2seg.runtime import choose_device
 
@@ -79,7 +80,7 @@ class Networks:
                 )
         for file, wanted in manifest.files.items():
             path = folder / file
-            if not path.is_file():
+            if not is_file(path, CheckpointError):
                 raise CheckpointError(f"{path} is missing; export the graphs again")
             if sha256_of(path) != wanted:
                 raise CheckpointError(f"{path} is not the file that was exported; export the graphs again")

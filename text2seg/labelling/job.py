@@ -15,9 +15,10 @@ from text2seg.coco.dataset import read_dataset
 from text2seg.coco.lookup import relative_folder
 from text2seg.coco.reader import check_references, kept_categories
 from text2seg.errors import ImageError
+from text2seg.files import resolved
 from text2seg.label_config import LabelSettings
 from text2seg.labelling.engine import Delivery, Engine, LocalEngine, Work, described
-from text2seg.labelling.journal import Journal
+from text2seg.labelling.journal import Journal, lock_file
 from text2seg.labelling.ledger import Ledger
 from text2seg.labelling.listing import Listing, list_images
 from text2seg.labelling.output import CategorySummary, check_output, journal_path, write_output
@@ -117,7 +118,15 @@ def label_folder(
             "ontology": ontology.to_dict(),
             **_sifting(settings),
         }
-        failures, summaries = write_output(settings.output, journal, ledger, ontology, image_id=image_id, info=info)
+        failures, summaries = write_output(
+            settings.output,
+            journal,
+            ledger,
+            ontology,
+            image_id=image_id,
+            info=info,
+            overwrite=settings.overwrite,
+        )
         return replace(LabelReport.of(settings.output, ledger), failures=failures, categories=summaries)
 
 
@@ -130,7 +139,7 @@ def listing_of(folder: Place, settings: LabelSettings) -> Listing:
         globs=settings.glob,
         limit=settings.limit,
         shard=settings.shard,
-        skip=(settings.output, journal, journal.with_name(journal.name + ".lock")),
+        skip=(settings.output, journal, lock_file(journal)),
     )
 
 
@@ -174,7 +183,7 @@ def fingerprint(models: Text2Seg, folder: Place, ontology: Ontology, settings: L
     """All that changes results. Which files there are does not belong to it, so that a folder or `--limit` may grow."""
     return {
         "version": __version__,
-        "folder": str(folder if isinstance(folder, Url) else folder.resolve()),
+        "folder": str(folder if isinstance(folder, Url) else resolved(folder)),
         "shard": settings.shard,
         "batch": settings.batch,
         "segmentation": settings.segmentation,

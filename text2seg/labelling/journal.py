@@ -14,11 +14,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from text2seg.errors import OutputError
+from text2seg.files import exists, fitting, is_file, make_folder, open_file, reason, take_lock, write_atomically
 
 Json = dict[str, Any]
+
+WRITING, WRITTEN = "writing", "written"  # of the output: these bytes are about to take its place, or have taken it
 
 FORMAT = 1
 KEY = "text2seg_journal"
@@ -35,7 +38,7 @@ class Journal:
         """Use `Journal.open`."""
         self.path = path
         self._lock = lock
-        self._file = path.open("r+b")
+        self._file = path.open("r+b", buffering=0)  # so that nothing is left to be written when it is closed
 
     @classmethod
     def open(cls, path: Path, fingerprint: Mapping[str, Any], *, restart: bool = False) -> Journal:
@@ -50,20 +53,23 @@ class Journal:
                 message says what differs), or it cannot be written.
         """
         lock = _locked(path)
+        journal = None
         try:
             if _begins_anew(path, restart=restart):
                 _write_header(path, fingerprint)
             else:
                 _check_header(path, fingerprint)
             journal = cls(path, lock)
-        except OSError as error:
-            lock.release()
-            raise OutputError(f"{path} cannot be used: {error.strerror}; choose another --output") from error
-        except BaseException:
-            lock.release()
+            journal._cut_torn_line()
+            return journal
+        except BaseException as error:
+            if journal is None:
+                lock.release()
+            else:
+                journal.close()
+            if isinstance(error, OSError):
+                raise OutputError(f"{path} cannot be used: {reason(error)}; choose another --output") from error
             raise
-        journal._cut_torn_line()
-        return journal
 
     def __enter__(self) -> Journal:
         return self
@@ -72,8 +78,13 @@ class Journal:
         self.close()
 
     def close(self) -> None:
-        self._file.close()
-        self._lock.release()
+        """Give the file and its lock back. Never raises: all that was appended is on disk by then."""
+        try:
+            self._file.close()
+        except OSError as error:
+            _log.info("%s: %s", self.path, error)
+        finally:
+            self._lock.release()
 
     def append(self, records: Iterable[Mapping[str, Any]]) -> list[int]:
         """Add records and see them onto the disk; gives the offset of each for `read_all`.
@@ -81,28 +92,42 @@ class Journal:
         Raises:
             OutputError: the disk is full or fails. What was there before is still whole.
         """
-        offsets, lines = [], []
+        lines = [_line(record) for record in records]
+        offsets = []
+        before = None
         try:
-            end = self._file.seek(0, os.SEEK_END)
-            for record in records:
-                lines.append(_line(record))
+            before = end = self._file.seek(0, os.SEEK_END)
+            for line in lines:
                 offsets.append(end)
-                end += len(lines[-1])
-            self._file.write(b"".join(lines))
-            self._file.flush()
+                end += len(line)
+            rest = memoryview(b"".join(lines))
+            while rest:
+                rest = rest[self._file.write(rest) :]
             os.fsync(self._file.fileno())
         except OSError as error:
+            if before is not None:
+                self._cut(before)
             raise OutputError(
-                f"{self.path} cannot be written: {error.strerror}; mend that, and the same command goes on"
+                f"{self.path} cannot be written: {reason(error)}; mend that, and the same command goes on"
             ) from error
         return offsets
 
+    def _cut(self, size: int) -> None:
+        """Take back half a line. Where even that fails, the next run takes it for the torn line that it is."""
+        try:
+            self._file.truncate(size)
+        except OSError as error:
+            _log.info("%s: %s", self.path, error)
+
     def read_all(self, offsets: Iterable[int]) -> Iterator[Json]:
         """The records at these offsets, one at a time. Raises `OutputError` where one is damaged."""
-        with self.path.open("rb", buffering=1 << 16) as file:
+        with open_file(self.path, OutputError) as file:
             for offset in offsets:
-                file.seek(offset)
-                record = _parse(file.readline())
+                try:
+                    file.seek(offset)
+                    record = _parse(file.readline())
+                except OSError as error:
+                    raise OutputError(f"{self.path} cannot be read: {reason(error)}") from error
                 if record is None:
                     raise OutputError(
                         f"{self.path} is damaged at byte {offset}; the same command once more does that image again"
@@ -129,38 +154,35 @@ class Journal:
             self._file.truncate(end)
 
 
-def _lock_file(path: Path) -> Path:
-    return path.with_name(path.name + ".lock")
+def lock_file(path: Path) -> Path:
+    """Of the journal at `path`."""
+    return path.with_name(fitting(path.name, ".lock"))
 
 
 def _locked(path: Path) -> FileLock:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(_lock_file(path))
-        lock.acquire(timeout=0)
-    except Timeout:
+    make_folder(path.parent)
+    lock = FileLock(lock_file(path))
+    if not take_lock(lock, 0, way_out="; choose another --output"):
         raise OutputError(
             f"another process is writing {path}; wait for it, or choose another --output (a job is shared between "
             "processes with --shard and an output for each)"
-        ) from None
-    except OSError as error:
-        raise OutputError(f"cannot write in {path.parent}: {error.strerror}; choose another --output") from error
+        )
     return lock
 
 
 def check_unlocked(path: Path) -> None:
     """Raise `OutputError` where another process writes this journal, before models are loaded in vain."""
-    if _lock_file(path).exists():
+    if exists(lock_file(path), OutputError):
         _locked(path).release()
 
 
 def _begins_anew(path: Path, *, restart: bool) -> bool:
     """Whether there is nothing worth keeping at `path`. Never true of a file that is not ours."""
-    if not path.exists():
+    if not exists(path, OutputError):
         return True
-    if not path.is_file():
+    if not is_file(path, OutputError):
         raise OutputError(f"{path} is not a file; choose another --output")
-    with path.open("rb") as file:
+    with open_file(path, OutputError) as file:
         first = file.readline()
     begin = b'{"%s":' % KEY.encode()
     if not first.startswith(begin[: len(first)]):
@@ -169,10 +191,11 @@ def _begins_anew(path: Path, *, restart: bool) -> bool:
 
 
 def _write_header(path: Path, fingerprint: Mapping[str, Any]) -> None:
-    with path.open("wb") as file:
-        file.write(_line({KEY: FORMAT, "fingerprint": fingerprint}))
-        file.flush()
-        os.fsync(file.fileno())
+    """Begin a journal. What an earlier one says of the output is kept: it is still ours to write over."""
+    lines = [_line({KEY: FORMAT, "fingerprint": fingerprint})]
+    for number, digest in enumerate(output_hashes(path)):
+        lines.append(_line({"output": WRITING if number else WRITTEN, "sha256": digest}))
+    write_atomically(path, lines)
     if os.name == "posix":  # the name of a new file is on disk only once its folder is
         folder = os.open(path.parent, os.O_RDONLY)
         try:
@@ -182,7 +205,7 @@ def _write_header(path: Path, fingerprint: Mapping[str, Any]) -> None:
 
 
 def _check_header(path: Path, fingerprint: Mapping[str, Any]) -> None:
-    with path.open("rb") as file:
+    with open_file(path, OutputError) as file:
         header = _parse(file.readline())
     if header is None or header.get(KEY) != FORMAT:
         raise OutputError(
@@ -241,21 +264,32 @@ def _parse(line: bytes) -> Json | None:
 
 
 def read_records(path: Path) -> Iterator[tuple[int, Json]]:
-    """Every record with its offset, in the order of writing; damaged lines are reported and passed over."""
-    with path.open("rb") as file:
-        offset = len(file.readline())
-        for number, line in enumerate(file, start=2):
-            record = _parse(line)
-            if record is not None:
-                yield offset, record
-            elif line.endswith(b"\n"):  # the torn end of a killed process is no damage
-                _log.warning("%s: line %d is damaged; what it held is done again", path, number)
-            offset += len(line)
+    """Every record with its offset, in the order of writing; damaged lines are reported and passed over. Raises
+    `OutputError` where the file cannot be read."""
+    with open_file(path, OutputError) as file:
+        try:
+            offset = len(file.readline())
+            for number, line in enumerate(file, start=2):
+                record = _parse(line)
+                if record is not None:
+                    yield offset, record
+                elif line.endswith(b"\n"):  # the torn end of a killed process is no damage
+                    _log.warning("%s: line %d is damaged; what it held is done again", path, number)
+                offset += len(line)
+        except OSError as error:
+            raise OutputError(f"{path} cannot be read: {reason(error)}") from error
 
 
-def last_record(path: Path) -> Json | None:
-    """The last line of a journal, if it is short and whole; None where the process that wrote it was cut short."""
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - (1 << 12)))
-        return _parse(file.read().rstrip(b"\n").rpartition(b"\n")[2] + b"\n")
+def output_hashes(path: Path) -> list[str]:
+    """The sha256 that the output may have if nobody but this job wrote it: of what was written last and, where a run
+    was cut short after that, of what was about to be. Empty where there is no journal."""
+    found: list[str] = []
+    if not is_file(path, OutputError):
+        return found
+    with open_file(path, OutputError) as file:
+        for line in file:
+            record = _parse(line) if line.startswith(b'{"output":') else None
+            digest = record.get("sha256") if record else None
+            if record and isinstance(digest, str):
+                found = [digest] if record["output"] == WRITTEN else [*found, digest]
+    return found

@@ -13,6 +13,8 @@ from pathlib import Path
 from PIL import Image as PillowImage
 
 from text2seg.errors import ImageError, SettingsError
+from text2seg.files import exists, is_dir, resolved
+from text2seg.files import status as stat_of
 from text2seg.labelling.record import stamp_of
 from text2seg.storage import Place, Stamp, Url, list_files
 
@@ -119,17 +121,17 @@ def picture_suffixes() -> frozenset[str]:
 
 
 def _names_here(folder: Path, wanted: Callable[[str], bool], skip: Iterable[Place], *, recursive: bool) -> list[str]:
-    if not folder.exists():
+    if not exists(folder, ImageError):
         raise ImageError(f"{folder}: there is no such folder")
-    if not folder.is_dir():
+    if not is_dir(folder, ImageError):
         raise ImageError(f"{folder} is not a folder; to look at single pictures use text2seg segment")
-    own = {path.name: path.resolve() for path in skip if isinstance(path, Path)}
+    own = {path.name: resolved(path) for path in skip if isinstance(path, Path)}
     names = [name for name in _walk(folder, recursive=recursive) if wanted(name)]
     return [name for name in names if not _is_own(folder / name, own)]
 
 
 def _is_own(path: Path, own: Mapping[str, Path]) -> bool:
-    return path.name in own and path.resolve() == own[path.name]
+    return path.name in own and resolved(path) == own[path.name]
 
 
 def _by_suffix() -> Callable[[str], bool]:
@@ -156,7 +158,10 @@ def _walk(folder: Path, *, recursive: bool) -> Iterator[str]:
 
     seen: set[tuple[int, int]] = set()
     for where, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        status = os.stat(where)
+        status = stat_of(where, ImageError)
+        if status is None:  # gone meanwhile
+            folders.clear()
+            continue
         if (status.st_dev, status.st_ino) in seen:  # a link back up, or a second way here
             folders.clear()
             continue

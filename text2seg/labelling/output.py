@@ -15,18 +15,17 @@ from typing import Any
 import platformdirs
 
 from text2seg import storage
-from text2seg.checkpoints import sha256_of
 from text2seg.coco.entries import dataset_info
 from text2seg.coco.stream import write_stream
 from text2seg.errors import OutputError
-from text2seg.labelling.journal import Journal, last_record
+from text2seg.files import check_writable, discard, expanded, fitting, is_file, sha256_of
+from text2seg.labelling.journal import WRITING, WRITTEN, Journal, output_hashes
 from text2seg.labelling.ledger import Ledger
 from text2seg.labelling.record import Json
 from text2seg.ontology import Ontology
 from text2seg.records import Failure
 from text2seg.storage import Place, Url
 
-WRITING, WRITTEN = "writing", "written"  # what the journal says of the output: about to be, or the hash of what was
 STATE_VARIABLE = "TEXT2SEG_STATE"
 
 _log = logging.getLogger(__name__)
@@ -52,43 +51,51 @@ def local_file(output: Place) -> Path:
     if isinstance(output, Path):
         return output
     chosen = os.environ.get(STATE_VARIABLE)
-    state = (
-        Path(chosen).expanduser().absolute() if chosen else platformdirs.user_state_path("text2seg", appauthor=False)
-    )
+    state = expanded(chosen, OutputError) if chosen else platformdirs.user_state_path("text2seg", appauthor=False)
     key = hashlib.sha256(str(output).encode("utf-8", "surrogateescape")).hexdigest()[:16]
-    return state / "jobs" / f"{key}-{output.name[-80:]}"
+    return state / "jobs" / fitting(f"{key}-{output.name[-80:]}", "")
 
 
 def journal_path(output: Place) -> Path:
     """Beside the output or, where it is at a URL, beside its `local_file`."""
     file = local_file(output)
-    return file.with_name(file.name + ".journal")
+    return file.with_name(fitting(file.name, ".journal"))
 
 
 def check_output(output: Place, *, overwrite: bool = False) -> None:
     """Find out now, not after the last picture, whether the output may be written.
 
+    A file that is there may be replaced only where it is, byte for byte, what this job wrote: the journal has its hash,
+    however the last run ended.
+
     Raises:
         OutputError: it is there and this job did not write it, or somebody changed it since; it is no file, or its
             folder cannot be written to.
     """
-    file = local_file(output)
-    if file.exists() and not file.is_file():
-        raise OutputError(f"cannot write {file}: it is not a file; choose another --output")
-    folder = next(each for each in (file.parent, *file.parent.parents) if each.exists())
-    if not folder.is_dir():
-        raise OutputError(f"cannot write {file}: {folder} is not a folder; choose another --output")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise OutputError(f"cannot write {file}: no permission to write in {folder}; choose another --output")
-    if overwrite or not (storage.exists(output) if isinstance(output, Url) else output.exists()):
+    file, journal = local_file(output), journal_path(output)
+    at_url = isinstance(output, Url)
+    for path in (file, journal):
+        flag = f"folder with {STATE_VARIABLE}" if at_url else "--output"
+        check_writable(path, overwrite=True, flag=flag)
+    if overwrite:
+        return
+    here = is_file(file, OutputError)
+    places: list[Place] = [file] * here
+    if isinstance(output, Url) and storage.exists(output):
+        places.append(output)
+    if not places:
         return
     ways_out = "--overwrite writes over it, or choose another --output"
-    journal = journal_path(output)
-    if not journal.is_file():
-        raise OutputError(f"{output} is there already, and no journal says that this job made it; {ways_out}")
-    last = last_record(journal) or {}
-    if last.get("output") == WRITTEN and last["sha256"] != _sha256(output):
-        raise OutputError(f"{output} was changed since this job wrote it; {ways_out}")
+    if not is_file(journal, OutputError):
+        raise OutputError(f"{places[-1]} is there already, and no journal says that this job made it; {ways_out}")
+    written = output_hashes(journal)
+    for place in places:
+        if not written:
+            raise OutputError(
+                f"{place} is there already, and the journal does not say that this job made it; {ways_out}"
+            )
+        if _sha256(place) not in written:
+            raise OutputError(f"{place} was changed since this job wrote it; {ways_out}")
 
 
 def write_output(
@@ -99,6 +106,7 @@ def write_output(
     *,
     image_id: Callable[[int], int],
     info: Mapping[str, Any],
+    overwrite: bool = False,
 ) -> tuple[tuple[Failure, ...], tuple[CategorySummary, ...]]:
     """Stream the COCO file out of the journal, in the order of the listing; only failures are held in memory. One at a
     URL is made here and put there in one piece.
@@ -106,23 +114,32 @@ def write_output(
     Args:
         image_id: from a file's place in the listing to its id.
         info: what the file's own info says beside its failures.
+        overwrite: replace a file that this job did not write.
 
     Raises:
-        OutputError: it cannot be written, or the journal is damaged.
+        OutputError: it cannot be written, somebody changed it while the job ran, or the journal is damaged. All that
+            was done is in the journal.
     """
     failures = tuple(_failures(journal, ledger))
     entries = [{"file_name": each.file_name, "stage": each.stage, "message": each.message} for each in failures]
     tally = _Tally(ontology)
-    journal.append([{"output": WRITING}])
     file = local_file(output)
+    digest = ""
+
+    def announce(temporary: Path) -> None:
+        nonlocal digest
+        check_output(output, overwrite=overwrite)  # once more: a person may have worked on it while the job ran
+        digest = _sha256(temporary)
+        journal.append([{"output": WRITING, "sha256": digest}])
+
     write_stream(
         file,
         info=dataset_info({**info, "failures": entries}),
         categories=ontology.coco_categories(),
         images=_images(journal, ledger, image_id),
         annotations=_annotations(journal, ledger, image_id, tally),
+        before=announce,
     )
-    digest = _sha256(file)
     if isinstance(output, Url):
         _put(file, output)
     journal.append([{"output": WRITTEN, "sha256": digest}])
@@ -136,7 +153,7 @@ def _put(file: Path, output: Url) -> None:
         raise OutputError(
             f"{error}. The finished file is {file}; the same command tries again to put it there"
         ) from error
-    file.unlink()
+    discard(file)
 
 
 def _failures(journal: Journal, ledger: Ledger) -> Iterator[Failure]:
@@ -202,4 +219,4 @@ class _Tally:
 def _sha256(path: Place) -> str:
     if isinstance(path, Url):
         return storage.sha256(path)
-    return sha256_of(path)
+    return sha256_of(path, OutputError)

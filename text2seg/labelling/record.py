@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from text2seg.coco import rle
 from text2seg.coco.entries import Encoding, annotations_of, plain_number
 from text2seg.errors import Text2SegError
+from text2seg.files import Faults
 from text2seg.records import Segmentation
 from text2seg.storage import Place, Stamp
 
@@ -41,7 +42,7 @@ def stamp_of(path: Path) -> Stamp:
     """Bytes and nanoseconds of the last change, by which a changed file is known; `MISSING` where there is no file."""
     try:
         status = os.stat(path)
-    except OSError:
+    except Faults:
         return MISSING
     return status.st_size, status.st_mtime_ns
 

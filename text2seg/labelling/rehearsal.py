@@ -9,7 +9,8 @@ from typing import BinaryIO
 
 from text2seg import checkpoints
 from text2seg.config import ModelSettings
-from text2seg.errors import ImageError
+from text2seg.errors import CheckpointError, ImageError, OutputError
+from text2seg.files import exists, is_file
 from text2seg.images import PIXEL_LIMIT, check_file, open_image
 from text2seg.label_config import LabelSettings
 from text2seg.labelling.job import listing_of, take_ids
@@ -53,7 +54,7 @@ def rehearse(folder: Place, ontology: Ontology, model: ModelSettings, settings: 
     ontology, _ = take_ids(ontology, listing, settings.categories_from)
     check_output(settings.output, overwrite=settings.overwrite)
     journal, done = journal_path(settings.output), 0
-    if journal.is_file() and not settings.restart:
+    if is_file(journal, OutputError) and not settings.restart:
         stamps = {record["file"]: stamp_in(record) for _, record in read_records(journal) if "file" in record}
         done = sum(stamps.get(file) == listing.stamp(index) for index, file in enumerate(listing.files))
     failures, pixels = [], 0
@@ -62,7 +63,7 @@ def rehearse(folder: Place, ontology: Ontology, model: ModelSettings, settings: 
             pixels += _pixels(listing.path(index))
         except ImageError as error:
             failures.append(Failure(file, "read", f"{file}: {error}"))
-    missing = tuple(each.name for each in found if not checkpoints.path_of(each).exists())
+    missing = tuple(each.name for each in found if not exists(checkpoints.path_of(each), CheckpointError))
     return Rehearsal(ontology, len(listing), done, pixels, tuple(failures), missing)
 
 

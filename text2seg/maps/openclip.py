@@ -18,6 +18,7 @@ from PIL.Image import Resampling
 from text2seg.checkpoints import sha256_of
 from text2seg.checkpoints.openclip import CONFIG, SYNTAX, parse_openclip
 from text2seg.errors import CheckpointError
+from text2seg.files import entries, is_file, read_file
 from text2seg.vocabulary import CLIP_MEAN, CLIP_STD
 
 log = logging.getLogger(__name__)
@@ -66,8 +67,8 @@ class Recipe:
     def identity(self) -> tuple[str, ...]:
         """All that text features depend on beside the weights."""
         found = json.dumps([self.text, self.config.get("quick_gelu", False)], sort_keys=True)
-        tokenizers = sorted(self.folder.glob("token*")) if self.folder else []
-        hashes = [sha256_of(path) for path in tokenizers if path.is_file()]
+        inside = entries(self.folder, CheckpointError) if self.folder else []
+        hashes = [sha256_of(path) for path in inside if path.match("token*") and is_file(path, CheckpointError)]
         return ("open_clip", hashlib.sha256(found.encode()).hexdigest(), *hashes)
 
 
@@ -185,11 +186,11 @@ def one_line(error: Exception) -> str:
 def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The model's configuration and how its pictures are made ready."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_file(path, CheckpointError))
         config = content.get("model_cfg", content)
         _ = config["embed_dim"], config["vision_cfg"].items(), config["text_cfg"].items()
         return config, dict(content.get("preprocess_cfg") or {})
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(
             f"cannot read {path} as open_clip's configuration of a model ({type(error).__name__}: {error})"
         ) from error

@@ -21,6 +21,9 @@ import numpy as np
 import platformdirs
 from numpy.typing import NDArray
 
+from text2seg.errors import OutputError
+from text2seg.files import expanded, make_folder
+
 ENVIRONMENT_VARIABLE = "TEXT2SEG_TEXT_CACHE"
 OFF = "off"
 MOST_TEXTS = 20_000  # 40 MB of 512 numbers each
@@ -57,12 +60,18 @@ class TextCache:
         chosen = os.environ.get(ENVIRONMENT_VARIABLE)
         if chosen == OFF:
             return None
-        folder = Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("text2seg", appauthor=False)
+        try:
+            folder = (
+                expanded(chosen, OutputError) if chosen else platformdirs.user_cache_path("text2seg", appauthor=False)
+            )
+        except OutputError as error:
+            _log.info("text features are not kept: %s", error)
+            return None
         return cls(folder / "texts.sqlite", encoder)
 
     def read(self, queries: Iterable[str], templates: Sequence[str]) -> dict[str, NDArray[np.float32]]:
         """The features float32 [C] of those queries that are there and whole."""
-        if not self.path.exists():
+        if not os.path.exists(self.path):  # never raises
             return {}
 
         def look(file: sqlite3.Connection) -> dict[str, NDArray[np.float32]]:
@@ -93,7 +102,7 @@ class TextCache:
     def _use(self, work: Callable[[sqlite3.Connection], T]) -> T | None:
         """What the work with the open file gives, nothing where something is wrong with the file."""
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path.parent)
             with closing(sqlite3.connect(self.path, timeout=WAIT_SECONDS)) as file:
                 file.execute(_TABLE)
                 return work(file)
@@ -102,7 +111,7 @@ class TextCache:
         except sqlite3.DatabaseError as error:
             _log.info("%s is damaged and begun anew: %s", self.path, error)
             self._remove()
-        except OSError as error:
+        except (OSError, ValueError, OutputError) as error:
             _log.info("text features are not kept: %s", error)
         return None
 

@@ -11,6 +11,7 @@ import torch
 
 from text2seg.checkpoints.load import load_sam_weights
 from text2seg.errors import CheckpointError
+from text2seg.files import is_file, read_file
 from text2seg.masks.any_sam import AnySam
 from text2seg.masks.sam import Sam
 from text2seg.runtime import PrecisionName
@@ -41,11 +42,11 @@ def open_sam(
 
 def _config_beside(path: Path) -> Mapping[str, Any] | None:
     config = path.with_name("config.json")
-    if not config.is_file():
+    if not is_file(config, CheckpointError):
         return None
     try:
-        content = json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        content = json.loads(read_file(config, CheckpointError))
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"cannot read {config}: {error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{config} is not the config.json of a model")

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from text2seg.errors import CheckpointError, SettingsError
+from text2seg.files import is_file
 from text2seg.masks.frame import StretchedFrame
 from text2seg.records import Image
 from text2seg.runtime import FULL, Precision, PrecisionName, autocast, choose_precision
@@ -66,7 +67,7 @@ class Sam3:
             SettingsError: `transformers` is missing, or the device cannot run in that precision.
         """
         for name in (CONFIG, WEIGHTS):
-            if not (folder / name).is_file():
+            if not is_file(folder / name, CheckpointError):
                 raise CheckpointError(
                     f"{folder} is no folder of SAM 3: it has no {name}. Ask for access to facebook/sam3 on the Hugging "
                     "Face hub, download it there and give the folder"

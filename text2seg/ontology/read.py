@@ -6,12 +6,12 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from text2seg.errors import OntologyError
+from text2seg.files import read_file
 from text2seg.ontology.categories import Category, Ontology, did_you_mean
 from text2seg.ontology.document import Faults, Reading, Way, compose, join, line_of
 from text2seg.ontology.schema import Entry, check_entry, wording
@@ -58,17 +58,10 @@ def read_ontology(path: str | os.PathLike[str] | Url) -> Ontology:
 
 def read_text(path: str | os.PathLike[str] | Url) -> str:
     """The text of the file, line ends and byte order mark as they are. Raises `OntologyError`."""
-    try:
-        if isinstance(path, Url):
-            content = read_bytes(path, OntologyError)
-        else:
-            with Path(path).open("rb") as file:
-                content = file.read(LIMIT + 1)
-    except FileNotFoundError:
-        raise OntologyError(f"{path}: there is no such file") from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise OntologyError(f"{str(path)!r} cannot be read: {reason}") from error
+    if isinstance(path, Url):
+        content = read_bytes(path, OntologyError)
+    else:
+        content = read_file(path, OntologyError, most=LIMIT + 1)
     if len(content) > LIMIT:
         raise OntologyError(f"{path} is over the limit of {LIMIT:,} bytes; is it an ontology?")
     try:

@@ -7,7 +7,6 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
@@ -59,7 +58,7 @@ def write_thresholds(path: str | os.PathLike[str], thresholds: Mapping[str, floa
             "its own, or put them in by hand: " + ", ".join(f"{name}: {value:g}" for name, value in thresholds.items())
         )
     kept = _MARK if text.startswith(_MARK) else ""
-    write_atomically(Path(path).resolve(), [(kept + body).encode("utf-8")])
+    write_atomically(path, [(kept + body).encode("utf-8")])
 
 
 def _edit(item: Item, value: float, text: str, *, is_json: bool) -> Edit:

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import platformdirs
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from tqdm import tqdm
 
-from text2seg.errors import CheckpointError, ImageError, OutputError, SettingsError
+from text2seg.errors import CheckpointError, ImageError, SettingsError, Text2SegError
+from text2seg.files import exists, make_folder, resolved, take_lock
 from text2seg.images import load_image
 from text2seg.pipeline import Text2Seg
 from text2seg.records import Failure, Image
@@ -82,7 +83,7 @@ def index_key(models: Text2Seg) -> dict[str, Any]:
 
 def index_path(folder: Place, key: dict[str, Any], where: Path | None = None) -> Path:
     """The file of a folder's index, in `where` or in the user's cache folder; another key has another file."""
-    whole = str(folder.resolve() if isinstance(folder, Path) else folder)
+    whole = str(resolved(folder) if isinstance(folder, Path) else folder)
     name = hashlib.sha256(json.dumps([whole, key], sort_keys=True).encode()).hexdigest()[:24]
     return (where or platformdirs.user_cache_path("text2seg", appauthor=False) / "search") / f"{name}.index"
 
@@ -126,20 +127,13 @@ def filled_index(
 @contextmanager
 def _held(path: Path, stopping: Callable[[], bool]) -> Iterator[bool]:
     """Whether this process alone may write the index: true, unless it was stopped while it waited."""
+    make_folder(path.parent, flag="--index")
+    lock, waited = FileLock(path.with_name(path.name + ".lock")), False
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock, waited = FileLock(path.with_name(path.name + ".lock")), False
-        while not stopping():
-            try:
-                lock.acquire(timeout=0.5)
-                break
-            except Timeout:
-                if not waited:
-                    _log.warning("another process is filling %s; waiting for it", path)
-                waited = True
-    except OSError as error:
-        raise OutputError(f"cannot write in {path.parent}: {error.strerror}; choose another --index") from error
-    try:
+        while not stopping() and not take_lock(lock, 0.5, way_out="; choose another --index"):
+            if not waited:
+                _log.warning("another process is filling %s; waiting for it", path)
+            waited = True
         yield lock.is_locked
     finally:
         lock.release()
@@ -173,9 +167,15 @@ def _fill(
             if unsaved >= max(UNSAVED_LEAST, len(index) // UNSAVED_SHARE):
                 index.save()
                 unsaved = 0
-    finally:
-        if unsaved:
-            index.save()
+    except BaseException:
+        try:
+            if unsaved:
+                index.save()
+        except Text2SegError as second:  # the first error is the one to be told
+            _log.warning("%s", second)
+        raise
+    if unsaved:
+        index.save()
     filled.stopped = looked_at < len(fresh)
     return filled
 
@@ -184,7 +184,7 @@ def _gone(index: VectorIndex, folder: Place, wanted: set[str]) -> list[str]:
     """Pictures whose files are no more. A shard or a pattern leaves others out that are; a store is not asked."""
     if not isinstance(folder, Path):
         return []
-    return [file for file in index.files() if file not in wanted and not (folder / file).exists()]
+    return [file for file in index.files() if file not in wanted and not exists(folder / file, ImageError)]
 
 
 def _decoded(

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from text2seg.errors import SettingsError
-from text2seg.files import write_atomically
+from text2seg.errors import OutputError, SettingsError
+from text2seg.files import exists, open_file, write_atomically
 from text2seg.search.vectors import VECTORS
 
 FORMAT = 1  # counts up when vectors are made in another way, so that old ones are not found any more
@@ -56,12 +56,12 @@ class VectorIndex:
 
         Raises:
             SettingsError: FAISS is not installed.
+            OutputError: it is no file, or may not be read.
         """
         index = cls(path, key)
         try:
-            index._read()
-        except FileNotFoundError:
-            pass
+            if exists(path, OutputError):
+                index._read()
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             _log.warning("%s is begun anew: %s", path, error)
             index = cls(path, key)
@@ -123,7 +123,7 @@ class VectorIndex:
         write_atomically(self.path, [json.dumps(about).encode() + b"\n", content])
 
     def _read(self) -> None:
-        with self.path.open("rb") as file:
+        with open_file(self.path, OutputError) as file:
             about, content = json.loads(file.readline()), file.read()
         if about[_KEY] != FORMAT or about["key"] != self._key:
             raise ValueError("it is of another version or checkpoint")

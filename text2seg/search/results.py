@@ -13,14 +13,16 @@ import numpy as np
 from PIL import Image as PillowImage
 
 from text2seg.errors import ImageError
-from text2seg.files import write_atomically
+from text2seg.files import fitting
 from text2seg.images import load_image
+from text2seg.outputs import OutputFolder
 from text2seg.records import Failure
 from text2seg.render.sheet import sheet
 from text2seg.search.rank import Hit
 from text2seg.storage import Place
 
 MOST_SHOWN = 60  # pictures on a sheet; the JSON has all
+SEARCH_FILE = "search.json"
 _DIGITS = 4
 
 _log = logging.getLogger(__name__)
@@ -42,12 +44,13 @@ def write_results(
         "failures": [{"file_name": each.file_name, "stage": each.stage, "message": each.message} for each in failures],
     }
     text = json.dumps(content, indent=1) + "\n"
-    written = [write_atomically(output / "search.json", [text.encode("ascii")])]
+    results = OutputFolder(output)
+    written = results.write([(SEARCH_FILE, [text.encode("ascii")])])
     for number, (query, hits) in enumerate(found.items(), start=1):
         name = re.sub(r"[^\w]+", "-", query).strip("-")[:60]
         picture = _sheet(folder, query, hits)
         if picture is not None:
-            written.append(write_atomically(output / f"{number:02}-{name}.png", [picture]))
+            written += results.write([(fitting(f"{number:02}-{name}", ".png"), [picture])])
     return written
 
 

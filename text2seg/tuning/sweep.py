@@ -234,5 +234,3 @@ def _wanted(truth: Dataset, ontology: Ontology) -> tuple[list[Entry], Mapping[in
             "names must be the same to the letter"
         )
     return entries, annotations
-
-

@@ -11,7 +11,7 @@ from text2seg.app.folder.jobs import Job
 from text2seg.app.folder.sheet import ContactSheet
 from text2seg.coco.dataset import write_dataset
 from text2seg.errors import OutputError
-from text2seg.files import write_atomically
+from text2seg.files import discard, make_folder, reason, write_atomically
 from text2seg.review import write_review
 
 README = """\
@@ -40,9 +40,9 @@ def dataset_zip(job: Job, sheet: ContactSheet, *, pictures: bool) -> Path:
                 archive.write(job.pictures / name, f"pictures/{name}", zipfile.ZIP_STORED)  # packed already
         part.replace(target)
     except OSError as error:
-        raise OutputError(f"the zip cannot be written: {error.strerror}; please try again later") from error
+        raise OutputError(f"the zip cannot be written: {reason(error)}; please try again later") from error
     finally:
-        part.unlink(missing_ok=True)
+        discard(part)
     return target
 
 
@@ -68,7 +68,7 @@ def _failures(job: Job) -> bytes:
 
 def _downloads(job: Job) -> Path:
     folder = job.folder / "downloads"
-    folder.mkdir(exist_ok=True)
+    make_folder(folder)
     return folder
 
 

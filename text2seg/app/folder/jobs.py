@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Literal
 from text2seg.app.folder.decisions import Decisions
 from text2seg.app.folder.sheet import ContactSheet
 from text2seg.errors import Text2SegError
+from text2seg.files import reason
 from text2seg.label_config import LabelSettings
 from text2seg.labelling.engine import Batch, Deliver, Delivery, Engine, Load, LocalEngine, Work
 from text2seg.labelling.job import LabelReport, label_folder, listing_of
@@ -110,9 +111,7 @@ class Jobs:
             job.total = len(listing_of(job.pictures, _settings(job)))
         except OSError as error:
             self.remove(job)
-            raise Text2SegError(
-                f"the pictures cannot be kept here: {error.strerror}; please try again later"
-            ) from error
+            raise Text2SegError(f"the pictures cannot be kept here: {reason(error)}; please try again later") from error
         except BaseException:
             self.remove(job)
             raise

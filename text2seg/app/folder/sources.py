@@ -16,6 +16,7 @@ from PIL import Image as PillowImage
 from text2seg.app.archives import Room, checked_path, unpack
 from text2seg.app.limits import FORMATS
 from text2seg.errors import Text2SegError
+from text2seg.files import is_file, resolved
 from text2seg.names import listed, unique_names
 
 FOLDERS = 500  # so many can be chosen from
@@ -67,18 +68,18 @@ def take_folder(root: Path, name: str, into: Path, room: Room) -> tuple[str, ...
     """
     if name not in folders_in(root):
         raise Text2SegError(f"there is no folder {name!r} to choose")
-    base, known = root.resolve(), suffixes()
+    base, known = resolved(root), suffixes()
     outside, unnamed = [], 0
     count = 0
     for path in _files(base / name):
         if path.suffix.lower() not in known:
             continue
         place = path.relative_to(base / name)
-        real = path.resolve()
+        real = resolved(path)
         if not _is_text(str(place)):
             unnamed += 1
             continue
-        if not real.is_relative_to(base) or not real.is_file():
+        if not real.is_relative_to(base) or not _is_readable(real):
             outside.append(place.as_posix())
             continue
         count += 1
@@ -86,7 +87,7 @@ def take_folder(root: Path, name: str, into: Path, room: Room) -> tuple[str, ...
             raise _too_much(room)
         (into / place).parent.mkdir(parents=True, exist_ok=True)
         (into / place).symlink_to(real)
-    notes = (f"left out links that lead out of the folder: {listed(sorted(outside))}",) * bool(outside)
+    notes = (f"left out what leads out of the folder or may not be read: {listed(sorted(outside))}",) * bool(outside)
     notes += (f"left out {unnamed} files whose names are no Unicode",) * bool(unnamed)
     if not count:
         raise Text2SegError("; ".join(["there is no picture in this folder", *notes]))
@@ -95,7 +96,7 @@ def take_folder(root: Path, name: str, into: Path, room: Room) -> tuple[str, ...
 
 def folders_in(root: Path) -> list[str]:
     """The folder itself (`.`) and those below it, as POSIX paths from there, without hidden ones and links."""
-    base = root.resolve()
+    base = resolved(root)
     found = []
     for where, folders, _ in os.walk(base):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -114,6 +115,13 @@ def _files(folder: Path) -> Iterator[Path]:
     for where, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         yield from (Path(where) / name for name in files if not name.startswith("."))
+
+
+def _is_readable(path: Path) -> bool:
+    try:
+        return is_file(path) and os.access(path, os.R_OK)
+    except Text2SegError:  # within a closed folder
+        return False
 
 
 def _is_text(name: str) -> bool:

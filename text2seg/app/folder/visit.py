@@ -20,6 +20,7 @@ from text2seg.app.folder.sources import take_folder, take_uploads
 from text2seg.app.limits import MEGA, read_picture
 from text2seg.app.workshop import Workshop
 from text2seg.errors import Text2SegError
+from text2seg.files import resolved
 from text2seg.records import Image
 
 Kept = dict[str, str]
@@ -70,7 +71,7 @@ class Visits:
         root = self._workshop.settings.root
         if root is None:
             raise Text2SegError("this app has no folder to choose from; upload the pictures")
-        name = root.resolve().name if folder == "." else folder
+        name = resolved(root).name if folder == "." else folder
         return self._add(kept, name, text, lambda into: take_folder(root, folder, into, self._room))
 
     def sheet(self, job: Job) -> ContactSheet:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +13,8 @@ import numpy as np
 
 from text2seg.app.segment.pictures import encoded
 from text2seg.app.segment.visit import Visit
-from text2seg.coco.dataset import build_dataset, write_dataset
+from text2seg.coco.dataset import build_dataset
+from text2seg.coco.stream import json_chunks
 from text2seg.errors import Text2SegError
 from text2seg.ontology import ontology_of_queries
 from text2seg.records import Segment
@@ -66,9 +66,7 @@ def dataset_of(visit: Visit, numbers: Numbers) -> dict[str, Any]:
 
 
 def _coco(visit: Visit, numbers: Numbers) -> Iterator[File]:
-    with tempfile.TemporaryDirectory() as folder:
-        path = write_dataset(dataset_of(visit, numbers), Path(folder) / "dataset.json")
-        yield path.name, path.read_bytes()
+    yield "dataset.json", b"".join(json_chunks(Path("dataset.json"), dataset_of(visit, numbers)))
 
 
 def _overlay(visit: Visit, numbers: Numbers) -> Iterator[File]:

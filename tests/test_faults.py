@@ -1,0 +1,236 @@
+"""Every command with a path, and everything that can be wrong with a path: a sentence, never a traceback or a hang."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+from pathlib import Path
+
+import pytest
+from app_builders import SCENE
+
+from text2seg.cli import main
+
+COCO = {
+    "images": [{"id": 1, "file_name": "a.jpg", "width": 270, "height": 360}],
+    "categories": [{"id": 1, "name": "sheep"}],
+    "annotations": [
+        {"id": 1, "image_id": 1, "category_id": 1, "segmentation": [[10, 10, 30, 10, 30, 30]], "iscrowd": 0}
+    ],
+}
+SHEEP = ("--query", "sheep")
+
+FILE_OUTPUTS = {
+    "evaluate --json": "evaluate {coco} {coco} --json {x}",
+    "evaluate --report": "evaluate {coco} {coco} --report {x}",
+    "report": "report {coco} --images {photos} --output {x}",
+    "merge": "merge {coco} --output {x}",
+    "label": "label {photos} --query sheep --output {x}",
+    "tune": "tune {photos} --ontology {ontology} --plot {x}",
+    "replay": "replay {coco} --annotation 1 --picture {x}",
+    "benchmark": "benchmark coco --images {photos} --annotations {coco} --predictions {x}",
+    "bench": "bench --quick --output {x}",
+}
+FOLDER_OUTPUTS = {
+    "convert": "convert {coco} --to yolo-seg --output {x}",
+    "segment": "segment {photos}/a.jpg --query sheep --output {x}",
+    "search": "search {photos} sheep --output {x}",
+    "search --index": "search {photos} sheep --index {x}",
+    "explain": "explain saliency {photos}/a.jpg --text sheep --output {x}",
+    "export onnx": "export onnx --output {x}",
+}
+FILE_INPUTS = {
+    "evaluate truth": "evaluate {x} {coco}",
+    "evaluate predicted": "evaluate {coco} {x}",
+    "report": "report {x} --output {new}.html",
+    "merge": "merge {x} --output {new}.json",
+    "convert": "convert {x} --to labelme --output {new}",
+    "label --ontology": "label {photos} --ontology {x} --output {new}.json",
+    "label --dry-run": "label {photos} --query sheep --categories-from {x} --dry-run --output {new}.json",
+    "segment --clip": "segment {photos}/a.jpg --query sheep --clip {x} --output {new}",
+    "segment --sam": "segment {photos}/a.jpg --query sheep --sam {x} --output {new}",
+    "segment --clip openclip": "segment {photos}/a.jpg --query sheep --clip openclip:ViT-B-16={x} --output {new}",
+    "tune --ontology": "tune {photos} --ontology {x}",
+    "tune --truth": "tune {photos} --ontology {ontology} --truth {x}",
+    "replay": "replay {x} --annotation 1",
+    "benchmark": "benchmark coco --images {photos} --annotations {x}",
+}
+FOLDER_INPUTS = {
+    "report --images": "report {coco} --images {x} --output {new}.html",
+    "convert --images": "convert {coco} --to voc-png --images {x} --output {new}",
+    "label": "label {x} --query sheep --dry-run --output {new}.json",
+    "label --sam3": "label {photos} --query sheep --sam3 {x} --output {new}.json",
+    "segment --graphs": "segment {photos}/a.jpg --query sheep --runtime onnx --graphs {x} --output {new}",
+    "search": "search {x} sheep",
+    "export triton": "export triton --graphs {x} --output {new}",
+}
+OF_ALL = ("long", "deep", "under a file", "closed", "circle", "device", "pipe")
+
+
+def fault(kind: str, folder: Path, *, wants: str) -> Path:
+    """A path with this fault; `wants` is what should be there, a file or a folder."""
+    path = folder / "x"
+    match kind:
+        case "long":
+            return folder / ("N" * 300)
+        case "deep":
+            return folder.joinpath(*["d" * 200] * 30)
+        case "under a file":
+            path.touch()
+            return path / "under"
+        case "closed" | "read-only":
+            path.mkdir()
+            (path / "there").write_text("{}", encoding="utf-8")
+            path.chmod(0 if kind == "closed" else 0o555)
+            return path / "there" / "x" if wants == "folder" and kind == "closed" else path / "new"
+        case "circle":
+            path.symlink_to(folder / "y")
+            (folder / "y").symlink_to(path)
+        case "other kind" if wants == "file":
+            path.mkdir()
+        case "other kind":
+            path.touch()
+        case "device":
+            return Path(os.devnull)
+        case "pipe":
+            os.mkfifo(path)
+        case "dangling":
+            path.symlink_to(folder / "nothing")
+    return path
+
+
+@pytest.fixture
+def places(tmp_path, monkeypatch):
+    """What a good command would name, by its name in the tables above."""
+    monkeypatch.setenv("TEXT2SEG_TEXT_CACHE", "off")
+    monkeypatch.setenv("TEXT2SEG_CHECKPOINTS", str(tmp_path / "weights"))
+    photos, coco, ontology = tmp_path / "photos", tmp_path / "coco.json", tmp_path / "things.yaml"
+    photos.mkdir()
+    shutil.copy(SCENE, photos / "a.jpg")
+    coco.write_text(json.dumps(COCO), encoding="utf-8")
+    ontology.write_text("categories:\n- sheep\n", encoding="utf-8")
+    (tmp_path / "faulty").mkdir()
+    for each in (tmp_path, tmp_path / "faulty", *tmp_path.parents[:2]):
+        each.chmod(0o777)
+    yield {"photos": photos, "coco": coco, "ontology": ontology, "new": tmp_path / "new"}
+    for each in (tmp_path / "faulty").iterdir():
+        if each.is_dir() and not each.is_symlink():
+            each.chmod(0o777)
+
+
+@pytest.fixture
+def plain_user():
+    """Root may enter every folder, so for the test it is nobody."""
+    if os.geteuid() == 0:
+        os.seteuid(65534)
+        yield
+        os.seteuid(0)
+    else:
+        yield
+
+
+def told(capsys, command: str, places, path: Path, *, named: str = "") -> str:
+    """Run a command that is to fail; gives the one line that it says."""
+    before = listing(places)
+    arguments = [part.format(**places, x=path) for part in command.split()]
+    assert main(arguments) != 0
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("text2seg: ")]
+    assert len(said) == 1
+    assert (named or str(path)[:40]) in said[0]
+    assert "Traceback" not in said[0]
+    assert listing(places) == before  # nothing half written
+    return said[0]
+
+
+def listing(places) -> list[str]:
+    """All files but the locks, which stay so that two processes agree on them."""
+    root = places["new"].parent
+    return sorted(str(Path(where) / name) for where, _, names in os.walk(root) for name in names if name[-4:] != "lock")
+
+
+@pytest.mark.parametrize("command", FILE_OUTPUTS)
+@pytest.mark.parametrize("kind", [*OF_ALL, "read-only", "other kind"])
+def test_a_file_that_cannot_be_written_is_told_before_any_work(command, kind, places, tmp_path, capsys, request):
+    path = fault(kind, tmp_path / "faulty", wants="file")
+    if kind in ("closed", "read-only"):
+        request.getfixturevalue("plain_user")
+    if command in ("tune", "replay") and kind != "device":  # their names say the format
+        if kind in ("circle", "other kind", "pipe"):
+            path.rename(path := path.with_suffix(".png"))
+            if kind == "circle":
+                path.unlink()
+                path.symlink_to(path)
+        else:
+            path = Path(f"{path}.png")
+    if command in ("tune", "replay") and kind == "device":
+        pytest.skip("a device has no suffix")
+    assert "choose another" in (said := told(capsys, FILE_OUTPUTS[command], places, path)) or "permission" in said
+
+
+@pytest.mark.parametrize("command", FOLDER_OUTPUTS)
+@pytest.mark.parametrize("kind", [*OF_ALL, "read-only", "other kind"])
+def test_a_folder_that_cannot_be_written_is_told_before_any_work(command, kind, places, tmp_path, capsys, request):
+    path = fault(kind, tmp_path / "faulty", wants="folder")
+    if kind in ("closed", "read-only"):
+        request.getfixturevalue("plain_user")
+    assert "choose another" in (said := told(capsys, FOLDER_OUTPUTS[command], places, path)) or "permission" in said
+
+
+@pytest.mark.parametrize("command", FILE_INPUTS)
+@pytest.mark.parametrize("kind", [*OF_ALL, "dangling", "other kind"])
+def test_a_file_that_cannot_be_read_is_named(command, kind, places, tmp_path, capsys, request):
+    path = fault(kind, tmp_path / "faulty", wants="file")
+    if kind == "closed":
+        request.getfixturevalue("plain_user")
+    told(capsys, FILE_INPUTS[command], places, path)
+
+
+@pytest.mark.parametrize("command", FOLDER_INPUTS)
+@pytest.mark.parametrize("kind", [*OF_ALL, "dangling", "other kind"])
+def test_a_folder_that_cannot_be_read_is_named(command, kind, places, tmp_path, capsys, request):
+    path = fault(kind, tmp_path / "faulty", wants="folder")
+    if kind == "closed":
+        request.getfixturevalue("plain_user")
+    told(capsys, FOLDER_INPUTS[command], places, path)
+
+
+@pytest.mark.parametrize("command", [*FILE_OUTPUTS, *FOLDER_OUTPUTS])
+@pytest.mark.parametrize("name", ["a\0b", "a\ud800b"])
+def test_a_name_that_no_file_can_have(command, name, places, tmp_path, capsys):
+    suffix = ".png" if command in ("tune", "replay") else ".json"
+    path = tmp_path / "faulty" / f"{name}{suffix}"
+    told(capsys, (FILE_OUTPUTS | FOLDER_OUTPUTS)[command], places, path, named="its name has")
+
+
+QUICK = {
+    "evaluate": "evaluate {coco} {coco} --json {x} --report {x}.html",
+    "report": "report {coco} --images {photos} --output {x}",
+    "merge": "merge {coco} --output {x}",
+    "yolo": "convert {coco} --to yolo-seg --images {photos} --output {x}",
+    "voc": "convert {coco} --to voc-png --images {photos} --output {x}",
+    "labelme": "convert {coco} --to labelme --images {photos} --output {x}",
+}
+
+
+@pytest.mark.parametrize("command", QUICK)
+def test_a_full_disk_leaves_nothing_and_the_same_command_works_with_room(command, places, tmp_path, capsys):
+    path, before = tmp_path / "faulty" / "x", resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        said = told(capsys, QUICK[command], places, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "make room and run the same command again" in said
+    assert not path.exists()
+    arguments = [part.format(**places, x=path) for part in QUICK[command].split()]
+    assert main(arguments) == 0
+    whole = contents(tmp_path / "faulty")
+    shutil.rmtree(tmp_path / "faulty")
+    assert main(arguments) == 0
+    assert contents(tmp_path / "faulty") == whole
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(each.relative_to(folder)): each.read_bytes() for each in folder.rglob("*") if each.is_file()}
