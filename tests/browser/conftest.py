@@ -12,9 +12,13 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
+from typing import IO
 from urllib.parse import urlsplit
 
 import pytest
@@ -34,6 +38,8 @@ FLAGS = (
 REQUIRED = "TEXT2SEG_REQUIRE_BROWSER"
 START_SECONDS = 180
 PATIENCE_MS = 60_000
+SAID: dict[str, Callable[[], str]] = {}
+"""What each app that runs has said until now, by its address."""
 
 
 def find_chromium() -> str | None:
@@ -45,13 +51,6 @@ def find_chromium() -> str | None:
     with playwright.sync_playwright() as driver:
         fetched = driver.chromium.executable_path
     return fetched if Path(fetched).exists() else None
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A browser on a busy machine misses a moment now and then; what fails three times is broken."""
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.flaky(reruns=2))
 
 
 @pytest.fixture(scope="session")
@@ -79,30 +78,47 @@ def _missing(reason: str) -> None:
 
 @contextmanager
 def _served(*flags: str, **environment: str) -> Iterator[str]:
-    """The address of `text2seg app` with these flags, as a process of its own on a free port, from when it answers."""
-    process = subprocess.Popen(
-        [sys.executable, "app.py", "--port", "0", "--device", "cpu", "--precision", "fp32", *flags],
-        cwd=ROOT,
-        env=os.environ | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    lines = []
+    """The address of `text2seg app` with these flags, as a process of its own on a free port, from when it answers.
+    What it says goes to a file, because a pipe that nobody reads would stop it when full."""
+    command = [sys.executable, "app.py", "--port", "0", "--device", "cpu", "--precision", "fp32", *flags]
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as said, _ended(command, environment, said) as process:
+        until, address = time.monotonic() + START_SECONDS, None
+        while address is None:
+            address = re.search(r"open (http://\S+)", _read(said))
+            if process.poll() is not None or time.monotonic() > until:
+                pytest.fail(f"the app did not start:\n{_read(said)}")
+            time.sleep(0.1)
+        SAID[address[1]] = partial(_read, said)
+        try:
+            yield address[1]
+        finally:
+            del SAID[address[1]]
+
+
+@contextmanager
+def _ended(command: list[str], environment: dict[str, str], said: IO[str]) -> Iterator[subprocess.Popen]:
+    """A process from the root of the repository, which is ended with the context."""
+    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | environment, stdout=said, stderr=said)
     try:
-        assert process.stdout is not None
-        for line in process.stdout:
-            lines.append(line)
-            if found := re.search(r"open (http://\S+)", line):
-                yield found[1]
-                break
-        else:
-            pytest.fail("the app did not start:\n" + "".join(lines))
+        yield process
     finally:
         process.terminate()
-        rest, _ = process.communicate(timeout=START_SECONDS)
-        if rest.strip():
-            sys.stdout.write(f"the app said:\n{rest}")
+        process.wait(START_SECONDS)
+
+
+def _read(said: IO[str]) -> str:
+    """What stands in a file that another process writes to, whose place in it must not move."""
+    return os.pread(said.fileno(), os.fstat(said.fileno()).st_size, 0).decode(errors="replace")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """A test that fails also shows what the apps said that run at the time."""
+    report = yield
+    if report.failed:
+        for address, said in SAID.items():
+            report.sections.append((f"The app at {address} said", said()))
+    return report
 
 
 @pytest.fixture(scope="session")

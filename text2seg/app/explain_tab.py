@@ -3,6 +3,7 @@ shown. No tool is named here."""
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,11 +23,14 @@ from text2seg.errors import Text2SegError
 from text2seg.explain import Exhibit, Tool, Watch, save_exhibit
 from text2seg.explain.tools import GROUPS
 
+log = logging.getLogger(__name__)
+
 CONCURRENCY = "explain"
 FIRST_FIELDS = 3
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-NOT_YET = "() => ({__type__: 'update', interactive: false})"  # in the browser, so that no click can come before it
-BOUND_AFTER_S = 0.1
+CHOSEN = "document.querySelector('#explain-tool input:checked')?.value"
+PRESS = f"() => text2segPress(() => document.querySelector('#run-' + {CHOSEN}))"
+READY = "() => ({__type__: 'update', interactive: true})"
 SCENES = Path(__file__).parents[1] / "demo" / "scenes" / "new-scenes" / "images"
 EXAMPLES = {
     "Sheep and a fire engine": "scene_0019.jpg",
@@ -55,7 +59,7 @@ class ExplainTab:
     def __init__(self, workshop: Workshop, groups: Groups) -> None:
         self._workshop, self._groups = workshop, groups
         self._tools = {tool.name: tool for tools in groups.values() for tool in tools}
-        self._stops: dict[str, threading.Event] = {}
+        self._stops: dict[str, set[threading.Event]] = {}
         first = next(iter(groups))
         with gr.Row(equal_height=False):
             with gr.Column(scale=2, min_width=320):
@@ -67,8 +71,8 @@ class ExplainTab:
                 gr.render(inputs=[self.tool], triggers=[self.tool.change, _page().load])(self._form)
             with gr.Column(scale=3, min_width=320, elem_classes="t2s-beside"):
                 self._results()
-        self.group.input(self._choose, [self.group], [self.tool], **QUIET)
-        self.tool.change(None, outputs=[self.start], js=NOT_YET)
+        self.group.input(self._choose, [self.group], [self.tool], trigger_mode="always_last", **QUIET)
+        self.start.click(None, outputs=[self.start], js=PRESS)
         self.tool.change(self._fit, [self.tool], [self.one, self.many], **QUIET)
         _page().unload(self._leave)
 
@@ -104,7 +108,7 @@ class ExplainTab:
 
     def _results(self) -> None:
         with gr.Row():
-            self.start = gr.Button("Run", variant="primary", interactive=False, elem_id="explain-run", scale=3)
+            self.start = gr.Button("Run", variant="primary", elem_id="explain-run", scale=3)
             self.stop = gr.Button("Stop", interactive=False, elem_id="explain-stop", scale=1, min_width=90)
         self.stop.click(self._leave, queue=False, **QUIET)
         self.status = gr.HTML(
@@ -127,7 +131,7 @@ class ExplainTab:
         gr.render(inputs=[self.exhibit], triggers=[self.exhibit.change])(self._tables)
 
     def _form(self, name: str) -> None:
-        """The fields of a tool, and what the button does with them."""
+        """The fields of a tool, and the button that runs it with them: hidden, for the page to press (see page.js)."""
         tool = self._tools[name]
         listed = shown(tool.settings)
         with gr.Column(elem_id=f"fields-of-{name}"):
@@ -146,37 +150,51 @@ class ExplainTab:
             chosen = {"one": [picture] if picture else [], "many": files or [], "none": []}[tool.pictures]
             return self._run(tool, [Path(path) for path in chosen], given, **context)
 
-        self.start.click(
+        bound = gr.Button("Run", visible="hidden", elem_id=f"run-{name}")
+        ran = bound.click(
             _with_context(run),
             [self.picture, self.files, *fields],
-            [self.status, self.stop, self.gallery, self.downloads, self.sheet, self.numbers, self.exhibit],
+            [
+                self.start,
+                self.status,
+                self.stop,
+                self.gallery,
+                self.downloads,
+                self.sheet,
+                self.numbers,
+                self.exhibit,
+            ],
             api_visibility="private",
             show_progress="full",
             show_progress_on=[self.status],
             concurrency_id=CONCURRENCY,
             concurrency_limit=max(self._workshop.settings.workers - 1, 1),
-            trigger_mode="once",
         )
-        # What can tick is bound, and so is the button that is bound with it: only now may it be clicked.
-        bound = gr.Timer(BOUND_AFTER_S)
-        bound.tick(_ready, outputs=[self.start, bound], queue=False, **QUIET)
+        ran.failure(None, outputs=[self.start], js=READY)
 
     def _run(
         self, tool: Tool, pictures: Sequence[Path], given: Mapping[str, Any], progress: gr.Progress, request: gr.Request
     ) -> Iterator[Updates]:
         """Run the tool; what the page shows meanwhile and then."""
-        stop = self._stops[str(request.session_hash)] = threading.Event()
+        visitor, stop = str(request.session_hash), threading.Event()
+        self._stops.setdefault(visitor, set()).add(stop)
         watch = Watch(lambda done, total, words: progress((done, total or None), desc=words or tool.name), stop)
         hidden = {part: part.__class__(visible=False) for part in (self.gallery, self.downloads)}
-        yield {self.stop: gr.Button(interactive=True), self.status: "", self.exhibit: None, **hidden}
-        progress(0, desc="Waiting for a turn")
+        shown_then: Updates = {}
         try:
+            yield {self.stop: gr.Button(interactive=True), self.status: "", self.exhibit: None, **hidden}
+            progress(0, desc="Waiting for a turn")
             shown_then = self._shown(tool, explain(self._workshop, tool, pictures, given, watch), stop)
         except Text2SegError as error:
             shown_then = {self.status: alert(str(error))}
+        except Exception as error:  # whatever it is, the visitor may run something again
+            log.exception("a tool failed")
+            shown_then = {self.status: alert(f"Not enough memory, or a fault of text2seg ({error}).")}
         finally:
-            self._stops.pop(str(request.session_hash), None)
-        yield shown_then | {self.stop: gr.Button(interactive=False)}
+            self._stops[visitor].discard(stop)
+            if not self._stops[visitor]:
+                del self._stops[visitor]
+        yield shown_then | {self.start: gr.Button(interactive=True), self.stop: gr.Button(interactive=False)}
 
     def _shown(self, tool: Tool, exhibit: Exhibit, stop: threading.Event) -> Updates:
         said = note("Stopped; this is what there was until then.") if stop.is_set() else ""
@@ -192,7 +210,7 @@ class ExplainTab:
 
     def _leave(self, request: gr.Request) -> None:
         """Stop what this visitor runs."""
-        if stop := self._stops.get(str(request.session_hash)):
+        for stop in tuple(self._stops.get(str(request.session_hash), ())):
             stop.set()
 
     def _tables(self, exhibit: Exhibit | None) -> None:
@@ -223,10 +241,6 @@ def _with_context(run: Any) -> Any:
         yield from run(*values, progress=progress, request=request)
 
     return in_context
-
-
-def _ready() -> tuple[gr.Button, gr.Timer]:
-    return gr.Button(interactive=True), gr.Timer(active=False)
 
 
 def _page() -> Any:
