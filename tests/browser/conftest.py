@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -80,7 +80,8 @@ def _missing(reason: str) -> None:
 def _served(*flags: str, **environment: str) -> Iterator[str]:
     """The address of `text2seg app` with these flags, as a process of its own on a free port, from when it answers.
     What it says goes to a file, because a pipe that nobody reads would stop it when full."""
-    command = [sys.executable, "app.py", "--port", "0", "--device", "cpu", "--precision", "fp32", *flags]
+    port = () if "--port" in flags else ("--port", "0")
+    command = [sys.executable, "app.py", *port, "--device", "cpu", "--precision", "fp32", *flags]
     with tempfile.TemporaryFile("w+", encoding="utf-8") as said, _ended(command, environment, said) as process:
         until, address = time.monotonic() + START_SECONDS, None
         while address is None:
@@ -150,10 +151,18 @@ def servers() -> Iterator[ExitStack]:
 @pytest.fixture
 def visitor(browser, servers) -> Iterator[Callable]:
     """Makes a fresh visitor's page, `visitor(url, viewport="phone", dark=True)`, and looks after it; call it again for
-    a second visitor. Further keywords go to Playwright's `new_context`."""
+    a second visitor. `prepare` is called with the page before it asks for anything; further keywords go to Playwright's
+    `new_context`."""
     opened: list[tuple] = []
 
-    def open_page(url: str, *, viewport: str = "wide", dark: bool = False, **options):
+    def open_page(
+        url: str,
+        *,
+        viewport: str = "wide",
+        dark: bool = False,
+        prepare: Callable[[Any], object] = lambda page: None,
+        **options: Any,
+    ):
         width, height = VIEWPORTS[viewport]
         context = browser.new_context(
             viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light", **options
@@ -163,6 +172,7 @@ def visitor(browser, servers) -> Iterator[Callable]:
         page.expected, problems = [], []
         _watch(page, urlsplit(url).netloc, problems)
         opened.append((context, page, problems))
+        prepare(page)
         page.goto(url)
         page.get_by_role("heading", name="text2seg").wait_for()
         page.get_by_role("tab", name="Explain").wait_for()

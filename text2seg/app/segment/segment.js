@@ -43,7 +43,7 @@ customElements.define("t2s-segment", class extends HTMLElement {
 
   #listen() {
     const on = (part, name, react) => part.addEventListener(name, (event) => react(event.detail ?? {}));
-    on(this.chips, "change", () => this.#look());
+    on(this.chips, "change", () => { if (this.#view.picture) this.#look(); });
     on(this.chips, "look", () => this.#look());
     on(this.stage, "file", ({ file }) => this.#open(file));
     on(this.stage, "example", ({ number }) => this.#send({ do: "example", number }));
@@ -126,12 +126,11 @@ customElements.define("t2s-segment", class extends HTMLElement {
 
   #look() {
     const texts = this.chips.texts;
-    if (!this.#view.picture) return;
-    if (!texts.length) {
-      this.#note("Type what you want to see, then press Enter.");
-      return;
-    }
-    this.#send({ do: "look", texts, threshold: this.#own.threshold, presence: this.#own.presence });
+    const isComing = [this.#sent, ...this.#waiting].some((each) => ["open", "example"].includes(each?.what.do));
+    if (!this.#view.picture && isComing) return; // it is looked at when it is there
+    if (!this.#view.picture) this.#note("Choose a picture first: drop one, paste one or take an example.");
+    else if (!texts.length) this.#note("Type what you want to see, then press Enter.");
+    else this.#send({ do: "look", texts, threshold: this.#own.threshold, presence: this.#own.presence });
   }
 
   #open(file) {
