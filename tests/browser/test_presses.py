@@ -107,16 +107,24 @@ class TestMeanwhile:
         """The server closes the stream of answers, and the page, which has not heard of it yet, asks something else."""
         page.get_by_role("tab", name="Label a folder").click()
         page.locator("#folder-begin").wait_for(state="attached")
+        page.get_by_role("button", name="Models and weights").click()
         late = []
-        page.route("**/queue/data*", lambda route: late.append((route, route.fetch())))
-        page.get_by_role("button", name="Example: a few things").click()
+
+        def first_waits(route) -> None:
+            if late:
+                route.continue_()
+            else:
+                late.append((route, route.fetch()))
+
+        page.route("**/queue/data*", first_waits)
+        page.get_by_role("button", name="Use for everyone").click()
         while not late:
             page.wait_for_timeout(20)
-        page.unroute("**/queue/data*")
         with page.expect_response("**/queue/join*"):
             page.get_by_role("button", name="Example: wordings and limits").click()
-        for route, answer in late:
-            route.fulfill(response=answer)
+        route, answer = late[0]
+        route.fulfill(response=answer)
+        expect(page.locator("#models-said").get_by_role("alert")).to_contain_text("download first")
         expect(page.locator("#folder-ontology")).to_contain_text("threshold")
 
     def test_label_while_the_pictures_are_uploaded(self, visitor, app_url, zipped):
@@ -133,7 +141,8 @@ class TestMeanwhile:
         page = visitor(app_url)
         page.get_by_role("tab", name="Explain").click()
         page.locator("#explain-picture input[type=file]").wait_for(state="attached")
-        page.locator("#setting-text textarea").fill("sheep")
+        page.locator("#explain-group").get_by_text("Recognition", exact=True).click()
+        page.locator("#explain-tool").get_by_text("multilabel").click()
         slowly(page, kilobytes=20)
         page.locator("#explain-picture input[type=file]").set_input_files(SCENE)
         page.locator("#explain-run").click()
@@ -176,7 +185,7 @@ class TestTwice:
         asked = []
         page.on("request", lambda request: asked.append(request.url) if "queue/join" in request.url else None)
         page.locator("#explain-run").wait_for()
-        page.wait_for_load_state("networkidle")
+        page.locator("[id^=fields-of-]").wait_for()
         before = len(asked)
         page.locator("#explain-run").dblclick()
         page.locator("#explain-status").get_by_role("alert").wait_for()

@@ -30,7 +30,7 @@ CONCURRENCY = "explain"
 FIRST_FIELDS = 3
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 PRESS = "() => text2segPress('#explain-begin')"
-NOTED = "(typed, value) => ({{ ...typed, {tool}: {{ ...typed.{tool}, {field}: value }} }})"  # in the browser alone
+NOTED = "(typed, value) => ({{ ...typed, {tool}: {{ ...typed[{tool}], {field}: value }} }})"  # in the browser alone
 READY = "() => ({__type__: 'update', interactive: true})"
 SCENES = Path(__file__).parents[1] / "demo" / "scenes" / "new-scenes" / "images"
 EXAMPLES = {
