@@ -39,7 +39,7 @@ REQUIRED = "TEXT2SEG_REQUIRE_BROWSER"
 START_SECONDS = 180
 PATIENCE_MS = 60_000
 SAID: dict[str, Callable[[], str]] = {}
-"""What each app that runs has said until now, by its address."""
+"""What an app that runs has said until now, by its address."""
 
 
 def find_chromium() -> str | None:
@@ -77,34 +77,25 @@ def _missing(reason: str) -> None:
 
 
 @contextmanager
-def _served(*flags: str, **environment: str) -> Iterator[str]:
-    """The address of `text2seg app` with these flags, as a process of its own on a free port, from when it answers.
-    What it says goes to a file, because a pipe that nobody reads would stop it when full."""
-    port = () if "--port" in flags else ("--port", "0")
-    command = [sys.executable, "app.py", *port, "--device", "cpu", "--precision", "fp32", *flags]
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as said, _ended(command, environment, said) as process:
-        until, address = time.monotonic() + START_SECONDS, None
-        while address is None:
-            address = re.search(r"open (http://\S+)", _read(said))
-            if process.poll() is not None or time.monotonic() > until:
-                pytest.fail(f"the app did not start:\n{_read(said)}")
-            time.sleep(0.1)
-        SAID[address[1]] = partial(_read, said)
+def _served(**environment: str) -> Iterator[str]:
+    """The address of the app as a process of its own on a free port, from when it answers. What it says goes to a file,
+    because a pipe that nobody reads would stop it when full."""
+    command = [sys.executable, "app.py", "--port", "0", "--device", "cpu", "--precision", "fp32"]
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as said:
+        process = subprocess.Popen(command, cwd=ROOT, env=os.environ | environment, stdout=said, stderr=said)
         try:
+            until, address = time.monotonic() + START_SECONDS, None
+            while address is None:
+                address = re.search(r"open (http://\S+)", _read(said))
+                if process.poll() is not None or time.monotonic() > until:
+                    pytest.fail(f"the app did not start:\n{_read(said)}")
+                time.sleep(0.1)
+            SAID[address[1]] = partial(_read, said)
             yield address[1]
-        finally:
             del SAID[address[1]]
-
-
-@contextmanager
-def _ended(command: list[str], environment: dict[str, str], said: IO[str]) -> Iterator[subprocess.Popen]:
-    """A process from the root of the repository, which is ended with the context."""
-    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | environment, stdout=said, stderr=said)
-    try:
-        yield process
-    finally:
-        process.terminate()
-        process.wait(START_SECONDS)
+        finally:
+            process.terminate()
+            process.wait(START_SECONDS)
 
 
 def _read(said: IO[str]) -> str:
@@ -123,15 +114,9 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def served() -> Callable:
-    """`with served(*flags, **environment) as url:` another app than `app_url`."""
-    return _served
-
-
-@pytest.fixture(scope="session")
-def app_url(served, tmp_path_factory) -> Iterator[str]:
-    """The app on the demo model, one for all tests."""
-    with served(TEXT2SEG_CHECKPOINTS=str(tmp_path_factory.mktemp("checkpoints"))) as url:
+def app_url(tmp_path_factory) -> Iterator[str]:
+    """The app on the demo model, one for all tests. Tests that need it in another way use `live_app`."""
+    with _served(TEXT2SEG_CHECKPOINTS=str(tmp_path_factory.mktemp("checkpoints"))) as url:
         yield url
 
 
@@ -143,7 +128,7 @@ def scene() -> Path:
 
 @pytest.fixture
 def servers() -> Iterator[ExitStack]:
-    """For a test's own apps: `url = servers.enter_context(served(...))`. They end after the pages that look at them."""
+    """For a test's own apps, `servers.enter_context(live_app(demo))`; they end after the pages that look at them."""
     with ExitStack() as stack:
         yield stack
 

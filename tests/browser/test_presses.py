@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import socket
 import zipfile
-from contextlib import ExitStack
 
 import pytest
-from app_builders import SCENE
+from app_builders import SCENE, live_app
 from playwright.sync_api import expect
 
 EARLY = """(selectors) => {
@@ -192,12 +191,11 @@ class TestTwice:
         assert len(asked) - before <= 2  # the run, and the tables of its exhibit
 
 
-def test_a_server_that_was_started_anew_gets_a_page_that_is_loaded_anew(visitor, served):
+def test_a_server_that_was_started_anew_gets_a_page_that_is_loaded_anew(visitor, demo):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    with ExitStack() as first:
-        url = first.enter_context(served("--port", port))
+        port = free.getsockname()[1]
+    with live_app(demo, port=port) as url:
         page = visitor(url)
         page.expected += [
             "ERR_CONNECTION_REFUSED",
@@ -207,7 +205,7 @@ def test_a_server_that_was_started_anew_gets_a_page_that_is_loaded_anew(visitor,
             "errored",
         ]
         page.evaluate("window.isBefore = true")
-    with served("--port", port):
+    with live_app(demo, port=port):
         page.wait_for_function("!window.isBefore")
         page.locator("[data-example='0']").click()
         page.locator(PIECE).first.wait_for()
