@@ -12,7 +12,6 @@ const PLACE = "/gradio_api/";
 const waiting = new Set(); // events without an answer, by their ids
 const answered = new Set(); // events whose answer came before their id
 const lines = new TextEncoder();
-let sending = 0;
 let uploads = 0;
 let sink = null; // what Gradio reads from
 let request = null; // how it asked for it
@@ -28,16 +27,11 @@ window.fetch = (what, how) => {
 };
 
 async function sent(what, how) {
-  sending += 1;
-  try {
-    const answer = await ask(what, how);
-    const { event_id: id } = answer.ok ? await answer.clone().json() : {};
-    if (id && !answered.delete(id)) waiting.add(id);
-    return answer;
-  } finally {
-    sending -= 1;
-    read();
-  }
+  const answer = await ask(what, how);
+  const { event_id: id } = answer.ok ? await answer.clone().json() : {};
+  if (id && !answered.delete(id)) waiting.add(id);
+  read();
+  return answer;
 }
 
 function streamed(asked) {
@@ -52,7 +46,6 @@ function streamed(asked) {
 async function read() {
   if (isOpen || !sink || !waiting.size) return;
   isOpen = true;
-  const to = sink;
   try {
     const answer = await ask(request.clone());
     if (!answer.ok) throw new Error(`the answers cannot be read (${answer.status})`);
@@ -67,14 +60,14 @@ async function read() {
         const { msg, event_id: id } = JSON.parse(message.replace(/^data: /, ""));
         if (msg === "process_completed" && !waiting.delete(id)) answered.add(id);
         if (msg === "close_stream") isClosed = true;
-        else to.enqueue(lines.encode(`${message}\n\n`));
+        else sink?.enqueue(lines.encode(`${message}\n\n`));
       }
     }
     if (!isClosed && waiting.size) throw new Error("the server hung up");
   } catch (error) {
     waiting.clear();
-    if (sink === to) sink = null;
-    to.error(error); // Gradio says so, and loads the page again when the server is back
+    sink?.error(error); // Gradio says so, and loads the page again when the server is back
+    sink = null;
   } finally {
     isOpen = false;
   }
@@ -106,26 +99,25 @@ setInterval(async () => {
 
 // --- Presses. ---
 
-// Some buttons need more than themselves: files that are still on their way, fields that the server is still making, what
-// the browser has kept. Such a button only notes the press. What does the work is a second button, hidden, which is made
-// when all is there; it is pressed as soon as it can be.
+// Some buttons need more than themselves: files that are still on their way, or what the server has not answered yet.
+// Such a button only notes the press. What does the work is a second button, hidden, which is there when all else is; it
+// is pressed as soon as it can be.
 
 const BUSY = { __type__: "update", interactive: false };
 const LOOK = 50; // milliseconds between two looks for a second button
 const pressed = new Set();
 
-/** Press a second button when it is there and no file is on its way. `find` is its selector, or a function that finds it.
- * Returns what Gradio has to do with the first button: no second press until the server has answered. */
-window.text2segPress = (find) => {
-  const found = typeof find === "string" ? () => document.querySelector(find) : find;
-  if (!pressed.has(String(find))) {
-    pressed.add(String(find));
-    const look = () => {
-      const button = uploads ? null : found();
-      if (!button) return setTimeout(look, LOOK);
-      pressed.delete(String(find));
-      return button.click();
-    };
+/** Press a second button, by its selector, when it is there and no file is on its way. Returns what Gradio has to do with
+ * the first button: no second press until the server has answered. */
+window.text2segPress = (selector) => {
+  const look = () => {
+    const button = uploads ? null : document.querySelector(selector);
+    if (!button) return setTimeout(look, LOOK);
+    pressed.delete(selector);
+    return button.click();
+  };
+  if (!pressed.has(selector)) {
+    pressed.add(selector);
     look();
   }
   return BUSY;
