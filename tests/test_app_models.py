@@ -87,12 +87,13 @@ def test_a_stopped_download_goes_on_where_it_was(published):
         if count == 3:
             ours._stop.set()
 
-    said, _ = ours._download("base", Steps(stop))
+    begun, (said, _, stopped) = ours._downloading("base", Steps(stop))
     assert "Stopped" in said
+    assert (begun[2].interactive, stopped.interactive) == (True, False)
     (part,) = folder().glob("*.part")
     had = part.stat().st_size
     assert 0 < had < len(CONTENT)
-    said, _ = ours._download("base", Steps())
+    _, (said, *_) = ours._downloading("base", Steps())
     assert "hashes are right" in said
     assert published.ranges[1] == f"bytes={had}-"
 

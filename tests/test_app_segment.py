@@ -7,12 +7,17 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import pytest
+from app_builders import CountingModels
 from builders import HW, box_mask, points, ring_mask, segment
 
 from text2seg.app.segment.asks import Point, read_ask
 from text2seg.app.segment.document import MOST_STEPS, Document, History, with_point
 from text2seg.app.segment.outline import outline_of, parts_of
-from text2seg.errors import Text2SegError
+from text2seg.app.segment.visit import Visit
+from text2seg.app.settings import AppSettings
+from text2seg.app.uploads import visitors_folder
+from text2seg.app.workshop import Workshop
+from text2seg.errors import ImageError, Text2SegError
 
 LEFT, RIGHT = box_mask(left=2, width=8), box_mask(left=20, width=8)
 
@@ -167,7 +172,7 @@ class TestAsks:
             {"do": "look", "texts": ["dog"], "threshold": 0},
             {"do": "look", "texts": ["dog"], "presence": "sure"},
             {"do": "point", "piece": 1, "x": float("nan"), "y": 1, "positive": True},
-            {"do": "open", "path": "/etc/passwd"},
+            {"do": "open", "path": 7},
             {"do": "undo", "path": "/etc/passwd"},
             {"do": "export", "kind": "../all", "pieces": []},
             {"do": "example", "number": -1},
@@ -176,3 +181,8 @@ class TestAsks:
     def test_anything_else_is_refused_in_words(self, data):
         with pytest.raises(Text2SegError, match="cannot be done"):
             read_ask(data)
+
+    @pytest.mark.parametrize("path", ["/etc/passwd", "one.jpg", "/tmp/../etc/passwd", "a\0b", str(visitors_folder())])
+    def test_no_file_but_an_upload_is_opened(self, path):
+        with pytest.raises(ImageError, match="was not uploaded here"):
+            read_ask({"do": "open", "path": path}).answered(Visit(), Workshop(CountingModels(), AppSettings()))

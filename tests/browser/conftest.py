@@ -12,9 +12,13 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -34,6 +38,8 @@ FLAGS = (
 REQUIRED = "TEXT2SEG_REQUIRE_BROWSER"
 START_SECONDS = 180
 PATIENCE_MS = 60_000
+SAID: dict[str, Callable[[], str]] = {}
+"""What an app that runs has said until now, by its address."""
 
 
 def find_chromium() -> str | None:
@@ -45,13 +51,6 @@ def find_chromium() -> str | None:
     with playwright.sync_playwright() as driver:
         fetched = driver.chromium.executable_path
     return fetched if Path(fetched).exists() else None
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A browser on a busy machine misses a moment now and then; what fails three times is broken."""
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.flaky(reruns=2))
 
 
 @pytest.fixture(scope="session")
@@ -78,43 +77,46 @@ def _missing(reason: str) -> None:
 
 
 @contextmanager
-def _served(*flags: str, **environment: str) -> Iterator[str]:
-    """The address of `text2seg app` with these flags, as a process of its own on a free port, from when it answers."""
-    process = subprocess.Popen(
-        [sys.executable, "app.py", "--port", "0", "--device", "cpu", "--precision", "fp32", *flags],
-        cwd=ROOT,
-        env=os.environ | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    lines = []
-    try:
-        assert process.stdout is not None
-        for line in process.stdout:
-            lines.append(line)
-            if found := re.search(r"open (http://\S+)", line):
-                yield found[1]
-                break
-        else:
-            pytest.fail("the app did not start:\n" + "".join(lines))
-    finally:
-        process.terminate()
-        rest, _ = process.communicate(timeout=START_SECONDS)
-        if rest.strip():
-            sys.stdout.write(f"the app said:\n{rest}")
+def _served(**environment: str) -> Iterator[str]:
+    """The address of the app as a process of its own on a free port, from when it answers. What it says goes to a file,
+    because a pipe that nobody reads would stop it when full."""
+    command = [sys.executable, "app.py", "--port", "0", "--device", "cpu", "--precision", "fp32"]
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as said:
+        process = subprocess.Popen(command, cwd=ROOT, env=os.environ | environment, stdout=said, stderr=said)
+        try:
+            until, address = time.monotonic() + START_SECONDS, None
+            while address is None:
+                address = re.search(r"open (http://\S+)", _read(said))
+                if process.poll() is not None or time.monotonic() > until:
+                    pytest.fail(f"the app did not start:\n{_read(said)}")
+                time.sleep(0.1)
+            SAID[address[1]] = partial(_read, said)
+            yield address[1]
+            del SAID[address[1]]
+        finally:
+            process.terminate()
+            process.wait(START_SECONDS)
+
+
+def _read(said: IO[str]) -> str:
+    """What stands in a file that another process writes to, whose place in it must not move."""
+    return os.pread(said.fileno(), os.fstat(said.fileno()).st_size, 0).decode(errors="replace")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """A test that fails also shows what the apps said that run at the time."""
+    report = yield
+    if report.failed:
+        for address, said in SAID.items():
+            report.sections.append((f"The app at {address} said", said()))
+    return report
 
 
 @pytest.fixture(scope="session")
-def served() -> Callable:
-    """`with served(*flags, **environment) as url:` another app than `app_url`."""
-    return _served
-
-
-@pytest.fixture(scope="session")
-def app_url(served, tmp_path_factory) -> Iterator[str]:
-    """The app on the demo model, one for all tests."""
-    with served(TEXT2SEG_CHECKPOINTS=str(tmp_path_factory.mktemp("checkpoints"))) as url:
+def app_url(tmp_path_factory) -> Iterator[str]:
+    """The app on the demo model, one for all tests. Tests that need it in another way use `live_app`."""
+    with _served(TEXT2SEG_CHECKPOINTS=str(tmp_path_factory.mktemp("checkpoints"))) as url:
         yield url
 
 
@@ -126,7 +128,7 @@ def scene() -> Path:
 
 @pytest.fixture
 def servers() -> Iterator[ExitStack]:
-    """For a test's own apps: `url = servers.enter_context(served(...))`. They end after the pages that look at them."""
+    """For a test's own apps, `servers.enter_context(live_app(demo))`; they end after the pages that look at them."""
     with ExitStack() as stack:
         yield stack
 
@@ -134,10 +136,18 @@ def servers() -> Iterator[ExitStack]:
 @pytest.fixture
 def visitor(browser, servers) -> Iterator[Callable]:
     """Makes a fresh visitor's page, `visitor(url, viewport="phone", dark=True)`, and looks after it; call it again for
-    a second visitor. Further keywords go to Playwright's `new_context`."""
+    a second visitor. `prepare` is called with the page before it asks for anything; further keywords go to Playwright's
+    `new_context`."""
     opened: list[tuple] = []
 
-    def open_page(url: str, *, viewport: str = "wide", dark: bool = False, **options):
+    def open_page(
+        url: str,
+        *,
+        viewport: str = "wide",
+        dark: bool = False,
+        prepare: Callable[[Any], object] = lambda page: None,
+        **options: Any,
+    ):
         width, height = VIEWPORTS[viewport]
         context = browser.new_context(
             viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light", **options
@@ -147,6 +157,7 @@ def visitor(browser, servers) -> Iterator[Callable]:
         page.expected, problems = [], []
         _watch(page, urlsplit(url).netloc, problems)
         opened.append((context, page, problems))
+        prepare(page)
         page.goto(url)
         page.get_by_role("heading", name="text2seg").wait_for()
         page.get_by_role("tab", name="Explain").wait_for()

@@ -94,14 +94,12 @@ class TestThePage:
 
 
 class TestModels:
-    @pytest.fixture(scope="class")
-    @classmethod
-    def offline(cls, served, tmp_path_factory):
+    @pytest.fixture
+    def offline(self, servers, demo, monkeypatch):
         """An app that reaches no other machine."""
-        nowhere = "http://127.0.0.1:9"
-        folder = tmp_path_factory.mktemp("weights")
-        with served(TEXT2SEG_CHECKPOINTS=str(folder), https_proxy=nowhere, HTTPS_PROXY=nowhere) as url:
-            yield url
+        for name in ("https_proxy", "HTTPS_PROXY"):
+            monkeypatch.setenv(name, "http://127.0.0.1:9")
+        return servers.enter_context(live_app(demo))
 
     def test_the_panel_offers_the_real_weights(self, page):
         page.get_by_role("button", name="Models and weights").click()
@@ -138,8 +136,8 @@ class TestModels:
         page.get_by_role("button", name="Use for everyone").click()
         expect(page.locator("#models-said").get_by_role("alert")).to_contain_text("download first")
 
-    def test_others_may_only_look(self, visitor, servers, served):
-        url = servers.enter_context(served("--manage-models", "never"))
+    def test_others_may_only_look(self, visitor, servers, demo):
+        url = servers.enter_context(live_app(demo, manage_models="never"))
         page = visitor(url)
         page.get_by_role("button", name="Models and weights").click()
         expect(page.locator("#models")).to_contain_text("text2seg app --model base")
@@ -194,8 +192,8 @@ class TestExplain:
         page.get_by_role("button", name="Stop").click()
         expect(page.locator("#explain-status")).to_contain_text("Stopped; this is what there was until then.")
 
-    def test_who_waits_sees_the_place_in_the_queue(self, visitor, servers, served):
-        url = servers.enter_context(served("--workers", "1"))
+    def test_who_waits_sees_the_place_in_the_queue(self, visitor, servers, demo):
+        url = servers.enter_context(live_app(demo, workers=1))
         pages = [visitor(url) for _ in range(2)]
         for page in pages:
             choose_tool(page, "Opinion", "opinion")
@@ -222,8 +220,9 @@ class TestExplain:
             expect(page.get_by_role("gridcell", name=other)).to_have_count(0)
 
 
-def test_a_password_opens_the_page(visitor, servers, served):
-    url = servers.enter_context(served("--auth", "ann", TEXT2SEG_PASSWORD="geheim"))
+def test_a_password_opens_the_page(visitor, servers, demo, monkeypatch):
+    monkeypatch.setenv("TEXT2SEG_PASSWORD", "geheim")
+    url = servers.enter_context(live_app(demo, auth=("ann",)))
     assert httpx.get(url).status_code == 401
     page = visitor(url, http_credentials={"username": "ann", "password": "geheim"})
     give = page.locator("#explain-picture input[type=file]")

@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from app_builders import live_app
 from pycocotools.coco import COCO
 
 IMAGES = Path(__file__).parents[2] / "text2seg" / "demo" / "scenes" / "new-scenes" / "images"
@@ -274,13 +275,13 @@ def test_an_archive_that_is_refused_leaves_a_sentence_and_no_job(page, packed, e
     assert page.locator("#folder-jobs").is_hidden()
 
 
-def test_a_folder_of_the_server_is_labelled_in_place(visitor, servers, served, tmp_path):
+def test_a_folder_of_the_server_is_labelled_in_place(visitor, servers, demo, tmp_path):
     front, back = tmp_path / "photos" / "front", tmp_path / "photos" / "back"
     for folder, names in ((front, SIX[:2]), (back, SIX[2:])):
         folder.mkdir(parents=True)
         for name in names:
             (folder / name).write_bytes((IMAGES / name).read_bytes())
-    page = visitor(servers.enter_context(served("--root", str(tmp_path / "photos"))))
+    page = visitor(servers.enter_context(live_app(demo, root=tmp_path / "photos")))
     folder_tab(page)
     look_for(page, "sheep, koala, fire engine")
     page.get_by_text("A folder of this server").click()

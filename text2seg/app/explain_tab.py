@@ -3,6 +3,8 @@ shown. No tool is named here."""
 
 from __future__ import annotations
 
+import json
+import logging
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,11 +25,14 @@ from text2seg.explain import Exhibit, Tool, Watch, save_exhibit
 from text2seg.explain.tools import GROUPS
 from text2seg.files import reason
 
+log = logging.getLogger(__name__)
+
 CONCURRENCY = "explain"
 FIRST_FIELDS = 3
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-NOT_YET = "() => ({__type__: 'update', interactive: false})"  # in the browser, so that no click can come before it
-BOUND_AFTER_S = 0.1
+PRESS = "() => text2segPress('#explain-begin')"
+NOTED = "(typed, value) => ({{ ...typed, {tool}: {{ ...typed[{tool}], {field}: value }} }})"  # in the browser alone
+READY = "() => ({__type__: 'update', interactive: true})"
 SCENES = Path(__file__).parents[1] / "demo" / "scenes" / "new-scenes" / "images"
 EXAMPLES = {
     "Sheep and a fire engine": "scene_0019.jpg",
@@ -56,7 +61,7 @@ class ExplainTab:
     def __init__(self, workshop: Workshop, groups: Groups) -> None:
         self._workshop, self._groups = workshop, groups
         self._tools = {tool.name: tool for tools in groups.values() for tool in tools}
-        self._stops: dict[str, threading.Event] = {}
+        self._stops: dict[str, set[threading.Event]] = {}
         first = next(iter(groups))
         with gr.Row(equal_height=False):
             with gr.Column(scale=2, min_width=320):
@@ -65,11 +70,15 @@ class ExplainTab:
                     _choices(groups[first]), value=groups[first][0].name, label="Tool", elem_id="explain-tool"
                 )
                 self._pictures()
-                gr.render(inputs=[self.tool], triggers=[self.tool.change, _page().load])(self._form)
+                # What was filled in, by tool and field, so that a run needs no field: the server makes them, and they
+                # may still be on their way.
+                self.typed = gr.JSON({}, visible=False)
+                triggers = [self.tool.change, _page().load]
+                gr.render(inputs=[self.tool, self.typed], triggers=triggers)(self._form)
             with gr.Column(scale=3, min_width=320, elem_classes="t2s-beside"):
                 self._results()
-        self.group.input(self._choose, [self.group], [self.tool], **QUIET)
-        self.tool.change(None, outputs=[self.start], js=NOT_YET)
+        self.group.input(self._choose, [self.group], [self.tool], trigger_mode="always_last", **QUIET)
+        self._wire_run()
         self.tool.change(self._fit, [self.tool], [self.one, self.many], **QUIET)
         _page().unload(self._leave)
 
@@ -105,7 +114,10 @@ class ExplainTab:
 
     def _results(self) -> None:
         with gr.Row():
-            self.start = gr.Button("Run", variant="primary", interactive=False, elem_id="explain-run", scale=3)
+            self.start = gr.Button("Run", variant="primary", elem_id="explain-run", scale=3)
+            self.begin = gr.Button(
+                "Run", visible="hidden", elem_id="explain-begin"
+            )  # for the page to press, see page.js
             self.stop = gr.Button("Stop", interactive=False, elem_id="explain-stop", scale=1, min_width=90)
         self.stop.click(self._leave, queue=False, **QUIET)
         self.status = gr.HTML(
@@ -127,10 +139,11 @@ class ExplainTab:
         self.exhibit = gr.State(None, time_to_live=3600)
         gr.render(inputs=[self.exhibit], triggers=[self.exhibit.change])(self._tables)
 
-    def _form(self, name: str) -> None:
-        """The fields of a tool, and what the button does with them."""
+    def _form(self, name: str, typed: Any) -> None:
+        """The fields of a tool, with what was typed into them before."""
         tool = self._tools[name]
         listed = shown(tool.settings)
+        before = typed.get(name, {}) if isinstance(typed, dict) else {}
         with gr.Column(elem_id=f"fields-of-{name}"):
             fields = [widget(setting) for setting in listed[:FIRST_FIELDS]]
             if len(listed) > FIRST_FIELDS:
@@ -141,43 +154,60 @@ class ExplainTab:
             ]
             if elsewhere:
                 gr.HTML(note(f"On the command line there is also {', '.join(elsewhere)}."), padding=False)
+        for setting, field in zip(listed, fields, strict=True):
+            if setting.name in before and setting.kind != "picture":
+                field.value = before[setting.name]
+            noted = NOTED.format(tool=json.dumps(name), field=json.dumps(setting.name))
+            field.change(None, [self.typed, field], [self.typed], js=noted)
 
-        def run(picture: str | None, files: list[str] | None, *values: Any, **context: Any) -> Iterator[Updates]:
-            given = {each.name: value for each, value in zip(listed, values, strict=True)}
-            chosen = {"one": [picture] if picture else [], "many": files or [], "none": []}[tool.pictures]
-            return self._run(tool, [Path(path) for path in chosen], given, **context)
-
-        self.start.click(
-            _with_context(run),
-            [self.picture, self.files, *fields],
-            [self.status, self.stop, self.gallery, self.downloads, self.sheet, self.numbers, self.exhibit],
+    def _wire_run(self) -> None:
+        self.start.click(None, outputs=[self.start], js=PRESS)
+        shown_then = [self.status, self.stop, self.gallery, self.downloads, self.sheet, self.numbers, self.exhibit]
+        ran = self.begin.click(
+            self._run,
+            [self.tool, self.picture, self.files, self.typed],
+            [self.start, *shown_then],
             api_visibility="private",
             show_progress="full",
             show_progress_on=[self.status],
             concurrency_id=CONCURRENCY,
             concurrency_limit=max(self._workshop.settings.workers - 1, 1),
-            trigger_mode="once",
         )
-        # What can tick is bound, and so is the button that is bound with it: only now may it be clicked.
-        bound = gr.Timer(BOUND_AFTER_S)
-        bound.tick(_ready, outputs=[self.start, bound], queue=False, **QUIET)
+        ran.failure(None, outputs=[self.start], js=READY)
 
     def _run(
-        self, tool: Tool, pictures: Sequence[Path], given: Mapping[str, Any], progress: gr.Progress, request: gr.Request
+        self,
+        name: str,
+        picture: str | None,
+        files: list[str] | None,
+        typed: Any,
+        request: gr.Request,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> Iterator[Updates]:
-        """Run the tool; what the page shows meanwhile and then."""
-        stop = self._stops[str(request.session_hash)] = threading.Event()
-        watch = Watch(lambda done, total, words: progress((done, total or None), desc=words or tool.name), stop)
+        """Run a tool; what the page shows meanwhile and then."""
+        tool = self._tools[name]
+        given = _given(typed, name)
+        pictures = {"one": [picture] if picture else [], "many": files or [], "none": []}[tool.pictures]
+        visitor, stop = str(request.session_hash), threading.Event()
+        self._stops.setdefault(visitor, set()).add(stop)
+        watch = Watch(lambda done, total, words: progress((done, total or None), desc=words or name), stop)
         hidden = {part: part.__class__(visible=False) for part in (self.gallery, self.downloads)}
-        yield {self.stop: gr.Button(interactive=True), self.status: "", self.exhibit: None, **hidden}
-        progress(0, desc="Waiting for a turn")
+        shown_then: Updates = {}
         try:
-            shown_then = self._shown(tool, explain(self._workshop, tool, pictures, given, watch), stop)
+            yield {self.stop: gr.Button(interactive=True), self.status: "", self.exhibit: None, **hidden}
+            progress(0, desc="Waiting for a turn")
+            exhibit = explain(self._workshop, tool, [Path(path) for path in pictures], given, watch)
+            shown_then = self._shown(tool, exhibit, stop)
         except Text2SegError as error:
             shown_then = {self.status: alert(str(error))}
+        except Exception as error:  # whatever it is, the visitor may run something again
+            log.exception("a tool failed")
+            shown_then = {self.status: alert(f"Not enough memory, or a fault of text2seg ({error}).")}
         finally:
-            self._stops.pop(str(request.session_hash), None)
-        yield shown_then | {self.stop: gr.Button(interactive=False)}
+            self._stops[visitor].discard(stop)
+            if not self._stops[visitor]:
+                del self._stops[visitor]
+        yield shown_then | {self.start: gr.Button(interactive=True), self.stop: gr.Button(interactive=False)}
 
     def _shown(self, tool: Tool, exhibit: Exhibit, stop: threading.Event) -> Updates:
         said = note("Stopped; this is what there was until then.") if stop.is_set() else ""
@@ -193,7 +223,7 @@ class ExplainTab:
 
     def _leave(self, request: gr.Request) -> None:
         """Stop what this visitor runs."""
-        if stop := self._stops.get(str(request.session_hash)):
+        for stop in tuple(self._stops.get(str(request.session_hash), ())):
             stop.set()
 
     def _tables(self, exhibit: Exhibit | None) -> None:
@@ -217,17 +247,11 @@ class ExplainTab:
         return gr.Column(visible=wants == "one"), gr.Column(visible=wants == "many")
 
 
-def _with_context(run: Any) -> Any:
-    """Gradio gives the progress bar and the visitor to parameters that are declared for them."""
-
-    def in_context(request: gr.Request, *values: Any, progress: gr.Progress = gr.Progress()) -> Iterator[Updates]:  # noqa: B008
-        yield from run(*values, progress=progress, request=request)
-
-    return in_context
-
-
-def _ready() -> tuple[gr.Button, gr.Timer]:
-    return gr.Button(interactive=True), gr.Timer(active=False)
+def _given(typed: Any, tool: str) -> dict[str, Any]:
+    """What was filled in for a tool; an uploaded file as its path."""
+    fields = typed.get(tool) if isinstance(typed, dict) else None
+    given = fields if isinstance(fields, dict) else {}
+    return {name: value.get("path") if isinstance(value, dict) else value for name, value in given.items()}
 
 
 def _page() -> Any:

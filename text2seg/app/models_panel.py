@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from html import escape
 from typing import Any
 
@@ -28,6 +28,7 @@ OFFERED = tuple(name for name in checkpoints.PAIRS if name != "demo")
 DEMO = "CLIP demo with SAM demo"
 STEPS = 200
 """A bar moves this many times at most; every move is a message to the page."""
+STOPPED = "() => ({__type__: 'update', interactive: false})"
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
 
@@ -67,17 +68,23 @@ class ModelsPanel:
                 [*checkpoints.PAIRS], value=OFFERED[0], label="Pair", elem_id="models-pair", scale=2, min_width=280
             )
             fetch = gr.Button("Download", variant="primary", elem_id="models-download", min_width=120)
-            stop = gr.Button("Stop", elem_id="models-stop", min_width=80)
+            stop = gr.Button("Stop", interactive=False, elem_id="models-stop", min_width=80)
             use = gr.Button("Use for everyone", elem_id="models-use", min_width=140)
         said = gr.HTML("", padding=False, elem_id="models-said")
         shown: dict[str, Any] = {"api_visibility": "private", "show_progress_on": [said], "concurrency_id": "models"}
-        fetch.click(self._download, [choice], [said, table], concurrency_limit=1, **shown)
+        fetched = fetch.click(self._downloading, [choice], [said, table, stop], concurrency_limit=1, **shown)
+        fetched.failure(None, outputs=[stop], js=STOPPED)
         use.click(self._use, [choice], [said, now], concurrency_limit=1, **shown)
         stop.click(self._stop.set, queue=False, **QUIET)
 
-    def _download(self, pair: str, progress: gr.Progress = gr.Progress()) -> tuple[str, str]:  # noqa: B008
-        """Fetch what is missing of a pair; what is there is hashed."""
+    def _downloading(self, pair: str, progress: gr.Progress = gr.Progress()) -> Iterator[tuple[Any, Any, gr.Button]]:  # noqa: B008
+        """A download that can be stopped from when it begins until it ends."""
         self._stop.clear()
+        yield gr.skip(), gr.skip(), gr.Button(interactive=True)
+        yield *self._download(pair, progress), gr.Button(interactive=False)
+
+    def _download(self, pair: str, progress: gr.Progress) -> tuple[str, str]:
+        """Fetch what is missing of a pair; what is there is hashed."""
         clip, sam = checkpoints.pair(pair)
         wanted: tuple[tuple[str, checkpoints.registry.Kind], ...] = ((clip, "clip"), (sam, "sam"))
         try:

@@ -56,6 +56,8 @@ def style_sheets() -> list[Path]:
 
 
 def scripts() -> str:
-    """Every .js in this room as modules for the head of the page."""
-    texts = (path.read_text(encoding="utf-8") for path in sorted(ROOM.rglob("*.js")))
-    return "\n".join(f'<script type="module">\n{text}\n</script>' for text in texts)
+    """Every .js in this room, the app's own first, for the head of the page. They run before anything is built, which
+    scripts of the type "module" need not."""
+    paths = sorted(ROOM.rglob("*.js"), key=lambda path: (path.parent.name != "assets", path))
+    texts = (path.read_text(encoding="utf-8") for path in paths)
+    return "\n".join(f'<script>(() => {{\n"use strict";\n{text}\n}})();</script>' for text in texts)

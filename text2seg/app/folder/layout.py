@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
 
+from text2seg.app.folder.sources import folders_in
 from text2seg.app.folder.visit import NOBODY
 from text2seg.app.settings import AppSettings
 
@@ -41,6 +43,8 @@ def lay_out(settings: AppSettings, *, knows_all: bool) -> SimpleNamespace:
                 _lay_out_ontology(c, knows_all=knows_all)
         c.problem = _html("folder-problem")
         c.start = gr.Button("Label the pictures", variant="primary", elem_id="folder-start")
+        # What does the work, for the page to press (see page.js); there once it is known whose job it will be.
+        c.begin = gr.Button("Label the pictures", visible=False, elem_id="folder-begin")
     with gr.Column(visible=False, elem_id="folder-job") as c.work:
         _lay_out_job(c)
     with gr.Column(visible=False, elem_id="folder-review") as c.review:
@@ -48,11 +52,18 @@ def lay_out(settings: AppSettings, *, knows_all: bool) -> SimpleNamespace:
     return c
 
 
+def choices_of(root: Path | None) -> list[tuple[str, str]]:
+    """The folders below the root, each with what it is called on the page."""
+    return [("the whole folder" if name == "." else name, name) for name in (folders_in(root) if root else [])]
+
+
 def _lay_out_pictures(c: SimpleNamespace, settings: AppSettings) -> None:
     gr.Markdown("### Pictures")
     c.source = gr.Radio([UPLOAD, SERVER], value=UPLOAD, label="Where they are", visible=settings.root is not None)
     c.files = gr.File(label="Pictures, or a zip of them", file_count="multiple", height=240, elem_id="folder-files")
-    c.folder = gr.Dropdown([], label="Folder", visible=False, elem_id="folder-folder")
+    folders = choices_of(settings.root)
+    first = folders[0][1] if folders else None
+    c.folder = gr.Dropdown(folders, value=first, label="Folder", visible=False, elem_id="folder-folder")
     limits = (
         f"At most {settings.folder_images:,} pictures and {settings.folder_mb:,} MB at once. Nobody else sees them; "
         "they are deleted with the job, at the latest half a day after you last looked at it."
@@ -113,7 +124,7 @@ def _lay_out_review(c: SimpleNamespace) -> None:
     with gr.Row(elem_classes="t2s-folder-bar"):
         c.shown = gr.Radio(SHOWN, value="all", label="Show", elem_id="folder-shown", scale=3)
         c.tally = _html("folder-tally")
-    c.sheet = _html("folder-sheet", js_on_load="window.text2segContactSheet(element, trigger)")
+    c.sheet = _html("folder-sheet", js_on_load="window.text2segContactSheet(element, trigger, watch)")
     with gr.Row(elem_classes="t2s-folder-actions") as c.pages:
         c.back = gr.Button("Previous page", size="sm", elem_id="folder-back")
         c.place = _html("folder-place")

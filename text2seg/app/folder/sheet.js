@@ -1,6 +1,5 @@
 // The contact sheet: buttons and keys for verdicts, boxes for segments. What changes shows at once and is then reported.
-window.text2segContactSheet = (element, trigger) => {
-  "use strict";
+window.text2segContactSheet = (element, trigger, watch) => {
   const tiles = () => [...element.querySelectorAll(".t2s-tile")];
   const report = (tile, change) => trigger("select", { place: Number(tile.dataset.place), ...change });
 
@@ -33,6 +32,11 @@ window.text2segContactSheet = (element, trigger) => {
     if (!box) return;
     box.closest(".segment").classList.toggle("dropped", !box.checked);
     report(box.closest(".t2s-tile"), { segment: Number(box.dataset.segment), keep: box.checked });
+  });
+
+  // Another page is written into the elements of the one before; boxes that were pressed keep their state unless told.
+  watch("value", () => {
+    for (const box of element.querySelectorAll("[data-segment]")) box.checked = box.defaultChecked;
   });
 
   element.addEventListener("keydown", (event) => {

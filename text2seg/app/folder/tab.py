@@ -18,9 +18,8 @@ from gradio.context import Context
 from text2seg.app.folder import download, views
 from text2seg.app.folder.editor import WITH_LIMITS, as_yaml, demo_things
 from text2seg.app.folder.jobs import Job
-from text2seg.app.folder.layout import FEW_THINGS, SERVER, UPLOAD, lay_out
+from text2seg.app.folder.layout import FEW_THINGS, SERVER, UPLOAD, choices_of, lay_out
 from text2seg.app.folder.sheet import ContactSheet, Shown
-from text2seg.app.folder.sources import folders_in
 from text2seg.app.folder.visit import Kept, Visits
 from text2seg.app.messages import alert
 from text2seg.app.uploads import check_upload
@@ -32,6 +31,9 @@ Updates = dict[Any, Any]
 NEW = "New"
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
 FETCH = "() => setTimeout(() => document.querySelector('#folder-file a, a#folder-file, #folder-file').click(), 100)"
+PRESS = "() => text2segPress('#folder-begin')"
+READY = "() => ({__type__: 'update', interactive: true})"
+WAIT = "() => Array(2).fill({__type__: 'update', interactive: false})"
 SHOW_SHEET = "() => document.querySelector('#folder-sheet').scrollIntoView()"
 
 
@@ -57,29 +59,34 @@ class Tab:
         if page is None:
             raise RuntimeError("the tab is built within a page")
         screen = [c.picker, c.form, c.work, c.review, c.status, c.cancel, c.resume, c.delete, c.sure, c.timer, c.phase]
+        anew = [c.kept, *screen, c.start, c.begin]
         page.load(self._folders, outputs=[c.folder], **QUIET)
         # Also when the tab is first opened: only then does the page look up what the browser kept.
-        c.kept.change(self._anew, [c.kept], screen, **QUIET)
-        c.picker.input(self._look_at, [c.kept, c.picker], [c.kept], **QUIET)
+        c.kept.change(self._anew, [c.kept], anew, **QUIET)
+        c.picker.input(self._look_at, [c.kept, c.picker], [c.kept], trigger_mode="always_last", **QUIET)
         c.timer.tick(self._tick, [c.kept], [c.status, c.timer, c.phase], queue=False, **QUIET)
         c.phase.change(self._screen, [c.kept], screen, **QUIET)
-        c.cancel.click(self._acting(jobs.cancel), [c.kept], screen, **QUIET)
-        c.resume.click(self._acting(jobs.resume), [c.kept], screen, **QUIET)
-        c.yes.click(self._acting(jobs.remove), [c.kept], screen, **QUIET)
+        c.cancel.click(self._acting(jobs.cancel), [c.kept], anew, **QUIET)
+        c.resume.click(self._acting(jobs.resume), [c.kept], anew, **QUIET)
+        c.yes.click(self._acting(jobs.remove), [c.kept], anew, **QUIET)
         c.delete.click(lambda: gr.Row(visible=True), outputs=[c.sure], **QUIET)
         c.no.click(lambda: gr.Row(visible=False), outputs=[c.sure], **QUIET)
-        c.start.click(
+        c.start.click(None, outputs=[c.start], js=PRESS)
+        begun = c.begin.click(
             self._start,
             [c.kept, c.source, c.files, c.folder, c.queries, c.text],
-            [c.kept, c.problem, c.files, c.text],
+            [*anew, c.problem, c.files, c.text],
             show_progress="minimal",
+            show_progress_on=[c.problem],
             api_visibility="private",
         )
+        begun.failure(None, outputs=[c.start], js=READY)
 
     def _wire_form(self) -> None:
         c = self._c
-        c.source.input(self._switch, [c.source], [c.files, c.room, c.folder], **QUIET)
-        gr.on([c.write.click, c.queries.submit], self._write, [c.queries], [c.text, c.problem], **QUIET)
+        last: dict[str, Any] = {"trigger_mode": "always_last", **QUIET}  # of several presses in a row the last counts
+        c.source.input(self._switch, [c.source], [c.files, c.room, c.folder], **last)
+        gr.on([c.write.click, c.queries.submit], self._write, [c.queries], [c.text, c.problem], **last)
         c.few.click(lambda: as_yaml(FEW_THINGS), outputs=[c.text], **QUIET)
         c.limits.click(lambda: WITH_LIMITS, outputs=[c.text], **QUIET)
         c.all.click(demo_things, outputs=[c.text], **QUIET)
@@ -91,8 +98,10 @@ class Tab:
         shown = [c.phase.change, c.shown.input]
         gr.on(shown, self._page, [c.kept, c.shown], sheet, trigger_mode="always_last", **QUIET)
         for button, step in ((c.back, -1), (c.next, 1)):
+            button.click(None, outputs=[c.back, c.next], js=WAIT)
             turned = button.click(partial(self._turn, step), [c.kept, c.shown, c.number], sheet, **QUIET)
             turned.then(None, js=SHOW_SHEET)
+            turned.failure(None, outputs=[button], js=READY)
         c.sheet.select(self._decide, [c.kept], [c.tally], trigger_mode="multiple", **QUIET)
         for button, make in (
             (c.get_all, lambda job, sheet: download.dataset_zip(job, sheet, pictures=True)),
@@ -104,9 +113,8 @@ class Tab:
             made.success(None, js=FETCH)
 
     def _folders(self) -> Any:
-        folders = folders_in(self._root) if self._root else []
-        choices = [("the whole folder" if name == "." else name, name) for name in folders]
-        return gr.Dropdown(choices=choices, value=folders[0] if folders else None)
+        """The folders there are now; which one is chosen stays, for it may be chosen before this answer comes."""
+        return gr.Dropdown(choices=choices_of(self._root))
 
     def _switch(self, source: str) -> Updates:
         c, uploads = self._c, source == UPLOAD
@@ -140,8 +148,11 @@ class Tab:
     def _anew(self, kept: Any) -> Updates:
         """The screen for a job that was not looked at, or was other, until now: nothing is half asked any more.
 
-        News of the same job keep a question open, because they may come in the instant after it was asked."""
-        return {**self._screen(kept), self._c.sure: gr.Row(visible=False)}
+        News of the same job keep a question open, because they may come in the instant after it was asked. A browser
+        that kept nothing of ours gets a token first and can label only then, so that every job is found again."""
+        c, known = self._c, self._visits.known(kept)
+        updates = {**self._screen(known), c.sure: gr.Row(visible=False), c.start: gr.Button(interactive=True)}
+        return {**updates, c.begin: gr.Button(visible="hidden")} if known == kept else {**updates, c.kept: known}
 
     def _tick(self, kept: Any) -> Updates:
         """How far the job is, asked for every second while it is on its way."""
@@ -194,8 +205,9 @@ class Tab:
             else:
                 job = self._visits.upload(known, [check_upload(Path(file)) for file in files or []], text)
         except Text2SegError as error:
-            return {c.kept: known, c.problem: alert(str(error))}
-        return {c.kept: {**known, "job": job.id}, c.problem: "", c.files: None, c.text: text}
+            return {c.start: gr.Button(interactive=True), c.problem: alert(str(error))}
+        known = {**known, "job": job.id}
+        return {**self._anew(known), c.kept: known, c.problem: "", c.files: None, c.text: text}
 
     def _page(self, kept: Any, shown: Shown, number: int = 0) -> Updates:
         """A page of the contact sheet, where the job has one."""

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from text2seg.app.limits import read_picture
 from text2seg.app.segment.document import Document
 from text2seg.app.segment.examples import examples
 from text2seg.app.segment.export import File, Kind, exported
 from text2seg.app.segment.pictures import encoded
 from text2seg.app.segment.visit import Visit, looked, opened, pointed
 from text2seg.app.segment.why import why
+from text2seg.app.uploads import check_upload
 from text2seg.app.workshop import Workshop
 from text2seg.errors import Text2SegError
 
@@ -47,6 +50,16 @@ class Example(_Ask):
         example = examples()[self.number]
         visit = opened(workshop, example.image)
         return Answer(looked(visit, workshop, example.texts, threshold=None, presence=None))
+
+
+class Open(_Ask):
+    """Open an uploaded picture."""
+
+    do: Literal["open"]
+    path: Path
+
+    def answered(self, visit: Visit, workshop: Workshop) -> Answer:
+        return Answer(opened(workshop, read_picture(check_upload(self.path), workshop.settings)))
 
 
 class Look(_Ask):
@@ -125,7 +138,7 @@ class Export(_Ask):
         return Answer(visit, file=exported(visit, self.kind, self.pieces))
 
 
-Ask = Example | Look | Point | Edit | Undo | Why | Export
+Ask = Example | Open | Look | Point | Edit | Undo | Why | Export
 _reader: TypeAdapter[Ask] = TypeAdapter(Annotated[Ask, Field(discriminator="do")])
 
 

@@ -1,4 +1,5 @@
-// The conductor: asks the server one thing after the other, and shows each part what it has to know.
+// The conductor: asks the server one thing after the other, and shows each part what it has to know. What is asked before
+// there is a server to ask, or while it answers, waits for its turn.
 // What the server knows comes back whole with every answer; here lives only what no server has to know: the selected
 // segment, hidden queries, the sign of the next click.
 
@@ -10,37 +11,41 @@ customElements.define("t2s-segment", class extends HTMLElement {
   #waiting = [];
   #turn = 0;
   #sent = null;
-  #uploading = false;
   #patience = 0;
 
-  connect({ ask, props, watch }) {
-    this.ask = ask;
-    this.props = props;
+  connectedCallback() {
     for (const name of ["chips", "stage", "tools", "legend", "sliders", "export", "why"]) {
       this[name] = this.querySelector(`t2s-${name}`);
+      customElements.upgrade(this[name]);
     }
+    this.#listen();
+  }
+
+  connect({ ask, props, watch, upload }) {
+    this.ask = ask;
+    this.props = props;
+    this.upload = upload;
     this.stage.examples = props.examples;
     this.chips.known = props.known;
-    this.#listen();
     watch("value", () => this.#answered(props.value));
     if (props.value?.queries) this.#answered(props.value); // the tab was away and is back
+    this.#next();
   }
 
   /** The connection broke, or the server could not even say what is wrong. */
-  failed() {
+  failed(why = "The server did not answer. Please try again.") {
     this.#sent = null;
-    this.#uploading = false;
     this.#waiting = [];
-    this.#note("The server did not answer. Please try again.");
+    this.#note(why);
     this.#next();
     this.#show();
   }
 
   #listen() {
     const on = (part, name, react) => part.addEventListener(name, (event) => react(event.detail ?? {}));
-    on(this.chips, "change", () => this.#look());
+    on(this.chips, "change", () => { if (this.#view.picture) this.#look(); });
     on(this.chips, "look", () => this.#look());
-    on(this.stage, "file", ({ file }) => this.#upload(file));
+    on(this.stage, "file", ({ file }) => this.#open(file));
     on(this.stage, "example", ({ number }) => this.#send({ do: "example", number }));
     on(this.stage, "point", (place) => this.#point(place));
     for (const part of [this.stage, this.legend]) {
@@ -59,40 +64,56 @@ customElements.define("t2s-segment", class extends HTMLElement {
     document.addEventListener("paste", (event) => this.#paste(event));
   }
 
-  // Asking: one thing at a time, of several looks in a row only the last.
+  // Asking: one thing at a time. Of several looks in a row only the last; another picture makes what waits pointless.
 
   #send(what, then = null) {
-    if (what.do === "look") this.#waiting = this.#waiting.filter((each) => each.what.do !== "look");
-    this.#waiting.push({ what, then });
+    const isNew = what.do === "open" || what.do === "example";
+    this.#waiting = isNew ? [] : this.#waiting.filter((each) => what.do !== "look" || each.what.do !== "look");
+    this.#waiting.push({ what, then, texts: this.chips.texts });
     this.#next();
   }
 
   #next() {
-    if (!this.#sent && !this.#uploading && this.#waiting.length) {
-      this.#sent = { ...this.#waiting.shift(), turn: (this.#turn += 1) };
-      this.ask({ ...this.#sent.what, turn: this.#turn });
-    }
+    if (!this.#sent && this.ask && this.#waiting.length) this.#ask(this.#waiting.shift());
     clearTimeout(this.#patience);
-    if (this.#sent || this.#uploading) this.#patience = setTimeout(() => this.failed(), PATIENCE);
-    const names = { look: "Looking …", example: "Looking …", point: "Cutting …", why: "Asking …", export: "Packing …" };
-    this.stage.busy = this.#uploading ? "Opening …" : this.#sent ? names[this.#sent.what.do] ?? "…" : "";
+    if (this.#sent) this.#patience = setTimeout(() => this.failed(), PATIENCE);
+    const names = { open: "Opening …", look: "Looking …", example: "Looking …", point: "Cutting …", why: "Asking …",
+      export: "Packing …" };
+    const [now] = [this.#sent, ...this.#waiting].filter(Boolean);
+    this.stage.busy = now ? names[now.what.do] ?? "…" : "";
+  }
+
+  async #ask(asked) {
+    const sent = this.#sent = { ...asked, turn: (this.#turn += 1) };
+    let { file, ...what } = sent.what;
+    if (file) {
+      try {
+        what = { ...what, path: (await this.upload(file)).path };
+      } catch (error) {
+        if (this.#sent === sent) this.failed(`${file.name} could not be sent: ${error.message ?? error}`);
+      }
+    }
+    if (this.#sent === sent) this.ask({ ...what, turn: sent.turn });
   }
 
   #answered(view) {
-    const { what, then } = view.turn && view.turn === this.#sent?.turn ? this.#sent : {};
+    const { what, then, texts } = view.turn && view.turn === this.#sent?.turn ? this.#sent : {};
     if (view.turn && !what && this.#sent) return; // an answer from before the connection broke
-    const isOther = view.picture?.file.url !== this.#view.picture?.file.url;
+    const isNew = ["open", "example"].includes(what?.do) && !view.error;
     this.#view = view;
     this.chips.known = view.known;
     if (what) this.#sent = null;
-    else this.#uploading = false;
     this.#note(view.error);
-    if (isOther || what?.do === "example") {
+    if (isNew) {
       Object.assign(this.#own, { selected: 0, arming: "", hidden: new Set(), threshold: null, presence: null });
       this.why.told = null;
     }
-    if (what?.do === "example" && !view.error) this.chips.texts = view.texts;
-    if (!what && !view.error && isOther && this.chips.texts.length) this.#look();
+    if (isNew && what.do === "example") {
+      const typed = this.chips.texts.filter((text) => !texts.includes(text)); // while it was waited for
+      this.chips.texts = [...new Set([...view.texts, ...typed])];
+      if (this.chips.texts.length > view.texts.length) this.#look();
+    }
+    if (isNew && what.do === "open" && this.chips.texts.length) this.#look();
     if (!view.pieces.some((piece) => piece.number === this.#own.selected)) this.#own.selected = 0;
     if (!view.error) then?.(view);
     if (view.why) this.why.told = view.why;
@@ -105,40 +126,23 @@ customElements.define("t2s-segment", class extends HTMLElement {
 
   #look() {
     const texts = this.chips.texts;
-    if (!this.#view.picture) return;
-    if (!texts.length) {
-      this.#note("Type what you want to see, then press Enter.");
-      return;
-    }
-    this.#send({ do: "look", texts, threshold: this.#own.threshold, presence: this.#own.presence });
+    const isComing = [this.#sent, ...this.#waiting].some((each) => ["open", "example"].includes(each?.what.do));
+    if (!this.#view.picture && isComing) return; // it is looked at when it is there
+    if (!this.#view.picture) this.#note("Choose a picture first: drop one, paste one or take an example.");
+    else if (!texts.length) this.#note("Type what you want to see, then press Enter.");
+    else this.#send({ do: "look", texts, threshold: this.#own.threshold, presence: this.#own.presence });
   }
 
-  async #upload(file) {
-    if (file.size > this.props.uploadMb * 1e6) {
-      this.#note(`${file.name} has ${(file.size / 1e6).toFixed(1)} MB, and ${this.props.uploadMb} is the most here; make it smaller.`);
-      return;
-    }
-    this.#uploading = true;
-    this.#next();
-    const carried = new DataTransfer();
-    carried.items.add(file);
-    const input = await this.#carrier();
-    input.files = carried.files;
-    input.dispatchEvent(new Event("change", { bubbles: true }));
-  }
-
-  /** Gradio's own field for files, which may come a moment after this component. */
-  async #carrier() {
-    for (;;) {
-      const input = document.querySelector("#segment-upload input[type=file]");
-      if (input) return input;
-      await new Promise(requestAnimationFrame);
-    }
+  #open(file) {
+    const { uploadMb } = this.props ?? {};
+    if (file.size > uploadMb * 1e6) {
+      this.#note(`${file.name} has ${(file.size / 1e6).toFixed(1)} MB, and ${uploadMb} is the most here; make it smaller.`);
+    } else this.#send({ do: "open", file });
   }
 
   #paste(event) {
     const file = [...(event.clipboardData?.files ?? [])].find((each) => each.type.startsWith("image/"));
-    if (file && this.checkVisibility()) this.#upload(file);
+    if (file && this.checkVisibility()) this.#open(file);
   }
 
   #save({ name, file }) {
@@ -222,7 +226,10 @@ customElements.define("t2s-segment", class extends HTMLElement {
     this.stage.shown = { picture: view.picture, pieces, selected, arming, opacity: this.sliders.opacity };
     this.tools.shown = { ...view, piece, minus, hint: this.#hint(piece) };
     this.legend.shown = { ...view, visible: new Set(pieces.map((each) => each.number)), hidden, selected, arming };
-    if (view.queries.length) this.sliders.shown = view;
+    const { threshold, presence } = this.#own; // the hand on a slider is ahead of the answer
+    if (view.queries.length) {
+      this.sliders.shown = { threshold: threshold ?? view.threshold, presence: presence ?? view.presence };
+    }
     this.export.shown = { count: pieces.length, selected, command: view.command, python: view.python };
   }
 

@@ -1,4 +1,4 @@
-"""The tab's wiring: one component that shows everything, one event that asks for everything, and uploads.
+"""The tab's wiring: one component that shows everything, and one event that asks for everything.
 
 The page is drawn by the browser (`*.js` beside this file, one custom element each). It asks, the answer is the whole
 view of the visit, so that the browser never has to guess what the server knows.
@@ -9,18 +9,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from gradio import processing_utils
 
-from text2seg.app.limits import read_picture
 from text2seg.app.segment.asks import Answer, read_ask
 from text2seg.app.segment.examples import examples
 from text2seg.app.segment.view import Json, view_of
-from text2seg.app.segment.visit import Visit, opened
-from text2seg.app.uploads import check_upload
+from text2seg.app.segment.visit import Visit
 from text2seg.app.workshop import Workshop
 from text2seg.errors import Text2SegError
 
@@ -32,8 +29,7 @@ KEPT_SECONDS = 3600
 START = """
 const failed = () => element.querySelector("t2s-segment").failed();
 document.addEventListener("text2seg-failed", failed);
-customElements.whenDefined("t2s-segment").then(() =>
-  element.querySelector("t2s-segment").connect({ ask: (what) => trigger("ask", what), props, watch }));
+element.querySelector("t2s-segment").connect({ ask: (what) => trigger("ask", what), props, watch, upload });
 """
 FAILED = "() => { document.dispatchEvent(new Event('text2seg-failed')); }"
 
@@ -53,8 +49,6 @@ def build(workshop: Workshop) -> None:
         known=_known(workshop),
         uploadMb=workshop.settings.upload_mb,
     )
-    with gr.Column(elem_id="segment-upload"):  # the page itself hands it the files that are dropped, pasted or chosen
-        upload = gr.UploadButton("Choose a picture", type="filepath")
 
     def reply(before: Visit, turn: int, work: Callable[[], Answer]) -> tuple[Visit, Json]:
         """What work leads to, or where it fails the visit as it was and what is wrong."""
@@ -73,18 +67,9 @@ def build(workshop: Workshop) -> None:
         turn = what.pop("turn", 0)
         return reply(before, turn, lambda: read_ask(what).answered(before, workshop))
 
-    def receive(before: Visit, path: str) -> tuple[Visit, Json]:
-        def work() -> Answer:
-            return Answer(opened(workshop, read_picture(check_upload(Path(path)), workshop.settings)))
-
-        return reply(before, 0, work)
-
     how: Any = {"show_progress": "minimal", "show_progress_on": status, "api_visibility": "private"}
     how["trigger_mode"] = "multiple"  # the page sees to it that it waits for an answer before it asks again
-    asked = canvas.ask(ask, [visit], [visit, canvas], **how)
-    received = upload.upload(receive, [visit, upload], [visit, canvas], **how)
-    for event in (asked, received):
-        event.failure(None, js=FAILED, api_visibility="private")
+    canvas.ask(ask, [visit], [visit, canvas], **how).failure(None, js=FAILED, api_visibility="private")
 
 
 def _known(workshop: Workshop) -> list[str]:
