@@ -29,8 +29,8 @@ SHAPES = {
         build.TINY, width=160, heads=2, image_size=16 * (ours.ROWS_PER_MASK + 3)
     ),
 }
-# Width, heads, windows and grid of SAM ViT-B, and four of its twelve blocks, which are all of these two kinds.
-VIT_B = replace(build.FULL_SIZE_DECODER, width=768, depth=4, heads=12, window=14, global_blocks=(2,), image_size=1024)
+# Width, heads, windows and grid of SAM ViT-B, and two of its twelve blocks, one of each kind.
+VIT_B = replace(build.FULL_SIZE_DECODER, width=768, depth=2, heads=12, window=14, global_blocks=(1,), image_size=1024)
 
 
 def pixels(count: int, side: int) -> torch.Tensor:
