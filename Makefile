@@ -25,7 +25,7 @@ type: $(READY)
 	$(BIN)/mypy
 
 unit: $(READY)
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --ignore tests/browser
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --ignore tests/browser
 
 test-browser: chromium $(READY)  ## the tests in a real browser alone
 	TEXT2SEG_REQUIRE_BROWSER=1 $(BIN)/python -m pytest tests/browser

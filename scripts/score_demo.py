@@ -13,13 +13,15 @@ Third, nothing being known: the folder is labelled with all that the demo model 
 from __future__ import annotations
 
 import argparse
+import copy
 import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
-from demo_world.agreement import Mask, agreement, read_truth, scenes_of
+from demo_world.agreement import Mask, Scene, agreement, read_truth, scenes_of
 
 from text2seg import PointSettings, PresenceSettings, Settings, Text2Seg
 from text2seg.coco.dataset import read_dataset
@@ -41,10 +43,35 @@ METHODS = {
 }
 
 
-def sam_alone(models: Text2Seg, folder: Path, limit: int | None) -> dict[str, float]:
+Table = dict[str, dict[str, float]]
+"""From the name of a row to its numbers by column."""
+
+
+def scores(models: Text2Seg, folders: Sequence[Path], *, limit: int | None = None) -> Iterator[Table]:
+    """The three tables, each as soon as it is known."""
+    scenes = {folder: list(scenes_of(models, folder, limit)) for folder in folders}
+    yield {folder.name: sam_alone(models, scenes[folder]) for folder in folders}
+    yield {
+        f"{folder.name}, {name}": score_known(models, scenes[folder], own)
+        for folder in folders
+        for name, own in METHODS.items()
+    }
+    yield {
+        f"{folder.name}, {name}": score_labels(models, folder, own, limit)
+        for folder in folders
+        for name, own in METHODS.items()
+    }
+
+
+def bundled() -> list[Path]:
+    """The scenes in the repository."""
+    return sorted(path for path in SAMPLES.iterdir() if path.is_dir())
+
+
+def sam_alone(models: Text2Seg, scenes: Sequence[Scene]) -> dict[str, float]:
     rows = [
         one_point(models, session, name, mask)
-        for session, things in scenes_of(models, folder, limit)
+        for session, things in scenes
         for name, masks in things.items()
         for mask in masks
     ]
@@ -63,9 +90,9 @@ def one_point(models: Text2Seg, session: Session, query: str, mask: Mask) -> tup
     return ious[segment.chosen], max(ious)
 
 
-def score_known(models: Text2Seg, folder: Path, limit: int | None) -> dict[str, float]:
+def score_known(models: Text2Seg, scenes: Sequence[Scene], settings: Settings) -> dict[str, float]:
     """Every scene is asked for what it shows, and nothing counts as absent."""
-    found = agreement(models, scenes_of(models, folder, limit), replace(models.settings, presence=NEVER_ABSENT))
+    found = agreement(models, scenes, replace(settings, presence=NEVER_ABSENT))
     return {
         "IoU": float(np.mean(found.ious)),
         "found": float(np.mean(found.found)),
@@ -75,23 +102,25 @@ def score_known(models: Text2Seg, folder: Path, limit: int | None) -> dict[str, 
     }
 
 
-def score_labels(models: Text2Seg, folder: Path, limit: int | None) -> dict[str, float]:
+def score_labels(models: Text2Seg, folder: Path, settings: Settings, limit: int | None) -> dict[str, float]:
     """Label the folder with everything the model knows; the scores of all protocols."""
+    models = copy.copy(models)
+    models.settings = settings
     with tempfile.TemporaryDirectory() as scratch:
         output = Path(scratch) / "labels.json"
-        settings = LabelSettings(output=output, limit=limit, categories_from=folder / "dataset.json")
-        label_folder(models, folder, ontology_of_queries(models.things.names), settings, progress=True)
+        job = LabelSettings(output=output, limit=limit, categories_from=folder / "dataset.json")
+        label_folder(models, folder, ontology_of_queries(models.things.names), job, progress=True)
         labels = read_dataset(output)
     truth = read_truth(folder, limit)
-    scores = evaluate(truth, labels)
+    found = evaluate(truth, labels)
     return {
-        "AP": scores.instances.ap,
-        "AP50": scores.instances.ap_50,
-        "mIoU": scores.semantic.miou,
-        "category-given": scores.category_given.mean_iou,
-        "multilabel mAP": scores.multilabel.mean_ap,
-        "present, lost": scores.misses.counts["not found"] / scores.category_given.pairs,
-        "absent, found": scores.misses.false / _absent(truth),
+        "AP": found.instances.ap,
+        "AP50": found.instances.ap_50,
+        "mIoU": found.semantic.miou,
+        "category-given": found.category_given.mean_iou,
+        "multilabel mAP": found.multilabel.mean_ap,
+        "present, lost": found.misses.counts["not found"] / found.category_given.pairs,
+        "absent, found": found.misses.false / _absent(truth),
     }
 
 
@@ -101,7 +130,7 @@ def _absent(truth: dict) -> int:
     return len(shown) * len(truth["categories"]) - sum(len(each.present()) for each in shown)
 
 
-def show(rows: dict[str, dict[str, float]]) -> None:
+def show(rows: Table) -> None:
     columns = list(next(iter(rows.values())))
     width = max(map(len, rows)) + 2
     print("".join(["\nsplit".ljust(width + 1), *(column.rjust(16) for column in columns)]))
@@ -116,17 +145,9 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="only the first so many scenes of each")
     parser.add_argument("--precision", default="auto")
     args = parser.parse_args()
-    folders = args.folders or sorted(path for path in SAMPLES.iterdir() if path.is_dir())
-    models = {name: Text2Seg.load("demo", precision=args.precision, settings=own) for name, own in METHODS.items()}
-    show({folder.name: sam_alone(models["auto"], folder, args.limit) for folder in folders})
-    for score in (score_known, score_labels):
-        show(
-            {
-                f"{folder.name}, {name}": score(own, folder, args.limit)
-                for folder in folders
-                for name, own in models.items()
-            }
-        )
+    folders = args.folders or bundled()
+    for table in scores(Text2Seg.load("demo", precision=args.precision), folders, limit=args.limit):
+        show(table)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import closeness
 import numpy as np
 import torch
 from segment_anything import SamPredictor
@@ -81,7 +82,9 @@ def points(image: Image, count: int, *, seed: int = 0) -> PointPrompts:
     )
 
 
-def assert_equals_stock(sam: Sam, images: Sequence[Image], sets: Sequence[tuple[int, PointPrompts]]) -> None:
+def assert_equals_stock(
+    sam: Sam, images: Sequence[Image], sets: Sequence[tuple[int, PointPrompts]], *, terms: int = closeness.TINY_NETWORK
+) -> None:
     """All sets (the place of their picture, points) in one call give what the stock predictor gives one by one."""
     embeddings = sam.embed(images)
     found = sam.decode([(embeddings[place], prompts) for place, prompts in sets])
@@ -92,10 +95,10 @@ def assert_equals_stock(sam: Sam, images: Sequence[Image], sets: Sequence[tuple[
         points_xy, labels = prompts.xy.copy(), prompts.labels.copy()  # the stock predictor wants to own them
         full_size, scores, logits = stock.predict(points_xy, labels, return_logits=True)
         assert logits.std() > 0.05, "the weights say nothing, so agreement would say nothing either"
-        np.testing.assert_allclose(candidates.logits, logits, rtol=1e-5, atol=1e-5)
-        np.testing.assert_allclose(candidates.scores, scores, rtol=1e-5, atol=1e-5)
+        closeness.assert_close(candidates.logits, logits, terms=terms)
+        closeness.assert_close(candidates.scores, scores, terms=terms, scale=1)
         for index, wanted in enumerate(full_size):
             mask = sam.mask(embeddings[place], candidates, index)
-            clear = np.abs(wanted) > 1e-4
+            clear = np.abs(wanted) > closeness.rounding(terms, scale=float(np.abs(wanted).max()))
             assert clear.mean() > 0.99
             np.testing.assert_array_equal(mask[clear], wanted[clear] > 0)

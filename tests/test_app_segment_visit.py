@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from closeness import about
 from PIL import Image as PillowImage
 from pycocotools import mask as coco_mask
 
@@ -129,7 +130,9 @@ class TestVisit:
         segment = visit.document.piece(number).segment
         assert [each["sam"] for each in answer.why["candidates"]] == pytest.approx(segment.candidates.scores.tolist())
         assert [each["won"] for each in answer.why["candidates"]].index(True) == segment.chosen
-        assert answer.why["candidates"][segment.chosen]["map"] == pytest.approx(segment.map_score, abs=1e-6)
+        assert answer.why["candidates"][segment.chosen]["map"] == about(
+            segment.map_score, terms=visit.found.maps.scores[0].size
+        )
         assert len(answer.why["points"]) == len(segment.points)
         assert PillowImage.open(io.BytesIO(answer.picture)).format == "PNG"
 

@@ -15,6 +15,7 @@ import builders
 import numpy as np
 import pytest
 import torch
+from closeness import TINY_NETWORK, about, assert_close
 from torch import nn
 
 from text2seg.config import MapSettings, PresenceSettings, Settings
@@ -171,14 +172,14 @@ def naive(visual, pixels, name):
 def test_rule_against_naive_loops(exact, pixels, name):
     found = encode_vit(exact, pixels.double(), rule=RULES[name])
     for each, one in zip(found, pixels.double(), strict=True):
-        np.testing.assert_allclose(each.numpy(), naive(exact, one, name), rtol=0, atol=1e-9)
+        assert_close(each, naive(exact, one, name), terms=TINY_NETWORK, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("name", RULES)
 def test_float32_and_bf16_are_near(clip, exact, pixels, name):
     expected = encode_vit(exact, pixels.double(), rule=RULES[name])
     single = encode_vit(clip.model.visual, pixels, rule=RULES[name])
-    torch.testing.assert_close(single.double(), expected, rtol=0, atol=5e-5)
+    assert_close(single, expected, terms=TINY_NETWORK)
     with autocast(CPU, Precision(torch.bfloat16, "test")):
         half = encode_vit(clip.model.visual, pixels, rule=RULES[name])
     assert float(torch.cosine_similarity(half.double(), expected, dim=-1).min()) > 0.995
@@ -187,7 +188,7 @@ def test_float32_and_bf16_are_near(clip, exact, pixels, name):
 def test_rules_differ_in_the_patches_and_agree_on_cls(clip, pixels):
     tokens = {name: encode_vit(clip.model.visual, pixels, rule=rule) for name, rule in RULES.items()}
     for name, one in tokens.items():
-        torch.testing.assert_close(one[:, 0], tokens["raw"][:, 0])
+        assert_close(one[:, 0], tokens["raw"][:, 0], terms=TINY_NETWORK)
         for other_name, other in tokens.items():
             assert (name == other_name) == bool((one[:, 1:] - other[:, 1:]).abs().max() < 1e-2)
 
@@ -208,7 +209,7 @@ def test_changed_blocks(depth):
 def test_neighbour_prior_on_a_rectangle():
     assert PRIOR_SIGMA == 5
     found = neighbour_prior((3, 4), 1.5)
-    np.testing.assert_allclose(found, prior((3, 4), 1.5), rtol=0, atol=1e-6)
+    assert_close(found, prior((3, 4), 1.5), terms=4)
     assert found[0].abs().max() == found[:, 0].abs().max() == 0
 
 
@@ -230,7 +231,7 @@ def test_batches_threads_and_other_sizes_give_what_one_gives(clip, name):
     together = clip.encode_images(images, size=(32, 48), architecture=name)
     for one, many in zip(alone, together, strict=True):
         assert many.grid_hw == (2, 3)
-        torch.testing.assert_close(one, many.features, rtol=0, atol=2e-6)
+        assert_close(one, many.features, terms=TINY_NETWORK)
     with ThreadPoolExecutor(4) as pool:
         threads = pool.map(lambda each: clip.encode_images([each], size=(32, 48), architecture=name)[0], images)
         assert all(torch.equal(a, b.features) for a, b in zip(alone, threads, strict=True))
@@ -269,11 +270,11 @@ def test_the_comparison_scores_a_map_as_naive_ranking_does(script):
         hits = np.count_nonzero(chosen & mask)
         expected += (hits / mask.sum() - recall) * hits / chosen.sum()
         recall = hits / mask.sum()
-    assert precision == pytest.approx(expected)
+    assert precision == about(expected, terms=scores.size, dtype=torch.float64)
     stretched = (scores - scores.min()) / np.ptp(scores)
     for level in (0, 333, 505, 901):
         chosen = stretched >= level / 1000
-        assert ious[level] == pytest.approx((chosen & mask).sum() / (chosen | mask).sum())
+        assert ious[level] == about((chosen & mask).sum() / (chosen | mask).sum(), terms=1, dtype=torch.float64)
 
 
 def test_thresholds_come_from_the_other_parts(script):
@@ -282,7 +283,7 @@ def test_thresholds_come_from_the_other_parts(script):
     ious[1:, 700], ious[1:, 100] = 0.8, 0.2
     mean, thresholds = script.choose_thresholds(ious, np.array([0, 1, 1]))
     assert thresholds == (0.7, 0.1)
-    assert mean == pytest.approx((0.4 + 0.2 + 0.2) / 3)
+    assert mean == about((0.4 + 0.2 + 0.2) / 3, terms=3, dtype=torch.float64)
 
 
 def test_a_session_keeps_tokens_of_each_rule(clip):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from closeness import DEMO_NETWORK, about, assert_close
 from saliency_builders import state
 from test_attention import tiny_clip
 
@@ -48,9 +49,11 @@ def test_what_is_there_scores_higher_and_the_scores_are_what_they_are_called(dem
     assert min(found["sheep"]["cosine"], found["fire engine"]["cosine"]) > found["koala"]["cosine"] + 0.1
     logits = np.array([row["logit"] for row in found.values()])
     scale = float(demo.clip.model.logit_scale.exp())
-    np.testing.assert_allclose(logits, [scale * row["cosine"] for row in found.values()], rtol=1e-5)
+    assert_close(logits, [scale * row["cosine"] for row in found.values()], terms=4)
     expected = np.exp(logits - logits.max())
-    np.testing.assert_allclose([row["softmax"] for row in found.values()], expected / expected.sum(), rtol=1e-4)
+    assert_close(
+        [row["softmax"] for row in found.values()], expected / expected.sum(), terms=4, scale=float(logits.max())
+    )
     assert [panel.caption for panel in exhibit.panels][:2] == ["the picture", "its own map"]
     assert "sheep" in exhibit.panels[3].caption
     assert f"{found['sheep']['cosine']:.3f}" in exhibit.panels[3].caption
@@ -74,12 +77,12 @@ def test_the_prefix_comparison_shows_both_and_how_far_scores_shift(demo, image):
     settings = BoardSettings(texts="a sheep; a koala", prefix="a photo of", prefix_comparison=True, score="softmax")
     exhibit = shown(demo, image, settings)
     for row in cells(exhibit).values():
-        assert row["shift"] == pytest.approx(row["with “a photo of”"] - row["without prefix"])
+        assert row["shift"] == about(row["with “a photo of”"] - row["without prefix"], terms=2)
     assert exhibit.columns == 3
     assert [panel.caption for panel in exhibit.panels[::3]] == ["without prefix", "with “a photo of”"]
     assert exhibit.panels[1].caption.endswith("%  a sheep")
     plain = cells(shown(demo, image, BoardSettings(texts="a sheep; a koala", prefix="")))
-    assert cells(exhibit)["a sheep"]["without prefix"] == pytest.approx(plain["a sheep"]["softmax"], abs=1e-6)
+    assert cells(exhibit)["a sheep"]["without prefix"] == about(plain["a sheep"]["softmax"], terms=DEMO_NETWORK)
     assert any("first word" in note for note in exhibit.notes)
 
 
@@ -106,7 +109,7 @@ class TestAttack:
         assert min(found, key=lambda text: found[text]["as it is"]) == "koala"
         assert tuple(found["koala"]) == ("as it is", "an empty label", "“koala” on it", "the letters' doing")
         for row in found.values():
-            assert row["the letters' doing"] == pytest.approx(row["“koala” on it"] - row["an empty label"])
+            assert row["the letters' doing"] == about(row["“koala” on it"] - row["an empty label"], terms=2)
         plain, covered, written = (panel.pixels for panel in exhibit.panels[:: exhibit.columns])
         assert np.array_equal(plain, image.pixels)
         changed = (covered != written).any(2)

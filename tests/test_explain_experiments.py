@@ -9,6 +9,7 @@ import builders
 import numpy as np
 import pytest
 import torch
+from closeness import TINY_NETWORK, assert_close
 from saliency_builders import random_target, state
 from test_attention import tiny_clip
 
@@ -119,7 +120,7 @@ def test_cosines_are_those_of_clips_own_forward(subject):
     inputs = torch.stack([preprocess(Image(each), subject.hw) for each in pictures])
     features = torch.nn.functional.normalize(subject.clip.model.encode_image(inputs), dim=-1)
     expected = (features @ subject.target.features).detach().numpy()
-    np.testing.assert_allclose(subject.cosines(pictures), expected, atol=1e-5)
+    assert_close(subject.cosines(pictures), expected, terms=TINY_NETWORK, scale=1)
 
 
 class TestGrey:

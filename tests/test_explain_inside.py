@@ -8,6 +8,7 @@ import builders
 import numpy as np
 import pytest
 import torch
+from closeness import TINY_NETWORK, about, assert_close
 from saliency_builders import Naive, random_target, state
 from test_attention import tiny_clip
 
@@ -52,11 +53,13 @@ class TestLayers:
         attentions, _ = naive.run()
         assert found.attention.shape == found.gradient.shape == (4, 2, 3)
         for index, attention in enumerate(attentions):
-            np.testing.assert_allclose(found.attention[index].ravel(), attention[:, 0, 1:].mean(0), rtol=1e-4)
+            assert_close(found.attention[index].ravel(), attention[:, 0, 1:].mean(0), terms=TINY_NETWORK)
         for index in (0, 3):
             gradient = naive.gradient(index, lambda tokens: naive.cosine(tokens[-1][0], target))
             expected = np.maximum(gradient[:, 0, 1:].mean(0), 0)
-            np.testing.assert_allclose(found.gradient[index].ravel(), expected, rtol=1e-3, atol=1e-7)
+            assert_close(
+                found.gradient[index].ravel(), expected, terms=TINY_NETWORK, scale=float(np.abs(gradient).max())
+            )
 
     def test_a_mask_hides_what_it_is_zero_for(self, tiny, small):
         target = random_target(tiny)
@@ -66,8 +69,8 @@ class TestLayers:
         pixels[:, :, 40:] = 0
         pixels[:, :, 24:40] *= torch.linspace(1, 0, 33)[1::2]  # half-way between two middles of cells
         scores = masked_scores(tiny, small, target, np.concatenate([np.ones_like(left), left]))
-        assert scores[0] == pytest.approx(float(score(tiny, preprocess(small, (64, 64))[None], target)), abs=1e-5)
-        assert scores[1] == pytest.approx(float(score(tiny, pixels[None], target)), abs=1e-5)
+        assert scores[0] == about(float(score(tiny, preprocess(small, (64, 64))[None], target)), terms=TINY_NETWORK)
+        assert scores[1] == about(float(score(tiny, pixels[None], target)), terms=TINY_NETWORK)
 
     def test_what_the_last_blocks_gradient_leaves_scores_higher_than_the_whole(self, demo, image):
         before = state(demo.clip.model)

@@ -8,6 +8,7 @@ from importlib import resources
 import numpy as np
 import pytest
 import torch
+from closeness import TINY_NETWORK, about, assert_close
 from saliency_builders import state
 from test_maps import CPU, image, tiny
 from torch.nn import functional as F
@@ -52,7 +53,7 @@ def test_the_gradient_is_that_of_the_straight_through_trick():
     soft = (logits / TEMPERATURE).softmax(-1)
     hard = F.one_hot(soft.argmax(-1), 11).double()
     ((hard + soft - soft.detach()) @ rows * towards).sum().backward()
-    torch.testing.assert_close(straight_through(soft.detach(), towards @ rows.T), logits.grad, rtol=1e-9, atol=0)
+    assert_close(straight_through(soft.detach(), towards @ rows.T), logits.grad, terms=5 * 11, dtype=torch.float64)
     assert bool(logits.grad.any())
 
 
@@ -60,8 +61,8 @@ def test_tokens_are_drawn_as_often_as_the_logits_say():
     shares = torch.tensor([0.7, 0.2, 0.1, 0.0])
     chosen, soft = gumbel_choice(shares.log().expand(20_000, -1), torch.Generator().manual_seed(0))
     found = torch.bincount(chosen, minlength=4) / len(chosen)
-    torch.testing.assert_close(found, shares, rtol=0, atol=0.015)
-    torch.testing.assert_close(soft.sum(-1), torch.ones(len(soft)))
+    torch.testing.assert_close(found, shares, rtol=0, atol=0.015)  # four deviations of 20,000 drawings
+    assert_close(soft.sum(-1), torch.ones(len(soft)), terms=4)
 
 
 def test_the_texts_found_have_the_cosine_that_clip_gives_them(vit, monkeypatch):
@@ -73,7 +74,7 @@ def test_the_texts_found_have_the_cosine_that_clip_gives_them(vit, monkeypatch):
         assert text.startswith("a photo of ")
         tokens, _ = tokenize(["a photo of" + FREE * " bus"], 77)
         tokens[0, 4 : 4 + FREE] = torch.tensor([int(token) for token in text.split()[3:]])
-        assert float(encode_tokens(vit.model, tokens)[0] @ aim) == pytest.approx(cosine, abs=1e-5)
+        assert float(encode_tokens(vit.model, tokens)[0] @ aim) == about(cosine, terms=TINY_NETWORK)
     scores = [cosine for _, cosine in found.texts]
     assert scores == sorted(scores, reverse=True)
     assert scores[0] > found.start
@@ -86,14 +87,14 @@ def test_free_tokens_are_read_at_the_end_of_the_text(vit):
     aim = F.normalize(torch.randn(32, generator=torch.Generator().manual_seed(0)), dim=0)
     free = vit.model.token_embedding(tokens[:, 4 : 4 + FREE])
     expected = encode_tokens(vit.model, tokens) @ aim
-    torch.testing.assert_close(frame.cosines(vit, free, aim), expected, rtol=0, atol=1e-5)
+    assert_close(frame.cosines(vit, free, aim), expected, terms=TINY_NETWORK, scale=1)
 
 
 def test_the_mean_feature_gives_the_mean_cosine_and_copies_are_encoded_once(vit, monkeypatch):
     made = copies(image(), 64, seed=1)
     text = vit.encode_texts(["bus"], ("{}",))[0]
     each = [float(vit.encode_images([one], architecture="raw")[0].features[0] @ text) for one in made]
-    assert float(mean_features(vit, made) @ text) == pytest.approx(float(np.mean(each)), abs=1e-5)
+    assert float(mean_features(vit, made) @ text) == about(float(np.mean(each)), terms=TINY_NETWORK)
     seen = []
     encode = Clip.encode_images
     monkeypatch.setattr(Clip, "encode_images", lambda *args, **kwargs: seen.extend(args[1]) or encode(*args, **kwargs))

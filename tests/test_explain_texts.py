@@ -9,6 +9,7 @@ from importlib import resources
 import numpy as np
 import pytest
 import torch
+from closeness import TINY_NETWORK, about, assert_close
 from saliency_builders import in_float64, random_target, state
 from test_attention import feed_forward, layer_norm
 from test_maps import CPU, image, tiny
@@ -97,9 +98,9 @@ def test_token_relevance_against_central_differences(vit, last_only):
         relevance = relevance + np.maximum(gradient * attentions[index], 0).mean(0) @ relevance
     expected = relevance[-1, 1:-1] / relevance[-1, 1:-1].sum()
     cosine, shares = token_relevance(vit, tokens, target, last_only=last_only)
-    assert cosine == pytest.approx(naive.cosine(features, target), abs=1e-5)
+    assert cosine == about(naive.cosine(features, target), terms=TINY_NETWORK)
     np.testing.assert_allclose(shares, expected, atol=1e-4)
-    assert shares.sum() == pytest.approx(1, abs=1e-5)
+    assert shares.sum() == about(1, terms=len(shares))
     assert shares.std() > 0.01  # nothing would be shown by shares that are all alike
 
 
@@ -108,8 +109,8 @@ def test_features_of_all_tokens_against_float64_and_the_last_is_clips_own(vit):
     expected = NaiveText(vit, tokens.ids).run()[1]
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     found = token_features(vit, tokens)
-    np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
-    torch.testing.assert_close(found[-1], vit.encode_texts([TEXT], ("{}",))[0], rtol=0, atol=1e-5)
+    assert_close(found, expected, terms=TINY_NETWORK)
+    assert_close(found[-1], vit.encode_texts([TEXT], ("{}",))[0], terms=TINY_NETWORK)
 
 
 @pytest.mark.parametrize("redundancy", ["none", "empty", "label-set"])
@@ -125,8 +126,8 @@ def test_what_a_picture_lights_up_against_loops(vit, redundancy):
         weights = np.exp(2 * scores[0]) / np.exp(2 * scores[0]).mean()
         scores = scores * weights - (scores * weights).mean(1, keepdims=True)
     lit = light_up(vit, seen, tokens, redundancy)
-    np.testing.assert_allclose(lit.whole, scores[0], atol=1e-5)
-    np.testing.assert_allclose(lit.places, scores[1:].T.reshape(-1, *seen.grid_hw), atol=1e-5)
+    assert_close(lit.whole, scores[0], terms=TINY_NETWORK, scale=1)
+    assert_close(lit.places, scores[1:].T.reshape(-1, *seen.grid_hw), terms=TINY_NETWORK, scale=1)
 
 
 def test_gradients_are_finite_in_half_precision_and_the_model_is_unchanged():

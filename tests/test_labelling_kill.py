@@ -84,15 +84,15 @@ def records(output: Path) -> int:
     return journal_path(output).read_bytes().count(b'{"file"')
 
 
-def test_the_real_command_killed_six_times(tmp_path):
+def test_the_real_command_killed_three_times(tmp_path):
     """Twelve of the bundled scenes, the demo model, SIGKILL at random moments."""
     folder, output, undisturbed = photos(tmp_path / "photos", 12), tmp_path / "killed.json", tmp_path / "whole.json"
     dice, grown = random.Random(7), [0]
-    for _ in range(6):
+    for grow in (0, 2, 2):
         process = start(folder, output, "--batch", "2")
         wait_for_the_bar(process, output)
-        wait_for_records(process, output, min(grown[-1] + dice.choice((0, 2)), 11))
-        time.sleep(dice.uniform(0, 0.2))
+        wait_for_records(process, output, min(grown[-1] + grow, 11))
+        time.sleep(dice.uniform(0, 0.05))
         process.kill()
         assert process.wait() == -signal.SIGKILL, "it was to die at work"
         grown.append(records(output))

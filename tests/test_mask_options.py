@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import sam_builders as build
 import torch
+from closeness import TINY_NETWORK, assert_close, assert_same_masks
 from segment_anything import SamPredictor
 
 from text2seg import MaskSettings, PointSettings, PresenceSettings, Settings
@@ -148,8 +149,8 @@ def assert_mixed_batch_is_as_one_by_one_and_as_stock(sam: Sam, pictures) -> None
         (alone,) = sam.decode([(embeddings[place], points)])
         boxed = len(points.boxes_xyxy) > 0
         assert len(many) == len(alone) == (1 if boxed else 3)
-        np.testing.assert_allclose(many.logits, alone.logits, rtol=1e-5, atol=1e-5)
-        np.testing.assert_allclose(many.scores, alone.scores, rtol=1e-5, atol=1e-5)
+        assert_close(many.logits, alone.logits, terms=TINY_NETWORK)
+        assert_close(many.scores, alone.scores, terms=TINY_NETWORK, scale=1)
         stock.set_image(pictures[place].pixels)
         *_, logits = stock.predict(
             points.xy.copy(),
@@ -158,7 +159,7 @@ def assert_mixed_batch_is_as_one_by_one_and_as_stock(sam: Sam, pictures) -> None
             mask_input=stock_mask(sam, embeddings[place], points),
             multimask_output=not boxed,
         )
-        np.testing.assert_allclose(many.logits, logits, rtol=1e-5, atol=1e-5)
+        assert_close(many.logits, logits, terms=TINY_NETWORK)
 
 
 def stock_mask(sam, embedding, points):
@@ -478,7 +479,9 @@ def test_every_way_can_be_replayed(demo, masks, monkeypatch):
         known = annotation["attributes"]
         assert ("box_prompt" in known) == (masks.prompt != "points")
         again = replay(content, annotation["id"], images=SCENES / "held-out", models=demo)
-        assert again.identical
+        assert again.points_identical
+        assert again.rebuilt_chosen == again.recorded_chosen
+        assert_same_masks(again.rebuilt, again.recorded)
         assert again.recorded_points.boxes_xyxy.shape == (int("box_prompt" in known), 4)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import sam_builders as build
 import torch
+from closeness import DEMO_NETWORK, TINY_NETWORK, assert_close
 from segment_anything import SamPredictor, sam_model_registry
 from torch import nn
 
@@ -62,8 +63,8 @@ def test_the_order_and_company_of_sets_change_nothing(sam):
     backwards = sam.decode(pairs[::-1])[::-1]
     alone = [sam.decode([pair])[0] for pair in pairs]
     for one, other, third in zip(found, backwards, alone, strict=True):
-        np.testing.assert_allclose(other.logits, one.logits, atol=1e-5)
-        np.testing.assert_allclose(third.logits, one.logits, atol=1e-5)
+        assert_close(other.logits, one.logits, terms=TINY_NETWORK)
+        assert_close(third.logits, one.logits, terms=TINY_NETWORK)
 
 
 def test_as_many_sets_as_pictures_in_another_order_with_and_without_rough_masks(sam):
@@ -75,7 +76,7 @@ def test_as_many_sets_as_pictures_in_another_order_with_and_without_rough_masks(
     for prompts in (plain, [replace(points, masks=rough) for points in plain]):
         pairs = [(embeddings[place], points) for place, points in zip(order, prompts, strict=True)]
         for pair, together in zip(pairs, sam.decode(pairs), strict=True):
-            np.testing.assert_allclose(sam.decode([pair])[0].logits, together.logits, atol=1e-5)
+            assert_close(sam.decode([pair])[0].logits, together.logits, terms=TINY_NETWORK)
     build.assert_equals_stock(sam, PICTURES, list(zip(order, plain, strict=True)))
 
 
@@ -83,7 +84,7 @@ def test_many_sets_go_through_the_decoder_in_parts(sam):
     pairs, found = all_candidates(sam)
     in_parts = Sam(build.sam_module(), CPU, sets_per_call=4).decode(pairs)
     for one, other in zip(found, in_parts, strict=True):
-        np.testing.assert_allclose(other.logits, one.logits, atol=1e-5)
+        assert_close(other.logits, one.logits, terms=TINY_NETWORK)
     with pytest.raises(ValueError, match="sets_per_call must be 1 or more"):
         Sam(build.sam_module(), CPU, sets_per_call=0)
 
@@ -98,13 +99,15 @@ def test_filling_up_with_label_minus_one_changes_the_answer_and_ours_does_not(sa
     assert np.abs(padded - alone).max() > 1e-2
     (embedding,) = sam.embed([picture])
     ours, _ = sam.decode([(embedding, short), (embedding, build.points(picture, 5))])
-    np.testing.assert_allclose(ours.logits, alone, atol=1e-5)
+    assert_close(ours.logits, alone, terms=TINY_NETWORK)
 
 
 def test_a_decoder_of_the_official_size():
     sam = Sam(build.sam_module(build.FULL_SIZE_DECODER), CPU)
     picture = build.picture(30, 44)
-    build.assert_equals_stock(sam, [picture], [(0, build.points(picture, 5)), (0, build.points(picture, 2))])
+    build.assert_equals_stock(
+        sam, [picture], [(0, build.points(picture, 5)), (0, build.points(picture, 2))], terms=DEMO_NETWORK
+    )
 
 
 def test_nothing_in_nothing_out(sam):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from closeness import TINY_NETWORK, assert_close
 from sam_builders import TINY, assert_equals_stock, picture, points, random_weights
 from timm.models.tiny_vit import TinyVit
 from torch import nn
@@ -97,7 +98,7 @@ def test_the_trunk_equals_timms():
         found, wanted = ours(pixels), theirs.forward_features(pixels)
     assert found.shape == (2, 32, 5, 5)
     assert wanted.std() > 0.05
-    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    assert_close(found, wanted, terms=TINY_NETWORK)
 
 
 def test_points_are_answered_as_the_stock_predictor_does(sam):

@@ -12,6 +12,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
+from closeness import DEMO_NETWORK, assert_close, rounding
 from triton_builders import check_against_graph, parse
 
 from text2seg import MapSettings, Settings, Text2Seg
@@ -67,10 +68,10 @@ def spoilt(exported, tmp_path):
 def test_each_graph_is_torch_within_its_tolerance_and_int8_is_worse_than_fp32(exported):
     base, (fp32, int8) = exported
     assert [each.name for each in fp32.graphs] == list(GRAPHS)
-    assert all(each.error < 1e-5 for each in fp32.graphs)
+    assert all(each.error < rounding(DEMO_NETWORK) for each in fp32.graphs)
     errors = {each.name: each.error for each in int8.graphs}
     assert all(1e-3 < errors[name] < 0.1 for name in ("sam_encoder", "clip_text"))
-    assert max(errors["clip_image"], errors["sam_decoder"]) < 1e-5
+    assert max(errors["clip_image"], errors["sam_decoder"]) < rounding(DEMO_NETWORK)
     assert min(fp32.masks.ious) > 0.999
     assert np.mean(int8.masks.ious) > 0.9
     sizes = {step.precision: {each.name: each.bytes for each in step.graphs} for step in (fp32, int8)}
@@ -119,7 +120,7 @@ def test_the_decoder_takes_any_number_of_images_sets_and_points(demo, full, imag
         with torch.inference_mode():
             wanted = demo.sam.decoder_network(*given, masks)
         for ours, theirs in zip(full.sam.decoder_network(*given, masks), wanted, strict=True):
-            assert float((ours - theirs).abs().max() / theirs.abs().max()) < 1e-4
+            assert_close(ours, theirs, terms=DEMO_NETWORK)
 
 
 def test_a_persons_own_points_work_too(demo, full, scenes):
@@ -288,8 +289,10 @@ def test_the_repository_for_triton_fits_the_schema_and_the_graphs(exported, tmp_
 
 @pytest.fixture(scope="module")
 def labelled(full, scenes):
-    """What a job writes of one scene in ONNX Runtime, through JSON and back."""
-    result = full.segment(scenes[0].image, scenes[0].queries)
+    """What a job writes of one thing in a scene in ONNX Runtime, through JSON and back. It is one, because its mask is
+    made again alone, and bytes are the same only where nothing else is in the batch."""
+    every = (full.segment(scenes[0].image, [query]) for query in scenes[0].queries)
+    result = next(each for each in every if len(each.segments) == 1)
     return json.loads(json.dumps(build_dataset([result], provenance=full.provenance())))
 
 

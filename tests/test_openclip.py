@@ -7,6 +7,7 @@ import numpy as np
 import openclip_builders as models
 import pytest
 import torch
+from closeness import DEMO_NETWORK, TINY_NETWORK, assert_close
 from PIL.Image import Resampling
 from torch.nn import functional as F
 
@@ -60,7 +61,7 @@ def test_the_picture_has_open_clips_own_feature_under_every_rule(kind, pair):
     maps = {}
     for rule in rules:
         (tokens,) = clip.encode_images([picture()], size=models.SIZE, architecture=rule)
-        torch.testing.assert_close(tokens.features[0], expected, rtol=0, atol=1e-5)
+        assert_close(tokens.features[0], expected, terms=TINY_NETWORK)
         maps[rule] = tokens.features[1:]
         assert tokens.grid_hw == (models.SIZE // clip.stride,) * 2
     assert all(not torch.allclose(maps["raw"], maps[rule], atol=1e-3) for rule in rules if rule != "raw")
@@ -73,7 +74,7 @@ def test_texts_have_open_clips_own_features(kind, pair):
     assert tokens.shape == (3, 20)
     assert over <= 0
     expected = F.normalize(theirs.encode_text(tokens), dim=-1)
-    torch.testing.assert_close(clip.encode_texts(TEXTS, ("{}",)), expected, rtol=0, atol=1e-5)
+    assert_close(clip.encode_texts(TEXTS, ("{}",)), expected, terms=TINY_NETWORK)
     assert clip.encode_texts(["", *TEXTS], SHORT).isfinite().all()
 
 
@@ -90,7 +91,7 @@ def test_surgery_equals_a_naive_loop(kind, pair):
     theirs = models.module(models.CONFIGS[kind]).double()
     (tokens,) = clip.encode_images([picture()], size=models.SIZE, architecture="surgery")
     patches = naive_surgery(theirs.visual, pixels(clip).double())
-    torch.testing.assert_close(tokens.features[1:].double(), F.normalize(patches, dim=-1), rtol=0, atol=1e-5)
+    assert_close(tokens.features[1:], F.normalize(patches, dim=-1), terms=TINY_NETWORK)
 
 
 def naive_surgery(tower, inputs):
@@ -133,7 +134,7 @@ def test_an_input_of_another_size_leaves_the_next_one_alone(kind, pair):
     before = clip.encode_images([picture()], size=models.SIZE)[0].features
     (wide,) = clip.encode_images([picture()], size=(48, 96))
     assert (wide.grid_hw, len(wide.features)) == ((3, 6), 19)
-    torch.testing.assert_close(clip.encode_images([picture()])[0].features, before)
+    assert_close(clip.encode_images([picture()])[0].features, before, terms=TINY_NETWORK)
 
 
 @pytest.mark.parametrize("kind", ["laion", "clipa", "worldwide", "siglip", "resnet"])
@@ -175,9 +176,9 @@ def test_the_demo_clip_gives_the_same_maps_either_way(demo, tmp_path):
     for rule in RULES:
         (ours,) = clip.encode_images([picture()], size=64, architecture=rule)
         (official,) = demo.clip.encode_images([picture()], size=64, architecture=rule)
-        torch.testing.assert_close(ours.features, official.features, rtol=0, atol=1e-5)
+        assert_close(ours.features, official.features, terms=DEMO_NETWORK)
     scores = clip.scores(ours, ["sheep", "fire engine"], settings)
-    np.testing.assert_allclose(scores, demo.clip.scores(official, ["sheep", "fire engine"], settings), atol=1e-5)
+    assert_close(scores, demo.clip.scores(official, ["sheep", "fire engine"], settings), terms=DEMO_NETWORK, scale=1)
 
 
 def demo_config(weights):
@@ -223,7 +224,7 @@ def test_preprocessing_follows_the_model(tmp_path):
     own = {"mean": [0.1, 0.2, 0.3], "std": [1, 1, 1], "interpolation": "bilinear"}
     clip = models.opened(models.write_folder(tmp_path, configuration, weights, **own))
     expected = np.asarray(picture().pixels, np.float32) / 255 - np.array([0.1, 0.2, 0.3], np.float32)
-    torch.testing.assert_close(preprocess(picture(), (48, 72), clip.images).permute(1, 2, 0), torch.tensor(expected))
+    assert_close(preprocess(picture(), (48, 72), clip.images).permute(1, 2, 0), expected, terms=3)
     assert clip.images.resampling is Resampling.BILINEAR
 
 
@@ -232,7 +233,7 @@ def test_where_all_patches_are_equal_each_has_the_pictures_feature(pair):
     equal = torch.rand(2, 1, 64).expand(2, 5, 64)
     pooled, *alone = TimmVit(tower).features(equal, equal).unbind(1)
     for each in alone:
-        torch.testing.assert_close(each, pooled, rtol=0, atol=1e-5)
+        assert_close(each, pooled, terms=TINY_NETWORK)
 
 
 def test_what_a_trunk_has_beyond_the_plain_is_refused():

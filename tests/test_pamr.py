@@ -9,6 +9,7 @@ import builders
 import numpy as np
 import pytest
 import torch
+from closeness import TINY_NETWORK, assert_close
 from test_attention import SHORT, tiny_clip
 
 from text2seg.config import MapSettings, Settings
@@ -60,7 +61,7 @@ def test_against_naive_loops(dilations):
     rng = np.random.default_rng(0)
     guide, maps = rng.random((3, 5, 7)), rng.random((2, 5, 7))
     found = pamr(torch.from_numpy(guide), torch.from_numpy(maps), iterations=3, dilations=dilations)
-    np.testing.assert_allclose(found, naive(guide, maps, 3, dilations), rtol=0, atol=1e-12)
+    assert_close(found, naive(guide, maps, 3, dilations), terms=3 * 8 * 8, dtype=torch.float64)
 
 
 def test_the_published_numbers_are_the_defaults():
@@ -74,10 +75,10 @@ def test_weights_sum_to_one_also_where_the_picture_has_one_colour():
     guide = torch.full((3, 6, 9), 0.3)
     guide[:, :, 7:] = 0.9
     weights = affinity(guide, (1, 2))
-    torch.testing.assert_close(weights.sum(0), torch.ones(6, 9))
-    torch.testing.assert_close(weights[:, :, 0], torch.full((16, 6), 1 / 16))
+    assert_close(weights.sum(0), torch.ones(6, 9), terms=16)
+    assert_close(weights[:, :, 0], torch.full((16, 6), 1 / 16), terms=16)
     constant = torch.full((1, 6, 9), 0.7)
-    torch.testing.assert_close(pamr(guide, constant), constant)
+    assert_close(pamr(guide, constant), constant, terms=10 * 16)
 
 
 def test_a_blurred_map_is_drawn_to_the_edge_of_a_thing():
@@ -124,7 +125,7 @@ def test_maps_become_finer_and_nothing_else_changes(clip):
     assert refined.grid_hw == (60, 100)
     np.testing.assert_array_equal(plain.presence, refined.presence)
     expected = refine_maps(torch.from_numpy(plain.scores.copy()), image)
-    np.testing.assert_allclose(refined.scores, expected, rtol=0, atol=1e-6)
+    assert_close(refined.scores, expected, terms=TINY_NETWORK, scale=1)
 
 
 def test_tokens_without_an_image_cannot_be_refined(clip):

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from closeness import DEMO_NETWORK, assert_close
 from torch.nn import functional as F
 
 from text2seg import PresenceSettings, Query, Settings
@@ -91,9 +92,9 @@ def test_wordings_are_averaged_and_negatives_are_taken_off(demo):
     scores = {text: session.segment([text]).maps.scores[0] for text in ("sheep", "cow", "sheep|cow", "sheep -cow")}
     averaged = demo.clip.encode_texts([("sheep", "cow")])[0]
     each = demo.clip.encode_texts(["sheep", "cow"])
-    torch.testing.assert_close(averaged, F.normalize(each.mean(0), dim=-1))
+    assert_close(averaged, F.normalize(each.mean(0), dim=-1), terms=DEMO_NETWORK)
     assert not np.allclose(scores["sheep|cow"], scores["sheep"])
-    np.testing.assert_allclose(scores["sheep -cow"], scores["sheep"] - scores["cow"].clip(min=0), atol=1e-6)
+    assert_close(scores["sheep -cow"], scores["sheep"] - scores["cow"].clip(min=0), terms=DEMO_NETWORK, scale=1)
 
 
 def test_queries_of_one_name_that_differ_are_refused(demo):

@@ -10,6 +10,7 @@ import builders
 import numpy as np
 import pytest
 import torch
+from closeness import TINY_NETWORK, assert_close
 from saliency_builders import Naive, in_float64, random_target, state
 from test_attention import naive as naive_rule
 from test_attention import tiny_clip
@@ -105,7 +106,7 @@ def naive_legrad(naive, target, attentions):
 
 
 def near(found, expected):
-    np.testing.assert_allclose(found.ravel(), expected, rtol=0, atol=2e-4 * np.abs(expected).max())
+    assert_close(found.ravel(), expected, terms=2 * TINY_NETWORK)
     assert float(np.ptp(expected)) > 0
 
 
@@ -202,11 +203,11 @@ def test_gradients_flow_from_the_first_block_asked_for_and_cost_nothing_before(c
 def test_a_trace_is_clips_own_forward(clip, image, target):
     pixels = preprocess(image, SIZE)[None]
     trace = trace_vit(clip.model.visual, pixels)
-    torch.testing.assert_close(trace.features, encode_vit(clip.model.visual, pixels, blocks=0), rtol=0, atol=2e-5)
+    assert_close(trace.features, encode_vit(clip.model.visual, pixels, blocks=0), terms=TINY_NETWORK)
     cosine = torch.nn.functional.normalize(trace.features[:, 0], dim=-1) @ target.features
-    torch.testing.assert_close(cosine, score(clip, pixels, target), rtol=0, atol=1e-5)
+    assert_close(cosine, score(clip, pixels, target), terms=TINY_NETWORK, scale=1)
     for attention in trace.attentions:
-        torch.testing.assert_close(attention.sum(-1), torch.ones(1, 2, 7))
+        assert_close(attention.sum(-1), torch.ones(1, 2, 7), terms=7)
 
 
 def test_a_trace_of_text_is_clips_own_forward_and_takes_any_embedding(clip):
@@ -217,7 +218,7 @@ def test_a_trace_of_text_is_clips_own_forward_and_takes_any_embedding(clip):
     before = state(model)
     trace = trace_text(model, embeddings, tokens.argmax(1))
     unit = torch.nn.functional.normalize(trace.features, dim=-1)
-    torch.testing.assert_close(unit, encode_tokens(model, tokens), rtol=0, atol=1e-5)
+    assert_close(unit, encode_tokens(model, tokens), terms=TINY_NETWORK)
     assert all(not bool(attention.triu(1).any()) for attention in trace.attentions)
     (soft, last) = torch.autograd.grad(unit[:, 0].sum(), [embeddings, trace.attentions[-1]])
     assert float(soft.abs().max()) > 0

@@ -8,6 +8,7 @@ import builders
 import numpy as np
 import pytest
 import torch
+from closeness import TINY_NETWORK, about, assert_close
 from test_attention import tiny_clip
 from torch.nn import functional as F
 
@@ -26,10 +27,10 @@ def clip(request):
 
 
 def test_a_text_is_its_mean_over_templates(clip):
-    torch.testing.assert_close(text_target(clip, "dog").features, clip.encode_texts(["dog"], TEMPLATES)[0])
+    assert_close(text_target(clip, "dog").features, clip.encode_texts(["dog"], TEMPLATES)[0], terms=TINY_NETWORK)
     tokens = clip.model.encode_text(torch.tensor([[49406, *clip_tokens("dog"), 49407, *[0] * 74]]))
     expected = F.normalize(tokens, dim=-1)[0]
-    torch.testing.assert_close(text_target(clip, "dog", ("{}",)).features, expected, rtol=0, atol=1e-5)
+    assert_close(text_target(clip, "dog", ("{}",)).features, expected, terms=TINY_NETWORK)
 
 
 def clip_tokens(text):
@@ -43,9 +44,9 @@ def test_an_image_is_clips_own_answer_whatever_its_size(clip):
     picture, other = builders.image((40, 56)), builders.image((90, 21), file_name="other.png")
     target = image_target(clip, other)
     expected = F.normalize(clip.model.encode_image(preprocess(other, (64, 64))[None]), dim=-1)[0]
-    torch.testing.assert_close(target.features, expected, rtol=0, atol=1e-5)
+    assert_close(target.features, expected, terms=TINY_NETWORK)
     assert target.name == "other.png"
-    assert float(score(clip, preprocess(other, (64, 64))[None], target)) == pytest.approx(1, abs=1e-5)
+    assert float(score(clip, preprocess(other, (64, 64))[None], target)) == about(1, terms=TINY_NETWORK)
     for name in methods_for(clip):
         assert bool(np.isfinite(saliency(clip, picture, target, name)).all())
 
@@ -55,12 +56,12 @@ def test_the_score_is_the_cosine_and_gradients_flow_to_the_pixels(clip):
     images = (builders.image((40, 56)), builders.image((24, 32)))
     pixels = torch.stack([preprocess(each, (64, 64)) for each in images])
     expected = F.normalize(clip.model.encode_image(pixels), dim=-1) @ target.features
-    torch.testing.assert_close(score(clip, pixels, target), expected, rtol=0, atol=1e-5)
+    assert_close(score(clip, pixels, target), expected, terms=TINY_NETWORK, scale=1)
     given = pixels.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(score(clip, given, target).sum(), given)
     assert float(gradient.abs().max()) > 0
     assert score(clip, pixels[:, :, :32, :64], target).shape == (2,)
-    torch.testing.assert_close(score(clip, pixels, target.negated()), -expected, rtol=0, atol=1e-5)
+    assert_close(score(clip, pixels, target.negated()), -expected, terms=TINY_NETWORK, scale=1)
 
 
 def test_weighted_words_are_a_distribution(clip):
@@ -73,13 +74,13 @@ def test_weighted_words_are_a_distribution(clip):
     logits = [scale * float(features @ text.double()) for text in clip.encode_texts(list(weights), SHORT)]
     said = [math.exp(logit) / sum(map(math.exp, logits)) for logit in logits]
     divergence = 0.75 * math.log(0.75 / said[0]) + 0.25 * math.log(0.25 / said[1])
-    assert float(score(clip, pixels, target)) == pytest.approx(-divergence, rel=1e-3)
-    assert float(score(clip, pixels, target.negated())) == pytest.approx(divergence, rel=1e-3)
-    assert target.said(features.float()).tolist() == pytest.approx(said, rel=1e-3)
+    assert float(score(clip, pixels, target)) == about(-divergence, terms=TINY_NETWORK, scale=scale)
+    assert float(score(clip, pixels, target.negated())) == about(divergence, terms=TINY_NETWORK, scale=scale)
+    assert target.said(features.float()).tolist() == about(said, terms=TINY_NETWORK, scale=scale)
     mean = F.normalize(0.75 * target.texts[0] + 0.25 * target.texts[1], dim=0)
-    torch.testing.assert_close(target.features, mean)
+    assert_close(target.features, mean, terms=32)
     same = words_target(clip, dict(zip(weights, (0.3, 0.1, 0.0), strict=True)), SHORT)
-    torch.testing.assert_close(same.shares, target.shares)
+    assert_close(same.shares, target.shares, terms=3)
     for name in methods_for(clip):
         assert bool(np.isfinite(saliency(clip, builders.image((40, 56)), target, name)).all())
 

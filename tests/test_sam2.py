@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from closeness import TINY_NETWORK, assert_close
 from safetensors.torch import save_file
 from sam2_builders import as_meta_wrote_it, random_weights, small_config, stock_model
 from sam_builders import picture, points
@@ -71,8 +72,8 @@ def assert_equals_stock(sam, stock, images, sets):
     for (place, prompts), candidates in zip(sets, found, strict=True):
         logits, scores, full = answer_of_stock(stock, images[place], prompts)
         assert logits.std() > 0.05, "the weights say nothing, so agreement would say nothing either"
-        np.testing.assert_allclose(candidates.logits, logits, atol=1e-4)
-        np.testing.assert_allclose(candidates.scores, scores, atol=1e-4)
+        assert_close(candidates.logits, logits, terms=TINY_NETWORK)
+        assert_close(candidates.scores, scores, terms=TINY_NETWORK, scale=1)
         for index, wanted in enumerate(full):
             assert np.mean(sam.mask(embeddings[place], candidates, index) != wanted) < 0.01
 
@@ -115,7 +116,7 @@ def test_sets_are_answered_in_the_order_they_came_however_few_fit_into_a_call(sa
     sets = [(embedding, points(image, count, seed=count)) for count in (3, 1, 2, 1, 3)]
     few = Sam2(sam.module, CPU, sets_per_call=1)
     for one, other in zip(sam.decode(sets), few.decode(sets), strict=True):
-        np.testing.assert_allclose(one.logits, other.logits, atol=1e-5)
+        assert_close(one.logits, other.logits, terms=TINY_NETWORK)
     with pytest.raises(ValueError, match="set 0 has no points"):
         sam.decode([(embedding, points(image, 0))])
 

@@ -10,6 +10,7 @@ import builders
 import numpy as np
 import pytest
 import torch
+from closeness import about, assert_close
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image as PillowImage
@@ -58,7 +59,7 @@ def test_one_small_thing_on_a_plain_ground_is_kept():
     patches[301] = thing
     patches /= np.linalg.norm(patches, axis=1, keepdims=True)
     vectors = picture_vectors(tokens(patches))
-    assert np.isclose((vectors @ thing).max(), 1, atol=1e-5)
+    assert (vectors @ thing).max() == about(1, terms=32)
     assert len(vectors) == VECTORS
 
 
@@ -80,7 +81,7 @@ def test_an_index_comes_back_from_disk(tmp_path):
     assert again.entry("2.png").hw == (3, 4)
     assert again.entry("4.png") is None
     found = again.vectors(["2.png", "0.png"])
-    np.testing.assert_allclose(found, [unit(VECTORS, 8, seed=77), unit(VECTORS, 8, seed=0)], atol=1e-3)  # float16
+    assert_close(found, [unit(VECTORS, 8, seed=77), unit(VECTORS, 8, seed=0)], terms=1, dtype=torch.float16)
     again.put("new.png", (1, 1), (1, 1), unit(VECTORS, 8, seed=5))
     np.testing.assert_array_equal(again.vectors(["0.png"]), found[1:])
 

@@ -10,6 +10,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from closeness import DEMO_NETWORK, assert_close
 
 from text2seg import Text2Seg
 from text2seg.maps.text import TextEncoder
@@ -154,7 +155,7 @@ def test_company_in_the_batch_changes_nothing(demo, count):
     with torch.inference_mode():
         together = TextEncoder(demo.clip.model)(queries, templates)
         alone = [TextEncoder(demo.clip.model)((query,), templates)[0] for query in queries]
-    torch.testing.assert_close(torch.stack(alone), together, rtol=1e-4, atol=1e-5)
+    assert_close(torch.stack(alone), together, terms=DEMO_NETWORK)
 
 
 def test_a_query_that_was_cut_off_is_warned_about_in_every_process(counted, path, caplog):
