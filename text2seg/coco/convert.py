@@ -43,7 +43,8 @@ def convert(
 ) -> Conversion:
     """Write a COCO dataset in another format.
 
-    Sub-folders of the file names are kept. The dataset may be anyone's; its crowds are left out.
+    Sub-folders of the file names are kept. The dataset may be anyone's; its crowds are left out, and what lies beyond
+    the images is cut off.
 
     Args:
         dataset: as `read_dataset` gives it.
@@ -63,7 +64,7 @@ def convert(
     for picture in source.pictures:
         _check_pixels(picture)
     _make_ready(output, overwrite=overwrite)
-    notes = WRITERS[to](source, output)
+    notes = [*source.outside, *WRITERS[to](source, output)]
     if source.crowds:
         notes.append(f"{source.crowds} crowd annotations are left out")
     return Conversion(len(source.pictures), source.things, tuple(notes))

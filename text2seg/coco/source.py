@@ -10,31 +10,30 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from text2seg.coco import polygon
+from text2seg.coco import polygon, rle
 from text2seg.coco.lookup import PictureFinder
-from text2seg.coco.results import mask_of
+from text2seg.coco.results import rle_of
 from text2seg.errors import ImageError, Text2SegError
 from text2seg.files import write_atomically
-from text2seg.names import parts_of, unique_names
+from text2seg.names import listed, parts_of, shown, unique_names
 
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """One annotation: the number of its class, counted from 0, and its mask in either form."""
+    """One annotation: the number of its class, counted from 0, and its mask; `own` are its own polygons, cut off at the
+    border of the image, where it has polygons."""
 
     label: int
-    annotation: Mapping[str, Any]
-    hw: tuple[int, int]
+    rle: rle.Rle
+    own: Sequence[Sequence[float]] | None = None
 
     def mask(self) -> NDArray[np.bool_]:
-        """bool[H, W]. Raises `Text2SegError`, naming the annotation, where it has none."""
-        return mask_of(self.annotation, self.hw)
+        """bool[H, W]."""
+        return rle.decode(self.rle)
 
     def polygons(self) -> Sequence[Sequence[float]]:
-        """The annotation's own polygons [x1, y1, …], or those that give its RLE back exactly. Raises as `mask`."""
-        mask = self.mask()  # also checks the polygons
-        own = self.annotation["segmentation"]
-        return own if isinstance(own, list) else polygon.encode(mask)
+        """The annotation's own polygons [x1, y1, …], or those that give its RLE back exactly."""
+        return polygon.encode(self.mask()) if self.own is None else self.own
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +61,13 @@ class Picture:
 @dataclass(frozen=True, slots=True)
 class Source:
     """A dataset to convert. `names` are its classes, each once; `crowds` counts the annotations left out, because they
-    are crowds: regions that scoring ignores, for which the other formats have no word."""
+    are crowds: regions that scoring ignores, for which the other formats have no word. `outside` says what lay beyond
+    the images, in a sentence each."""
 
     names: tuple[str, ...]
     pictures: tuple[Picture, ...]
     crowds: int
+    outside: tuple[str, ...]
 
     @property
     def things(self) -> int:
@@ -97,7 +98,7 @@ def source_of(dataset: Mapping[str, Any], images: Path | None = None, *, reserve
             for entry in dataset["images"]
         }
         things: dict[Any, list[Thing]] = {number: [] for number in entries}
-        crowds = 0
+        crowds, trim = 0, _Trim()
         for annotation in dataset["annotations"]:
             number, category = annotation["image_id"], annotation["category_id"]
             if number not in entries or category not in labels:
@@ -108,7 +109,8 @@ def source_of(dataset: Mapping[str, Any], images: Path | None = None, *, reserve
             if annotation.get("iscrowd"):
                 crowds += 1
             else:
-                things[number].append(Thing(labels[category], annotation, entries[number][1]))
+                thing = trim.thing(labels[category], annotation, *entries[number])
+                things[number] += [thing] if thing else []
     except (KeyError, TypeError, ValueError) as error:
         raise Text2SegError(f"this is not a COCO dataset of masks: an entry lacks or misstates {error}") from error
     stems = _stems([file_name for file_name, _ in entries.values()], reserved)
@@ -117,7 +119,50 @@ def source_of(dataset: Mapping[str, Any], images: Path | None = None, *, reserve
         Picture(file_name, stem, hw, tuple(things[number]), finder.find(file_name) if finder else None)
         for (number, (file_name, hw)), stem in zip(entries.items(), stems, strict=True)
     )
-    return Source(names, pictures, crowds)
+    return Source(names, pictures, crowds, trim.notes())
+
+
+class _Trim:
+    """Cuts masks off at the borders of their images, and keeps account of it. Mask formats of pixels hold nothing
+    beyond, but foreign polygons often go on there."""
+
+    def __init__(self) -> None:
+        self._cut: list[str] = []
+        self._gone: list[str] = []
+        self._lost = self._whole = 0.0
+
+    def thing(self, label: int, annotation: Mapping[str, Any], file_name: str, hw: tuple[int, int]) -> Thing | None:
+        """`None` where nothing of the mask lies in the image. Raises `DatasetError` where it is no mask."""
+        found = rle_of(annotation, hw)
+        where = f"annotation {annotation.get('id')} of {shown(file_name)}"
+        given, own = annotation["segmentation"], None
+        if isinstance(given, list):
+            own = polygon.clip(given, hw)
+            if own and own != given and (lost := polygon.area(given) - polygon.area(own)) > 0:
+                self._cut.append(where)
+                self._lost, self._whole = self._lost + lost, self._whole + polygon.area(given)
+        if not (rle.area(found) if own is None else own):
+            self._gone.append(where)
+            return None
+        return Thing(label, found, own)
+
+    def notes(self) -> tuple[str, ...]:
+        """What is to be said of it."""
+        notes = []
+        if self._cut:
+            share = self._lost / self._whole
+            notes.append(
+                f"{_masks(self._cut, 'reaches', 'reach')} beyond the image; what is outside, {share:.1%} of the area, "
+                f"is cut off: {listed(self._cut)}"
+            )
+        if self._gone:
+            which = _masks(self._gone, "has", "have")
+            notes.append(f"{which} no area in the image; left out: {listed(self._gone)}")
+        return tuple(notes)
+
+
+def _masks(found: Sequence[str], one: str, several: str) -> str:
+    return f"{len(found)} mask{'s' * (len(found) != 1)} {one if len(found) == 1 else several}"
 
 
 def _stems(file_names: Sequence[str], reserved: Collection[str]) -> list[str]:
