@@ -329,3 +329,10 @@ def test_output_names_come_from_the_same_parts():
     pictures = source_of(dataset_of("x\\a.png", "./x/A.jpg", "https://host/x/b%20c.png?s=1")).pictures
     assert [picture.stem for picture in pictures] == ["x/a", "x/A_2", "host/x/b c"]
     assert [picture.suffix for picture in pictures] == [".png", ".jpg", ".png"]
+
+
+@pytest.mark.parametrize("to", ["yolo-seg", "voc-png", "labelme"])
+def test_names_that_no_disk_has_are_written_in_others(tmp_path, to):
+    convert(dataset_of("x\na.png", "b\0.png", "\ud800.png"), to, tmp_path)
+    stems = {path.stem for path in tmp_path.rglob("*") if path.is_file()}
+    assert {"x_a", "b_", "_"} <= stems

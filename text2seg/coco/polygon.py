@@ -91,6 +91,12 @@ def clip(polygons: Sequence[Sequence[float]], hw: tuple[int, int]) -> list[list[
     return kept
 
 
+def reaches_out(polygons: Sequence[Sequence[float]], hw: tuple[int, int]) -> bool:
+    """Whether a corner lies beyond the border by more than rounding."""
+    corners = np.array([side for polygon in polygons for side in polygon], np.float64).reshape(-1, 2)
+    return bool((corners < -LEAST_AREA).any() or (corners > np.add(hw[::-1], LEAST_AREA)).any())
+
+
 def area(polygons: Sequence[Sequence[float]]) -> float:
     """The areas that polygons enclose, added up."""
     return sum(_area(np.array(polygon, np.float64).reshape(-1, 2)) for polygon in polygons)

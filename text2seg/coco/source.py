@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -15,7 +16,9 @@ from text2seg.coco.lookup import PictureFinder
 from text2seg.coco.results import rle_of
 from text2seg.errors import ImageError, Text2SegError
 from text2seg.files import write_atomically
-from text2seg.names import listed, parts_of, shown, unique_names
+from text2seg.names import Parts, listed, parts_of, shown, unique_names
+
+_UNWRITABLE = re.compile("[\x00-\x1f\x7f\ud800-\udc7f\udd00-\udfff]")  # other surrogates are bytes of names on disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,7 @@ class Picture:
     @property
     def suffix(self) -> str:
         """.jpg, .png, …"""
-        return PurePosixPath(*parts_of(self.file_name)).suffix
+        return PurePosixPath(*_parts(self.file_name)).suffix
 
     def copy_to(self, folder: Path) -> None:
         """Copy the pixels as they are to `folder`, under the name in the output. Raises `ImageError` where they cannot
@@ -138,9 +141,11 @@ class _Trim:
         given, own = annotation["segmentation"], None
         if isinstance(given, list):
             own = polygon.clip(given, hw)
-            if own and own != given and (lost := polygon.area(given) - polygon.area(own)) > 0:
+            if own and polygon.reaches_out(given, hw):
+                whole = polygon.area(given)
                 self._cut.append(where)
-                self._lost, self._whole = self._lost + lost, self._whole + polygon.area(given)
+                self._whole += whole
+                self._lost += max(whole - polygon.area(own), 0)
         if not (rle.area(found) if own is None else own):
             self._gone.append(where)
             return None
@@ -150,7 +155,7 @@ class _Trim:
         """What is to be said of it."""
         notes = []
         if self._cut:
-            share = self._lost / self._whole
+            share = self._lost / self._whole if self._whole else 0
             notes.append(
                 f"{_masks(self._cut, 'reaches', 'reach')} beyond the image; what is outside, {share:.1%} of the area, "
                 f"is cut off: {listed(self._cut)}"
@@ -166,7 +171,7 @@ def _masks(found: Sequence[str], one: str, several: str) -> str:
 
 
 def _stems(file_names: Sequence[str], reserved: Collection[str]) -> list[str]:
-    paths = [[f"{part}_" if part in reserved else part for part in parts_of(name)] for name in file_names]
+    paths = [[f"{part}_" if part in reserved else part for part in _parts(name)] for name in file_names]
     shared = _shared([path[:-1] for path in paths])
     unique, stems = unique_names(), []
     for name, path in zip(file_names, paths, strict=True):
@@ -174,6 +179,11 @@ def _stems(file_names: Sequence[str], reserved: Collection[str]) -> list[str]:
             raise Text2SegError(f"an image has the file name {name!r}, which is none")
         stems.append(unique(PurePosixPath(*path[shared:-1], PurePosixPath(path[-1]).stem).as_posix(), ""))
     return stems
+
+
+def _parts(file_name: str) -> Parts:
+    """The folders and the file of a name, with _ for what cannot be written to disk or would break a line."""
+    return tuple(_UNWRITABLE.sub("_", part) for part in parts_of(file_name))
 
 
 def _shared(folders: Sequence[Sequence[str]]) -> int:
