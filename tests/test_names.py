@@ -289,6 +289,12 @@ def test_nothing_outside_the_folder_of_images_is_opened(tmp_path):
             finder.find(name)
 
 
+def test_a_name_may_start_above_the_folder_of_images_and_go_through_it(tmp_path):
+    folder = folder_of(tmp_path, "a.png", "backup/images/a.png")
+    for name in ("images/a.png", str(folder / "a.png"), "C:\\data\\images\\a.png"):
+        assert PictureFinder(images=folder).find(name) == folder / "a.png"
+
+
 @pytest.mark.parametrize("place", ["https://host/images", "//host/share", "\\\\host\\share", "s3://bucket/x"])
 def test_a_folder_elsewhere_that_a_dataset_names_is_not_opened(tmp_path, monkeypatch, place):
     monkeypatch.chdir(tmp_path)

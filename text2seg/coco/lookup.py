@@ -8,7 +8,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from text2seg.errors import ImageError
-from text2seg.names import Names, Parts, listed, parts_of, shown
+from text2seg.names import Names, Parts, folded, listed, parts_of, shown
 from text2seg.storage import Place, Url, is_url
 
 
@@ -103,7 +103,9 @@ class PictureFinder:
     def _look_below(self, folder: Path, file_name: str, parts: Parts) -> Path | None:
         here, there = Path(file_name), PureWindowsPath(file_name)
         leads_out = here.is_absolute() or there.anchor or ".." in (*here.parts, *there.parts)
-        for name in [*([] if leads_out else [file_name]), "/".join(parts)]:
+        # The name may also start above the folder, and then goes through it.
+        through = [at + 1 for at, part in enumerate(parts[:-1]) if folded(part) == folded(folder.absolute().name)]
+        for name in [*([] if leads_out else [file_name]), *("/".join(parts[at:]) for at in (0, *through))]:
             if _is_file(folder / name):
                 return folder / name
         if self._below is None:
