@@ -295,14 +295,14 @@ def test_a_name_may_start_above_the_folder_of_images_and_go_through_it(tmp_path)
         assert PictureFinder(images=folder).find(name) == folder / "a.png"
 
 
-@pytest.mark.parametrize("place", ["https://host/images", "//host/share", "\\\\host\\share", "s3://bucket/x"])
+@pytest.mark.parametrize("place", ["https://host/images", "//host/share", "\\\\host\\share", "s3://bucket/x", "/data"])
 def test_a_folder_elsewhere_that_a_dataset_names_is_not_opened(tmp_path, monkeypatch, place):
     monkeypatch.chdir(tmp_path)
     looked: list[str] = []
     monkeypatch.setattr(Path, "is_file", lambda path: looked.append(str(path)) and False)
     with pytest.raises(ImageError, match=r"lies in .* --images"):
         PictureFinder(tmp_path / "d.json", info={"folder": place}).find(f"{place}/a.png")
-    assert not [path for path in looked if "host" in path and path.startswith(("//", "\\\\", "http"))]
+    assert all(Path(path).resolve().is_relative_to(tmp_path) for path in looked)
 
 
 def test_without_a_folder_names_are_tried_from_the_dataset_on_in_any_spelling(tmp_path, monkeypatch):
@@ -323,6 +323,27 @@ def test_names_that_no_disk_has_are_not_there(tmp_path, name):
         with pytest.raises(ImageError, match="is not in") as caught:
             finder.find(name)
         assert len(str(caught.value)) < 600
+
+
+def test_a_name_that_is_absolute_or_leads_out_is_looked_for_from_the_dataset_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder_of(tmp_path, "in/b.png")
+    PillowImage.new("RGB", (3, 3)).save(tmp_path / "private.png")
+    finder = PictureFinder(tmp_path / "images/in/dataset.json", info={"folder": "."})
+    monkeypatch.chdir(tmp_path / "images")
+    for name in (f"{tmp_path}/private.png", "../private.png", "../../private.png"):
+        assert finder.look(name) is None
+    assert finder.look("/somewhere/else/in/b.png") == Path("in/b.png")
+
+
+def test_a_folder_that_may_not_be_entered_is_named(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    folder = tmp_path / "images"
+    monkeypatch.setattr(Path, "is_file", refuse)
+    with pytest.raises(ImageError, match=r"a\.png cannot be looked for in .*images: Permission denied"):
+        PictureFinder(images=folder).find("a.png")
 
 
 def test_links_in_a_circle_end(tmp_path):
