@@ -6,6 +6,7 @@ import io
 import stat
 import struct
 import zipfile
+import zlib
 
 import pytest
 
@@ -141,6 +142,76 @@ def test_names_that_are_one_file_on_some_disks_are_refused(packed, into, first, 
 
 def test_a_name_is_not_both_file_and_folder(packed, into):
     assert "both a file and a folder" in refused(packed(("a.jpg", b"1"), ("A.jpg/b.jpg", b"2")), into)
+
+
+# --- names that are no ASCII, by writers that do not say how they wrote them ------------------------------------------
+
+
+def with_names(path, raws, extras=()):
+    """A zip with these bytes as names and no flag that says what they are."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for number, raw in enumerate(raws):
+            made = zipfile.ZipInfo(f"{number}".rjust(len(raw), "@"))
+            made.extra = extras[number] if extras else b""
+            archive.writestr(made, b"x")
+    content = path.read_bytes()
+    for number, raw in enumerate(raws):
+        content = content.replace(f"{number}".rjust(len(raw), "@").encode(), raw)
+    path.write_bytes(content)
+    return path
+
+
+def unicode_path(raw, name, *, crc=None):
+    content = struct.pack("<BL", 1, zlib.crc32(raw) if crc is None else crc) + name
+    return struct.pack("<HH", 0x7075, len(content)) + content
+
+
+@pytest.mark.parametrize(
+    ("code_page", "names"),
+    [
+        ("utf-8", ["néw scène.jpg", "東京/写真.jpg", "e\u0301.jpg", "🙂.jpg", "фото.jpg"]),
+        ("cp437", ["école/été.jpg", "château.jpg", "Über Öl.jpg", "âge.jpg", "ÉCOLE.jpg", "GROSSE ÜBUNG.jpg"]),
+        ("cp850", ["São Paulo.jpg", "Ålesund/øl.jpg"]),
+        ("cp866", ["Фото.jpg", "ФОТО 2.jpg", "папка/моё.jpg", "Я и море.jpg"]),
+        ("cp932", ["テスト.jpg", "写真の日.jpg", "フォルダ/ソース表示.jpg"]),
+        ("gb2312", ["风景.jpg", "照片.jpg", "图1.jpg"]),  # the last is UTF-8 by accident
+        ("euc_kr", ["사진/가족여행.jpg"]),
+        ("cp1252", ["été.jpg", "Müller.jpg"]),
+    ],
+)
+def test_names_are_read_as_common_tools_write_them(tmp_path, into, code_page, names):
+    archive = with_names(tmp_path / "photos.zip", [name.encode(code_page) for name in names])
+    unpacked = unpack(archive, into, ROOM, suffixes=SUFFIXES)
+    assert list(unpacked.files) == names
+    assert written(into) == sorted(names)
+    said = f"photos.zip: names in it are no Unicode; they were read as {code_page}"
+    assert unpacked.skipped == (() if code_page == "utf-8" else (said,))
+
+
+def test_names_of_two_writers_in_one_archive(tmp_path, into):
+    archive = with_names(tmp_path / "photos.zip", ["né.jpg".encode(), "Zürich.jpg".encode("cp437"), b"plain.jpg"])
+    assert unpack(archive, into, ROOM, suffixes=SUFFIXES).files == ("né.jpg", "Zürich.jpg", "plain.jpg")
+
+
+def test_bytes_that_look_like_nothing_are_what_the_format_says(tmp_path, into):
+    archive = with_names(tmp_path / "photos.zip", [b"a\xb0\xff.jpg"])
+    assert unpack(archive, into, ROOM, suffixes=SUFFIXES).files == (b"a\xb0\xff.jpg".decode("cp437"),)
+
+
+def test_the_unicode_name_beside_the_other_one_counts_where_it_belongs_to_it(tmp_path, into):
+    raw = b"_____.jpg"
+    extras = [
+        unicode_path(b"1____.jpg", "写真.jpg".encode()),
+        unicode_path(raw, b"other.jpg", crc=5),
+        unicode_path(b"3____.jpg", b"\xff\xff"),
+    ]
+    archive = with_names(tmp_path / "photos.zip", [b"1____.jpg", raw, b"3____.jpg"], extras)
+    assert unpack(archive, into, ROOM, suffixes=SUFFIXES).files == ("写真.jpg", "_____.jpg", "3____.jpg")
+
+
+def test_a_unicode_name_is_checked_like_any_other(tmp_path, into):
+    archive = with_names(tmp_path / "photos.zip", [b"a.jpg"], [unicode_path(b"a.jpg", b"../evil.jpg")])
+    assert "leads out of its folder" in refused(archive, into)
 
 
 def test_an_encrypted_entry_is_refused(packed, into):

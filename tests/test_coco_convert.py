@@ -390,6 +390,112 @@ def test_datasets_that_are_not_whole(tmp_path, damage, message):
         convert(dataset, "yolo-seg", tmp_path)
 
 
+# --- what lies beyond the image ------------------------------------------------------------------------------------
+
+
+def foreign(*segmentations: list[list[float]], hw: tuple[int, int] = (24, 32)) -> dict:
+    return {
+        "images": [{"id": 1, "file_name": "one.png", "width": hw[1], "height": hw[0]}],
+        "annotations": [
+            {"id": number, "image_id": 1, "category_id": 1, "segmentation": each, "iscrowd": 0}
+            for number, each in enumerate(segmentations, start=1)
+        ],
+        "categories": [{"id": 1, "name": "thing"}],
+    }
+
+
+OVER = [[-8.0, 6.0, 16.0, 6.0, 16.0, 30.0, -8.0, 30.0]]
+INSIDE = [[4.5, 2.25, 9.0, 2.25, 9.0, 7.0]]
+OUTSIDE = [[40.0, 2.0, 50.0, 2.0, 50.0, 9.0]]
+FLAT = [[1.0, 1.0, 5.0, 5.0, 9.0, 9.0]]
+
+
+@FORMATS
+def test_what_lies_beyond_the_image_is_cut_off_and_said(tmp_path, to):
+    done = convert(foreign(OVER, INSIDE, OUTSIDE, FLAT), to, tmp_path)
+    assert (done.images, done.annotations) == (1, 2)
+    assert done.notes == (
+        "1 mask reaches beyond the image; what is outside, 50.0% of the area, is cut off: annotation 1 of one.png",
+        "2 masks have no area in the image; left out: annotation 3 of one.png, annotation 4 of one.png",
+    )
+    if to == "yolo-seg":
+        lines = (tmp_path / "labels/one.txt").read_text().splitlines()
+        assert lines[0] == "0 0 1 0 0.25 0.5 0.25 0.5 1"
+        assert len(lines) == 2
+    elif to == "labelme":
+        shapes = json.loads((tmp_path / "one.json").read_text())["shapes"]
+        assert shapes[0]["points"] == [[0, 24], [0, 6], [16, 6], [16, 24]]
+        assert shapes[1]["points"] == [[4.5, 2.25], [9, 2.25], [9, 7]]
+        assert len(shapes) == 2
+    else:
+        assert read_voc(tmp_path)["one"]["thing"][6:24, :16].all()
+
+
+@FORMATS
+def test_a_mask_without_pixels_is_left_out_and_said(tmp_path, to):
+    dataset = foreign(INSIDE)
+    dataset["annotations"][0]["segmentation"] = {"size": [24, 32], "counts": [24 * 32]}
+    done = convert(dataset, to, tmp_path)
+    assert done.annotations == 0
+    assert done.notes == ("1 mask has no area in the image; left out: annotation 1 of one.png",)
+
+
+def simple_polygons(count: int) -> list[np.ndarray]:
+    """Concave polygons that do not cross themselves: around a centre, or with a base and whole numbers, so that they
+    have corners on the border."""
+    rng = np.random.default_rng(3)
+    found = []
+    for number in range(count):
+        if number % 2:
+            angles = np.sort(rng.uniform(0, 2 * np.pi, int(rng.integers(3, 30))))
+            around = np.stack([np.cos(angles), np.sin(angles)], 1) * rng.uniform(2, 40, (len(angles), 1))
+            corners = around + np.array([rng.uniform(-10, 42), rng.uniform(-10, 34)])
+        else:
+            heights = rng.integers(-8, 20, int(rng.integers(3, 20)))
+            along = np.arange(len(heights)) * 2 - 4
+            corners = np.stack([[along[0], *along, along[-1]], [32, *heights, 32]], 1).astype(float)
+            corners = corners[:, ::-1] if number % 4 else corners
+        found.append(corners[:: 1 if number % 3 else -1])
+    return found
+
+
+def test_clipped_polygons_cover_what_they_covered_in_the_image():
+    """Points of a fine grid are in the same number of polygons as before, by the even-odd rule."""
+    y, x = np.mgrid[0.037:24:0.29, 0.041:32:0.31]
+
+    def covered(corners: np.ndarray) -> np.ndarray:
+        odd = np.zeros(x.shape, bool)
+        for (ax, ay), (bx, by) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
+            if ay != by:
+                odd ^= ((ay > y) != (by > y)) & (x < (bx - ax) * (y - ay) / (by - ay) + ax)
+        return odd
+
+    for given in simple_polygons(300):
+        kept = [np.array(part).reshape(-1, 2) for part in polygon.clip([given.ravel().tolist()], (24, 32))]
+        for part in kept:
+            assert (part >= 0).all()
+            assert (part <= (32, 24)).all()
+        np.testing.assert_array_equal(sum((covered(part).astype(int) for part in kept), 0 * x), covered(given))
+
+
+def test_a_comb_over_the_border_comes_apart_in_its_teeth():
+    comb = [-4, 0, 8, 0, 8, 4, -2, 4, -2, 8, 8, 8, 8, 12, -4, 12]
+    parts = polygon.clip([[float(each) for each in comb]], (24, 32))
+    assert sorted(parts) == [[0, 0, 8, 0, 8, 4, 0, 4], [0, 8, 8, 8, 8, 12, 0, 12]]
+
+
+def test_a_polygon_that_crosses_itself_is_cut_by_its_pixels():
+    bow = [[-4.0, 2.0, 12.0, 18.0, 12.0, 2.0, -4.0, 18.0]]
+    parts = polygon.clip(bow, (24, 32))
+    np.testing.assert_array_equal(polygon.decode(parts, (24, 32)), polygon.decode(bow, (24, 32)))
+    assert min(map(min, parts)) >= 0
+
+
+def test_polygons_in_the_image_stay_as_they_are():
+    given = [[0.0, 0.0, 32.0, 0.0, 32.0, 24.0, 0.0, 24.0, 0.0, 0.0], [4, 4, 9, 4, 9, 9]]
+    assert polygon.clip(given, (24, 32)) == given
+
+
 def test_no_such_format(tmp_path):
     with pytest.raises(OutputError, match="no format 'coco'; there are yolo-seg, voc-png, labelme"):
         convert(made(), "coco", tmp_path)

@@ -184,11 +184,14 @@ def _truncation_is_an_error() -> Iterator[None]:
 def _not_mapped(picture: PillowImage.Image) -> Iterator[None]:
     """Without its file name Pillow reads a picture from the file that it has open. By the name it would map a TIFF's
     pixels into memory, those of a sideways one with rows and columns mixed up, and from whatever file has the name."""
-    known, picture.filename = getattr(picture, "filename", ""), ""  # type: ignore[attr-defined]
+    if not isinstance(picture, ImageFile.ImageFile):
+        yield
+        return
+    known, picture.filename = picture.filename, ""
     try:
         yield
     finally:
-        picture.filename = known  # type: ignore[attr-defined]
+        picture.filename = known
 
 
 def _rgb(picture: PillowImage.Image) -> NDArray[np.uint8]:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import re
 import stat
 import struct
+import unicodedata
 import zipfile
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -36,6 +37,35 @@ _ENTRY = b"PK\x01\x02"  # what each entry of a zip's list begins with
 _ARCHIVES = {".zip", ".7z", ".rar", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".jar", ".cbz"}
 _DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])", re.IGNORECASE)
 _FORBIDDEN = re.compile(r'[\x00-\x1f\x7f<>:"|?*\ud800-\udfff]')
+_UTF8 = 0x800  # the flag of an entry whose name is UTF-8
+_LATIN, _CYRILLIC, _HANGUL = ("LATIN ",), ("CYRILLIC ",), ("HANGUL ",)
+_HAN = ("CJK UNIFIED ", "FULLWIDTH ", "IDEOGRAPHIC ")
+_JAPANESE = ("HIRAGANA ", "KATAKANA", "CJK UNIFIED ", "FULLWIDTH ", "IDEOGRAPHIC ")
+_CODE_PAGES = {
+    "cp866": _CYRILLIC,
+    "cp932": _JAPANESE,
+    "cp437": _LATIN,
+    "euc_kr": _HANGUL,
+    "gb2312": _HAN,
+    "cp850": _LATIN,
+    "cp1252": _LATIN,
+}
+"""Code pages that zips are written in without saying so, in the order in which they are tried, and the script that all
+their letters must be of. cp437 is what the format itself says."""
+
+_LATIN_CAPITAL, _LATIN_SMALL = "À-ÖØ-Þ", "ß-öø-ÿ"
+_ODD = {
+    _LATIN: f"ƒ|[a-z{_LATIN_SMALL}][{_LATIN_CAPITAL}]|[{_LATIN_SMALL}][A-Z]|[{_LATIN_CAPITAL}]{{2}}[{_LATIN_SMALL}]",
+    _CYRILLIC: "[а-яё][А-ЯЁ]|[A-Za-z][А-яЁё]|[А-яЁё][A-Za-z]",
+    _HANGUL: r"[A-Za-z][^\x00-\x7f][A-Za-z]",
+    _HAN: r"[A-Za-z][^\x00-\x7f][A-Za-z]",
+    _JAPANESE: r"(?<![^\x00-\x7f])[^\x00-\x7f](?![^\x00-\x7f])",
+}
+"""By script, what names in it do not look like: capitals within words, letters of two scripts in one word, …"""
+
+_SURE = {_CYRILLIC: "[А-яЁё]{2}", _JAPANESE: "[\u3041-\u30fa]", _HANGUL: ".{6}"}
+"""By script, what there must be in the names together; fewer Korean letters might as well be Chinese ones."""
+
 _BROKEN = (
     zipfile.BadZipFile,
     zipfile.LargeZipFile,
@@ -140,10 +170,11 @@ def _sorted_out(
     chosen: dict[str, zipfile.ZipInfo] = {}
     seen: dict[str, str] = {}
     hidden, nested, others = 0, [], []
-    for entry in entries:
-        path = checked_path(entry.filename)
+    names, code_page = _names(entries)
+    for entry, name in zip(entries, names, strict=True):
+        path = checked_path(name)
         _check_kind(path, entry)
-        if entry.is_dir():
+        if name.endswith("/"):
             continue
         if (other := seen.setdefault(folded(path), path)) is not path:
             raise Text2SegError(f"{path} and {other} would be one file on many disks; rename one of them")
@@ -160,12 +191,74 @@ def _sorted_out(
         for parent in PurePosixPath(path).parents:
             if folded(str(parent)) in seen:
                 raise Text2SegError(f"{parent} is both a file and a folder; rename one of them")
-    skipped = [f"{archive}: left out {hidden} hidden file{'s' * (hidden > 1)}"] * bool(hidden)
+    skipped = [f"{archive}: names in it are no Unicode; they were read as {code_page}"] * bool(code_page)
+    skipped += [f"{archive}: left out {hidden} hidden file{'s' * (hidden > 1)}"] * bool(hidden)
     if nested:
         skipped.append(f"{archive}: archives within archives are not opened: {listed(nested)}")
     if others:
         skipped.append(f"{archive}: left out what is no picture: {listed(others)}")
     return chosen, skipped
+
+
+def _names(entries: Sequence[zipfile.ZipInfo]) -> tuple[list[str], str]:
+    """The name of each entry, and the code page that those were read in which are no Unicode, if there are any.
+
+    UTF-8 where the entry says so; else the Unicode name that Info-ZIP puts beside the other one; else UTF-8 where the
+    bytes are that; else what the bytes look like, for all such entries together.
+    """
+    names: list[str] = []
+    unsaid: dict[int, bytes] = {}
+    unknown: dict[int, bytes] = {}
+    for place, entry in enumerate(entries):
+        name = entry.orig_filename
+        if not entry.flag_bits & _UTF8:
+            raw = name.encode("cp437")  # as `zipfile` has decoded it
+            given = _unicode_path(entry.extra, raw)
+            if given is None and not raw.isascii():
+                unsaid[place] = raw
+            try:
+                name = raw.decode("utf-8") if given is None else given
+            except UnicodeDecodeError:
+                unknown[place] = raw
+        names.append(name)
+    if not unknown:
+        return names, ""
+    code_page = next((page for page in _CODE_PAGES if _fits(page, unknown.values())), "cp437")
+    if _fits(code_page, unsaid.values()):  # a few short names are UTF-8 by accident
+        unknown = unsaid
+    for place, raw in unknown.items():
+        names[place] = raw.decode(code_page)
+    return names, code_page
+
+
+def _unicode_path(extra: bytes, raw: bytes) -> str | None:
+    """The name in the extra field 0x7075, if there is one and it is about this name."""
+    while len(extra) >= 4:
+        kind, length = struct.unpack("<HH", extra[:4])
+        content, extra = extra[4 : 4 + length], extra[4 + length :]
+        if kind == 0x7075 and content[:5] == struct.pack("<BL", 1, zlib.crc32(raw)):
+            try:
+                return content[5:].decode("utf-8")
+            except UnicodeDecodeError:
+                return None
+    return None
+
+
+def _fits(code_page: str, names: Iterable[bytes]) -> bool:
+    """Whether names look like names in a code page: all that is not ASCII are letters of its script, and stand as they
+    would in words. Other code pages give drawings of boxes, rare characters or capitals within words."""
+    script = _CODE_PAGES[code_page]
+    every = ""
+    for raw in names:
+        try:
+            name = unicodedata.normalize("NFC", raw.decode(code_page))
+        except UnicodeDecodeError:
+            return False
+        letters = "".join(each for each in name if each > "\x7f")
+        if re.search(_ODD[script], name) or not all(unicodedata.name(each, "").startswith(script) for each in letters):
+            return False
+        every += letters
+    return re.search(_SURE.get(script, ""), every) is not None
 
 
 def _check_kind(path: str, entry: zipfile.ZipInfo) -> None:

@@ -44,7 +44,8 @@ def convert(
 ) -> Conversion:
     """Write a COCO dataset in another format.
 
-    Sub-folders of the file names are kept. The dataset may be anyone's; its crowds are left out.
+    Sub-folders of the file names are kept. The dataset may be anyone's; its crowds are left out, and what lies beyond
+    the images is cut off.
 
     Args:
         dataset: as `read_dataset` gives it.
@@ -66,7 +67,7 @@ def convert(
         _check_pixels(picture)
     _check_folder(output, overwrite=overwrite)
     with folder_aside(output) as folder:
-        notes = WRITERS[to](source, folder)
+        notes = [*source.outside, *WRITERS[to](source, folder)]
     if source.crowds:
         notes.append(f"{source.crowds} crowd annotations are left out")
     return Conversion(len(source.pictures), source.things, tuple(notes))

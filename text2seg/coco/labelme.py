@@ -15,7 +15,7 @@ VERSION = "5.5.0"
 
 def write_labelme(source: Source, output: Path) -> list[str]:
     """Write a JSON file for each image and, where there are pixels, the image beside it; gives what the format could
-    not keep, which is nothing. The parts of one mask share a `group_id`. Raises as `Thing.polygons` and `write_json`.
+    not keep, which is nothing. The parts of one mask share a `group_id`. Raises as `write_json`.
     """
     for picture in source.pictures:
         picture.copy_to(output)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from text2seg.errors import ImageError
-from text2seg.files import entries, is_dir, is_file
-from text2seg.names import Names, Parts, listed, parts_of, shown
+from text2seg.names import Names, Parts, folded, listed, parts_of, shown
 from text2seg.storage import Place, Url, is_url
 
 
@@ -47,7 +47,8 @@ def find_picture(
 
 class PictureFinder:
     """The files of a dataset's images, of which the dataset gives only names. Which file a name means is told by
-    `text2seg.names`. Folders are listed once, so one finder serves all images of a run."""
+    `text2seg.names`; it never leads out of the folder that it is looked for in. Folders are listed once, so one finder
+    serves all images of a run."""
 
     def __init__(
         self,
@@ -58,57 +59,61 @@ class PictureFinder:
         """
         Args:
             dataset: the dataset's own file, beside which images are looked for.
-            images: their folder, which is then looked through with all folders in it. Nothing outside it is opened.
-            info: the dataset's info, whose `folder` is looked in next. A URL or another machine in it is not opened:
-                whoever wrote the file would say what is.
+            images: their folder, which is then looked through with all folders in it, and no other.
+            info: the dataset's info, whose `folder` is looked in next, as seen from the dataset or from here. A URL, an
+                absolute path or another machine in it is not opened: whoever wrote the file would say what is.
         """
         self._images = Path(images) if images is not None else None
         recorded = (info or {}).get("folder")
-        recorded = recorded if isinstance(recorded, str) and self._images is None else None
-        self._elsewhere = recorded if recorded is not None and _is_elsewhere(recorded) else ""
+        recorded = recorded if isinstance(recorded, str) and self._images is None else ""
+        self._elsewhere = recorded if is_url(recorded) or _has_root(recorded) else ""
         beside = [Path(dataset).parent] if dataset is not None else []
         named = [folder / recorded for folder in (*beside, Path())] if recorded and not self._elsewhere else []
         self._where = [self._images] if self._images is not None else [*beside, *named, Path()]
         self._below: Names | None = None
         self._in: dict[Path, Names] = {}
+        self._closed: dict[Path, str] = {}
 
     def find(self, file_name: str) -> Path:
         """Raises `ImageError`: there is no such file; names the folders. Otherwise as `look`."""
-        found = self.look(file_name)
+        found, name = self.look(file_name), shown(file_name)
         if found is not None:
             return found
+        for folder, why in self._closed.items():
+            raise ImageError(f"{name} cannot be looked for in {folder}: {why}")
+        if is_url(self._elsewhere):
+            raise ImageError(f"{name} lies in {self._elsewhere}; copy that folder here and name it with --images")
         if self._elsewhere:
             raise ImageError(
-                f"{shown(file_name)} lies in {self._elsewhere}; copy that folder here and name it with --images"
+                f"{name} lies in {self._elsewhere}, says the dataset; if that is right, say --images {self._elsewhere}"
             )
-        for folder in self._where:
-            if is_dir(folder, ImageError):
-                entries(folder, ImageError)  # says so where it may not be read
         folders = ", ".join(dict.fromkeys(str(folder) for folder in self._where))
-        raise ImageError(f"{shown(file_name)} is not in {folders}; say with --images where the pictures lie")
+        raise ImageError(f"{name} is not in {folders}; say with --images where the pictures lie")
 
     def look(self, file_name: str) -> Path | None:
         """The file of an image, `None` where there is none. Raises `ImageError` where it could be several."""
         parts = parts_of(file_name)
         if not parts:
             return None
+        leads_out = _has_root(file_name) or ".." in re.split(r"[/\\]", file_name)
+        spelled = [] if leads_out else [file_name]
         if self._images is not None:
-            return self._look_below(self._images, file_name, parts)
-        if not _is_elsewhere(file_name):
-            for folder in self._where:
-                if _is_file(folder / file_name):
-                    return folder / file_name
+            return self._look_below(self._images, file_name, spelled, parts)
+        for folder in self._where:
+            for name in spelled:
+                if self._is_file(folder / name):
+                    return folder / name
         for start in range(len(parts)):
             for folder in self._where:
                 if (found := self._descend(folder, parts[start:])) is not None:
                     return found
         return None
 
-    def _look_below(self, folder: Path, file_name: str, parts: Parts) -> Path | None:
-        here, there = Path(file_name), PureWindowsPath(file_name)
-        leads_out = here.is_absolute() or there.anchor or ".." in (*here.parts, *there.parts)
-        for name in [*([] if leads_out else [file_name]), "/".join(parts)]:
-            if _is_file(folder / name):
+    def _look_below(self, folder: Path, file_name: str, spelled: list[str], parts: Parts) -> Path | None:
+        # The name may also start above the folder, and then goes through it.
+        through = [at + 1 for at, part in enumerate(parts[:-1]) if folded(part) == folded(folder.absolute().name)]
+        for name in [*spelled, *("/".join(parts[at:]) for at in (0, *through))]:
+            if self._is_file(folder / name):
                 return folder / name
         if self._below is None:
             self._below = Names(list(_files_below(folder)))
@@ -130,19 +135,21 @@ class PictureFinder:
             if len(found) != 1:
                 return None
             folder = folder / known.names[found[0]]
-        return folder if _is_file(folder) else None
+        return folder if self._is_file(folder) else None
+
+    def _is_file(self, path: Path) -> bool:
+        try:
+            return path.is_file()
+        except PermissionError as error:
+            self._closed[path.parent] = str(error.strerror)
+            return False
+        except (OSError, ValueError):  # a name that no disk has
+            return False
 
 
-def _is_elsewhere(place: str) -> bool:
-    """Whether a text out of a file names a URL or a folder that another machine shares."""
-    return is_url(place) or place.startswith(("\\\\", "//"))
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return is_file(path, ImageError)
-    except ImageError:  # in a folder that may not be entered
-        return False
+def _has_root(place: str) -> bool:
+    """Whether a text out of a file names a place from the root of some disk or machine on, here or on Windows."""
+    return Path(place).is_absolute() or bool(PureWindowsPath(place).anchor)
 
 
 def _entries(folder: Path) -> list[str]:

@@ -9,12 +9,20 @@ with holes, or with pockets that are open at the corner of a pixel only, is cut 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
+
+LEAST_AREA = 1e-6
+"""Polygons of less, in pixels, have none: they are lines and points."""
+
+MOST_CROSSINGS = 1000
+"""Polygons that come over a border more often are cut by their pixels."""
 
 Loop = NDArray[np.int64]  # [N, 2] corners x, y in order; the inside of the mask lies on the right hand
 
@@ -61,6 +69,124 @@ def decode(polygons: Sequence[Sequence[float]], hw: tuple[int, int]) -> NDArray[
         return np.zeros(hw, np.bool_)
     parts = coco_mask.frPyObjects([list(polygon) for polygon in polygons], height, width)
     return np.ascontiguousarray(coco_mask.decode(coco_mask.merge(parts)).astype(np.bool_))
+
+
+def clip(polygons: Sequence[Sequence[float]], hw: tuple[int, int]) -> list[list[float]]:
+    """What of polygons lies in an image of `hw`: those that lie in it as they are, of the others the part inside, in
+    several where the border cuts them apart. Those outside, or without area, are gone.
+
+    Corners must be finite and near enough for pycocotools: polygons that cross themselves are drawn, and come back
+    along the edges of their pixels.
+    """
+    kept: list[list[float]] = []
+    for polygon in polygons:
+        corners = np.array(polygon, np.float64).reshape(-1, 2)
+        if (corners >= 0).all() and (corners <= hw[::-1]).all():
+            kept += [list(polygon)] * (_area(corners) > LEAST_AREA)
+            continue
+        if (loops := _inside(corners, hw)) is None:
+            kept += [[float(each) for each in part] for part in encode(decode([polygon], hw))]
+        else:
+            kept += [loop.ravel().tolist() for loop in loops if _area(loop) > LEAST_AREA]
+    return kept
+
+
+def reaches_out(polygons: Sequence[Sequence[float]], hw: tuple[int, int]) -> bool:
+    """Whether a corner lies beyond the border by more than rounding."""
+    corners = np.array([side for polygon in polygons for side in polygon], np.float64).reshape(-1, 2)
+    return bool((corners < -LEAST_AREA).any() or (corners > np.add(hw[::-1], LEAST_AREA)).any())
+
+
+def area(polygons: Sequence[Sequence[float]]) -> float:
+    """The areas that polygons enclose, added up."""
+    return sum(_area(np.array(polygon, np.float64).reshape(-1, 2)) for polygon in polygons)
+
+
+def _area(corners: NDArray[np.float64]) -> float:
+    return abs(_shoelace(corners))
+
+
+def _shoelace(corners: NDArray[np.float64]) -> float:
+    x, y = (corners - corners[0]).T
+    return float(x @ np.roll(y, -1) - np.roll(x, -1) @ y) / 2
+
+
+def _inside(corners: NDArray[np.float64], hw: tuple[int, int]) -> list[NDArray[np.float64]] | None:
+    """The parts of a polygon in an image; `None` where they are better told from its pixels, as for `_one_side`."""
+    loops = [corners]
+    for axis, sign, border in ((0, 1, 0), (0, -1, hw[1]), (1, 1, 0), (1, -1, hw[0])):
+        parts = []
+        for loop in loops:
+            if (found := _one_side(loop, axis, sign, border)) is None:
+                return None
+            parts += found
+        loops = parts
+    areas = [_shoelace(loop) for loop in loops]
+    return None if min(areas, default=0) < -LEAST_AREA and max(areas) > LEAST_AREA else loops
+
+
+def _one_side(corners: NDArray[np.float64], axis: int, sign: int, border: float) -> list[NDArray[np.float64]] | None:
+    """The parts of a polygon on one side of a vertical (axis 0) or horizontal line; `None` where it crosses itself so
+    that they cannot be told, or the line very often.
+
+    On this side the boundary is in chains that come in over the line and go out over it, in turns along the line: the
+    polygon lies between the first and the second crossing, the third and the fourth, and so on, which closes the
+    chains. Corners on the line count as beyond it.
+    """
+    depth = sign * (corners[:, axis] - border)
+    if (depth >= 0).all():
+        return [corners]
+    inside = depth > 0
+    first, last = np.flatnonzero(inside & ~np.roll(inside, 1)), np.flatnonzero(inside & ~np.roll(inside, -1))
+    if len(first) > MOST_CROSSINGS:
+        return None
+    if len(first) and last[0] < first[0]:  # the last chain goes on at the first corner
+        last = np.append(last[1:], last[0] + len(corners))
+    chains = []
+    for start, stop in zip(first.tolist(), last.tolist(), strict=True):
+        chain = corners[np.arange(start - 1, stop + 2) % len(corners)]
+        chain[0], chain[-1] = _crossing(chain[0], chain[1], axis, border), _crossing(chain[-1], chain[-2], axis, border)
+        chains.append(chain)
+    comes_in = sign * (1 - 2 * axis) * _shoelace(corners) > 0
+    ends = [(float(chain[end][1 - axis]), number, end) for number, chain in enumerate(chains) for end in (0, -1)]
+    order: list[int] = []
+    for _, found in groupby(sorted(ends), itemgetter(0)):
+        here: dict[bool, list[int]] = {True: [], False: []}
+        for _, number, end in found:
+            here[end == 0].append(number)
+        while here[True] or here[False]:
+            if not here[comes_in]:
+                return None
+            order.append(here[comes_in].pop())
+            comes_in = not comes_in
+    pairs = (order[1::2], order[::2]) if comes_in else (order[::2], order[1::2])  # there are as many as before
+    following = dict(zip(*pairs, strict=True))
+    parts, seen = [], set[int]()
+    for number in range(len(chains)):
+        loop = []
+        while number not in seen:
+            seen.add(number)
+            loop.append(chains[number])
+            number = following[number]
+        if not loop:
+            continue
+        part = np.concatenate(loop)
+        part = part[(part != np.roll(part, 1, axis=0)).any(1)]
+        if len(part) > 2:
+            parts.append(part)
+    return parts
+
+
+def _crossing(
+    outside: NDArray[np.float64], inside: NDArray[np.float64], axis: int, border: float
+) -> NDArray[np.float64]:
+    """Where the edge between two corners crosses a line."""
+    if outside[axis] == border:
+        return outside.copy()
+    share = (border - inside[axis]) / (outside[axis] - inside[axis])
+    point = inside + share * (outside - inside)
+    point[axis] = border
+    return np.asarray(point)
 
 
 def _crop(mask: NDArray[np.bool_], left: int, top: int) -> tuple[NDArray[np.bool_], int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -10,34 +11,35 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from text2seg.coco import polygon
+from text2seg.coco import polygon, rle
 from text2seg.coco.lookup import PictureFinder
 from text2seg.coco.reader import check_dataset, check_references, size_of
-from text2seg.coco.results import mask_of
+from text2seg.coco.results import rle_of
 from text2seg.errors import ImageError, Text2SegError
 from text2seg.files import fitting, open_file, reason, write_atomically
-from text2seg.names import parts_of, unique_names
+from text2seg.names import Parts, listed, parts_of, shown, unique_names
+
+_UNWRITABLE = re.compile("[\x00-\x1f\x7f\ud800-\udc7f\udd00-\udfff]")  # other surrogates are bytes of names on disk
 
 _NUMBER = "_99999"  # room for the number of a name that would be there twice
 
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """One annotation: the number of its class, counted from 0, and its mask in either form."""
+    """One annotation: the number of its class, counted from 0, and its mask; `own` are its own polygons, cut off at the
+    border of the image, where it has polygons."""
 
     label: int
-    annotation: Mapping[str, Any]
-    hw: tuple[int, int]
+    rle: rle.Rle
+    own: Sequence[Sequence[float]] | None = None
 
     def mask(self) -> NDArray[np.bool_]:
-        """bool[H, W]. Raises `Text2SegError`, naming the annotation, where it has none."""
-        return mask_of(self.annotation, self.hw)
+        """bool[H, W]."""
+        return rle.decode(self.rle)
 
     def polygons(self) -> Sequence[Sequence[float]]:
-        """The annotation's own polygons [x1, y1, …], or those that give its RLE back exactly. Raises as `mask`."""
-        mask = self.mask()  # also checks the polygons
-        own = self.annotation["segmentation"]
-        return own if isinstance(own, list) else polygon.encode(mask)
+        """The annotation's own polygons [x1, y1, …], or those that give its RLE back exactly."""
+        return polygon.encode(self.mask()) if self.own is None else self.own
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ class Picture:
     @property
     def suffix(self) -> str:
         """.jpg, .png, …"""
-        return PurePosixPath(*parts_of(self.file_name)).suffix
+        return PurePosixPath(*_parts(self.file_name)).suffix
 
     def copy_to(self, folder: Path) -> None:
         """Copy the pixels as they are to `folder`, under the name in the output. Raises `ImageError` where they cannot
@@ -65,11 +67,13 @@ class Picture:
 @dataclass(frozen=True, slots=True)
 class Source:
     """A dataset to convert. `names` are its classes, each once; `crowds` counts the annotations left out, because they
-    are crowds: regions that scoring ignores, for which the other formats have no word."""
+    are crowds: regions that scoring ignores, for which the other formats have no word. `outside` says what lay beyond
+    the images, in a sentence each."""
 
     names: tuple[str, ...]
     pictures: tuple[Picture, ...]
     crowds: int
+    outside: tuple[str, ...]
 
     @property
     def things(self) -> int:
@@ -102,24 +106,70 @@ def source_of(
     labels = {category["id"]: places[category["name"]] for category in checked["categories"]}
     entries = {entry["id"]: (entry["file_name"], size_of(entry, checked.name)) for entry in checked["images"]}
     things: dict[int, list[Thing]] = {number: [] for number in entries}
-    crowds = 0
+    crowds, trim = 0, _Trim()
     for annotation in checked["annotations"]:
         number = annotation["image_id"]
         if annotation.get("iscrowd"):
             crowds += 1
         else:
-            things[number].append(Thing(labels[annotation["category_id"]], annotation, entries[number][1]))
+            thing = trim.thing(labels[annotation["category_id"]], annotation, *entries[number])
+            things[number] += [thing] if thing else []
     stems = _stems([file_name for file_name, _ in entries.values()], reserved, suffix)
     finder = PictureFinder(images=images) if images is not None else None
     pictures = tuple(
         Picture(file_name, stem, hw, tuple(things[number]), finder.find(file_name) if finder else None)
         for (number, (file_name, hw)), stem in zip(entries.items(), stems, strict=True)
     )
-    return Source(names, pictures, crowds)
+    return Source(names, pictures, crowds, trim.notes())
+
+
+class _Trim:
+    """Cuts masks off at the borders of their images, and keeps account of it. Mask formats of pixels hold nothing
+    beyond, but foreign polygons often go on there."""
+
+    def __init__(self) -> None:
+        self._cut: list[str] = []
+        self._gone: list[str] = []
+        self._lost = self._whole = 0.0
+
+    def thing(self, label: int, annotation: Mapping[str, Any], file_name: str, hw: tuple[int, int]) -> Thing | None:
+        """`None` where nothing of the mask lies in the image. Raises `DatasetError` where it is no mask."""
+        found = rle_of(annotation, hw)
+        where = f"annotation {annotation.get('id')} of {shown(file_name)}"
+        given, own = annotation["segmentation"], None
+        if isinstance(given, list):
+            own = polygon.clip(given, hw)
+            if own and polygon.reaches_out(given, hw):
+                whole = polygon.area(given)
+                self._cut.append(where)
+                self._whole += whole
+                self._lost += max(whole - polygon.area(own), 0)
+        if not (rle.area(found) if own is None else own):
+            self._gone.append(where)
+            return None
+        return Thing(label, found, own)
+
+    def notes(self) -> tuple[str, ...]:
+        """What is to be said of it."""
+        notes = []
+        if self._cut:
+            share = self._lost / self._whole if self._whole else 0
+            notes.append(
+                f"{_masks(self._cut, 'reaches', 'reach')} beyond the image; what is outside, {share:.1%} of the area, "
+                f"is cut off: {listed(self._cut)}"
+            )
+        if self._gone:
+            which = _masks(self._gone, "has", "have")
+            notes.append(f"{which} no area in the image; left out: {listed(self._gone)}")
+        return tuple(notes)
+
+
+def _masks(found: Sequence[str], one: str, several: str) -> str:
+    return f"{len(found)} mask{'s' * (len(found) != 1)} {one if len(found) == 1 else several}"
 
 
 def _stems(file_names: Sequence[str], reserved: Collection[str], suffix: str) -> list[str]:
-    paths = [[f"{part}_" if part in reserved else part for part in parts_of(name)] for name in file_names]
+    paths = [[f"{part}_" if part in reserved else part for part in _parts(name)] for name in file_names]
     shared = _shared([path[:-1] for path in paths])
     unique, stems = unique_names(), []
     for name, path in zip(file_names, paths, strict=True):
@@ -130,6 +180,11 @@ def _stems(file_names: Sequence[str], reserved: Collection[str], suffix: str) ->
         cut = fitting(last.stem, room).removesuffix(room)
         stems.append(unique(PurePosixPath(*folders, cut).as_posix(), ""))
     return stems
+
+
+def _parts(file_name: str) -> Parts:
+    """The folders and the file of a name, with _ for what cannot be written to disk or would break a line."""
+    return tuple(_UNWRITABLE.sub("_", part) for part in parts_of(file_name))
 
 
 def _shared(folders: Sequence[Sequence[str]]) -> int:

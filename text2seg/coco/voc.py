@@ -21,7 +21,7 @@ def write_voc(source: Source, output: Path) -> list[str]:
     """Write `SegmentationClass/`, `SegmentationObject/`, `labelmap.txt`, the list of images and, where there are
     pixels, `JPEGImages/`; gives what the format could not keep.
 
-    A pixel has one class here. Where masks overlap, the smaller one lies on top. Raises as `Thing.mask` and
+    A pixel has one class here. Where masks overlap, the smaller one lies on top. Raises as
     `write_atomically`, and `OutputError` for more classes, or things in an image, than a palette has numbers.
     """
     _check_names(source.names)

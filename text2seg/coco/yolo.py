@@ -17,7 +17,7 @@ def write_yolo(source: Source, output: Path) -> list[str]:
     """Write `data.yaml`, `labels/` and, where there are pixels, `images/`; gives what the format could not keep.
 
     A line is `class x1 y1 x2 y2 …`. YOLO has one polygon for a thing, so a mask of several parts takes several lines.
-    An image without things has an empty file. Raises as `Thing.polygons` and `write_atomically`.
+    An image without things has an empty file. Raises as `write_atomically`.
     """
     split = 0
     for picture in source.pictures:

@@ -16,6 +16,7 @@ from text2seg.errors import ImageError, SettingsError
 from text2seg.files import exists, is_dir, resolved
 from text2seg.files import status as stat_of
 from text2seg.labelling.record import stamp_of
+from text2seg.names import folded
 from text2seg.storage import Place, Stamp, Url, list_files
 
 # Formats that Pillow lists but cannot turn into pixels by itself.
@@ -67,7 +68,8 @@ def list_images(
     by its store.
 
     Args:
-        globs: patterns for the file name or, with a slash in them, for the path from the folder; case is ignored.
+        globs: patterns for the file name or, with a slash in them, for the path from the folder; letter case and the
+            form of accents are ignored.
         limit: the first so many only.
         shard: "2/5" takes every fifth file from the second on, so that five jobs share a folder.
 
@@ -140,10 +142,10 @@ def _by_suffix() -> Callable[[str], bool]:
 
 
 def _by_globs(globs: Sequence[str]) -> Callable[[str], bool]:
-    patterns = [pattern.lower().removeprefix("./") for pattern in globs]
+    patterns = [folded(pattern).removeprefix("./") for pattern in globs]
 
     def matches(name: str) -> bool:
-        path = name.lower()
+        path = folded(name)
         base = path.rpartition("/")[2]
         return any(fnmatchcase(path if "/" in pattern else base, pattern) for pattern in patterns)
 
