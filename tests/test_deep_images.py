@@ -294,6 +294,25 @@ def test_cmyk_and_lab(load):
         load(tiff(RGB.astype(np.uint16), {262: (8,)}))
 
 
+def test_ycbcr(load):
+    values = np.asarray(PillowImage.fromarray(RGB).convert("YCbCr"))
+    assert is_scene(load(tiff(values, {262: (6,), 530: (1, 1)})), RGB, 3)
+    with pytest.raises(ImageError, match=r"deep\.tif is a TIFF of YCbCr colours that cannot be read here"):
+        load(tiff(values, {262: (6,), 530: (2, 2)}))
+
+
+def test_sgi_of_16_bits(load):
+    for scale in (257, 16):
+        planes = np.moveaxis(RGB[::-1].astype(">u2") * scale, 2, 0)
+        header = struct.pack(">hBBHHHH", 474, 0, 2, 3, 32, 24, 3).ljust(512, b"\0")
+        content = header + planes.astype(">u2").tobytes()
+        if scale == 257:
+            assert is_scene(load(content, "a.sgi"), RGB)
+        else:
+            with pytest.raises(ImageError, match=r"a\.sgi: of its 16 bits the upper ones are not used"):
+                load(content, "a.sgi")
+
+
 def test_png_of_16_bits(load, caplog):
     for scene in (GREY, RGB):
         assert is_scene(load(png(scene.astype(np.uint16) * 257), "a.png"), scene)
@@ -385,6 +404,10 @@ def test_an_opened_pillow_image_is_read_from_its_file(tmp_path):
         picture.load()  # Pillow has dropped what counts
         with pytest.raises(ImageError, match=r"deep\.tif: Pillow has kept the upper 8 of its bits only; give the path"):
             load_image(picture)
+    path.write_bytes(tiff(GREY.astype(np.uint32) * 16_777_216))
+    with PillowImage.open(path) as picture:
+        picture.load()  # as signed integers
+        assert is_scene(load_image(picture).pixels, GREY)
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])

@@ -101,13 +101,15 @@ def read_samples(picture: PillowImage.Image, name: str) -> Samples | None:
         return _tiff(picture, name)
     if picture.format == "FITS" and picture.mode != "L":  # Pillow takes its bytes in the wrong order
         raise ImageError(f"{name} is a FITS file, which cannot be read here; {WAY_OUT}")
-    content = _content(picture)
-    if content is not None and isinstance(picture, PngImageFile) and content[24:25] == b"\x10" and not _frame(picture):
-        return _png(content)
-    if content is not None and isinstance(picture, PpmImageFile) and picture.mode != "F" and picture.tile:
-        return _ppm(picture, content)
+    start = _content(picture, 26) or bytes(26)
+    if isinstance(picture, PngImageFile) and start[24:25] == b"\x10" and not _frame(picture):
+        return _png(_content(picture) or b"")
+    if isinstance(picture, PpmImageFile) and start[:2] in (b"P2", b"P3", b"P5", b"P6"):
+        return _ppm(picture)
     if picture.format == "JPEG2000":
-        return _jpeg_2000(picture, content, name)
+        return _jpeg_2000(picture, name)
+    if picture.format == "SGI" and start[3] == 2 and np.asarray(picture).max() < 128:
+        raise ImageError(f"{name}: of its 16 bits the upper ones are not used, and no others are read; {WAY_OUT}")
     return _by_pillow(picture) if picture.mode[0] in "IF" else None
 
 
@@ -129,7 +131,7 @@ def eight_bits(samples: Samples, name: str) -> NDArray[np.uint8]:
     if scaled.shape[2] == 1:
         scaled = np.repeat(scaled, 3, axis=2)
     elif scaled.shape[2] == 4:
-        scaled = np.asarray(PillowImage.fromarray(scaled, "CMYK").convert("RGB"))
+        scaled = _from_space("CMYK", scaled)
     return scaled if samples.alpha is None else _on_white(scaled, samples.alpha, premultiplied=samples.premultiplied)
 
 
@@ -276,6 +278,12 @@ def _most(dtype: np.dtype[Any]) -> float:
     return float(np.iinfo(dtype).max)
 
 
+def _from_space(mode: str, values: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """RGB of another of Pillow's colour spaces, [H, W, C] each."""
+    height, width = values.shape[:2]
+    return np.asarray(PillowImage.frombytes(mode, (width, height), values.tobytes()).convert("RGB"))
+
+
 def _scaled(colour: _Array, black: float, white: float) -> NDArray[np.uint8]:
     def to_eight(values: _Array) -> NDArray[np.uint8]:
         scaled = np.nan_to_num((values.astype(np.float64) - black) * (255.0 / (white - black)), nan=0.0)
@@ -307,7 +315,8 @@ LOWEST, HIGHEST, SIGNED_LOWEST, SIGNED_HIGHEST = 280, 281, 340, 341
 PREDICTOR, COLOUR_MAP, TILE_WIDTH, TILE_HEIGHT, TILES, TILE_BYTES = 317, 320, 322, 323, 324, 325
 EXTRA_SAMPLES, SAMPLE_FORMAT, GDAL_NO_DATA = 338, 339, 42113
 KINDS = {1: "u", 2: "i", 3: "f", 4: "u"}  # of samples; 4 is "undefined"
-GREY_LOW_IS_WHITE, GREY, RGB, PALETTE, CMYK, CAMERA_RAW = 0, 1, 2, 3, 5, 32803
+SUBSAMPLING = 530
+GREY_LOW_IS_WHITE, GREY, RGB, PALETTE, CMYK, YCBCR, CAMERA_RAW = 0, 1, 2, 3, 5, 6, 32803
 ASSOCIATED_ALPHA, ALPHA = 1, 2
 LOSSLESS = (1, 5, 8, 32773, 32946, 34925, 50000)  # ways of compression: none, LZW, deflate, PackBits, LZMA, Zstandard
 
@@ -316,6 +325,8 @@ class _AnyTiff(TiffImagePlugin.TiffImageFile):
     """A TIFF of which only size and tags are read by Pillow."""
 
     def _setup(self) -> None:
+        if WIDTH not in self.tag_v2 or HEIGHT not in self.tag_v2:
+            raise SyntaxError("it does not say its width and height")
         self._size = (int(self.tag_v2[WIDTH]), int(self.tag_v2[HEIGHT]))
         self._mode = "F"
         self.tile = []
@@ -336,12 +347,19 @@ def _tiff(picture: TiffImagePlugin.TiffImageFile, name: str) -> Samples | None:
         table = np.array(tags[COLOUR_MAP], np.uint8).reshape(3, -1)
         return Samples(np.moveaxis(table[:, np.asarray(picture)], 0, 2), note="its palette has colours of 8 bits")
     usual = kinds <= {1, 4} and bits <= {1, 2, 4, 8}
+    if usual and photometric == YCBCR and tags.get(COMPRESSION, 1) == 1:  # Pillow counts four bytes a pixel
+        content = _content(picture)
+        if content is None or _numbers(tags, SUBSAMPLING, 2, 2) != (1, 1) or tags.get(CHANNELS, 1) != 3:
+            raise ImageError(f"{name} is a TIFF of YCbCr colours that cannot be read here; {WAY_OUT}")
+        return Samples(_from_space("YCbCr", _tiff_values(content, tags, 8, "u", name)))
     if not isinstance(picture, _AnyTiff) and (usual or photometric > CMYK):
         return None
     content = _content(picture)
     if content is None:  # it was loaded before it came here
         if picture.mode[0] in "IF":
-            return _by_pillow(picture)
+            samples = _by_pillow(picture)
+            unsigned = kinds <= {1, 4} and samples.colour.dtype == np.int32
+            return Samples(samples.colour.view(np.uint32)) if unsigned else samples
         if np.asarray(picture).max() < 128:
             raise ImageError(f"{name}: Pillow has kept the upper 8 of its bits only; give the path of the file instead")
         return None
@@ -568,7 +586,7 @@ def _png_chunks(content: bytes) -> dict[bytes, bytes]:
     return chunks
 
 
-def _ppm(picture: PpmImageFile, content: bytes) -> Samples | None:
+def _ppm(picture: PpmImageFile) -> Samples | None:
     """PGM and PPM with more than 255 shades; the header says how many, 65,535 being the container's own."""
     decoder, _, offset, arguments = picture.tile[0]
     shades = arguments[1] if decoder != "raw" and isinstance(arguments, tuple) else 65535
@@ -578,6 +596,7 @@ def _ppm(picture: PpmImageFile, content: bytes) -> Samples | None:
         or (decoder == "raw" and picture.mode == "RGB")
     ):
         return None
+    content = _content(picture) or b""
     count = picture.width * picture.height * (3 if picture.mode == "RGB" else 1)
     values: _Array = np.zeros(0)
     if decoder == "ppm_plain":
@@ -591,8 +610,9 @@ def _ppm(picture: PpmImageFile, content: bytes) -> Samples | None:
     return Samples(values, white=None if shades == 65535 else float(shades))
 
 
-def _jpeg_2000(picture: PillowImage.Image, content: bytes | None, name: str) -> Samples | None:
+def _jpeg_2000(picture: PillowImage.Image, name: str) -> Samples | None:
     """Pillow scales by the declared depth; 16 bits are the container's own."""
+    content = _content(picture)
     start = (content or b"").find(b"\xff\x4f\xff\x51")
     depth = (content[start + 42] & 0x7F) + 1 if content and 0 <= start < len(content) - 42 else 16
     if picture.mode[0] in "IF":
@@ -612,14 +632,14 @@ def _by_pillow(picture: PillowImage.Image) -> Samples:
     return Samples(np.asarray(picture)[:, :, None])
 
 
-def _content(picture: PillowImage.Image) -> bytes | None:
-    """All bytes of an opened file; none where Pillow has read and closed it."""
+def _content(picture: PillowImage.Image, most: int = -1) -> bytes | None:
+    """The bytes of an opened file, or so many at its start; none where Pillow has read and closed it."""
     file = getattr(picture, "fp", None)
     if file is None or getattr(file, "closed", False) or picture.format is None:
         return None
     place = file.tell()
     file.seek(0)
-    content = bytes(file.read())
+    content = bytes(file.read(most))
     file.seek(place)
     return content
 
