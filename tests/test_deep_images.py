@@ -224,17 +224,41 @@ def test_no_data_does_not_decide_the_range(load, caplog, scene, kind, factor, va
         assert not pixels[HOLE].any()
 
 
-def test_glints_overshoot_and_dead_pixels_do_not_make_the_rest_dark(load):
-    values = (RGB / 255).astype(np.float32)
-    for odd in (1.004, 1.2, -0.01, 300.0):
-        values[3, 4] = odd
-        others = np.ones((24, 32), bool)
-        others[3, 4] = False
-        np.testing.assert_allclose(load(tiff(values))[others], RGB[others], atol=1)
-    deep = RGB.astype(np.uint16) * 16
+LARGE = np.tile(RGB, (3, 3, 1))
+
+
+@pytest.mark.parametrize("odd", [1.004, 1.2, -0.01, 4.5, 300.0, 1e6])
+def test_overshoot_and_glints_do_not_make_the_rest_dark(load, odd):
+    values = (LARGE / 255).astype(np.float32)
+    values[3, 4:30] = odd
+    pixels = load(tiff(values))
+    np.testing.assert_allclose(pixels[4:], LARGE[4:], atol=1)
+    assert (pixels[3, 4:30] == (255 if odd > 1 else 0)).all()
+
+
+def test_dead_pixels_do_not_make_the_rest_dark(load):
+    deep = LARGE.astype(np.uint16) * 16
     deep[3, 4] = 65535
     deep[9, 9] = 60000
-    np.testing.assert_allclose(load(tiff(deep))[10:], RGB[10:], atol=1)
+    np.testing.assert_allclose(load(tiff(deep))[10:], LARGE[10:], atol=1)
+
+
+def test_small_bright_things_on_a_dark_ground_stay_bright_and_the_ground_dark(load):
+    """Cells under a microscope: 12 bits, noise below, a hundredth of the area bright."""
+    noise = np.random.default_rng(0).integers(90, 130, (100, 100, 1)).astype(np.uint16)
+    noise[40:50, 40:50] = np.arange(2000, 3000, 10).reshape(10, 10, 1)
+    pixels = load(tiff(noise))
+    assert pixels[:40].max() < 12
+    assert pixels[40:50, 40:50].min() > 100
+    assert len(np.unique(pixels[40:50, 40:50])) > 50
+
+
+def test_what_transparency_hides_does_not_decide_the_range(load):
+    values = np.dstack([RGB.astype(np.uint16) * 16, np.full((24, 32), 65535, np.uint16)])
+    values[:, :8] = (65535, 65535, 65535, 0)
+    np.testing.assert_allclose(load(tiff(values, {338: (2,)}))[:, 8:], RGB[:, 8:], atol=1)
+    values[:, :, 3] = 0
+    assert (load(tiff(values, {338: (2,)})) == 255).all()
 
 
 def test_all_values_alike(load):
