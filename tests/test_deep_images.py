@@ -224,17 +224,41 @@ def test_no_data_does_not_decide_the_range(load, caplog, scene, kind, factor, va
         assert not pixels[HOLE].any()
 
 
-def test_glints_overshoot_and_dead_pixels_do_not_make_the_rest_dark(load):
-    values = (RGB / 255).astype(np.float32)
-    for odd in (1.004, 1.2, -0.01, 300.0):
-        values[3, 4] = odd
-        others = np.ones((24, 32), bool)
-        others[3, 4] = False
-        np.testing.assert_allclose(load(tiff(values))[others], RGB[others], atol=1)
-    deep = RGB.astype(np.uint16) * 16
+LARGE = np.tile(RGB, (3, 3, 1))
+
+
+@pytest.mark.parametrize("odd", [1.004, 1.2, -0.01, 4.5, 300.0, 1e6])
+def test_overshoot_and_glints_do_not_make_the_rest_dark(load, odd):
+    values = (LARGE / 255).astype(np.float32)
+    values[3, 4:30] = odd
+    pixels = load(tiff(values))
+    np.testing.assert_allclose(pixels[4:], LARGE[4:], atol=1)
+    assert (pixels[3, 4:30] == (255 if odd > 1 else 0)).all()
+
+
+def test_dead_pixels_do_not_make_the_rest_dark(load):
+    deep = LARGE.astype(np.uint16) * 16
     deep[3, 4] = 65535
     deep[9, 9] = 60000
-    np.testing.assert_allclose(load(tiff(deep))[10:], RGB[10:], atol=1)
+    np.testing.assert_allclose(load(tiff(deep))[10:], LARGE[10:], atol=1)
+
+
+def test_small_bright_things_on_a_dark_ground_stay_bright_and_the_ground_dark(load):
+    """Cells under a microscope: 12 bits, noise below, a hundredth of the area bright."""
+    noise = np.random.default_rng(0).integers(90, 130, (100, 100, 1)).astype(np.uint16)
+    noise[40:50, 40:50] = np.arange(2000, 3000, 10).reshape(10, 10, 1)
+    pixels = load(tiff(noise))
+    assert pixels[:40].max() < 12
+    assert pixels[40:50, 40:50].min() > 100
+    assert len(np.unique(pixels[40:50, 40:50])) > 50
+
+
+def test_what_transparency_hides_does_not_decide_the_range(load):
+    values = np.dstack([RGB.astype(np.uint16) * 16, np.full((24, 32), 65535, np.uint16)])
+    values[:, :8] = (65535, 65535, 65535, 0)
+    np.testing.assert_allclose(load(tiff(values, {338: (2,)}))[:, 8:], RGB[:, 8:], atol=1)
+    values[:, :, 3] = 0
+    assert (load(tiff(values, {338: (2,)})) == 255).all()
 
 
 def test_all_values_alike(load):
@@ -292,6 +316,25 @@ def test_cmyk_and_lab(load):
     assert is_scene(load(stream.getvalue()), np.full((24, 32, 1), 119, np.uint8), 2)
     with pytest.raises(ImageError, match=r"deep\.tif is a TIFF of a kind that cannot be read here; save it as"):
         load(tiff(RGB.astype(np.uint16), {262: (8,)}))
+
+
+def test_ycbcr(load):
+    values = np.asarray(PillowImage.fromarray(RGB).convert("YCbCr"))
+    assert is_scene(load(tiff(values, {262: (6,), 530: (1, 1)})), RGB, 3)
+    with pytest.raises(ImageError, match=r"deep\.tif is a TIFF of YCbCr colours that cannot be read here"):
+        load(tiff(values, {262: (6,), 530: (2, 2)}))
+
+
+def test_sgi_of_16_bits(load):
+    for scale in (257, 16):
+        planes = np.moveaxis(RGB[::-1].astype(">u2") * scale, 2, 0)
+        header = struct.pack(">hBBHHHH", 474, 0, 2, 3, 32, 24, 3).ljust(512, b"\0")
+        content = header + planes.astype(">u2").tobytes()
+        if scale == 257:
+            assert is_scene(load(content, "a.sgi"), RGB)
+        else:
+            with pytest.raises(ImageError, match=r"a\.sgi: of its 16 bits the upper ones are not used"):
+                load(content, "a.sgi")
 
 
 def test_png_of_16_bits(load, caplog):
@@ -385,6 +428,10 @@ def test_an_opened_pillow_image_is_read_from_its_file(tmp_path):
         picture.load()  # Pillow has dropped what counts
         with pytest.raises(ImageError, match=r"deep\.tif: Pillow has kept the upper 8 of its bits only; give the path"):
             load_image(picture)
+    path.write_bytes(tiff(GREY.astype(np.uint32) * 16_777_216))
+    with PillowImage.open(path) as picture:
+        picture.load()  # as signed integers
+        assert is_scene(load_image(picture).pixels, GREY)
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])

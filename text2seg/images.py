@@ -75,7 +75,8 @@ def _from_array(array: NDArray[Any]) -> NDArray[np.uint8]:
     fits = array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)
     if array.dtype != np.uint8 or not fits or 0 in array.shape:
         got = f"{array.dtype}{list(array.shape)}"
-        raise ImageError(f"an array must be RGB uint8[H, W, 3] or grey uint8[H, W] and not empty, got {got}")
+        scale = "; scale it to 0..255, because white cannot be known" if array.dtype != np.uint8 else ""
+        raise ImageError(f"an array must be RGB uint8[H, W, 3] or grey uint8[H, W] and not empty, got {got}{scale}")
     return np.repeat(array[:, :, None], 3, axis=2) if array.ndim == 2 else array.copy()
 
 
