@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from pathlib import Path
 
 import pytest
 
-from text2seg.errors import OutputError
-from text2seg.files import write_atomically
+from text2seg import files
+from text2seg.errors import ImageError, OutputError, Text2SegError
+from text2seg.files import check_writable, fitting, folder_aside, write_atomically, write_together
+from text2seg.outputs import RECORD, OutputFolder
 
 
 def test_chunks_become_one_file_in_a_new_folder(tmp_path):
@@ -71,3 +75,164 @@ def test_where_no_file_can_be(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(OutputError, match="no permission to write"):
         write_atomically(tmp_path / "found.json", [])
+
+
+def test_a_link_stays_and_the_file_at_its_end_is_written(tmp_path):
+    (tmp_path / "large" / "disk").mkdir(parents=True)
+    (tmp_path / "large" / "disk" / "file.json").write_bytes(b"old")
+    (tmp_path / "second").symlink_to("large/disk/file.json")
+    (tmp_path / "first").symlink_to(tmp_path / "second")
+    write_atomically(tmp_path / "first", [b"new"])
+    assert (tmp_path / "first").is_symlink()
+    assert (tmp_path / "second").is_symlink()
+    assert os.listdir(tmp_path / "large" / "disk") == ["file.json"]
+    assert (tmp_path / "large" / "disk" / "file.json").read_bytes() == b"new"
+
+
+def test_a_link_to_nothing_yet_makes_the_file_at_its_end(tmp_path):
+    (tmp_path / "link").symlink_to("new/file.json")
+    write_atomically(tmp_path / "link", [b"new"])
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "new" / "file.json").read_bytes() == b"new"
+    (tmp_path / "folder").symlink_to("elsewhere")
+    write_atomically(tmp_path / "folder" / "a.json", [b"a"])
+    assert (tmp_path / "elsewhere" / "a.json").read_bytes() == b"a"
+
+
+def test_links_that_lead_round_or_to_a_folder_or_a_stream_are_refused(tmp_path):
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    (tmp_path / "c").symlink_to(".")
+    for name, words in (("a", "lead round in a circle"), ("c", "is not a file but a folder")):
+        with pytest.raises(OutputError, match=words):
+            write_atomically(tmp_path / name, [b"new"])
+        with pytest.raises(OutputError, match=words):
+            check_writable(tmp_path / name, overwrite=True)
+    assert sorted(os.listdir(tmp_path)) == ["a", "b", "c"]
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="no /proc here")
+def test_standard_output_in_a_file_is_not_replaced(tmp_path):
+    with (tmp_path / "printed.txt").open("w") as file:
+        file.write("so far")
+        with pytest.raises(OutputError, match="an open stream"):
+            write_atomically(f"/dev/fd/{file.fileno()}", [b"new"])
+    assert (tmp_path / "printed.txt").read_text() == "so far"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no permissions here")
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o664])
+def test_the_new_file_has_the_old_ones_permissions_from_the_first_byte_on(tmp_path, mode):
+    path = write_atomically(tmp_path / "file.bin", [b"old"])
+    path.chmod(mode)
+
+    def chunks():
+        (temporary,) = tmp_path.glob(".text2seg-*.tmp")
+        assert stat.S_IMODE(temporary.stat().st_mode) == mode
+        yield b"new"
+
+    assert stat.S_IMODE(write_atomically(path, chunks()).stat().st_mode) == mode
+
+
+def test_files_that_belong_together_take_their_places_once_all_are_whole(tmp_path):
+    one, other = write_atomically(tmp_path / "one", [b"1"]), tmp_path / "other"
+
+    def chunks():
+        yield b"half"
+        raise ValueError("bad")
+
+    with pytest.raises(ValueError, match="bad"):
+        write_together([(one, [b"2"]), (other, chunks())])
+    assert (one.read_bytes(), os.listdir(tmp_path)) == (b"1", ["one"])
+
+
+def test_an_error_on_its_way_is_not_hidden_by_closing_the_file(tmp_path, monkeypatch):
+    class Full:
+        """A file on a full disk: what was written waits in its buffer, and closing it fails."""
+
+        name = "full"
+
+        def write(self, _):
+            return 1
+
+        def close(self):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def chunks():
+        yield b"n"
+        raise ValueError("the first error")
+
+    monkeypatch.setattr(Path, "open", lambda *_: Full())
+    with pytest.raises(ValueError, match="the first error"):
+        write_atomically(tmp_path / "file.bin", chunks())
+
+
+def test_questions_are_answered_or_refused_in_words(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    for name in ("n" * 300, "d/" * 3000, "file/under", "loop", "a\0b", "a\ud800b", "nothing"):
+        assert not any(ask(tmp_path / name) for ask in (files.exists, files.is_file, files.is_dir))
+    assert files.is_file(tmp_path / "file")
+    assert files.is_dir(tmp_path)
+
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "stat", refuse)
+    with pytest.raises(ImageError, match=r"file cannot be looked at: Permission denied"):
+        files.is_file(tmp_path / "file", ImageError)
+
+
+@pytest.mark.parametrize("letter", ["M", "é", "漢", "😀", "\udcff"])
+def test_long_names_are_cut_so_that_they_fit_and_differ(tmp_path, letter):
+    names = {fitting(letter * 251 + end, "_overlay.png") for end in ("", letter, letter * 2)}
+    assert len(names) == 3
+    for name in names:
+        (tmp_path / name).touch()
+        assert name.endswith("_overlay.png")
+    assert fitting("scene", ".png") == "scene.png"
+
+
+def test_a_folder_is_filled_when_all_of_it_is_there(tmp_path):
+    output = tmp_path / "out"
+
+    def half():
+        with folder_aside(output) as work:
+            (work / "a").touch()
+            raise Text2SegError("bad")
+
+    with pytest.raises(Text2SegError, match="bad"):
+        half()
+    assert os.listdir(tmp_path) == []
+    output.mkdir()
+    (output / "mine").touch()
+    (output / "sub").mkdir()
+    with folder_aside(output) as work:
+        (work / "sub").mkdir()
+        (work / "sub" / "a").touch()
+    assert sorted(str(each.relative_to(output)) for each in output.rglob("*")) == ["mine", "sub", "sub/a"]
+
+
+def test_what_was_changed_by_hand_is_not_written_over(tmp_path):
+    folder = OutputFolder(tmp_path)
+    folder.write([("a.json", [b"1"]), ("b\n.json", [b"1"])])
+    folder.write([("a.json", [b"2"])])
+    OutputFolder(tmp_path).write([("a.json", [b"3"]), ("b\n.json", [b"3"])])
+    (tmp_path / "a.json").write_bytes(b"mended")
+    (tmp_path / "mine.json").write_bytes(b"mine")
+    for name in ("a.json", "mine.json"):
+        with pytest.raises(OutputError, match=rf"{name} was changed since.*move it away"):
+            OutputFolder(tmp_path).write([("b\n.json", [b"4"]), (name, [b"4"])])
+    assert (tmp_path / "a.json").read_bytes() == b"mended"
+    assert (tmp_path / "b\n.json").read_bytes() == b"3"
+
+
+def test_a_record_that_was_cut_short_is_gone_on_with(tmp_path):
+    OutputFolder(tmp_path).write([("a", [b"1"])])
+    record = tmp_path / RECORD
+    record.write_bytes(record.read_bytes() + b"0123456")
+    OutputFolder(tmp_path).write([("a", [b"2"])])
+    OutputFolder(tmp_path).write([("a", [b"3"])])
+    record.write_bytes(record.read_bytes()[:-40])  # not known any more: refused, not guessed
+    with pytest.raises(OutputError, match="was changed since"):
+        OutputFolder(tmp_path).write([("a", [b"4"])])

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import random
+import resource
 import threading
 
 import builders
@@ -300,6 +301,135 @@ def test_an_output_of_somebody_else_is_not_written_over(folder, output):
         jobs.run(folder, output)
     jobs.run(folder, output, overwrite=True)
     assert output.read_bytes() == made
+
+
+class Cut(BaseException):
+    """What ends a process in the middle, for a test that goes on."""
+
+
+def cut_short(folder, output, monkeypatch, at):
+    """A run that dies at a record: the first of images, or what the journal says of the output."""
+    whole = Journal.append
+
+    def dying(self, records):
+        records = list(records)
+        if at in (records[0].get("output"), "image"):
+            raise Cut
+        return whole(self, records)
+
+    monkeypatch.setattr(Journal, "append", dying)
+    with pytest.raises(Cut):
+        jobs.run(folder, output)
+    monkeypatch.setattr(Journal, "append", whole)
+
+
+def grow(folder):
+    names = [f"new-{number}.png" for number in range(6)]
+    for name in names:
+        (folder / name).write_bytes(next(folder.rglob("0*.png")).read_bytes())
+
+
+@pytest.mark.parametrize("at", ["image", "writing", "written"])
+def test_what_a_person_mended_is_safe_however_the_last_run_ended(folder, output, monkeypatch, at):
+    jobs.run(folder, output)
+    grow(folder)
+    cut_short(folder, output, monkeypatch, at)
+    first = output.read_bytes()
+    output.write_bytes(mended := first.replace(b"ball", b"BALL"))
+    with pytest.raises(OutputError, match="was changed since this job wrote it; --overwrite"):
+        jobs.run(folder, output)
+    assert output.read_bytes() == mended
+    output.write_bytes(first)
+    jobs.run(folder, output)
+    assert len(read_dataset(output)["images"]) == sum(1 for _ in folder.rglob("*.png"))
+
+
+@pytest.mark.parametrize("lines", [1, 2])
+@pytest.mark.parametrize("torn", [True, False], ids=["torn", "damaged"])
+def test_damage_at_the_end_of_the_journal_leaves_the_output_alone(folder, output, lines, torn):
+    jobs.run(folder, output)
+    first, journal = output.read_bytes(), journal_path(output)
+    *kept, last = journal.read_bytes().splitlines(keepends=True)[: None if lines == 1 else -1]
+    journal.write_bytes(b"".join(kept) + (last[:20] if torn else last.replace(b"sha256", b"sha257")))
+    if lines == 2:  # then nothing says whose the output is
+        with pytest.raises(OutputError, match="the journal does not say that this job made it"):
+            jobs.run(folder, output)
+    else:
+        jobs.run(folder, output)
+    output.write_bytes(mended := first.replace(b"ball", b"BALL"))
+    with pytest.raises(OutputError, match="--overwrite"):
+        jobs.run(folder, output)
+    assert output.read_bytes() == mended
+
+
+def test_a_restart_may_still_replace_what_the_job_wrote_and_nothing_else(folder, output, monkeypatch):
+    jobs.run(folder, output)
+    first = output.read_bytes()
+    jobs.run(folder, output, restart=True)
+    with pytest.raises(OutputError, match="another process") as _, Journal.open(journal_path(output), {}, restart=True):
+        jobs.run(folder, output)
+    jobs.run(folder, output, restart=True)
+    assert output.read_bytes() == first
+    output.write_bytes(first + b" ")
+    with pytest.raises(OutputError, match="was changed since"):
+        jobs.run(folder, output, restart=True)
+
+
+def test_an_output_that_is_changed_while_the_job_runs_is_kept(folder, output):
+    jobs.run(folder, output)
+    grow(folder)
+
+    class Meanwhile(jobs.FakeModels):
+        def segment_sessions(self, sessions, queries):
+            output.write_bytes(b"mended")
+            return super().segment_sessions(sessions, queries)
+
+    with pytest.raises(OutputError, match="was changed since"):
+        jobs.run(folder, output, models=Meanwhile())
+    assert output.read_bytes() == b"mended"
+    models = jobs.FakeModels()
+    jobs.run(folder, output, models=models, overwrite=True)
+    assert not models.batches  # all was in the journal
+
+
+def test_an_output_that_is_a_link_stays_one(folder, output, tmp_path):
+    (tmp_path / "large").mkdir()
+    output.parent.mkdir()
+    output.symlink_to(tmp_path / "large" / "d.json")
+    jobs.run(folder, output)
+    grow(folder)
+    jobs.run(folder, output)
+    assert output.is_symlink()
+    assert len(read_dataset(tmp_path / "large" / "d.json")["images"]) == sum(1 for _ in folder.rglob("*.png"))
+
+
+def test_a_disk_that_fills_up_is_told_once_and_lets_go_of_the_lock(folder, output):
+    """A limit on the size of files stands for the full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1500, before[1]))
+    try:
+        with pytest.raises(OutputError, match=r"journal cannot be written: .*the same command goes on"):
+            jobs.run(folder, output)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert journal_path(output).read_bytes().endswith(b"}\n")  # no half line is left
+    jobs.run(folder, output)
+    other = output.with_name("other.json")
+    jobs.run(folder, other)
+    assert output.read_bytes() == other.read_bytes()
+
+
+def test_an_error_goes_on_when_the_journal_cannot_be_closed(output, monkeypatch):
+    class Broken:
+        def close(self):
+            raise OSError(5, "Input/output error")
+
+    journal = Journal.open(journal_path(output), {})
+    journal._file.close()
+    monkeypatch.setattr(journal, "_file", Broken())
+    with pytest.raises(ValueError, match="the first error"), journal:
+        raise ValueError("the first error")
+    Journal.open(journal_path(output), {}).close()  # the lock is free
 
 
 def test_a_journal_that_is_none_is_left_alone(folder, output):

@@ -107,11 +107,50 @@ def test_a_file_that_cannot_be_written_is_known_before_the_first_picture(tmp_pat
     assert models.seen == []
 
 
-def test_somebody_elses_dataset_is_not_overwritten_but_ones_own_is(tmp_path):
-    files, out = pictures(tmp_path, 1), no_pictures(tmp_path)
-    dataset = segment_files(FakeModels(), files, "ball", out).dataset
-    segment_files(FakeModels(), files, "ball", out)
-    dataset.write_text('{"images": [], "annotations": [], "categories": []}', encoding="utf-8")
-    with pytest.raises(OutputError, match="did not make it"):
-        segment_files(FakeModels(), files, "ball", out)
-    assert read_dataset(dataset)["images"] == []
+def test_only_what_was_written_here_and_left_as_it_was_is_written_over(tmp_path):
+    files, out, models = pictures(tmp_path, 1), OutputSettings(tmp_path / "out", explain=False), FakeModels()
+    dataset = segment_files(models, files, "ball", out).dataset
+    made = dataset.read_bytes()
+    segment_files(models, files, "ball", out)
+    assert dataset.read_bytes() == made
+    for content in (made.replace(b"ball", b"BALL"), b'{"images": [], "annotations": [], "categories": []}'):
+        dataset.write_bytes(content)
+        with pytest.raises(OutputError, match=r"changed since text2seg wrote it, or text2seg did not make it; move it"):
+            segment_files(models, files, "ball", out)
+        assert dataset.read_bytes() == content
+    assert models.seen == ["0.png"] * 2  # it is known before the first picture
+
+
+def test_a_picture_that_cannot_be_written_is_one_line_and_the_rest_goes_on(tmp_path):
+    out = OutputSettings(tmp_path / "out", explain=False)
+    (tmp_path / "out" / "1_overlay.png").mkdir(parents=True)
+    (tmp_path / "out" / "2_overlay.png").write_bytes(b"drawn on by hand")
+    report = segment_files(FakeModels(), pictures(tmp_path, 4), "ball", out)
+    assert (report.images, [path.name for path in report.pictures]) == (4, ["0_overlay.png", "3_overlay.png"])
+    first, second = report.failures
+    assert "1_overlay.png: it is not a file but a folder" in first.message
+    assert "2_overlay.png was changed" in second.message
+    assert (tmp_path / "out" / "2_overlay.png").read_bytes() == b"drawn on by hand"
+
+
+def test_names_as_long_as_disks_take_are_cut_in_what_is_written(tmp_path):
+    paths = [tmp_path / f"{'M' * 250}{end}.png" for end in "ab"]
+    for path in paths:
+        Image.fromarray(builders.pixels()).save(tmp_path / "short.png")
+        (tmp_path / "short.png").rename(path)
+    report = segment_files(FakeModels(), paths, "ball", OutputSettings(tmp_path / "out"))
+    assert (report.images, report.failures, len(set(report.pictures))) == (2, (), 4)
+    assert all(path.is_file() for path in report.pictures)
+    assert [image["file_name"] for image in read_dataset(report.dataset)["images"]] == [path.name for path in paths]
+
+
+def test_a_full_disk_is_told_and_not_what_came_of_it(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("text2seg.files.os.fsync", full)
+    with pytest.raises(OutputError, match=r"0_overlay\.png cannot be written: No space left on device; make room"):
+        segment_files(FakeModels(), pictures(tmp_path, 2), "ball", OutputSettings(tmp_path / "out"))
+    with pytest.raises(KeyboardInterrupt):
+        segment_files(FakeModels({"0.png": KeyboardInterrupt()}), pictures(tmp_path, 2), "ball", no_pictures(tmp_path))
+    assert [path.name for path in (tmp_path / "out").iterdir()] in ([], [".text2seg-written"])
