@@ -28,7 +28,7 @@ unit: $(READY)
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --ignore tests/browser
 
 test-browser: chromium $(READY)  ## the tests in a real browser alone
-	TEXT2SEG_REQUIRE_BROWSER=1 $(BIN)/python -m pytest tests/browser
+	TEXT2SEG_REQUIRE_BROWSER=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/browser
 
 chromium:  ## Debian's and Ubuntu's Chromium, where there is none yet
 	@command -v chromium chromium-browser google-chrome >/dev/null || \
