@@ -155,13 +155,18 @@ def _read_zip(file: WeightsFile) -> Any:
     if order not in ("little", "big"):
         raise FaultError(f"an unknown byte order {order!r:.20}")
 
+    storages: dict[tuple[str, torch.dtype], Storage] = {}
+
     def storage(dtype: torch.dtype, key: str, numel: int) -> Storage:
         entry = inside[f"data/{key}"]
         if entry.method or entry.stored != entry.size:
             raise FaultError("it is compressed, and torch compresses no tensors; unpack it and zip it with `zip -0`")
         if entry.size != numel * dtype.itemsize:
             raise FaultError(f"a storage of {entry.size:,} bytes should have {numel * dtype.itemsize:,}")
-        return file.storage(dtype, numel, entry.start, crc=entry.crc, swapped=order != sys.byteorder)
+        if (key, dtype) not in storages:
+            swapped = order != sys.byteorder
+            storages[key, dtype] = file.storage(dtype, numel, entry.start, crc=entry.crc, swapped=swapped)
+        return storages[key, dtype]
 
     content = Unpickler(BytesIO(inside["data.pkl"].content(file)), inside["data.pkl"].size, storage).load()
     if "constants.pkl" in inside and any(name.startswith("code/") for name in inside):

@@ -27,6 +27,7 @@ MOST_STEPS = 2_000_000
 MOST_HEADER_BYTES = 64 << 20
 """Of a pickle, of a zip's directory, and of all code whose class headers are read."""
 LONGEST_NUMBER = 255  # bytes of an integer in a pickle
+MOST_MARKS = 1000  # open at once
 MOST_AXES = 32
 
 STORAGES = {
@@ -188,12 +189,17 @@ class StoredTensor:
     def nbytes(self) -> int:
         return product(self.shape) * self.dtype.itemsize
 
+    def is_floating_point(self) -> bool:
+        return self.dtype.is_floating_point
+
     def read(self) -> Tensor:
         """The tensor, on the CPU. Tensors that share memory in the file share it here too.
 
         Raises:
             CheckpointError: the file cannot be read, or its bytes do not have their checksum.
         """
+        if not self.nbytes:
+            return torch.empty(self.shape, dtype=self.dtype, device="cpu")
         return self.storage.read().view(self.dtype).as_strided(self.shape, self.stride, self.offset)
 
 
@@ -271,6 +277,8 @@ class Unpickler:
         return self._stack.pop()
 
     def mark(self) -> None:
+        if len(self._marked) >= MOST_MARKS:
+            raise FaultError("its pickle is nested too deep")
         self._marked.append(self._stack)
         self._stack = []
 

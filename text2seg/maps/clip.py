@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from text2seg.config import MapSettings
 from text2seg.errors import CheckpointError, QueryError, SettingsError
 from text2seg.maps.attention import check_resnet
-from text2seg.maps.build import build_clip
+from text2seg.maps.build import ClipShape, build_clip, named
 from text2seg.maps.pamr import refine_maps
 from text2seg.maps.presence import TEMPLATE, PresenceModel, evidence
 from text2seg.maps.similarity import cosines, without_empty_text, without_label_set
@@ -89,6 +89,7 @@ class Clip:
         Raises:
             CheckpointError: these are not the weights of a CLIP.
         """
+        named(source, ClipShape.of(weights).check_texts)
         model = build_clip(weights, source=source)
         return cls(model, device=device, precision=precision, presence=presence, text_cache=text_cache)
 
