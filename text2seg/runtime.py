@@ -125,8 +125,8 @@ def _runs(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the kinds of layers we use run on the device in that dtype, found by running small ones."""
     try:
         with torch.no_grad(), autocast(device, Precision(dtype, "trial")):
-            image = torch.ones(1, 8, 4, 4, device=device)
-            weight = torch.ones(8, 8, 2, 2, device=device)
+            image = torch.ones(1, 8, 4, 4, dtype=torch.float32, device=device)
+            weight = torch.ones(8, 8, 2, 2, dtype=torch.float32, device=device)
             image = F.conv_transpose2d(F.conv2d(image, weight), weight)
             tokens = F.linear(image.flatten(2).transpose(1, 2), weight[..., 0, 0])
             return F.scaled_dot_product_attention(tokens, tokens, tokens).dtype == dtype
