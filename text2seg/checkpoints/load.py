@@ -97,6 +97,9 @@ WRAPPERS = (
 )
 """Where training code puts the weights, the best first: what was trained comes before its moving average."""
 
+WRAPPED_MODULES = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+"""What torch puts into the names of tensors where it wraps a module, be it all of a network or a part of it."""
+
 DEEPEST_WRAPPER = 6
 MOST_WRAPPERS = 10_000  # dicts that are looked into; an optimiser's state has one for each parameter
 
@@ -248,24 +251,28 @@ class _Candidate:
         return tuple(WRAPPERS.index(key) if key in WRAPPERS else len(WRAPPERS) for key in self.place)
 
     def __str__(self) -> str:
-        return "".join(f"[{key!r:.40}]" for key in self.place) + (f" {self.prefix!r:.60}" if self.prefix else "")
+        return "".join(f"[{key!r:.40}]" for key in self.place) + (f"{self.prefix!r:.60}" if self.prefix else "") or "''"
 
 
 def _state_dict(content: Any, path: Path, known: tuple[str, ...]) -> dict[str, StoredTensor]:
     """The state dict in what a file holds: unwrapped, its names without a common prefix, tensors only."""
     if not isinstance(content, dict):
         raise _no_state_dict(content, path)
-    holders = dict(_dicts(content))
+    holders = dict(_dicts(content, path))
     if not holders:
         raise _no_state_dict(content, path)
-    candidates = [found for place, holder in holders.items() for found in _candidates(place, holder, known)]
+    every = (*known, *CLIP_TENSORS, *SAM_TENSORS)
+    for names in (known, every):  # of the other kind too, which the caller will name
+        candidates = [found for place, holder in holders.items() for found in _candidates(place, holder, names)]
+        if candidates:
+            break
     if candidates:
         most = max(found.hits for found in candidates)
         best = sorted((c for c in candidates if c.hits == most), key=lambda c: (c.rank, len(c.prefix)))
         chosen = best[0]
         twins = [c for c in best[1:] if c.rank == chosen.rank]
         if twins:
-            others = " and".join(str(c) for c in (chosen, *twins[:2]))
+            others = " and ".join(str(c) for c in (chosen, *twins[:2]))
             raise CheckpointError(f"{path} holds weights more than once, under {others}; save one of them alone")
     else:
         chosen = _Candidate(max(holders, key=lambda place: len(holders[place])), "", 0)
@@ -274,9 +281,10 @@ def _state_dict(content: Any, path: Path, known: tuple[str, ...]) -> dict[str, S
     if chosen.place or chosen.prefix:
         left = [name for name in holder if name not in tensors]
         logger.info(
-            "%s: the weights are%s%s",
+            "%s: the weights are taken from %s%s%s",
             path,
-            f" under {chosen}" if chosen.place or chosen.prefix else "",
+            "".join(f"[{key!r:.40}]" for key in chosen.place) or "all tensors",
+            f" without {chosen.prefix!r:.60} before their names" if chosen.prefix else "",
             f"; {len(left)} other tensors, such as {left[0]!r:.80}, are left out" if left else "",
         )
     for name, tensor in tensors.items():
@@ -286,20 +294,33 @@ def _state_dict(content: Any, path: Path, known: tuple[str, ...]) -> dict[str, S
     return {name: tensor for name, tensor in named.items() if name not in ARCHIVE_EXTRAS}
 
 
-def _dicts(content: dict[Any, Any]) -> Iterator[tuple[tuple[str, ...], dict[Any, Any]]]:
+def _dicts(content: dict[Any, Any], path: Path) -> Iterator[tuple[tuple[str, ...], dict[Any, Any]]]:
     """Every dict with tensors in it, by the keys that lead to it; of each its tensors alone."""
     waiting: deque[tuple[tuple[str, ...], dict[Any, Any]]] = deque([((), content)])
     seen = {id(content)}
     while waiting:
         place, found = waiting.popleft()
-        tensors = {name: value for name, value in found.items() if _is_tensor(value)}
+        names = [name for name, value in found.items() if _is_tensor(value)]
+        tensors = {_unwrapped(name): found[name] for name in names}
+        if len(tensors) < len(names):
+            twice = next(name for name in names if _unwrapped(name) != name and _unwrapped(name) in found)
+            raise CheckpointError(f"{path} holds weights twice, as {_unwrapped(twice)!r:.80} and {twice!r:.80}")
         if tensors:
             yield place, tensors
         for name, value in found.items():
-            is_new = isinstance(name, str) and isinstance(value, dict) and id(value) not in seen
+            is_new = isinstance(value, dict) and id(value) not in seen
             if is_new and len(place) < DEEPEST_WRAPPER and len(seen) < MOST_WRAPPERS:
                 seen.add(id(value))
-                waiting.append(((*place, name), value))
+                waiting.append(((*place, str(name)), value))
+
+
+def _unwrapped(name: Any) -> Any:
+    """The name of a tensor without what torch puts into it where a part is wrapped. Where the whole is, it begins so,
+    and is left: what the wrapper itself counts is told from it by that."""
+    if not isinstance(name, str) or WRAPPED_MODULES.isdisjoint(parts := name.split(".")):
+        return name
+    first = next((place for place, part in enumerate(parts) if part not in WRAPPED_MODULES), 0)
+    return ".".join(parts[:first] + [part for part in parts[first:] if part not in WRAPPED_MODULES])
 
 
 def _is_tensor(value: Any) -> bool:
@@ -328,6 +349,8 @@ def _no_state_dict(content: Any, path: Path) -> CheckpointError:
         )
     if isinstance(content, dict):
         keys = f", only {_some(content)}" if content else ""
-        return CheckpointError(f"{path} holds no tensors{keys}")
+        is_numpy = any(isinstance(value, Inert) and value.kind.module.startswith("numpy") for value in values)
+        hint = "; numpy arrays are not read, save them as tensors" if is_numpy else ""
+        return CheckpointError(f"{path} holds no tensors by name{keys}{hint}")
     kind = content.kind.full if isinstance(content, Inert) else type(content).__name__.removeprefix("Stored")
     return CheckpointError(f"{path} holds a {kind:.80}, not a state dict")
