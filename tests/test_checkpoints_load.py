@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import pickle
 import zipfile
@@ -21,11 +22,12 @@ from checkpoint_builders import (
 from safetensors.torch import save_file
 from torch import nn
 
+from text2seg import Text2Seg
 from text2seg.checkpoints import fetch, load
 from text2seg.checkpoints.load import load_clip_weights, load_sam_weights
 from text2seg.errors import CheckpointError
-from text2seg.maps.build import ClipShape
-from text2seg.masks.build import SamShape
+from text2seg.maps.build import ClipShape, build_clip, check_clip
+from text2seg.masks.build import SamShape, check_sam
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +85,160 @@ class TestFormats:
         weights = {name: nn.Parameter(t, requires_grad=t.is_floating_point()) for name, t in clip_weights.items()}
         loaded = load_clip_weights(saved(weights, tmp_path / "clip.pt"))
         assert not any(tensor.requires_grad for tensor in loaded.values())
+
+
+def before(prefix: str, weights) -> dict:
+    return {prefix + name: tensor for name, tensor in weights.items()}
+
+
+class Config:
+    """A class of the training code."""
+
+
+FORMS = {
+    "model_state_dict": lambda d: {"epoch": 3, "model_state_dict": d, "optimizer_state_dict": {}, "loss": 0.1},
+    "net": lambda d: {"net": d},
+    "two wrappers": lambda d: {"model": {"state_dict": d}},
+    "a wrapper of any name": lambda d: {"run 7": {3: d}},
+    "model.": lambda d: {"state_dict": before("model.", d)},
+    "any prefix": lambda d: before("clip_or_sam.inner.", d),
+    "compiled": lambda d: before("_orig_mod.", d),
+    "compiled in DDP": lambda d: before("module._orig_mod.", d),
+    "FSDP": lambda d: before("_fsdp_wrapped_module.model.", d),
+    "a compiled part": lambda d: {
+        n.replace("visual.", "visual._orig_mod.").replace("image_encoder.", "image_encoder.module."): t
+        for n, t in d.items()
+    },
+    "a larger network": lambda d: before("backbone.", d) | {"head.weight": torch.ones(2)},
+    "an average of weights": lambda d: before("module.", d) | {"n_averaged": torch.tensor(7)},
+    "with a moving average": lambda d: {"ema": {n: t + 1 for n, t in d.items()}, "model": d},
+    "moving average alone": lambda d: {"ema_state": {"shadow": d, "decay": 0.9}},
+    "with an optimiser": lambda d: {
+        "state_dict": before("model.", d),
+        "optimizer_states": [{"state": {0: {"step": torch.tensor(1.0), "exp_avg": torch.ones(3)}}}],
+        "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}, 1: {"exp_avg": torch.ones(3)}}},
+        "global_step": torch.tensor(9),
+        "hyper_parameters": {"config": Config(), "path": Path("x"), "args": argparse.Namespace(lr=1)},
+    },
+}
+
+
+class TestAsTrainingCodeSaves:
+    """Around the weights, and before their names, is what frameworks and people put there."""
+
+    @pytest.mark.parametrize("form", FORMS)
+    def test_loads(self, clip_weights, small_sam, tmp_path, form, caplog):
+        caplog.set_level("INFO")
+        for weights, reader in ((clip_weights, load_clip_weights), (small_sam, load_sam_weights)):
+            assert same(reader(saved(FORMS[form](weights), tmp_path / "mine.pt")), weights)
+        save_file({n: t.clone() for n, t in before("model.", clip_weights).items()}, tmp_path / "mine.safetensors")
+        assert same(load_clip_weights(tmp_path / "mine.safetensors"), clip_weights)
+
+    def test_says_what_was_left_out(self, clip_weights, tmp_path, caplog):
+        caplog.set_level("INFO")
+        content = {"state_dict": before("clip_model.", clip_weights) | {"head.weight": torch.ones(2)}}
+        load_clip_weights(saved(content, tmp_path / "mine.pt"))
+        (said,) = [record.getMessage() for record in caplog.records if "taken from" in record.getMessage()]
+        for part in ("mine.pt", "['state_dict']", "'clip_model.'", "1 other tensors, such as 'head.weight'"):
+            assert part in said
+
+    @pytest.mark.parametrize(
+        ("form", "message"),
+        [
+            (lambda d: {"student": d, "teacher": dict(d)}, r"more than once, under \['student'\] and \['teacher'\]"),
+            (
+                lambda d: before("student.", d) | before("teacher.", d),
+                r"more than once, under 'student\.' and 'teacher\.",
+            ),
+            (
+                lambda d: d | before("module.", d),
+                r"more than once, under '' and 'module\.'",
+            ),
+            (
+                lambda d: d | {n.replace("visual.", "visual.module."): t for n, t in d.items()},
+                r"twice, as 'visual\.class_embedding' and 'visual\.module\.class_embedding'",
+            ),
+            (lambda d: {"model": nn.Linear(2, 2)}, r"refused.*whole module, torch\.nn.*Linear.*state_dict\(\)"),
+            (lambda d: nn.Linear(2, 2), r"refused.*whole module"),
+            (lambda d: {n: t.numpy() for n, t in d.items()}, "numpy arrays are not read"),
+            (lambda d: {"state_dict": "w.pt", "epoch": 3}, "no tensors by name, only 'state_dict', 'epoch'"),
+            (lambda d: {"text_model.x": torch.ones(1)}, "looks like a CLIP of transformers"),
+            (lambda d: {"a.weight": torch.ones(1), "b": torch.ones(1)}, "its 2 tensors are 'a.weight', 'b'"),
+        ],
+    )
+    def test_says_what_was_found(self, clip_weights, tmp_path, form, message):
+        with pytest.raises(CheckpointError, match=rf"mine\.pt .*{message}"):
+            load_clip_weights(saved(form(clip_weights), tmp_path / "mine.pt"))
+
+    def test_the_other_kind_within_a_wrapper(self, clip_weights, tmp_path):
+        with pytest.raises(CheckpointError, match="is a CLIP, but a SAM is wanted"):
+            load_sam_weights(saved({"model": before("clip.", clip_weights)}, tmp_path / "mine.pt"))
+
+    def test_one_tensor_too_many(self, tmp_path):
+        for kind, one in (
+            ("clip", "no CLIP of its shape has a tensor 'extra.weight'"),
+            ("sam", "1 unknown, as 'extra.weight'"),
+        ):
+            reader = {"clip": load_clip_weights, "sam": load_sam_weights}[kind]
+            path = saved(reader(fetch("demo", kind)) | {"extra.weight": torch.ones(2)}, tmp_path / "mine.pt")
+            with pytest.raises(CheckpointError, match=rf"mine\.pt: .*{one}"):
+                Text2Seg.load("demo", device="cpu", **{kind: str(path)})
+
+
+class TestOddShapes:
+    """Each is named before a network is built, or numbers are read."""
+
+    @pytest.mark.parametrize(
+        ("kind", "name", "shape", "message"),
+        [
+            ("clip", "token_embedding.weight", (1000, 64), r"'token_embedding\.weight' has 1,000 words.*49,408"),
+            ("clip", "positional_embedding", (2, 64), "'positional_embedding' has 2 places for tokens"),
+            ("clip", "positional_embedding", (0, 64), "context length is 0"),
+            ("clip", "positional_embedding", (60_000, 64), "context length is 60,000"),
+            (
+                "clip",
+                "visual.conv1.weight",
+                (2_000_000, 3, 1, 1),
+                r"vision width is 2,000,000 .by 'visual\.conv1\.weight'",
+            ),
+            ("clip", "visual.conv1.weight", (192, 3, 0, 0), "image size is 0"),
+            ("clip", "visual.conv1.weight", (192, 1, 16, 16), r"\[192, 1, 16, 16\], expected \[192, 3, 16, 16\]"),
+            ("clip", "visual.positional_embedding", (3000**2 + 1, 1), "image size is 48,000"),
+            ("clip", "text_projection", (640_000, 2), "text width is 640,000"),
+            ("sam", "image_encoder.patch_embed.proj.weight", (2_000_000, 3, 1, 1), "width is 2,000,000"),
+            ("sam", "image_encoder.pos_embed", (1, 4000, 1, 8), "image size is 64,000"),
+            ("sam", "mask_decoder.mask_tokens.weight", (1_000_000, 4), "candidates is 999,999"),
+            ("sam", "mask_decoder.transformer.layers.0.mlp.lin1.weight", (9_000_000, 1), "decoder mlp is 9,000,000"),
+            ("sam", "image_encoder.neck.0.weight", (9_000_000, 1, 1, 1), "embedding is 9,000,000"),
+            ("sam", "image_encoder.blocks.0.attn.rel_pos_h", (5, 1), r"has shape \[5, 1\], expected \[15, 1\]"),
+        ],
+    )
+    def test_is_named(self, tmp_path, monkeypatch, kind, name, shape, message):
+        reader = {"clip": load_clip_weights, "sam": load_sam_weights}[kind]
+        path = saved(reader(fetch("demo", kind)) | {name: torch.zeros(shape)}, tmp_path / "mine.pt")
+        monkeypatch.setattr("text2seg.checkpoints.pickles.StoredTensor.read", None)
+        check = {"clip": check_clip, "sam": check_sam}[kind]
+        with pytest.raises(CheckpointError, match=rf"mine\.pt: .*{message}"):
+            reader(path, check)
+
+    def test_many_layers(self, tmp_path):
+        one = torch.ones(1, 1)
+        names = {f"visual.transformer.resblocks.{n}.attn.in_proj_weight": one for n in range(300)}
+        path = saved(load_clip_weights(fetch("demo", "clip")) | names, tmp_path / "mine.pt")
+        with pytest.raises(CheckpointError, match="vision layers is 300"):
+            load_clip_weights(path, check_clip)
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.float8_e4m3fn])
+    def test_other_dtypes_become_float32(self, tmp_path, dtype):
+        weights = load_clip_weights(fetch("demo", "clip"))
+        path = saved({name: tensor.to(dtype) for name, tensor in weights.items()}, tmp_path / "mine.pt")
+        built = build_clip(load_clip_weights(path, check_clip)).state_dict()
+        assert all(torch.equal(built[name], tensor.to(dtype).float()) for name, tensor in weights.items())
+
+    def test_numbers_too_large_for_float32(self, clip_weights, tmp_path):
+        weights = clip_weights | {"ln_final.bias": torch.full((64,), 1e300, dtype=torch.float64)}
+        with pytest.raises(CheckpointError, match=r"'ln_final\.bias' holds numbers that are not finite"):
+            load_clip_weights(saved(weights, tmp_path / "mine.pt"))
 
 
 class TestRealSizes:

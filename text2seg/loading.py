@@ -15,6 +15,7 @@ from text2seg.checkpoints.openclip import is_openclip
 from text2seg.checkpoints.registry import Checkpoint, Kind
 from text2seg.errors import SettingsError
 from text2seg.graphs.networks import Networks, choose_onnx_device
+from text2seg.maps.build import check_clip
 from text2seg.maps.clip import Clip
 from text2seg.maps.openclip import fetch_openclip, recipe_of
 from text2seg.maps.openclip_build import load_openclip
@@ -135,7 +136,7 @@ def _open_clip(
         weights = load_tensors(file)
         return load_openclip(recipe, weights, device=device, precision=precision, source=str(file), text_cache=cache)
     return Clip.from_weights(
-        load_clip_weights(file),
+        load_clip_weights(file, check_clip),
         device=device,
         precision=precision,
         source=str(file),

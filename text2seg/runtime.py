@@ -125,8 +125,8 @@ def _runs(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the kinds of layers we use run on the device in that dtype, found by running small ones."""
     try:
         with torch.no_grad(), autocast(device, Precision(dtype, "trial")):
-            image = torch.ones(1, 8, 4, 4, device=device)
-            weight = torch.ones(8, 8, 2, 2, device=device)
+            image = torch.ones(1, 8, 4, 4, dtype=torch.float32, device=device)
+            weight = torch.ones(8, 8, 2, 2, dtype=torch.float32, device=device)
             image = F.conv_transpose2d(F.conv2d(image, weight), weight)
             tokens = F.linear(image.flatten(2).transpose(1, 2), weight[..., 0, 0])
             return F.scaled_dot_product_attention(tokens, tokens, tokens).dtype == dtype
@@ -145,14 +145,54 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     return torch.autocast(device.type, dtype=precision.dtype, cache_enabled=False)
 
 
-class Unfilled(TorchFunctionMode):
-    """Modules that are made under it get memory for their weights and no random numbers, because others take their
-    place. As the device "meta" does, which imports torch's compiler for it: seconds of every start."""
+_FILLED = (torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn)
+_TAKEN = (torch.tensor, torch.as_tensor, torch.full, torch.arange, torch.linspace, torch.eye)
+
+
+class Defaults(TorchFunctionMode):
+    """In this thread, tensors that are made without a dtype or a device are float32 (or integers) on one device,
+    whatever `torch.set_default_dtype` and `torch.set_default_device` have set for the program around."""
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        """`device` is the CPU by default."""
+        super().__init__()
+        self.device = device or torch.device("cpu")
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         named = kwargs or {}
-        if func in (Tensor.uniform_, Tensor.normal_) or getattr(func, "__module__", "") == "torch.nn.init":
+        if func in _FILLED or func in _TAKEN:
+            named = {**named, "device": named.get("device") or self.device}
+            if named.get("dtype") is None and func in _FILLED:
+                named["dtype"] = torch.float32
+            elif named.get("dtype") is None:
+                made = func(*args, **named)
+                return made.float() if made.dtype == torch.float64 == torch.get_default_dtype() else made
+        return func(*args, **named)
+
+
+class Unfilled(Defaults):
+    """Modules that are made under it have the right shapes, but take no memory for their weights and no random numbers,
+    because others take their place: each tensor is one number that is seen everywhere. So the shapes of a checkpoint
+    can be held against an architecture of any size. The device "meta" would do the same, but it imports torch's
+    compiler: seconds of every start."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        named = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if getattr(func, "__module__", "") == "torch.nn.init":
             return args[0] if args else named["tensor"]
-        return (torch.empty if func is torch.randn else func)(*args, **named)
+        if func in _FILLED:
+            sides = args[0] if args and not isinstance(args[0], int) else args or named["size"]
+            dtype = named.get("dtype") or torch.float32
+            return torch.zeros((), dtype=dtype, device=self.device).expand(tuple(sides))
+        seen = next((each for each in args if isinstance(each, Tensor) and 0 in each.stride()), None)
+        if seen is not None and (name in _SCALES or (name.endswith("_") and not name.endswith("__"))):
+            return seen
+        return super().__torch_function__(func, types, args, named)
+
+
+_SCALES = ("mul", "__mul__", "__rmul__", "div", "__truediv__")

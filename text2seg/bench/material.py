@@ -78,9 +78,9 @@ def _random(wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _drawn(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
-    noise = torch.randn(shape, generator=generator)
+    noise = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
     if not shape:
-        return torch.tensor(np.log(100.0), dtype=torch.float32)  # CLIP's logit scale
+        return torch.tensor(np.log(100.0), dtype=torch.float32, device="cpu")  # CLIP's logit scale
     if name.endswith("bias"):
         return 0.1 * noise
     if len(shape) == 1:

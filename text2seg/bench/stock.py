@@ -123,7 +123,7 @@ class Original:
         with autocast(self._device, self._precision):
             masks, scores, _ = self._predictor.predict_torch(
                 torch.as_tensor(at, dtype=torch.float32, device=self._device)[None],
-                torch.tensor(points.labels.astype(np.int64), device=self._device)[None],
+                torch.tensor(points.labels.astype(np.int64), dtype=torch.int64, device=self._device)[None],
             )
         best: NDArray[np.bool_] = masks[0, int(scores[0].argmax())].cpu().numpy()
         return best

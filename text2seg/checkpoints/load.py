@@ -1,24 +1,25 @@
 """Read weights without trusting them: tensors come in, code stays out.
 
-A checkpoint may be a pickle, and a pickle may run anything. So pickles are read by torch's weights-only reader; the
-TorchScript archives that OpenAI publishes by torch's own reader for them, which runs no Python, and only after a look
-at what they would run while being read; safetensors cannot hold code.
+A checkpoint may be a pickle, and a pickle may run anything. So files are read by `checkpoints.archive`, which knows the
+few types of a state dict and runs nothing. Here the state dict is found in what training code saved around it, and held
+against what a CLIP or a SAM has, before any number is read.
 """
 
 from __future__ import annotations
 
 import logging
-import pickle
-import re
-import warnings
-import zipfile
-from collections.abc import Mapping
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from text2seg.checkpoints.archive import UNWANTED, opened
+from text2seg.checkpoints.pickles import REBUILD, Inert, StoredTensor
 from text2seg.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -63,12 +64,56 @@ ARCHIVE_EXTRAS = ("input_resolution", "context_length", "vocab_size")
 """Numbers that OpenAI's archives keep among the tensors; the shapes say the same."""
 
 
-def load_clip_weights(path: str | Path) -> dict[str, Tensor]:
+OPENCLIP_TENSORS = (
+    "visual.conv1.weight",
+    "visual.class_embedding",
+    "visual.proj",
+    "visual.trunk.patch_embed.proj.weight",
+    "visual.trunk.pos_embed",
+    "visual.attnpool.positional_embedding",
+)
+"""Some of which every CLIP of open_clip has."""
+
+FOREIGN = {
+    "vision_model.": "a CLIP of transformers",
+    "text_model.": "a CLIP of transformers",
+    "detector.": "a SAM 3",
+}
+"""How names begin in formats that are not read here, each with what it is."""
+
+WRAPPERS = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "module",
+    "net",
+    "network",
+    "weights",
+    "params",
+    "ema",
+    "model_ema",
+    "ema_state_dict",
+    "params_ema",
+)
+"""Where training code puts the weights, the best first: what was trained comes before its moving average."""
+
+WRAPPED_MODULES = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+"""What torch puts into the names of tensors where it wraps a module, be it all of a network or a part of it."""
+
+DEEPEST_WRAPPER = 6
+MOST_WRAPPERS = 10_000  # dicts that are looked into; an optimiser's state has one for each parameter
+
+Fits = Callable[[Mapping[str, Any]], object]
+"""Raises `CheckpointError` where tensors, of which only names, shapes and dtypes are known, do not make a network."""
+
+
+def load_clip_weights(path: str | Path, fits: Fits | None = None) -> dict[str, Tensor]:
     """The weights of a CLIP in OpenAI's format.
 
     Args:
-        path: a state dict written by `torch.save` (alone, or under "state_dict" or "model"; with or without a
-            "module." before all names), an OpenAI TorchScript archive, or safetensors.
+        path: a state dict written by `torch.save`, an OpenAI TorchScript archive, or safetensors. The state dict may
+            lie in other dicts, and its names may have a common prefix; what is around it is left out, and logged.
+        fits: holds the shapes against the architecture before any number is read.
 
     Returns:
         Tensors by OpenAI's names, on the CPU, in the dtype they are stored in.
@@ -77,24 +122,14 @@ def load_clip_weights(path: str | Path) -> dict[str, Tensor]:
         CheckpointError: the file is missing, damaged, not a CLIP, holds numbers that are not finite, or wants to run
             code. The message names the file and the tensor at fault.
     """
-    path = Path(path)
-    weights = {name: tensor for name, tensor in _load(path).items() if name not in ARCHIVE_EXTRAS}
-    if "image_encoder.patch_embed.proj.weight" in weights:
-        raise CheckpointError(f"{path} is a SAM, but a CLIP is wanted")
-    if not weights.keys() & CLIP_VISUAL_TENSORS:
-        missing = next((name for name in CLIP_TENSORS if name not in weights), "visual.proj")
-        raise CheckpointError(f"{path} is not a CLIP in OpenAI's format: it has no tensor {missing!r}")
-    present = {name: axes for name, axes in CLIP_VISUAL_TENSORS.items() if name in weights}
-    _check(weights, CLIP_TENSORS | present, path, "a CLIP in OpenAI's format")
-    return weights
+    return _load(Path(path), _check_clip, (*CLIP_TENSORS, *CLIP_VISUAL_TENSORS), fits)
 
 
-def load_sam_weights(path: str | Path) -> dict[str, Tensor]:
+def load_sam_weights(path: str | Path, fits: Fits | None = None) -> dict[str, Tensor]:
     """The weights of a SAM or MobileSAM in the official format, or of a SAM 2 in Meta's or that of `transformers`.
 
     Args:
-        path: a state dict written by `torch.save` (alone, or under "state_dict" or "model"; with or without a
-            "module." before all names), or safetensors.
+        path, fits: as for `load_clip_weights`.
 
     Returns:
         Tensors by the official names, on the CPU, in the dtype they are stored in.
@@ -103,147 +138,219 @@ def load_sam_weights(path: str | Path) -> dict[str, Tensor]:
         CheckpointError: the file is missing, damaged, not a SAM, holds numbers that are not finite, or wants to run
             code. The message names the file and the tensor at fault.
     """
-    path = Path(path)
-    weights = _load(path)
+    return _load(Path(path), _check_sam, (*SAM_TENSORS, *SAM_FAMILIES), fits)
+
+
+def load_tensors(path: str | Path) -> dict[str, Tensor]:
+    """All tensors of a network, whichever it is; files and errors as for `load_clip_weights`. What lies around the
+    names of a CLIP of open_clip is left out."""
+    return _load(Path(path), lambda weights, path: None, OPENCLIP_TENSORS, None)
+
+
+Weights = Mapping[str, StoredTensor]
+
+
+def _check_clip(weights: Weights, path: Path) -> None:
+    if "image_encoder.patch_embed.proj.weight" in weights:
+        raise CheckpointError(f"{path} is a SAM, but a CLIP is wanted")
+    what = "a CLIP in OpenAI's format"
+    if not weights.keys() & CLIP_VISUAL_TENSORS:
+        missing = next((name for name in CLIP_TENSORS if name not in weights), "visual.proj")
+        raise _not_it(path, what, missing, weights)
+    _check(weights, CLIP_TENSORS | {n: axes for n, axes in CLIP_VISUAL_TENSORS.items() if n in weights}, path, what)
+
+
+def _check_sam(weights: Weights, path: Path) -> None:
     if "visual.conv1.weight" in weights:
         raise CheckpointError(f"{path} is a CLIP, but a SAM is wanted")
     for name, what in SAM_FAMILIES.items():
         if name in weights:
-            _check(weights, {name: 4}, path, what)
-            return weights
-    _check(weights, SAM_TENSORS, path, "a SAM in the official format")
-    return weights
+            return _check(weights, {name: 4}, path, what)
+    return _check(weights, SAM_TENSORS, path, "a SAM in the official format")
 
 
-def load_tensors(path: str | Path) -> dict[str, Tensor]:
-    """All tensors of a file, whatever network they belong to; files and errors as for `load_clip_weights`."""
-    weights = {name: tensor for name, tensor in _load(Path(path)).items() if name not in ARCHIVE_EXTRAS}
-    _check(weights, {}, Path(path), "a network")
-    return weights
-
-
-def _check(weights: Mapping[str, Tensor], needed: Mapping[str, int], path: Path, what: str) -> None:
+def _check(weights: Weights, needed: Mapping[str, int], path: Path, what: str) -> None:
     for name, axes in needed.items():
         if name not in weights:
-            raise CheckpointError(f"{path} is not {what}: it has no tensor {name!r}")
+            raise _not_it(path, what, name, weights)
         if weights[name].ndim != axes:
             shape = list(weights[name].shape)
             raise CheckpointError(f"{path} is not {what}: {name!r} has shape {shape}, expected {axes} axes")
-    for name, tensor in weights.items():
-        if not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{path} is damaged: {name!r} holds numbers that are not finite (NaN or infinity)")
 
 
-def _load(path: Path) -> dict[str, Tensor]:
-    """All tensors of a file, whatever its format."""
-    form = _format_of(path)
-    readers = {"torchscript": _read_torchscript, "pickle": _read_pickle, "safetensors": _read_safetensors}
-    logger.info("loading %s (%s)", path, form)
-    try:
-        content = readers[form](path)
-    except CheckpointError:
-        raise
-    except Exception as error:  # what the readers raise on damaged bytes has no common type
-        raise CheckpointError(f"{path} is damaged or cut short ({type(error).__name__}: {error})") from error
-    weights = _tensors_of(content, path)
+def _not_it(path: Path, what: str, missing: str, weights: Weights) -> CheckpointError:
+    known = next((of for start, of in FOREIGN.items() if any(name.startswith(start) for name in weights)), None)
+    told = f"it looks like {known}" if known else f"its {len(weights)} tensors are {_some(weights)}"
+    return CheckpointError(f"{path} is not {what}: it has no tensor {missing!r}; {told}")
+
+
+def _some(names: Mapping[str, object]) -> str:
+    """The first few names, for people."""
+    shown = [f"{name!r:.80}" for name in list(names)[:3]]
+    return ", ".join(shown) + (", …" if len(names) > len(shown) else "")
+
+
+@torch.inference_mode(False)  # tensors made in it could not be used outside of it
+def _load(
+    path: Path, check: Callable[[Weights, Path], None], known: tuple[str, ...], fits: Fits | None
+) -> dict[str, Tensor]:
+    logger.info("loading %s", path)
+    with opened(path) as content:
+        stored = _state_dict(content, path, known)
+        check(stored, path)
+        if fits:
+            try:
+                fits(stored)
+            except CheckpointError as error:
+                raise CheckpointError(f"{path}: {error}") from error
+        _check_memory(stored, path)
+        weights = {}
+        for name, tensor in stored.items():
+            weights[name] = tensor.read()
+            if not _is_finite(weights[name]):
+                raise CheckpointError(
+                    f"{path} is damaged: {name!r} holds numbers that are not finite (NaN or infinity)"
+                )
     logger.info("loaded %d tensors from %s", len(weights), path)
     return weights
 
 
-def _format_of(path: Path) -> Literal["torchscript", "pickle", "safetensors"]:
-    """Which reader may touch the file, by its first bytes and, in a zip, by the names in it. Reads nothing else."""
+def _is_finite(tensor: Tensor) -> bool:
+    """In float32, in which networks are built: some numbers of float64 are too large for it. Smallest and largest are
+    found in one pass without a copy, and NaN is both."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    if tensor.dtype.itemsize < 2:  # of float8 torch finds no smallest
+        tensor = tensor.to(torch.float32)
+    return all(abs(float(end)) <= torch.finfo(torch.float32).max for end in tensor.aminmax())
+
+
+def _check_memory(weights: Weights, path: Path) -> None:
+    """Raise where tensors need more memory than there is. Many tensors may be views of the same bytes of a file."""
+    needed = sum(max(tensor.nbytes, 4 * tensor.nbytes // tensor.dtype.itemsize) for tensor in weights.values())
     try:
-        with path.open("rb") as file:
-            head = file.read(9)
-    except FileNotFoundError:
-        raise CheckpointError(f"there is no file {path}") from None
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from error
-    if not head:
-        raise CheckpointError(f"{path} is empty")
-    if head.startswith(b"PK"):
-        names = _names_in_zip(path)
-        if "constants.pkl" in names and any(name.startswith("code/") for name in names):
-            return "torchscript"
-        if "data.pkl" in names:
-            return "pickle"
-        raise CheckpointError(f"{path} is a zip file, but not one of weights: it has no data.pkl")
-    if head[4:] == b"\0\0\0\0{":  # first, for its header may have a length that begins like a pickle
-        return "safetensors"
-    if head.startswith(b"\x80"):
-        return "pickle"
-    raise CheckpointError(f"{path} is not a checkpoint: neither torch.save, TorchScript nor safetensors wrote it")
+        there_is = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # of Windows, which does not tell it so
+        return
+    if needed > there_is:
+        raise CheckpointError(
+            f"{path} needs {needed / 1e9:.1f} GB for its weights, and this machine has {there_is / 1e9:.1f} GB"
+        )
 
 
-def _names_in_zip(path: Path) -> set[str]:
-    """Names within the folder that torch puts around everything in its archives."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return {name.partition("/")[2] for name in archive.namelist()}
-    except zipfile.BadZipFile as error:
-        raise CheckpointError(f"{path} is damaged or cut short: {error}") from error
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """Known tensors in one of a file's dicts, behind one prefix."""
+
+    place: tuple[str, ...]
+    prefix: str
+    hits: int
+
+    @property
+    def rank(self) -> tuple[int, ...]:
+        return tuple(WRAPPERS.index(key) if key in WRAPPERS else len(WRAPPERS) for key in self.place)
+
+    def __str__(self) -> str:
+        return "".join(f"[{key!r:.40}]" for key in self.place) + (f"{self.prefix!r:.60}" if self.prefix else "") or "''"
 
 
-def _read_torchscript(path: Path) -> Any:
-    """The tensors of an archive's modules.
-
-    Its code is compiled but not called, with one exception: a module's `__setstate__` is called to read it. It could
-    do no more than torch's operators can, but they can write files. OpenAI's archives have none.
-    """
-    with zipfile.ZipFile(path) as archive:
-        for entry in archive.infolist():
-            if entry.filename.lower().endswith(".py") and b"__setstate__" in archive.read(entry):
-                raise _wants_code(path, "it has a __setstate__ in its TorchScript")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r".*torch\.jit", category=FutureWarning)
-        return torch.jit.load(str(path), map_location="cpu").state_dict()
-
-
-def _read_pickle(path: Path) -> Any:
-    try:
-        with path.open("rb") as file:  # given the path, newer torch would go by the name, not by the content
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        logger.debug("torch on %s: %s", path, error)
-        asked = re.search(r"GLOBAL (\S+)", str(error))
-        # torch's own message advises to switch the safe reader off, so it is not passed on
-        raise _wants_code(path, f"it asks for {asked[1]}" if asked else "it is not a plain pickle of tensors") from None
-
-
-def _read_safetensors(path: Path) -> Any:
-    from safetensors.torch import load_file
-
-    return load_file(path, device="cpu")
-
-
-def _wants_code(path: Path, reason: str) -> CheckpointError:
-    return CheckpointError(
-        f"{path} was refused: reading it could run code ({reason}), and weights need none. "
-        "Have its author save the state dict alone, best as safetensors"
-    )
-
-
-def _tensors_of(content: Any, path: Path) -> dict[str, Tensor]:
-    """The state dict in what a reader found: unwrapped, without "module.", tensors only."""
-    for key in ("state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state dict")
-    tensors = {name: tensor.detach() for name, tensor in content.items() if isinstance(tensor, Tensor)}
-    if not tensors:
-        raise CheckpointError(f"{path} holds no tensors")
+def _state_dict(content: Any, path: Path, known: tuple[str, ...]) -> dict[str, StoredTensor]:
+    """The state dict in what a file holds: unwrapped, its names without a common prefix, tensors only."""
+    if not isinstance(content, dict):
+        raise _no_state_dict(content, path)
+    holders = dict(_dicts(content, path))
+    if not holders:
+        raise _no_state_dict(content, path)
+    every = (*known, *CLIP_TENSORS, *SAM_TENSORS)
+    for names in (known, every):  # of the other kind too, which the caller will name
+        candidates = [found for place, holder in holders.items() for found in _candidates(place, holder, names)]
+        if candidates:
+            break
+    if candidates:
+        most = max(found.hits for found in candidates)
+        best = sorted((c for c in candidates if c.hits == most), key=lambda c: (c.rank, len(c.prefix)))
+        chosen = best[0]
+        twins = [c for c in best[1:] if c.rank == chosen.rank]
+        if twins:
+            others = " and ".join(str(c) for c in (chosen, *twins[:2]))
+            raise CheckpointError(f"{path} holds weights more than once, under {others}; save one of them alone")
+    else:
+        chosen = _Candidate(max(holders, key=lambda place: len(holders[place])), "", 0)
+    holder = holders[chosen.place]
+    tensors = {n: t for n, t in holder.items() if not chosen.prefix or str(n).startswith(chosen.prefix)}
+    if chosen.place or chosen.prefix:
+        left = [name for name in holder if name not in tensors]
+        logger.info(
+            "%s: the weights are taken from %s%s%s",
+            path,
+            "".join(f"[{key!r:.40}]" for key in chosen.place) or "all tensors",
+            f" without {chosen.prefix!r:.60} before their names" if chosen.prefix else "",
+            f"; {len(left)} other tensors, such as {left[0]!r:.80}, are left out" if left else "",
+        )
     for name, tensor in tensors.items():
-        if not isinstance(name, str) or not _is_plain(tensor):
-            raise CheckpointError(f"{path} is not a checkpoint of weights: {name!r} is not a plain tensor")
-    prefix = "module."
-    if all(name.startswith(prefix) for name in tensors):
-        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    return tensors
+        if not isinstance(name, str) or not isinstance(tensor, StoredTensor) or not tensor.is_plain:
+            raise CheckpointError(f"{path} is not a checkpoint of weights: {name!r:.80} is not a plain tensor")
+    named = {name.removeprefix(chosen.prefix): tensor for name, tensor in tensors.items()}
+    return {name: tensor for name, tensor in named.items() if name not in ARCHIVE_EXTRAS}
 
 
-def _is_plain(tensor: Tensor) -> bool:
-    """Dense real numbers, each with its own place in memory: a stride of zero could claim more than fits anywhere."""
-    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_complex() or tensor.device.type != "cpu":
-        return False
-    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+def _dicts(content: dict[Any, Any], path: Path) -> Iterator[tuple[tuple[str, ...], dict[Any, Any]]]:
+    """Every dict with tensors in it, by the keys that lead to it; of each its tensors alone."""
+    waiting: deque[tuple[tuple[str, ...], dict[Any, Any]]] = deque([((), content)])
+    seen = {id(content)}
+    while waiting:
+        place, found = waiting.popleft()
+        names = [name for name, value in found.items() if _is_tensor(value)]
+        tensors = {_unwrapped(name): found[name] for name in names}
+        if len(tensors) < len(names):
+            twice = next(name for name in names if _unwrapped(name) != name and _unwrapped(name) in found)
+            raise CheckpointError(f"{path} holds weights twice, as {_unwrapped(twice)!r:.80} and {twice!r:.80}")
+        if tensors:
+            yield place, tensors
+        for name, value in found.items():
+            is_new = isinstance(value, dict) and id(value) not in seen
+            if is_new and len(place) < DEEPEST_WRAPPER and len(seen) < MOST_WRAPPERS:
+                seen.add(id(value))
+                waiting.append(((*place, str(name)), value))
+
+
+def _unwrapped(name: Any) -> Any:
+    """The name of a tensor without what torch puts into it where a part is wrapped. Where the whole is, it begins so,
+    and is left: what the wrapper itself counts is told from it by that."""
+    if not isinstance(name, str) or WRAPPED_MODULES.isdisjoint(parts := name.split(".")):
+        return name
+    first = next((place for place, part in enumerate(parts) if part not in WRAPPED_MODULES), 0)
+    return ".".join(parts[:first] + [part for part in parts[first:] if part not in WRAPPED_MODULES])
+
+
+def _is_tensor(value: Any) -> bool:
+    """Whether it is one, be it of a kind that is not read."""
+    return isinstance(value, StoredTensor) or (isinstance(value, Inert) and value.kind.full.startswith(REBUILD))
+
+
+def _candidates(place: tuple[str, ...], tensors: Mapping[Any, Any], known: tuple[str, ...]) -> list[_Candidate]:
+    hits: dict[str, int] = {}
+    for name in tensors:
+        for end in known:
+            if "." in end and isinstance(name, str) and name.endswith(end) and name[: -len(end)][-1:] in ("", "."):
+                prefix = name[: -len(end)]
+                hits[prefix] = hits.get(prefix, 0) + 1
+    return [_Candidate(place, prefix, count) for prefix, count in hits.items()]
+
+
+def _no_state_dict(content: Any, path: Path) -> CheckpointError:
+    """Says what a file holds in place of weights."""
+    values = [content, *(content.values() if isinstance(content, dict) else ())]
+    module = next((value for value in values if isinstance(value, Inert) and "_parameters" in value.attributes), None)
+    if module:
+        return CheckpointError(
+            f"{path} was refused: reading it could run code (it holds a whole module, {module.kind.full:.80}), and "
+            f"{UNWANTED}: torch.save(model.state_dict(), …)"
+        )
+    if isinstance(content, dict):
+        keys = f", only {_some(content)}" if content else ""
+        is_numpy = any(isinstance(value, Inert) and value.kind.module.startswith("numpy") for value in values)
+        hint = "; numpy arrays are not read, save them as tensors" if is_numpy else ""
+        return CheckpointError(f"{path} holds no tensors by name{keys}{hint}")
+    kind = content.kind.full if isinstance(content, Inert) else type(content).__name__.removeprefix("Stored")
+    return CheckpointError(f"{path} holds a {kind:.80}, not a state dict")

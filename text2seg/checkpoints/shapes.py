@@ -1,8 +1,21 @@
-"""What the names in a state dict tell of the network they belong to."""
+"""What the names and shapes in a state dict tell of the network they belong to, and what no network has."""
 
 from __future__ import annotations
 
-from collections.abc import Container
+import dataclasses
+from collections.abc import Container, Mapping
+
+from text2seg.errors import CheckpointError
+
+MOST = 16_384
+"""The largest width, and the largest of any size but these."""
+MOST_OF = {
+    **dict.fromkeys(("vision_layers", "text_layers", "depth", "depths", "decoder_depth", "iou_depth"), 256),
+    **dict.fromkeys(("candidates", "window", "windows", "expansion"), 256),
+    **dict.fromkeys(("image_size", "context_length"), 4096),
+    "vocabulary": 1 << 21,
+}
+MAY_BE_NONE = ("window", "global_blocks")
 
 
 def count_numbered(names: Container[str], name: str) -> int:
@@ -20,3 +33,27 @@ def count_numbered(names: Container[str], name: str) -> int:
     if not count:
         raise KeyError(name.format(0))
     return count
+
+
+def check_sizes(shape: object, network: str, told_by: Mapping[str, str]) -> None:
+    """Hold the sizes of an architecture, a dataclass of numbers, against what is ever built, before it is built.
+
+    Args:
+        network: what it should be.
+        told_by: the tensor whose shape tells a size; it is named in the message.
+
+    Raises:
+        CheckpointError: a size is zero or absurdly large.
+    """
+    for field in dataclasses.fields(shape):  # type: ignore[arg-type]
+        value, most = getattr(shape, field.name), MOST_OF.get(field.name, MOST)
+        if dataclasses.is_dataclass(value):
+            check_sizes(value, network, told_by)
+            continue
+        for size in value if isinstance(value, tuple) else (value,):
+            least = 0 if field.name in MAY_BE_NONE else 1
+            if size is not None and not least <= size <= most:
+                tensor = f" (by {told_by[field.name]!r})" if field.name in told_by else ""
+                name = field.name.replace("_", " ")
+                told = f"its {name} is {size:,}{tensor}, not {least} to {most:,}"
+                raise CheckpointError(f"not a {network} checkpoint: {told}")

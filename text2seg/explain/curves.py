@@ -100,7 +100,7 @@ def curves(
         ends: the scores of `pixels` and of `filled` where they are known: they are the same for all maps.
     """
     places = torch.from_numpy(ranks(saliency))
-    shares = torch.arange(1, steps, dtype=torch.float64) / steps * places.numel()
+    shares = torch.arange(1, steps, dtype=torch.float64, device="cpu") / steps * places.numel()
     first = (places[None] < shares[:, None, None]).float()
     first = F.interpolate(first[:, None], size=pixels.shape[1:], mode="nearest")  # [steps − 1, 1, H, W]
     between = torch.cat([torch.where(first > 0, filled, pixels), torch.where(first > 0, pixels, filled)])

@@ -115,7 +115,7 @@ def opine(clip: Clip, image: Image, settings: OpinionSettings, going: Going) -> 
     vocabulary = clip.model.token_embedding.weight[: frame.start].float()
     aim = mean_features(clip, copies(image, clip.trained_size, settings.seed))
     shape = (settings.candidates, FREE, len(vocabulary))
-    logits = torch.randn(shape, generator=generator, device=clip.device)
+    logits = torch.randn(shape, generator=generator, dtype=torch.float32, device=clip.device)
     adam = torch.optim.Adam([logits], lr=RATE, fused=clip.device.type in ("cpu", "cuda"))
     best: dict[tuple[int, ...], float] = {}
     start, step = 0.0, 0
@@ -137,7 +137,7 @@ def opine(clip: Clip, image: Image, settings: OpinionSettings, going: Going) -> 
 
 def gumbel_choice(logits: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Tokens drawn by Gumbel-softmax from logits [..., V]: int64 [...], and the soft choice [..., V], sum 1."""
-    noise = torch.rand(logits.shape, generator=generator, device=logits.device)
+    noise = torch.rand(logits.shape, generator=generator, dtype=torch.float32, device=logits.device)
     tiny = torch.finfo(noise.dtype).tiny
     noisy = logits - noise.clamp_(min=tiny).log_().neg_().clamp_(min=tiny).log_()
     return noisy.argmax(-1), (noisy / TEMPERATURE).softmax(-1)
@@ -166,7 +166,7 @@ class Frame:
         """
         count = len(free)
         texts = torch.cat([self.before.expand(count, -1, -1), free, self.after.expand(count, -1, -1)], dim=1)
-        ends = torch.full((count,), texts.shape[1] - 1, device=texts.device)
+        ends = torch.full((count,), texts.shape[1] - 1, dtype=torch.int64, device=texts.device)
         with autocast(clip.device, FULL):
             features = trace_text(clip.model, texts, ends).features
         cosines = F.normalize(features, dim=-1) @ aim

@@ -89,7 +89,7 @@ def label_map(tokens: ImageTokens, texts: Tensor, count: int) -> NDArray[np.int6
         texts: unit features [count + backgrounds, C].
     """
     maps = cosines(tokens.features[1:], texts).T.unflatten(-1, tokens.grid_hw).float()
-    best = torch.full(tokens.image_hw, -torch.inf, device=maps.device)
+    best = torch.full(tokens.image_hw, -torch.inf, dtype=torch.float32, device=maps.device)
     label = torch.zeros(tokens.image_hw, dtype=torch.int64, device=maps.device)
     for start in range(0, len(texts), AT_ONCE):
         part = F.interpolate(maps[None, start : start + AT_ONCE], size=tokens.image_hw, mode="bilinear")[0]

@@ -31,7 +31,10 @@ class Tokens:
     def trace(self, model: Any, *, first: int = 0) -> TextTrace:
         """The text tower's run over them; `first` as for `trace_text`."""
         return trace_text(
-            model, model.token_embedding(self.ids), torch.tensor([self.end], device=self.ids.device), first=first
+            model,
+            model.token_embedding(self.ids),
+            torch.tensor([self.end], dtype=torch.int64, device=self.ids.device),
+            first=first,
         )
 
 

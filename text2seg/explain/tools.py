@@ -48,8 +48,11 @@ def run_tool(
         SettingsError: these are more or fewer pictures than it looks at; or as the tool says.
         QueryError: a text is empty or unknown to the models.
     """
+    from text2seg.runtime import FULL, autocast
+
     check_pictures(tool, len(images))
     module, name = tool.function.split(":")
     function = getattr(import_module(f"text2seg.explain.{module}"), name)
-    exhibit: Exhibit = function(models, images, settings or tool.settings(), watch or Watch())
+    with autocast(models.clip.device, FULL):  # a caller's own must not reach what is computed between the networks
+        exhibit: Exhibit = function(models, images, settings or tool.settings(), watch or Watch())
     return exhibit

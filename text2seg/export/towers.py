@@ -53,14 +53,14 @@ def towers(models: Text2Seg, input_hw: tuple[int, int], architecture: str) -> li
         raise SettingsError("only SAM and MobileSAM can be exported, not SAM 2")
     clip.check(architecture)
     # Examples have two of everything that is free, and unlike numbers of it, or they would be taken for constants.
-    pixels = torch.zeros(2, 3, *input_hw)
+    pixels = torch.zeros(2, 3, *input_hw, dtype=torch.float32, device="cpu")
     image = Tower(
         "clip_image",
         Network(clip.model.visual, lambda x: clip.image_network(x, architecture)),
         {"pixels": (pixels, BATCH)},
         {"features": BATCH},
     )
-    tokens = torch.arange(15).reshape(3, 5)
+    tokens = torch.arange(15, device="cpu").reshape(3, 5)
     text = Tower(
         "clip_text",
         Network(clip.model, clip.text.network),
@@ -72,7 +72,7 @@ def towers(models: Text2Seg, input_hw: tuple[int, int], architecture: str) -> li
 
 def _sam_encoder(sam: Sam) -> Tower:
     side = sam.module.image_encoder.img_size
-    pixels = torch.zeros(2, 3, side, side)
+    pixels = torch.zeros(2, 3, side, side, dtype=torch.float32, device="cpu")
     return Tower(
         "sam_encoder",
         Network(sam.module.image_encoder, sam.encoder_network),
@@ -84,17 +84,20 @@ def _sam_encoder(sam: Sam) -> Tower:
 def _sam_decoder(sam: Sam, *, masked: bool) -> Tower:
     """For any number of images, of sets on them, and of points in the longest set; see `masks.decoder.decode`."""
     prompts = sam.module.prompt_encoder
-    labels = torch.full((3, 5), POSITIVE)
+    labels = torch.full((3, 5), POSITIVE, dtype=torch.int64, device="cpu")
     labels[:, 3], labels[:, 4] = NOT_A_POINT, FILLING
     sets: Free = {0: "sets"}
     inputs: dict[str, tuple[Tensor, Free]] = {
-        "embeddings": (torch.zeros(2, prompts.embed_dim, *prompts.image_embedding_size), {0: "images"}),
-        "image_index": (torch.tensor([0, 1, 1]), sets),
-        "points_xy": (torch.zeros(3, 5, 2), {0: "sets", 1: "points"}),
+        "embeddings": (
+            torch.zeros(2, prompts.embed_dim, *prompts.image_embedding_size, dtype=torch.float32, device="cpu"),
+            {0: "images"},
+        ),
+        "image_index": (torch.tensor([0, 1, 1], dtype=torch.int64, device="cpu"), sets),
+        "points_xy": (torch.zeros(3, 5, 2, dtype=torch.float32, device="cpu"), {0: "sets", 1: "points"}),
         "labels": (labels, {0: "sets", 1: "points"}),
     }
     if masked:
-        inputs["masks"] = (torch.zeros(3, 1, *prompts.mask_input_size), sets)
+        inputs["masks"] = (torch.zeros(3, 1, *prompts.mask_input_size, dtype=torch.float32, device="cpu"), sets)
     name: GraphName = "sam_decoder_masked" if masked else "sam_decoder"
     network = Network(sam.module, partial(decode, sam.module, filled=True))
     return Tower(name, network, inputs, {"logits": sets, "scores": sets})

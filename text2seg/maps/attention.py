@@ -112,7 +112,11 @@ def neighbour_prior(grid_hw: tuple[int, int], sigma: float, *, prefix: int = 1) 
     """exp(−distance² / 2σ²) between the cells of a grid: float64 [prefix + h·w, prefix + h·w], 0 for CLS, which comes
     first."""
     rows, columns = grid_hw
-    cells = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)).double().reshape(-1, 2)
+    cells = (
+        torch.cartesian_prod(torch.arange(rows, device="cpu"), torch.arange(columns, device="cpu"))
+        .double()
+        .reshape(-1, 2)
+    )
     squared = (cells[:, None] - cells[None]).square().sum(-1)
     return F.pad(torch.exp(-squared / (2 * sigma**2)), (prefix, 0, prefix, 0))
 

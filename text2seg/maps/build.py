@@ -10,13 +10,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from text2seg.checkpoints.shapes import count_numbered
+from text2seg.checkpoints.shapes import check_sizes, count_numbered
 from text2seg.errors import CheckpointError
 from text2seg.packages import opened
 from text2seg.runtime import Unfilled
 
 HEAD_WIDTH = 64  # no shape tells it; it is 64 in every published CLIP
 RESNET_STRIDE = 32
+VOCABULARY = 49_408  # of CLIP's tokenizer
+SHORTEST_CONTEXT = 16  # tokens; a query in the longest template that is used without being asked for has 13
+TOLD_BY = {
+    "embedding": "text_projection",
+    "image_size": "visual.positional_embedding",
+    "patch": "visual.conv1.weight",
+    "vision_width": "visual.conv1.weight",
+    "context_length": "positional_embedding",
+    "vocabulary": "token_embedding.weight",
+    "text_width": "text_projection",
+}
+"""The tensor whose shape tells a size of a ViT; that of a ResNet's width and input are others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +64,26 @@ class ClipShape:
         return shape
 
     def _check(self) -> None:
-        """Raise where OpenAI's modules would divide by zero or trip an assert."""
+        """Raise where OpenAI's modules would divide by zero, trip an assert or never be done."""
+        told_by = TOLD_BY if self.patch else {n: t for n, t in TOLD_BY.items() if not t.startswith("visual.")}
+        check_sizes(self, "CLIP", told_by)
         widths = {"text": self.text_width, "image": self.vision_width * (1 if self.patch else 32)}
         for encoder, width in widths.items():
             if width < HEAD_WIDTH or width % HEAD_WIDTH:
                 raise CheckpointError(f"not a CLIP checkpoint: the {encoder} encoder's width is {width}, not n·64")
-        if self.image_size < 1:
-            raise CheckpointError("not a CLIP checkpoint: its image encoder has no positions")
+
+    def check_texts(self) -> None:
+        """Raise `CheckpointError` where CLIP's tokenizer has more words, or longer texts, than the text encoder."""
+        if self.vocabulary < VOCABULARY:
+            raise CheckpointError(
+                f"'token_embedding.weight' has {self.vocabulary:,} words, and CLIP's tokenizer has {VOCABULARY:,}; "
+                "a CLIP with a tokenizer of its own is not read"
+            )
+        if self.context_length < SHORTEST_CONTEXT:
+            raise CheckpointError(
+                f"'positional_embedding' has {self.context_length} places for tokens, and texts need "
+                f"{SHORTEST_CONTEXT} or more; OpenAI's CLIPs have 77"
+            )
 
 
 def _read_shape(weights: Mapping[str, Tensor]) -> ClipShape:
@@ -112,7 +137,26 @@ def build_clip(weights: Mapping[str, Tensor], *, source: str = "the checkpoint")
     Raises:
         CheckpointError: a tensor is missing, superfluous or of the wrong shape; names it.
     """
-    shape = named(source, ClipShape.of, weights)
+    shape, model = named(source, _skeleton, weights)
+    model.load_state_dict({name: single(tensor) for name, tensor in weights.items()}, assign=True)
+    mask = torch.full((shape.context_length,) * 2, float("-inf"), dtype=torch.float32, device="cpu").triu(1)
+    for block in model.transformer.resblocks:
+        block.attn_mask = mask  # no buffer, so it has no weights to take its place
+    return model.eval().requires_grad_(False)
+
+
+def check_clip(weights: Mapping[str, Any]) -> None:
+    """Hold the names, shapes and dtypes of tensors, whose numbers need not be there, against the CLIP that they tell.
+
+    Raises:
+        CheckpointError: a tensor is missing, superfluous or of the wrong shape, or CLIP's tokenizer does not fit to it.
+    """
+    _skeleton(weights)[0].check_texts()
+
+
+def _skeleton(weights: Mapping[str, Any]) -> tuple[ClipShape, Any]:
+    """The architecture that the weights' shapes tell, and its module without numbers, once they fit together."""
+    shape = ClipShape.of(weights)
     with Unfilled():
         model = import_clip().model.CLIP(
             shape.embedding,
@@ -126,12 +170,8 @@ def build_clip(weights: Mapping[str, Tensor], *, source: str = "the checkpoint")
             shape.text_width // HEAD_WIDTH,
             shape.text_layers,
         )
-    named(source, check_fit, model.state_dict(), weights)
-    model.load_state_dict({name: single(tensor) for name, tensor in weights.items()}, assign=True)
-    mask = model.build_attention_mask()
-    for block in model.transformer.resblocks:
-        block.attn_mask = mask  # no buffer, so it has no weights to take its place
-    return model.eval().requires_grad_(False)
+    check_fit(model.state_dict(), weights)
+    return shape, model
 
 
 def import_clip() -> ModuleType:
@@ -152,7 +192,7 @@ def named(source: str, function: Any, *args: Any) -> Any:
         raise CheckpointError(f"{source}: {error}") from error
 
 
-def check_fit(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+def check_fit(expected: Mapping[str, Tensor], weights: Mapping[str, Any]) -> None:
     """Raise `CheckpointError` unless the weights are those that are expected, by their names and shapes."""
     for name, tensor in expected.items():
         if name not in weights:
@@ -164,9 +204,12 @@ def check_fit(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> 
             raise CheckpointError(f"not a CLIP checkpoint: {name!r} has shape {found}, expected {wanted}")
         if tensor.is_floating_point() and not weights[name].is_floating_point():
             raise CheckpointError(f"not a CLIP checkpoint: {name!r} is {weights[name].dtype}, expected a float dtype")
-    for name in weights:
-        if name not in expected:
-            raise CheckpointError(f"not a CLIP checkpoint: no CLIP of its shape has a tensor {name!r}")
+    extra = [name for name in weights if name not in expected]
+    if extra:
+        count = f"{len(extra)} tensors, such as" if extra[1:] else "a tensor"
+        raise CheckpointError(
+            f"not a CLIP alone: no CLIP of its shape has {count} {extra[0]!r}; save only those of the CLIP"
+        )
 
 
 def single(tensor: Tensor) -> Tensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 from text2seg.config import MapSettings
 from text2seg.errors import CheckpointError, QueryError, SettingsError
 from text2seg.maps.attention import check_resnet
-from text2seg.maps.build import build_clip
+from text2seg.maps.build import ClipShape, build_clip, named
 from text2seg.maps.pamr import refine_maps
 from text2seg.maps.presence import TEMPLATE, PresenceModel, evidence
 from text2seg.maps.similarity import cosines, without_empty_text, without_label_set
@@ -24,11 +25,25 @@ from text2seg.maps.text import TextEncoder, TextTower
 from text2seg.maps.text_cache import TextCache
 from text2seg.maps.tower import ImageTower, openai_images
 from text2seg.records import Image, SimilarityMaps
-from text2seg.runtime import Precision, autocast
+from text2seg.runtime import FULL, Precision, autocast
 from text2seg.vocabulary import CLIP_MEAN, CLIP_STD, DISTRACTORS, TEMPLATES, Wordings
 
 ImageNetwork = Callable[[Tensor, str], Tensor]
 """From pixels float32 [B, 3, H, W] and the name of an attention rule to features [B, 1 + gh·gw, C], CLS first."""
+
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def _in_float32(method: Method) -> Method:
+    """A method of a `Clip` that an autocast of the caller's does not reach."""
+
+    @wraps(method)
+    def call(self: Clip, *args: Any, **named: Any) -> Any:
+        with autocast(self.device, FULL):
+            return method(self, *args, **named)
+
+    return cast(Method, call)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,6 +88,7 @@ class Clip:
         self.image_network: ImageNetwork = self.images.encode  # another runtime may stand in, as for `text.network`
 
     @classmethod
+    @torch.inference_mode(False)  # no gradient could be taken through tensors that are made in it
     def from_weights(
         cls,
         weights: Mapping[str, Tensor],
@@ -89,6 +105,7 @@ class Clip:
         Raises:
             CheckpointError: these are not the weights of a CLIP.
         """
+        named(source, ClipShape.of(weights).check_texts)
         model = build_clip(weights, source=source)
         return cls(model, device=device, precision=precision, presence=presence, text_cache=text_cache)
 
@@ -180,6 +197,7 @@ class Clip:
         return SimilarityMaps(names, scores, self.evidence(tokens, queries).max((1, 2)), tokens.image_hw)
 
     @torch.inference_mode()
+    @_in_float32
     def scores(self, tokens: ImageTokens, queries: Sequence[str | Wordings], settings: MapSettings) -> np.ndarray:
         """The similarity per patch alone, float32 [Q, gh, gw]; a query is a text or several wordings of it. Refined
         maps are finer than the tokens' grid.
@@ -211,6 +229,7 @@ class Clip:
         return _to_numpy(grid)
 
     @torch.inference_mode()
+    @_in_float32
     def evidence(self, tokens: ImageTokens, queries: Sequence[str | Wordings]) -> np.ndarray:
         """Presence patch by patch, float32 [Q, gh, gw] in [0, 1]; see `maps.presence`."""
         each = [_wordings(query) for query in queries]

@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 Tokenize = Callable[[list[str]], tuple[Tensor, int]]
 
 
+@torch.inference_mode(False)
 def load_openclip(
     recipe: Recipe,
     weights: Mapping[str, Tensor],
@@ -97,7 +98,7 @@ def build_openclip(recipe: Recipe, weights: Mapping[str, Tensor], *, source: str
     for module in model.modules():
         mask = getattr(module, "attn_mask", None)
         if isinstance(mask, Tensor):  # no weights take the place of a causal mask
-            module.attn_mask = torch.full(mask.shape, float("-inf")).triu(1)
+            module.attn_mask = torch.full(mask.shape, float("-inf"), dtype=torch.float32, device="cpu").triu(1)
     return model.eval().requires_grad_(False)
 
 

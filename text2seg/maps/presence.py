@@ -83,4 +83,4 @@ def _shared_words(names: tuple[tuple[str, ...], ...], distractors: tuple[str, ..
     theirs = [set(other.lower().split()) for other in distractors]
     mine = [{word for name in wordings for word in name.lower().split()} for wordings in names]
     shared = [not words.isdisjoint(others) for words in mine for others in theirs]
-    return torch.tensor(shared, dtype=torch.bool).reshape(len(names), len(distractors))
+    return torch.tensor(shared, dtype=torch.bool, device="cpu").reshape(len(names), len(distractors))

@@ -44,13 +44,13 @@ def tokenize(texts: list[str], context: int) -> tuple[Tensor, int]:
     """
     coder = tokenizer()
     start, end = coder.encoder["<|startoftext|>"], coder.encoder["<|endoftext|>"]
-    tokens = torch.zeros(len(texts), context, dtype=torch.int64)
+    tokens = torch.zeros(len(texts), context, dtype=torch.int64, device="cpu")
     over = 0
     for row, text in zip(tokens, texts, strict=True):
         words = coder.encode(text)
         over = max(over, len(words) + 2 - context)
         ids = [start, *words[: context - 2], end]
-        row[: len(ids)] = torch.tensor(ids)
+        row[: len(ids)] = torch.tensor(ids, dtype=torch.int64, device="cpu")
     return tokens, over
 
 

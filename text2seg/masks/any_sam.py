@@ -158,7 +158,7 @@ class AnySam(ABC):
         """
         if not 0 <= index < len(candidates):
             raise ValueError(f"index must be one of {len(candidates)} candidates, got {index}")
-        logits = torch.tensor(candidates.logits[index], device=self.device)[None, None]
+        logits = torch.tensor(candidates.logits[index], dtype=torch.float32, device=self.device)[None, None]
         with autocast(self.device, FULL):
             logits = self._to_picture(logits, embedding)
         mask: NDArray[np.bool_] = (logits[0, 0] > self.mask_threshold).cpu().numpy()

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from text2seg.checkpoints.shapes import count_numbered
+from text2seg.checkpoints.shapes import check_sizes, count_numbered
 from text2seg.errors import CheckpointError
 from text2seg.masks.tiny_vit import CLASSIFIER, PATCH, TinyViT, TinyViTShape
 from text2seg.packages import opened
@@ -103,6 +103,19 @@ class MobileSamShape:
         return _read(lambda w: cls(TinyViTShape.of(w, "image_encoder."), **_read_decoder(w)), weights)
 
 
+TOLD_BY = {
+    "width": "image_encoder.patch_embed.proj.weight",
+    "patch": "image_encoder.patch_embed.proj.weight",
+    "image_size": "image_encoder.pos_embed",
+    "heads": "image_encoder.blocks.0.attn.rel_pos_h",
+    "embedding": "image_encoder.neck.0.weight",
+    "mask_in_channels": "prompt_encoder.mask_downscaling.3.weight",
+    "decoder_mlp": "mask_decoder.transformer.layers.0.mlp.lin1.weight",
+    "candidates": "mask_decoder.mask_tokens.weight",
+    "iou_width": "mask_decoder.iou_prediction_head.layers.0.weight",
+}
+"""The tensor whose shape tells a size of a SAM."""
+
 AnyShape = SamShape | MobileSamShape
 Shape = TypeVar("Shape", SamShape, MobileSamShape)
 
@@ -115,11 +128,13 @@ def shape_of(weights: Mapping[str, Tensor]) -> AnyShape:
 
 def _read(reader: Callable[[Mapping[str, Tensor]], Shape], weights: Mapping[str, Tensor]) -> Shape:
     try:
-        return reader(weights)
+        shape = reader(weights)
     except KeyError as missing:
         raise CheckpointError(f"not a SAM checkpoint: it has no tensor {missing.args[0]!r}") from None
     except (AttributeError, IndexError, TypeError, ValueError, ZeroDivisionError):
         raise CheckpointError("not a SAM checkpoint: its tensors have other shapes than a SAM's") from None
+    check_sizes(shape, "SAM", TOLD_BY)
+    return shape
 
 
 def _read_shape(weights: Mapping[str, Tensor]) -> SamShape:
@@ -208,6 +223,23 @@ def load_sam(shape: AnyShape, weights: Mapping[str, Tensor]) -> Any:
     Raises:
         CheckpointError: tensors are missing, superfluous, of another size or no floating-point numbers.
     """
+    module, weights = _skeleton(shape, weights)
+    fill(module, weights, "a SAM")
+    module.pixel_mean, module.pixel_std = (
+        torch.tensor(colour, dtype=torch.float32, device="cpu").view(-1, 1, 1) for colour in (PIXEL_MEAN, PIXEL_STD)
+    )
+    return module
+
+
+def check_sam(weights: Mapping[str, Any]) -> None:
+    """Hold the names, shapes and dtypes of tensors, whose numbers need not be there, against the SAM or MobileSAM that
+    they tell. Raises `CheckpointError` as `load_sam` does."""
+    module, needed = _skeleton(shape_of(weights), weights)
+    _check_fit(module.state_dict(), needed, "a SAM")
+
+
+def _skeleton(shape: AnyShape, weights: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
+    """The module without numbers, and those of the weights that it needs."""
     try:
         with Unfilled():
             module = build_sam(shape)
@@ -215,9 +247,7 @@ def load_sam(shape: AnyShape, weights: Mapping[str, Tensor]) -> Any:
         raise CheckpointError(f"not a SAM checkpoint: no SAM has the architecture {shape}") from None
     if isinstance(shape, MobileSamShape):
         weights = {name: tensor for name, tensor in weights.items() if not _is_unused(name)}
-    fill(module, weights, "a SAM")
-    module.pixel_mean, module.pixel_std = (torch.tensor(v).view(-1, 1, 1) for v in (PIXEL_MEAN, PIXEL_STD))
-    return module
+    return module, weights
 
 
 def fill(module: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
@@ -227,6 +257,11 @@ def fill(module: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
         CheckpointError: tensors are missing, superfluous, of another size or no floating-point numbers.
     """
     wanted = module.state_dict()
+    _check_fit(wanted, weights, what)
+    module.load_state_dict({name: weights[name].to("cpu", torch.float32) for name in wanted}, assign=True)
+
+
+def _check_fit(wanted: Mapping[str, Tensor], weights: Mapping[str, Any], what: str) -> None:
     faults = {
         "missing": [name for name in wanted if name not in weights],
         "unknown": [name for name in weights if name not in wanted],
@@ -234,8 +269,11 @@ def fill(module: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
     }
     if any(faults.values()):
         told = "; ".join(f"{len(names)} {fault}, as {names[0]!r}" for fault, names in faults.items() if names)
-        raise CheckpointError(f"not the tensors of {what}: {told}")
-    module.load_state_dict({name: weights[name].to("cpu", torch.float32) for name in wanted}, assign=True)
+        for name in faults["unfit"][:1]:
+            found, expected = list(weights[name].shape), list(wanted[name].shape)
+            told += f", which has shape {found}, expected {expected}" if found != expected else " of integers"
+        hint = f"; save those of {what} alone" if faults["unknown"] and not faults["missing"] else ""
+        raise CheckpointError(f"not the tensors of {what}: {told}{hint}")
 
 
 def _is_unused(name: str) -> bool:
@@ -244,5 +282,5 @@ def _is_unused(name: str) -> bool:
     return name.startswith(classifies) or name.endswith((".num_batches_tracked", ".attention_bias_idxs"))
 
 
-def _fits(tensor: Tensor, wanted: Tensor) -> bool:
-    return isinstance(tensor, Tensor) and tensor.shape == wanted.shape and tensor.is_floating_point()
+def _fits(tensor: Any, wanted: Tensor) -> bool:
+    return tensor.shape == wanted.shape and tensor.is_floating_point()

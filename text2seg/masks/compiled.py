@@ -21,7 +21,7 @@ def compiled(network: Network, device: torch.device) -> Network:
         SettingsError: nothing can be compiled for this device here; says what was missing.
     """
     try:
-        _compile(_trial)(torch.ones(8, device=device))
+        _compile(_trial)(torch.ones(8, dtype=torch.float32, device=device))
     except Exception as error:  # torch lets anything out here: its own errors, the compiler's, RuntimeError, OSError
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise SettingsError(

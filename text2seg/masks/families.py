@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from text2seg.checkpoints.load import load_sam_weights
 from text2seg.errors import CheckpointError
 from text2seg.files import is_file, read_file
 from text2seg.masks.any_sam import AnySam
+from text2seg.masks.build import check_sam
 from text2seg.masks.sam import Sam
 from text2seg.runtime import PrecisionName
 
@@ -29,8 +30,8 @@ def open_sam(
         CheckpointError: the file is missing, damaged or none of these.
         SettingsError: the device cannot run in that precision, there is no compiler, or a package is missing.
     """
-    weights = load_sam_weights(path)
-    if not any(name.startswith(SAM2_PREFIXES) for name in weights):
+    weights = load_sam_weights(path, lambda stored: None if _is_sam2(stored) else check_sam(stored))
+    if not _is_sam2(weights):
         return Sam.from_weights(weights, device=device, precision=precision, compile_encoder=compile_encoder)
     from text2seg.masks.sam2 import Sam2
 
@@ -38,6 +39,10 @@ def open_sam(
     return Sam2.from_weights(
         weights, device=device, precision=precision, compile_encoder=compile_encoder, config=config
     )
+
+
+def _is_sam2(names: Iterable[str]) -> bool:
+    return any(name.startswith(SAM2_PREFIXES) for name in names)
 
 
 def _config_beside(path: Path) -> Mapping[str, Any] | None:

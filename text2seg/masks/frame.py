@@ -31,7 +31,9 @@ class Frame:
             ImageError: a picture is so thin that nothing of it is left.
         """
         resized = [self._resized(image) for image in images]
-        pixels = torch.zeros(len(images), self.side, self.side, 3, dtype=torch.uint8, pin_memory=device.type == "cuda")
+        pixels = torch.zeros(
+            len(images), self.side, self.side, 3, dtype=torch.uint8, device="cpu", pin_memory=device.type == "cuda"
+        )
         for place, rows in zip(pixels, resized, strict=True):
             place[: rows.shape[0], : rows.shape[1]] = torch.from_numpy(rows)
         framed = (pixels.to(device, non_blocking=True).permute(0, 3, 1, 2).float() - mean) / std
@@ -84,7 +86,7 @@ class StretchedFrame(Frame):
     def _resized(self, image: Image) -> NDArray[np.uint8]:
         from torchvision.transforms.v2.functional import resize
 
-        pixels = torch.tensor(image.pixels).permute(2, 0, 1)
+        pixels = torch.tensor(image.pixels, dtype=torch.uint8, device="cpu").permute(2, 0, 1)
         resized: Tensor = resize(pixels, [self.side, self.side], antialias=True)
         return resized.permute(1, 2, 0).numpy()
 

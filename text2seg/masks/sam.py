@@ -85,6 +85,7 @@ class Sam(AnySam):
             lower(module.image_encoder, precision.dtype)
 
     @classmethod
+    @torch.inference_mode(False)
     def from_weights(
         cls,
         weights: Mapping[str, Tensor],
@@ -136,7 +137,7 @@ class Sam(AnySam):
         with autocast(self.device, FULL):
             logits, scores = self.decoder_network(
                 torch.stack(list(features.values())),
-                torch.tensor([places[id(embedding)] for embedding, _ in sets], device=self.device),
+                torch.tensor([places[id(embedding)] for embedding, _ in sets], dtype=torch.int64, device=self.device),
                 torch.from_numpy(points_xy).to(self.device),
                 torch.from_numpy(labels).to(self.device),
                 self._mask_prompts(sets),

@@ -42,7 +42,10 @@ class Sam2(AnySam):
         """
         self.module = module.to(device).eval().requires_grad_(False)
         prompts, (rows, columns) = module.prompt_encoder, module.prompt_encoder.image_embedding_size
-        mean, std = (torch.tensor(colour, device=device).view(-1, 1, 1) for colour in (PIXEL_MEAN, PIXEL_STD))
+        mean, std = (
+            torch.tensor(colour, dtype=torch.float32, device=device).view(-1, 1, 1)
+            for colour in (PIXEL_MEAN, PIXEL_STD)
+        )
         fit = sets_that_fit(device, rows * columns, prompts.hidden_size) // TIMES_SAMS_MEMORY
         super().__init__(
             device,
@@ -58,6 +61,7 @@ class Sam2(AnySam):
             lower(module.vision_encoder, precision.dtype)
 
     @classmethod
+    @torch.inference_mode(False)
     def from_weights(
         cls,
         weights: Mapping[str, Tensor],
@@ -122,7 +126,7 @@ class Sam2(AnySam):
     def _prompts(self, embedding: SamEmbedding, points: PointPrompts) -> tuple[Tensor, Tensor, Tensor | None]:
         """Points [N, 2], labels [N] and, where there is one, the box [4], in the frame."""
         xy = torch.from_numpy(self._frame.place(points.xy, embedding.image_hw))
-        labels = torch.tensor(points.labels, dtype=torch.int64)
+        labels = torch.tensor(points.labels, dtype=torch.int64, device="cpu")
         if not len(points.boxes_xyxy):
             return xy, labels, None
         corners = self._frame.place(points.boxes_xyxy.reshape(2, 2), embedding.image_hw)

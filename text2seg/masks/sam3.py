@@ -100,7 +100,7 @@ class Sam3:
         Raises:
             CheckpointError: the answer is not finite, so weights or precision are unfit.
         """
-        middle = torch.tensor(MIDDLE, device=self.device)
+        middle = torch.tensor(MIDDLE, dtype=torch.float32, device=self.device)
         pixels, _ = self._frame.pictures([image], self.device, middle, middle)
         with autocast(self.device, self.precision):
             seen = self.module.get_vision_features(pixels)
@@ -126,7 +126,7 @@ class Sam3:
     @torch.no_grad()
     def mask(self, logits: NDArray[np.float32], image_hw: tuple[int, int]) -> NDArray[np.bool_]:
         """Low-resolution logits [h, w] as a mask bool[H, W] of the picture."""
-        likely = torch.tensor(logits, device=self.device)[None, None].sigmoid()
+        likely = torch.tensor(logits, dtype=torch.float32, device=self.device)[None, None].sigmoid()
         full = F.interpolate(likely, image_hw, mode="bilinear", align_corners=False)[0, 0]
         mask: NDArray[np.bool_] = (full > MASK_THRESHOLD).cpu().numpy()
         return mask

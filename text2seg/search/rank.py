@@ -71,5 +71,5 @@ def _as_tokens(models: Text2Seg, vectors: NDArray[np.float32]) -> ImageTokens:
     """Vectors [N, V, C] as the patches of one picture of N rows; what stands for CLS is never looked at."""
     count, each, width = vectors.shape
     patches = torch.from_numpy(vectors.reshape(count * each, width))
-    features = torch.cat([torch.zeros(1, width), patches]).to(models.clip.device)
+    features = torch.cat([torch.zeros(1, width, dtype=torch.float32, device="cpu"), patches]).to(models.clip.device)
     return ImageTokens(features, (count, each), (count, each))

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from text2seg.maps.clip import ImageTokens
+from text2seg.runtime import FULL, autocast
 
 VECTORS = 16
 
@@ -24,12 +25,19 @@ VECTORS = 16
 def picture_vectors(tokens: ImageTokens, count: int = VECTORS) -> NDArray[np.float32]:
     """Unit vectors float32 [min(count, patches), C]; the first is the patch that is least like the picture's mean."""
     patches = tokens.features[1:]
+    with autocast(patches.device, FULL):  # no autocast of the caller's
+        chosen = _farthest(patches, count)
+    return np.ascontiguousarray(torch.cat(chosen).float().cpu().numpy())
+
+
+def _farthest(patches: Tensor, count: int) -> list[Tensor]:
+    """Patches [1, C], each the one that is least like those before it."""
     chosen = [_least(patches, patches @ patches.mean(0))]
     closest = patches @ chosen[0][0]  # of each patch, the cosine to the nearest one chosen
     while len(chosen) < min(count, len(patches)):
         chosen.append(_least(patches, closest))
         closest = torch.maximum(closest, patches @ chosen[-1][0])
-    return np.ascontiguousarray(torch.cat(chosen).float().cpu().numpy())
+    return chosen
 
 
 def _least(patches: Tensor, values: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ def propagate(attentions: tuple[Tensor, ...], weights: tuple[Tensor, ...]) -> Te
         attentions: float [B, heads, N, N] of the blocks, first to last.
         weights: their gradients, of the same shape.
     """
-    identity = torch.eye(attentions[0].shape[-1], device=attentions[0].device)
+    identity = torch.eye(attentions[0].shape[-1], dtype=torch.float32, device=attentions[0].device)
     relevances = identity.expand(len(attentions[0]), -1, -1)
     for each, weight in zip(attentions, weights, strict=True):
         positive = (weight.float() * each.detach().float()).clamp(min=0).mean(1)
@@ -85,4 +85,4 @@ def _of_cls(matrix: Tensor, trace: Trace) -> Tensor:
 
 def _identity(trace: Trace) -> Tensor:
     one = trace.attentions[0]
-    return torch.eye(one.shape[-1], device=one.device)
+    return torch.eye(one.shape[-1], dtype=torch.float32, device=one.device)

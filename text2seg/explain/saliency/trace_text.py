@@ -33,7 +33,7 @@ def trace_text(model: Any, embeddings: Tensor, ends: Tensor, *, first: int | Non
     """
     length = embeddings.shape[1]
     x = embeddings + model.positional_embedding[:length]
-    mask = torch.full((length, length), float("-inf"), device=x.device).triu(1)
+    mask = torch.full((length, length), float("-inf"), dtype=torch.float32, device=x.device).triu(1)
     attentions, tokens = trace_blocks(model.transformer.resblocks, x, mask=mask, first=first)
     last = model.ln_final(tokens[-1])[torch.arange(len(x), device=x.device), ends]
     return TextTrace(attentions, tokens, last @ model.text_projection)

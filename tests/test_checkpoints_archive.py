@@ -1,0 +1,455 @@
+"""The reader of weights files against torch's own on files that are sound, and on files that were made to harm."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import functools
+import io
+import json
+import pickle
+import struct
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from text2seg.checkpoints import load, pickles
+from text2seg.checkpoints.archive import opened
+from text2seg.checkpoints.load import load_tensors
+from text2seg.checkpoints.pickles import Inert, StoredTensor
+from text2seg.errors import CheckpointError
+
+PLAIN = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(2, dtype=torch.float16), "n": torch.tensor(7)}
+
+
+def saved(content, path: Path, **options) -> Path:
+    torch.save(content, path, **options)
+    return path
+
+
+def read(path: Path):
+    """All that a file holds, its tensors read."""
+
+    def whole(value):
+        if isinstance(value, dict):
+            return {key: whole(each) for key, each in value.items()}
+        return value.read() if isinstance(value, StoredTensor) else value
+
+    with opened(path) as content:
+        return whole(content)
+
+
+def same(one, other) -> bool:
+    return list(one) == list(other) and all(
+        one[n].dtype == other[n].dtype and one[n].shape == other[n].shape and torch.equal(one[n], other[n]) for n in one
+    )
+
+
+class TestSound:
+    @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+    @pytest.mark.parametrize("in_zip", [True, False])
+    @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+    def test_equals_torch(self, tmp_path, in_zip, protocol):
+        shared = torch.arange(20.0)
+        kinds = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int8, torch.bool)
+        weights = {
+            **{str(kind): torch.arange(4).to(kind) for kind in kinds},
+            "scalar": torch.tensor(1.5),
+            "nothing": torch.zeros(0, 3),
+            "view": shared[3:11].view(2, 4).T,
+            "all": shared,
+            "parameter": nn.Parameter(torch.ones(2)),
+        }
+        options = {"_use_new_zipfile_serialization": in_zip, "pickle_protocol": protocol}
+        path = saved(weights, tmp_path / "w.pt", **options)
+        found, wanted = read(path), torch.load(path, weights_only=False)
+        assert same(found, wanted)
+        assert found["view"].stride() == (1, 4)
+        assert found["view"].untyped_storage().data_ptr() == found["all"].untyped_storage().data_ptr()
+
+    @pytest.mark.filterwarnings("ignore:`torch.jit")
+    @pytest.mark.parametrize(
+        "make", [torch.jit.script, functools.partial(torch.jit.trace, example_inputs=torch.ones(2))]
+    )
+    def test_equals_the_state_dict_of_torchscript(self, tmp_path, make):
+        class Part(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.weight, self.no_part_of_it = nn.Parameter(torch.rand(3)), torch.rand(4)
+                self.register_buffer("kept", torch.rand(2))
+                self.register_buffer("left", torch.rand(2), persistent=False)
+                self.number = 3
+
+            def forward(self, x: torch.Tensor):
+                return x * self.weight.sum() + self.kept.sum() + self.left.sum() + self.no_part_of_it.sum()
+
+        class Whole(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.parts, self.input_resolution = nn.ModuleList([Part(), nn.Linear(2, 2)]), 224
+                self.again = self.parts[0]
+
+            def forward(self, x: torch.Tensor):
+                for part in self.parts:
+                    x = part(x)
+                return self.again(x)
+
+        path = tmp_path / "w.pt"
+        torch.jit.save(make(Whole()), str(path))
+        assert same(read(path), torch.jit.load(str(path)).state_dict())
+
+    def test_float8(self, tmp_path):
+        weights = {str(kind): torch.ones(3).to(kind) for kind in (torch.float8_e4m3fn, torch.float8_e5m2)}
+        found = load_tensors(saved(weights, tmp_path / "w.pt"))
+        assert {name: tensor.float().tolist() for name, tensor in found.items()} == {
+            name: [1, 1, 1] for name in weights
+        }
+
+    def test_bytes_in_the_other_order(self, tmp_path):
+        path = saved(PLAIN, tmp_path / "w.pt")
+        other = {"little": b"big", "big": b"little"}[sys.byteorder]
+
+        def swapped(name, content):
+            if name.endswith("byteorder"):
+                return other
+            width = {"0": 4, "1": 2, "2": 8}.get(name.rpartition("/data/")[2])
+            return np.frombuffer(content, f"u{width}").byteswap().tobytes() if width else content
+
+        assert same(read(rewritten(path, swapped)), PLAIN)
+
+    def test_objects_beside_the_weights_are_held_without_being_made(self, tmp_path):
+        beside = {
+            "args": argparse.Namespace(lr=0.1, path=Path("x")),
+            "when": datetime.datetime(2024, 1, 2),
+            "loss": np.float32(0.5),
+            "scores": np.arange(3),
+            "set": {1, 2},
+            "make": functools.partial(dict, a=1),
+            "function": torch.nn.functional.relu,
+            "device": torch.device("cpu"),
+            "shape": torch.Size([2, 3]),
+            "generator": torch.get_rng_state(),
+            "deep": {"config": [Own(), (1, None, True, 2**70, "é", b"x")]},
+        }
+        for protocol in (2, 4, 5):
+            path = saved({"model": PLAIN, **beside}, tmp_path / "w.pt", pickle_protocol=protocol)
+            assert same(load_tensors(path), PLAIN)
+            found = read(path)
+            assert isinstance(found["args"], Inert)
+            assert found["args"].attributes["lr"] == 0.1
+            assert found["deep"]["config"][0].kind.name == "Own"
+            assert found["deep"]["config"][1] == (1, None, True, 2**70, "é", b"x") or protocol == 2
+        assert Own.made == 1, "an object was made while the file was read"
+
+
+class Own:
+    """A class of the training code."""
+
+    made = 0
+
+    def __init__(self):
+        Own.made += 1
+
+    def __setstate__(self, state):
+        raise AssertionError("ran")
+
+    def __getstate__(self):
+        return {"width": 3}
+
+
+def rewritten(path: Path, change) -> Path:
+    """The archive with other contents; entries are stored as torch stores them."""
+    with zipfile.ZipFile(path) as archive:
+        entries = [(info, archive.read(info)) for info in archive.infolist()]
+    with zipfile.ZipFile(path, "w") as archive:
+        for info, content in entries:
+            archive.writestr(zipfile.ZipInfo(info.filename), change(info.filename, content))
+    return path
+
+
+def refused(path: Path, match: str = r"w\.pt") -> str:
+    with pytest.raises(CheckpointError, match=match) as error:
+        load_tensors(path)
+    assert len(str(error.value)) < 500 + len(str(path))
+    return str(error.value)
+
+
+@pytest.fixture
+def harmful(tmp_path, monkeypatch):
+    """A TorchScript archive that writes a file "ran" when torch reads it."""
+    monkeypatch.chdir(tmp_path)
+
+    class Sets(nn.Module):
+        @torch.jit.export
+        def __getstate__(self):
+            return True
+
+        @torch.jit.export
+        def __setstate__(self, state: bool):
+            torch.save(torch.ones(1), "ran")
+            self.training = state
+
+    buffer = io.BytesIO()
+    torch.jit.save(torch.jit.script(Sets()), buffer)
+    yield buffer.getvalue()
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+class TestTwoReadersOneFile:
+    """Archives of which torch and Python's zipfile read different halves: refused, whichever half is harmless."""
+
+    @pytest.fixture
+    def harmless(self, tmp_path):
+        return saved(PLAIN, tmp_path / "harmless.pt").read_bytes()
+
+    def check(self, path, content):
+        path.write_bytes(content)
+        refused(path, r"w\.pt (is damaged|was refused)")
+
+    def test_one_behind_the_other(self, tmp_path, harmful, harmless):
+        for content in (harmful + harmless, harmless + harmful):
+            self.check(tmp_path / "w.pt", content)
+
+    def test_in_a_comment(self, tmp_path, harmful, harmless):
+        for inner, outer in ((harmful, harmless), (harmless, harmful)):
+            small = inner[:60000]
+            self.check(tmp_path / "w.pt", outer[:-2] + struct.pack("<H", len(small)) + small)
+            self.check(tmp_path / "w.pt", outer[:-2] + struct.pack("<H", 22) + outer[-22:])
+
+    @pytest.mark.parametrize("field", ["locator", "record", "start", "size", "count"])
+    def test_zip64_records_that_point_elsewhere(self, tmp_path, harmful, harmless, field):
+        shift = len(harmful)
+        place, form = {
+            "locator": (-42 + 8, "<Q"),
+            "record": (-98 + 48, "<Q"),
+            "start": (-22 + 16, "<I"),
+            "size": (-22 + 12, "<I"),
+            "count": (-22 + 10, "<H"),
+        }[field]
+        for content in (harmless, harmful + harmless):
+            for value in (0, 1, shift, len(content) - 98):
+                changed = bytearray(content)
+                if struct.unpack_from(form, changed, len(changed) + place)[0] != value % (1 << 16):
+                    struct.pack_into(form, changed, len(changed) + place, value % (1 << (16 if form == "<H" else 32)))
+                    self.check(tmp_path / "w.pt", bytes(changed))
+
+    def test_something_before_the_first_entry(self, tmp_path, harmless):
+        self.check(tmp_path / "w.pt", b"PK\3\4" + harmless)
+        # moved, with all places told anew, as zipfile allows it
+        buffer = io.BytesIO(b"PK\3\4 is no entry")
+        with zipfile.ZipFile(buffer, "a") as archive:
+            archive.writestr("w/data.pkl", b"\x80\x02}.")
+        self.check(tmp_path / "w.pt", buffer.getvalue())
+
+    @pytest.mark.filterwarnings("ignore:Duplicate name")
+    def test_a_name_twice(self, tmp_path):
+        with zipfile.ZipFile(tmp_path / "w.pt", "w") as archive:
+            for content in (b"\x80\x02}.", b"\x80\x02}."):
+                archive.writestr("w/data.pkl", content)
+        refused(tmp_path / "w.pt", "two entries")
+
+    def test_headers_that_do_not_say_the_same(self, tmp_path, harmless):
+        for place, value in ((4 + 4, 8), (2 + 4, 1), (30, ord("x"))):  # method, flags, name
+            changed = bytearray(harmless)
+            changed[place] = value
+            self.check(tmp_path / "w.pt", bytes(changed))
+
+    def test_entries_that_overlap(self, tmp_path):
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w") as archive:
+            archive.writestr("w/data.pkl", b"\x80\x02}.")
+            archive.writestr("w/data/0", b"12345678")
+        content = bytearray(buffer.getvalue())
+        first = content.index(b"PK\1\2")
+        struct.pack_into("<I", content, first + 20, 60)
+        struct.pack_into("<I", content, first + 24, 60)
+        struct.pack_into("<2I", content, 18, 60, 60)
+        self.check(tmp_path / "w.pt", bytes(content))
+
+    def test_the_harmful_one_alone_is_refused_too_and_is_harmful(self, tmp_path, harmful):
+        self.check(tmp_path / "w.pt", harmful)
+        (tmp_path / "elsewhere").mkdir()
+        torch.jit.load(str(tmp_path / "w.pt"))
+        assert (tmp_path / "ran").exists(), "the file is harmless, so these tests have shown nothing"
+        (tmp_path / "ran").unlink()
+
+
+class TestBombs:
+    def test_compressed_tensors(self, tmp_path):
+        path = saved({"a": torch.zeros(2_000_000)}, tmp_path / "w.pt")
+        with zipfile.ZipFile(path) as archive:
+            entries = {info.filename: archive.read(info) for info in archive.infolist()}
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in entries.items():
+                archive.writestr(name, content)
+        assert path.stat().st_size < 50_000
+        refused(path, "compressed")
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in entries.items():
+                archive.writestr(name, content, zipfile.ZIP_STORED if name.endswith(".pkl") else None)
+        refused(path, "compressed")
+
+    def test_code_that_is_longer_than_it_says(self, tmp_path):
+        entries = {"w/data.pkl": b"\x80\x02}.", "w/constants.pkl": b"\x80\x02).", "w/code/a.py": b" " * 70_000_000}
+        with zipfile.ZipFile(tmp_path / "w.pt", "w") as archive:
+            for name, content in entries.items():
+                archive.writestr(name, content, zipfile.ZIP_DEFLATED if name.endswith(".py") else None)
+        refused(tmp_path / "w.pt", "code")
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            pytest.param(b"}" * 100 + b"." + b"N" * 10, id="items left over"),
+            pytest.param(b")" + b"\x85" * 20_000 + b"N0.", id="deep tuple"),
+            pytest.param(b"}" + b")" + b"\x85" * 20_000 + b"Ns.", id="deep tuple as a key"),
+            pytest.param(b"]" * 20_000 + b"a" * 19_999 + b".", id="deep list"),
+            pytest.param(b")" + b"q\0h\0\x86" * 20_000 + b".", id="tuples that double"),
+            pytest.param(b"(" * 2000 + b".", id="many marks"),
+            pytest.param(b"\x8b" + struct.pack("<i", 1_000_000) + b"\xff" * 1_000_000 + b".", id="long number"),
+            pytest.param(b"\x8b\xff\xff\xff\xff.", id="negative length"),
+            pytest.param(b"L" + b"9" * 1_000_000 + b"L\n.", id="digits"),
+            pytest.param(b"X\xff\xff\xff\xff.", id="text beyond the end"),
+            pytest.param(b"\x8e" + b"\xff" * 8 + b".", id="bytes beyond the end"),
+            pytest.param(b"\x96" + b"\xff" * 7 + b"\x7f.", id="bytearray beyond the end"),
+            pytest.param(b"Nr\xff\xff\xff\xff.", id="place in the memo"),
+            pytest.param(b"\x95" + b"\xff" * 8 + b"N.", id="frame"),
+            pytest.param(b"h\7.", id="nothing in the memo"),
+            pytest.param(b"\x80\x09.", id="protocol"),
+            pytest.param(b"c" + b"x" * 5000 + b"\n.", id="name without an end"),
+            pytest.param(b"cos\nsystem\n(X\2\0\0\0lstR.", id="call"),
+            pytest.param(b"(ios\nsystem\n.", id="INST"),
+            pytest.param(b"(cx\ny\no.", id="OBJ"),
+            pytest.param(b"\x82\1.", id="EXT1"),
+            pytest.param(b"Px\n.", id="PERSID"),
+            pytest.param(b"\x97\x98.", id="buffers"),
+            pytest.param(b"cx\ny\n)R)R.", id="calling what was made"),
+            pytest.param(b"cx\ny\n)\x81}b}.R", id="calling nothing"),
+            pytest.param(b"ctorch._utils\n_rebuild_tensor_v2\n)R.", id="tensor of nothing"),
+            pytest.param(b"NQ.", id="storage of nothing"),
+            pytest.param(
+                b"}" + b"".join(b"\x8a\x08" + struct.pack("<q", 1 << 62) + b"N" for _ in "x") + b"u.", id="items"
+            ),
+            pytest.param(b"", id="nothing"),
+        ],
+    )
+    def test_pickles(self, tmp_path, content):
+        for head in (b"", b"\x80\x02"):
+            with zipfile.ZipFile(tmp_path / "w.pt", "w") as archive:
+                archive.writestr("w/data.pkl", head + content)
+            refused(tmp_path / "w.pt", r"w\.pt (is damaged|was refused|holds)")
+        (tmp_path / "w.pt").write_bytes(b"\x80\x02" + content)
+        refused(tmp_path / "w.pt", r"w\.pt (is damaged|was refused|holds)")
+
+    def test_many_steps(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(pickles, "MOST_STEPS", 1000)
+        with zipfile.ZipFile(tmp_path / "w.pt", "w") as archive:
+            archive.writestr("w/data.pkl", b"\x80\x02" + b"N" * 1001 + b".")
+        refused(tmp_path / "w.pt", "more than 1,000 steps")
+
+    def test_modules_that_double(self, tmp_path):
+        levels = b"}" + b"".join(b"q\0c__torch__\nM\n)\x81}X\1\0\0\0ah\0sX\1\0\0\0bh\0sb" for _ in range(60))
+        with zipfile.ZipFile(tmp_path / "w.pt", "w") as archive:
+            archive.writestr("w/data.pkl", b"\x80\x02" + levels + b".")
+            archive.writestr("w/constants.pkl", b"\x80\x02).")
+            archive.writestr("w/code/__torch__.py", "class M(Module):\n  __parameters__ = []\n")
+        refused(tmp_path / "w.pt", "too many")
+
+    def test_tensors_beyond_their_storage(self, tmp_path):
+        for shape, stride, offset in (((7,), (1,), 0), ((2,), (1,), 5), ((2, 2), (5, 1), 0), ((1 << 50, 0), (1, 1), 0)):
+            tensor = b"ctorch._utils\n_rebuild_tensor_v2\n" + pickle.dumps(
+                (Pid(), offset, shape, stride, False, None), protocol=2
+            ).removeprefix(b"\x80\x02").removesuffix(b".").replace(PID, STORAGE)
+            with zipfile.ZipFile(tmp_path / "w.pt", "w") as archive:
+                archive.writestr("w/data.pkl", b"\x80\x02}X\1\0\0\0a" + tensor + b"Rs.")
+                archive.writestr("w/data/0", bytes(24))
+            refused(tmp_path / "w.pt", "storage|sense")
+
+    def test_more_tensors_than_memory(self, tmp_path, monkeypatch):
+        one = torch.zeros(10_000_000)
+        path = saved({str(n): one[n:] for n in range(2000)}, tmp_path / "w.pt")
+        monkeypatch.setattr(load.os, "sysconf", lambda name: 100_000)  # 10 GB
+        refused(path, r"needs .* GB")
+
+
+class Pid:
+    def __reduce__(self):
+        return (pickles.Global, ())
+
+
+PID = pickle.dumps(Pid(), protocol=2).removeprefix(b"\x80\x02").removesuffix(b".")
+STORAGE = b"(X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\0" + b"0X\3\0\0\0cpuK\6tQ"
+
+
+class TestSafetensors:
+    def write(self, path: Path, header, data: bytes = bytes(16)) -> Path:
+        text = header if isinstance(header, bytes) else json.dumps(header).encode()
+        path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+        return path
+
+    def test_equals_its_own_reader(self, tmp_path):
+        kinds = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool)
+        weights = {str(kind): torch.arange(6).to(kind).view(2, 3) for kind in kinds} | {"s": torch.tensor(1.0)}
+        save_file(weights, tmp_path / "w.pt", metadata={"format": "pt"})
+        found = read(tmp_path / "w.pt")
+        assert same({n: found[n] for n in weights}, weights)
+
+    @pytest.mark.parametrize(
+        "header",
+        [
+            {"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 8]}},
+            {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}},
+            {"a": {"dtype": "F32", "shape": [2], "data_offsets": [8, 16]}},
+            {n: {"dtype": "F32", "shape": [end], "data_offsets": [0, 4 * end]} for n, end in (("a", 4), ("b", 1))},
+            {"a": {"dtype": "F32", "shape": [1 << 40, 1 << 40], "data_offsets": [0, 16]}},
+            {"a": {"dtype": "F32", "shape": [-4], "data_offsets": [0, 16]}},
+            {"a": {"dtype": "F32", "shape": [4.0], "data_offsets": [0, 16]}},
+            {"a": {"dtype": "F32", "shape": [4] * 100, "data_offsets": [0, 16]}},
+            {"a": {"dtype": "F32", "shape": [True, 4], "data_offsets": [0, 16]}},
+            {"a": {"dtype": ["F32"], "shape": [4], "data_offsets": [0, 16]}},
+            {"a": {"dtype": "C64", "shape": [2], "data_offsets": [0, 16]}},
+            {"a": {"dtype": "F32", "shape": [4]}},
+            {"a": 3},
+            {"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}, "b": 3},
+            b'{"a":' + b"[" * 20_000,
+            b'{"a":{"dtype":"F32","shape":[' + b"9" * 20_000 + b'],"data_offsets":[0,16]}}',
+            b'{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]},"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}',
+            b"{\xff}",
+            b"{}",
+        ],
+    )  # fmt: skip
+    def test_headers_that_do_not_fit(self, tmp_path, header):
+        refused(self.write(tmp_path / "w.pt", header), r"w\.pt is damaged")
+
+    def test_a_header_beyond_the_end(self, tmp_path):
+        (tmp_path / "w.pt").write_bytes(struct.pack("<Q", 1 << 31) + b"{}")
+        refused(tmp_path / "w.pt", r"w\.pt is damaged")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    import os
+
+    os.mkfifo(tmp_path / "w.pt")
+    refused(tmp_path / "w.pt", "not a file")
+
+
+def test_damage_within_a_tensor(tmp_path):
+    path = saved(PLAIN, tmp_path / "w.pt")
+    content = path.read_bytes()
+    path.write_bytes(content.replace(PLAIN["a"].numpy().tobytes(), bytes(24)))
+    refused(path, "checksum")
+
+
+def test_an_archive_without_checksums(tmp_path):
+    torch.serialization.set_crc32_options(False)
+    try:
+        path = saved(PLAIN, tmp_path / "w.pt")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert same(load_tensors(path), PLAIN)
