@@ -25,10 +25,12 @@ class Thing:
     label: int
     annotation: Mapping[str, Any]
     hw: tuple[int, int]
+    dataset: str = ""
+    """What the dataset is called in messages."""
 
     def mask(self) -> NDArray[np.bool_]:
         """bool[H, W]. Raises `Text2SegError`, naming the annotation, where it has none."""
-        return mask_of(self.annotation, self.hw)
+        return mask_of(self.annotation, self.hw, self.dataset)
 
     def polygons(self) -> Sequence[Sequence[float]]:
         """The annotation's own polygons [x1, y1, …], or those that give its RLE back exactly. Raises as `mask`."""
@@ -102,7 +104,9 @@ def source_of(dataset: Mapping[str, Any], images: Path | None = None, *, reserve
         if annotation.get("iscrowd"):
             crowds += 1
         else:
-            things[number].append(Thing(labels[annotation["category_id"]], annotation, entries[number][1]))
+            things[number].append(
+                Thing(labels[annotation["category_id"]], annotation, entries[number][1], checked.name)
+            )
     stems = _stems([file_name for file_name, _ in entries.values()], reserved)
     pictures = tuple(
         Picture(file_name, stem, hw, tuple(things[number]), images and find_picture(file_name, images=images))

@@ -104,19 +104,16 @@ def replay(
         SettingsError, OntologyError, QueryError: what is recorded does not fit this version of text2seg; a
             `SettingsError` too where it takes `graphs` and there are none, or the other way round.
     """
-    if isinstance(dataset, str | os.PathLike):
-        content = read_dataset(dataset)
-    else:
-        content = check_dataset(dataset, "the dataset")
-    check_references(content)
     file = Path(dataset) if isinstance(dataset, str | os.PathLike) else None
+    content = read_dataset(file) if file else check_dataset(dataset, "the dataset")
+    check_references(content)
     annotation = annotation_with(content, annotation_id)
     points = points_of(annotation)
     query = query_of(annotation, content)
     origin = provenance_of(annotation, content)
     settings = settings_of(annotation_id, origin)
     image = image_of(annotation, content, file, images)
-    recorded = mask_of(annotation, image.hw)
+    recorded = mask_of(annotation, image.hw, content.name)
     models = models or load_recorded(origin, clip=clip, sam=sam, device=device, graphs=graphs)
     _check_models(models, origin)
     view = view_of(annotation, image.hw)
