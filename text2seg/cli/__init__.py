@@ -28,6 +28,9 @@ def main(arguments: list[str] | None = None) -> int:
     except Text2SegError as error:
         print(f"text2seg: {error}", file=sys.stderr)
         return FAILED
+    except MemoryError as error:
+        print(f"text2seg: there is not enough memory for this ({error or 'none is left'})", file=sys.stderr)
+        return FAILED
     except KeyboardInterrupt:
         print("text2seg: stopped; what was done until then is kept", file=sys.stderr)
         return INTERRUPTED
