@@ -57,6 +57,8 @@ def main(arguments: list[str] | None = None) -> int:
         return status
     except Text2SegError as error:
         _say(str(error))
+    except MemoryError as error:
+        _say(f"there is not enough memory for this ({error or 'none is left'})")
     except KeyboardInterrupt:
         _say("stopped; what was done until then is kept")
         return INTERRUPTED

@@ -37,22 +37,24 @@ def results_of(dataset: Mapping[str, Any]) -> list[Json]:
             {
                 "image_id": annotation["image_id"],
                 "category_id": annotation["category_id"],
-                "segmentation": rle_of(annotation, sizes[annotation["image_id"]]),
+                "segmentation": rle_of(annotation, sizes[annotation["image_id"]], checked.name),
                 "score": score,
             }
         )
     return results
 
 
-def rle_of(annotation: Mapping[str, Any], hw: tuple[int, int]) -> rle.Rle:
+def rle_of(annotation: Mapping[str, Any], hw: tuple[int, int], dataset: str = "") -> rle.Rle:
     """The mask of an annotation as compressed RLE, from any of the three forms that COCO knows: polygons, compressed
-    RLE, plain runs. `hw` is the image's. Raises `DatasetError`, naming the annotation, where it is none of these."""
+    RLE, plain runs. `hw` is the image's. Raises `DatasetError`, naming the dataset, where that has a name, and the
+    annotation, where it is none of these."""
     try:
         return checked_rle(annotation.get("segmentation"), hw)
     except ValueError as error:
-        raise DatasetError(f"the mask of annotation {annotation.get('id')} cannot be read: {error}") from error
+        where = f"{dataset}: " if dataset else ""
+        raise DatasetError(f"{where}the mask of annotation {annotation.get('id')} cannot be read: {error}") from error
 
 
-def mask_of(annotation: Mapping[str, Any], hw: tuple[int, int]) -> NDArray[np.bool_]:
+def mask_of(annotation: Mapping[str, Any], hw: tuple[int, int], dataset: str = "") -> NDArray[np.bool_]:
     """The mask of an annotation, bool[H, W]; as for `rle_of`."""
-    return rle.decode(rle_of(annotation, hw))
+    return rle.decode(rle_of(annotation, hw, dataset))

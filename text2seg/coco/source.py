@@ -112,7 +112,7 @@ def source_of(
         if annotation.get("iscrowd"):
             crowds += 1
         else:
-            thing = trim.thing(labels[annotation["category_id"]], annotation, *entries[number])
+            thing = trim.thing(labels[annotation["category_id"]], annotation, *entries[number], checked.name)
             things[number] += [thing] if thing else []
     stems = _stems([file_name for file_name, _ in entries.values()], reserved, suffix)
     finder = PictureFinder(images=images) if images is not None else None
@@ -132,9 +132,11 @@ class _Trim:
         self._gone: list[str] = []
         self._lost = self._whole = 0.0
 
-    def thing(self, label: int, annotation: Mapping[str, Any], file_name: str, hw: tuple[int, int]) -> Thing | None:
+    def thing(
+        self, label: int, annotation: Mapping[str, Any], file_name: str, hw: tuple[int, int], dataset: str
+    ) -> Thing | None:
         """`None` where nothing of the mask lies in the image. Raises `DatasetError` where it is no mask."""
-        found = rle_of(annotation, hw)
+        found = rle_of(annotation, hw, dataset)
         where = f"annotation {annotation.get('id')} of {shown(file_name)}"
         given, own = annotation["segmentation"], None
         if isinstance(given, list):

@@ -49,16 +49,19 @@ def score_instances(aligned: Aligned) -> Instances:
     truth, predicted = _coco(aligned, predicted=False), _coco(aligned, predicted=True)
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = COCOeval(truth, predicted, "segm")
+        # The others have no score, and each would take 100 kB of tables.
+        evaluation.params.catIds = sorted({each.category for scene in aligned.scenes for each in scene.truth})
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
     precision = evaluation.eval["precision"]  # [IoU thresholds, recalls, categories, area ranges, most predictions]
-    names = [aligned.categories[number] for number in evaluation.params.catIds]
+    places = {number: place for place, number in enumerate(evaluation.params.catIds)}
+    scored = [(name, places.get(number)) for number, name in aligned.categories.items()]
     headlines = [None if stat == -1 else float(stat) for stat in evaluation.stats]
     return Instances(
         **dict(zip(HEADLINES, headlines, strict=True)),
-        by_category={name: _mean(precision[:, :, k, 0, -1]) for k, name in enumerate(names)},
-        by_category_50={name: _mean(precision[:1, :, k, 0, -1]) for k, name in enumerate(names)},
+        by_category={name: None if k is None else _mean(precision[:, :, k, 0, -1]) for name, k in scored},
+        by_category_50={name: None if k is None else _mean(precision[:1, :, k, 0, -1]) for name, k in scored},
     )
 
 

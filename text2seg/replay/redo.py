@@ -113,7 +113,7 @@ def replay(
     origin = provenance_of(annotation, content)
     settings = settings_of(annotation_id, origin)
     image = image_of(annotation, content, file, images)
-    recorded = mask_of(annotation, image.hw)
+    recorded = mask_of(annotation, image.hw, content.name)
     models = models or load_recorded(origin, clip=clip, sam=sam, device=device, graphs=graphs)
     _check_models(models, origin)
     view = view_of(annotation, image.hw)
