@@ -147,6 +147,18 @@ class TestMeanwhile:
         page.locator("#explain-run").click()
         expect(page.locator("#explain-status h3")).to_be_visible()
 
+    def test_what_was_typed_into_a_tool_is_there_when_it_is_chosen_again(self, page):
+        page.get_by_role("tab", name="Explain").click()
+        page.locator("#explain-group").get_by_text("Saliency", exact=True).click()
+        tool, other = (page.locator("#explain-tool label").nth(place) for place in (0, 1))
+        page.locator("#fields-of-saliency").wait_for()
+        text = page.locator("#setting-text textarea")
+        text.fill("a sheep")
+        other.click()
+        expect(text).to_have_value("")
+        tool.click()
+        expect(text).to_have_value("a sheep")
+
     def test_an_upload_that_fails_is_said_and_one_can_go_on(self, page, scene):
         page.expected += ["503", "could not"]
         page.locator("[data-example]").first.wait_for()
