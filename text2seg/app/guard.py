@@ -177,8 +177,15 @@ class Guard:
 
     def _is_ours(self, url: str, host: str) -> bool:
         """Whether a URL is a picture in itself or that of an upload; Gradio opens the former only."""
-        netloc = _netloc(url)
-        return url.startswith("data:") or not netloc or self._is_own(netloc, host)
+        if url.startswith("data:"):
+            return True
+        try:
+            parts = urlsplit(url)
+        except ValueError:
+            return False
+        if parts.netloc:
+            return parts.scheme in ("http", "https") and self._is_own(parts.netloc, host)
+        return not parts.scheme
 
 
 def _netloc(url: str) -> str:

@@ -35,9 +35,9 @@ class Replay:
     picture: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Write a picture of both masks side by side, with their points and where they differ."""
     clip: str | None = None
-    """The file of the recorded CLIP, if it lies elsewhere now."""
+    """The file of the recorded CLIP, where it is neither known by name nor in the folder of checkpoints."""
     sam: str | None = None
-    """The file of the recorded SAM, if it lies elsewhere now."""
+    """The file of the recorded SAM, where it is neither known by name nor in the folder of checkpoints."""
     device: str = "auto"
     """auto, cpu, cuda, …; which one was used is not recorded, and another may differ in a few pixels."""
     graphs: Path | None = None

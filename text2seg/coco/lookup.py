@@ -45,8 +45,10 @@ def find_picture(
         file_name: as the dataset has it.
         dataset: the dataset's own file, beside which pictures are looked for.
         images: their folder; then the name may also begin with folders that lead there. Nothing else is tried.
-        info: the dataset's info, whose `folder` is looked in next. A URL in it is not opened: whoever wrote the file
-            would say what is.
+        info: the dataset's info, whose `folder` is looked in next, as seen from the dataset or from here. A URL or an
+            absolute path in it is not opened: whoever wrote the file would say what is.
+
+    A name never leads out of the folder that it is looked for in.
 
     Raises:
         ImageError: it is in none of the folders; names them.
@@ -54,20 +56,30 @@ def find_picture(
     name, elsewhere = Path(file_name), ""
     if images is not None:
         parts = name.parts[1:] if name.is_absolute() else name.parts
-        tried = [Path(images) / name, *(Path(images).joinpath(*parts[start:]) for start in range(len(parts)))]
         where = [Path(images)]
+        names = [Path(*parts[start:]) for start in range(len(parts))]
     else:
         recorded = (info or {}).get("folder")
+        recorded = recorded if isinstance(recorded, str) else ""
         beside = [Path(dataset).parent] if dataset is not None else []
-        elsewhere = recorded if isinstance(recorded, str) and is_url(recorded) else ""
-        here = recorded if isinstance(recorded, str) and not elsewhere else None
-        named = [folder / here for folder in (*beside, Path())] if here is not None else []
-        where = [*beside, *named, Path()]
-        tried = [folder / name for folder in where]
+        elsewhere = recorded if is_url(recorded) or Path(recorded).is_absolute() else ""
+        named = [folder / recorded for folder in (*beside, Path())] if recorded and not elsewhere else []
+        where, names = [*beside, *named, Path()], [name]
+    tried = [path for folder in where for each in names if (path := inside(folder, each))]
     for path in tried:
         if path.is_file():
             return path
-    if elsewhere:
+    if is_url(elsewhere):
         raise ImageError(f"{file_name} lies in {elsewhere}; copy that folder here and name it with --images")
+    if elsewhere:
+        raise ImageError(
+            f"{file_name} lies in {elsewhere}, says the dataset; if that is right, say --images {elsewhere}"
+        )
     folders = ", ".join(dict.fromkeys(str(folder) for folder in where))
     raise ImageError(f"{file_name} is not in {folders}; say with --images where the pictures lie")
+
+
+def inside(folder: Path, name: str | os.PathLike[str]) -> Path | None:
+    """A file that somebody else names, below a folder; none where the name is absolute or leads out of the folder."""
+    path = Path(name)
+    return None if path.is_absolute() or path.drive or ".." in path.parts else folder / path

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from text2seg.coco.lookup import inside
 from text2seg.coco.results import mask_of
 from text2seg.config import Settings
 from text2seg.errors import Text2SegError
@@ -230,7 +231,8 @@ def _wanted(
 
 def _find(folder: Path, name: str) -> Path | None:
     """The file of an image, by its name from the folder or by the last part of it."""
-    return next((path for path in (folder / name, folder / Path(name).name) if path.is_file()), None)
+    tried = (inside(folder, name), inside(folder, Path(name).name))
+    return next((path for path in tried if path and path.is_file()), None)
 
 
 def _true_masks(annotations: Iterable[tuple[str, Mapping[str, Any]]], image: Image) -> Masks:
