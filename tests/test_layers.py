@@ -12,9 +12,9 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "text2seg"
 LAYERS = [
     {"_version", "errors", "packages", "demo"},
-    {"storage"},
+    {"storage", "vocabulary"},
     {"records", "config"},
-    {"label_config", "files", "pages", "images", "grids", "vocabulary", "runtime", "checkpoints"},
+    {"label_config", "files", "pages", "images", "grids", "runtime", "checkpoints"},
     {"ontology"},
     {"regions"},
     {"maps", "points", "masks", "graphs"},

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from text2seg._version import __version__
 from text2seg.config import MapSettings, Settings
+from text2seg.errors import QueryError
 from text2seg.grids import minmax
 from text2seg.images import ImageSource as PictureSource
 from text2seg.images import load_image
@@ -134,7 +135,8 @@ class Text2Seg:
 
         Args:
             image: a path, a PIL image, an RGB array uint8 [H, W, 3] or an `Image`.
-            queries: one string with commas, or one string each; `a+b` gives one segment for both together.
+            queries: one string or several, each as people type names (`vocabulary.names_in`: with commas, in lines, …);
+                `a+b` gives one segment for both together.
             settings: in place of the model's own.
 
         Returns:
@@ -230,6 +232,8 @@ class Text2Seg:
     ) -> Segment:
         settings = settings or self.settings
         parsed = self.check([query], settings)
+        if len(parsed) > 1:
+            raise QueryError(f"points are of one query, got {len(parsed)}: {', '.join(each.name for each in parsed)}")
         maps, _ = query_maps(self.clip, self._encode([session], settings.maps)[0], parsed, settings.maps)
         embedding = self._embed([session], {0})[0]
         (candidates,) = self.sam.decode([(embedding, points)])
