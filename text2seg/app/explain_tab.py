@@ -14,7 +14,7 @@ import gradio as gr
 
 from text2seg.app.explaining import explain
 from text2seg.app.fields import settings_of, shown
-from text2seg.app.messages import alert, note
+from text2seg.app.messages import alert, note, words_of
 from text2seg.app.uploads import visitors_folder
 from text2seg.app.widgets import widget
 from text2seg.app.workshop import Workshop
@@ -173,7 +173,7 @@ class ExplainTab:
         try:
             shown_then = self._shown(tool, explain(self._workshop, tool, pictures, given, watch), stop)
         except Text2SegError as error:
-            shown_then = {self.status: alert(str(error))}
+            shown_then = {self.status: alert(words_of(error))}
         finally:
             self._stops.pop(str(request.session_hash), None)
         yield shown_then | {self.stop: gr.Button(interactive=False)}

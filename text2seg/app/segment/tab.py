@@ -16,6 +16,7 @@ import gradio as gr
 from gradio import processing_utils
 
 from text2seg.app.limits import read_picture
+from text2seg.app.messages import words_of
 from text2seg.app.segment.asks import Answer, read_ask
 from text2seg.app.segment.examples import examples
 from text2seg.app.segment.view import Json, view_of
@@ -61,7 +62,7 @@ def build(workshop: Workshop) -> None:
         try:
             answer, error = work(), ""
         except Text2SegError as problem:
-            answer, error = Answer(before), str(problem)
+            answer, error = Answer(before), words_of(problem)
         except (MemoryError, RuntimeError) as problem:  # torch is out of memory with a RuntimeError
             log.exception("a request failed")
             answer, error = Answer(before), f"not enough memory, or a fault of text2seg ({problem})"
