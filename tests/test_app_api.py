@@ -97,6 +97,13 @@ class TestSegment:
         answer = segment(http, queries=["sheep", "fire engine+sheep"]).json()
         assert [category["name"] for category in answer["categories"]] == ["sheep", "fire engine+sheep"]
 
+    def test_a_query_that_was_cut_short_is_told_each_time(self, http):
+        long = f"sheep {'and a sheep ' * 40}".strip()
+        for _ in range(2):
+            told = segment(http, queries=f"{long}, dog").json()["info"]["verdicts"]
+            assert told[long].endswith("too long, its end was not read")
+            assert "too long" not in told["dog"]
+
     def test_a_path_in_a_name_is_left_off(self, http):
         files = {"image": ("../../etc/holiday 1.jpg", SCENE.read_bytes())}
         answer = http.post("/api/segment", data={"queries": "sheep"}, files=files).json()
@@ -195,7 +202,7 @@ WRONG_CALLS = [
     ("segment", ["IMAGE", "x" * 10_000], "10,000 letters"),
     ("segment", ["IMAGE", "\x1b[31msheep"], "control characters"),
     ("segment", ["IMAGE", ", ".join(f"sheep {number}" for number in range(200))], "200 queries at once are too many"),
-    ("segment", ["IMAGE", "unicorn"], "does not know 'unicorn'. Did you mean corn? It knows 109"),
+    ("segment", ["IMAGE", "unicorn"], "does not know 'unicorn'. Did you mean corn or anchor? It knows 109"),
     ("segment", ["IMAGE", "sheep", "threshold"], "Settings must be a JSON object"),
     ("segment", ["IMAGE", "sheep", [1]], "Settings must be a JSON object"),
     ("segment", ["IMAGE", "sheep", {"points": 3}], "Settings are like"),

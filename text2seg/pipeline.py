@@ -179,8 +179,9 @@ class Text2Seg:
         if settings.masks.compete:
             smallest = tuple(query.min_area for query in parsed)
             kept = [settle(segments, maps, smallest) for segments, (maps, _) in zip(kept, found, strict=True)]
+        unread = tuple(query.name for query in parsed if self.clip.cuts(texts_of([query]), settings.maps))
         return tuple(
-            Segmentation(session.image, tuple(segments), maps, thresholds)
+            Segmentation(session.image, tuple(segments), maps, thresholds, unread)
             for session, segments, (maps, _) in zip(sessions, kept, found, strict=True)
         )
 

@@ -180,6 +180,12 @@ class Clip:
         return SimilarityMaps(names, scores, self.evidence(tokens, queries).max((1, 2)), tokens.image_hw)
 
     @torch.inference_mode()
+    def cuts(self, queries: Sequence[str | Wordings], settings: MapSettings) -> bool:
+        """Whether one of these queries, whose maps were asked for, is longer than CLIP reads, so that its end was not
+        read."""
+        templates = settings.templates or TEMPLATES
+        return any(self.text.is_cut(wording, templates) for query in queries for wording in _wordings(query))
+
     def scores(self, tokens: ImageTokens, queries: Sequence[str | Wordings], settings: MapSettings) -> np.ndarray:
         """The similarity per patch alone, float32 [Q, gh, gw]; a query is a text or several wordings of it. Refined
         maps are finer than the tokens' grid.

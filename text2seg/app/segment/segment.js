@@ -91,7 +91,8 @@ customElements.define("t2s-segment", class extends HTMLElement {
       Object.assign(this.#own, { selected: 0, arming: "", hidden: new Set(), threshold: null, presence: null });
       this.why.told = null;
     }
-    if (what?.do === "example" && !view.error) this.chips.texts = view.texts;
+    const asked = what?.do === "look" && String(what.texts) === String(this.chips.texts); // one chip may be several names
+    if ((what?.do === "example" || asked) && !view.error) this.chips.texts = view.texts;
     if (!what && !view.error && isOther && this.chips.texts.length) this.#look();
     if (!view.pieces.some((piece) => piece.number === this.#own.selected)) this.#own.selected = 0;
     if (!view.error) then?.(view);
