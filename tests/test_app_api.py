@@ -97,6 +97,13 @@ class TestSegment:
         answer = segment(http, queries=["sheep", "fire engine+sheep"]).json()
         assert [category["name"] for category in answer["categories"]] == ["sheep", "fire engine+sheep"]
 
+    def test_a_query_that_was_cut_short_is_told_each_time(self, http):
+        long = f"sheep {'and a sheep ' * 40}".strip()
+        for _ in range(2):
+            told = segment(http, queries=f"{long}, dog").json()["info"]["verdicts"]
+            assert told[long].endswith("too long, its end was not read")
+            assert "too long" not in told["dog"]
+
     def test_a_path_in_a_name_is_left_off(self, http):
         files = {"image": ("../../etc/holiday 1.jpg", SCENE.read_bytes())}
         answer = http.post("/api/segment", data={"queries": "sheep"}, files=files).json()
@@ -107,13 +114,13 @@ class TestSegment:
         [
             ({"queries": "unicorn"}, "does not know 'unicorn'"),
             ({"queries": ""}, "query"),
-            ({"settings": "{"}, "settings is not JSON"),
+            ({"settings": "{"}, "Settings is not JSON"),
             ({"settings": "[]"}, "must be a JSON object"),
-            ({"settings": '{"points": {"threshold": 2}}'}, "threshold must be in"),
+            ({"settings": '{"points": {"threshold": 2}}'}, "Threshold must be in"),
             ({"settings": '{"points": {"thresh": 0.5}}'}, "no setting 'thresh'"),
-            ({"settings": '{"dots": {}}'}, "settings are like"),
+            ({"settings": '{"dots": {}}'}, "Settings are like"),
             ({"segmentation": "png"}, "png"),
-            ({"picture": "x"}, "picture: not known here"),
+            ({"picture": "x"}, "No field is called picture"),
         ],
     )
     def test_errors_are_words(self, http, fields, words):
@@ -169,7 +176,7 @@ class TestExplain:
     @pytest.mark.parametrize(
         ("tool", "data", "words"),
         [
-            ("none", {}, "there is no tool 'none'"),
+            ("none", {}, "There is no tool 'none'"),
             ("saliency", {"settings": '{"method": "magic"}'}, "Method: input should be"),
             ("saliency", {"target_image": "/etc/passwd"}, "target_image is no file"),
         ],
@@ -178,6 +185,144 @@ class TestExplain:
         answer = http.post(f"/api/explain/{tool}", data=data, files={"image": SCENE.open("rb")})
         assert answer.status_code == 400
         assert words in answer.json()["error"]
+
+
+FILE = {"meta": {"_type": "gradio.FileData"}}
+WRONG_CALLS = [
+    ("segment", [], "Image must be an uploaded picture"),
+    ("segment", [None, "sheep", None, "rle"], "Image must be an uploaded picture"),
+    ("segment", ["scene.jpg", "sheep"], "got 'scene.jpg'"),
+    ("segment", [[], "sheep"], "got []"),
+    ("segment", [{}, "sheep"], "Image must be an uploaded picture"),
+    ("segment", [{"path": 5}, "sheep"], "Image must be an uploaded picture"),
+    ("segment", ["IMAGE"], "Queries are missing"),
+    ("segment", ["IMAGE", 5], "Queries are one text or a list of texts, got 5"),
+    ("segment", ["IMAGE", ["sheep", 3]], "A query is a text, got 3"),
+    ("segment", ["IMAGE", ""], "Nothing to look for"),
+    ("segment", ["IMAGE", "x" * 10_000], "10,000 letters"),
+    ("segment", ["IMAGE", "\x1b[31msheep"], "control characters"),
+    ("segment", ["IMAGE", ", ".join(f"sheep {number}" for number in range(200))], "200 queries at once are too many"),
+    ("segment", ["IMAGE", "unicorn"], "does not know 'unicorn'. Did you mean corn or anchor? It knows 109"),
+    ("segment", ["IMAGE", "sheep", "threshold"], "Settings must be a JSON object"),
+    ("segment", ["IMAGE", "sheep", [1]], "Settings must be a JSON object"),
+    ("segment", ["IMAGE", "sheep", {"points": 3}], "Settings are like"),
+    ("segment", ["IMAGE", "sheep", {"dots": {}}], "Settings are like"),
+    ("segment", ["IMAGE", "sheep", {"points": {"dots": 3}}], "There is no setting 'dots'"),
+    ("segment", ["IMAGE", "sheep", {"points": {"threshold": -1}}], "Threshold must be in"),
+    ("segment", ["IMAGE", "sheep", {"points": {"threshold": "NaN"}}], "Threshold must be in"),
+    ("segment", ["IMAGE", "sheep", {"points": {"threshold": "high"}}], "Threshold: input should be a valid number"),
+    ("segment", ["IMAGE", "sheep", {"points": {"downsample": -(10**30)}}], "Downsample must be"),
+    ("segment", ["IMAGE", "sheep", {"maps": {"input_size": 10**30}}], "Input size"),
+    ("segment", ["IMAGE", "sheep", {"maps": {"input_size": [1]}}], "Input size"),
+    ("segment", ["IMAGE", "sheep", {"maps": {"labels": 5}}], "Labels: must be a list, got 5"),
+    ("segment", ["IMAGE", "sheep", {"masks": {"quality": "Infinity"}}], "Quality: must be a number"),
+    ("segment", ["IMAGE", "sheep", None, "png"], "rle or polygon"),
+    ("segment", ["IMAGE", "sheep", None, {"a": 1}], "rle or polygon"),
+    ("segment", ["IMAGE", "sheep", None, "rle", 5], "takes 4 values, got 5"),
+    ("explain", [], "There is no tool None"),
+    ("explain", ["salient", ["IMAGE"]], "There is no tool 'salient'"),
+    ("explain", [["saliency"], ["IMAGE"]], "There is no tool"),
+    ("explain", ["saliency"], "Saliency looks at one picture, got 0"),
+    ("explain", ["saliency", "IMAGE"], "Images must be a list"),
+    ("explain", ["saliency", ["scene.jpg"]], "must be an uploaded picture"),
+    ("explain", ["saliency", ["IMAGE"], "sheep"], "Settings must be a JSON object"),
+    ("explain", ["saliency", ["IMAGE"], {}], "Nothing to ask the picture about"),
+    ("explain", ["saliency", ["IMAGE"], {"text": 5}], "Text: must be a list, got 5"),
+    ("explain", ["saliency", ["IMAGE"], {"text": ["sheep"], "size": -1}], "Input size"),
+    ("explain", ["saliency", ["IMAGE"], {"text": ["sheep"], "alpha": "x"}], "Alpha: input should be"),
+    ("explain", ["saliency", ["IMAGE"], {"target_image": 5}], "Target image: must be an uploaded picture"),
+    ("explain", ["saliency", ["IMAGE"], {"target_image": "/etc/passwd"}], "not uploaded here"),
+    ("explain", ["board", ["IMAGE"], {}], "“Text”"),
+    ("health", [1], "takes 0 values, got 1"),
+]
+
+
+@pytest.fixture(scope="module")
+def uploaded(http):
+    (path,) = http.post("/gradio_api/upload", files={"files": SCENE.open("rb")}).json()
+    return {"path": path, **FILE}
+
+
+def filled(value, uploaded):
+    """The value with every "IMAGE" in it as an uploaded one."""
+    if isinstance(value, list):
+        return [filled(each, uploaded) for each in value]
+    return uploaded if value == "IMAGE" else value
+
+
+def is_a_sentence(words) -> bool:
+    """Short, with a capital letter where it begins with a word, and speaking of no command line."""
+    return (
+        isinstance(words, str)
+        and 10 < len(words) < 300
+        and not re.match(r"[a-z]+ ", words)
+        and not re.search(r"\s--[a-z]|Traceback|verbose error", words)
+    )
+
+
+class TestBadRequests:
+    @pytest.mark.parametrize(("name", "data", "words"), WRONG_CALLS)
+    def test_of_a_client_get_a_sentence(self, http, uploaded, name, data, words, caplog):
+        event = http.post(f"/gradio_api/call/{name}", json={"data": filled(data, uploaded)}).json()["event_id"]
+        event, answer = http.get(f"/gradio_api/call/{name}/{event}").text.split("\n")[:2]
+        assert event == "event: error"
+        told = json.loads(answer.removeprefix("data: "))["error"]
+        assert words in told
+        assert is_a_sentence(told)
+        assert not [record for record in caplog.records if record.exc_info]
+
+    @pytest.mark.parametrize(
+        ("method", "path", "more", "status"),
+        [
+            ("POST", "/gradio_api/call/nope", {"json": {"data": []}}, 404),
+            ("POST", "/gradio_api/run/nope", {"json": {"data": []}}, 404),
+            ("POST", "/gradio_api/run/predict", {"json": {"data": []}}, 404),
+            ("POST", "/gradio_api/run/predict", {"json": {"data": [], "fn_index": 9999}}, 404),
+            ("POST", "/gradio_api/queue/join", {"json": {"data": [], "fn_index": 9999, "session_hash": "x"}}, 404),
+            ("POST", "/gradio_api/queue/join", {"json": {"data": [], "fn_index": -1, "session_hash": 5}}, 404),
+            ("POST", "/gradio_api/queue/join", {"json": {"data": [], "fn_index": "x", "session_hash": "x"}}, 422),
+            ("POST", "/gradio_api/queue/join", {"json": {"data": [], "fn_index": 0}}, 400),
+            ("POST", "/gradio_api/queue/join", {"json": [1]}, 422),
+            ("POST", "/gradio_api/call/segment", {"content": b""}, 422),
+            ("POST", "/gradio_api/call/segment", {"content": b"{"}, 400),
+            ("POST", "/gradio_api/call/segment", {"content": b"\xff\xfe"}, 400),
+            ("POST", "/gradio_api/call/segment", {"content": b"[" * 100_000}, 400),
+            ("POST", "/gradio_api/call/segment", {"content": b'{"data": [1%s]}' % (b"0" * 5000)}, 400),
+            ("POST", "/gradio_api/call/segment", {"json": {"data": 5}}, 422),
+            ("POST", "/gradio_api/call/segment", {"json": {"data": [{"path": "/etc/passwd"}, "a"]}}, 403),
+            ("POST", "/gradio_api/call/segment", {"json": {"data": [{"url": "file:///etc/passwd"}, "a"]}}, 403),
+            ("POST", "/gradio_api/cancel", {"json": {}}, 422),
+            ("GET", "/gradio_api/call/segment", {}, 405),
+            ("GET", "/gradio_api/queue/data", {}, 422),
+            ("GET", "/api/segment", {}, 405),
+            ("PUT", "/api/segment", {}, 405),
+            ("DELETE", "/api/tools", {}, 405),
+            ("POST", "/api/health", {}, 405),
+            ("POST", "/api/nope", {}, 404),
+            ("GET", "/nope", {}, 404),
+            ("POST", "/api/segment", {}, 415),
+            ("POST", "/api/segment", {"json": {"queries": "sheep"}}, 415),
+            ("POST", "/api/segment", {"data": {"queries": "sheep"}}, 415),
+            ("POST", "/api/segment", {"content": b"x", "headers": {"content-type": "multipart/form-data"}}, 400),
+            ("POST", "/api/segment", {"files": {"queries": b"sheep", "image": b"x"}}, 400),
+            ("POST", "/api/segment", {"data": {"image": "/etc/passwd"}, "files": {"queries": (None, "sheep")}}, 400),
+            ("POST", "/api/segment", {"data": {"queries": ["a"] * 200}, "files": {"image": b"x"}}, 400),
+            ("POST", "/api/segment", {"data": {"settings": "1" * 5000}, "files": {"image": b"x"}}, 400),
+            ("POST", "/api/explain/saliency", {}, 415),
+            ("POST", "/gradio_api/upload", {}, 415),
+        ],
+    )
+    def test_over_http_get_a_sentence_and_a_status_of_their_own(self, http, method, path, more, status, caplog):
+        answer = http.request(method, path, **more)
+        assert answer.status_code == status, answer.text
+        assert is_a_sentence(answer.json()["error"]), answer.text
+        assert not [record for record in caplog.records if record.exc_info]
+
+    def test_a_fault_of_our_own_is_told_as_one(self, http, uploaded, monkeypatch, caplog):
+        monkeypatch.setattr("text2seg.app.answers.health", lambda _: 1 / 0)
+        event = http.post("/gradio_api/call/health", json={"data": []}).json()["event_id"]
+        assert "by a fault of text2seg" in http.get(f"/gradio_api/call/health/{event}").text
+        assert [record for record in caplog.records if record.exc_info], "the log has more"
 
 
 @pytest.fixture(scope="module")
@@ -189,6 +334,17 @@ class TestTheClient:
     def test_says_in_words_what_is_wrong(self, client):
         with pytest.raises(AppError, match="does not know 'unicorn'"):
             client.predict(image=handle_file(SCENE), queries="unicorn", api_name="/segment")
+
+    @pytest.mark.parametrize("image", [None, str(SCENE), 5, {"image": 1}])
+    def test_says_that_a_picture_is_missing(self, client, image):
+        with pytest.raises(
+            AppError, match="Image must be an uploaded picture, as gradio_client's handle_file makes it"
+        ):
+            client.predict(image=image, queries="sheep", api_name="/segment")
+
+    def test_says_that_settings_are_no_text(self, client):
+        with pytest.raises(AppError, match="Settings must be a JSON object"):
+            client.predict(image=handle_file(SCENE), queries="sheep", settings="threshold=1", api_name="/segment")
 
     def test_gives_settings_and_pictures_among_them(self, client):
         settings = {"target_image": handle_file(SCENES / "scene_0003.jpg")}

@@ -149,7 +149,7 @@ class TestFields:
             ({"text": "a", "way": "third"}, "Way: input should be 'first' or 'second'"),
             ({"text": "a", "point": "3"}, "Point"),
             ({"text": "a", "point": "3, x"}, "Point"),
-            ({"text": ["a"]}, "Text: input should be a valid string"),
+            ({"text": ["a"]}, "Text: must be a text, got"),
             ({"text": "a", "__class__": "x"}, "no setting '__class__'"),
         ],
     )

@@ -124,7 +124,7 @@ def test_models_that_cannot_be_loaded_change_nothing(published):
     ours = panel(load)
     ours._download("base", Steps())
     said, now = ours._use("base", Steps())
-    assert "these are &lt;no&gt; weights" in said
+    assert "These are &lt;no&gt; weights" in said
     assert "demo" in now
     assert name_of(ours._workshop.models) == "CLIP demo with SAM demo"
 

@@ -100,10 +100,13 @@ class TestVisit:
         with pytest.raises(Text2SegError, match="first point"):
             pointed(visit, 0, "koala", (90.0, 150.0), positive=False)
 
-    def test_an_unknown_word_is_named_with_all_that_are_known(self, visit, workshop):
-        with pytest.raises(QueryError, match="unicycle") as error:
+    def test_an_unknown_word_is_named_with_those_that_are_close(self, visit, workshop):
+        with pytest.raises(QueryError, match=r"'unicycle'\. Did you mean bicycle\? It knows 109") as error:
             looked(visit, workshop, ("sheep", "unicycle"), threshold=None, presence=None)
-        assert "fire engine" in str(error.value)
+        assert len(str(error.value)) < 250
+        assert "--model" in str(error.value)
+        assert "--model" not in error.value.on_page
+        assert "“At work”" in error.value.on_page
 
     def test_without_a_picture_there_is_nothing_to_look_at(self, workshop):
         with pytest.raises(Text2SegError, match="no picture"):
@@ -219,7 +222,7 @@ class TestCommand:
 
     @pytest.mark.parametrize("threshold", [None, 0.65])
     def test_the_command_line_understands_it(self, visit, demo, threshold, parsed, monkeypatch):
-        texts = ("person's +bench|'x", "-dog", "$(rm) -cat `a`", 'a "b"')
+        texts = ("person's +bench|'x", "--dog", "$(rm) -cat `a`", 'a "b"')
         settings = Settings(
             masks=MaskSettings(fallback=True, prompt="box"), tiles=TileSettings(tile=256, tile_overlap=0.1)
         )

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import socket
 import threading
+import urllib.error
+import urllib.request
 from dataclasses import replace
 from pathlib import Path
 
@@ -275,3 +278,16 @@ def test_two_at_once_share_one_download(checkpoint, server, tmp_path):
     assert [path.read_bytes() == CONTENT for path in results] == [True] * 4
     assert server.ranges == [None]
     assert visible(tmp_path) == ["weights.pt"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "told", "follows"), [("https", "http", False), ("https", "https", True), ("http", "http", True)]
+)
+def test_a_redirect_does_not_leave_https(asked, told, follows):
+    request = urllib.request.Request(f"{asked}://example.org/weights.pt")
+    arguments = (request, io.BytesIO(), 302, "Found", {}, f"{told}://example.org/other.pt")
+    if follows:
+        assert download_module._SafeRedirects().redirect_request(*arguments).full_url == arguments[-1]
+    else:
+        with pytest.raises(urllib.error.HTTPError, match="leaves https"):
+            download_module._SafeRedirects().redirect_request(*arguments)

@@ -116,7 +116,7 @@ class TestTools:
             run_tool(TOOLS[name], models, [picture], TOOLS[name].settings(label=labels))
 
     def test_bad_settings_are_refused(self, models, picture):
-        with pytest.raises(SettingsError, match="labels"):
+        with pytest.raises(SettingsError, match="label must be"):
             RecognitionSettings(label=("dog", " "))
         with pytest.raises(SettingsError, match="input size"):
             RecognitionSettings(size=0)

@@ -13,9 +13,9 @@ PACKAGE = Path(__file__).parents[1] / "text2seg"
 LAYERS = [
     {"_version", "errors", "packages", "demo"},
     {"files"},
-    {"storage", "names", "outputs"},
+    {"storage", "names", "outputs", "vocabulary"},
     {"records", "config", "deep_images"},
-    {"label_config", "pages", "images", "grids", "vocabulary", "runtime", "checkpoints"},
+    {"label_config", "pages", "images", "grids", "runtime", "checkpoints"},
     {"ontology"},
     {"regions"},
     {"maps", "points", "masks", "graphs"},

@@ -217,6 +217,8 @@ def test_folders_without_graphs_are_refused(spoilt, tmp_path):
         (lambda m: m.pop("opset"), "cannot be read"),
         (lambda m: m["graphs"].pop(), "knows no graph sam_decoder_masked"),
         (lambda m: m["files"].update({"../x.onnx": "0"}), "outside of the folder"),
+        (lambda m: m["graphs"][0].update(file="*"), "outside of the folder"),
+        (lambda m: m["graphs"].append({**m["graphs"][0], "name": "../../x"}), r"has a graph '\.\./\.\./x'"),
     ],
 )
 def test_graphs_of_another_model_or_version_are_refused(spoilt, change, says):

@@ -110,6 +110,16 @@ def test_a_folder_without_its_parts_is_named(tmp_path):
         recipe_of(f"openclip:{tmp_path}")
 
 
+@pytest.mark.parametrize("arguments", [{"trust_remote_code": True}, {"bpe_path": "/etc/passwd"}, ["x"]])
+@pytest.mark.parametrize("kind", ["laion", "siglip"])
+def test_a_folder_of_anyones_names_no_file_and_no_code_for_its_tokenizer(tmp_path, kind, arguments):
+    config = models.CONFIGS[kind]
+    config = {**config, "text_cfg": {**config["text_cfg"], "tokenizer_kwargs": arguments}}
+    name = models.write_folder(tmp_path / "model", config, {"x": torch.zeros(1)})
+    with pytest.raises(CheckpointError, match="its tokenizer_kwargs may have clean, language, strip_sep_token only"):
+        tokenizer_of(recipe_of(name))
+
+
 def test_the_tag_says_which_gelu(caplog):
     caplog.set_level(logging.INFO, "text2seg")
     assert recipe_of("openclip:ViT-B-16/openai").config["quick_gelu"]

@@ -52,6 +52,9 @@ class FakeClip:
                 scores[1:5, (slice(0, 3) if "left" in query else slice(5, 8))] = 1
         return maps
 
+    def cuts(self, queries, settings):
+        return any("long" in wording for query in queries for wording in query)
+
     def evidence(self, tokens, queries):
         return np.full((len(queries), 6, 8), 0.3, np.float32)
 
@@ -176,6 +179,13 @@ def test_the_query_of_ones_own_points_is_checked_before_the_image_is_encoded(mod
     with pytest.raises(QueryError):
         models.open(builders.pixels(HW)).segment_points(" ", points)
     assert models.clip.encoded == []
+
+
+def test_of_what_clip_could_not_read_to_the_end_it_is_told(models):
+    result = models.segment(builders.pixels(HW), ["left", "right|a long story"])
+    assert result.cut == ("right|a long story",)
+    assert result.verdict("right|a long story").endswith("; too long, its end was not read")
+    assert "too long" not in result.verdict("left")
 
 
 def test_queries_are_checked_before_any_image_is_encoded(models):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import re
 from dataclasses import asdict
@@ -13,6 +14,7 @@ from closeness import assert_same_masks
 from PIL import Image
 
 from tests import builders
+from text2seg import checkpoints
 from text2seg.cli import main
 from text2seg.coco.dataset import build_dataset, write_dataset
 from text2seg.config import MapSettings, PointSettings, Settings, settings_from_dict
@@ -148,6 +150,76 @@ def test_a_published_checkpoint_of_another_hash_is_refused_without_a_download(ta
     tampered["info"]["provenance"]["sam"] = {"name": "vit_h", "sha256": "ab" * 32}
     with pytest.raises(CheckpointError, match="--sam FILE"):
         replay(tampered, 1, images=SCENES)
+
+
+def opened_files(monkeypatch):
+    """The paths of all files that Python opens from here on."""
+    seen = []
+    own = io.open
+
+    def watched(file, *args, **kwargs):
+        seen.append(str(file))
+        return own(file, *args, **kwargs)
+
+    monkeypatch.setattr(io, "open", watched)
+    monkeypatch.setattr("builtins.open", watched)
+    return seen
+
+
+@pytest.mark.parametrize("kind", ["clip", "sam"])
+@pytest.mark.parametrize(
+    "name",
+    ["{file}", "./{base}", "~/x.pt", "openclip:ViT-B-16={file}", "openclip:{folder}", "openclip:a/b", "x" * 5000],
+)
+def test_a_path_in_a_dataset_is_never_opened(tampered, tmp_path, monkeypatch, kind, name):
+    """The dataset may be anyone's. With the hash of the file that it names, only a look into that file could tell."""
+    file = tmp_path / "secret" / "weights.pt"
+    file.parent.mkdir()
+    file.write_bytes(b"anything")
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    name = name.format(file=file, base="secret/weights.pt", folder=file.parent)
+    tampered["info"]["provenance"][kind] = {"name": name, "sha256": checkpoints.sha256_of(file)}
+    seen = opened_files(monkeypatch)
+    with pytest.raises(CheckpointError, match=rf"A path in a dataset is not opened; .*--{kind} ") as refusal:
+        replay(tampered, 1, images=SCENES)
+    assert len(str(refusal.value)) < 600
+    assert not [path for path in seen if "secret" in path]
+
+
+@pytest.mark.parametrize(
+    "mark", [[], {"name": 1, "sha256": "ab" * 32}, {"name": "demo", "sha256": ["ab"]}, {"name": "demo", "sha256": "ab"}]
+)
+def test_a_checkpoint_recorded_in_another_form_is_none(tampered, mark):
+    tampered["info"]["provenance"]["sam"] = mark
+    with pytest.raises(Text2SegError, match="does not record which SAM made it"):
+        replay(tampered, 1, images=SCENES)
+
+
+def test_weights_are_found_by_their_hash_among_the_known_ones(tampered, tmp_path, monkeypatch):
+    """Under whatever name they were recorded: bundled ones, and those in the folder of checkpoints."""
+    demo = checkpoints.fetch("demo", "sam")
+    tampered["info"]["provenance"]["sam"]["name"] = "/elsewhere/mine.pth"
+    assert replay(tampered, 1, images=SCENES).identical
+    mark = "ab" * 32
+    assert checkpoints.recorded("mine.pth", "sam", mark) is None
+    monkeypatch.setenv("TEXT2SEG_CHECKPOINTS", str(tmp_path))
+    (tmp_path / "renamed.pth").write_bytes(demo.read_bytes() + b"!")
+    (tmp_path / "notes.txt").write_text("no weights")
+    own = checkpoints.sha256_of(tmp_path / "renamed.pth")
+    assert checkpoints.recorded("/elsewhere/mine.pth", "sam", own) == str(tmp_path / "renamed.pth")
+    assert checkpoints.recorded("/elsewhere/mine.pth", "sam", mark) is None
+    assert checkpoints.recorded("facebook/sam2.1-hiera-tiny", "sam", mark) == "sam2.1_hiera_tiny"
+
+
+def test_a_file_given_by_hand_is_read_and_its_hash_compared(tampered, tmp_path):
+    own, other = tmp_path / "mine.pth", tmp_path / "other.pth"
+    own.write_bytes(checkpoints.fetch("demo", "sam").read_bytes())
+    other.write_bytes(own.read_bytes() + b"!")
+    tampered["info"]["provenance"]["sam"]["name"] = "/elsewhere/mine.pth"
+    assert replay(tampered, 1, images=SCENES, sam=str(own)).identical
+    with pytest.raises(CheckpointError, match=f"its sha256 is {checkpoints.sha256_of(other)}, recorded is dc56baa7"):
+        replay(tampered, 1, images=SCENES, sam=str(other))
 
 
 def test_another_precision_is_refused(demo, tampered):

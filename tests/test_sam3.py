@@ -159,6 +159,20 @@ def test_what_is_no_sam_3_is_refused(folder, tmp_path):
         Sam3.open(tmp_path / "damaged", device=CPU)
 
 
+def test_code_in_the_folder_is_not_run(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "evil")
+    ran = tmp_path / "ran"
+    (tmp_path / "evil" / "tokens.py").write_text(f"open({str(ran)!r}, 'w')\nclass Tokens: ...\n")
+    about = tmp_path / "evil" / "tokenizer_config.json"
+    changed = {"auto_map": {"AutoTokenizer": ["tokens.Tokens", None]}, "tokenizer_class": "Tokens"}
+    about.write_text(json.dumps(json.loads(about.read_text()) | changed))
+    try:
+        Sam3.open(tmp_path / "evil", device=CPU)
+    except CheckpointError as error:
+        assert "does not hold a SAM 3" in str(error)  # noqa: PT017
+    assert not ran.exists()
+
+
 def test_weights_that_lack_a_tensor_are_refused(folder, tmp_path):
     from safetensors.torch import load_file, save_file
 

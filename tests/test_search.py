@@ -18,7 +18,7 @@ from PIL import Image as PillowImage
 from text2seg.errors import SettingsError
 from text2seg.records import Failure
 from text2seg.search.fill import index_key, index_path
-from text2seg.search.index import VectorIndex
+from text2seg.search.index import VectorIndex, import_faiss
 from text2seg.search.rank import Hit
 from text2seg.search.results import write_results
 from text2seg.search.vectors import VECTORS, picture_vectors
@@ -122,6 +122,18 @@ def test_a_damaged_index_or_one_of_other_weights_is_begun_anew(tmp_path, harm, c
         path.write_text("[1, 2]\n", encoding="utf-8")
     assert len(VectorIndex.open(path, KEY if harm != "key" else {"clip": "other"})) == 0
     assert "begun anew" in caplog.text
+
+
+def test_an_index_of_another_kind_is_not_handed_to_faiss(tmp_path, monkeypatch, caplog):
+    """FAISS has kinds that name a file, which it opens as it reads them."""
+    faiss = import_faiss()
+    index = VectorIndex(tmp_path / "x", {})
+    index.put("a.png", (1, 2), (3, 4), np.ones((1, 8), np.float32))
+    index._vectors = faiss.IndexIDMap2(faiss.IndexFlatIP(8))
+    index.save()
+    monkeypatch.setattr(faiss, "deserialize_index", lambda _: pytest.fail("it was read"))
+    assert len(VectorIndex.open(tmp_path / "x", {})) == 0
+    assert "holds another kind of index" in caplog.text
 
 
 def test_without_faiss_it_says_what_to_install(tmp_path, monkeypatch):

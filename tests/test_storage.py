@@ -356,6 +356,22 @@ class TestPicturesOfAFile:
         with pytest.raises(ImageError, match="is a URL"):
             load_image("memory://photos/a/0000.png")
 
+    @pytest.mark.parametrize("name", ["../secret.png", "a/../../secret.png", "{outside}/secret.png"])
+    def test_a_name_never_leads_out_of_its_folder(self, photos, tmp_path, name):
+        (tmp_path / "secret.png").write_bytes((photos / "a" / "0000.png").read_bytes())
+        name = name.format(outside=tmp_path.as_posix())
+        for images in (None, photos):
+            with pytest.raises(ImageError, match=r"is not in .*--images"):
+                find_picture(name, photos / "labels.json", images)
+        assert find_picture("/theirs/a/0000.png", None, photos) == photos / "a" / "0000.png"
+        assert find_picture("../theirs/a/0000.png", None, photos) == photos / "a" / "0000.png"
+
+    def test_an_absolute_folder_in_a_file_is_named_and_not_opened(self, photos, tmp_path):
+        info = {"folder": photos.as_posix()}
+        with pytest.raises(ImageError, match=f"lies in {photos.as_posix()}, says the dataset; .* --images {photos}"):
+            find_picture("a/0000.png", tmp_path / "labels.json", info=info)
+        assert find_picture("a/0000.png", photos.parent / "labels.json", info={"folder": photos.name}).is_file()
+
     def test_folders_by_name(self):
         assert relative_folder(place_of("s3://b/photos"), Path("x.json")) == "s3://b/photos"
         assert relative_folder(Path("/a/photos"), Path("/a/x.json")) == "photos"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from text2seg.errors import SettingsError
+from text2seg.vocabulary import names_in
 
 Prompt = Literal["points", "box", "box-mask"]
 
@@ -42,6 +43,12 @@ def freeze_texts(settings: object, name: str) -> None:
     if not all(isinstance(text, str) and text.strip() for text in texts):
         raise SettingsError(f"{name} must be texts that are not empty, got {texts!r}")
     object.__setattr__(settings, name, texts)
+
+
+def freeze_names(settings: object, name: str) -> None:
+    """As `freeze_texts`, of names: a text may hold several, as people type them."""
+    freeze_texts(settings, name)
+    object.__setattr__(settings, name, names_in(getattr(settings, name)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +105,7 @@ class MapSettings:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        freeze_texts(self, "labels")
+        freeze_names(self, "labels")
         freeze_texts(self, "templates")
         if isinstance(self.input_size, list):
             object.__setattr__(self, "input_size", tuple(self.input_size))

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 
 class Text2SegError(Exception):
-    """Anything that a user of text2seg can do something about."""
+    """Anything that a user of text2seg can do something about.
+
+    The message speaks to whoever typed a command or a line of Python. `on_page` is what a visitor of the app is told
+    in its place, where the way out is another one there.
+    """
+
+    def __init__(self, message: str = "", *, on_page: str = "") -> None:
+        super().__init__(message)
+        self.on_page = on_page or message
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), self.args, {"on_page": self.on_page}
 
 
 class ImageError(Text2SegError):

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from text2seg._version import __version__
 from text2seg.config import MapSettings, Settings
+from text2seg.errors import QueryError
 from text2seg.grids import minmax
 from text2seg.images import ImageSource as PictureSource
 from text2seg.images import load_image
@@ -134,7 +135,8 @@ class Text2Seg:
 
         Args:
             image: a path, a PIL image, an RGB array uint8 [H, W, 3] or an `Image`.
-            queries: one string with commas, or one string each; `a+b` gives one segment for both together.
+            queries: one string or several, each as people type names (`vocabulary.names_in`: with commas, in lines, …);
+                `a+b` gives one segment for both together.
             settings: in place of the model's own.
 
         Returns:
@@ -177,8 +179,9 @@ class Text2Seg:
         if settings.masks.compete:
             smallest = tuple(query.min_area for query in parsed)
             kept = [settle(segments, maps, smallest) for segments, (maps, _) in zip(kept, found, strict=True)]
+        unread = tuple(query.name for query in parsed if self.clip.cuts(texts_of([query]), settings.maps))
         return tuple(
-            Segmentation(session.image, tuple(segments), maps, thresholds)
+            Segmentation(session.image, tuple(segments), maps, thresholds, unread)
             for session, segments, (maps, _) in zip(sessions, kept, found, strict=True)
         )
 
@@ -230,6 +233,8 @@ class Text2Seg:
     ) -> Segment:
         settings = settings or self.settings
         parsed = self.check([query], settings)
+        if len(parsed) > 1:
+            raise QueryError(f"points are of one query, got {len(parsed)}: {', '.join(each.name for each in parsed)}")
         maps, _ = query_maps(self.clip, self._encode([session], settings.maps)[0], parsed, settings.maps)
         embedding = self._embed([session], {0})[0]
         (candidates,) = self.sam.decode([(embedding, points)])

@@ -199,19 +199,24 @@ class Segment:
 class Segmentation:
     """All that one call found in one image. `maps` has one map per query, in the order they were asked for;
     a query without a segment was not found. `thresholds` are the presences below which the queries count as absent;
-    none where nothing is known of them."""
+    none where nothing is known of them. `cut` are the queries of which CLIP could not read the end."""
 
     image: Image
     segments: tuple[Segment, ...]
     maps: SimilarityMaps
     thresholds: tuple[float, ...] = ()
+    cut: tuple[str, ...] = ()
 
     def of(self, query: str) -> tuple[Segment, ...]:
         """The segments of one query."""
         return tuple(segment for segment in self.segments if segment.query == query)
 
     def verdict(self, query: str) -> str:
-        """What became of a query, for people: "2 x, best 0.93", "0.93" or "not found (0.12 < 0.50)"."""
+        """What became of a query, for people: "2 x, best 0.93", "0.93" or "not found (0.12 < 0.50)", and whether the
+        query is longer than CLIP reads."""
+        return f"{self._found(query)}{'; too long, its end was not read' if query in self.cut else ''}"
+
+    def _found(self, query: str) -> str:
         scores = [segment.sam_score for segment in self.of(query)]
         if scores:
             return f"{len(scores)} x, best {max(scores):.2f}" if len(scores) > 1 else f"{scores[0]:.2f}"

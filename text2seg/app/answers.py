@@ -4,6 +4,7 @@ asking, see `api`."""
 from __future__ import annotations
 
 import base64
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +25,7 @@ from text2seg.coco.dataset import Encoding, Json, build_dataset
 from text2seg.errors import SettingsError
 from text2seg.explain import TOOLS, Exhibit, Watch
 from text2seg.ontology import ontology_of_queries
+from text2seg.vocabulary import shown as shown_value
 
 
 def health(workshop: Workshop) -> Json:
@@ -48,7 +50,7 @@ def segment(
     """
     settings = read_pipeline_settings(given)
     models = workshop.models
-    parsed = models.check(queries if isinstance(queries, str) else list(queries), settings)
+    parsed = models.check(queries, settings)
     image = read_picture(check_upload(picture), workshop.settings, name=name)
     check_request(parsed, settings, image.hw)
     result = workshop.session(image).segment(parsed, settings)
@@ -65,8 +67,10 @@ def run_tool(
     workshop: Workshop, tool: str, pictures: Sequence[Path], given: Mapping[str, Any], watch: Watch | None = None
 ) -> Exhibit:
     """The exhibit of a tool by its name; raises `SettingsError` where there is none, and as `explain` does."""
-    if tool not in TOOLS:
-        raise SettingsError(f"there is no tool {tool!r}; choose from {', '.join(TOOLS)}")
+    if not isinstance(tool, str) or tool not in TOOLS:
+        close = difflib.get_close_matches(str(tool), TOOLS, n=3)
+        hint = f"did you mean {' or '.join(close)}? " if close else ""
+        raise SettingsError(f"there is no tool {shown_value(tool)}; {hint}/api/tools lists all {len(TOOLS)}")
     return explain(workshop, TOOLS[tool], pictures, given, watch)
 
 

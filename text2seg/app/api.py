@@ -10,7 +10,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import anyio
 import gradio as gr
@@ -19,12 +19,16 @@ from fastapi.responses import JSONResponse
 from starlette.datastructures import FormData, UploadFile
 
 from text2seg.app import answers
+from text2seg.app.bodies import why_no_json
+from text2seg.app.guard import PUBLIC
 from text2seg.app.limits import MOST_PICTURES, MOST_QUERIES
+from text2seg.app.messages import FAULT, words_of
 from text2seg.app.uploads import visitors_folder
 from text2seg.app.workshop import Workshop
 from text2seg.coco.dataset import Encoding
 from text2seg.errors import ImageError, SettingsError, Text2SegError
 from text2seg.explain import Watch
+from text2seg.vocabulary import shown
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +37,6 @@ LOOK_SECONDS = 1.0
 
 LONGEST_NAME = 80
 
-Result = TypeVar("Result")
 Work = Callable[[threading.Event], Response]
 
 
@@ -72,8 +75,8 @@ def _segment(workshop: Workshop, form: FormData, folder: Path) -> Response:
     (name, path), *more = _saved(form, "image", folder) or [("", Path())]
     if more or not name:
         raise ImageError("send one picture file as `image`")
-    queries = [str(value) for value in form.getlist("queries")]
-    encoding: Any = form.get("segmentation", "rle")
+    queries = _texts(form, "queries")
+    encoding: Any = next(iter(_texts(form, "segmentation")), "rle")
     given = _json_of(form, "settings")
     wanted = queries[0] if len(queries) == 1 else queries
     return JSONResponse(answers.segment(workshop, path, wanted, given, name=name, encoding=encoding))
@@ -101,7 +104,7 @@ def _explain(
 async def _in_turn(request: Request, limiter: anyio.CapacityLimiter, workshop: Workshop, work: Work) -> Response:
     """Do the work in a thread when it is its turn; a caller who has gone stops it."""
     if limiter.statistics().tasks_waiting >= workshop.settings.waiting:
-        return _error(503, "too many are waiting; try again later", **{"retry-after": "30"})
+        return _error(503, "Too many are waiting; try again later.", **{"retry-after": "30"})
     stop = threading.Event()
     async with anyio.create_task_group() as group:
         group.start_soon(_stop_when_gone, request, stop)
@@ -115,10 +118,10 @@ def _answered(work: Work, stop: threading.Event) -> Response:
     try:
         return work(stop)
     except Text2SegError as error:
-        return _error(400, str(error))
+        return _error(400, words_of(error))
     except Exception:  # whatever it is, the caller gets words and the log the rest
         log.exception("a request failed")
-        return _error(500, "this failed, by a fault of text2seg or of this machine; its log has more")
+        return _error(500, FAULT)
 
 
 async def _stop_when_gone(request: Request, stop: threading.Event) -> None:
@@ -137,7 +140,7 @@ async def _form(request: Request) -> FormData:
 
 def _refuse_unknown(form: FormData, known: set[str]) -> None:
     if unknown := set(form) - known:
-        raise SettingsError(f"{', '.join(sorted(unknown))}: not known here; send {', '.join(sorted(known))}")
+        raise SettingsError(f"no field is called {', '.join(sorted(unknown))}; send {', '.join(sorted(known))}")
 
 
 def _saved(form: FormData, field: str, folder: Path) -> list[tuple[str, Path]]:
@@ -155,33 +158,91 @@ def _saved(form: FormData, field: str, folder: Path) -> list[tuple[str, Path]]:
     return files
 
 
+def _texts(form: FormData, field: str) -> list[str]:
+    values = form.getlist(field)
+    if not all(isinstance(value, str) for value in values):
+        raise SettingsError(f"{field} must be text, got a file")
+    return [str(value) for value in values]
+
+
 def _json_of(form: FormData, field: str) -> Mapping[str, Any]:
     """A field's JSON object, empty where there is none."""
     text = form.get(field) or "{}"
     try:
-        value = json.loads(text) if isinstance(text, str) else None
+        return _object(json.loads(text) if isinstance(text, str) else None, field)
     except (ValueError, RecursionError) as error:
-        raise SettingsError(f"{field} is not JSON: {error}") from error
+        raise SettingsError(f"{field} is not JSON: {why_no_json(error)}") from error
+
+
+def _object(value: Any, field: str) -> Mapping[str, Any]:
     if not isinstance(value, dict):
-        raise SettingsError(f'{field} must be a JSON object, as {{"points": {{"threshold": 0.7}}}}')
+        raise SettingsError(f'{field} must be a JSON object, as {{"points": {{"threshold": 0.7}}}}, got {shown(value)}')
     return value
 
 
+class Page(gr.Blocks):
+    """Gradio's blocks, which answer every request that goes wrong with a sentence.
+
+    Gradio itself shows no error but its own, and some come before a function is called: values that are too many or too
+    few, or that a component cannot read.
+    """
+
+    async def process_api(self, block_fn: Any, inputs: Any, *arguments: Any, **more: Any) -> dict[str, Any]:
+        function = self.fns[block_fn] if isinstance(block_fn, int) else block_fn
+        if function.api_name in PUBLIC and isinstance(inputs, list):
+            if len(inputs) > len(function.inputs):
+                raise _for_gradio(
+                    SettingsError(f"/{function.api_name} takes {len(function.inputs)} values, got {len(inputs)}")
+                )
+            inputs = [*inputs, *[None] * (len(function.inputs) - len(inputs))]
+        try:
+            return await super().process_api(block_fn, inputs, *arguments, **more)
+        except (Text2SegError, gr.Error) as error:
+            raise _for_gradio(error) from error
+        except Exception as error:
+            log.exception("a request failed")
+            raise _for_gradio(SettingsError(FAULT)) from error
+
+    async def preprocess_data(self, block_fn: Any, inputs: Any, *arguments: Any, **more: Any) -> Any:
+        try:
+            return await super().preprocess_data(block_fn, inputs, *arguments, **more)
+        except (Text2SegError, gr.Error):
+            raise
+        except Exception as error:  # components raise whatever comes of values that they did not expect
+            log.info("a request does not fit", exc_info=error)
+            raise SettingsError("what was sent does not fit what this page asks for; load the page again") from error
+
+
+def _for_gradio(error: Exception) -> gr.Error:
+    """Errors in the words that Gradio shows to people."""
+    told = error.message if isinstance(error, gr.Error) else words_of(error)
+    return gr.Error(str(told), print_exception=False)
+
+
 def add_endpoints(workshop: Workshop) -> None:
-    """`/segment`, `/explain` and `/health` for `gradio_client`; called within the page."""
+    """Those of `PUBLIC`; called within the page."""
 
     def segment(
         image: dict[str, Any], queries: str, settings: dict[str, Any] | None = None, segmentation: Encoding = "rle"
     ) -> dict[str, Any]:
         """What the queries name in a picture, as a COCO dataset. Queries have commas between them."""
-        name, path = str(image.get("orig_name") or ""), Path(str(image.get("path")))
-        return _told(lambda: answers.segment(workshop, path, queries, settings or {}, name=name, encoding=segmentation))
+        name, path = _uploaded(image, "image")
+        given = _object({} if settings is None else settings, "settings")
+        if queries is None:
+            raise SettingsError("queries are missing; say what to look for, with commas between")
+        encoding: Encoding = "rle" if segmentation is None else segmentation
+        return answers.segment(workshop, path, queries, given, name=name, encoding=encoding)
 
     def explain(tool: str, images: list[dict[str, Any]], settings: dict[str, Any] | None = None) -> dict[str, Any]:
         """What an explanation tool shows of pictures; panels are PNG in base64."""
-        paths = [Path(str(image.get("path"))) for image in images]
-        given = {key: Path(value["path"]) if _is_file(value) else value for key, value in (settings or {}).items()}
-        return _told(lambda: answers.exhibit_json(answers.run_tool(workshop, tool, paths, given)))
+        if not isinstance(images, list | None):
+            raise ImageError(f"images must be a list of uploaded pictures, got {shown(images)}")
+        paths = [_uploaded(image, "each of images")[1] for image in images or []]
+        given = {
+            key: Path(value["path"]) if _is_file(value) else value
+            for key, value in _object({} if settings is None else settings, "settings").items()
+        }
+        return answers.exhibit_json(answers.run_tool(workshop, tool, paths, given))
 
     def health() -> dict[str, Any]:
         """That the app works, and with which models."""
@@ -195,9 +256,10 @@ def _is_file(value: Any) -> bool:
     return isinstance(value, dict) and isinstance(value.get("path"), str)
 
 
-def _told(work: Callable[[], Result]) -> Result:
-    """Errors in the words that Gradio shows to people."""
-    try:
-        return work()
-    except Text2SegError as error:
-        raise gr.Error(str(error), print_exception=False) from error
+def _uploaded(value: Any, what: str) -> tuple[str, Path]:
+    """What an uploaded file is called, and where it lies. Raises `ImageError` where it is none."""
+    if not _is_file(value):
+        raise ImageError(
+            f"{what} must be an uploaded picture, as gradio_client's handle_file makes it, got {shown(value)}"
+        )
+    return str(value.get("orig_name") or ""), Path(value["path"])

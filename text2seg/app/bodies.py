@@ -28,8 +28,8 @@ class Refusal(Exception):
         self.status, self.headers = status, headers
 
 
-async def checked_json(scope: Scope, receive: Receive, is_ours: Callable[[str], bool]) -> Receive:
-    """A JSON body that has been looked through, to be received again.
+async def checked_json(scope: Scope, receive: Receive, is_ours: Callable[[str], bool]) -> tuple[Receive, Any]:
+    """A JSON body that has been looked through, to be received again, and what is in it.
 
     Args:
         is_ours: whether a URL is one of this app or holds the picture itself.
@@ -50,13 +50,22 @@ async def checked_json(scope: Scope, receive: Receive, is_ours: Callable[[str], 
     try:
         content = json.loads(body or b"null")
     except (ValueError, RecursionError) as error:
-        raise Refusal(HTTPStatus.BAD_REQUEST, f"the body is not JSON: {error}") from error
+        raise Refusal(HTTPStatus.BAD_REQUEST, f"The body is not JSON: {why_no_json(error)}") from error
     for path, url in _files_in(content):
         if not (is_upload(path) if path else is_ours(url)):
             words = f"{(path or url)[:200]!r} was not uploaded here; requests name no other files or URLs"
             raise Refusal(HTTPStatus.FORBIDDEN, words)
     # Written anew, so that what comes after reads exactly what was read here.
-    return _once(scope, json.dumps(content).encode(), receive)
+    return _once(scope, json.dumps(content).encode(), receive), content
+
+
+def why_no_json(error: Exception) -> str:
+    """What is wrong with a text that should be JSON, for whoever wrote it."""
+    if isinstance(error, json.JSONDecodeError):
+        return str(error)
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    return "it is not UTF-8" if isinstance(error, UnicodeError) else "a number in it is too long"
 
 
 def counted_form(scope: Scope, receive: Receive, megabytes: int, refused: list[Refusal]) -> Receive:

@@ -16,7 +16,7 @@ import gradio as gr
 
 from text2seg.app.explaining import explain
 from text2seg.app.fields import settings_of, shown
-from text2seg.app.messages import alert, note
+from text2seg.app.messages import alert, note, words_of
 from text2seg.app.uploads import visitors_folder
 from text2seg.app.widgets import widget
 from text2seg.app.workshop import Workshop
@@ -199,7 +199,7 @@ class ExplainTab:
             exhibit = explain(self._workshop, tool, [Path(path) for path in pictures], given, watch)
             shown_then = self._shown(tool, exhibit, stop)
         except Text2SegError as error:
-            shown_then = {self.status: alert(str(error))}
+            shown_then = {self.status: alert(words_of(error))}
         except Exception as error:  # whatever it is, the visitor may run something again
             log.exception("a tool failed")
             shown_then = {self.status: alert(f"Not enough memory, or a fault of text2seg ({error}).")}

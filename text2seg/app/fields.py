@@ -9,6 +9,7 @@ import types
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, fields
 from functools import cache
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -16,10 +17,20 @@ import docstring_parser
 from pydantic import TypeAdapter, ValidationError
 
 from text2seg.errors import SettingsError
+from text2seg.vocabulary import shown as shown_value
 
 Kind = Literal["choice", "choices", "flag", "whole", "number", "text", "lines", "list", "picture", "path"]
 """lines: texts, one a line; list: values with commas between them; picture: a picture file, which a visitor uploads;
 path: any other place on this machine, which visitors have no business with."""
+
+MOST_FAULTS = 3
+RIGHT = {
+    "tuple_type": "a list",
+    "path_type": "an uploaded picture",
+    "string_type": "a text",
+    "int_type": "a whole number",
+}
+"""What is right in place of what pydantic calls wrong so."""
 
 PICTURES = ("image", "picture")
 """A path with a name that ends so is one picture; every other path is a place."""
@@ -66,17 +77,23 @@ def read_settings(kind: type, given: Mapping[str, Any]) -> Any:
     known = {setting.name: setting for setting in shown(kind)}
     for name in given:
         if name not in known:
-            raise SettingsError(f"there is no setting {name!r} here; choose from {', '.join(known) or 'none at all'}")
+            choices = ", ".join(known) or "none at all"
+            raise SettingsError(f"there is no setting {shown_value(name)} here; choose from {choices}")
     values = {name: _value(known[name], value) for name, value in given.items()}
     missing = [setting.label for setting in known.values() if setting.is_required and values.get(setting.name) is None]
     if missing:
         raise SettingsError(f"{', '.join(missing)}: please fill in")
+    values = {name: value for name, value in values.items() if value is not MISSING}
     try:
-        return TypeAdapter(kind).validate_python(
-            {name: value for name, value in values.items() if value is not MISSING}
-        )
+        settings: Any = TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
-        raise SettingsError("; ".join(_words(each) for each in error.errors(include_url=False))) from error
+        raise SettingsError(
+            "; ".join(_words(each) for each in error.errors(include_url=False)[:MOST_FAULTS])
+        ) from error
+    for name in values:
+        if isinstance(number := getattr(settings, name), float) and not isfinite(number):
+            raise SettingsError(f"{known[name].label}: must be a number, got {number}")
+    return settings
 
 
 def _setting(each: Field[Any], hint: Any, text: str) -> Setting:
@@ -131,6 +148,8 @@ def _value(setting: Setting, value: Any) -> Any:
 
 def _words(error: Mapping[str, Any]) -> str:
     place = str(error["loc"][0]).replace("_", " ").capitalize() if error["loc"] else "settings"
+    if right := RIGHT.get(error["type"]):
+        return f"{place}: must be {right}, got {shown_value(error['input'])}"
     return f"{place}: {error['msg'][0].lower()}{error['msg'][1:]}"
 
 

@@ -11,19 +11,30 @@ import base64
 import binascii
 import hmac
 import ipaddress
+import json
+import logging
 import re
 import socket
+from collections.abc import Callable
 from http import HTTPStatus
+from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from text2seg.app.bodies import Refusal, checked_json, counted_form, let_pass
+from text2seg.app.messages import FAULT, words_of
 from text2seg.app.settings import AppSettings
 from text2seg.app.uploads import is_upload
 
+log = logging.getLogger(__name__)
+
+PUBLIC = ("segment", "explain", "health")
+"""Endpoints for `gradio_client`, by their names."""
+MOST_FAULTS = 3
 WRONG_PASSWORD_SECONDS = 1.0
 HOST = re.compile(r"(\[[^\]]+\]|[^:\[\]]+)(?::\d+)?")
 LOCAL_NAMES = {"localhost", socket.gethostname().lower(), socket.getfqdn().lower()}
@@ -45,7 +56,7 @@ ALLOWED = {
         ),
         "POST": (
             r"/gradio_api/(upload|queue/join|cancel|reset/?)",
-            r"/gradio_api/(call|run)/\w+",
+            r"/gradio_api/call/\w+|/gradio_api/run/predict",
             r"/api/(segment|explain/[\w-]+)",
         ),
     }.items()
@@ -72,8 +83,11 @@ HEADERS = {
 class Guard:
     """ASGI middleware; see the module."""
 
-    def __init__(self, app: ASGIApp, settings: AppSettings) -> None:
-        self.app = app
+    def __init__(
+        self, app: ASGIApp, settings: AppSettings, knows_event: Callable[[Any], bool] = lambda content: True
+    ) -> None:
+        """`knows_event` says whether the body of an event is of one that the page has."""
+        self.app, self._knows_event = app, knows_event
         self._users = settings.users()
         self._settings = settings
         public = urlsplit(settings.public_url)
@@ -88,14 +102,25 @@ class Guard:
             return  # there are no web sockets here
         started = False
         refused: list[Refusal] = []
+        failure: list[Message] = []  # an answer of an error, held until all of it is there
 
         async def with_headers(message: Message) -> None:
             nonlocal started
             if refused and not started:
                 return  # what the app itself says of a body that was cut short
             if message["type"] == "http.response.start":
+                if message["status"] >= HTTPStatus.BAD_REQUEST and not started and not failure:
+                    failure.append(message)
+                    return
                 started = True
                 MutableHeaders(scope=message).update(HEADERS)
+            elif failure and not started:
+                failure.append(message)
+                if message.get("more_body"):
+                    return
+                started = True
+                await in_words(failure, scope["path"])(scope, receive, with_headers)
+                return
             await send(message)
 
         try:
@@ -104,12 +129,22 @@ class Guard:
             await self.app(scope, checked, with_headers)
         except Refusal as refusal:
             refused.append(refusal)
+        except Exception as error:
+            if isinstance(error.__cause__, HTTPException):
+                log.debug("%s: %s", scope["path"], error.__cause__)  # Gradio has told the caller
+            else:
+                log.exception("a request failed")
+            if started:
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+            else:
+                refused.append(Refusal(HTTPStatus.INTERNAL_SERVER_ERROR, FAULT))
         if refused and not started:
             first = refused[0]
             refused.clear()
             if first.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
                 await let_pass(receive)
-            answer = JSONResponse({"error": str(first)}, first.status, first.headers)
+            failure[:] = [{}]  # this one is in words already
+            answer = JSONResponse({"error": words_of(first)}, first.status, first.headers)
             await answer(scope, receive, with_headers)
 
     async def _check(self, scope: Scope) -> None:
@@ -127,7 +162,14 @@ class Guard:
         await self._check_password(headers)
         allowed = ALLOWED.get(scope["method"])
         if allowed is None or not allowed.fullmatch(scope["path"]):
-            raise Refusal(HTTPStatus.NOT_FOUND, f"there is no {scope['method']} {scope['path']} here")
+            others = [method for method in ("GET", "POST") if ALLOWED[method].fullmatch(scope["path"])]
+            if others:
+                words = f"{scope['path']} is asked for by {others[0]}, not by {scope['method']}"
+                raise Refusal(HTTPStatus.METHOD_NOT_ALLOWED, words, allow=", ".join(others))
+            raise Refusal(HTTPStatus.NOT_FOUND, f"there is no {scope['method']} {scope['path'][:200]} here")
+        name = scope["path"].partition("/gradio_api/call/")[2].partition("/")[0]
+        if name and name not in PUBLIC:
+            raise Refusal(HTTPStatus.NOT_FOUND, f"there is no endpoint {name!r}; there are {', '.join(PUBLIC)}")
         place = scope["path"].partition("/gradio_api/file=")[2]
         if place and not is_upload(place):
             raise Refusal(HTTPStatus.NOT_FOUND, "there is no such file")
@@ -172,13 +214,49 @@ class Guard:
         if is_form and (is_upload_of_page or scope["path"].startswith("/api/")):
             megabytes = self._settings.folder_mb if is_upload_of_page else self._settings.upload_mb
             return counted_form(scope, receive, megabytes, refused)
+        if is_upload_of_page or scope["path"].startswith("/api/"):
+            got = headers.get("content-type") or "nothing"
+            words = f"send a form (multipart/form-data) with the picture file, as curl -F does, not {got[:100]}"
+            raise Refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, words)
         host = headers.get("host", "")
-        return await checked_json(scope, receive, lambda url: self._is_ours(url, host))
+        checked, content = await checked_json(scope, receive, lambda url: self._is_ours(url, host))
+        if scope["path"] in ("/gradio_api/queue/join", "/gradio_api/run/predict") and not self._knows_event(content):
+            raise Refusal(HTTPStatus.NOT_FOUND, "there is no such event of the page; load the page again")
+        return checked
 
     def _is_ours(self, url: str, host: str) -> bool:
         """Whether a URL is a picture in itself or that of an upload; Gradio opens the former only."""
-        netloc = _netloc(url)
-        return url.startswith("data:") or not netloc or self._is_own(netloc, host)
+        if url.startswith("data:"):
+            return True
+        try:
+            parts = urlsplit(url)
+        except ValueError:
+            return False
+        if parts.netloc:
+            return parts.scheme in ("http", "https") and self._is_own(parts.netloc, host)
+        return not parts.scheme
+
+
+def in_words(answer: list[Message], path: str) -> JSONResponse:
+    """An answer of an error, its start and its bodies, as `{"error": sentence}`; `detail` says the same to Gradio's
+    own clients."""
+    status = int(answer[0]["status"])
+    try:
+        content = json.loads(b"".join(message.get("body", b"") for message in answer[1:]))
+    except ValueError:
+        content = None
+    content = content if isinstance(content, dict) else {}
+    detail = content.get("error") or content.get("detail")
+    if isinstance(detail, list):  # as pydantic tells faults
+        faults = [each for each in detail[:MOST_FAULTS] if isinstance(each, dict)]
+        detail = "; ".join(f"{'.'.join(map(str, each.get('loc', [])))}: {each.get('msg')}" for each in faults)
+    if not isinstance(detail, str) or not detail:
+        detail = FAULT if status >= HTTPStatus.INTERNAL_SERVER_ERROR else f"{path} does not answer this: {status}"
+    elif status == HTTPStatus.INTERNAL_SERVER_ERROR and detail != FAULT and path.startswith("/gradio_api/"):
+        status = int(HTTPStatus.BAD_REQUEST)  # Gradio's status for what a page's function refuses
+    words = words_of(Exception(detail))
+    kept = {name.decode(): value.decode() for name, value in answer[0]["headers"] if name in (b"retry-after", b"allow")}
+    return JSONResponse({"error": words, "detail": words}, status, kept)
 
 
 def _netloc(url: str) -> str:

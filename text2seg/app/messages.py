@@ -2,7 +2,31 @@
 
 from __future__ import annotations
 
+import re
 from html import escape
+
+from text2seg.config import ModelSettings
+from text2seg.label_config import LabelSettings
+
+FAULT = "This failed, by a fault of text2seg or of this machine; its log has more."
+_OF_THE_COMMAND_LINE = {*ModelSettings.__slots__, *LabelSettings.__slots__} | {"images", "shard", "host", "port"}
+_FLAG = re.compile(r"--(?:no-)?([a-z][a-z0-9-]*)")
+
+
+def words_of(error: Exception) -> str:
+    """What a visitor is told of an error, on the page and in answers to programs: a sentence that begins with a capital
+    letter and names fields as the page calls them. Ways out that only the command line has are left off."""
+    text = getattr(error, "on_page", "") or str(error) or FAULT
+    clauses = re.split(r"(?<=[;.]) ", text)
+    if rest := [each for each in clauses if not _names_a_flag_of_the_command_line(each)]:
+        text = " ".join(rest).rstrip(";")
+    text = _FLAG.sub(lambda flag: f"“{flag[1].replace('-', ' ').capitalize()}”", text)
+    # A first word that is no plain word, as a file's name, stays as it is.
+    return text[:1].upper() + text[1:] if re.match(r"[a-z]+[ ,:;]", text) else text
+
+
+def _names_a_flag_of_the_command_line(clause: str) -> bool:
+    return any(flag.replace("-", "_") in _OF_THE_COMMAND_LINE for flag in _FLAG.findall(clause))
 
 
 def note(text: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import gradio as gr
 
 from text2seg import checkpoints
-from text2seg.app.messages import alert, note
+from text2seg.app.messages import alert, note, words_of
 from text2seg.app.workshop import Workshop
 from text2seg.checkpoints.registry import MIB
 from text2seg.errors import CheckpointError, Text2SegError
@@ -85,16 +85,16 @@ class ModelsPanel:
 
     def _download(self, pair: str, progress: gr.Progress) -> tuple[str, str]:
         """Fetch what is missing of a pair; what is there is hashed."""
-        clip, sam = checkpoints.pair(pair)
-        wanted: tuple[tuple[str, checkpoints.registry.Kind], ...] = ((clip, "clip"), (sam, "sam"))
         try:
+            clip, sam = checkpoints.pair(pair)
+            wanted: tuple[tuple[str, checkpoints.registry.Kind], ...] = ((clip, "clip"), (sam, "sam"))
             for name, kind in wanted:
                 progress(0, desc=f"{name}: looking for it")
                 checkpoints.fetch(name, kind, check=True, report=self._reporter(name, progress))
         except StoppedError:
             return note("Stopped. What has come stays, and the next download goes on from there."), weights_table()
         except CheckpointError as error:
-            return alert(str(error)), weights_table()
+            return alert(words_of(error)), weights_table()
         return note(f"The weights of {pair} are on this machine, and their hashes are right."), weights_table()
 
     def _reporter(self, name: str, progress: gr.Progress) -> Callable[[int, int | None], None]:
@@ -121,7 +121,7 @@ class ModelsPanel:
         try:
             self._workshop.use(self._workshop.load(pair))
         except Text2SegError as error:
-            return alert(str(error)), at_work(self._workshop.models)
+            return alert(words_of(error)), at_work(self._workshop.models)
         log.info("all new work is done with %s", pair)
         words = f"Everyone who uses this app now works with {pair}, from the next picture or query on."
         return note(words), at_work(self._workshop.models)

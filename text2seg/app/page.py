@@ -23,7 +23,7 @@ HEADER = """
 def build_page(workshop: Workshop) -> gr.Blocks:
     """The whole app. Each tab is built by the `build(workshop)` of its own module, called within its `gr.Tab`; style
     sheets and scripts that lie beside that module are part of the page (see `theme`)."""
-    page: Any = gr.Blocks(title="text2seg", analytics_enabled=False, delete_cache=(OFTEN_SECONDS, AGE_SECONDS))
+    page: Any = api.Page(title="text2seg", analytics_enabled=False, delete_cache=(OFTEN_SECONDS, AGE_SECONDS))
     with page:
         gr.HTML(HEADER, padding=False)
         models_panel.build(workshop)

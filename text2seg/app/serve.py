@@ -8,6 +8,8 @@ import threading
 import webbrowser
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import gradio as gr
 import uvicorn
@@ -54,7 +56,19 @@ def build_app(workshop: Workshop) -> Guard:
         head=theme.scripts(),
     )
     page.has_launched = True  # Gradio looks where files lie only if it believes to have started the server itself
-    return Guard(app, settings)
+    return Guard(app, settings, partial(_has_event, page))
+
+
+def _has_event(page: gr.Blocks, content: Any) -> bool:
+    """Whether the body of an event names a function of the page, or one that was made for this visitor's page. What is
+    not of the right kind Gradio refuses by itself."""
+    number = content.get("fn_index") if isinstance(content, dict) else 0
+    if number is not None and not isinstance(number, int):
+        return True
+    visitor = content.get("session_hash") if isinstance(content, dict) else None
+    is_known = isinstance(visitor, str) and visitor in page.state_holder
+    own = page.state_holder[str(visitor)].blocks_config.fns if is_known else page.fns
+    return number in own
 
 
 def serve(workshop: Workshop, opened: Callable[[str], object]) -> None:

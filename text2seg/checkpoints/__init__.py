@@ -5,7 +5,7 @@
 
 from text2seg.checkpoints.download import sha256_of
 from text2seg.checkpoints.registry import PAIRS, Checkpoint, find, known, pair
-from text2seg.checkpoints.store import Status, fetch, folder, path_of, statuses, verify
+from text2seg.checkpoints.store import Status, fetch, folder, path_of, recorded, statuses, verify
 
 __all__ = [
     "PAIRS",
@@ -17,6 +17,7 @@ __all__ = [
     "known",
     "pair",
     "path_of",
+    "recorded",
     "sha256_of",
     "statuses",
     "verify",

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from filelock import FileLock
 from tqdm import tqdm
@@ -164,10 +164,23 @@ def _append(response: http.client.HTTPResponse, part: Path, start: int, report: 
         raise _CutError(f"the connection ended after {_size(part):,} of {total:,} bytes")
 
 
+class _SafeRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows a redirect only to where the connection is as safe as it was: of some files no hash is published."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        if req.type == "https" and not newurl.startswith("https://"):
+            raise urllib.error.HTTPError(newurl, code, "a redirect that leaves https", headers, fp)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+_opener = urllib.request.build_opener(_SafeRedirects)
+
+
 def _request(url: str, start: int) -> http.client.HTTPResponse:
     headers = {"User-Agent": "text2seg"} | ({"Range": f"bytes={start}-"} if start else {})
     try:
-        return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_SECONDS)
+        request = urllib.request.Request(url, headers=headers)
+        return cast(http.client.HTTPResponse, _opener.open(request, timeout=TIMEOUT_SECONDS))
     except urllib.error.HTTPError:
         raise
     except urllib.error.URLError as error:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from text2seg.errors import CheckpointError
-from text2seg.files import expanded, is_dir, is_file
+from text2seg.files import exists, expanded, is_dir, is_file
 
 PREFIX = "openclip:"
+_PUBLISHED = re.compile(r"\w[\w.+-]*/\w[\w.+-]*")
 CONFIG = "open_clip_config.json"
 SYNTAX = (
     "write openclip:ARCHITECTURE/TAG (openclip:ViT-B-16/laion2b_s34b_b88k), openclip:ARCHITECTURE=FILE for weights of "
@@ -35,6 +37,20 @@ class OpenClipName:
 
 def is_openclip(name: str) -> bool:
     return name.startswith(PREFIX)
+
+
+def is_published(name: str) -> bool:
+    """Whether a name is an architecture with a tag, and leads to no file or folder of this machine.
+
+    >>> is_published("openclip:ViT-B-16/laion2b_s34b_b88k"), is_published("openclip:ViT-B-16=/tmp/weights.pt")
+    (True, False)
+    """
+    rest = name.removeprefix(PREFIX)
+    return (
+        is_openclip(name)
+        and _PUBLISHED.fullmatch(rest) is not None
+        and not exists(expanded(rest, CheckpointError), CheckpointError)
+    )
 
 
 def parse_openclip(name: str) -> OpenClipName:

@@ -11,7 +11,7 @@ from typing import Literal
 import platformdirs
 
 from text2seg.checkpoints.download import Report, download, sha256_of
-from text2seg.checkpoints.registry import MIB, Checkpoint, Kind, find, known
+from text2seg.checkpoints.registry import MIB, SUFFIXES, Checkpoint, Kind, find, known
 from text2seg.errors import CheckpointError
 from text2seg.files import expanded, is_dir, is_file, status
 
@@ -73,6 +73,43 @@ def fetch(name: str, kind: Kind, *, check: bool = False, report: Report | None =
     if checkpoint.url:
         return download(checkpoint, path.parent, replace=found.status == "damaged", report=report)
     raise CheckpointError(f"{path}: {found.detail}")
+
+
+def recorded(name: str, kind: Kind, sha256: str) -> str | None:
+    """What to load, as `fetch` takes it, for a checkpoint that a dataset records; none where it is not known here.
+
+    A dataset may be anyone's, so its `name` is only compared with known names and never opened as a path. What is not
+    known by name is looked for by its hash, among the published and bundled checkpoints and then among the files in
+    the folder of checkpoints. Whoever loads it compares the hash.
+
+    Args:
+        name: as recorded.
+        kind: which kind of network it is.
+        sha256: of its file, as recorded.
+    """
+    for checkpoint in known(kind):
+        if name in (checkpoint.name, checkpoint.hub_name):
+            return checkpoint.name
+    for checkpoint in known(kind):
+        if checkpoint.sha256 and sha256.startswith(checkpoint.sha256):
+            # By its path the demo model is a CLIP like any other, as it was when it was recorded under another name.
+            return checkpoint.name if checkpoint.url else str(path_of(checkpoint))
+    return next((str(path) for path in _weights_in(folder()) if _is_of_hash(path, sha256)), None)
+
+
+def _weights_in(place: Path) -> list[Path]:
+    """The files in a folder that end as weights do."""
+    try:
+        return sorted(path for path in place.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+    except OSError:  # it is not there, or may not be entered
+        return []
+
+
+def _is_of_hash(path: Path, sha256: str) -> bool:
+    try:
+        return sha256_of(path) == sha256
+    except OSError:
+        return False
 
 
 def verify(checkpoint: Checkpoint) -> Status:

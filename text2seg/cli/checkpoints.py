@@ -13,6 +13,7 @@ from text2seg.checkpoints.openclip import is_openclip
 from text2seg.cli.common import log_to_terminal
 from text2seg.cli.status import FAILED
 from text2seg.errors import CheckpointError
+from text2seg.vocabulary import Things
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +61,31 @@ class VerifyCheckpoints:
         return FAILED if any(status.status == "damaged" for status in found) else 0
 
 
+@dataclass(frozen=True, slots=True)
+class ShowCheckpoint:
+    """Show what is known of a checkpoint: its file, hash and source, and of the demo model all that it can find."""
+
+    name: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="NAME", help_behavior_hint="")]]
+    """Name of a checkpoint or of a pair, such as demo or base."""
+
+    def run(self) -> int:
+        for name, kind in _expand(self.name):
+            if is_openclip(name):
+                raise CheckpointError(f"{name} is one of open_clip's, which knows what there is of it")
+            checkpoint = checkpoints.find(name, kind)
+            status = checkpoints.verify(checkpoint)
+            print(f"{kind} {checkpoint.name}: {status.status}, {status.detail}")
+            print(f"  file: {status.path}")
+            print(f"  from: {checkpoint.url or 'bundled with text2seg'}")
+        if self.name == "demo":
+            things = Things.of_demo()
+            print(f"It knows drawings of {len(things.names)} things: {', '.join(sorted(things.names))}")
+        return 0
+
+
 Checkpoints = (
     Annotated[ListCheckpoints, tyro.conf.subcommand("list")]
+    | Annotated[ShowCheckpoint, tyro.conf.subcommand("show")]
     | Annotated[DownloadCheckpoints, tyro.conf.subcommand("download")]
     | Annotated[VerifyCheckpoints, tyro.conf.subcommand("verify")]
 )
@@ -69,7 +93,7 @@ Checkpoints = (
 
 @dataclass(frozen=True, slots=True)
 class CheckpointsCommand:
-    """List, download or verify model weights."""
+    """List, show, download or verify model weights."""
 
     what: Checkpoints
 

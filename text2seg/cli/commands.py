@@ -58,7 +58,7 @@ COMMANDS: Mapping[str, Command | Group] = {
     "bench": Command("Measure speed, with accuracy, side by side with the original flow.", "bench:Bench"),
     "export": Group("Write the networks for other runtimes: ONNX, Triton.", lambda: EXPORTS),
     "app": Command("Open the browser app.", "app:App"),
-    "checkpoints": Command("List, download or verify model weights.", "checkpoints:CheckpointsCommand"),
+    "checkpoints": Command("List, show, download or verify model weights.", "checkpoints:CheckpointsCommand"),
 }
 
 

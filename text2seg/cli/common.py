@@ -29,12 +29,12 @@ def log_to_terminal(*, verbose: bool = False) -> None:
 
 
 def queries_of(query: Sequence[str], queries: str) -> list[str]:
-    """What `--query` (repeated) and `--queries` (with commas) ask for.
+    """What `--query` (repeated) and `--queries` ask for, as typed: `vocabulary.parse_queries` reads either alike.
 
     Raises:
         QueryError: neither was given.
     """
-    wanted = [*query, *(queries.split(",") if queries else ())]
+    wanted = [*query, *([queries] if queries else [])]
     if not wanted:
         raise QueryError("nothing to look for: give --query at least once")
     return wanted

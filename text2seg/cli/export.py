@@ -11,6 +11,7 @@ import tyro
 
 from text2seg.cli.common import log_to_terminal, plain_table
 from text2seg.errors import SettingsError
+from text2seg.vocabulary import names_in
 
 if TYPE_CHECKING:
     from text2seg.export.run import Step
@@ -85,7 +86,7 @@ class ExportOnnx:
         from text2seg.labelling.listing import list_images
 
         listing = list_images(self.pictures, limit=self.scenes)
-        queries = tuple(query.strip() for query in self.queries.split(","))
+        queries = names_in(self.queries)
         return [Scene(load_image(listing.path(index)), queries) for index in range(len(listing))]
 
 

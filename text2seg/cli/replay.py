@@ -37,9 +37,9 @@ class Replay:
     overwrite: bool = False
     """Write over a picture that is there."""
     clip: str | None = None
-    """The file of the recorded CLIP, if it lies elsewhere now."""
+    """The file of the recorded CLIP, where it is neither known by name nor in the folder of checkpoints."""
     sam: str | None = None
-    """The file of the recorded SAM, if it lies elsewhere now."""
+    """The file of the recorded SAM, where it is neither known by name nor in the folder of checkpoints."""
     device: str = "auto"
     """auto, cpu, cuda, …; which one was used is not recorded, and another may differ in a few pixels."""
     graphs: Path | None = None

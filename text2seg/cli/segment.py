@@ -31,7 +31,7 @@ class Segment:
     """What to look for; repeat for more. "person+bench" gives one segment for both together,
     "dog|puppy" are two wordings of one thing, "mouse -computer mouse" leaves something out."""
     queries: Annotated[str, tyro.conf.arg(help_behavior_hint="")] = ""
-    """More queries in one string, with commas between them."""
+    """The same as --query: queries in one string, with commas, semicolons or line ends between them."""
     model: ModelSettings = field(default_factory=ModelSettings)
     settings: PipelineFlags = field(default_factory=Settings)
     output: OutputSettings = field(default_factory=OutputSettings)

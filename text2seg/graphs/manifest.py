@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ FORMAT = 1  # counts up when graphs mean something else, so that old ones are re
 
 GraphName = Literal["clip_image", "clip_text", "sam_encoder", "sam_decoder", "sam_decoder_masked"]
 GRAPHS: tuple[GraphName, ...] = get_args(GraphName)
+_FILE = re.compile(r"\w[\w.-]*")
 GraphPrecision = Literal["fp32", "fp16", "int8"]
 
 
@@ -90,6 +92,11 @@ def read_manifest(folder: Path) -> Manifest:
         manifest = _manifest(content)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); export the graphs again") from error
+    unknown = [graph.name for graph in manifest.graphs if graph.name not in GRAPHS]
+    if unknown:  # a name becomes a folder of a Triton repository
+        raise CheckpointError(
+            f"{path} has a graph {unknown[0]!r}, which this text2seg does not know; export them again"
+        )
     missing = [name for name in GRAPHS if name not in {graph.name for graph in manifest.graphs}]
     if missing:
         raise CheckpointError(f"{path} knows no graph {', '.join(missing)}; export the graphs again")
@@ -108,7 +115,7 @@ def _manifest(content: dict[str, Any]) -> Manifest:
         raise ValueError(f"precision {manifest.precision!r} is none of {', '.join(precisions)}")
     for model in (manifest.clip, manifest.sam):
         str(model["name"]), str(model["sha256"])
-    if any(Path(file).name != file for file in (*manifest.files, *(graph.file for graph in graphs))):
+    if not all(_FILE.fullmatch(file) for file in (*manifest.files, *(graph.file for graph in graphs))):
         raise ValueError("a file lies outside of the folder")
     return manifest
 

@@ -196,6 +196,12 @@ class Clip:
         scores = self.scores(tokens, queries, settings)
         return SimilarityMaps(names, scores, self.evidence(tokens, queries).max((1, 2)), tokens.image_hw)
 
+    def cuts(self, queries: Sequence[str | Wordings], settings: MapSettings) -> bool:
+        """Whether one of these queries, whose maps were asked for, is longer than CLIP reads, so that its end was not
+        read."""
+        templates = settings.templates or TEMPLATES
+        return any(self.text.is_cut(wording, templates) for query in queries for wording in _wordings(query))
+
     @torch.inference_mode()
     @_in_float32
     def scores(self, tokens: ImageTokens, queries: Sequence[str | Wordings], settings: MapSettings) -> np.ndarray:

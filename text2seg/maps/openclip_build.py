@@ -32,6 +32,9 @@ from text2seg.vocabulary import CLIP_MEAN, CLIP_STD
 
 log = logging.getLogger(__name__)
 
+TOKENIZER_ARGUMENTS = {"clean", "strip_sep_token", "language"}
+"""Those of open_clip's tokenizers that a model's configuration may set."""
+
 Tokenize = Callable[[list[str]], tuple[Tensor, int]]
 
 
@@ -81,6 +84,7 @@ def build_openclip(recipe: Recipe, weights: Mapping[str, Tensor], *, source: str
     from open_clip.model import CLIP, CustomTextCLIP, convert_to_custom_text_state_dict
 
     arguments = {name: value for name, value in recipe.config.items() if name != "custom_text"}
+    arguments["vision_cfg"] = {**arguments["vision_cfg"], "timm_model_pretrained": False}  # it would be downloaded
     kind = CustomTextCLIP if recipe.config.get("custom_text") else CLIP
     try:
         with torch.device("meta"):  # shapes only
@@ -137,13 +141,15 @@ def tokenizer_of(recipe: Recipe) -> Tokenize:
     from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
     config = recipe.text
-    context, arguments = config.get("context_length", 77), config.get("tokenizer_kwargs") or {}
+    context, arguments = config.get("context_length", 77), _tokenizer_arguments(recipe)
     if not config.get("hf_tokenizer_name"):
-        simple = SimpleTokenizer(context_length=context, **arguments)
+        simple = SimpleTokenizer(context_length=context, clean=arguments.get("clean", "lower"))
         return lambda texts: (simple(texts), max(len(simple.encode(text)) for text in texts) + 2 - context)
     where = str(recipe.folder or config["hf_tokenizer_name"])
     try:
-        tokenizer = HFTokenizer(where, context, tokenizer_mode=config.get("tokenizer_mode"), **arguments)
+        tokenizer = HFTokenizer(
+            where, context, tokenizer_mode=config.get("tokenizer_mode"), trust_remote_code=False, **arguments
+        )
     except Exception as error:  # of the hub, of the network, of transformers: there is no common type
         raise CheckpointError(
             f"cannot load the tokenizer of {recipe.name}, {where}: {one_line(error)}. Without a network, put the files "
@@ -155,6 +161,22 @@ def tokenizer_of(recipe: Recipe) -> Tokenize:
         return tokenizer(texts), max(map(len, whole)) - context
 
     return tokenize
+
+
+def _tokenizer_arguments(recipe: Recipe) -> dict[str, Any]:
+    """What the configuration wants of the tokenizer. It may be anyone's, and some of what tokenizers take names files
+    or lets them run code of the folder; so only what changes how texts are cleaned is passed on.
+
+    Raises:
+        CheckpointError: it wants something else.
+    """
+    arguments = recipe.text.get("tokenizer_kwargs") or {}
+    if not isinstance(arguments, Mapping) or (unknown := sorted(arguments.keys() - TOKENIZER_ARGUMENTS)):
+        raise CheckpointError(
+            f"{recipe.name}: its tokenizer_kwargs may have {', '.join(sorted(TOKENIZER_ARGUMENTS))} only, got "
+            f"{', '.join(map(str, unknown)) if isinstance(arguments, Mapping) else arguments!r}"
+        )
+    return dict(arguments)
 
 
 def _text_tower(model: Any, tokenize: Tokenize) -> TextTower:

@@ -118,6 +118,11 @@ class TextEncoder:
         self._tower, self._cache = tower or openai_texts(model), cache
         self.network: TextNetwork = self._tower.encode
         self._kept: OrderedDict[tuple[str, tuple[str, ...]], Tensor] = OrderedDict()
+        self._cut: OrderedDict[tuple[str, tuple[str, ...]], None] = OrderedDict()
+
+    def is_cut(self, query: str, templates: tuple[str, ...]) -> bool:
+        """Whether a query whose features were asked for is longer, in its templates, than CLIP reads."""
+        return (query, templates) in self._cut
 
     def forget(self) -> None:
         """Forget all that is kept, and use no disk any more: every text goes through the network again."""
@@ -153,6 +158,8 @@ class TextEncoder:
             self._kept[query, templates] = features
         while len(self._kept) > CACHED_QUERIES:
             self._kept.popitem(last=False)
+        while len(self._cut) > CACHED_QUERIES:
+            self._cut.popitem(last=False)
         return found
 
     def _encode(self, queries: Sequence[str], templates: tuple[str, ...]) -> dict[str, tuple[Tensor, bool]]:
@@ -177,6 +184,8 @@ class TextEncoder:
             tokens = tower.trim(tokens)
             lengths.setdefault(tokens.shape[1], {})[query] = tokens
             whole[query] = over <= 0
+            if over > 0:
+                self._cut[query, templates] = None
         at_once = max(TEXTS_AT_ONCE // len(templates), 1)
         found: dict[str, Tensor] = {}
         for alike in lengths.values():

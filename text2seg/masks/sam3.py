@@ -81,7 +81,7 @@ class Sam3:
             loaded: Any = Sam3Model.from_pretrained(
                 folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
             )
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # what transformers raises on files that do not fit has no common type
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise CheckpointError(f"{folder} does not hold a SAM 3: {reason}") from error

@@ -7,15 +7,20 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from text2seg.errors import QueryError
 from text2seg.ontology.categories import SUPERCATEGORY, did_you_mean
+from text2seg.vocabulary import cleaned, names_in, parse_query
 
 _TEXT = "a text that is not empty (in quotes where YAML takes it for a number or true)"
 _SHOWN = 40  # so much of a wrong value is repeated
 
 
 def _one_line(text: str) -> str:
-    """Text without its outer space, every gap one blank."""
-    text = " ".join(text.split())
+    """Text without its outer space and signs that nobody sees, every gap one blank."""
+    try:
+        text = " ".join(cleaned(text).split())
+    except QueryError as error:
+        raise ValueError(f"cannot be used: {error}") from error
     if not text:
         raise ValueError
     return text
@@ -31,19 +36,30 @@ def _colour(text: str) -> str:
 
 def wording(text: str) -> str:
     """A wording, every part of it trimmed. Raises `ValueError` on what means something else in a typed query."""
+    text = _one_line(text)
     if re.search(r"\s-", text):
         raise ValueError("has ' -' in it, which sets off what is unwanted; move that to negative_queries")
     if "|" in text and "+" not in text:
         raise ValueError("has '|' in it, which stands between wordings; list them one by one")
     if len(text.split("+")) > 1 and not all(each.strip() for part in text.split("+") for each in part.split("|")):
         raise ValueError("has an empty part beside a + or |; name what belongs there")
+    try:
+        names = names_in(text)
+        if len(names) == 1:
+            text = parse_query(names[0]).name
+    except QueryError as error:
+        raise ValueError(f"cannot be used: {error}") from error
+    if len(names) > 1:
+        raise ValueError(f"reads as {len(names)} names ({'; '.join(names)[:_SHOWN]}); list them one by one")
+    if not names:
+        raise ValueError
     return "+".join("|".join(map(_one_line, part.split("|"))) for part in text.split("+"))
 
 
 def _plain_wording(text: str) -> str:
-    if "+" in wording(text):
+    if "+" in (plain := wording(text)):
         raise ValueError("joins wordings with +; list them one by one")
-    return _one_line(text)
+    return plain
 
 
 def _queries(texts: list[str]) -> list[str]:

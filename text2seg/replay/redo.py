@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from text2seg import checkpoints
+from text2seg.checkpoints.openclip import is_openclip, is_published
 from text2seg.coco.lookup import provenance_of
 from text2seg.coco.reader import check_dataset, check_references, read_dataset
 from text2seg.coco.results import mask_of
@@ -38,6 +40,10 @@ from text2seg.tiling import place, shift
 from text2seg.vocabulary import Query, parse_query
 
 Json = Mapping[str, Any]
+
+LONGEST_NAME = 120
+"""So many letters of a recorded name stand in a message."""
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,7 +98,9 @@ def replay(
     Args:
         dataset: a COCO file that text2seg wrote, or what is in it.
         images: where the pictures lie; by default as for `text2seg.coco.lookup.PictureFinder`.
-        clip, sam: where the recorded weights lie now, if not under their recorded name.
+        clip, sam: where the recorded weights lie now, a name or a file. Default: the known checkpoint of the recorded
+            name, or what has the recorded hash among known ones and in the folder of checkpoints. A path that the
+            dataset records is never opened.
         device: auto, cpu, cuda, … Which one was used is not recorded; another one may differ in the last digits.
         graphs: the folder of the ONNX graphs, for an annotation that was made by some; where they lie is not recorded.
         models: in place of loading them, when many annotations are replayed; must be the recorded ones.
@@ -166,20 +174,36 @@ def load_recorded(
 
 
 def _checkpoint(origin: Json, kind: Literal["clip", "sam"], given: str | None) -> str:
-    """The name to load, after a look at the hash of what it stands for: before a download where one is published."""
-    recorded = origin.get(kind)
-    if not isinstance(recorded, Mapping) or not recorded.get("name") or not recorded.get("sha256"):
+    """The name to load, after a look at the hash of what it stands for: before a download where one is published.
+
+    A path is opened only where it is `given`, by whoever asks; the dataset may be anyone's.
+    """
+    mark = origin.get(kind)
+    name, wanted = (mark.get("name"), mark.get("sha256")) if isinstance(mark, Mapping) else (None, None)
+    if not isinstance(name, str) or not name or not isinstance(wanted, str) or not _SHA256.fullmatch(wanted):
         raise Text2SegError(f"the annotation does not record which {kind.upper()} made it, so it cannot be made again")
-    name, wanted = str(recorded["name"]), str(recorded["sha256"])
     if given and name == "demo":
         raise CheckpointError(f"the annotation was made with the bundled demo model; leave out --{kind}")
-    published = checkpoints.find(given or name, kind).sha256
+    if given:
+        chosen: str | None = given
+    elif kind == "clip" and is_openclip(name):
+        chosen = name if is_published(name) else None
+    else:
+        chosen = checkpoints.recorded(name, kind, wanted)
+    if chosen is None:
+        file = "openclip:… FILE or FOLDER" if is_openclip(name) else "FILE"
+        raise CheckpointError(
+            f"the annotation was made by the {kind.upper()} {name[:LONGEST_NAME]!r}, which is neither known by name "
+            f"nor, by its hash, in {checkpoints.folder()}. A path in a dataset is not opened; "
+            f"say where the weights lie with --{kind} {file}"
+        )
+    published = checkpoints.find(chosen, kind).sha256
     found = published or ""
     if not published or wanted.startswith(published):
-        found = checkpoints.sha256_of(fetch(given or name, kind))
+        found = checkpoints.sha256_of(fetch(chosen, kind))
     if found != wanted:
-        raise CheckpointError(_other_weights(kind, name, wanted, found, origin))
-    return given or name
+        raise CheckpointError(_other_weights(kind, given or name[:LONGEST_NAME], wanted, found, origin))
+    return chosen
 
 
 def _check_models(models: Text2Seg, origin: Json) -> None:

@@ -23,6 +23,7 @@ from text2seg.search.vectors import VECTORS
 
 FORMAT = 1  # counts up when vectors are made in another way, so that old ones are not found any more
 _KEY = "text2seg_search"
+_WITH_IDS, _FLAT, _HEADER = b"IxM2", b"IxSQ", 37  # how FAISS marks the two kinds, and where the inner one begins
 
 _log = logging.getLogger(__name__)
 
@@ -133,6 +134,8 @@ class VectorIndex:
             self._entries[name] = Entry(number, (size, changed), (height, width))
         self._next = about["next"]
         if self._entries:
+            if content[:4] != _WITH_IDS or content[_HEADER : _HEADER + 4] != _FLAT:
+                raise ValueError("it holds another kind of index")  # FAISS has some that name a file to be opened
             self._vectors = self._faiss.deserialize_index(np.frombuffer(content, np.uint8))
 
     @staticmethod

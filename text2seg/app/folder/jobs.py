@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Literal
 
 from text2seg.app.folder.decisions import Decisions
 from text2seg.app.folder.sheet import ContactSheet
+from text2seg.app.messages import words_of
 from text2seg.errors import Text2SegError
 from text2seg.files import reason
 from text2seg.label_config import LabelSettings
@@ -227,7 +228,7 @@ class Jobs:
         except Exception as error:  # whatever it is, the jobs behind this one must not wait for ever
             if not isinstance(error, Text2SegError):
                 _log.exception("a folder job failed")
-            reason = str(error) if isinstance(error, Text2SegError) else f"{type(error).__name__}: {error}"
+            reason = words_of(error) if isinstance(error, Text2SegError) else f"{type(error).__name__}: {error}"
             job.message = " ".join(reason.replace(f"{job.folder}/", "").split())
             job.state = "failed"
             return

@@ -21,7 +21,7 @@ from text2seg.app.folder.jobs import Job
 from text2seg.app.folder.layout import FEW_THINGS, SERVER, UPLOAD, choices_of, lay_out
 from text2seg.app.folder.sheet import ContactSheet, Shown
 from text2seg.app.folder.visit import Kept, Visits
-from text2seg.app.messages import alert
+from text2seg.app.messages import alert, words_of
 from text2seg.app.uploads import check_upload
 from text2seg.app.workshop import Workshop
 from text2seg.errors import Text2SegError
@@ -185,7 +185,7 @@ class Tab:
         try:
             return {self._c.text: as_yaml(queries), self._c.problem: ""}
         except Text2SegError as error:
-            return {self._c.problem: alert(str(error))}
+            return {self._c.problem: alert(words_of(error))}
 
     def _check(self, text: str) -> Updates:
         html = views.checked_html(self._visits.check(text))
@@ -205,7 +205,7 @@ class Tab:
             else:
                 job = self._visits.upload(known, [check_upload(Path(file)) for file in files or []], text)
         except Text2SegError as error:
-            return {c.start: gr.Button(interactive=True), c.problem: alert(str(error))}
+            return {c.start: gr.Button(interactive=True), c.problem: alert(words_of(error))}
         known = {**known, "job": job.id}
         return {**self._anew(known), c.kept: known, c.problem: "", c.files: None, c.text: text}
 
@@ -244,6 +244,6 @@ class Tab:
             try:
                 return make(job, self._visits.sheet(job))
             except Text2SegError as error:
-                raise gr.Error(str(error), print_exception=False) from error
+                raise gr.Error(words_of(error), print_exception=False) from error
 
         return made

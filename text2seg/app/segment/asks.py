@@ -20,7 +20,7 @@ from text2seg.app.uploads import check_upload
 from text2seg.app.workshop import Workshop
 from text2seg.errors import Text2SegError
 
-MOST_QUERIES, LONGEST_QUERY = 50, 200
+MOST_TEXTS, LONGEST_TEXT = 1000, 100_000  # of a request; what is too much of a query is said where queries are read
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Look(_Ask):
     """Look for these queries."""
 
     do: Literal["look"]
-    texts: tuple[Annotated[str, Field(max_length=LONGEST_QUERY)], ...] = Field(max_length=MOST_QUERIES)
+    texts: tuple[Annotated[str, Field(max_length=LONGEST_TEXT)], ...] = Field(max_length=MOST_TEXTS)
     threshold: float | None = Field(default=None, gt=0, le=1)
     presence: float | None = Field(default=None, ge=0, le=1)
 

@@ -58,11 +58,12 @@ customElements.define("t2s-chips", class extends HTMLElement {
 
   #typed(event) {
     const picked = event.inputType === "insertReplacementText" || !event.inputType; // from the list of known things
-    if (picked || this.input.value.includes(",")) this.#add(this.input.value);
+    if (picked || /,\D|\D,/.test(this.input.value)) this.#add(this.input.value);
   }
 
   #add(typed) {
-    const texts = typed.split(",").map((text) => text.trim().replace(/\s+/g, " ")).filter(Boolean);
+    // What else may stand between names is read by the server, which answers with one text for each.
+    const texts = typed.replace(/,(?=\D|$)|(\D),/g, "$1\n").split("\n").map((text) => text.trim().replace(/\s+/g, " ")).filter(Boolean);
     this.input.value = "";
     const all = [...new Set([...this.#texts, ...texts])];
     if (all.length !== this.#texts.length) this.#set(all);

@@ -114,6 +114,8 @@ customElements.define("t2s-segment", class extends HTMLElement {
       if (this.chips.texts.length > view.texts.length) this.#look();
     }
     if (isNew && what.do === "open" && this.chips.texts.length) this.#look();
+    const asked = what?.do === "look" && String(what.texts) === String(this.chips.texts); // one chip may be several names
+    if (asked && !view.error) this.chips.texts = view.texts;
     if (!view.pieces.some((piece) => piece.number === this.#own.selected)) this.#own.selected = 0;
     if (!view.error) then?.(view);
     if (view.why) this.why.told = view.why;

@@ -14,6 +14,7 @@ from typing import Any
 import gradio as gr
 from gradio import processing_utils
 
+from text2seg.app.messages import words_of
 from text2seg.app.segment.asks import Answer, read_ask
 from text2seg.app.segment.examples import examples
 from text2seg.app.segment.view import Json, view_of
@@ -55,7 +56,7 @@ def build(workshop: Workshop) -> None:
         try:
             answer, error = work(), ""
         except Text2SegError as problem:
-            answer, error = Answer(before), str(problem)
+            answer, error = Answer(before), words_of(problem)
         except (MemoryError, RuntimeError) as problem:  # torch is out of memory with a RuntimeError
             log.exception("a request failed")
             answer, error = Answer(before), f"not enough memory, or a fault of text2seg ({problem})"

@@ -12,7 +12,7 @@ from text2seg.config import PresenceSettings, Settings
 from text2seg.errors import Text2SegError
 from text2seg.pipeline import Session, Text2Seg
 from text2seg.records import Image, Segmentation
-from text2seg.vocabulary import Query, parse_queries
+from text2seg.vocabulary import Query, names_in, parse_queries
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,6 +80,7 @@ def looked(
     if visit.models is not workshop.models:  # they were changed, for all visitors
         session = workshop.session(session.image)
         visit = replace(visit, session=session, models=workshop.models)
+    texts = names_in(texts)  # one each, as the page shows them from now on
     visit = replace(visit, texts=texts, threshold=threshold, presence=presence)
     check_request(visit.queries, visit.settings, session.image.hw)
     found = session.segment(list(texts), visit.settings)

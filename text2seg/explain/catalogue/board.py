@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -46,7 +47,7 @@ class DescriptionSettings:
         Raises:
             QueryError: there is none.
         """
-        listed = (text.strip() for text in self.texts.split(";"))
+        listed = (text.strip() for text in re.split(r"[;；؛\n]", self.texts))
         together = tuple(dict.fromkeys((*self.text, *(text for text in listed if text))))
         if not together:
             raise QueryError('nothing to compare: give --text at least once, or --texts "a sheep; a koala"')

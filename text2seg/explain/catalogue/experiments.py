@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from text2seg.config import MapSettings
+from text2seg.config import MapSettings, freeze_names
 from text2seg.explain.catalogue.checks import check_count, check_seed
 from text2seg.explain.tool import Tool
 
@@ -75,7 +75,8 @@ class PixelSettings(TextSettings):
     """Same seed, same random search."""
 
     def __post_init__(self) -> None:
-        MapSettings(input_size=self.size, labels=self.label)
+        MapSettings(input_size=self.size)
+        freeze_names(self, "label")
         check_seed(self.seed)
         for name in ("pixels", "tries"):
             check_count(name, getattr(self, name))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from text2seg.config import MapSettings
+from text2seg.config import MapSettings, freeze_names
 from text2seg.errors import SettingsError
 from text2seg.explain.tool import Tool
+from text2seg.vocabulary import names_in
 
 Architecture = Literal["surgery", "raw", "maskclip", "sclip", "clearclip", "naclip", "gem"]
 
@@ -23,7 +24,16 @@ class RecognitionSettings:
     """CLIP's input in pixels; pictures are squashed to it. Default: what CLIP was trained on."""
 
     def __post_init__(self) -> None:
-        MapSettings(input_size=self.size, labels=self.label)  # raises where these are none
+        MapSettings(input_size=self.size)  # raises where it is none
+        freeze_names(self, "label")
+
+
+def freeze_background(settings: Any) -> None:
+    """Labels of the background, as people type them; the empty text is one of them."""
+    given = settings.background
+    if isinstance(given, str):
+        raise SettingsError(f"background must be a sequence of texts, got the one text {given!r}")
+    object.__setattr__(settings, "background", tuple(name for text in given for name in names_in(text) or ("",)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +47,9 @@ class SemanticSettings(RecognitionSettings):
     """How CLIP's patches attend."""
 
     def __post_init__(self) -> None:
-        MapSettings(self.architecture, input_size=self.size, labels=self.label)
-        if isinstance(self.background, str):
-            raise SettingsError(f"background must be a sequence of texts, got the one text {self.background!r}")
+        MapSettings(self.architecture, input_size=self.size)
+        freeze_names(self, "label")
+        freeze_background(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +68,8 @@ class ScoresSettings:
     """Folder to write the predictions to, as COCO files for `text2seg evaluate`."""
 
     def __post_init__(self) -> None:
-        SemanticSettings(size=self.size, background=self.background)
+        MapSettings(input_size=self.size)
+        freeze_background(self)
 
 
 TOOLS: tuple[Tool, ...] = (
