@@ -17,6 +17,7 @@ from PIL.Image import Resampling
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from text2seg.checkpoints.shapes import checked_config
 from text2seg.errors import CheckpointError
 from text2seg.maps.attention import RULES
 from text2seg.maps.build import check_fit, named, single
@@ -31,6 +32,9 @@ from text2seg.runtime import Precision
 from text2seg.vocabulary import CLIP_MEAN, CLIP_STD
 
 log = logging.getLogger(__name__)
+
+TOKENIZER_ARGUMENTS = ("clean", "strip_sep_token", "language", "reduction_mask", "additional_special_tokens")
+"""What a configuration may say of its tokenizer. Others name files, or let a folder's own code run."""
 
 Tokenize = Callable[[list[str]], tuple[Tensor, int]]
 
@@ -80,7 +84,8 @@ def build_openclip(recipe: Recipe, weights: Mapping[str, Tensor], *, source: str
     import_open_clip()
     from open_clip.model import CLIP, CustomTextCLIP, convert_to_custom_text_state_dict
 
-    arguments = {name: value for name, value in recipe.config.items() if name != "custom_text"}
+    config = checked_config(recipe.config, recipe.name)
+    arguments = {name: value for name, value in config.items() if name != "custom_text"}
     kind = CustomTextCLIP if recipe.config.get("custom_text") else CLIP
     try:
         with torch.device("meta"):  # shapes only
@@ -137,13 +142,17 @@ def tokenizer_of(recipe: Recipe) -> Tokenize:
     from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
     config = recipe.text
-    context, arguments = config.get("context_length", 77), config.get("tokenizer_kwargs") or {}
+    context, arguments = config.get("context_length", 77), dict(config.get("tokenizer_kwargs") or {})
+    if unknown := [name for name in arguments if name not in TOKENIZER_ARGUMENTS]:
+        raise CheckpointError(f"{recipe.name}: its tokenizer_kwargs ask for {unknown[0]!r:.40}, which is not passed on")
     if not config.get("hf_tokenizer_name"):
         simple = SimpleTokenizer(context_length=context, **arguments)
         return lambda texts: (simple(texts), max(len(simple.encode(text)) for text in texts) + 2 - context)
     where = str(recipe.folder or config["hf_tokenizer_name"])
     try:
-        tokenizer = HFTokenizer(where, context, tokenizer_mode=config.get("tokenizer_mode"), **arguments)
+        tokenizer = HFTokenizer(
+            where, context, tokenizer_mode=config.get("tokenizer_mode"), trust_remote_code=False, **arguments
+        )
     except Exception as error:  # of the hub, of the network, of transformers: there is no common type
         raise CheckpointError(
             f"cannot load the tokenizer of {recipe.name}, {where}: {one_line(error)}. Without a network, put the files "
