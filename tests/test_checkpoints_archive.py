@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import functools
 import io
 import json
+import os
 import pickle
 import struct
 import sys
 import zipfile
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from hypothesis import strategies as st
+from safetensors.torch import save, save_file
 from torch import nn
 
 from text2seg.checkpoints import load, pickles
@@ -432,9 +436,52 @@ class TestSafetensors:
         refused(tmp_path / "w.pt", r"w\.pt is damaged")
 
 
-def test_a_pipe_is_not_waited_for(tmp_path):
-    import os
+def seeds() -> dict[str, bytes]:
+    def written(write) -> bytes:
+        buffer = io.BytesIO()
+        write(buffer)
+        return buffer.getvalue()
 
+    content = {"model": PLAIN, "args": argparse.Namespace(lr=1)}
+    return {
+        "zip": written(lambda b: torch.save(content, b)),
+        "legacy": written(lambda b: torch.save(content, b, _use_new_zipfile_serialization=False)),
+        "protocol 4": written(lambda b: torch.save(PLAIN, b, pickle_protocol=4)),
+        "safetensors": save(PLAIN),
+    }
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy", "protocol 4", "safetensors"])
+def test_any_damage_is_a_sentence_or_is_none(form, tmp_path_factory):
+    content, path = seeds()[form], tmp_path_factory.mktemp("fuzz") / "w.pt"
+    places = st.integers(0, len(content) - 1) | st.integers(0, min(len(content) - 1, 600))
+    pieces = st.sampled_from([b"\xff" * 4, b"\0\0\0\x80", b"}", b"R", b"b", b"u", b"\x81", b"\x85", b"("])
+    pieces |= st.binary(min_size=0, max_size=4)
+
+    @hypothesis.settings(max_examples=80, suppress_health_check=list(hypothesis.HealthCheck))
+    @hypothesis.given(st.lists(st.tuples(places, pieces, st.integers(0, 4)), min_size=1, max_size=4))
+    def check(changes):
+        changed = content
+        for place, piece, dropped in changes:
+            changed = changed[:place] + piece + changed[place + dropped :]
+        path.write_bytes(without_checksums(changed))
+        with contextlib.suppress(CheckpointError):
+            load_tensors(path)
+
+    check()
+
+
+PK_CENTRAL = b"PK\1\2"
+
+
+def without_checksums(content: bytes) -> bytes:
+    """A zip file whose checksums are left out, so that what is in it is read however it was changed."""
+    parts = content.split(PK_CENTRAL)
+    return PK_CENTRAL.join([parts[0], *(part[:12] + bytes(4) + part[16:] for part in parts[1:])])
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names")
+def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "w.pt")
     refused(tmp_path / "w.pt", "not a file")
 

@@ -18,6 +18,8 @@ import torch
 
 import text2seg
 from text2seg import Text2Seg
+from text2seg.config import MapSettings
+from text2seg.images import load_image
 from text2seg.runtime import Defaults, Unfilled
 
 PICTURE = resources.files("text2seg.demo") / "scenes" / "new-scenes" / "images" / "scene_0019.jpg"
@@ -111,6 +113,26 @@ def test_the_answer_is_the_same(host, usual):
         models = Text2Seg.load("demo", device="cpu", precision="fp32")
         assert answer(models) == usual
     assert answer(models) == usual, "the models were loaded in a way that does not last"
+
+
+@pytest.mark.parametrize("host", ["float64", "device meta", "autocast"])
+def test_models_of_open_clip_with_a_tokenizer_of_their_own(host, tmp_path):
+    pytest.importorskip("open_clip")
+    pytest.importorskip("transformers")
+    from openclip_builders import CONFIGS, module, opened, write_folder
+
+    name = write_folder(tmp_path / "model", CONFIGS["siglip"], dict(module(CONFIGS["siglip"]).state_dict()))
+
+    def scores():
+        clip = opened(name)
+        tokens = clip.encode_images([load_image(Path(str(PICTURE)))])[0]
+        return clip.similarity(tokens, ["a dog", "cat"], MapSettings()).scores
+
+    wanted = scores()
+    with HOSTS[host]():
+        found = scores()
+    # where a default device is set, torch takes another way through attention, equal to rounding in float32
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
 
 
 def test_models_loaded_in_inference_mode_can_be_explained():

@@ -116,7 +116,7 @@ def test_a_folder_of_anyones_names_no_file_and_no_code_for_its_tokenizer(tmp_pat
     config = models.CONFIGS[kind]
     config = {**config, "text_cfg": {**config["text_cfg"], "tokenizer_kwargs": arguments}}
     name = models.write_folder(tmp_path / "model", config, {"x": torch.zeros(1)})
-    with pytest.raises(CheckpointError, match="its tokenizer_kwargs may have clean, language, strip_sep_token only"):
+    with pytest.raises(CheckpointError, match="its tokenizer_kwargs (ask for|should be an object)"):
         tokenizer_of(recipe_of(name))
 
 
@@ -195,3 +195,30 @@ def test_a_dry_run_and_loading_agree(demo_file):
     assert find(name, "clip").file_name == str(demo_file)
     loaded = Text2Seg.load("demo", clip=name, device="cpu", precision="fp32")
     assert loaded.provenance()["clip"] == {"name": name, "sha256": checkpoints.sha256_of(demo_file)}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "asked", [{"trust_remote_code": True}, {"bpe_path": "/etc/hostname"}, {"cache_dir": "elsewhere"}]
+)
+def test_a_folder_that_wants_its_own_code_to_run_is_refused(tmp_path, asked):
+    configuration = json.loads(json.dumps(models.CONFIGS["siglip"]))
+    weights = dict(models.module(models.CONFIGS["siglip"]).state_dict())
+    configuration["text_cfg"]["tokenizer_kwargs"] = asked
+    name = models.write_folder(tmp_path / "model", configuration, weights)
+    (tmp_path / "model" / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass T: pass\n")
+    of_code = {"auto_map": {"AutoTokenizer": [None, "own.T"], "AutoConfig": "own.T"}, "tokenizer_class": "T"}
+    for file in ("tokenizer_config.json", "config.json"):
+        (tmp_path / "model" / file).write_text(json.dumps(of_code))
+    with pytest.raises(CheckpointError, match=f"tokenizer_kwargs ask for '{next(iter(asked))}'"):
+        models.opened(name)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(("part", "key"), [("vision_cfg", "layers"), ("text_cfg", "width")])
+def test_a_configuration_of_absurd_sizes_is_refused(tmp_path, part, key):
+    configuration = json.loads(json.dumps(models.CONFIGS["laion"]))
+    configuration[part][key] = 10**9
+    name = models.write_folder(tmp_path / "model", configuration, {"x": torch.ones(1)})
+    with pytest.raises(CheckpointError, match=f"'{key}' is 1000000000, more than"):
+        models.opened(name)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Container, Mapping
+from typing import Any
 
 from text2seg.errors import CheckpointError
 
@@ -15,6 +17,8 @@ MOST_OF = {
     **dict.fromkeys(("image_size", "context_length"), 4096),
     "vocabulary": 1 << 21,
 }
+FETCHES = ("timm_model_pretrained", "hf_model_pretrained", "attn_implementation", "_attn_implementation", "auto_map")
+"""Entries of a configuration that can make other packages fetch weights or code."""
 MAY_BE_NONE = ("window", "global_blocks")
 
 
@@ -57,3 +61,22 @@ def check_sizes(shape: object, network: str, told_by: Mapping[str, str]) -> None
                 name = field.name.replace("_", " ")
                 told = f"its {name} is {size:,}{tensor}, not {least} to {most:,}"
                 raise CheckpointError(f"not a {network} checkpoint: {told}")
+
+
+def checked_config(config: Any, source: str) -> Any:
+    """A copy of a configuration from a file, without what would fetch code or weights from elsewhere.
+
+    Raises:
+        CheckpointError: a number in it is absurdly large, so that a network of it would never be built.
+    """
+    if isinstance(config, Mapping):
+        kept = {key: value for key, value in config.items() if key not in FETCHES}
+        for key, value in kept.items():
+            sizes = value if isinstance(value, list) else [value]
+            most = MOST_OF["depth"] if re.search(r"layers|depth|blocks_per|stages", str(key)) else MOST_OF["vocabulary"]
+            if any(isinstance(size, int) and abs(size) > most for size in sizes):
+                raise CheckpointError(
+                    f"{source}: {key!r:.40} is {value!s:.40}, more than the {most:,} that there may be"
+                )
+        return {key: checked_config(value, source) for key, value in kept.items()}
+    return [checked_config(each, source) for each in config] if isinstance(config, list) else config

@@ -17,6 +17,7 @@ from PIL.Image import Resampling
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from text2seg.checkpoints.shapes import checked_config
 from text2seg.errors import CheckpointError
 from text2seg.maps.attention import RULES
 from text2seg.maps.build import check_fit, named, single
@@ -32,8 +33,8 @@ from text2seg.vocabulary import CLIP_MEAN, CLIP_STD
 
 log = logging.getLogger(__name__)
 
-TOKENIZER_ARGUMENTS = {"clean", "strip_sep_token", "language"}
-"""Those of open_clip's tokenizers that a model's configuration may set."""
+TOKENIZER_ARGUMENTS = ("clean", "strip_sep_token", "language", "reduction_mask", "additional_special_tokens")
+"""What a configuration may say of its tokenizer. Others name files, or let a folder's own code run."""
 
 Tokenize = Callable[[list[str]], tuple[Tensor, int]]
 
@@ -83,8 +84,8 @@ def build_openclip(recipe: Recipe, weights: Mapping[str, Tensor], *, source: str
     import_open_clip()
     from open_clip.model import CLIP, CustomTextCLIP, convert_to_custom_text_state_dict
 
-    arguments = {name: value for name, value in recipe.config.items() if name != "custom_text"}
-    arguments["vision_cfg"] = {**arguments["vision_cfg"], "timm_model_pretrained": False}  # it would be downloaded
+    config = checked_config(recipe.config, recipe.name)
+    arguments = {name: value for name, value in config.items() if name != "custom_text"}
     kind = CustomTextCLIP if recipe.config.get("custom_text") else CLIP
     try:
         with torch.device("meta"):  # shapes only
@@ -164,18 +165,17 @@ def tokenizer_of(recipe: Recipe) -> Tokenize:
 
 
 def _tokenizer_arguments(recipe: Recipe) -> dict[str, Any]:
-    """What the configuration wants of the tokenizer. It may be anyone's, and some of what tokenizers take names files
-    or lets them run code of the folder; so only what changes how texts are cleaned is passed on.
+    """Arguments of the tokenizer that the configuration asks for. The configuration may be anyone's, so only those of
+    `TOKENIZER_ARGUMENTS` are passed on.
 
     Raises:
-        CheckpointError: it wants something else.
+        CheckpointError: it asks for another one.
     """
     arguments = recipe.text.get("tokenizer_kwargs") or {}
-    if not isinstance(arguments, Mapping) or (unknown := sorted(arguments.keys() - TOKENIZER_ARGUMENTS)):
-        raise CheckpointError(
-            f"{recipe.name}: its tokenizer_kwargs may have {', '.join(sorted(TOKENIZER_ARGUMENTS))} only, got "
-            f"{', '.join(map(str, unknown)) if isinstance(arguments, Mapping) else arguments!r}"
-        )
+    if not isinstance(arguments, Mapping):
+        raise CheckpointError(f"{recipe.name}: its tokenizer_kwargs should be an object, got {arguments!r:.40}")
+    if unknown := [name for name in arguments if name not in TOKENIZER_ARGUMENTS]:
+        raise CheckpointError(f"{recipe.name}: its tokenizer_kwargs ask for {unknown[0]!r:.40}, which is not passed on")
     return dict(arguments)
 
 

@@ -20,6 +20,7 @@ from text2seg.errors import QueryError
 from text2seg.maps.build import import_clip
 from text2seg.maps.text_cache import TextCache
 from text2seg.maps.vit import scaled
+from text2seg.runtime import Defaults
 
 log = logging.getLogger(__name__)
 
@@ -173,7 +174,8 @@ class TextEncoder:
         whole: dict[str, bool] = {}
         for query in queries:
             # replace, not format: other braces in a template are letters like any other
-            tokens, over = tower.tokenize([template.replace("{}", query) for template in templates])
+            with Defaults():  # other packages' tokenizers leave the device to the program around
+                tokens, over = tower.tokenize([template.replace("{}", query) for template in templates])
             if over > 0:
                 log.warning(
                     "query %.40r… is too long: CLIP reads %d tokens and it has %d more, which are cut off",

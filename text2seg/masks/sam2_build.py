@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from text2seg.checkpoints.shapes import count_numbered
+from text2seg.checkpoints.shapes import checked_config, count_numbered
 from text2seg.errors import CheckpointError, SettingsError
 from text2seg.masks.build import fill
 
@@ -93,7 +93,8 @@ def config_of(weights: Mapping[str, Tensor], config: Mapping[str, Any] | None = 
         return kind(vision_config=_vision_config(weights))
     parts = ("vision_config", "prompt_encoder_config", "mask_decoder_config")
     try:
-        return kind(**{part: dict(config[part]) for part in parts if part in config})
+        safe = checked_config(config, "the config.json beside the weights")
+        return kind(**{part: dict(safe[part]) for part in parts if part in safe})
     except (TypeError, ValueError, KeyError) as error:
         raise CheckpointError(f"the config.json beside the weights is not that of a SAM 2: {error}") from error
 
