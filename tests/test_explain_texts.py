@@ -82,7 +82,7 @@ class NaiveText:
 
 @pytest.mark.parametrize("last_only", [False, True])
 def test_token_relevance_against_central_differences(vit, last_only):
-    tokens, target = tokens_of(vit, TEXT), random_target(vit).features
+    tokens, target = tokens_of(vit, TEXT), -random_target(vit).features  # for the other sign hardly a token speaks
     naive, step = NaiveText(vit, tokens.ids), 1e-5
     attentions, features = naive.run()
     relevance = np.eye(tokens.end + 1)
@@ -96,10 +96,11 @@ def test_token_relevance_against_central_differences(vit, last_only):
                 both.append(naive.cosine(naive.run({index: moved})[1], target))
             gradient[place] = (both[0] - both[1]) / (2 * step)
         relevance = relevance + np.maximum(gradient * attentions[index], 0).mean(0) @ relevance
+    assert relevance[-1, 1:-1].sum() > 1e-3, "shares of nothing are shares of rounding errors"
     expected = relevance[-1, 1:-1] / relevance[-1, 1:-1].sum()
     cosine, shares = token_relevance(vit, tokens, target, last_only=last_only)
     assert cosine == about(naive.cosine(features, target), terms=TINY_NETWORK)
-    np.testing.assert_allclose(shares, expected, atol=1e-4)
+    assert_close(shares, expected, terms=2 * TINY_NETWORK)
     assert shares.sum() == about(1, terms=len(shares))
     assert shares.std() > 0.01  # nothing would be shown by shares that are all alike
 
