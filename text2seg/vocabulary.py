@@ -251,8 +251,11 @@ def _names_in(text: str) -> Iterator[str]:
         raise QueryError(f"this is no list of names: {shown(text)}; write names with commas between them")
     items = _without_bullets([item for item in _split(_unquoted(text)) if item])
     for place, item in enumerate(items):
-        if name := _name(item, is_last=0 < place == len(items) - 1):
+        name = _name(item, is_last=0 < place == len(items) - 1)
+        if name == text:
             yield name
+        elif name:  # what was around it may have kept something apart
+            yield from _names_in(name)
 
 
 def _split(text: str) -> list[str]:
