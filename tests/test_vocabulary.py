@@ -173,6 +173,8 @@ def test_what_is_one_name_stays_one(name):
         (None, "one text or a list of texts"),
         (b"sheep", "one text or a list of texts"),
         ([1], "a query is a text, got 1"),
+        ("(" * 100_000, "nothing to look for"),
+        ("sheep," * 20_000, "more than 10,000 names"),
         ({"sheep": 1}, "one text or a list of texts"),
         ([Query("Dog", (("dog",),)), Query("dog", (("cat",),))], "two different queries are called 'dog'"),
     ],
