@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from text2seg.errors import QueryError
 from text2seg.ontology.schema import check_entry
@@ -171,6 +173,8 @@ def test_what_is_one_name_stays_one(name):
         (None, "one text or a list of texts"),
         (b"sheep", "one text or a list of texts"),
         ([1], "a query is a text, got 1"),
+        ("(" * 100_000, "nothing to look for"),
+        ("sheep," * 20_000, "more than 10,000 names"),
         ({"sheep": 1}, "one text or a list of texts"),
         ([Query("Dog", (("dog",),)), Query("dog", (("cat",),))], "two different queries are called 'dog'"),
     ],
@@ -180,6 +184,17 @@ def test_what_cannot_be_read_is_refused_in_a_sentence(typed, says):
         parse_queries(typed)
     assert str(refusal.value).isprintable()
     assert len(str(refusal.value)) < 250
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text("ab1 .,;-+|/[](){}\"'“”「」•*\n\t\u200b\u200dé", max_size=14))
+def test_a_name_that_was_read_is_read_again_as_it_is(typed):
+    try:
+        names = names_in(typed)
+    except QueryError:
+        return
+    for name in names:
+        assert names_in(name) == (name,)
 
 
 def test_a_long_list_of_names_is_no_long_name():

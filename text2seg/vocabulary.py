@@ -9,6 +9,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
+from itertools import islice
 from string import punctuation
 from typing import TypeVar
 
@@ -126,6 +127,10 @@ DISTRACTORS: tuple[str, ...] = tuple(
 
 LONGEST = 1000
 """Letters of one query; CLIP reads the first 350 or so."""
+MOST = 10_000
+"""Names in one text."""
+DEEPEST = 10
+"""How often a list may stand in quotes or brackets of a list."""
 SHOWN = 60
 """So much of a wrong value stands in a message."""
 
@@ -199,17 +204,22 @@ def cleaned(text: str) -> str:
 
 def _visible(line: str) -> str:
     """Without signs of no width, but for joiners within emoji and scripts that need them; fillers become blanks."""
+    line = "".join(
+        " " if letter in _FILLERS else letter
+        for letter in line
+        if letter in _JOINERS or letter in _TAGS or unicodedata.category(letter) != "Cf"
+    )
     kept = []
     for place, letter in enumerate(line):
-        if letter in _JOINERS:
-            around = line[place - 1 : place] + line[place + 1 : place + 2]
-            if len(around) == 2 and not around.isascii() and not any(map(str.isspace, around)):
-                kept.append(letter)
-        elif letter in _FILLERS:
-            kept.append(" ")
-        elif unicodedata.category(letter) != "Cf" or letter in _TAGS:
+        around = line[max(place - 1, 0) : place] + line[place + 1 : place + 2]
+        joins = len(around) == 2 and not around.isascii() and not any(map(_parts, around))
+        if letter not in _JOINERS or joins:
             kept.append(letter)
     return "".join(kept)
+
+
+def _parts(letter: str) -> bool:
+    return letter.isspace() or letter in _JOINERS
 
 
 def names_in(texts: str | Iterable[str]) -> tuple[str, ...]:
@@ -227,7 +237,10 @@ def names_in(texts: str | Iterable[str]) -> tuple[str, ...]:
         QueryError: it is no text or list of texts, a name is longer than `LONGEST` letters, or it can be read in two
             ways (`a / b`, `a - b`).
     """
-    return tuple(name for text in _listed(texts) for name in _names_in(text))
+    names = tuple(islice((name for text in _listed(texts) for name in _names_in(text)), MOST + 1))
+    if len(names) > MOST:
+        raise QueryError(f"there are more than {MOST:,} names; ask for fewer at once")
+    return names
 
 
 def _listed(texts: str | Iterable[T]) -> Iterable[str | T]:
@@ -236,7 +249,9 @@ def _listed(texts: str | Iterable[T]) -> Iterable[str | T]:
     return [texts] if isinstance(texts, str) else texts
 
 
-def _names_in(text: str) -> Iterator[str]:
+def _names_in(text: str, depth: int = 0) -> Iterator[str]:
+    if depth > DEEPEST:
+        raise QueryError(f"this is no list of names: {shown(text)}; write names with commas between them")
     text = cleaned(text.replace("\t", "\n") if isinstance(text, str) else text).strip()
     if text.startswith("[") and text.endswith("]"):
         try:
@@ -245,14 +260,17 @@ def _names_in(text: str) -> Iterator[str]:
             listed = None  # as YAML and Python write lists, or a name in brackets
         if isinstance(listed, list):
             for each in listed:
-                yield from _names_in(each)
+                yield from _names_in(each, depth + 1)
             return
     if text.startswith("{") and text.endswith("}"):
         raise QueryError(f"this is no list of names: {shown(text)}; write names with commas between them")
     items = _without_bullets([item for item in _split(_unquoted(text)) if item])
     for place, item in enumerate(items):
-        if name := _name(item, is_last=0 < place == len(items) - 1):
+        name = _name(item, is_last=0 < place == len(items) - 1)
+        if name == text:
             yield name
+        elif name:  # what was around it may have kept something apart
+            yield from _names_in(name, depth + 1)
 
 
 def _split(text: str) -> list[str]:
@@ -306,17 +324,24 @@ def _name(item: str, *, is_last: bool) -> str:
 
 def _unquoted(text: str) -> str:
     """Without quotes or brackets around it, or the one that is left where a list was cut between two."""
-    text = text.strip()
+    before = None
+    while text != before:
+        before = text
+        text = _without_pair(text.strip())
+    return text
+
+
+def _without_pair(text: str) -> str:
     for opening, closing in (*_QUOTES, *_SINGLE):
         around = len(text) > 1 and text[0] == opening and text[-1] == closing
         if around and not {opening, closing} & set(text[1:-1]):
-            return _unquoted(text[1:-1])
+            return text[1:-1]
     for opening, closing in _QUOTES:
         alone = text.count(opening) % 2 if opening == closing else (opening in text) != (closing in text)
         if alone and text.startswith(opening):
-            return _unquoted(text[1:])
+            return text[1:]
         if alone and text.endswith(closing) and not text[-2:-1].isdigit():  # 24" are inches
-            return _unquoted(text[:-1])
+            return text[:-1]
     return text
 
 
@@ -360,7 +385,7 @@ def parse_queries(texts: str | Iterable[str | Query]) -> tuple[Query, ...]:
     """
     queries: dict[str, Query] = {}
     for each in _listed(texts):
-        found = [each] if isinstance(each, Query) else [parse_query(name) for name in _names_in(each)]
+        found = [each] if isinstance(each, Query) else [parse_query(name) for name in names_in([each])]
         if not found and not isinstance(texts, str):
             raise QueryError(f"a query must not be empty, got {shown(each)}")
         for query in found:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from text2seg.errors import SettingsError
+from text2seg.vocabulary import names_in
 
 
 def check_alpha(alpha: float) -> None:
@@ -21,3 +24,11 @@ def check_count(name: str, value: int | None) -> None:
     """Raises `SettingsError` where it is below 1; None stands for no limit."""
     if value is not None and value < 1:
         raise SettingsError(f"{name} must be 1 or more, got {value}")
+
+
+def freeze_typed(settings: Any, name: str) -> None:
+    """Texts as people type them, of which one may hold several names; the empty text, which some tools know, stays."""
+    given = getattr(settings, name)
+    if isinstance(given, str):
+        raise SettingsError(f"{name} must be a sequence of texts, got the one text {given!r}")
+    object.__setattr__(settings, name, tuple(each for text in given for each in names_in(text) or ("",)))

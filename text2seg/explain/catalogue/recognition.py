@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from text2seg.config import MapSettings, freeze_names
-from text2seg.errors import SettingsError
+from text2seg.explain.catalogue.checks import freeze_typed
 from text2seg.explain.tool import Tool
-from text2seg.vocabulary import names_in
 
 Architecture = Literal["surgery", "raw", "maskclip", "sclip", "clearclip", "naclip", "gem"]
 
@@ -28,14 +27,6 @@ class RecognitionSettings:
         freeze_names(self, "label")
 
 
-def freeze_background(settings: Any) -> None:
-    """Labels of the background, as people type them; the empty text is one of them."""
-    given = settings.background
-    if isinstance(given, str):
-        raise SettingsError(f"background must be a sequence of texts, got the one text {given!r}")
-    object.__setattr__(settings, "background", tuple(name for text in given for name in names_in(text) or ("",)))
-
-
 @dataclass(frozen=True, slots=True)
 class SemanticSettings(RecognitionSettings):
     """What the picture may show, and what counts as nothing of it."""
@@ -49,7 +40,7 @@ class SemanticSettings(RecognitionSettings):
     def __post_init__(self) -> None:
         MapSettings(self.architecture, input_size=self.size)
         freeze_names(self, "label")
-        freeze_background(self)
+        freeze_typed(self, "background")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +60,7 @@ class ScoresSettings:
 
     def __post_init__(self) -> None:
         MapSettings(input_size=self.size)
-        freeze_background(self)
+        freeze_typed(self, "background")
 
 
 TOOLS: tuple[Tool, ...] = (

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from text2seg.config import MapSettings, freeze_names
-from text2seg.explain.catalogue.checks import check_alpha
+from text2seg.config import MapSettings
+from text2seg.explain.catalogue.checks import check_alpha, freeze_typed
 from text2seg.explain.tool import Tool
 
 MethodName = Literal[
@@ -56,8 +56,8 @@ class TargetSettings:
     def __post_init__(self) -> None:
         MapSettings(input_size=self.size, templates=self.templates)  # raises where these are none
         check_alpha(self.alpha)
-        freeze_names(self, "text")
-        freeze_names(self, "word")
+        freeze_typed(self, "text")
+        freeze_typed(self, "word")
 
 
 @dataclass(frozen=True, slots=True)
