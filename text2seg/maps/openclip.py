@@ -97,8 +97,8 @@ def recipe_of(name: str) -> Recipe:
         CheckpointError: open_clip is missing, there is no such architecture, tag, file or folder, or the model is of a
             kind that gives no maps.
     """
+    asked = parse_openclip(name)  # first: a slip in the name needs no package
     open_clip = import_open_clip()
-    asked = parse_openclip(name)
     published: Mapping[str, Any] = {}
     if asked.folder:
         architecture, (config, preprocessing) = str(asked.folder), _read_config(asked.folder / CONFIG)
