@@ -116,7 +116,7 @@ def test_a_folder_of_anyones_names_no_file_and_no_code_for_its_tokenizer(tmp_pat
     config = models.CONFIGS[kind]
     config = {**config, "text_cfg": {**config["text_cfg"], "tokenizer_kwargs": arguments}}
     name = models.write_folder(tmp_path / "model", config, {"x": torch.zeros(1)})
-    with pytest.raises(CheckpointError, match="its tokenizer_kwargs (ask for|should be an object)"):
+    with pytest.raises(CheckpointError, match=r"its tokenizer_kwargs (ask for|should be an object)"):
         tokenizer_of(recipe_of(name))
 
 
