@@ -182,7 +182,10 @@ class TestAsks:
         with pytest.raises(Text2SegError, match="cannot be done"):
             read_ask(data)
 
-    @pytest.mark.parametrize("path", ["/etc/passwd", "one.jpg", "/tmp/../etc/passwd", "a\0b", str(visitors_folder())])
+    @pytest.mark.parametrize(
+        "path",
+        ["/etc/passwd", "one.jpg", "/tmp/../etc/passwd", "a\0b", pytest.param(str(visitors_folder()), id="the folder")],
+    )
     def test_no_file_but_an_upload_is_opened(self, path):
         with pytest.raises(ImageError, match="was not uploaded here"):
             read_ask({"do": "open", "path": path}).answered(Visit(), Workshop(CountingModels(), AppSettings()))
