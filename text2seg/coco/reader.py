@@ -16,13 +16,13 @@ import reprlib
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from text2seg.coco.checked import LARGEST, MOST_PIXELS, MOST_SIDE, is_number
 from text2seg.errors import DatasetError
+from text2seg.files import read_file
 from text2seg.storage import Url, read_bytes
 
 Entry = Mapping[str, Any]
@@ -204,14 +204,7 @@ class Notes:
 
 
 def _text(path: str | os.PathLike[str] | Url) -> str:
-    try:
-        content = read_bytes(path, DatasetError) if isinstance(path, Url) else _content(Path(path))
-    except FileNotFoundError:
-        raise DatasetError(f"{path}: there is no such file") from None
-    except OSError as error:
-        raise DatasetError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:  # a name with a NUL in it
-        raise DatasetError(f"{path!r} is not the name of a file") from error
+    content = read_bytes(path, DatasetError) if isinstance(path, Url) else read_file(path, DatasetError)
     encoding = next((encoding for bom, encoding in _BOMS.items() if content.startswith(bom)), "utf-8-sig")
     try:
         text = content.decode(encoding)
@@ -220,12 +213,6 @@ def _text(path: str | os.PathLike[str] | Url) -> str:
     if encoding != "utf-8-sig":
         _log.warning("%s is written in %s; JSON should be UTF-8", path, encoding.upper())
     return text
-
-
-def _content(path: Path) -> bytes:
-    if path.is_char_device() or path.is_block_device():
-        raise DatasetError(f"{path} cannot be read: it is a device, not a file")
-    return path.read_bytes()
 
 
 def _depth(text: str) -> int:

@@ -26,7 +26,6 @@ log = logging.getLogger(__name__)
 
 CACHED_QUERIES = 4096
 WRITTEN_AT_ONCE = 128  # queries; a stop loses no more than these
-TEXTS_AT_ONCE = 8  # of one length; a query that has more templates goes through the network alone
 
 TextNetwork = Callable[[Tensor], Tensor]
 """From tokens int64 [T, up to context] to unit features float32 [T, C]."""
@@ -167,11 +166,12 @@ class TextEncoder:
         """Features by the network, and whether CLIP could read all of each query.
 
         Features are kept, so those of a query must not hang on what it was first asked together with. But the shape
-        of a batch changes their last digits; so a batch holds texts of one length, and is filled up to one size.
+        of a batch, and on some processors the place in it, change the last digits; so each query, with all its
+        templates, goes through the network alone.
         """
         tower = self._tower
-        lengths: dict[int, dict[str, Tensor]] = {}
         whole: dict[str, bool] = {}
+        found: dict[str, Tensor] = {}
         for query in queries:
             # replace, not format: other braces in a template are letters like any other
             with Defaults():  # other packages' tokenizers leave the device to the program around
@@ -183,9 +183,8 @@ class TextEncoder:
                     tower.context,
                     over,
                 )
-            tokens = tower.trim(tokens)
-            lengths.setdefault(tokens.shape[1], {})[query] = tokens
             whole[query] = over <= 0
+<<<<<<< HEAD
             if over > 0:
                 self._cut[query, templates] = None
         at_once = max(TEXTS_AT_ONCE // len(templates), 1)
@@ -198,6 +197,10 @@ class TextEncoder:
                 features = self.network(torch.cat([alike[query] for query in filled]).to(tower.device))
                 means = F.normalize(features.unflatten(0, (at_once, -1)).mean(dim=1), dim=-1)
                 found |= dict(zip(some, means, strict=False))
+=======
+            features = self.network(tower.trim(tokens).to(tower.device))
+            found[query] = F.normalize(features.mean(dim=0), dim=-1)
+>>>>>>> w-suite
         for query in queries:
             if not found[query].isfinite().all():
                 raise QueryError(f"the text features of {query!r} are not finite; are the CLIP weights damaged?")

@@ -10,6 +10,9 @@ from text2seg.records import Aim, Candidates
 
 LEVEL = 0.7
 """The region's mask is what lies above this share of its peak."""
+BELOW = 1e-3
+"""Cells of other regions are cut off at this share below the level, or rounding while they are made larger would lift
+some of them above it on some processors."""
 WORST_QUALITY, LEAST_SHARED = 0.5, 0.1
 """SAM is overruled where the expected IoU of its best candidate and its IoU with the region are both below
 these. All three are the best of a grid that loses none of the things (scripts/compare_options.py --fit)."""
@@ -21,7 +24,7 @@ def with_region(sam: AnySam, embedding: SamEmbedding, aim: Aim, candidates: Cand
     The logits are in SAM's low-resolution frame, as the others', so that all that is done with those works with it.
     """
     level = LEVEL * float(aim.scores[aim.region].max(initial=0))
-    part = np.where(aim.region, aim.scores, np.minimum(aim.scores, level))
+    part = np.where(aim.region, aim.scores, np.minimum(aim.scores, level - BELOW * abs(level))).astype(np.float32)
     side = candidates.logits.shape[-1]
     rows, columns = sam.filled(embedding, side)
     filled = resize(part[None], (rows, columns))[0] - np.float32(level)
