@@ -184,23 +184,10 @@ class TextEncoder:
                     over,
                 )
             whole[query] = over <= 0
-<<<<<<< HEAD
             if over > 0:
                 self._cut[query, templates] = None
-        at_once = max(TEXTS_AT_ONCE // len(templates), 1)
-        found: dict[str, Tensor] = {}
-        for alike in lengths.values():
-            named = list(alike)
-            for start in range(0, len(named), at_once):
-                some = named[start : start + at_once]
-                filled = some + some[-1:] * (at_once - len(some))
-                features = self.network(torch.cat([alike[query] for query in filled]).to(tower.device))
-                means = F.normalize(features.unflatten(0, (at_once, -1)).mean(dim=1), dim=-1)
-                found |= dict(zip(some, means, strict=False))
-=======
             features = self.network(tower.trim(tokens).to(tower.device))
             found[query] = F.normalize(features.mean(dim=0), dim=-1)
->>>>>>> w-suite
         for query in queries:
             if not found[query].isfinite().all():
                 raise QueryError(f"the text features of {query!r} are not finite; are the CLIP weights damaged?")
