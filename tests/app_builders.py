@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
@@ -43,6 +44,7 @@ class CountingModels:
     presence of the query."""
 
     things = None
+    clip = SimpleNamespace(device=torch.device("cpu"))
 
     def __init__(self, floats: int = 1000, seconds: float = 0.0) -> None:
         self.floats, self.seconds = floats, seconds

@@ -61,7 +61,7 @@ def test_a_folder_with_a_bad_picture(demo, folder, quick, tmp_path):
     watch = Watch(lambda done, total, note: reports.append((done, total)))
     shown = run_tool(TOOL, demo, PictureFiles([folder]), RunAllSettings(steps=3, folder=output), watch)
     assert digests(folder) == before
-    names = ["0001_a.json", "0001_a.png", "0003_c.json", "0003_c.png", f"{WORDS_FILE}.json"]
+    names = [".text2seg-written", "0001_a.json", "0001_a.png", "0003_c.json", "0003_c.png", f"{WORDS_FILE}.json"]
     assert sorted(path.name for path in output.iterdir()) == names
     assert shown.tables[0].rows == (("rocket", 4, 2), ("tiger", 2, 2), ("toleballoon", 2, 2))
     assert shown.tables[1].rows[0] == ("toleballoon", 11)
