@@ -1,4 +1,5 @@
-"""The README's Python runs as it stands, and its commands name flags and files that exist."""
+"""The Python of README runs as it stands; the commands of README, CONTRIBUTING and the two tables that README points to
+name flags and files that exist."""
 
 from __future__ import annotations
 
@@ -6,13 +7,21 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from text2seg.cli import main
+from text2seg.coco.dataset import read_dataset
 from text2seg.explain import TOOLS
+from text2seg.explain.saliency.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md")}
+PAGES |= {
+    f"docs/{name}.md": (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("explain", "options")
+}
+README = PAGES["README.md"]
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 LINES = [
     line.split("#")[0].strip()
@@ -20,16 +29,25 @@ LINES = [
     for line in block.splitlines()
 ]
 COMMANDS = [line for line in LINES if line.startswith("text2seg segment text2seg/")]
-EXPLANATIONS = re.findall(r"^\| `([a-z-]+)` \| .* \| `(.*)` \|$", README, re.MULTILINE)
+EXPLAINED = [line for line in LINES if line.startswith("text2seg explain")]
+EXPLANATIONS = re.findall(r"^\| `([a-z-]+)` \| .* \| `(.*)` \|$", PAGES["docs/explain.md"], re.MULTILINE)
 LABELLING = [line for line in LINES if line.startswith("text2seg") and " outputs/" in line]
 
 
-@pytest.mark.parametrize("number", range(len(PYTHON)))
-def test_python(number, monkeypatch, capsys):
+def test_python(monkeypatch, tmp_path, capsys):
+    """The blocks, one after the other, as a reader types them."""
     monkeypatch.chdir(ROOT)
-    exec(compile(PYTHON[number], f"README.md, block {number}", "exec"), {})
-    if number == 0:
-        assert "sheep" in capsys.readouterr().out
+    names: dict[str, object] = {}
+    for number, block in enumerate(PYTHON):
+        code = block.replace('"outputs/', f'"{tmp_path.as_posix()}/')
+        exec(compile(code, f"README.md, block {number}", "exec"), names)
+        if number == 0:
+            assert "sheep" in capsys.readouterr().out
+    (image,) = read_dataset(tmp_path / "dataset.json")["images"]
+    mask, overlay = (Image.open(tmp_path / name) for name in ("mask.png", "overlay.png"))
+    assert mask.size == (image["width"], image["height"])
+    assert set(np.unique(np.asarray(mask.convert("L")))) == {0, 255}
+    assert overlay.width >= image["width"]
 
 
 def test_a_folder_becomes_a_dataset(monkeypatch, tmp_path, capsys):
@@ -55,9 +73,12 @@ def test_every_explanation_tool_is_in_the_table_with_a_command_that_is_understoo
         assert main(["explain", *shlex.split(command)]) == 0, capsys.readouterr().err
         assert asked[-1] == name
     assert sorted(asked) == sorted(TOOLS)
+    for command in EXPLAINED:
+        assert main(shlex.split(command)[1:]) == 0, capsys.readouterr().err
+    assert f"{len(TOOLS)} tools and {len(METHODS)} saliency methods" in README
 
 
-def test_flags_in_the_table_exist(capsys):
+def test_flags_exist(capsys):
     explain = [f"explain {name}" for name in TOOLS]
     for command in (
         "segment",
@@ -74,17 +95,32 @@ def test_flags_in_the_table_exist(capsys):
         with pytest.raises(SystemExit):
             main([*command.split(), "--help"])
     text = capsys.readouterr().out
-    for flag in set(re.findall(r"--[a-z][a-z-]+", README)):
-        assert flag in text, flag
+    for page in ("README.md", "docs/explain.md", "docs/options.md"):
+        for flag in set(re.findall(r"--[a-z][a-z-]+", PAGES[page])):
+            assert flag in text, f"{page}: {flag}"
 
 
-def test_links_and_pictures_exist():
-    for target in re.findall(r"\]\(([^)]+)\)", README):
-        if not target.startswith("http"):
-            assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", PAGES)
+def test_links_and_images_exist(page):
+    for target in re.findall(r"\]\(([^)]+)\)", PAGES[page]):
+        if target.startswith("http"):
+            continue
+        name, _, anchor = target.partition("#")
+        file = (ROOT / page).parent / name if name else ROOT / page
+        assert file.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in headings}, target
+
+
+def test_make_targets_exist():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    for name, page in PAGES.items():
+        assert set(re.findall(r"`make ([a-z-]+)", page)) <= targets, name
 
 
 def test_there_are_examples():
     assert len(PYTHON) == 2
     assert len(COMMANDS) == 1
     assert len(LABELLING) == 4
+    assert len(EXPLAINED) == 3
