@@ -1,4 +1,4 @@
-"""What to keep of a picture for search, and what leaving pictures out costs and saves: the tables of docs/search.md.
+"""Measures what to keep of an image for search, and what skipping images costs and saves (docs/measurements/search.md).
 
     python scripts/render_demo_world.py --split validation --count 100 --output runs/validation
     python scripts/measure_search.py runs/validation                      # whatever was chosen was chosen here

@@ -20,7 +20,7 @@ from text2seg.regions import regions
 log = logging.getLogger(__name__)
 
 MOST_POINTS = 8  # positives of one region; more of one peak's neighbours tell SAM nothing new
-FAR_BELOW = 20.0  # keeps 0.95 of the right regions and drops half of the false ones (docs/experiments.md)
+FAR_BELOW = 20.0  # keeps 0.95 of the right regions and drops half of the false ones (docs/measurements/experiments.md)
 BOX_LEVEL = 0.7  # of 0.5 to 0.9 the best on scenes of the demo world: at 0.5 boxes are wider than the things
 FINE_GRID = 16  # the original takes its points from 16 × 16 cells: 512 px of patches of 16, halved
 

@@ -27,8 +27,8 @@ def ground(image: Image) -> NDArray[np.uint8]:
 
 
 def method_or_usual(clip: Clip, name: str | None, layer: str | None = None) -> str:
-    """The method of this name; without one, a faithful one (docs/faithfulness.md) that follows the score of the whole
-    picture: LeGrad, and Grad-CAM for ResNets.
+    """The method of this name. Without a name: LeGrad, and Grad-CAM for ResNets, because both follow the score of the
+    whole image and are faithful (docs/measurements/faithfulness.md).
 
     Raises:
         SettingsError: there is none of this name, this CLIP cannot do it, or not at that layer; names what it can.

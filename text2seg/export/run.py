@@ -47,7 +47,7 @@ CONVERTED: dict[GraphPrecision, tuple[GraphName, ...]] = {
     "int8": ("clip_text", "sam_encoder"),
 }
 """What runs in fewer bits. SAM's decoder takes little time and would blur where points are; so do int8 maps, by
-measurement (docs/onnx.md)."""
+measurement (docs/measurements/onnx.md)."""
 
 _log = logging.getLogger(__name__)
 

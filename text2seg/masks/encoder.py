@@ -46,7 +46,7 @@ def encode(encoder: Any, pixels: Tensor, *, fusion: Fusion | None = None) -> Ten
 
 
 def fastest(device: torch.device, rows: int) -> Fusion:
-    """The faster way for attention within `rows` by `rows` tokens, by measurement (docs/performance.md).
+    """The faster way for attention within `rows` by `rows` tokens, by measurement (docs/measurements/performance.md).
 
     `fold` makes heads wider by 2 · rows, `mask` reads a bias for every two tokens. Windows are small enough for folding
     everywhere. All of the grid is too wide for it on a CPU; a GPU would have to read the bias from its main memory.

@@ -10,7 +10,7 @@ Up to four parts, each from 0 (no doubt) to 1; one is left out where the dataset
 - score: 1 - score, which is SAM's guess of its IoU, or whatever the file brings.
 
 Together they are 1 - (1 - presence)(1 - candidates)(1 - map)(1 - score): one strong doubt is enough, several add up.
-docs/review.md says how well this finds wrong masks.
+docs/measurements/jobs.md says how well this finds wrong masks.
 """
 
 from __future__ import annotations

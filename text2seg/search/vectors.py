@@ -5,7 +5,7 @@ clusters to the background. Patches that lie far from all others chosen so far, 
 is left farther from a chosen one than need be, up to a factor of two.
 
 Source: T. F. Gonzalez, "Clustering to minimize the maximum intercluster distance", Theoretical Computer Science 38
-(1985), the greedy algorithm. What else was measured stands in docs/search.md.
+(1985), the greedy algorithm. What else was measured stands in docs/measurements/search.md.
 """
 
 from __future__ import annotations
