@@ -435,5 +435,5 @@ class Things:
         says = f"the demo model does not know {shown(wording)}.{hint} It knows {len(self.names)} drawn things"
         raise QueryError(
             f"{says} (text2seg checkpoints show demo); for everything else choose a real model, e.g. --model base.",
-            on_page=f"{says} (“At work” on the page, /api/health); for everything else this app needs other models.",
+            on_page=f"{says}; open “At work” for the list. For everything else this app needs other models.",
         )

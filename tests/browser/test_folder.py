@@ -162,7 +162,7 @@ def test_things_need_not_be_written_as_an_ontology_first(page, six):
     folder_tab(page)
     page.get_by_label("Things, with commas between them").fill("sheep, fire engine")
     start(page)
-    page.locator("#folder-problem").get_by_text("choose pictures first").wait_for()
+    page.locator("#folder-problem").get_by_text("Choose pictures first").wait_for()
     choose(page, six)
     start(page)
     assert "7 of 7 pictures" in status(page, "done").inner_text()
@@ -240,7 +240,7 @@ def test_an_ontology_shows_its_faults_as_it_is_typed(page, six):
     choose(page, six)
     start(page)
     assert page.locator("#folder-problem").get_by_role("alert").inner_text() == (
-        "the ontology has 3 faults to mend first"
+        "The ontology has 3 faults to mend first"
     )
     editor.fill("categories: [sheep, dragon]")
     page.get_by_text("dragon: the demo model does not know").wait_for()
@@ -299,7 +299,7 @@ def test_nothing_uploaded_is_said_so(page):
     folder_tab(page)
     look_for(page, "sheep")
     start(page)
-    page.locator("#folder-problem").get_by_text("choose pictures first, or a zip of them").wait_for()
+    page.locator("#folder-problem").get_by_text("Choose pictures first, or a zip of them").wait_for()
 
 
 def test_the_contact_sheet_is_worked_through_by_keys(page, six):

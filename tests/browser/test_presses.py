@@ -79,7 +79,7 @@ class TestEarly:
 
     def test_label(self, hasty):
         page = hasty("[role=tab]:nth-child(2)", "#folder-start")
-        expect(page.locator("#folder-problem").get_by_role("alert")).to_contain_text("choose pictures first")
+        expect(page.locator("#folder-problem").get_by_role("alert")).to_contain_text("Choose pictures first")
         expect(page.locator("#folder-start")).to_be_enabled()
 
     def test_an_ontology(self, hasty):

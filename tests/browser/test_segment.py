@@ -323,7 +323,7 @@ def test_errors_are_said_in_the_page(page, scene, tmp_path):
     page.get_by_role("alert").get_by_text("Type what you want to see").wait_for()
     ask_for(page, "unicycle")
     page.get_by_role("alert").get_by_text("does not know 'unicycle'. Did you mean bicycle?").wait_for()
-    assert "money bag" in page.get_by_role("alert").inner_text()
+    assert "open “At work” for the list" in page.get_by_role("alert").inner_text()
     page.get_by_role("button", name="Remove unicycle").click()
     ask_for(page, "sheep")
     page.locator(PIECE).first.wait_for()
