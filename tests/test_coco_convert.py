@@ -7,6 +7,7 @@ import json
 import logging
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import builders
@@ -16,7 +17,7 @@ import yaml
 from PIL import Image as PillowImage
 
 from text2seg.cli import main
-from text2seg.coco import polygon
+from text2seg.coco import polygon, rle
 from text2seg.coco.convert import WRITERS, convert
 from text2seg.coco.dataset import build_dataset, read_dataset, write_dataset
 from text2seg.coco.results import mask_of
@@ -232,6 +233,29 @@ def test_voc_gives_a_contested_pixel_to_the_smaller_mask(tmp_path):
     painted = read_voc(tmp_path)["one"]
     np.testing.assert_array_equal(painted["buried"], small)
     np.testing.assert_array_equal(painted["large"], large & ~small)
+
+
+@FORMATS
+def test_one_mask_at_a_time_is_held_in_pixels(tmp_path, monkeypatch, to):
+    alive: weakref.WeakSet[Held] = weakref.WeakSet()
+    most = 0
+
+    class Held(np.ndarray):
+        __hash__ = object.__hash__
+
+    def decode(runs: rle.Rle) -> np.ndarray:
+        nonlocal most
+        mask = genuine(runs).view(Held)
+        alive.add(mask)
+        most = max(most, len(alive))
+        return mask
+
+    genuine = rle.decode
+    monkeypatch.setattr("text2seg.coco.source.rle.decode", decode)
+    data = voc_names(made())
+    data["annotations"] = [{**data["annotations"][0], "id": number} for number in range(1, 30)]
+    convert(data, to, tmp_path)
+    assert 1 <= most <= 3  # one, the one before it until its name is bound anew, and a view of it
 
 
 @pytest.mark.parametrize("name", ["a:b", "#1", " ring", "background"])
