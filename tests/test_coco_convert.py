@@ -389,6 +389,17 @@ def test_a_turned_picture_is_measured_upright(tmp_path, caplog, name):
     assert f"{name} is turned by its EXIF tag" in caplog.text
 
 
+@pytest.mark.parametrize("tag", [0, 9, 99])
+def test_an_orientation_that_exif_does_not_know_turns_nothing(tmp_path, caplog, tag):
+    exif = PillowImage.Exif()
+    exif[0x0112] = tag
+    PillowImage.fromarray(builders.pixels((24, 32))).save(tmp_path / "one.jpg", exif=exif)
+    dataset = build_dataset([builders.segmentation(builders.segment(), file_name="one.jpg")])
+    with caplog.at_level(logging.WARNING):
+        convert(dataset, "labelme", tmp_path / "out", images=tmp_path)
+    assert not caplog.records
+
+
 def test_crowds_are_left_out_and_said(tmp_path):
     dataset = made()
     dataset["annotations"][0]["iscrowd"] = 1

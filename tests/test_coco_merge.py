@@ -94,3 +94,17 @@ def test_no_output_is_an_input_or_an_image(tmp_path, capsys, monkeypatch):
     assert {path: path.read_bytes() for path in before} == before
     assert main(["merge", "one.json", "--output", "new.json"]) == 0
     assert main(["merge", "one.json", "--output", "new.json", "--overwrite"]) == 0
+
+
+def test_images_of_one_name_clash_only_between_files(tmp_path):
+    twins = part(1, 2, 3)
+    for image, name in zip(twins["images"], ("\u00e9.png", "e\u0301.png", "\u00e9.png"), strict=True):
+        image["file_name"] = name
+    assert merge([twins, part(4)], names=["a.json", "b.json"])["images"][:3] == twins["images"]
+    other = part(4)
+    other["images"][0]["file_name"] = "./e\u0301.png"
+    with pytest.raises(DatasetError, match=r"is in a\.json and in b\.json"):
+        merge([twins, other], names=["a.json", "b.json"])
+    twins["images"][1]["id"] = 1
+    with pytest.raises(DatasetError, match=r"^a\.json: two of the images have the id 1; give each its own$"):
+        merge([twins], names=["a.json"])

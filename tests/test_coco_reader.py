@@ -285,6 +285,15 @@ def test_runs_of_no_pixel_are_joined(zeros):
     assert (rle.decode(middle) == mask.reshape(HW, order="F")).all()
 
 
+def test_runs_may_be_whole_floats():
+    runs = [20, 10, PIXELS - 30]
+    floats = {"size": list(HW), "counts": [float(run) for run in runs]}
+    assert checked_rle(floats, HW) == checked_rle({"size": list(HW), "counts": runs}, HW)
+    for wrong in (0.5, float("nan"), float("inf"), -1.0, 1e300, True):
+        with pytest.raises(ValueError, match="RLE"):
+            checked_rle({"size": list(HW), "counts": [wrong, *runs]}, HW)
+
+
 def test_many_polygons_give_the_mask_of_all():
     random = np.random.default_rng(0)
     corners = random.integers(0, 20, (3000, 2))
