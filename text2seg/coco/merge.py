@@ -26,8 +26,8 @@ def merge(datasets: Sequence[Mapping[str, Any]], *, names: Sequence[str]) -> Jso
     The categories must be the same in all, ids included. `info` is the first one's, with the failures of all.
 
     Raises:
-        DatasetError: categories differ, or an image id or file name (in any spelling) is in two of them; `names` says in which.
-            Within one of them images may share a name, but no id.
+        DatasetError: categories differ, or an image id or file name, in any spelling, is in two of them; `names` says
+            in which. Within one of them images may share a name, but no id.
     """
     checked = [check_dataset(dataset, name) for name, dataset in zip(names, datasets, strict=True)]
     first = checked[0]
