@@ -400,6 +400,27 @@ def test_an_orientation_that_exif_does_not_know_turns_nothing(tmp_path, caplog, 
     assert not caplog.records
 
 
+@pytest.mark.parametrize(("to", "suffix"), [("yolo-seg", ".txt"), ("voc-png", ".png"), ("labelme", ".json")])
+def test_a_file_where_a_folder_should_be_names_both_images(tmp_path, to, suffix):
+    data = voc_names(made())
+    data["images"][0]["file_name"], data["images"][1]["file_name"] = "one.jpg", f"one{suffix}/two.jpg"
+    with pytest.raises(Text2SegError, match=rf"one\.jpg .* one\{suffix}/two\.jpg.*rename"):
+        convert(data, to, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_messages_name_the_final_place(tmp_path, monkeypatch):
+    def fail(source: object, output: Path) -> list[str]:
+        raise OutputError(f"{output / 'labels' / 'one.txt'} cannot be written: no room") from OSError(28, "no room")
+
+    monkeypatch.setitem(WRITERS, "yolo-seg", fail)
+    for folder in (tmp_path, tmp_path / "new"):
+        with pytest.raises(OutputError) as caught:
+            convert(made(), "yolo-seg", folder)
+        assert str(caught.value) == f"{folder / 'labels' / 'one.txt'} cannot be written: no room"
+        assert isinstance(caught.value.__cause__, OSError)
+
+
 def test_crowds_are_left_out_and_said(tmp_path):
     dataset = made()
     dataset["annotations"][0]["iscrowd"] = 1

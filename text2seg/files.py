@@ -475,6 +475,9 @@ def folder_aside(output: Path, *, flag: str = "--output") -> Iterator[Path]:
                 work.rename(target)
             else:
                 _move_into(work, target)
+    except Text2SegError as error:  # the place where the file was to be in the end, not the one it is made in
+        error.args = (str(error).replace(str(work), str(output)),)
+        raise
     finally:
         discard(work)
 
