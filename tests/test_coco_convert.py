@@ -7,6 +7,7 @@ import json
 import logging
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import builders
@@ -16,7 +17,7 @@ import yaml
 from PIL import Image as PillowImage
 
 from text2seg.cli import main
-from text2seg.coco import polygon
+from text2seg.coco import polygon, rle
 from text2seg.coco.convert import WRITERS, convert
 from text2seg.coco.dataset import build_dataset, read_dataset, write_dataset
 from text2seg.coco.results import mask_of
@@ -234,6 +235,29 @@ def test_voc_gives_a_contested_pixel_to_the_smaller_mask(tmp_path):
     np.testing.assert_array_equal(painted["large"], large & ~small)
 
 
+@FORMATS
+def test_one_mask_at_a_time_is_held_in_pixels(tmp_path, monkeypatch, to):
+    alive: weakref.WeakSet[Held] = weakref.WeakSet()
+    most = 0
+
+    class Held(np.ndarray):
+        __hash__ = object.__hash__
+
+    def decode(runs: rle.Rle) -> np.ndarray:
+        nonlocal most
+        mask = genuine(runs).view(Held)
+        alive.add(mask)
+        most = max(most, len(alive))
+        return mask
+
+    genuine = rle.decode
+    monkeypatch.setattr("text2seg.coco.source.rle.decode", decode)
+    data = voc_names(made())
+    data["annotations"] = [{**data["annotations"][0], "id": number} for number in range(1, 30)]
+    convert(data, to, tmp_path)
+    assert 1 <= most <= 3  # one, the one before it until its name is bound anew, and a view of it
+
+
 @pytest.mark.parametrize("name", ["a:b", "#1", " ring", "background"])
 def test_names_that_a_labelmap_cannot_hold(tmp_path, name):
     dataset = build_dataset([builders.segmentation(builders.segment(name))])
@@ -363,6 +387,38 @@ def test_a_turned_picture_is_measured_upright(tmp_path, caplog, name):
     with caplog.at_level(logging.WARNING):
         convert(dataset, "labelme", tmp_path / "out", images=tmp_path)
     assert f"{name} is turned by its EXIF tag" in caplog.text
+
+
+@pytest.mark.parametrize("tag", [0, 9, 99])
+def test_an_orientation_that_exif_does_not_know_turns_nothing(tmp_path, caplog, tag):
+    exif = PillowImage.Exif()
+    exif[0x0112] = tag
+    PillowImage.fromarray(builders.pixels((24, 32))).save(tmp_path / "one.jpg", exif=exif)
+    dataset = build_dataset([builders.segmentation(builders.segment(), file_name="one.jpg")])
+    with caplog.at_level(logging.WARNING):
+        convert(dataset, "labelme", tmp_path / "out", images=tmp_path)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(("to", "suffix"), [("yolo-seg", ".txt"), ("voc-png", ".png"), ("labelme", ".json")])
+def test_a_file_where_a_folder_should_be_names_both_images(tmp_path, to, suffix):
+    data = voc_names(made())
+    data["images"][0]["file_name"], data["images"][1]["file_name"] = "one.jpg", f"one{suffix}/two.jpg"
+    with pytest.raises(Text2SegError, match=rf"one\.jpg .* one\{suffix}/two\.jpg.*rename"):
+        convert(data, to, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_messages_name_the_final_place(tmp_path, monkeypatch):
+    def fail(source: object, output: Path) -> list[str]:
+        raise OutputError(f"{output / 'labels' / 'one.txt'} cannot be written: no room") from OSError(28, "no room")
+
+    monkeypatch.setitem(WRITERS, "yolo-seg", fail)
+    for folder in (tmp_path, tmp_path / "new"):
+        with pytest.raises(OutputError) as caught:
+            convert(made(), "yolo-seg", folder)
+        assert str(caught.value) == f"{folder / 'labels' / 'one.txt'} cannot be written: no room"
+        assert isinstance(caught.value.__cause__, OSError)
 
 
 def test_crowds_are_left_out_and_said(tmp_path):

@@ -6,7 +6,9 @@ import copy
 import json
 
 import builders
+import numpy as np
 import pytest
+from PIL import Image as PillowImage
 
 from text2seg.cli import main
 from text2seg.coco.dataset import build_dataset, read_dataset, write_dataset
@@ -59,3 +61,50 @@ def test_the_command(tmp_path, capsys):
     assert read_dataset(tmp_path / "all.json") == json.loads(json.dumps(part(1, 2, 3)))
     assert main(command) == 1
     assert "is there already" in capsys.readouterr().err
+
+
+def test_no_output_is_an_input_or_an_image(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_dataset(part(1), "one.json")
+    (tmp_path / "things.yaml").write_text("categories: [ball]")
+    for image in ("1.png", "2.png"):
+        PillowImage.fromarray(np.full((24, 32, 3), 200, np.uint8)).save(image)
+    (tmp_path / "linked.json").symlink_to("one.json")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for command in (
+        "merge one.json --output one.json",
+        "merge one.json --output ./linked.json",
+        "merge one.json --output 1.png",
+        "report one.json --output one.json",
+        "report one.json --output 1.png",
+        "evaluate one.json one.json --json linked.json",
+        "evaluate one.json one.json --report 1.png",
+        "label . --query ball --output 1.png",
+        "label . --query ball --output one.json --categories-from linked.json",
+        "label . --ontology things.yaml --output things.yaml",
+        "tune . --ontology things.yaml --plot 1.png",
+        "benchmark coco --images . --annotations one.json --predictions one.json",
+    ):
+        assert main([*command.split(), "--overwrite"]), command
+        said = capsys.readouterr().err
+        assert "not written over" in said, (command, said)
+    write_dataset(part(1), tmp_path / "shapes" / "1.json")
+    assert main(["convert", "shapes/1.json", "--to", "labelme", "--output", "shapes", "--overwrite"])
+    assert "is an input of this command" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in before} == before
+    assert main(["merge", "one.json", "--output", "new.json"]) == 0
+    assert main(["merge", "one.json", "--output", "new.json", "--overwrite"]) == 0
+
+
+def test_images_of_one_name_clash_only_between_files(tmp_path):
+    twins = part(1, 2, 3)
+    for image, name in zip(twins["images"], ("\u00e9.png", "e\u0301.png", "\u00e9.png"), strict=True):
+        image["file_name"] = name
+    assert merge([twins, part(4)], names=["a.json", "b.json"])["images"][:3] == twins["images"]
+    other = part(4)
+    other["images"][0]["file_name"] = "./e\u0301.png"
+    with pytest.raises(DatasetError, match=r"is in a\.json and in b\.json"):
+        merge([twins, other], names=["a.json", "b.json"])
+    twins["images"][1]["id"] = 1
+    with pytest.raises(DatasetError, match=r"^a\.json: two of the images have the id 1; give each its own$"):
+        merge([twins], names=["a.json"])

@@ -97,6 +97,12 @@ ACCEPTED = {
     "score as text": (("annotations", 0, "score", "0.9"), "annotation 1 has the score '0.9'"),
     "area infinite": (("annotations", 0, "area", float("inf")), "annotation 1 has the area inf"),
     "box of NaN": (("annotations", 0, "bbox", [float("nan")] * 4), "annotation 1 has the bbox"),
+    "NaN in what is not COCO's": (
+        ("annotations", 0, "attributes", {"a": [1, {"b": float("nan")}]}),
+        "annotation 1 .*null",
+    ),
+    "infinity in an image": (("images", 0, "depth", float("-inf")), "image 5 has a number in its 'depth'"),
+    "NaN in a category": (("categories", 0, "colour", [1, float("nan")]), "category 10 has a number"),
     "box beyond floats": (("annotations", 0, "bbox", [10**400] * 4), "annotation 1 has the bbox"),
 }
 
@@ -144,6 +150,10 @@ REFUSED = {
     "score beyond sums": (("annotations", 0, "score", 1e308), r"annotation 1: its score 1e\+308 is no finite number"),
     "score of 400 digits": (("annotations", 0, "score", 10**400), "annotation 1: its score of 401 digits"),
     "score NaN": (("annotations", 0, "score", float("nan")), "annotation 1: its score nan"),
+    "a corner NaN": (
+        ("annotations", 0, "segmentation", [[1, 1, float("nan"), 1, 5, 5]]),
+        "annotation 1: its mask holds",
+    ),
     "iscrowd a word": (("annotations", 0, "iscrowd", "yes"), "annotation 1 has the iscrowd 'yes'"),
 }
 
@@ -234,6 +244,31 @@ def test_files(tmp_path, text, encoding, message):
             read_dataset(path)
 
 
+def test_what_is_read_can_be_written(tmp_path):
+    data = dataset()
+    data["annotations"][0] |= {"area": float("nan"), "bbox": [float("inf")] * 4, "attributes": {"x": float("nan")}}
+    data["annotations"][1]["wide"] = [10**400, 1.5, 1e308, 1e308]
+    data |= {"info": {"seen": float("nan")}, "videos": [float("inf")]}
+    first, second = check_dataset(data, "it")["annotations"][:2]
+    assert not {"area", "bbox"} & first.keys()
+    assert first["attributes"] == {"x": None}
+    assert second["wide"] == data["annotations"][1]["wide"]
+    json.dumps(check_dataset(data, "it"), allow_nan=False)
+
+
+def test_keys_that_stand_twice(tmp_path, caplog):
+    path = tmp_path / "twice.json"
+    text = json.dumps(dataset())
+    path.write_text(text.replace('"id": 1,', '"id": 1, "area": 3, "area": 3,').replace('"id": 2,', '"id": 2, "id": 2,'))
+    with caplog.at_level(logging.WARNING):
+        read_dataset(path)
+    (said,) = [record.getMessage() for record in caplog.records if "twice" in record.getMessage()]
+    assert re.search("with the id .* the last one counts", said)
+    path.write_text(path.read_text()[:-1] + ', "categories": []}')
+    with pytest.raises(DatasetError, match=r"twice\.json has the key 'categories' twice"):
+        read_dataset(path)
+
+
 def test_nothing_that_is_given_is_changed():
     data = with_value("images", 0, "width", "32")
     before = copy.deepcopy(data)
@@ -283,6 +318,15 @@ def test_runs_of_no_pixel_are_joined(zeros):
         mask[100:105] = True
     assert (rle.decode(checked_rle(middle, HW)) == mask.reshape(HW, order="F")).all()
     assert (rle.decode(middle) == mask.reshape(HW, order="F")).all()
+
+
+def test_runs_may_be_whole_floats():
+    runs = [20, 10, PIXELS - 30]
+    floats = {"size": list(HW), "counts": [float(run) for run in runs]}
+    assert checked_rle(floats, HW) == checked_rle({"size": list(HW), "counts": runs}, HW)
+    for wrong in (0.5, float("nan"), float("inf"), -1.0, 1e300, True):
+        with pytest.raises(ValueError, match="RLE"):
+            checked_rle({"size": list(HW), "counts": [wrong, *runs]}, HW)
 
 
 def test_many_polygons_give_the_mask_of_all():

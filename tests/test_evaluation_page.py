@@ -136,7 +136,7 @@ def test_an_input_is_never_written_over(tmp_path, capsys):
     truth, found = files(tmp_path)
     before = Path(found).read_bytes()
     assert main(["evaluate", truth, found, "--json", found, "--overwrite"]) == 1
-    assert "named twice" in capsys.readouterr().err
+    assert "is an input" in capsys.readouterr().err
     assert Path(found).read_bytes() == before
 
 

@@ -139,7 +139,7 @@ def test_what_is_there_is_not_written_over(folder):
         write_review(folder / "dataset.json", page)
     assert page.read_text(encoding="utf-8") == "mine"
     write_review(folder / "dataset.json", page, overwrite=True)
-    with pytest.raises(OutputError, match="the dataset itself"):
+    with pytest.raises(OutputError, match="an input"):
         write_review(folder / "dataset.json", folder / "dataset.json", overwrite=True)
     with pytest.raises(Text2SegError, match="1 or more"):
         write_review(folder / "dataset.json", folder / "other.html", limit=0)

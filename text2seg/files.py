@@ -7,10 +7,12 @@ a closed folder, a file where a folder should be, a dangling link or a pipe mean
 
 from __future__ import annotations
 
+import codecs
 import errno
 import hashlib
 import logging
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -192,17 +194,27 @@ def kind_of(found: os.stat_result) -> str:
 # ---- writing
 
 
-def check_writable(path: StrPath, *, overwrite: bool = False, flag: str = "--output") -> None:
+def check_writable(
+    path: StrPath,
+    *,
+    overwrite: bool = False,
+    flag: str = "--output",
+    inputs: Iterable[object] = (),
+    text: bool = False,
+) -> None:
     """Find out before any work whether a file can be written at its end.
 
     Args:
         overwrite: a file that is there may be replaced; without it the message offers --overwrite.
         flag: what the path was given by, for the message.
+        inputs: paths of what the command reads, as for `check_not_input`.
+        text: what is written is text, so a file of anything else, an image for one, is not replaced even so.
 
     Raises:
-        OutputError: it is there already, is no file or write-protected, its name is too long, or its folder cannot be
-            written to.
+        OutputError: it is there already, is an input, no file or write-protected, its name is too long, or its folder
+            cannot be written to.
     """
+    check_not_input(path, inputs, flag=flag)
     path = Path(path)
     way_out = f"choose another {flag}"
     target = _target(path)
@@ -213,8 +225,32 @@ def check_writable(path: StrPath, *, overwrite: bool = False, flag: str = "--out
         raise OutputError(f"{path} is there already; {way_out}, or say --overwrite")
     if found is not None and not _allows(target, os.W_OK):
         raise OutputError(f"cannot write {path}: it is write-protected; {way_out}")
+    if found is not None and text and not _is_text(target):
+        raise OutputError(f"{path} holds no text, an image perhaps, so it is not written over; {way_out}")
     check_folder(target.parent, flag=flag, path=path)
     _check_names(target, path, way_out)
+
+
+def check_not_input(path: object, inputs: Iterable[object], *, flag: str = "--output") -> None:
+    """Raise `OutputError` where a file to write is one that the same command reads; not even --overwrite allows that.
+    Paths and URLs; an input that is None is none."""
+    for each in inputs:
+        if each is not None and (str(path) == str(each) or same_file(str(path), str(each))):
+            raise OutputError(f"{path} is an input of this command, so it is not written over; choose another {flag}")
+
+
+def _is_text(path: Path) -> bool:
+    """Whether the beginning of a file is UTF-8 without control characters, or it is UTF-16 or UTF-32 by its mark."""
+    start = read_file(path, OutputError, most=4096)
+    if start.startswith((b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")):
+        return True
+    if re.search(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]|\AP[1-6]\s", start):  # the last: images written as numbers
+        return False
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(start)
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def check_folder(folder: StrPath, *, flag: str = "--output", path: StrPath | None = None) -> None:
@@ -439,6 +475,9 @@ def folder_aside(output: Path, *, flag: str = "--output") -> Iterator[Path]:
                 work.rename(target)
             else:
                 _move_into(work, target)
+    except Text2SegError as error:  # the place where the file was to be in the end, not the one it is made in
+        error.args = (str(error).replace(str(work), str(output)),)
+        raise
     finally:
         discard(work)
 

@@ -211,9 +211,10 @@ def _rgb(picture: PillowImage.Image) -> NDArray[np.uint8]:
 
 
 def _orientation(picture: PillowImage.Image, name: str) -> int:
-    """The tag, 1 where there is none, or once Pillow has turned the picture itself."""
+    """The tag, 1 where there is none or it is none of EXIF's eight, or once Pillow has turned the picture itself."""
     try:
-        return int(picture.getexif().get(EXIF_ORIENTATION, 1))
+        tag = int(picture.getexif().get(EXIF_ORIENTATION, 1))
+        return tag if 1 <= tag <= 8 else 1
     except Exception as error:  # a broken EXIF block raises anything; the pixels are good all the same
         _log.warning("%s: its EXIF block cannot be read, the picture is taken as upright (%s)", name, error)
         return 1

@@ -68,7 +68,7 @@ class Bench:
         from text2seg.files import check_writable
 
         for path in self._outputs():
-            check_writable(path, overwrite=self.overwrite)
+            check_writable(path, overwrite=self.overwrite, text=path == self.output)
 
         cases = []
         for case in run(self._plan()):

@@ -46,7 +46,13 @@ class Benchmark:
         from text2seg.files import check_writable
 
         if self.predictions is not None:
-            check_writable(self.predictions, overwrite=self.overwrite, flag="--predictions")
+            check_writable(
+                self.predictions,
+                overwrite=self.overwrite,
+                flag="--predictions",
+                inputs=[self.annotations],
+                text=True,
+            )
         from text2seg.benchmarking import benchmark_coco
         from text2seg.coco.dataset import read_dataset
 

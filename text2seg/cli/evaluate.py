@@ -49,11 +49,12 @@ class Evaluate:
         from text2seg.files import check_writable, resolved, write_together
 
         outputs = {flag: path for flag, path in (("--report", self.report), ("--json", self.json)) if path is not None}
-        files = [resolved(path) for path in (self.truth, self.predicted, *outputs.values())]
+        files = [resolved(path) for path in outputs.values()]
         for flag, path in outputs.items():
+            inputs = (self.truth, self.predicted)
+            check_writable(path, overwrite=self.overwrite, flag=flag, inputs=inputs, text=True)
             if files.count(resolved(path)) > 1:
-                raise OutputError(f"{path} is named twice; the report, the numbers and both inputs are different files")
-            check_writable(path, overwrite=self.overwrite, flag=flag)
+                raise OutputError(f"{path} is named twice; the report and the numbers are different files")
         evaluation = evaluate_files(self.truth, self.predicted, protocol=self.protocol, match=self.match)
         writing: list[tuple[Path, Iterable[bytes]]] = []
         if self.json is not None:

@@ -65,6 +65,9 @@ class Label:
             raise SettingsError("--sam3 goes with none of --engine ray, --only-if-present and --dry-run")
         ontology = self._ontology()
         job = self.label if self.resume else replace(self.label, restart=True)
+        from text2seg.files import check_not_input
+
+        check_not_input(job.output, [self.ontology, job.categories_from])
         if self.dry_run:
             return self._rehearse(ontology, job)
         from text2seg.labelling.interrupt import stop_on_signals

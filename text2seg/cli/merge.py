@@ -33,7 +33,7 @@ class Merge:
 
         if not self.datasets:
             raise DatasetError("nothing to merge: name at least one COCO file")
-        check_writable(self.output, overwrite=self.overwrite)
+        check_writable(self.output, overwrite=self.overwrite, inputs=self.datasets, text=True)
         merged = merge_files(self.datasets, self.output)
         print(f"{len(merged['images'])} images, {len(merged['annotations'])} annotations")
         print(f"COCO file: {self.output}")

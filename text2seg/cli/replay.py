@@ -49,12 +49,14 @@ class Replay:
 
     def run(self) -> int:
         log_to_terminal(verbose=self.verbose)
-        from text2seg.files import check_writable
+        from text2seg.coco.dataset import read_dataset
+        from text2seg.coco.lookup import PictureFinder
+        from text2seg.files import check_not_input, check_writable
         from text2seg.replay import replay
 
         if self.picture:
             _kind(self.picture)
-            check_writable(self.picture, overwrite=self.overwrite, flag="--picture")
+            check_writable(self.picture, overwrite=self.overwrite, flag="--picture", inputs=[self.dataset])
         result = replay(
             self.dataset,
             self.annotation,
@@ -71,6 +73,8 @@ class Replay:
         if not result.identical and result.made_by != __version__:
             print(f"it was made by text2seg {result.made_by}; this is {__version__}")
         if self.picture:
+            finder = PictureFinder(self.dataset, self.images, read_dataset(self.dataset)["info"])
+            check_not_input(self.picture, [finder.find(result.image.file_name)], flag="--picture")
             _write(result, self.picture)
             print(f"picture: {self.picture}")
         return 0 if result.identical else FAILED

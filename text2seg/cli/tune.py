@@ -53,13 +53,19 @@ class Tune:
         log_to_terminal(verbose=self.verbose)
         if self.limit is not None and self.limit < 1:
             raise SettingsError(f"limit must be 1 or more, got {self.limit}")
-        from text2seg.files import check_writable
+        from text2seg.files import check_writable, is_file, resolved
         from text2seg.ontology import read_ontology, write_thresholds
         from text2seg.tuning.plot import check_plot, plot
 
         if self.plot:
             check_plot(self.plot)
-            check_writable(self.plot, overwrite=self.overwrite, flag="--plot")
+            # The listing takes every PNG file in the folder for a picture of it.
+            images = (
+                [self.plot] if is_file(self.plot) and resolved(self.plot).is_relative_to(resolved(self.folder)) else []
+            )
+            check_writable(
+                self.plot, overwrite=self.overwrite, flag="--plot", inputs=[self.ontology, self.truth, *images]
+            )
         ontology = read_ontology(self.ontology)
         if self.write:
             check_writable(self.ontology, overwrite=True, flag="--ontology")

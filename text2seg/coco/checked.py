@@ -132,7 +132,9 @@ def _checked_runs(segmentation: Mapping[str, Any], hw: tuple[int, int]) -> Rle:
 
 
 def _plain_runs(counts: Sequence[Any], pixels: int) -> NDArray[np.int64]:
-    if not all(issubclass(kind, int) and kind is not bool for kind in set(map(type, counts))):
+    if not all(issubclass(kind, (int, float)) and kind is not bool for kind in set(map(type, counts))):
+        raise ValueError("its RLE holds runs that are no whole numbers")
+    if not all(isinstance(run, int) or run.is_integer() for run in counts):
         raise ValueError("its RLE holds runs that are no whole numbers")
     if counts and (min(counts) < 0 or max(counts) > pixels):
         raise ValueError(f"its RLE holds a run that is below 0 or longer than the {pixels} pixels of the image")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,9 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from text2seg.coco import labelme, voc, yolo
+from text2seg.coco.reader import Dataset
 from text2seg.coco.source import Picture, Source, source_of
 from text2seg.errors import ImageError, OutputError
-from text2seg.files import check_folder, entries, exists, folder_aside, is_dir, is_left_over
+from text2seg.files import check_folder, check_not_input, entries, exists, folder_aside, is_dir, is_left_over, resolved
 from text2seg.images import measure
 
 Format = Literal["yolo-seg", "voc-png", "labelme"]
@@ -68,6 +70,7 @@ def convert(
     _check_folder(output, overwrite=overwrite)
     with folder_aside(output) as folder:
         notes = [*source.outside, *WRITERS[to](source, folder)]
+        _check_inputs(folder, output, dataset, source)
     if source.crowds:
         notes.append(f"{source.crowds} crowd annotations are left out")
     return Conversion(len(source.pictures), source.things, tuple(notes))
@@ -86,6 +89,16 @@ def _check_pixels(picture: Picture) -> None:
         )
     if orientation != 1:
         _log.warning("%s is turned by its EXIF tag; the masks fit it upright, so use tools that heed the tag", path)
+
+
+def _check_inputs(folder: Path, output: Path, dataset: Mapping[str, Any], source: Source) -> None:
+    """Nothing that is read is written over, but a picture may be copied onto itself."""
+    inputs = [Path(dataset.name)] if isinstance(dataset, Dataset) else []
+    taken = {resolved(each) for each in (*inputs, *(picture.pixels for picture in source.pictures)) if each is not None}
+    for path in sorted(folder.rglob("*")):
+        place = output / path.relative_to(folder)
+        if path.is_file() and resolved(place) in taken and not filecmp.cmp(path, place, shallow=False):
+            check_not_input(place, [place])
 
 
 def _check_folder(output: Path, *, overwrite: bool) -> None:

@@ -26,7 +26,8 @@ def merge(datasets: Sequence[Mapping[str, Any]], *, names: Sequence[str]) -> Jso
     The categories must be the same in all, ids included. `info` is the first one's, with the failures of all.
 
     Raises:
-        DatasetError: categories differ, or an image id or file name is in two of them; `names` says in which.
+        DatasetError: categories differ, or an image id or file name, in any spelling, is in two of them; `names` says
+            in which. Within one of them images may share a name, but no id.
     """
     checked = [check_dataset(dataset, name) for name, dataset in zip(names, datasets, strict=True)]
     first = checked[0]
@@ -38,6 +39,7 @@ def merge(datasets: Sequence[Mapping[str, Any]], *, names: Sequence[str]) -> Jso
         if dataset["categories"] != first["categories"]:
             raise DatasetError(f"{name} has other categories than {names[0]}; label both with one ontology")
         check_references(dataset)
+        own: set[object] = set()  # of this file, which may hold several images of one name
         for image in dataset["images"]:
             for key in (("id", image["id"]), ("name", identity(image["file_name"]))):
                 if key in origin:
@@ -46,8 +48,9 @@ def merge(datasets: Sequence[Mapping[str, Any]], *, names: Sequence[str]) -> Jso
                         f"image {shown!r} is in {origin[key]} and in {name}; merge the shards of one job, or number "
                         "the images apart"
                     )
-                origin[key] = name
+                own.add(key)
             images[image["id"]] = image
+        origin |= dict.fromkeys(own, name)
         annotations += dataset["annotations"]
         failed = dataset["info"].get("failures")
         failures += failed if isinstance(failed, list) else []

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import reprlib
@@ -89,6 +90,8 @@ def check_dataset(content: Any, name: str) -> Dataset:
         _annotation(entry, place, notes) for place, entry in _objects(content["annotations"], "annotations", name)
     ]
     annotations = _single(_numbered(annotations, notes), notes)
+    others = {key: value for key, value in content.items() if key not in ("images", "annotations", "categories")}
+    content = {**content, **_made_finite(others, "the file", notes)}
     notes.say()
     checked = {"images": images, "annotations": annotations, "categories": categories}
     return Dataset({**content, "info": _info(content.get("info"), name), **checked}, name)
@@ -177,10 +180,15 @@ def read_json(path: str | os.PathLike[str] | Url) -> Any:
     except ValueError as error:  # what Python's own limit says of it is advice to programmers
         digits = sys.get_int_max_str_digits()
         raise DatasetError(f"{path} is not a JSON file of a dataset: a number has over {digits} digits") from error
-    for key, found in repeated[:1]:
+    for key, found in repeated:
         if found is content:
-            raise DatasetError(f"{path} has the key {key!r} twice; only one of them can be read, so join them")
-        _log.warning("%s: an object in it has the key %r twice; the last one counts", path, key)
+            raise DatasetError(f"{path} has the key {short(key)} twice; only one of them can be read, so join them")
+    notes = Notes(str(path))
+    for key, found in repeated:
+        number = found.get("id")
+        what = "an object in it" if number is None else f"an object in it, with the id {short(number)},"
+        notes.add("twice", f"{what} has the key {short(key)} twice; the last one counts")
+    notes.say()
     return content
 
 
@@ -254,6 +262,7 @@ def _image(entry: Entry, place: str, notes: Notes) -> Entry:
             f"{notes.name}: {where} is said to be {short(width)} x {short(height)} pixels, over the limit of "
             f"{MOST_PIXELS:,} pixels and {MOST_SIDE:,} a side"
         )
+    changed |= _made_finite({key: value for key, value in entry.items() if key not in changed}, where, notes)
     return {**entry, **changed} if changed else entry
 
 
@@ -288,11 +297,14 @@ def _category(entry: Entry, place: str, notes: Notes) -> Entry:
         notes.add("above", f"category {number} has the supercategory {short(above)}, which is no text; it is left out")
     if number < 0:
         notes.add("negative", f"category {number} has an id below 0, which some tools take for none; here it counts")
+    rest = {key: value for key, value in entry.items() if key not in changed}
+    changed |= _made_finite(rest, f"category {number}", notes)
     return {**entry, **changed} if changed else entry
 
 
 def _annotation(entry: Entry, place: str, notes: Notes) -> Entry:
     changed: dict[str, Any] = {}
+    gone: list[str] = []
     number = entry.get("id")
     if number is None:
         where = place
@@ -315,12 +327,51 @@ def _annotation(entry: Entry, place: str, notes: Notes) -> Entry:
         _score(entry["score"], where, notes, changed)
     area, box = entry.get("area"), entry.get("bbox")
     if area is not None and not (is_number(area) and area >= 0):
-        changed["area"] = None
+        gone.append("area")
         notes.add("area", f"{where} has the area {short(area)}, which is none; the pixels of its mask are counted")
     if box is not None and not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box))):
-        changed["bbox"] = None
+        gone.append("bbox")
         notes.add("box", f"{where} has the bbox {short(box)}, which is not four numbers; it is left out")
-    return {**entry, **changed} if changed else entry
+    if not _is_finite(entry.get("segmentation")):
+        raise DatasetError(f"{notes.name}: {where}: its mask holds something that is no finite number")
+    rest = {key: value for key, value in entry.items() if key not in changed and key not in gone}
+    changed |= _made_finite(rest, where, notes)
+    if not changed and not gone:
+        return entry
+    return {key: value for key, value in {**entry, **changed}.items() if key not in gone}
+
+
+def _made_finite(entry: Entry, where: str, notes: Notes) -> dict[str, Any]:
+    """The values of an entry that hold NaN or Infinity, with null in their place: Python reads and writes them, but
+    they are no JSON, so nothing else reads the file."""
+    changed = {key: _with_nulls(value) for key, value in entry.items() if not _is_finite(value)}
+    for key in changed:
+        notes.add("not finite", f"{where} has a number in its {short(key)} that is not finite; it is read as null")
+    return changed
+
+
+def _with_nulls(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _with_nulls(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_with_nulls(each) for each in value]
+    return value if _is_finite(value) else None
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether there is no NaN or Infinity in a value of JSON."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, Mapping):
+        return all(map(_is_finite, value.values()))
+    if not isinstance(value, (list, tuple)):
+        return True
+    try:
+        if math.isfinite(sum(value)):  # most are long lists of numbers
+            return True
+    except (TypeError, OverflowError):  # it holds something else, or integers beyond floats
+        pass
+    return all(map(_is_finite, value))
 
 
 def _crowd(value: Any, where: str, notes: Notes, changed: dict[str, Any]) -> None:

@@ -181,7 +181,20 @@ def _stems(file_names: Sequence[str], reserved: Collection[str], suffix: str) ->
         room = f"{_NUMBER}{max(suffix, last.suffix, key=len)}"
         cut = fitting(last.stem, room).removesuffix(room)
         stems.append(unique(PurePosixPath(*folders, cut).as_posix(), ""))
+    _check_folders(file_names, stems, suffix)
     return stems
+
+
+def _check_folders(file_names: Sequence[str], stems: Sequence[str], suffix: str) -> None:
+    """Raise `Text2SegError` where the file written for one image would be a folder for that of another."""
+    files = {f"{stem}{suffix}": name for name, stem in zip(file_names, stems, strict=True)}
+    for name, stem in zip(file_names, stems, strict=True):
+        for folder in PurePosixPath(stem).parents:
+            if (other := files.get(folder.as_posix())) is not None:
+                raise Text2SegError(
+                    f"the file for {shown(other)} would have the name of the folder for {shown(name)}, {folder}; "
+                    "rename one of these images"
+                )
 
 
 def _parts(file_name: str) -> Parts:

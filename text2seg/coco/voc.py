@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
+from text2seg.coco import rle
 from text2seg.coco.source import Picture, Source
 from text2seg.errors import OutputError
 from text2seg.files import write_atomically
@@ -64,13 +65,14 @@ def _painted(picture: Picture) -> tuple[NDArray[np.uint8], NDArray[np.uint8], in
             "convert to yolo-seg or labelme"
         )
     classes, things = np.zeros(picture.hw, np.uint8), np.zeros(picture.hw, np.uint8)
-    masks = [thing.mask() for thing in picture.things]
-    order = sorted(range(len(masks)), key=lambda number: -int(masks[number].sum()))
     contested = np.zeros(picture.hw, np.bool_)
-    for number in order:
-        contested |= masks[number] & (things > 0)
-        classes[masks[number]] = picture.things[number].label + 1
-        things[masks[number]] = number + 1
+    # Areas come from the run lengths, so that only one mask at a time is held in pixels.
+    largest_first = sorted(range(len(picture.things)), key=lambda number: -rle.area(picture.things[number].rle))
+    for number in largest_first:
+        mask = picture.things[number].mask()
+        contested |= mask & (things > 0)
+        classes[mask] = picture.things[number].label + 1
+        things[mask] = number + 1
     return classes, things, int(contested.sum())
 
 

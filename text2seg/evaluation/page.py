@@ -57,7 +57,7 @@ def write_page(
     Raises:
         OutputError: it is there and `overwrite` was not asked for, or it cannot be written.
     """
-    check_writable(path, overwrite=overwrite, flag="--report")
+    check_writable(path, overwrite=overwrite, flag="--report", text=True)
     html = render_page(evaluation, truth=truth, predicted=predicted)
     return write_atomically(path, [html.encode("utf-8", "backslashreplace")])
 

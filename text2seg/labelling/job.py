@@ -92,7 +92,7 @@ def label_folder(
     ontology, image_id = take_ids(ontology, listing, settings.categories_from)
     numbers = {category.name: category.id for category in ontology.categories}
     work = Work(folder, queries, numbers, settings.segmentation, settings.keep_candidates, described(models))
-    check_output(settings.output, overwrite=settings.overwrite)
+    check_output(settings.output, overwrite=settings.overwrite, inputs=[settings.categories_from])
     if isinstance(settings.output, Url):
         check_writable(settings.output)
     job = fingerprint(models, folder, ontology, settings)

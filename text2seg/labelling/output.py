@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
@@ -62,11 +62,11 @@ def journal_path(output: Place) -> Path:
     return file.with_name(fitting(file.name, ".journal"))
 
 
-def check_output(output: Place, *, overwrite: bool = False) -> None:
+def check_output(output: Place, *, overwrite: bool = False, inputs: Iterable[object] = ()) -> None:
     """Find out now, not after the last picture, whether the output may be written.
 
     A file that is there may be replaced only where it is, byte for byte, what this job wrote: the journal has its hash,
-    however the last run ended.
+    however the last run ended. One of the `inputs` of the job, or a file that is no text, is never replaced.
 
     Raises:
         OutputError: it is there and this job did not write it, or somebody changed it since; it is no file, or its
@@ -76,7 +76,7 @@ def check_output(output: Place, *, overwrite: bool = False) -> None:
     at_url = isinstance(output, Url)
     for path in (file, journal):
         flag = f"folder with {STATE_VARIABLE}" if at_url else "--output"
-        check_writable(path, overwrite=True, flag=flag)
+        check_writable(path, overwrite=True, flag=flag, inputs=inputs, text=path == file)
     if overwrite:
         return
     here = is_file(file, OutputError)

@@ -52,7 +52,7 @@ def rehearse(folder: Place, ontology: Ontology, model: ModelSettings, settings: 
                 things.check(wording)
     listing = listing_of(folder, settings)
     ontology, _ = take_ids(ontology, listing, settings.categories_from)
-    check_output(settings.output, overwrite=settings.overwrite)
+    check_output(settings.output, overwrite=settings.overwrite, inputs=[settings.categories_from])
     journal, done = journal_path(settings.output), 0
     if is_file(journal, OutputError) and not settings.restart:
         stamps = {record["file"]: stamp_in(record) for _, record in read_records(journal) if "file" in record}

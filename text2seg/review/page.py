@@ -17,8 +17,8 @@ from tqdm import tqdm
 from text2seg._version import __version__
 from text2seg.coco.dataset import read_dataset
 from text2seg.coco.lookup import PictureFinder
-from text2seg.errors import OutputError, Text2SegError
-from text2seg.files import check_writable, exists, same_file, write_atomically
+from text2seg.errors import Text2SegError
+from text2seg.files import check_writable, write_atomically
 from text2seg.pages import render_template
 from text2seg.render.colours import Colour
 from text2seg.review.contents import CategoryRow, Contents, Item, Picture, contents_of
@@ -66,9 +66,7 @@ def write_review(
     dataset, output = Path(dataset), Path(output)
     if limit < 1:
         raise Text2SegError(f"the limit must be 1 or more, got {limit}")
-    if exists(output, OutputError) and same_file(output, dataset):
-        raise OutputError(f"{output} is the dataset itself; choose another --output")
-    check_writable(output, overwrite=overwrite)
+    check_writable(output, overwrite=overwrite, inputs=[dataset], text=True)
     content = read_dataset(dataset)
     contents = contents_of(content)
     shown = contents.pictures[:limit]
