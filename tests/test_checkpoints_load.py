@@ -25,7 +25,8 @@ from torch import nn
 from text2seg import Text2Seg
 from text2seg.checkpoints import fetch, load
 from text2seg.checkpoints.load import load_clip_weights, load_sam_weights
-from text2seg.errors import CheckpointError
+from text2seg.checkpoints.shapes import checked_config
+from text2seg.errors import CheckpointError, SettingsError
 from text2seg.maps.build import ClipShape, build_clip, check_clip
 from text2seg.masks.build import SamShape, check_sam
 
@@ -198,14 +199,19 @@ class TestOddShapes:
             (
                 "clip",
                 "visual.conv1.weight",
-                (2_000_000, 3, 1, 1),
+                (2_000_000, 3, 4, 4),
                 r"vision width is 2,000,000 .by 'visual\.conv1\.weight'",
             ),
             ("clip", "visual.conv1.weight", (192, 3, 0, 0), "image size is 0"),
             ("clip", "visual.conv1.weight", (192, 1, 16, 16), r"\[192, 1, 16, 16\], expected \[192, 3, 16, 16\]"),
             ("clip", "visual.positional_embedding", (3000**2 + 1, 1), "image size is 48,000"),
+            ("clip", "visual.conv1.weight", (192, 3, 1, 1), r"patch is 1 .by 'visual\.conv1\.weight'., not 4 to 256"),
+            ("clip", "visual.positional_embedding", (200**2 + 1, 1), "its input has 200 x 200 patches"),
+            ("sam", "image_encoder.patch_embed.proj.weight", (192, 3, 1, 1), "patch is 1"),
+            ("sam", "image_encoder.pos_embed", (1, 200, 1, 8), "its input has 200 x 200 patches"),
+            ("sam", "image_encoder.blocks.0.attn.rel_pos_h", (399, 64), "window is 200"),
             ("clip", "text_projection", (640_000, 2), "text width is 640,000"),
-            ("sam", "image_encoder.patch_embed.proj.weight", (2_000_000, 3, 1, 1), "width is 2,000,000"),
+            ("sam", "image_encoder.patch_embed.proj.weight", (2_000_000, 3, 4, 4), "width is 2,000,000"),
             ("sam", "image_encoder.pos_embed", (1, 4000, 1, 8), "image size is 64,000"),
             ("sam", "mask_decoder.mask_tokens.weight", (1_000_000, 4), "candidates is 999,999"),
             ("sam", "mask_decoder.transformer.layers.0.mlp.lin1.weight", (9_000_000, 1), "decoder mlp is 9,000,000"),
@@ -227,6 +233,18 @@ class TestOddShapes:
         path = saved(load_clip_weights(fetch("demo", "clip")) | names, tmp_path / "mine.pt")
         with pytest.raises(CheckpointError, match="vision layers is 300"):
             load_clip_weights(path, check_clip)
+
+    def test_inputs_and_configurations_with_too_many_patches(self):
+        clip = Text2Seg.load("demo", device="cpu").clip
+        assert clip.input_hw(2048) == (2048, 2048)
+        with pytest.raises(SettingsError, match=r"smaller input size: .* 4096 x 4096 pixels has 256 x 256 patches"):
+            clip.input_hw(4096)
+        for config in ({"vision_cfg": {"patch_size": 1}}, {"backbone_config": {"patch_stride": [4, 1]}}):
+            with pytest.raises(CheckpointError, match="less than the 4"):
+                checked_config(config, "c")
+        for config in ({"image_size": [1024, 9000]}, {"img_size": 9000}, {"window_size_per_stage": [8, 900]}):
+            with pytest.raises(CheckpointError, match="more than the"):
+                checked_config(config, "c")
 
     @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.float8_e4m3fn])
     def test_other_dtypes_become_float32(self, tmp_path, dtype):

@@ -17,7 +17,7 @@ from PIL.Image import Resampling
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from text2seg.checkpoints.shapes import checked_config
+from text2seg.checkpoints.shapes import check_cells, checked_config
 from text2seg.errors import CheckpointError
 from text2seg.maps.attention import RULES
 from text2seg.maps.build import check_fit, named, single
@@ -129,6 +129,7 @@ def _image_tower(recipe: Recipe, model: Any) -> ImageTower:
         tower = resnet_tower(visual, size)
     else:
         raise CheckpointError(f"{recipe.name}: its image tower is a {type(visual).__name__}, which is not read here")
+    check_cells((size // tower.stride,) * 2, f"{recipe.name}: its input")
     return replace(tower, mean=recipe.mean, std=recipe.std, resampling=recipe.resampling)
 
 
