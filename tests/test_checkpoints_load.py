@@ -150,6 +150,17 @@ class TestAsTrainingCodeSaves:
             assert part in said
 
     @pytest.mark.parametrize(
+        ("run", "told"),
+        [("mine", "openclip:ARCH="), ("-model_ViT-B-16-lr_1", "openclip:ViT-B-16="), ("model_RN50-quickgelu-lr_1", "")],
+    )
+    def test_warns_of_what_open_clip_trained(self, clip_weights, tmp_path, caplog, run, told):
+        content = {"epoch": 3, "name": run, "state_dict": before("module.", clip_weights), "optimizer": {}}
+        path = saved(content, tmp_path / "mine.pt")
+        assert same(load_clip_weights(path), clip_weights)
+        said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert [f"{told}{path}" in each for each in said] == ([True] if told else [])
+
+    @pytest.mark.parametrize(
         ("form", "message"),
         [
             (lambda d: {"student": d, "teacher": dict(d)}, r"more than once, under \['student'\] and \['teacher'\]"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -209,6 +210,8 @@ def _load(
     with opened(path) as content:
         stored = _state_dict(content, path, known)
         check(stored, path)
+        if check is _check_clip:
+            _warn_of_openclip(content, path)
         if fits:
             try:
                 fits(stored)
@@ -227,6 +230,26 @@ def _load(
             )
     logger.info("loaded %d tensors from %s", len(weights), path)
     return weights
+
+
+def _warn_of_openclip(content: Any, path: Path) -> None:
+    """Warn where open_clip's training wrote a CLIP that is read as one of OpenAI's: no tensor tells whether its blocks
+    have QuickGELU, as OpenAI's have, or GELU, as most of open_clip's."""
+    if not (isinstance(content, Mapping) and {"epoch", "name", "state_dict"} <= content.keys()):
+        return
+    run = content["name"]
+    if not isinstance(run, str):
+        return
+    told = re.search(r"model_([\w-]+?)-lr_", run[:300])  # as the training names a run by default
+    architecture = told[1] if told else "ARCH"
+    if "quickgelu" not in architecture:
+        logger.warning(
+            "%s was written by open_clip's training, and is read as one of OpenAI's CLIPs, which have QuickGELU; if it "
+            "was trained with GELU, its maps are wrong: use openclip:%s=%s instead",
+            path,
+            architecture,
+            path,
+        )
 
 
 def _is_finite(tensor: Tensor) -> bool:
