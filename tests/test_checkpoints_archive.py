@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import collections
 import contextlib
 import datetime
 import functools
@@ -12,6 +13,7 @@ import os
 import pickle
 import struct
 import sys
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -139,6 +141,9 @@ class TestSound:
             "device": torch.device("cpu"),
             "shape": torch.Size([2, 3]),
             "generator": torch.get_rng_state(),
+            "types": [int, str, range, type(None), ..., NotImplemented, collections.defaultdict(int)],
+            "log": [0.5] * 1_000_000,
+            "quantised": {"8 bits": quantised(torch.quint8), "4 bits": quantised(torch.quint4x2)},
             "deep": {"config": [Own(), (1, None, True, 2**70, "é", b"x")]},
         }
         for protocol in (2, 4, 5):
@@ -150,6 +155,11 @@ class TestSound:
             assert found["deep"]["config"][0].kind.name == "Own"
             assert found["deep"]["config"][1] == (1, None, True, 2**70, "é", b"x") or protocol == 2
         assert Own.made == 1, "an object was made while the file was read"
+
+
+def quantised(dtype: torch.dtype) -> torch.Tensor:
+    with warnings.catch_warnings(action="ignore"):
+        return torch.quantize_per_channel(torch.ones(4, 4), torch.ones(4), torch.zeros(4), 0, dtype)
 
 
 class Own:
@@ -294,11 +304,11 @@ class TestBombs:
             for name, content in entries.items():
                 archive.writestr(name, content)
         assert path.stat().st_size < 50_000
-        refused(path, "compressed")
+        refused(path, "is not read: it is compressed")
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
             for name, content in entries.items():
                 archive.writestr(name, content, zipfile.ZIP_STORED if name.endswith(".pkl") else None)
-        refused(path, "compressed")
+        refused(path, "is not read: it is compressed")
 
     def test_code_that_is_longer_than_it_says(self, tmp_path):
         entries = {"w/data.pkl": b"\x80\x02}.", "w/constants.pkl": b"\x80\x02).", "w/code/a.py": b" " * 70_000_000}
@@ -429,7 +439,7 @@ class TestSafetensors:
         ],
     )  # fmt: skip
     def test_headers_that_do_not_fit(self, tmp_path, header):
-        refused(self.write(tmp_path / "w.pt", header), r"w\.pt is damaged")
+        refused(self.write(tmp_path / "w.pt", header), r"w\.pt is (damaged|not read)")
 
     def test_a_header_beyond_the_end(self, tmp_path):
         (tmp_path / "w.pt").write_bytes(struct.pack("<Q", 1 << 31) + b"{}")

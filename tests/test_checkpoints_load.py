@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
+import warnings
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -25,7 +26,8 @@ from torch import nn
 from text2seg import Text2Seg
 from text2seg.checkpoints import fetch, load
 from text2seg.checkpoints.load import load_clip_weights, load_sam_weights
-from text2seg.errors import CheckpointError
+from text2seg.checkpoints.shapes import checked_config
+from text2seg.errors import CheckpointError, SettingsError
 from text2seg.maps.build import ClipShape, build_clip, check_clip
 from text2seg.masks.build import SamShape, check_sam
 
@@ -123,6 +125,11 @@ FORMS = {
 }
 
 
+def quantised(dtype: torch.dtype) -> torch.Tensor:
+    with warnings.catch_warnings(action="ignore"):
+        return torch.quantize_per_channel(torch.ones(4, 4), torch.ones(4), torch.zeros(4), 0, dtype)
+
+
 class TestAsTrainingCodeSaves:
     """Around the weights, and before their names, is what frameworks and people put there."""
 
@@ -141,6 +148,17 @@ class TestAsTrainingCodeSaves:
         (said,) = [record.getMessage() for record in caplog.records if "taken from" in record.getMessage()]
         for part in ("mine.pt", "['state_dict']", "'clip_model.'", "1 other tensors, such as 'head.weight'"):
             assert part in said
+
+    @pytest.mark.parametrize(
+        ("run", "told"),
+        [("mine", "openclip:ARCH="), ("-model_ViT-B-16-lr_1", "openclip:ViT-B-16="), ("model_RN50-quickgelu-lr_1", "")],
+    )
+    def test_warns_of_what_open_clip_trained(self, clip_weights, tmp_path, caplog, run, told):
+        content = {"epoch": 3, "name": run, "state_dict": before("module.", clip_weights), "optimizer": {}}
+        path = saved(content, tmp_path / "mine.pt")
+        assert same(load_clip_weights(path), clip_weights)
+        said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert [f"{told}{path}" in each for each in said] == ([True] if told else [])
 
     @pytest.mark.parametrize(
         ("form", "message"),
@@ -163,6 +181,22 @@ class TestAsTrainingCodeSaves:
             (lambda d: {n: t.numpy() for n, t in d.items()}, "numpy arrays are not read"),
             (lambda d: {"state_dict": "w.pt", "epoch": 3}, "no tensors by name, only 'state_dict', 'epoch'"),
             (lambda d: {"text_model.x": torch.ones(1)}, "looks like a CLIP of transformers"),
+            (
+                lambda d: dict.fromkeys(
+                    (
+                        "vision_model.embeddings.class_embedding",
+                        "text_model.embeddings.token_embedding.weight",
+                        "logit_scale",
+                        "text_model.embeddings.position_embedding.weight",
+                    ),
+                    torch.ones(1),
+                ),
+                "looks like a CLIP of transformers",
+            ),
+            (lambda d: d | {3: torch.ones(1)}, "a tensor has the name 3, which is no text"),
+            (lambda d: d | {"ln_final.bias": torch.ones(1).expand(64)}, r"'ln_final\.bias' .*\.contiguous"),
+            (lambda d: d | {"s": torch.eye(3).to_sparse()}, "'s' is not a plain tensor but a sparse one"),
+            (lambda d: d | {"q": quantised(torch.qint8)}, r"'q' is not a plain tensor but a quantised.*dequantize"),
             (lambda d: {"a.weight": torch.ones(1), "b": torch.ones(1)}, "its 2 tensors are 'a.weight', 'b'"),
         ],
     )
@@ -198,14 +232,19 @@ class TestOddShapes:
             (
                 "clip",
                 "visual.conv1.weight",
-                (2_000_000, 3, 1, 1),
+                (2_000_000, 3, 4, 4),
                 r"vision width is 2,000,000 .by 'visual\.conv1\.weight'",
             ),
             ("clip", "visual.conv1.weight", (192, 3, 0, 0), "image size is 0"),
             ("clip", "visual.conv1.weight", (192, 1, 16, 16), r"\[192, 1, 16, 16\], expected \[192, 3, 16, 16\]"),
             ("clip", "visual.positional_embedding", (3000**2 + 1, 1), "image size is 48,000"),
+            ("clip", "visual.conv1.weight", (192, 3, 1, 1), r"patch is 1 .by 'visual\.conv1\.weight'., not 4 to 256"),
+            ("clip", "visual.positional_embedding", (200**2 + 1, 1), "its input has 200 x 200 patches"),
+            ("sam", "image_encoder.patch_embed.proj.weight", (192, 3, 1, 1), "patch is 1"),
+            ("sam", "image_encoder.pos_embed", (1, 200, 1, 8), "its input has 200 x 200 patches"),
+            ("sam", "image_encoder.blocks.0.attn.rel_pos_h", (399, 64), "window is 200"),
             ("clip", "text_projection", (640_000, 2), "text width is 640,000"),
-            ("sam", "image_encoder.patch_embed.proj.weight", (2_000_000, 3, 1, 1), "width is 2,000,000"),
+            ("sam", "image_encoder.patch_embed.proj.weight", (2_000_000, 3, 4, 4), "width is 2,000,000"),
             ("sam", "image_encoder.pos_embed", (1, 4000, 1, 8), "image size is 64,000"),
             ("sam", "mask_decoder.mask_tokens.weight", (1_000_000, 4), "candidates is 999,999"),
             ("sam", "mask_decoder.transformer.layers.0.mlp.lin1.weight", (9_000_000, 1), "decoder mlp is 9,000,000"),
@@ -228,6 +267,25 @@ class TestOddShapes:
         with pytest.raises(CheckpointError, match="vision layers is 300"):
             load_clip_weights(path, check_clip)
 
+    def test_inputs_and_configurations_with_too_many_patches(self):
+        clip = Text2Seg.load("demo", device="cpu").clip
+        assert clip.input_hw(2048) == (2048, 2048)
+        with pytest.raises(SettingsError, match=r"smaller input size: .* 4096 x 4096 pixels has 256 x 256 patches"):
+            clip.input_hw(4096)
+        for config in ({"vision_cfg": {"patch_size": 1}}, {"backbone_config": {"patch_stride": [4, 1]}}):
+            with pytest.raises(CheckpointError, match="less than the 4"):
+                checked_config(config, "c")
+        for config in ({"image_size": [1024, 9000]}, {"img_size": 9000}, {"window_size_per_stage": [8, 900]}):
+            with pytest.raises(CheckpointError, match="more than the"):
+                checked_config(config, "c")
+
+    def test_names_are_cut_in_messages(self, tmp_path):
+        for kind, reader, check in (("clip", load_clip_weights, check_clip), ("sam", load_sam_weights, check_sam)):
+            path = saved(reader(fetch("demo", kind)) | {"x" * 10_000: torch.ones(2)}, tmp_path / "mine.pt")
+            with pytest.raises(CheckpointError, match="xxxx") as error:
+                reader(path, check)
+            assert len(str(error.value)) < 400 + len(str(path))
+
     @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.float8_e4m3fn])
     def test_other_dtypes_become_float32(self, tmp_path, dtype):
         weights = load_clip_weights(fetch("demo", "clip"))
@@ -237,7 +295,7 @@ class TestOddShapes:
 
     def test_numbers_too_large_for_float32(self, clip_weights, tmp_path):
         weights = clip_weights | {"ln_final.bias": torch.full((64,), 1e300, dtype=torch.float64)}
-        with pytest.raises(CheckpointError, match=r"'ln_final\.bias' holds numbers that are not finite"):
+        with pytest.raises(CheckpointError, match=r"'ln_final\.bias' holds numbers that are too large for float32"):
             load_clip_weights(saved(weights, tmp_path / "mine.pt"))
 
 
@@ -416,7 +474,7 @@ class TestWrongFiles:
             ({}, "no tensors"),
             ({"epoch": 3}, "no tensors"),
             ({"state_dict": {}}, "no tensors"),
-            ({7: torch.ones(1)}, "7 is not a plain tensor"),
+            ({7: torch.ones(1)}, "a tensor has the name 7"),
             ({"a": torch.eye(3).to_sparse()}, "'a' is not a plain tensor"),
             ({"a": torch.ones(3, dtype=torch.complex64)}, "'a' is not a plain tensor"),
             ({"a": torch.ones(3, device="meta")}, "'a' is not a plain tensor"),

@@ -170,6 +170,18 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path):
             load_image(tmp_path / name)
 
 
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "ICO", "TIFF"])
+@pytest.mark.parametrize("limit", [10, 500])  # over which Pillow refuses, and over which it warns
+@pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning")
+def test_a_limit_of_the_host_does_not_decide(tmp_path, monkeypatch, kind, limit):
+    path = saved(tmp_path, PillowImage.fromarray(builders.pixels()), f"a.{kind.lower()}")
+    wanted = load_image(path).pixels
+    monkeypatch.setattr(PillowImage, "MAX_IMAGE_PIXELS", limit)
+    np.testing.assert_array_equal(load_image(path).pixels, wanted)
+    np.testing.assert_array_equal(load_image(PillowImage.fromarray(wanted)).pixels, wanted)
+    assert limit == PillowImage.MAX_IMAGE_PIXELS
+
+
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
 def test_the_first_frame_of_an_animation(tmp_path, caplog, kind):
     frames = [PillowImage.new("RGB", (WIDTH, HEIGHT), colour) for colour in ("red", "blue", "lime")]

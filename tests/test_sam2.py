@@ -179,6 +179,13 @@ def test_tensors_that_do_not_fit_are_named(weights):
         Sam2.from_weights(weights, device=CPU, config=config, compile_encoder=True)
 
 
+def test_a_config_whose_blocks_attend_to_too_much(weights):
+    backbone = small_config().to_dict()["vision_config"]["backbone_config"] | {"image_size": [1024, 1024]}
+    config = {"vision_config": {"backbone_config": backbone | {"global_attention_blocks": [0]}}}
+    with pytest.raises(CheckpointError, match="stage 1 of its architecture has 256 x 256 patches"):
+        Sam2.from_weights(weights, device=CPU, config=config)
+
+
 @pytest.mark.parametrize(("width", "depths"), PUBLISHED)
 def test_published_shapes_are_known_without_a_config(width, depths):
     heads, windows, everywhere = PUBLISHED[width, depths]

@@ -11,7 +11,7 @@ import os
 import stat
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -38,6 +38,7 @@ ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 
 _log = logging.getLogger(__name__)
 _strict_lock = threading.Lock()
+_limit_lock = threading.RLock()
 
 
 def load_image(source: ImageSource, *, image_id: int = 1, file_name: str | None = None) -> Image:
@@ -127,23 +128,25 @@ def open_image(source: Path | BinaryIO, name: str, *, formats: tuple[str, ...] |
     Raises `ImageError`, with the name, where it cannot be opened.
     """
     try:
-        return open_any(source, formats)
+        try:
+            return open_any(source, formats)
+        except (PillowImage.DecompressionBombError, PillowImage.DecompressionBombWarning):
+            with _own_limit():
+                return _within_limit(open_any(source, formats), name)
+    except ImageError:
+        raise
     except PermissionError as error:
         raise ImageError(f"{name}: no permission to read it") from error
     except UnidentifiedImageError:
         what = other_kind(source) or "no picture that can be read here"
         raise ImageError(f"{name} is {what}; save it as PNG or JPEG") from None
-    except (PillowImage.DecompressionBombError, PillowImage.DecompressionBombWarning) as error:
-        raise ImageError(f"{name} is over the limit of {PIXEL_LIMIT:,} pixels; make it smaller") from error
     except Exception as error:
         raise _undecodable(name, error) from error
 
 
 def _from_pillow(picture: PillowImage.Image, name: str) -> NDArray[np.uint8]:
     """The decoded, upright RGB pixels; the picture itself is only read."""
-    width, height = picture.size
-    if width * height > PIXEL_LIMIT:
-        raise ImageError(f"{name} is {width} x {height}, over the limit of {PIXEL_LIMIT:,} pixels; make it smaller")
+    width, height = _within_limit(picture, name).size
     if 0 in picture.size:
         raise ImageError(f"{name} is empty ({width} x {height} pixels)")
     if picture.format == "EPS":  # decoding it would run Ghostscript on whatever the file says
@@ -152,7 +155,9 @@ def _from_pillow(picture: PillowImage.Image, name: str) -> NDArray[np.uint8]:
         # MPO is what many phones write for an ordinary photo: a JPEG with a second picture behind it.
         if getattr(picture, "is_animated", False) and picture.format != "MPO":
             _log.warning("%s has several frames; frame %d is used", name, picture.tell() + 1)
-        with _truncation_is_an_error(), _not_mapped(picture):
+        pillows = PillowImage.MAX_IMAGE_PIXELS
+        lifted = _own_limit() if pillows and width * height > pillows else nullcontext()
+        with lifted, _truncation_is_an_error(), _not_mapped(picture):
             samples = read_samples(picture, name)
             pixels = _rgb(picture) if samples is None else eight_bits(samples, name)
         # Only now, because Pillow turns some formats upright itself while it loads them.
@@ -161,6 +166,25 @@ def _from_pillow(picture: PillowImage.Image, name: str) -> NDArray[np.uint8]:
         raise
     except Exception as error:  # decoders let anything out: OSError, SyntaxError, struct.error, IndexError …
         raise _undecodable(name, error) from error
+
+
+def _within_limit(picture: PillowImage.Image, name: str) -> PillowImage.Image:
+    """The picture. Raises `ImageError` where it has more pixels than `PIXEL_LIMIT`."""
+    width, height = picture.size
+    if width * height > PIXEL_LIMIT:
+        raise ImageError(f"{name} is {width} x {height}, over the limit of {PIXEL_LIMIT:,} pixels; make it smaller")
+    return picture
+
+
+@contextmanager
+def _own_limit() -> Iterator[None]:
+    """Without Pillow's limit of pixels, which others can set as they like: `PIXEL_LIMIT` decides."""
+    with _limit_lock:
+        before, PillowImage.MAX_IMAGE_PIXELS = PillowImage.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            PillowImage.MAX_IMAGE_PIXELS = before
 
 
 def _undecodable(name: str, error: Exception) -> ImageError:

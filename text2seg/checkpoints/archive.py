@@ -29,6 +29,7 @@ from text2seg.checkpoints.pickles import (
     Storage,
     StoredTensor,
     Unpickler,
+    UnreadError,
     WeightsFile,
     are_sizes,
     product,
@@ -56,6 +57,7 @@ SAFETENSORS_DTYPES = {
     "BOOL": torch.bool,
 }
 
+COMPRESSED = "it is compressed, and torch compresses no tensors; unpack it and zip it with `zip -0`"
 UNWANTED = "weights need none. Have its author save the state dict alone, best as safetensors"
 
 
@@ -86,6 +88,8 @@ def _content(file: WeightsFile) -> Any:
         raise
     except CodeError as error:
         raise CheckpointError(f"{file.path} was refused: reading it could run code ({error}), and {UNWANTED}") from None
+    except UnreadError as error:
+        raise CheckpointError(f"{file.path} is not read: {error}") from None
     except FaultError as error:
         raise CheckpointError(f"{file.path} is damaged or cut short: {error}") from None
     except MemoryError:
@@ -128,7 +132,7 @@ class _Entry:
     def content(self, file: WeightsFile) -> bytes:
         """The content of a small entry that is not compressed."""
         if self.method or self.stored != self.size:
-            raise FaultError("it is compressed, and torch compresses no tensors; unpack it and zip it with `zip -0`")
+            raise UnreadError(COMPRESSED)
         content = file.take(self.start, self.size)
         if self.crc and zlib.crc32(content) != self.crc:
             raise FaultError("an entry does not have its checksum")
@@ -139,7 +143,7 @@ class _Entry:
         if not self.method:
             return self.content(file)
         if self.method != 8 or self.size > MOST_HEADER_BYTES:
-            raise FaultError("an entry of code is compressed in an unknown way or too large")
+            raise UnreadError("an entry of code is compressed in an unknown way or too large")
         return zlib.decompressobj(-zlib.MAX_WBITS).decompress(file.take(self.start, self.stored), self.size)
 
 
@@ -160,7 +164,7 @@ def _read_zip(file: WeightsFile) -> Any:
     def storage(dtype: torch.dtype, key: str, numel: int) -> Storage:
         entry = inside[f"data/{key}"]
         if entry.method or entry.stored != entry.size:
-            raise FaultError("it is compressed, and torch compresses no tensors; unpack it and zip it with `zip -0`")
+            raise UnreadError(COMPRESSED)
         if entry.size != numel * dtype.itemsize:
             raise FaultError(f"a storage of {entry.size:,} bytes should have {numel * dtype.itemsize:,}")
         if (key, dtype) not in storages:
@@ -329,6 +333,8 @@ def _read_legacy(file: WeightsFile) -> Any:
         raise FaultError("it is a pickle, but torch.save did not write it; save the state dict with torch.save")
     load()
     content, keys = load(storage), load()
+    if set(keys) > storages.keys():
+        raise UnreadError("it holds tensors of a kind that is not known here; save the weights alone")
     if sorted(keys) != sorted(storages):
         raise FaultError("its storages are not those that its tensors want")
     place = file.handle.tell()
@@ -356,7 +362,7 @@ def _read_safetensors(file: WeightsFile) -> dict[str, StoredTensor]:
     for name, entry in sorted(header.items(), key=lambda item: (item[1]["data_offsets"], item[0])):
         dtype, shape, (begin, stop) = SAFETENSORS_DTYPES.get(entry["dtype"]), entry["shape"], entry["data_offsets"]
         if dtype is None:
-            raise FaultError(f"{name!r:.80} has the dtype {entry['dtype']!r:.20}, which is not read here")
+            raise UnreadError(f"{name!r:.80} has the dtype {entry['dtype']!r:.20}; save it as float32")
         if not are_sizes(begin, stop, *shape):
             raise FaultError(f"{name!r:.80} has a shape or place that makes no sense")
         numel = product(tuple(shape))

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,11 +76,12 @@ OPENCLIP_TENSORS = (
 """Some of which every CLIP of open_clip has."""
 
 FOREIGN = {
-    "vision_model.": "a CLIP of transformers",
+    "vision_model.embeddings.": "a CLIP of transformers",
+    "vision_model.encoder.": "a CLIP of transformers",
     "text_model.": "a CLIP of transformers",
     "detector.": "a SAM 3",
 }
-"""How names begin in formats that are not read here, each with what it is."""
+"""How names begin, behind a prefix perhaps, in formats that are not read here, each with what it is."""
 
 WRAPPERS = (
     "state_dict",
@@ -99,6 +101,10 @@ WRAPPERS = (
 
 WRAPPED_MODULES = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 """What torch puts into the names of tensors where it wraps a module, be it all of a network or a part of it."""
+
+LEAST_HITS = 3
+"""Known tensors behind one prefix by which a network is told from one of another format with a few of the same names.
+Of a whole one many more are known."""
 
 DEEPEST_WRAPPER = 6
 MOST_WRAPPERS = 10_000  # dicts that are looked into; an optimiser's state has one for each parameter
@@ -179,9 +185,15 @@ def _check(weights: Weights, needed: Mapping[str, int], path: Path, what: str) -
 
 
 def _not_it(path: Path, what: str, missing: str, weights: Weights) -> CheckpointError:
-    known = next((of for start, of in FOREIGN.items() if any(name.startswith(start) for name in weights)), None)
+    known = _foreign(weights)
     told = f"it looks like {known}" if known else f"its {len(weights)} tensors are {_some(weights)}"
     return CheckpointError(f"{path} is not {what}: it has no tensor {missing!r}; {told}")
+
+
+def _foreign(names: Iterable[Any]) -> str | None:
+    """The format that is not read here and to which tensors of these names belong, behind whatever prefix."""
+    dotted = [f".{name}" for name in names]
+    return next((of for part, of in FOREIGN.items() if any(f".{part}" in name for name in dotted)), None)
 
 
 def _some(names: Mapping[str, object]) -> str:
@@ -198,6 +210,8 @@ def _load(
     with opened(path) as content:
         stored = _state_dict(content, path, known)
         check(stored, path)
+        if check is _check_clip:
+            _warn_of_openclip(content, path)
         if fits:
             try:
                 fits(stored)
@@ -207,12 +221,35 @@ def _load(
         weights = {}
         for name, tensor in stored.items():
             weights[name] = tensor.read()
-            if not _is_finite(weights[name]):
-                raise CheckpointError(
-                    f"{path} is damaged: {name!r} holds numbers that are not finite (NaN or infinity)"
-                )
+            if _is_finite(weights[name]):
+                continue
+            if weights[name].isfinite().all():
+                raise CheckpointError(f"{path}: {name!r:.80} holds numbers that are too large for float32")
+            raise CheckpointError(
+                f"{path} is damaged: {name!r:.80} holds numbers that are not finite (NaN or infinity)"
+            )
     logger.info("loaded %d tensors from %s", len(weights), path)
     return weights
+
+
+def _warn_of_openclip(content: Any, path: Path) -> None:
+    """Warn where open_clip's training wrote a CLIP that is read as one of OpenAI's: no tensor tells whether its blocks
+    have QuickGELU, as OpenAI's have, or GELU, as most of open_clip's."""
+    if not (isinstance(content, Mapping) and {"epoch", "name", "state_dict"} <= content.keys()):
+        return
+    run = content["name"]
+    if not isinstance(run, str):
+        return
+    told = re.search(r"model_([\w-]+?)-lr_", run[:300])  # as the training names a run by default
+    architecture = told[1] if told else "ARCH"
+    if "quickgelu" not in architecture:
+        logger.warning(
+            "%s was written by open_clip's training, and is read as one of OpenAI's CLIPs, which have QuickGELU; if it "
+            "was trained with GELU, its maps are wrong: use openclip:%s=%s instead",
+            path,
+            architecture,
+            path,
+        )
 
 
 def _is_finite(tensor: Tensor) -> bool:
@@ -266,7 +303,8 @@ def _state_dict(content: Any, path: Path, known: tuple[str, ...]) -> dict[str, S
         candidates = [found for place, holder in holders.items() for found in _candidates(place, holder, names)]
         if candidates:
             break
-    if candidates:
+    is_foreign = any(_foreign(holders[found.place]) and found.hits < LEAST_HITS for found in candidates)
+    if candidates and not is_foreign:
         most = max(found.hits for found in candidates)
         best = sorted((c for c in candidates if c.hits == most), key=lambda c: (c.rank, len(c.prefix)))
         chosen = best[0]
@@ -288,10 +326,26 @@ def _state_dict(content: Any, path: Path, known: tuple[str, ...]) -> dict[str, S
             f"; {len(left)} other tensors, such as {left[0]!r:.80}, are left out" if left else "",
         )
     for name, tensor in tensors.items():
-        if not isinstance(name, str) or not isinstance(tensor, StoredTensor) or not tensor.is_plain:
-            raise CheckpointError(f"{path} is not a checkpoint of weights: {name!r:.80} is not a plain tensor")
+        if fault := _fault(name, tensor):
+            raise CheckpointError(f"{path} is not a checkpoint of weights: {fault}")
     named = {name.removeprefix(chosen.prefix): tensor for name, tensor in tensors.items()}
     return {name: tensor for name, tensor in named.items() if name not in ARCHIVE_EXTRAS}
+
+
+def _fault(name: Any, tensor: StoredTensor | Inert) -> str | None:
+    """Why a tensor by this name cannot be one of a state dict, or nothing."""
+    if not isinstance(name, str):
+        return f"a tensor has the name {name!r:.80}, which is no text"
+    if isinstance(tensor, Inert):
+        told = (
+            "a quantised one; save its .dequantize()" if "qtensor" in tensor.kind.name else "a sparse one or the like"
+        )
+        return f"{name!r:.80} is not a plain tensor but {told}"
+    if tensor.dtype.is_complex:
+        return f"{name!r:.80} is not a plain tensor but one of complex numbers"
+    if not tensor.is_plain:
+        return f"{name!r:.80} is not a plain tensor but an expanded one; save its .contiguous()"
+    return None
 
 
 def _dicts(content: dict[Any, Any], path: Path) -> Iterator[tuple[tuple[str, ...], dict[Any, Any]]]:

@@ -22,10 +22,12 @@ from torch import Tensor
 
 from text2seg.errors import CheckpointError
 
-MOST_STEPS = 2_000_000
-"""Opcodes of a pickle. The largest SAM has 25,000, a training checkpoint of it with the optimiser's state 100,000."""
-MOST_HEADER_BYTES = 64 << 20
+MOST_STEPS = 10_000_000
+"""Opcodes of a pickle. The largest SAM has 25,000, a training checkpoint of it with the optimiser's state 100,000; a
+log of the training has one for each number."""
+MOST_HEADER_BYTES = 128 << 20
 """Of a pickle, of a zip's directory, and of all code whose class headers are read."""
+ALONE = "save the state dict alone"
 LONGEST_NUMBER = 255  # bytes of an integer in a pickle
 MOST_MARKS = 1000  # open at once
 MOST_AXES = 32
@@ -44,12 +46,16 @@ STORAGES = {
     "ComplexFloatStorage": torch.complex64,
     "ComplexDoubleStorage": torch.complex128,
     "UntypedStorage": torch.uint8,
+    "QInt8Storage": torch.int8,
+    "QUInt8Storage": torch.uint8,
+    "QInt32Storage": torch.int32,
 }
 DTYPES = {str(dtype): dtype for dtype in (*STORAGES.values(), torch.float8_e4m3fn, torch.float8_e5m2)}
 
 DICTS = {"collections.OrderedDict", "collections.defaultdict", "collections.Counter", "builtins.dict"}
 HARMLESS = {
-    "builtins": "set frozenset list dict tuple int float bool str bytes bytearray complex object slice range",
+    "builtins": "set frozenset list dict tuple int float bool str bytes bytearray complex object slice range "
+    "type Ellipsis NotImplemented",
     "collections": "OrderedDict defaultdict Counter deque",
     "datetime": "datetime date time timedelta timezone",
     "pathlib": "Path PosixPath WindowsPath PurePath PurePosixPath PureWindowsPath",
@@ -65,11 +71,18 @@ HARMLESS = {
 }
 """What a pickle may ask for of Python's modules. A file that asks for anything else there wants to run something."""
 PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg", "commands": "subprocess"}
+PYTHON_2_NAMES = {"long": "int", "unicode": "str", "xrange": "range"}
+"""What builtins were called in Python 2, as pickles of protocol 2 still do."""
 REBUILD = "torch._utils._rebuild_"
 
 
 class FaultError(Exception):
     """The file is not what it should be; the message says why, the path is put before it."""
+
+
+class UnreadError(Exception):
+    """The file may be whole, but is larger than, or has something in it beyond, what is read here; the message says
+    what."""
 
 
 class CodeError(Exception):
@@ -107,7 +120,7 @@ class WeightsFile:
     def take(self, start: int, length: int) -> bytes:
         """Some bytes of a header."""
         if length > MOST_HEADER_BYTES:
-            raise FaultError(f"a header of {length:,} bytes, more than weights need")
+            raise UnreadError(f"its header or pickle has {length:,} bytes, more than weights need; {ALONE}")
         self._check(start, length)
         self.handle.seek(start)
         found = self.handle.read(length)
@@ -247,7 +260,7 @@ class Unpickler:
             if step is None:
                 raise CodeError(f"its pickle has the opcode {code!r}, which no state dict needs")
             step(self)
-        raise FaultError(f"its pickle has more than {MOST_STEPS:,} steps, more than weights need")
+        raise UnreadError(f"its pickle has more than {MOST_STEPS:,} steps, more than weights need; {ALONE}")
 
     def take(self, length: int) -> bytes:
         if length < 0 or length > self._size:
@@ -348,9 +361,10 @@ class Unpickler:
     def name(self, module: Any, name: Any) -> None:
         if not isinstance(module, str) or not isinstance(name, str):
             raise FaultError("a name in its pickle is no text")
-        found = Global(PYTHON_2.get(module, module), name)
+        module = PYTHON_2.get(module, module)
+        found = Global(module, PYTHON_2_NAMES.get(name, name) if module == "builtins" else name)
         root = found.module.partition(".")[0]
-        if root in sys.stdlib_module_names and name not in HARMLESS.get(found.module, "").split():
+        if root in sys.stdlib_module_names and found.name not in HARMLESS.get(found.module, "").split():
             raise CodeError(f"it asks for {found.full[:80]}")
         self.push(found)
 
@@ -385,7 +399,9 @@ class Unpickler:
     def persistent(self) -> None:
         kind, storage_type, key, _, numel, *view = self.pop()
         known = isinstance(storage_type, Global) and storage_type.module in ("torch", "torch.storage", "torch.cuda")
-        if kind != "storage" or not known or storage_type.name not in STORAGES or any(view):
+        if kind == "storage" and known and storage_type.name not in STORAGES:
+            return self.push(Inert(storage_type))  # quantised to 4 bits, or newer than this reader
+        if kind != "storage" or not known or any(view):
             raise FaultError("it holds a storage of a kind that weights do not have")
         if not isinstance(key, str) or type(numel) is not int or not 0 <= numel < 1 << 48:
             raise FaultError("a storage whose name or size makes no sense")
@@ -407,6 +423,8 @@ def _made(maker: Global, arguments: tuple[Any, ...]) -> Any:
         return {_key(key): value for key, value in pairs}
     if maker.full in (f"{REBUILD}tensor", f"{REBUILD}tensor_v2", f"{REBUILD}tensor_v3"):
         storage, offset, shape, stride = arguments[:4]
+        if isinstance(storage, Inert):
+            return Inert(maker)
         if not isinstance(storage, Storage):
             raise FaultError("a tensor without a storage")
         is_newest = maker.name.endswith("v3")

@@ -57,7 +57,7 @@ class ClipShape:
         try:
             shape = _read_shape(weights)
         except KeyError as missing:
-            raise CheckpointError(f"not a CLIP checkpoint: it has no tensor {missing.args[0]!r}") from None
+            raise CheckpointError(f"not a CLIP checkpoint: it has no tensor {missing.args[0]!r:.80}") from None
         except (ValueError, IndexError) as error:
             raise CheckpointError(f"not a CLIP checkpoint: a tensor has too few or too many axes ({error})") from error
         shape._check()
@@ -198,17 +198,19 @@ def check_fit(expected: Mapping[str, Tensor], weights: Mapping[str, Any]) -> Non
         if name not in weights:
             if name.endswith("num_batches_tracked"):
                 continue  # counts training steps; old checkpoints do not have it, and inference does not use it
-            raise CheckpointError(f"not a CLIP checkpoint: it has no tensor {name!r}")
+            raise CheckpointError(f"not a CLIP checkpoint: it has no tensor {name!r:.80}")
         if weights[name].shape != tensor.shape:
             found, wanted = list(weights[name].shape), list(tensor.shape)
-            raise CheckpointError(f"not a CLIP checkpoint: {name!r} has shape {found}, expected {wanted}")
+            raise CheckpointError(f"not a CLIP checkpoint: {name!r:.80} has shape {found}, expected {wanted}")
         if tensor.is_floating_point() and not weights[name].is_floating_point():
-            raise CheckpointError(f"not a CLIP checkpoint: {name!r} is {weights[name].dtype}, expected a float dtype")
+            raise CheckpointError(
+                f"not a CLIP checkpoint: {name!r:.80} is {weights[name].dtype}, expected a float dtype"
+            )
     extra = [name for name in weights if name not in expected]
     if extra:
         count = f"{len(extra)} tensors, such as" if extra[1:] else "a tensor"
         raise CheckpointError(
-            f"not a CLIP alone: no CLIP of its shape has {count} {extra[0]!r}; save only those of the CLIP"
+            f"not a CLIP alone: no CLIP of its shape has {count} {extra[0]!r:.80}; save only those of the CLIP"
         )
 
 

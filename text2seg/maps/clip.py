@@ -14,6 +14,7 @@ from PIL import Image as PilImage
 from torch import Tensor
 from torch.nn import functional as F
 
+from text2seg.checkpoints.shapes import check_cells
 from text2seg.config import MapSettings
 from text2seg.errors import CheckpointError, QueryError, SettingsError
 from text2seg.maps.attention import check_resnet
@@ -138,9 +139,17 @@ class Clip:
         return self.images.trained_size
 
     def input_hw(self, size: int | tuple[int, int] | None) -> tuple[int, int]:
-        """The input that is really used: each side rounded to whole cells, so that the grid covers the image."""
+        """The input that is really used: each side rounded to whole cells, so that the grid covers the image.
+
+        Raises:
+            SettingsError: it has more cells than can be computed.
+        """
         rows, columns = size if isinstance(size, tuple) else (size or self.trained_size,) * 2
-        return self._whole(rows), self._whole(columns)
+        input_hw = self._whole(rows), self._whole(columns)
+        grid_hw = (input_hw[0] // self.stride, input_hw[1] // self.stride)
+        what = f"an input of {input_hw[0]} x {input_hw[1]} pixels"
+        check_cells(grid_hw, f"choose a smaller input size: with this CLIP {what}", SettingsError)
+        return input_hw
 
     def _whole(self, side: int) -> int:
         return max(round(side / self.stride), 1) * self.stride

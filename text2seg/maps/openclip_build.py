@@ -7,6 +7,7 @@ open_clip's modules are used as they are; its own loaders are not, because they 
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -17,7 +18,7 @@ from PIL.Image import Resampling
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from text2seg.checkpoints.shapes import checked_config
+from text2seg.checkpoints.shapes import check_cells, checked_config
 from text2seg.errors import CheckpointError
 from text2seg.maps.attention import RULES
 from text2seg.maps.build import check_fit, named, single
@@ -129,6 +130,7 @@ def _image_tower(recipe: Recipe, model: Any) -> ImageTower:
         tower = resnet_tower(visual, size)
     else:
         raise CheckpointError(f"{recipe.name}: its image tower is a {type(visual).__name__}, which is not read here")
+    check_cells((size // tower.stride,) * 2, f"{recipe.name}: its input")
     return replace(tower, mean=recipe.mean, std=recipe.std, resampling=recipe.resampling)
 
 
@@ -157,9 +159,12 @@ def tokenizer_of(recipe: Recipe) -> Tokenize:
             f"of {config['hf_tokenizer_name']} into one folder with the weights and say --clip openclip:FOLDER"
         ) from error
 
+    lock = threading.Lock()  # a tokenizer keeps how it pads and cuts, so two threads would change it for each other
+
     def tokenize(texts: list[str]) -> tuple[Tensor, int]:
-        whole = tokenizer.tokenizer([tokenizer.clean_fn(text) for text in texts], truncation=False).input_ids
-        return tokenizer(texts), max(map(len, whole)) - context
+        with lock:
+            whole = tokenizer.tokenizer([tokenizer.clean_fn(text) for text in texts], truncation=False).input_ids
+            return tokenizer(texts), max(map(len, whole)) - context
 
     return tokenize
 

@@ -130,7 +130,7 @@ def _read(reader: Callable[[Mapping[str, Tensor]], Shape], weights: Mapping[str,
     try:
         shape = reader(weights)
     except KeyError as missing:
-        raise CheckpointError(f"not a SAM checkpoint: it has no tensor {missing.args[0]!r}") from None
+        raise CheckpointError(f"not a SAM checkpoint: it has no tensor {missing.args[0]!r:.80}") from None
     except (AttributeError, IndexError, TypeError, ValueError, ZeroDivisionError):
         raise CheckpointError("not a SAM checkpoint: its tensors have other shapes than a SAM's") from None
     check_sizes(shape, "SAM", TOLD_BY)
@@ -268,7 +268,7 @@ def _check_fit(wanted: Mapping[str, Tensor], weights: Mapping[str, Any], what: s
         "unfit": [name for name in wanted if name in weights and not _fits(weights[name], wanted[name])],
     }
     if any(faults.values()):
-        told = "; ".join(f"{len(names)} {fault}, as {names[0]!r}" for fault, names in faults.items() if names)
+        told = "; ".join(f"{len(names)} {fault}, as {names[0]!r:.80}" for fault, names in faults.items() if names)
         for name in faults["unfit"][:1]:
             found, expected = list(weights[name].shape), list(wanted[name].shape)
             told += f", which has shape {found}, expected {expected}" if found != expected else " of integers"

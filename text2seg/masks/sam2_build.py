@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from text2seg.checkpoints.shapes import checked_config, count_numbered
+from text2seg.checkpoints.shapes import check_cells, checked_config, count_numbered
 from text2seg.errors import CheckpointError, SettingsError
 from text2seg.masks.build import fill
 
@@ -135,14 +135,28 @@ def load_sam2(config: Any, weights: Mapping[str, Tensor]) -> Any:
         CheckpointError: tensors are missing, superfluous, of another size or no floating-point numbers.
     """
     try:
+        _check_attention(config.vision_config.backbone_config)
         with torch.device("meta"):
             module = _transformers().Sam2Model(config)
-    except (RuntimeError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"not a SAM 2 checkpoint: no model has the architecture in config.json ({error})"
         ) from error
     fill(module, weights, "a SAM 2")
     return module.eval()
+
+
+def _check_attention(backbone: Any) -> None:
+    """Raise `CheckpointError` where a block attends to more of a picture at once than can be computed."""
+    sides = backbone.image_size if isinstance(backbone.image_size, (list, tuple)) else (backbone.image_size,) * 2
+    grid = [side // step for side, step in zip(sides, backbone.patch_stride, strict=True)]
+    first = 0
+    for stage, blocks in enumerate(backbone.blocks_per_stage):
+        if 0 < stage <= backbone.num_query_pool_stages:
+            grid = [side // step for side, step in zip(grid, backbone.query_stride, strict=True)]
+        if any(first <= block < first + blocks for block in backbone.global_attention_blocks):
+            check_cells((grid[0], grid[1]), f"not a SAM 2 checkpoint: stage {stage + 1} of its architecture")
+        first += blocks
 
 
 def _transformers() -> Any:
