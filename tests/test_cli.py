@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -190,3 +191,47 @@ def test_as_a_program():
     done = subprocess.run([sys.executable, "-m", "text2seg", "segment"], capture_output=True, text=True)
     assert done.returncode == 1
     assert "nothing to look for" in done.stderr
+
+
+HOSTILE = "a\x1b]0;owned\x07\x1b[2J\0\u202egpj.exe\x9b\r\nb"
+STEERING = ("\x1b", "\x07", "\0", "\u202e", "\x9b", "\r")
+
+
+def test_nothing_that_is_printed_steers_the_terminal(capsys, monkeypatch):
+    """Lines, errors, log messages and tables; names of others come into all of them."""
+    from text2seg.cli import terminal
+    from text2seg.cli.tables import PlainConsole, plain_table
+    from text2seg.errors import DatasetError
+
+    def run_command(*arguments):
+        terminal.say(HOSTILE)
+        table = plain_table(HOSTILE, HOSTILE)
+        table.add_row(HOSTILE)
+        PlainConsole(width=200).print(table)
+        record = logging.LogRecord("x", logging.WARNING, "", 0, "%s is odd", (HOSTILE,), None)
+        terminal.say_lines(terminal.EscapingFormatter("%(message)s").format(record))
+        raise DatasetError(HOSTILE)
+
+    monkeypatch.setattr("text2seg.cli.run_command", run_command)
+    assert main([]) == 1
+    out, err = capsys.readouterr()
+    for text in (out, err):
+        assert not [sign for sign in STEERING if sign in text]
+        assert "\\x1b]0;owned\\x07" in text
+    assert "\\u202egpj.exe" in out
+
+
+def test_the_folder_that_a_dataset_names_is_printed_with_escapes(tmp_path, capsys):
+    dataset = {"info": {"folder": f"/srv/{HOSTILE}"}, "images": [], "annotations": [], "categories": []}
+    dataset["images"] = [{"id": 1, "file_name": "a.jpg", "width": 4, "height": 4}]
+    dataset["categories"] = [{"id": 1, "name": "cat"}]
+    dataset["annotations"] = [
+        {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 2, 2], "area": 4, "iscrowd": 0,
+         "segmentation": [[0, 0, 2, 0, 2, 2, 0, 2]]}
+    ]  # fmt: skip
+    path = tmp_path / "dataset.json"
+    path.write_text(json.dumps(dataset))
+    main(["convert", str(path), "--to", "labelme", "--output", str(tmp_path / "out")])
+    out, err = capsys.readouterr()
+    assert not [sign for sign in STEERING if sign in out + err]
+    assert "\\x1b]0;owned" in out + err

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from text2seg._version import __version__
-from text2seg.cli.common import log_to_terminal
-from text2seg.cli.status import FAILED
+from text2seg.cli.terminal import FAILED, log_to_terminal, say
 from text2seg.errors import OutputError
 
 if TYPE_CHECKING:
@@ -64,15 +63,15 @@ class Replay:
             device=self.device,
             graphs=self.graphs,
         )
-        print(f"annotation {result.annotation_id}: {result.query!r} in {result.image.file_name}")
-        print(f"points: {_points(result)}")
-        print(f"candidate: {_choice(result)}")
-        print(f"mask: {_mask(result)}")
+        say(f"annotation {result.annotation_id}: {result.query!r} in {result.image.file_name}")
+        say(f"points: {_points(result)}")
+        say(f"candidate: {_choice(result)}")
+        say(f"mask: {_mask(result)}")
         if not result.identical and result.made_by != __version__:
-            print(f"it was made by text2seg {result.made_by}; this is {__version__}")
+            say(f"it was made by text2seg {result.made_by}; this is {__version__}")
         if self.picture:
             _write(result, self.picture)
-            print(f"picture: {self.picture}")
+            say(f"picture: {self.picture}")
         return 0 if result.identical else FAILED
 
 
