@@ -221,17 +221,11 @@ def test_nothing_that_is_printed_steers_the_terminal(capsys, monkeypatch):
     assert "\\u202egpj.exe" in out
 
 
-def test_the_folder_that_a_dataset_names_is_printed_with_escapes(tmp_path, capsys):
-    dataset = {"info": {"folder": f"/srv/{HOSTILE}"}, "images": [], "annotations": [], "categories": []}
-    dataset["images"] = [{"id": 1, "file_name": "a.jpg", "width": 4, "height": 4}]
-    dataset["categories"] = [{"id": 1, "name": "cat"}]
-    dataset["annotations"] = [
-        {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 2, 2], "area": 4, "iscrowd": 0,
-         "segmentation": [[0, 0, 2, 0, 2, 2, 0, 2]]}
-    ]  # fmt: skip
-    path = tmp_path / "dataset.json"
-    path.write_text(json.dumps(dataset))
-    main(["convert", str(path), "--to", "labelme", "--output", str(tmp_path / "out")])
-    out, err = capsys.readouterr()
-    assert not [sign for sign in STEERING if sign in out + err]
-    assert "\\x1b]0;owned" in out + err
+def test_the_folder_that_a_dataset_names_stands_in_messages_with_escapes(tmp_path):
+    from text2seg.coco.lookup import PictureFinder
+    from text2seg.errors import ImageError
+
+    for folder in (f"/srv/{HOSTILE}", HOSTILE, f"https://host/{HOSTILE}"):
+        with pytest.raises(ImageError, match=r"\\x1b\]0;owned") as error:
+            PictureFinder(tmp_path / "dataset.json", None, {"folder": folder}).find("a.jpg")
+        assert str(error.value).isprintable()
