@@ -19,7 +19,7 @@ from fastapi.responses import JSONResponse
 from starlette.datastructures import FormData, UploadFile
 
 from text2seg.app import answers
-from text2seg.app.bodies import why_no_json
+from text2seg.app.bodies import FORM_FAULTS, unreadable_form, why_no_json
 from text2seg.app.guard import PUBLIC
 from text2seg.app.limits import MOST_PICTURES, MOST_QUERIES
 from text2seg.app.messages import FAULT, words_of
@@ -135,7 +135,10 @@ def _error(status: int, words: str, **headers: str) -> Response:
 
 
 async def _form(request: Request) -> FormData:
-    return await request.form(max_files=MOST_PICTURES + 1, max_fields=MOST_QUERIES + 10)
+    try:
+        return await request.form(max_files=MOST_PICTURES + 1, max_fields=MOST_QUERIES + 10)
+    except FORM_FAULTS as error:
+        raise unreadable_form(error) from error
 
 
 def _refuse_unknown(form: FormData, known: set[str]) -> None:
