@@ -41,6 +41,8 @@ class Replay:
     """The file of the recorded SAM, where it is neither known by name nor in the folder of checkpoints."""
     device: str = "auto"
     """auto, cpu, cuda, …; which one was used is not recorded, and another may differ in a few pixels."""
+    compile: bool = False
+    """Let torch compile SAM's encoder, for an annotation that was made so."""
     graphs: Path | None = None
     """Of an annotation by ONNX graphs (--runtime onnx): the folder of those graphs."""
     verbose: bool = False
@@ -61,6 +63,7 @@ class Replay:
             clip=self.clip,
             sam=self.sam,
             device=self.device,
+            compile=self.compile,
             graphs=self.graphs,
         )
         say(f"annotation {result.annotation_id}: {result.query!r} in {result.image.file_name}")
