@@ -120,6 +120,11 @@ class TestSegment:
             ({"settings": '{"points": {"thresh": 0.5}}'}, "no setting 'thresh'"),
             ({"settings": '{"dots": {}}'}, "Settings are like"),
             ({"segmentation": "png"}, "png"),
+            ({"segmentation": ["rle", "rle"]}, "Segmentation is given 2 times; send it once"),
+            ({"settings": ["{}", "{}"]}, "Settings is given 2 times"),
+            ({"settings": '{"points": {"threshold": true}}'}, "Threshold: must be a number, got"),
+            ({"settings": '{"maps": {"input_size": [true, true]}}'}, "Input size: must be a number, got"),
+            ({"settings": '{"maps": {"input_size": []}}'}, "Input size: must be"),
             ({"picture": "x"}, "No field is called picture"),
         ],
     )
@@ -380,6 +385,26 @@ def test_more_than_may_wait_are_sent_away(demo):
             caller.join()
         assert answer.status_code == 503
         assert answer.headers["retry-after"]
+
+
+def test_settings_in_a_file_are_told_so(http):
+    files = {"image": SCENE.open("rb"), "settings": ("settings.json", b"{}")}
+    answer = http.post("/api/segment", data={"queries": "sheep"}, files=files)
+    assert answer.json()["error"] == "Settings must be text, got a file"
+
+
+def test_messages_leave_names_of_files_and_places_of_the_server_out():
+    from text2seg.app.messages import words_of
+    from text2seg.app.uploads import visitors_folder
+
+    def told(text):
+        return words_of(Exception(text))
+
+    assert told("passwd is no picture") == "passwd is no picture"
+    assert told("settings is not JSON") == "Settings is not JSON"
+    assert told("there is no tool 'x'") == "There is no tool 'x'"
+    assert told(f"{visitors_folder()}/3f/image-0/passwd is empty") == "passwd is empty"
+    assert "ublic" not in told("this app is not called 'x'; start it with --public-url if a proxy stands before it")
 
 
 class TestForms:

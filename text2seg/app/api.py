@@ -76,7 +76,7 @@ def _segment(workshop: Workshop, form: FormData, folder: Path) -> Response:
     if more or not name:
         raise ImageError("send one picture file as `image`")
     queries = _texts(form, "queries")
-    encoding: Any = next(iter(_texts(form, "segmentation")), "rle")
+    encoding: Any = _text(form, "segmentation") or "rle"
     given = _json_of(form, "settings")
     wanted = queries[0] if len(queries) == 1 else queries
     return JSONResponse(answers.segment(workshop, path, wanted, given, name=name, encoding=encoding))
@@ -168,11 +168,19 @@ def _texts(form: FormData, field: str) -> list[str]:
     return [str(value) for value in values]
 
 
+def _text(form: FormData, field: str) -> str:
+    """The text of a field that may be given once, empty where it is not."""
+    texts = _texts(form, field)
+    if len(texts) > 1:
+        raise SettingsError(f"{field} is given {len(texts)} times; send it once")
+    return "".join(texts)
+
+
 def _json_of(form: FormData, field: str) -> Mapping[str, Any]:
     """A field's JSON object, empty where there is none."""
-    text = form.get(field) or "{}"
+    text = _text(form, field) or "{}"
     try:
-        return _object(json.loads(text) if isinstance(text, str) else None, field)
+        return _object(json.loads(text), field)
     except (ValueError, RecursionError) as error:
         raise SettingsError(f"{field} is not JSON: {why_no_json(error)}") from error
 
