@@ -120,6 +120,11 @@ class TestSegment:
             ({"settings": '{"points": {"thresh": 0.5}}'}, "no setting 'thresh'"),
             ({"settings": '{"dots": {}}'}, "Settings are like"),
             ({"segmentation": "png"}, "png"),
+            ({"segmentation": ["rle", "rle"]}, "Segmentation is given 2 times; send it once"),
+            ({"settings": ["{}", "{}"]}, "Settings is given 2 times"),
+            ({"settings": '{"points": {"threshold": true}}'}, "Threshold: must be a number, got"),
+            ({"settings": '{"maps": {"input_size": [true, true]}}'}, "Input size: must be a number, got"),
+            ({"settings": '{"maps": {"input_size": []}}'}, "Input size: must be"),
             ({"picture": "x"}, "No field is called picture"),
         ],
     )
@@ -380,3 +385,88 @@ def test_more_than_may_wait_are_sent_away(demo):
             caller.join()
         assert answer.status_code == 503
         assert answer.headers["retry-after"]
+
+
+def test_settings_in_a_file_are_told_so(http):
+    files = {"image": SCENE.open("rb"), "settings": ("settings.json", b"{}")}
+    answer = http.post("/api/segment", data={"queries": "sheep"}, files=files)
+    assert answer.json()["error"] == "Settings must be text, got a file"
+
+
+def test_messages_leave_names_of_files_and_places_of_the_server_out():
+    from text2seg.app.messages import words_of
+    from text2seg.app.uploads import visitors_folder
+
+    def told(text):
+        return words_of(Exception(text))
+
+    assert told("passwd is no picture") == "passwd is no picture"
+    assert told("settings is not JSON") == "Settings is not JSON"
+    assert told("there is no tool 'x'") == "There is no tool 'x'"
+    assert told(f"{visitors_folder()}/3f/image-0/passwd is empty") == "passwd is empty"
+    assert "ublic" not in told("this app is not called 'x'; start it with --public-url if a proxy stands before it")
+
+
+class TestForms:
+    """What the parser of forms fails at is its sender's fault, and told in a sentence."""
+
+    @pytest.mark.parametrize("place", ["/api/segment", "/api/explain/saliency", "/gradio_api/upload"])
+    @pytest.mark.parametrize(
+        ("parameters", "name"), [("; charset=punycode", "a.jpg"), ("; charset=undefined", "a.jpg"), ("", "a\0.jpg")]
+    )
+    def test_that_no_codec_reads_are_refused(self, http, caplog, place, parameters, name):
+        body = (
+            f'--x\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\nabc\r\n--x--\r\n'
+        ).encode()
+        answer = http.post(
+            place, content=body, headers={"content-type": f"multipart/form-data; boundary=x{parameters}"}
+        )
+        assert answer.status_code in ((400,) if parameters else (200, 400)), answer.text
+        if answer.status_code == 400:
+            assert answer.json()["error"]
+        assert "a request failed" not in caplog.text
+
+
+class TestGuard:
+    @staticmethod
+    def answers(app, path="/api/health"):
+        """What the guard sends of an ASGI app."""
+        import anyio
+
+        from text2seg.app.guard import Guard
+        from text2seg.app.settings import AppSettings
+
+        sent = []
+
+        async def receive():
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        async def send(message):
+            sent.append(message)
+
+        scope = {"type": "http", "method": "GET", "path": path, "headers": [(b"host", b"127.0.0.1")]}
+        anyio.run(Guard(app, AppSettings()), scope, receive, send)
+        return sent
+
+    @pytest.mark.parametrize("more", [False, True])
+    def test_closes_an_answer_once(self, more):
+        """Also where the app fails after the end, as in a task behind the answer."""
+
+        async def app(scope, receive, send):
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"x", "more_body": more})
+            raise RuntimeError("broken")
+
+        start, *bodies = self.answers(app)
+        assert start["status"] == 200
+        assert [bool(each.get("more_body")) for each in bodies] == [True, False][not more :]
+
+    def test_answers_of_errors_come_in_words_and_once(self):
+        async def app(scope, receive, send):
+            await send({"type": "http.response.start", "status": 500, "headers": []})
+            await send({"type": "http.response.body", "body": b"Internal Server Error"})
+            raise RuntimeError("broken")
+
+        start, body = self.answers(app)
+        assert start["status"] == 500
+        assert "by a fault of text2seg" in json.loads(body["body"])["error"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -190,3 +191,41 @@ def test_as_a_program():
     done = subprocess.run([sys.executable, "-m", "text2seg", "segment"], capture_output=True, text=True)
     assert done.returncode == 1
     assert "nothing to look for" in done.stderr
+
+
+HOSTILE = "a\x1b]0;owned\x07\x1b[2J\0\u202egpj.exe\x9b\r\nb"
+STEERING = ("\x1b", "\x07", "\0", "\u202e", "\x9b", "\r")
+
+
+def test_nothing_that_is_printed_steers_the_terminal(capsys, monkeypatch):
+    """Lines, errors, log messages and tables; names of others come into all of them."""
+    from text2seg.cli import terminal
+    from text2seg.cli.tables import PlainConsole, plain_table
+    from text2seg.errors import DatasetError
+
+    def run_command(*arguments):
+        terminal.say(HOSTILE)
+        table = plain_table(HOSTILE, HOSTILE)
+        table.add_row(HOSTILE)
+        PlainConsole(width=200).print(table)
+        record = logging.LogRecord("x", logging.WARNING, "", 0, "%s is odd", (HOSTILE,), None)
+        terminal.say_lines(terminal.EscapingFormatter("%(message)s").format(record))
+        raise DatasetError(HOSTILE)
+
+    monkeypatch.setattr("text2seg.cli.run_command", run_command)
+    assert main([]) == 1
+    out, err = capsys.readouterr()
+    for text in (out, err):
+        assert not [sign for sign in STEERING if sign in text]
+        assert "\\x1b]0;owned\\x07" in text
+    assert "\\u202egpj.exe" in out
+
+
+def test_the_folder_that_a_dataset_names_stands_in_messages_with_escapes(tmp_path):
+    from text2seg.coco.lookup import PictureFinder
+    from text2seg.errors import ImageError
+
+    for folder in (f"/srv/{HOSTILE}", HOSTILE, f"https://host/{HOSTILE}"):
+        with pytest.raises(ImageError, match=r"\\x1b\]0;owned") as error:
+            PictureFinder(tmp_path / "dataset.json", None, {"folder": folder}).find("a.jpg")
+        assert str(error.value).isprintable()

@@ -12,7 +12,7 @@ import pytest
 from test_labelling_kill import PATIENCE, ROOT, photos, queries, records
 
 from text2seg.cli import main
-from text2seg.cli.status import FAILED, INTERRUPTED
+from text2seg.cli.terminal import FAILED, INTERRUPTED
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals")
 

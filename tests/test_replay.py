@@ -27,7 +27,12 @@ from text2seg.vocabulary import parse_query
 
 SCENES = Path(__file__).parents[1] / "text2seg" / "demo" / "scenes" / "held-out"
 NAME = "images/scene_0008.jpg"
+OPENCLIP = "openclip:ViT-B-16/laion2b_s34b_b88k"
 QUERIES = ["koala", "alarm clock -sun"]
+
+
+def demo_clip():
+    return checkpoints.fetch("demo", "clip")
 
 
 def made(demo, encoding="rle", queries=QUERIES):
@@ -233,7 +238,36 @@ def test_what_a_compiled_sam_made_takes_a_compiled_one(demo, tampered, monkeypat
     with pytest.raises(SettingsError, match="made by a compiled SAM, this one is uncompiled"):
         replay(tampered, 1, images=SCENES, models=demo)
     monkeypatch.setattr(torch, "compile", lambda network, **_: network)  # really compiling takes minutes
-    assert_as_recorded(replay(tampered, 1, images=SCENES, device="cpu"))
+    with pytest.raises(SettingsError, match="made by a compiled SAM; say --compile"):
+        replay(tampered, 1, images=SCENES, device="cpu")
+    assert_as_recorded(replay(tampered, 1, images=SCENES, device="cpu", compile=True))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("compiled", "yes"), ("compiled", 1), ("compiled", None), ("runtime", "os.system"),
+                         ("runtime", ["onnx"]), ("precision", {"fp32": 1})]
+)  # fmt: skip
+def test_a_recorded_value_of_another_kind_is_refused(tampered, field, value):
+    tampered["info"]["provenance"][field] = value
+    with pytest.raises(SettingsError, match=f"record.* {field}"):
+        replay(tampered, 1, images=SCENES)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("sam", "vit_h"), ("clip", "ViT-B/16"), ("clip", OPENCLIP)])
+def test_a_dataset_starts_no_download(tampered, tmp_path, monkeypatch, kind, name):
+    """Only what a user names is fetched; the sentence says how."""
+    if name == OPENCLIP:
+        pytest.importorskip("open_clip")
+    monkeypatch.setenv("TEXT2SEG_CHECKPOINTS", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("text2seg.replay.redo.fetch", lambda *_: pytest.fail("fetched"))
+    published = checkpoints.find(name, kind).sha256 or ""
+    tampered["info"]["provenance"][kind] = {"name": name, "sha256": published + "a" * (64 - len(published))}
+    if kind == "sam":
+        tampered["info"]["provenance"]["clip"] = {"name": "demo", "sha256": checkpoints.sha256_of(demo_clip())}
+        monkeypatch.setattr("text2seg.replay.redo.fetch", checkpoints.fetch)
+    with pytest.raises(CheckpointError, match=f"not on this machine.*--{kind} {name}.*checkpoints download {name}"):
+        replay(tampered, 1, images=SCENES)
 
 
 def test_what_is_missing_is_named(demo, tampered, tmp_path):

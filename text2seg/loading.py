@@ -17,7 +17,7 @@ from text2seg.errors import SettingsError
 from text2seg.graphs.networks import Networks, choose_onnx_device
 from text2seg.maps.build import check_clip
 from text2seg.maps.clip import Clip
-from text2seg.maps.openclip import fetch_openclip, recipe_of
+from text2seg.maps.openclip import cached_openclip, fetch_openclip, recipe_of
 from text2seg.maps.openclip_build import load_openclip
 from text2seg.maps.presence import PresenceModel
 from text2seg.maps.text_cache import TextCache
@@ -114,6 +114,13 @@ def fetch(name: str, kind: Kind) -> Path:
     if kind == "clip" and is_openclip(name):
         return fetch_openclip(recipe_of(name))
     return checkpoints.fetch(name, kind)
+
+
+def is_here(name: str, kind: Kind) -> bool:
+    """Whether `fetch` would take a file of this machine, without a download."""
+    if kind == "clip" and is_openclip(name):
+        return cached_openclip(recipe_of(name)) is not None
+    return checkpoints.is_here(checkpoints.find(name, kind))
 
 
 def _check_family(sam: Checkpoint, *, compile_sam: bool, graphs: bool) -> None:

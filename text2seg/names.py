@@ -169,7 +169,17 @@ def unique_names() -> Callable[[str, str], str]:
 def shown(name: str) -> str:
     """A name as messages have it: on one line, and not at any length."""
     short = name if len(name) <= LONGEST_SHOWN else f"{name[:LONGEST_SHOWN]}…"
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in short)
+    return escaped(short)
+
+
+def escaped(text: str) -> str:
+    """A text with escapes for what is not printed as a sign: control characters, line breaks, NUL, bidirectional signs,
+    surrogates.
+
+    >>> escaped("a\\x1b[2Jb")
+    'a\\\\x1b[2Jb'
+    """
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def listed(names: Sequence[str]) -> str:

@@ -19,7 +19,7 @@ from fastapi.responses import JSONResponse
 from starlette.datastructures import FormData, UploadFile
 
 from text2seg.app import answers
-from text2seg.app.bodies import why_no_json
+from text2seg.app.bodies import FORM_FAULTS, unreadable_form, why_no_json
 from text2seg.app.guard import PUBLIC
 from text2seg.app.limits import MOST_PICTURES, MOST_QUERIES
 from text2seg.app.messages import FAULT, words_of
@@ -76,7 +76,7 @@ def _segment(workshop: Workshop, form: FormData, folder: Path) -> Response:
     if more or not name:
         raise ImageError("send one picture file as `image`")
     queries = _texts(form, "queries")
-    encoding: Any = next(iter(_texts(form, "segmentation")), "rle")
+    encoding: Any = _text(form, "segmentation") or "rle"
     given = _json_of(form, "settings")
     wanted = queries[0] if len(queries) == 1 else queries
     return JSONResponse(answers.segment(workshop, path, wanted, given, name=name, encoding=encoding))
@@ -135,7 +135,10 @@ def _error(status: int, words: str, **headers: str) -> Response:
 
 
 async def _form(request: Request) -> FormData:
-    return await request.form(max_files=MOST_PICTURES + 1, max_fields=MOST_QUERIES + 10)
+    try:
+        return await request.form(max_files=MOST_PICTURES + 1, max_fields=MOST_QUERIES + 10)
+    except FORM_FAULTS as error:
+        raise unreadable_form(error) from error
 
 
 def _refuse_unknown(form: FormData, known: set[str]) -> None:
@@ -165,11 +168,19 @@ def _texts(form: FormData, field: str) -> list[str]:
     return [str(value) for value in values]
 
 
+def _text(form: FormData, field: str) -> str:
+    """The text of a field that may be given once, empty where it is not."""
+    texts = _texts(form, field)
+    if len(texts) > 1:
+        raise SettingsError(f"{field} is given {len(texts)} times; send it once")
+    return "".join(texts)
+
+
 def _json_of(form: FormData, field: str) -> Mapping[str, Any]:
     """A field's JSON object, empty where there is none."""
-    text = form.get(field) or "{}"
+    text = _text(form, field) or "{}"
     try:
-        return _object(json.loads(text) if isinstance(text, str) else None, field)
+        return _object(json.loads(text), field)
     except (ValueError, RecursionError) as error:
         raise SettingsError(f"{field} is not JSON: {why_no_json(error)}") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from typing import Any
@@ -12,12 +13,18 @@ from starlette.types import Message, Receive, Scope
 
 from text2seg.app.uploads import is_upload
 
+log = logging.getLogger(__name__)
+
 JSON_BYTES = 20_000_000
 """Largest body that is not an upload: what a page sends with an event."""
 FORM_BYTES = 100_000
 """What the parts of an upload may take beside the file."""
 LET_PASS_BYTES = 2_000_000_000
 """So much of an upload that is too large is still received, to be able to say so."""
+
+
+FORM_FAULTS = (ValueError, LookupError, TypeError, AttributeError)
+"""What parsers of forms raise of bodies and headers that they did not expect, beside their own errors."""
 
 
 class Refusal(Exception):
@@ -88,6 +95,13 @@ def counted_form(scope: Scope, receive: Receive, megabytes: int, refused: list[R
         return message
 
     return counted
+
+
+def unreadable_form(error: Exception) -> Refusal:
+    """The answer to a form that its parser fails at: that is its sender's fault."""
+    log.info("a form cannot be read", exc_info=error)
+    words = "the form cannot be read; send it as multipart/form-data in UTF-8, as curl -F does"
+    return Refusal(HTTPStatus.BAD_REQUEST, words)
 
 
 async def let_pass(receive: Receive) -> None:

@@ -23,6 +23,7 @@ Kind = Literal["choice", "choices", "flag", "whole", "number", "text", "lines", 
 """lines: texts, one a line; list: values with commas between them; picture: a picture file, which a visitor uploads;
 path: any other place on this machine, which visitors have no business with."""
 
+NUMBERS = ("whole", "number", "list")
 MOST_FAULTS = 3
 RIGHT = {
     "tuple_type": "a list",
@@ -87,9 +88,7 @@ def read_settings(kind: type, given: Mapping[str, Any]) -> Any:
     try:
         settings: Any = TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
-        raise SettingsError(
-            "; ".join(_words(each) for each in error.errors(include_url=False)[:MOST_FAULTS])
-        ) from error
+        raise SettingsError("; ".join(_words(each) for each in _first_of_each_field(error)[:MOST_FAULTS])) from error
     for name in values:
         if isinstance(number := getattr(settings, name), float) and not isfinite(number):
             raise SettingsError(f"{known[name].label}: must be a number, got {number}")
@@ -141,9 +140,21 @@ def _value(setting: Setting, value: Any) -> Any:
         return None if setting.is_optional or setting.is_required else MISSING
     if value == "" and (setting.is_optional or setting.is_required):
         return None
+    if setting.kind in NUMBERS and any(
+        isinstance(each, bool) for each in (value if isinstance(value, list) else [value])
+    ):
+        raise SettingsError(f"{setting.label}: must be a number, got {shown_value(value)}")
     if setting.kind == "whole" and isinstance(value, float) and value.is_integer():
         return int(value)
     return value
+
+
+def _first_of_each_field(error: ValidationError) -> list[Mapping[str, Any]]:
+    """Of a field that may be of several types only what the first of them says."""
+    first: dict[Any, Mapping[str, Any]] = {}
+    for each in error.errors(include_url=False):
+        first.setdefault(each["loc"][:1], each)
+    return list(first.values())
 
 
 def _words(error: Mapping[str, Any]) -> str:

@@ -25,7 +25,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from text2seg.app.bodies import Refusal, checked_json, counted_form, let_pass
+from text2seg.app.bodies import FORM_FAULTS, Refusal, checked_json, counted_form, let_pass, unreadable_form
 from text2seg.app.messages import FAULT, words_of
 from text2seg.app.settings import AppSettings
 from text2seg.app.uploads import is_upload
@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 PUBLIC = ("segment", "explain", "health")
 """Endpoints for `gradio_client`, by their names."""
+UPLOAD = "/gradio_api/upload"
 MOST_FAULTS = 3
 WRONG_PASSWORD_SECONDS = 1.0
 HOST = re.compile(r"(\[[^\]]+\]|[^:\[\]]+)(?::\d+)?")
@@ -100,12 +101,12 @@ class Guard:
             return
         if scope["type"] != "http":
             return  # there are no web sockets here
-        started = False
+        started = ended = False
         refused: list[Refusal] = []
-        failure: list[Message] = []  # an answer of an error, held until all of it is there
+        failure: list[Message] = []  # an answer of an error, held until the app has ended and it is clear whose it is
 
         async def with_headers(message: Message) -> None:
-            nonlocal started
+            nonlocal started, ended
             if refused and not started:
                 return  # what the app itself says of a body that was cut short
             if message["type"] == "http.response.start":
@@ -116,11 +117,8 @@ class Guard:
                 MutableHeaders(scope=message).update(HEADERS)
             elif failure and not started:
                 failure.append(message)
-                if message.get("more_body"):
-                    return
-                started = True
-                await in_words(failure, scope["path"])(scope, receive, with_headers)
                 return
+            ended = message["type"] == "http.response.body" and not message.get("more_body")
             await send(message)
 
         try:
@@ -130,15 +128,20 @@ class Guard:
         except Refusal as refusal:
             refused.append(refusal)
         except Exception as error:
-            if isinstance(error.__cause__, HTTPException):
+            told = isinstance(error.__cause__, HTTPException)
+            if told:
                 log.debug("%s: %s", scope["path"], error.__cause__)  # Gradio has told the caller
+            elif scope["path"] == UPLOAD and isinstance(error, FORM_FAULTS):
+                refused.append(unreadable_form(error))
             else:
                 log.exception("a request failed")
-            if started:
+            if started and not ended:
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
-            else:
+            elif not refused and not (told and failure):
                 refused.append(Refusal(HTTPStatus.INTERNAL_SERVER_ERROR, FAULT))
-        if refused and not started:
+        if failure and not refused and not started:
+            await in_words(failure, scope["path"])(scope, receive, with_headers)
+        elif refused and not started:
             first = refused[0]
             refused.clear()
             if first.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
@@ -209,7 +212,7 @@ class Guard:
 
     async def _checked_body(self, scope: Scope, receive: Receive, refused: list[Refusal]) -> Receive:
         headers = Headers(scope=scope)
-        is_upload_of_page = scope["path"] == "/gradio_api/upload"
+        is_upload_of_page = scope["path"] == UPLOAD
         is_form = headers.get("content-type", "").startswith("multipart/form-data")
         if is_form and (is_upload_of_page or scope["path"].startswith("/api/")):
             megabytes = self._settings.folder_mb if is_upload_of_page else self._settings.upload_mb

@@ -33,6 +33,8 @@ GOODBYE_SECONDS = 3
 def build_app(workshop: Workshop) -> Guard:
     """The whole app as an ASGI application."""
     settings = workshop.settings
+    for parser in ("multipart", "python_multipart"):  # what is wrong with a form its sender is told
+        logging.getLogger(parser).setLevel(logging.ERROR)
     visitors_folder()  # before Gradio asks where its files go
     app = FastAPI(title="text2seg", openapi_url=None)
     add_routes(app, workshop)

@@ -5,7 +5,7 @@
 
 from text2seg.checkpoints.download import sha256_of
 from text2seg.checkpoints.registry import PAIRS, Checkpoint, find, known, pair
-from text2seg.checkpoints.store import Status, fetch, folder, path_of, recorded, statuses, verify
+from text2seg.checkpoints.store import Status, fetch, folder, is_here, path_of, recorded, statuses, verify
 
 __all__ = [
     "PAIRS",
@@ -14,6 +14,7 @@ __all__ = [
     "fetch",
     "find",
     "folder",
+    "is_here",
     "known",
     "pair",
     "path_of",

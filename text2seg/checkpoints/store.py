@@ -129,6 +129,11 @@ def verify(checkpoint: Checkpoint) -> Status:
     )
 
 
+def is_here(checkpoint: Checkpoint) -> bool:
+    """Whether its file is here, so that `fetch` downloads nothing."""
+    return _glance(checkpoint).status == "ok"
+
+
 def statuses(*, check: bool = False) -> tuple[Status, ...]:
     """One status for each known checkpoint, in the order of the registry.
 

@@ -9,7 +9,7 @@ import sys
 from contextlib import suppress
 
 from text2seg.cli.commands import COMMANDS, run_command
-from text2seg.cli.status import FAILED, INTERRUPTED
+from text2seg.cli.terminal import FAILED, INTERRUPTED, say_lines
 from text2seg.errors import Text2SegError
 from text2seg.files import reason
 
@@ -28,9 +28,9 @@ def _print_anything() -> None:
 
 
 def _say(words: str) -> None:
-    """A line on stderr, unless it is full as well."""
+    """An error on stderr, unless it is full as well."""
     with suppress(OSError):
-        print(f"text2seg: {words}", file=sys.stderr)
+        say_lines(f"text2seg: {words}", file=sys.stderr)
 
 
 def _silence() -> None:

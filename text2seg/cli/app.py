@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from text2seg.app.settings import AppSettings
-from text2seg.cli.common import load_models, log_to_terminal
+from text2seg.cli.common import load_models
+from text2seg.cli.terminal import log_to_terminal, say
 from text2seg.config import ModelSettings, Settings
 from text2seg.errors import SettingsError
 
@@ -43,5 +44,5 @@ class App:
             return load_models(replace(self.model, model=pair, clip=None, sam=None), Settings())
 
         workshop = Workshop(load_models(self.model, Settings()), self.app, load)
-        serve(workshop, opened=lambda url: print(f"text2seg: open {url} (Ctrl-C ends it)", flush=True))
+        serve(workshop, opened=lambda url: say(f"text2seg: open {url} (Ctrl-C ends it)", flush=True))
         return 0

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from text2seg.cli.common import log_to_terminal, plain_table
+from text2seg.cli.tables import PlainConsole, plain_table
+from text2seg.cli.terminal import log_to_terminal, say, say_lines
 from text2seg.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -61,7 +62,6 @@ class Bench:
         log_to_terminal(verbose=self.verbose)
         if self.rounds < 1 or self.images < 1 or self.batch < 1 or min(self.queries, default=0) < 1:
             raise SettingsError("rounds, images, batch and queries must be 1 or more")
-        from rich.console import Console
 
         from text2seg.bench import report
         from text2seg.bench.run import run
@@ -74,16 +74,16 @@ class Bench:
         for case in run(self._plan()):
             cases.append(case)
             if self.markdown:
-                print(report.markdown(case), flush=True)
+                say_lines(report.markdown(case))
                 continue
             table = plain_table(report.title(case), *report.HEADINGS)
             for row in report.rows(case):
                 table.add_row(*row)
-            Console(highlight=False, markup=False, emoji=False, width=150).print(table)
+            PlainConsole(width=150).print(table)
         if self.output:
             numbers, plot = self._outputs()
-            print(report.write_json(cases, numbers))
-            print(report.plot(cases, plot))
+            say(report.write_json(cases, numbers))
+            say(report.plot(cases, plot))
         return 0
 
     def _outputs(self) -> tuple[Path, ...]:

@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from text2seg.cli.common import PipelineFlags, load_models, log_to_terminal
-from text2seg.cli.status import FAILED
+from text2seg.cli.common import PipelineFlags, load_models
+from text2seg.cli.terminal import FAILED, log_to_terminal, say
 from text2seg.config import ModelSettings, Settings
 
 
@@ -68,9 +68,9 @@ class Benchmark:
             progress=True,
         )
         for failure in result.failures:
-            print(f"failed: {failure.message}", file=sys.stderr)
-        print(f"category-given mean IoU   {result.mean_iou:.3f}   {result.pairs} pairs in {result.images} images")
-        print(f"the map alone (> mean)    {result.map_iou:.3f}   the segments are worse in {result.worse_than_map:.1%}")
-        print(f"SAM's best candidates     {result.best_iou:.3f}")
-        print(f"{result.images / result.seconds:.2f} images/s")
+            say(f"failed: {failure.message}", file=sys.stderr)
+        say(f"category-given mean IoU   {result.mean_iou:.3f}   {result.pairs} pairs in {result.images} images")
+        say(f"the map alone (> mean)    {result.map_iou:.3f}   the segments are worse in {result.worse_than_map:.1%}")
+        say(f"SAM's best candidates     {result.best_iou:.3f}")
+        say(f"{result.images / result.seconds:.2f} images/s")
         return FAILED if result.failures else 0

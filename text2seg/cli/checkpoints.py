@@ -10,8 +10,7 @@ import tyro
 
 from text2seg import checkpoints
 from text2seg.checkpoints.openclip import is_openclip
-from text2seg.cli.common import log_to_terminal
-from text2seg.cli.status import FAILED
+from text2seg.cli.terminal import FAILED, log_to_terminal, say
 from text2seg.errors import CheckpointError
 from text2seg.vocabulary import Things
 
@@ -21,11 +20,11 @@ class ListCheckpoints:
     """List the weights that have a name, and which of them are on this machine."""
 
     def run(self) -> int:
-        print(f"folder: {checkpoints.folder()} (the environment variable TEXT2SEG_CHECKPOINTS changes it)")
+        say(f"folder: {checkpoints.folder()} (the environment variable TEXT2SEG_CHECKPOINTS changes it)")
         found = checkpoints.statuses()
         width = max(len(status.name) for status in found)
         for status in found:
-            print(f"{status.kind:4}  {status.name:{width}}  {status.status:8}  {status.detail}")
+            say(f"{status.kind:4}  {status.name:{width}}  {status.status:8}  {status.detail}")
         return 0
 
 
@@ -46,7 +45,7 @@ class DownloadCheckpoints:
             _expand(name)  # a slip in the last name shows before the first download
         for name in self.names:
             for single, kind in _expand(name):
-                print(_fetch(single, kind))
+                say(_fetch(single, kind))
         return 0
 
 
@@ -57,7 +56,7 @@ class VerifyCheckpoints:
     def run(self) -> int:
         found = [status for status in checkpoints.statuses(check=True) if status.status != "missing"]
         for status in found:
-            print(f"{status.kind:4}  {status.name:14}  {status.status:8}  {status.path}  {status.detail}")
+            say(f"{status.kind:4}  {status.name:14}  {status.status:8}  {status.path}  {status.detail}")
         return FAILED if any(status.status == "damaged" for status in found) else 0
 
 
@@ -74,12 +73,12 @@ class ShowCheckpoint:
                 raise CheckpointError(f"{name} is one of open_clip's, which knows what there is of it")
             checkpoint = checkpoints.find(name, kind)
             status = checkpoints.verify(checkpoint)
-            print(f"{kind} {checkpoint.name}: {status.status}, {status.detail}")
-            print(f"  file: {status.path}")
-            print(f"  from: {checkpoint.url or 'bundled with text2seg'}")
+            say(f"{kind} {checkpoint.name}: {status.status}, {status.detail}")
+            say(f"  file: {status.path}")
+            say(f"  from: {checkpoint.url or 'bundled with text2seg'}")
         if self.name == "demo":
             things = Things.of_demo()
-            print(f"It knows drawings of {len(things.names)} things: {', '.join(sorted(things.names))}")
+            say(f"It knows drawings of {len(things.names)} things: {', '.join(sorted(things.names))}")
         return 0
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from text2seg.cli.common import log_to_terminal
+from text2seg.cli.terminal import log_to_terminal, say
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,6 @@ class Convert:
 
         done = convert(read_dataset(self.dataset), self.to, self.output, images=self.images, overwrite=self.overwrite)
         for note in done.notes:
-            print(f"note: {note}")
-        print(f"{self.output}: {done.annotations} masks of {done.images} image{'s' * (done.images != 1)} as {self.to}")
+            say(f"note: {note}")
+        say(f"{self.output}: {done.annotations} masks of {done.images} image{'s' * (done.images != 1)} as {self.to}")
         return 0

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from text2seg.cli.common import log_to_terminal, plain_table
+from text2seg.cli.tables import PlainConsole, plain_table
+from text2seg.cli.terminal import log_to_terminal, say
 from text2seg.errors import OutputError
 
 if TYPE_CHECKING:
@@ -69,19 +70,16 @@ class Evaluate:
             raise
         _print(evaluation)
         if self.json is not None:
-            print(f"numbers: {self.json}")
+            say(f"numbers: {self.json}")
         if self.report is not None:
-            print(f"page: {self.report}")
+            say(f"page: {self.report}")
         return 0
 
 
 def _print(evaluation: Evaluation) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-
     from text2seg.evaluation.page import category_rows, columns, headline
 
-    console = Console(highlight=False)
+    console = PlainConsole()
     console.print(
         f"{evaluation.images} images, {evaluation.true_annotations} true and "
         f"{evaluation.predicted_annotations} predicted annotations"
@@ -95,7 +93,7 @@ def _print(evaluation: Evaluation) -> None:
         categories = plain_table("by category", "category", *(name.replace(" ", "\n") for name in names))
         rows = category_rows(evaluation)
         for name, cells in rows[:MOST_ROWS]:
-            categories.add_row(escape(name), *(_number(value) for value in cells))
+            categories.add_row(name, *(_number(value) for value in cells))
         console.print(categories)
         if len(rows) > MOST_ROWS:
             console.print(f"{len(rows) - MOST_ROWS} more categories are in --report and --json")

@@ -10,8 +10,9 @@ from typing import Annotated, Any
 
 import tyro
 
-from text2seg.cli.common import load_models, log_to_terminal, plain_table
-from text2seg.cli.status import INTERRUPTED
+from text2seg.cli.common import load_models
+from text2seg.cli.tables import PlainConsole, plain_table
+from text2seg.cli.terminal import INTERRUPTED, escaped, log_to_terminal, say
 from text2seg.config import ModelSettings, Settings
 from text2seg.explain import TOOLS, Exhibit, Tool, Watch, run_tool, save_exhibit
 from text2seg.explain.pictures import PictureFiles
@@ -84,7 +85,7 @@ def _run(tool: Tool, flags: Any) -> int:
     written = save_exhibit(exhibit, results, stem)  # first: whoever reads what is printed may stop reading
     _print(exhibit)
     for path in written:
-        print(f"{'picture' if path.suffix == '.png' else 'numbers'}: {path}")
+        say(f"{'picture' if path.suffix == '.png' else 'numbers'}: {path}")
     return INTERRUPTED if stop.is_set() else 0
 
 
@@ -97,7 +98,7 @@ def progress_bar(name: str) -> Iterator[Callable[[int, int, str], None]]:
 
     def report(done: int, total: int, note: str) -> None:
         bar.total = total or None
-        bar.set_postfix_str(note, refresh=False)
+        bar.set_postfix_str(escaped(note), refresh=False)
         bar.update(done - bar.n)
 
     with bar:
@@ -105,9 +106,8 @@ def progress_bar(name: str) -> Iterator[Callable[[int, int, str], None]]:
 
 
 def _print(exhibit: Exhibit) -> None:
-    from rich.console import Console
 
-    console = Console(highlight=False)
+    console = PlainConsole()
     for table in exhibit.tables:
         shown = plain_table(table.title, *table.columns)
         for place, column in enumerate(shown.columns):
@@ -119,12 +119,10 @@ def _print(exhibit: Exhibit) -> None:
         if len(table.rows) > MOST_ROWS:
             console.print(f"{len(table.rows) - MOST_ROWS} more rows are in the file of numbers")
     for note in exhibit.notes:
-        console.print(note, markup=False)
+        console.print(note)
 
 
 def _cell(value: str | float | None) -> str:
-    from rich.markup import escape
-
     if value is None:
         return "–"
-    return f"{value:.3f}" if isinstance(value, float) else escape(str(value))
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from text2seg.cli.common import log_to_terminal, plain_table
+from text2seg.cli.tables import PlainConsole, plain_table
+from text2seg.cli.terminal import log_to_terminal, say
 from text2seg.errors import SettingsError
 from text2seg.vocabulary import names_in
 
@@ -74,7 +75,7 @@ class ExportOnnx:
         )
         for step in export(plan, self._scenes()):
             _show(step)
-        print(f"graphs: {self.output}")
+        say(f"graphs: {self.output}")
         return 0
 
     def _scenes(self) -> list[Scene]:
@@ -113,12 +114,11 @@ class ExportTriton:
         from text2seg.export.triton import write_repository
 
         for path in write_repository(self.graphs, self.output, version=self.version, max_batch=self.max_batch):
-            print(path)
+            say(path)
         return 0
 
 
 def _show(step: Step) -> None:
-    from rich.console import Console
 
     table = plain_table(
         f"{step.precision}, {step.scenes} scenes",
@@ -132,9 +132,9 @@ def _show(step: Step) -> None:
             *(each.name, each.precision, f"{each.bytes / 1e6:.1f}", f"{each.error:.1e}", f"{each.tolerance:.0e}"),
             *(_milliseconds(each.torch_seconds, step.scenes), _milliseconds(each.onnx_seconds, step.scenes), ratio),
         )
-    Console(highlight=False, markup=False, emoji=False, width=120).print(table)
+    PlainConsole(width=120).print(table)
     masks = step.masks
-    print(
+    say(
         f"masks beside torch's: {len(masks.ious)} of scenes and queries, IoU mean "
         f"{statistics.mean(masks.ious):.4f}, lowest {min(masks.ious):.4f}; {masks.lost} not found any more, "
         f"{masks.added} found only now; segments {masks.segments[0]} and {masks.segments[1]}\n"

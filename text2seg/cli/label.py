@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from text2seg.cli.common import PipelineFlags, load_models, log_to_terminal, queries_of
-from text2seg.cli.status import FAILED, INTERRUPTED
+from text2seg.cli.common import PipelineFlags, load_models, queries_of
+from text2seg.cli.terminal import FAILED, INTERRUPTED, log_to_terminal, say
 from text2seg.config import ModelSettings, Settings
 from text2seg.errors import QueryError, SettingsError
 from text2seg.label_config import LabelSettings, RaySettings
@@ -79,14 +79,14 @@ class Label:
         if not isinstance(job.output, Url):  # a store is asked once, when the job begins
             check_output(job.output, overwrite=job.overwrite)
         if isinstance(job.output, Url):
-            print(f"text2seg: the journal of this job is {journal_path(job.output)}", file=sys.stderr)
+            say(f"text2seg: the journal of this job is {journal_path(job.output)}", file=sys.stderr)
         engine = self._engine()
         models = self._concepts(self.sam3) if self.sam3 else load_models(self.model, self.settings)
         with stop_on_signals() as stop:
             report = label_folder(models, self.folder, ontology, job, progress=True, stop=stop, engine=engine)
         if report.interrupted:
             failed = f" ({report.failed} of them failed)" * bool(report.failed)
-            print(
+            say(
                 f"text2seg: stopped with {report.done} of {report.images} images done{failed}; "
                 "the same command goes on from there",
                 file=sys.stderr,
@@ -130,20 +130,21 @@ class Label:
         plan = rehearse(self.folder, ontology, self.model, settings)
         _show_failures(plan.failures, "--verbose shows all", limit=plan.images if self.verbose else SHOWN_FAILURES)
         names = ", ".join(category.name for category in plan.ontology.categories)
-        print(f"would look for: {names}")
+        say(f"would look for: {names}")
         ready = plan.images - plan.done
-        print(f"in {ready} images of {self.folder}" + f" ({plan.done} more are done already)" * bool(plan.done))
-        print(f"together {plan.pixels / 1e6:,.1f} megapixels; {len(plan.failures)} files cannot be read")
+        say(f"in {ready} images of {self.folder}" + f" ({plan.done} more are done already)" * bool(plan.done))
+        say(f"together {plan.pixels / 1e6:,.1f} megapixels; {len(plan.failures)} files cannot be read")
         for name in plan.download:
-            print(f"would first download {name}")
-        print(f"would write {settings.output}")
+            say(f"would first download {name}")
+        say(f"would write {settings.output}")
         failed = len(plan.failures)
         return FAILED if failed and (self.strict or failed == plan.images) else 0
 
 
 def _show(report: LabelReport) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from text2seg.cli.tables import PlainConsole
 
     table = Table("category")
     for heading in ("images", "segments", "median area", "mean score"):
@@ -152,17 +153,17 @@ def _show(report: LabelReport) -> None:
         area = "" if each.area_share is None else f"{each.area_share:.1%}"
         score = "" if each.score is None else f"{each.score:.2f}"
         table.add_row(each.name, str(each.images), str(each.segments), area, score)
-    Console(highlight=False, markup=False, emoji=False).print(table)
+    PlainConsole().print(table)
     _show_failures(report.failures, f"all stand in info.failures of {report.dataset}")
     skipped = f" ({report.skipped} of them not looked at)" * bool(report.skipped)
-    print(
+    say(
         f"{report.images} images: {report.found} with segments, {report.empty} without{skipped}, {report.failed} failed"
     )
-    print(f"COCO file: {report.dataset}")
+    say(f"COCO file: {report.dataset}")
 
 
 def _show_failures(failures: tuple[Failure, ...], rest: str, *, limit: int = SHOWN_FAILURES) -> None:
     for failure in failures[:limit]:
-        print(f"failed: {failure.message}", file=sys.stderr)
+        say(f"failed: {failure.message}", file=sys.stderr)
     if len(failures) > limit:
-        print(f"failed: {len(failures) - limit} more; {rest}", file=sys.stderr)
+        say(f"failed: {len(failures) - limit} more; {rest}", file=sys.stderr)

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import tyro
 
+from text2seg.cli.terminal import say
 from text2seg.errors import DatasetError
 
 
@@ -35,6 +36,6 @@ class Merge:
             raise DatasetError("nothing to merge: name at least one COCO file")
         check_writable(self.output, overwrite=self.overwrite, inputs=self.datasets, text=True)
         merged = merge_files(self.datasets, self.output)
-        print(f"{len(merged['images'])} images, {len(merged['annotations'])} annotations")
-        print(f"COCO file: {self.output}")
+        say(f"{len(merged['images'])} images, {len(merged['annotations'])} annotations")
+        say(f"COCO file: {self.output}")
         return 0

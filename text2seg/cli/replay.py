@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from text2seg._version import __version__
-from text2seg.cli.common import log_to_terminal
-from text2seg.cli.status import FAILED
+from text2seg.cli.terminal import FAILED, log_to_terminal, say
 from text2seg.errors import OutputError
 
 if TYPE_CHECKING:
@@ -42,6 +41,8 @@ class Replay:
     """The file of the recorded SAM, where it is neither known by name nor in the folder of checkpoints."""
     device: str = "auto"
     """auto, cpu, cuda, …; which one was used is not recorded, and another may differ in a few pixels."""
+    compile: bool = False
+    """Let torch compile SAM's encoder, for an annotation that was made so."""
     graphs: Path | None = None
     """Of an annotation by ONNX graphs (--runtime onnx): the folder of those graphs."""
     verbose: bool = False
@@ -64,19 +65,20 @@ class Replay:
             clip=self.clip,
             sam=self.sam,
             device=self.device,
+            compile=self.compile,
             graphs=self.graphs,
         )
-        print(f"annotation {result.annotation_id}: {result.query!r} in {result.image.file_name}")
-        print(f"points: {_points(result)}")
-        print(f"candidate: {_choice(result)}")
-        print(f"mask: {_mask(result)}")
+        say(f"annotation {result.annotation_id}: {result.query!r} in {result.image.file_name}")
+        say(f"points: {_points(result)}")
+        say(f"candidate: {_choice(result)}")
+        say(f"mask: {_mask(result)}")
         if not result.identical and result.made_by != __version__:
-            print(f"it was made by text2seg {result.made_by}; this is {__version__}")
+            say(f"it was made by text2seg {result.made_by}; this is {__version__}")
         if self.picture:
             finder = PictureFinder(self.dataset, self.images, read_dataset(self.dataset)["info"])
             check_not_input(self.picture, [finder.find(result.image.file_name)], flag="--picture")
             _write(result, self.picture)
-            print(f"picture: {self.picture}")
+            say(f"picture: {self.picture}")
         return 0 if result.identical else FAILED
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tyro
 
-from text2seg.cli.common import log_to_terminal
+from text2seg.cli.terminal import log_to_terminal, say
 from text2seg.errors import ImageError
 
 
@@ -48,8 +48,8 @@ class Report:
             progress=True,
         )
         left_out = f", {review.left_out} less doubtful ones left out (--limit)" if review.left_out else ""
-        print(f"{review.shown} picture{'s' * (review.shown != 1)} shown{left_out}")
+        say(f"{review.shown} picture{'s' * (review.shown != 1)} shown{left_out}")
         if review.unseen:
-            print(f"{review.unseen} could not be shown; say with --images where the pictures lie")
-        print(f"page: {review.path}")
+            say(f"{review.unseen} could not be shown; say with --images where the pictures lie")
+        say(f"page: {review.path}")
         return 0

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from text2seg.cli.common import load_models, log_to_terminal, plain_table, queries_of
-from text2seg.cli.status import FAILED, INTERRUPTED
+from text2seg.cli.common import load_models, queries_of
+from text2seg.cli.tables import PlainConsole, plain_table
+from text2seg.cli.terminal import FAILED, INTERRUPTED, log_to_terminal, say
 from text2seg.config import MapSettings, ModelSettings, Settings
 from text2seg.errors import SettingsError
 from text2seg.storage import Url
@@ -89,31 +90,30 @@ class Search:
             ) as (index, filled),
         ):
             if filled.stopped:
-                print(f"text2seg: stopped with {len(index)} pictures in the index; they are kept", file=sys.stderr)
+                say(f"text2seg: stopped with {len(index)} pictures in the index; they are kept", file=sys.stderr)
                 return INTERRUPTED
             there = {file for file in listing.files if index.entry(file)}
             found = {query.name: best_pictures(models, index, query, self.top, there) for query in queries}
         for query, hits in found.items():
             _show(query, hits)
         _show_failures(filled.failures)
-        print(f"{len(there)} pictures, {filled.encoded} of them encoded now: {index.path}")
+        say(f"{len(there)} pictures, {filled.encoded} of them encoded now: {index.path}")
         if self.output is not None:
             for path in write_results(self.output, self.folder, found, filled.failures):
-                print(path)
+                say(path)
         return 0 if there else FAILED
 
 
 def _show(query: str, hits: Sequence[Hit]) -> None:
-    from rich.console import Console
 
     table = plain_table(query, "picture", "rank", "presence", "cosine")
     for rank, hit in enumerate(hits, start=1):
         table.add_row(hit.file, str(rank), f"{hit.presence:.2f}", f"{hit.cosine:.3f}")
-    Console(highlight=False, markup=False, emoji=False).print(table)
+    PlainConsole().print(table)
 
 
 def _show_failures(failures: Sequence[Failure]) -> None:
     for failure in failures[:SHOWN_FAILURES]:
-        print(f"failed: {failure.message}", file=sys.stderr)
+        say(f"failed: {failure.message}", file=sys.stderr)
     if len(failures) > SHOWN_FAILURES:
-        print(f"failed: {len(failures) - SHOWN_FAILURES} more; search.json of --output has all", file=sys.stderr)
+        say(f"failed: {len(failures) - SHOWN_FAILURES} more; search.json of --output has all", file=sys.stderr)

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import tyro
 
-from text2seg.cli.common import PipelineFlags, load_models, log_to_terminal, queries_of
-from text2seg.cli.status import FAILED
+from text2seg.cli.common import PipelineFlags, load_models, queries_of
+from text2seg.cli.terminal import FAILED, log_to_terminal, say
 from text2seg.config import ModelSettings, OutputSettings, Settings
 from text2seg.errors import ImageError
 
@@ -49,12 +49,10 @@ class Segment:
         models = load_models(self.model, self.settings)
         report = segment_files(models, self.images, wanted, self.output, progress=len(self.images) > 1)
         for failure in report.failures:
-            print(f"failed: {failure.message}", file=sys.stderr)
+            say(f"failed: {failure.message}", file=sys.stderr)
         for name, count in report.found.items():
-            print(
-                f"{name}: " + (report.verdicts[name] if report.images == 1 else f"found in {count} of {report.images}")
-            )
+            say(f"{name}: " + (report.verdicts[name] if report.images == 1 else f"found in {count} of {report.images}"))
         for picture in report.pictures:
-            print(f"picture: {picture}")
-        print(f"COCO file: {report.dataset}")
+            say(f"picture: {picture}")
+        say(f"COCO file: {report.dataset}")
         return FAILED if report.failures else 0

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from text2seg.cli.common import PipelineFlags, load_models, log_to_terminal
-from text2seg.cli.status import FAILED
+from text2seg.cli.common import PipelineFlags, load_models
+from text2seg.cli.terminal import FAILED, log_to_terminal, say
 from text2seg.config import ModelSettings, Settings
 from text2seg.errors import SettingsError
 
@@ -72,15 +72,15 @@ class Tune:
         tuning = self._sweep(ontology)
         _show(tuning)
         if self.plot:
-            print(f"curves: {plot(tuning, self.plot)}")
+            say(f"curves: {plot(tuning, self.plot)}")
         changes = tuning.changes()
         if self.write and changes:
             write_thresholds(self.ontology, changes)
         if not changes:
-            print(f"{self.ontology} stays as it is")
+            say(f"{self.ontology} stays as it is")
         else:
             done = "now in" if self.write else "not written yet; --write puts them into"
-            print(f"{len(changes)} threshold{'s' * (len(changes) != 1)} {done} {self.ontology}")
+            say(f"{len(changes)} threshold{'s' * (len(changes) != 1)} {done} {self.ontology}")
         return FAILED if len(tuning.failures) == tuning.images else 0
 
     def _sweep(self, ontology: Ontology) -> Tuning:
@@ -99,8 +99,9 @@ class Tune:
 
 
 def _show(tuning: Tuning) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from text2seg.cli.tables import PlainConsole
 
     measure = "mean IoU" if tuning.by_truth else "stability"
     table = Table("category")
@@ -109,15 +110,15 @@ def _show(tuning: Tuning) -> None:
     for each in tuning.categories:
         scores = [_number(each.score(each.used)), _number(each.score(each.chosen))] if tuning.by_truth else []
         table.add_row(each.category, str(each.curve.images), _number(each.used), _number(each.chosen), *scores)
-    Console(highlight=False, markup=False, emoji=False).print(table)
+    PlainConsole().print(table)
     for failure in tuning.failures[:SHOWN_FAILURES]:
-        print(f"failed: {failure.message}", file=sys.stderr)
+        say(f"failed: {failure.message}", file=sys.stderr)
     if len(tuning.failures) > SHOWN_FAILURES:
-        print(f"failed: {len(tuning.failures) - SHOWN_FAILURES} more", file=sys.stderr)
+        say(f"failed: {len(tuning.failures) - SHOWN_FAILURES} more", file=sys.stderr)
     for name in tuning.never_found():
-        print(f"{name} was not found at any threshold; its wordings or its presence may be at fault", file=sys.stderr)
+        say(f"{name} was not found at any threshold; its wordings or its presence may be at fault", file=sys.stderr)
     if tuning.missing:
-        print(f"{tuning.missing} images of the ground truth are not in the folder", file=sys.stderr)
+        say(f"{tuning.missing} images of the ground truth are not in the folder", file=sys.stderr)
 
 
 def _number(value: float | None) -> str:

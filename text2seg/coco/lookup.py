@@ -82,12 +82,13 @@ class PictureFinder:
         for folder, why in self._closed.items():
             raise ImageError(f"{name} cannot be looked for in {folder}: {why}")
         if is_url(self._elsewhere):
-            raise ImageError(f"{name} lies in {self._elsewhere}; copy that folder here and name it with --images")
-        if self._elsewhere:
             raise ImageError(
-                f"{name} lies in {self._elsewhere}, says the dataset; if that is right, say --images {self._elsewhere}"
+                f"{name} lies in {shown(self._elsewhere)}; copy that folder here and name it with --images"
             )
-        folders = ", ".join(dict.fromkeys(str(folder) for folder in self._where))
+        if self._elsewhere:
+            where = shown(self._elsewhere)
+            raise ImageError(f"{name} lies in {where}, says the dataset; if that is right, say --images {where}")
+        folders = ", ".join(dict.fromkeys(shown(str(folder)) for folder in self._where))
         raise ImageError(f"{name} is not in {folders}; say with --images where the pictures lie")
 
     def look(self, file_name: str) -> Path | None:

@@ -16,7 +16,7 @@ from typing import Any
 from PIL.Image import Resampling
 
 from text2seg.checkpoints import sha256_of
-from text2seg.checkpoints.openclip import CONFIG, SYNTAX, parse_openclip
+from text2seg.checkpoints.openclip import CONFIG, SYNTAX, WEIGHTS, parse_openclip
 from text2seg.errors import CheckpointError
 from text2seg.files import entries, is_file, read_file
 from text2seg.vocabulary import CLIP_MEAN, CLIP_STD
@@ -163,8 +163,8 @@ def fetch_openclip(recipe: Recipe) -> Path:
     Raises:
         CheckpointError: it cannot be had; names it and the way out.
     """
-    if recipe.file:
-        return recipe.file
+    if found := cached_openclip(recipe):
+        return found
     open_clip = import_open_clip()
     try:
         return Path(open_clip.download_pretrained(dict(recipe.published)))
@@ -176,6 +176,25 @@ def fetch_openclip(recipe: Recipe) -> Path:
             f"or its weights and say --clip openclip:{recipe.architecture}=FILE. HF_HUB_OFFLINE=1 takes what the hub's "
             "cache has and does not try for more; HF_HOME says where the cache lies"
         ) from error
+
+
+def cached_openclip(recipe: Recipe) -> Path | None:
+    """The file of a model's weights where it is on this machine, in a file of its own or the hub's cache. The network
+    is not asked."""
+    if recipe.file:
+        return recipe.file
+    hub = str(recipe.published.get("hf_hub") or "").strip("/")
+    if not hub:
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    owner, _, rest = hub.partition("/")
+    repository, _, own = rest.partition("/")
+    for name in [own] if own else WEIGHTS:
+        found = try_to_load_from_cache(f"{owner}/{repository}", name)
+        if isinstance(found, str):
+            return Path(found)
+    return None
 
 
 def one_line(error: Exception) -> str:

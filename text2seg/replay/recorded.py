@@ -138,10 +138,13 @@ def precision_of(origin: Json, graphs: str | os.PathLike[str] | None) -> Precisi
     """What precision to load the models in.
 
     Raises:
-        SettingsError: it is not known, or graphs are given and none were used, or the other way round.
+        SettingsError: it or the runtime is not known, or graphs are given and none were used, or the other way round.
         CheckpointError: other graphs are given.
     """
-    if origin.get("runtime") == "onnx":
+    runtime = origin.get("runtime", "torch")
+    if runtime not in ("torch", "onnx"):
+        raise SettingsError(f"the annotation records no runtime that is known: {short(runtime)}; torch and onnx are")
+    if runtime == "onnx":
         if graphs is None:
             raise SettingsError("the annotation was made by ONNX graphs; say with --graphs FOLDER where they lie")
         if dict(read_manifest(Path(graphs)).files) != origin.get("graphs"):
@@ -153,8 +156,16 @@ def precision_of(origin: Json, graphs: str | os.PathLike[str] | None) -> Precisi
         raise SettingsError("the annotation was not made by ONNX graphs; leave out --graphs")
     precision = origin.get("precision")
     if precision not in get_args(PrecisionName):
-        raise SettingsError(f"the annotation records no precision that is known: {precision!r}")
+        raise SettingsError(f"the annotation records no precision that is known: {short(precision)}")
     return cast(PrecisionName, precision)
+
+
+def compiled_of(origin: Json) -> bool:
+    """Whether SAM was compiled; raises `SettingsError` where something else is recorded than yes or no."""
+    compiled = origin.get("compiled", False)
+    if not isinstance(compiled, bool):
+        raise SettingsError(f"the annotation must record compiled as true or false, got {short(compiled)}")
+    return compiled
 
 
 def image_of(annotation: Json, dataset: Json, file: Path | None, images: str | os.PathLike[str] | None) -> Image:

@@ -20,7 +20,7 @@ from text2seg.coco.results import mask_of
 from text2seg.config import Settings, TileSettings
 from text2seg.errors import CheckpointError, SettingsError, Text2SegError
 from text2seg.grids import iou
-from text2seg.loading import fetch
+from text2seg.loading import fetch, is_here
 from text2seg.pipeline import Session, Text2Seg
 from text2seg.records import Image, PointPrompts, Segment
 from text2seg.replay.rebuild import rebuilt_mask
@@ -28,6 +28,7 @@ from text2seg.replay.recorded import (
     OTHER_GRAPHS,
     annotation_with,
     chosen_of,
+    compiled_of,
     image_of,
     ontology_queries,
     points_of,
@@ -90,6 +91,7 @@ def replay(
     clip: str | None = None,
     sam: str | None = None,
     device: str = "auto",
+    compile: bool = False,
     graphs: str | os.PathLike[str] | None = None,
     models: Text2Seg | None = None,
 ) -> Replayed:
@@ -102,12 +104,15 @@ def replay(
             name, or what has the recorded hash among known ones and in the folder of checkpoints. A path that the
             dataset records is never opened.
         device: auto, cpu, cuda, … Which one was used is not recorded; another one may differ in the last digits.
+        compile: let torch compile SAM's encoder, for an annotation that was made so; a dataset alone switches that on
+            for nobody.
         graphs: the folder of the ONNX graphs, for an annotation that was made by some; where they lie is not recorded.
         models: in place of loading them, when many annotations are replayed; must be the recorded ones.
 
     Raises:
         Text2SegError: there is no such annotation, or it does not record what it takes.
-        CheckpointError: the weights or graphs here are not those that made it.
+        CheckpointError: the weights or graphs here are not those that made it, or weights that the dataset names are
+            not on this machine: only those that `clip` or `sam` name are downloaded.
         ImageError: the picture is missing or of another size.
         SettingsError, OntologyError, QueryError: what is recorded does not fit this version of text2seg; a
             `SettingsError` too where it takes `graphs` and there are none, or the other way round.
@@ -122,7 +127,7 @@ def replay(
     settings = settings_of(annotation_id, origin)
     image = image_of(annotation, content, file, images)
     recorded = mask_of(annotation, image.hw, content.name)
-    models = models or load_recorded(origin, clip=clip, sam=sam, device=device, graphs=graphs)
+    models = models or load_recorded(origin, clip=clip, sam=sam, device=device, compile=compile, graphs=graphs)
     _check_models(models, origin)
     view = view_of(annotation, image.hw)
     session = models.open(image).view(view)
@@ -158,17 +163,23 @@ def load_recorded(
     clip: str | None = None,
     sam: str | None = None,
     device: str = "auto",
+    compile: bool = False,
     graphs: str | os.PathLike[str] | None = None,
 ) -> Text2Seg:
     """The models that a provenance names, once their hashes are right. Arguments and errors as for `replay`."""
     precision = precision_of(origin, graphs)
+    if compiled_of(origin) != compile:
+        ways = (
+            "an uncompiled SAM; leave out --compile" if compile else "a compiled SAM; say --compile to compile it here"
+        )
+        raise SettingsError(f"the annotation was made by {ways}")
     clip_name, sam_name = _checkpoint(origin, "clip", clip), _checkpoint(origin, "sam", sam)
     return Text2Seg.load(
         clip=clip_name,
         sam=sam_name,
         device=device,
         precision=precision,
-        compile=bool(origin.get("compiled")),
+        compile=compile,
         graphs=graphs,
     )
 
@@ -176,7 +187,7 @@ def load_recorded(
 def _checkpoint(origin: Json, kind: Literal["clip", "sam"], given: str | None) -> str:
     """The name to load, after a look at the hash of what it stands for: before a download where one is published.
 
-    A path is opened only where it is `given`, by whoever asks; the dataset may be anyone's.
+    A path is opened, and a file downloaded, only where it is `given`, by whoever asks; the dataset may be anyone's.
     """
     mark = origin.get(kind)
     name, wanted = (mark.get("name"), mark.get("sha256")) if isinstance(mark, Mapping) else (None, None)
@@ -200,6 +211,12 @@ def _checkpoint(origin: Json, kind: Literal["clip", "sam"], given: str | None) -
     published = checkpoints.find(chosen, kind).sha256
     found = published or ""
     if not published or wanted.startswith(published):
+        if not given and not is_here(chosen, kind):
+            raise CheckpointError(
+                f"the annotation was made by the {kind.upper()} {chosen[:LONGEST_NAME]}, which is not on this machine; "
+                f"a dataset does not start a download: say --{kind} {chosen[:LONGEST_NAME]}, or first run "
+                f"text2seg checkpoints download {chosen[:LONGEST_NAME]}"
+            )
         found = checkpoints.sha256_of(fetch(chosen, kind))
     if found != wanted:
         raise CheckpointError(_other_weights(kind, given or name[:LONGEST_NAME], wanted, found, origin))
@@ -223,8 +240,8 @@ def _check_models(models: Text2Seg, origin: Json) -> None:
             f"the annotation was made in {origin.get('precision')}, the models run in {here['precision']}; "
             "choose the device or precision to fit"
         )
-    if here["compiled"] != bool(origin.get("compiled")):
-        made, run = ("compiled", "uncompiled") if origin.get("compiled") else ("uncompiled", "compiled")
+    if here["compiled"] != compiled_of(origin):
+        made, run = ("compiled", "uncompiled") if compiled_of(origin) else ("uncompiled", "compiled")
         raise SettingsError(f"the annotation was made by a {made} SAM, this one is {run}; load it to fit")
 
 
