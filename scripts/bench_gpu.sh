@@ -3,7 +3,7 @@
 #
 #   scripts/bench_gpu.sh prepare WHEELS               with network: put what `run` installs into the folder WHEELS
 #   scripts/bench_gpu.sh run WHEELS RESULTS           on the GPU machine: install, test, measure; under ten minutes
-#   scripts/bench_gpu.sh run WHEELS RESULTS --quick   the same with the demo model and small pictures, on any machine
+#   scripts/bench_gpu.sh run WHEELS RESULTS --quick   the same with the demo model and small images, on any machine
 #
 # The GPU machine has Python with venv, torch 2.11 or newer and its torchvision; these are not carried along, because
 # they are built for its driver. What it has already is not installed again. PYTHON names the Python, and where that of

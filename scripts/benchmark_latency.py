@@ -1,6 +1,6 @@
 """How long a person waits: python scripts/benchmark_latency.py [--models demo vit_b] [--queries 20] [--output FILE.md]
 
-For each model one session on a picture of 480 × 640: the first answer, then what costs no encoding of the picture
+For each model one session on an image of 480 × 640: the first answer, then what costs no encoding of the image
 again (a changed threshold, a click, another word). For the command line, processes of their own: the help, and the
 demo model's first mask. Models other than the demo have random weights of the published sizes, which cost the same.
 """
@@ -24,11 +24,11 @@ import numpy as np
 from tqdm import tqdm
 
 from text2seg import PointSettings, Settings, Text2Seg
-from text2seg.bench.material import Model, weights_of, words, write_pictures
-from text2seg.maps.clip import Clip
-from text2seg.masks.sam import Sam
+from text2seg.bench.material import Model, weights_of, words, write_images
+from text2seg.clip.model import Clip
 from text2seg.records import PointPrompts
 from text2seg.runtime import choose_device, choose_precision
+from text2seg.sam.sam import Sam
 
 SIZE_HW = (480, 640)
 CLIP_SIZES = {"demo": 384}
@@ -99,7 +99,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
-        write_pictures(folder, SIZE_HW, 1)
+        write_images(folder, SIZE_HW, 1)
         image = folder / "00000.jpg"
         rows = list(processes(image, folder / "out"))
         for model in tqdm(options.models, unit="model"):

@@ -22,8 +22,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from text2seg.label_config import LabelSettings
-from text2seg.labelling.engine import LocalEngine
+from text2seg.config import LabelSettings
+from text2seg.labelling.engines.local import LocalEngine
 from text2seg.labelling.job import label_folder
 from text2seg.labelling.output import journal_path
 from text2seg.ontology import ontology_of_queries, queries_of

@@ -23,11 +23,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from text2seg import PointSettings, Settings, Text2Seg
-from text2seg.bench.material import words, write_pictures
+from text2seg.bench.material import words, write_images
 from text2seg.bench.stopwatch import PeakMemory, wait
-from text2seg.label_config import LabelSettings
+from text2seg.clip.text import TextEncoder
+from text2seg.config import LabelSettings
 from text2seg.labelling.job import label_folder
-from text2seg.maps.text import TextEncoder
 from text2seg.ontology import ontology_of_queries
 
 QUERIES = (1, 3, 10, 30, 100, 300, 1000)
@@ -67,7 +67,7 @@ def by_images(models: Text2Seg, counts: Sequence[int], folder: Path) -> Curve:
     seconds: dict[str, list[float]] = {"the whole job": []}
     peaks = []
     for count in counts:
-        write_pictures(folder / str(count), (120, 160), count)
+        write_images(folder / str(count), (120, 160), count)
         job = LabelSettings(output=folder / f"{count}.json", batch=8)
         memory = PeakMemory(models.sam.device)
         ontology = ontology_of_queries(words(3))
@@ -82,7 +82,7 @@ def by_pixels(models: Text2Seg, sizes: Sequence[tuple[int, int]], folder: Path, 
     """One image of each size, from its file on."""
     seconds: dict[str, list[float]] = {"10 queries": []}
     for hw in sizes:
-        write_pictures(folder / f"{hw[0]}", hw, 1)
+        write_images(folder / f"{hw[0]}", hw, 1)
         path = folder / f"{hw[0]}" / "00000.jpg"
         seconds["10 queries"].append(timed(models, partial(models.segment, path, words(10)), rounds))
     return "pixels", [height * width for height, width in sizes], seconds
@@ -129,7 +129,7 @@ def main() -> None:
     models = Text2Seg(known.clip, known.sam, settings=settings, input_size=known.input_size)
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
-        write_pictures(folder / "one", (480, 640), 1)
+        write_images(folder / "one", (480, 640), 1)
         models.segment(folder / "one" / "00000.jpg", words(2))  # what only happens once is not measured
         curves = [
             by_queries(models, [n for n in QUERIES if n <= most_queries], folder / "one" / "00000.jpg", rounds),

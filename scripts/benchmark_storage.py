@@ -18,8 +18,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from text2seg.labelling.listing import list_images
-from text2seg.storage import place_of
+from text2seg.io.scan import list_images
+from text2seg.io.storage import place_of
 
 SIZES = (100, 10_000, 50_000)
 
@@ -29,10 +29,10 @@ def list_one(bucket: str) -> dict[str, float]:
     list_images(place_of("s3://warm-up"))
     tracemalloc.start()
     began = time.perf_counter()
-    listing = list_images(place_of(f"s3://{bucket}"))
+    scan = list_images(place_of(f"s3://{bucket}"))
     seconds = time.perf_counter() - began
     kept, peak = tracemalloc.get_traced_memory()
-    return {"objects": len(listing), "seconds": seconds, "peak": peak / 1e6, "kept": kept / 1e6}
+    return {"objects": len(scan), "seconds": seconds, "peak": peak / 1e6, "kept": kept / 1e6}
 
 
 def serve(sizes: list[int]) -> None:

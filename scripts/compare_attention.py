@@ -2,7 +2,7 @@
 
     python scripts/compare_attention.py                              # the scenes in the repository
     python scripts/compare_attention.py runs/held-out runs/validation --refine none
-    python scripts/compare_attention.py coco/val --model base        # any folder with dataset.json and its pictures
+    python scripts/compare_attention.py coco/val --model base        # any folder with dataset.json and its images
 
 Every (image, thing present) pair counts once, its truth is the union of the thing's masks. Columns:
 
@@ -30,22 +30,22 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from text2seg import MapSettings, PointSettings, PresenceSettings, Settings, Text2Seg
+from text2seg.clip.attention import RULES
 from text2seg.coco import rle
 from text2seg.coco.dataset import build_dataset, read_dataset
 from text2seg.evaluation import align, category_given
-from text2seg.evaluation.pairs import pairs_of
+from text2seg.evaluation.protocols import pairs_of
 from text2seg.grids import minmax, resize
-from text2seg.images import load_image
-from text2seg.maps.attention import RULES
+from text2seg.io.images import load_image
 from text2seg.pipeline import Session
-from text2seg.vocabulary import TEMPLATES
+from text2seg.queries import TEMPLATES
 
 SCENES = Path(__file__).parents[1] / "text2seg" / "demo" / "scenes"
 LEVELS = 1000  # of the min-max map; thresholds and average precision are told apart this finely
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Picture:
+class Image:
     """An image with the things in it: names and masks bool [things, H, W]; `part` is where its thresholds come from."""
 
     session: Session
@@ -54,25 +54,25 @@ class Picture:
     part: int
 
 
-Folder = tuple[dict, list[Picture]]  # the dataset and its pictures
+Folder = tuple[dict, list[Image]]  # the dataset and its images
 
 
 def read_folder(models: Text2Seg, folder: Path, part: int | None, limit: int | None) -> Folder:
-    """The folder's dataset, cut to `limit` images, and its pictures."""
+    """The folder's dataset, cut to `limit` images, and its images."""
     truth = read_dataset(folder / "dataset.json")
     truth["images"] = truth["images"][:limit]
     kept = {entry["id"]: entry for entry in truth["images"]}
     truth["annotations"] = [each for each in truth["annotations"] if each["image_id"] in kept]
     aligned = align(truth, [])
-    pictures = []
+    images = []
     for number, (scene, pairs) in enumerate(itertools.groupby(pairs_of(aligned), key=lambda pair: pair.scene)):
         entry = kept[scene.image_id]
         image = load_image(folder / entry["file_name"], image_id=entry["id"], file_name=entry["file_name"])
         things = [(aligned.categories[pair.category], rle.decode(pair.truth)) for pair in pairs]
         masks = np.stack([mask for _, mask in things]).astype(bool)
         names = tuple(name for name, _ in things)
-        pictures.append(Picture(models.open(image), names, masks, number % 2 if part is None else part))
-    return truth, pictures
+        images.append(Image(models.open(image), names, masks, number % 2 if part is None else part))
+    return truth, images
 
 
 def score_map(scores: NDArray[np.float32], mask: NDArray[np.bool_]) -> tuple[float, NDArray[np.float64]]:
@@ -121,18 +121,18 @@ HEADER = "| rule | redundancy | refine | map AP | map IoU | at | SAM IoU | ms |\
 def compare(models: Text2Seg, folders: Sequence[Folder], maps: MapSettings, *, sam: bool) -> Row:
     """Score one way to make maps."""
     precisions, ious, parts, seconds = [], [], [], []
-    for picture in (each for _, pictures in folders for each in pictures):
+    for image in (each for _, images in folders for each in images):
         start = time.perf_counter()
         (tokens,) = models.clip.encode_images(
-            [picture.session.image], size=maps.input_size or models.input_size, architecture=maps.architecture
+            [image.session.image], size=maps.input_size or models.input_size, architecture=maps.architecture
         )
-        scores = models.clip.similarity(tokens, picture.names, maps).scores
+        scores = models.clip.similarity(tokens, image.names, maps).scores
         seconds.append(time.perf_counter() - start)
-        for one, mask in zip(scores, picture.masks, strict=True):
+        for one, mask in zip(scores, image.masks, strict=True):
             precision, of_levels = score_map(one, mask)
             precisions.append(precision)
             ious.append(of_levels)
-            parts.append(picture.part)
+            parts.append(image.part)
     iou, thresholds = choose_thresholds(np.stack(ious), np.array(parts))
     sam_iou = pipeline_iou(folders, maps) if sam else None
     return Row(maps, float(np.mean(precisions)), iou, thresholds, sam_iou, 1000 * float(np.percentile(seconds, 10)))
@@ -142,8 +142,8 @@ def pipeline_iou(folders: Sequence[Folder], maps: MapSettings) -> float:
     """Category-given IoU of the reference method over the pairs of all folders."""
     settings = Settings(maps, PointSettings(method="reference"), PresenceSettings(0))
     scores = []
-    for truth, pictures in folders:
-        predicted = build_dataset([each.session.segment(each.names, settings) for each in pictures])
+    for truth, images in folders:
+        predicted = build_dataset([each.session.segment(each.names, settings) for each in images])
         scores.append(category_given(truth, predicted))
     return sum(each.mean_iou * each.pairs for each in scores) / sum(each.pairs for each in scores)
 
@@ -169,10 +169,10 @@ def main() -> None:
     models = Text2Seg.load(args.model, precision=args.precision)
     folders = args.folders or sorted(path for path in SCENES.iterdir() if path.is_dir())
     read = [read_folder(models, f, n if len(folders) > 1 else None, args.limit) for n, f in enumerate(folders)]
-    pictures = [picture for _, own in read for picture in own]
-    names = sorted({name for picture in pictures for name in picture.names})
+    images = [image for _, own in read for image in own]
+    names = sorted({name for image in images for name in image.names})
     models.clip.encode_texts([*names, ""], TEMPLATES)  # beforehand, so that no map waits for its texts
-    print(f"{len(pictures)} images, {sum(len(p.names) for p in pictures)} pairs from {', '.join(map(str, folders))}\n")
+    print(f"{len(images)} images, {sum(len(p.names) for p in images)} pairs from {', '.join(map(str, folders))}\n")
     print(HEADER)
     for maps in tqdm(list(ways(args, models)), unit="way"):
         tqdm.write(str(compare(models, read, maps, sam=not args.no_sam)))

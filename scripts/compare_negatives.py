@@ -19,9 +19,9 @@ from demo_world.sprites import TRAINING_VENDORS, load_sprites, load_things
 from score_demo import show
 from tqdm import tqdm
 
-from text2seg import PresenceSettings, Settings, Text2Seg, points
+from text2seg import PresenceSettings, Settings, Text2Seg, prompts
 from text2seg.pipeline import Session
-from text2seg.vocabulary import parse_query
+from text2seg.queries import parse_query
 
 PAIRS = (
     ("mouse", "computer mouse"),
@@ -39,12 +39,12 @@ SCENES = SceneSettings(objects=(2, 4), size=(0.3, 0.6), colour=0.3, outline=0.05
 @contextmanager
 def no_points():
     """Negatives are taken off the map only."""
-    usual = points._peaks
-    points._peaks = lambda maps, settings: np.zeros(0, np.int64)
+    usual = prompts._peaks
+    prompts._peaks = lambda maps, settings: np.zeros(0, np.int64)
     try:
         yield
     finally:
-        points._peaks = usual
+        prompts._peaks = usual
 
 
 def union(session: Session, query: str) -> np.ndarray:

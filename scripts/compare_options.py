@@ -27,16 +27,16 @@ from tqdm import tqdm
 from text2seg import MaskSettings, PresenceSettings, Settings, Text2Seg
 from text2seg.coco.dataset import build_dataset
 from text2seg.evaluation import evaluate
-from text2seg.masks import fallback
+from text2seg.sam import candidates
 
 OPTIONS = {
     "default": MaskSettings(),
     "box": MaskSettings(prompt="box"),
     "box-mask": MaskSettings(prompt="box-mask"),
-    "fallback": MaskSettings(fallback=True),
-    "box, fallback": MaskSettings(prompt="box", fallback=True),
+    "fallback": MaskSettings(candidates=True),
+    "box, fallback": MaskSettings(prompt="box", candidates=True),
     "compete": MaskSettings(compete=True),
-    "all three": MaskSettings(prompt="box", fallback=True, compete=True),
+    "all three": MaskSettings(prompt="box", candidates=True, compete=True),
 }
 LEVELS = np.arange(0.2, 0.95, 0.05)
 GRID = {"level": (0.4, 0.5, 0.6, 0.7), "quality": (0.2, 0.3, 0.4, 0.5, 0.6), "shared": (0.1, 0.3, 0.5, 2.0)}
@@ -120,8 +120,8 @@ def fit(models: Text2Seg, scenes: list[Scene], presence: float) -> None:
     """The fallback's numbers on a grid, the best first."""
     rows = []
     for level, quality, shared in product(*GRID.values()):
-        fallback.LEVEL, fallback.WORST_QUALITY, fallback.LEAST_SHARED = level, quality, shared
-        settings = Settings(presence=PresenceSettings(presence), masks=MaskSettings(fallback=True))
+        candidates.LEVEL, candidates.WORST_QUALITY, candidates.LEAST_SHARED = level, quality, shared
+        settings = Settings(presence=PresenceSettings(presence), masks=MaskSettings(candidates=True))
         row = score(models, scenes, settings, f"{level} {quality} {shared}")
         means = float(np.mean(row.agreement.ious)), float(np.mean(row.agreement.found))
         rows.append((*means, row.replaced, level, quality, shared))

@@ -4,7 +4,7 @@
     python scripts/fit_choice.py runs/validation runs/validation-three --test runs/new-scenes
 
 Every scene is asked for the things that are in it, region by region. The true IoU of each candidate is regressed on
-SAM's score and on the map's separation; the weights belong into text2seg/masks/choice.py. A choice counts as right
+SAM's score and on the map's separation; the weights belong into text2seg/sam/candidates.py. A choice counts as right
 where no other candidate's IoU is more than 0.02 (0.05) higher.
 """
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from text2seg import MaskSettings, PointSettings, PresenceSettings, Settings, Text2Seg
 from text2seg.grids import minmax, resize
-from text2seg.masks.choice import separation
+from text2seg.sam.candidates import separation
 
 EVERYTHING = Settings(
     points=PointSettings(instances="regions"),

@@ -20,10 +20,10 @@ from tqdm import tqdm
 from text2seg import MapSettings, Text2Seg
 from text2seg.coco.dataset import read_dataset
 from text2seg.coco.truth import shown_in
-from text2seg.images import load_image
+from text2seg.io.images import load_image
 
 
-def evidence(models: Text2Seg, folder: Path, *, slope: float, offset: float) -> tuple[NDArray, NDArray]:
+def patch_presence(models: Text2Seg, folder: Path, *, slope: float, offset: float) -> tuple[NDArray, NDArray]:
     """Presence before slope and offset, as logits float [scenes, things], and what is there, bool of the same shape."""
     truth = read_dataset(folder / "dataset.json")
     names = models.things.names
@@ -68,7 +68,7 @@ def main() -> None:
     models = Text2Seg.load("demo")
     mild = 0.2  # so that nothing saturates while evidence is gathered
     models.clip.presence = replace(models.clip.presence, slope=mild, offset=0.0)
-    gathered = {folder.name: evidence(models, folder, slope=mild, offset=0.0) for folder in args.folders}
+    gathered = {folder.name: patch_presence(models, folder, slope=mild, offset=0.0) for folder in args.folders}
     logits, there = next(iter(gathered.values()))
     middle, _ = equal_error(logits, there)
     slope = fit_slope(logits, there, middle)

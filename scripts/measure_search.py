@@ -5,9 +5,9 @@
     python scripts/measure_search.py runs/new-scenes runs/held-out        # what is reported
     python scripts/measure_search.py --seconds runs/new-scenes            # a job of three categories, by the clock
 
-Every scene is asked for every thing that the demo model knows. `mAP` is that of the pictures ranked by a thing's
-presence, meant over things. Jobs are drawn at random, so many categories each; `lost` is the share of the (picture,
-thing) pairs of a job that are true and in a picture left out, `found and lost` of those that labelling would have
+Every scene is asked for every thing that the demo model knows. `mAP` is that of the images ranked by a thing's
+presence, meant over things. Jobs are drawn at random, so many categories each; `lost` is the share of the (image,
+thing) pairs of a job that are true and in an image left out, `found and lost` of those that labelling would have
 found.
 """
 
@@ -26,15 +26,14 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from text2seg import Settings, Text2Seg
+from text2seg.clip.model import ImageTokens
 from text2seg.coco.dataset import read_dataset
 from text2seg.coco.truth import shown_in
-from text2seg.config import PresenceSettings
-from text2seg.images import load_image
-from text2seg.label_config import LabelSettings
+from text2seg.config import LabelSettings, PresenceSettings
+from text2seg.io.images import load_image
 from text2seg.labelling.job import label_folder
-from text2seg.maps.clip import ImageTokens
 from text2seg.ontology import ontology_of_queries
-from text2seg.search.vectors import VECTORS, picture_vectors
+from text2seg.search.index import VECTORS, image_vectors
 
 CUTS, JOBS, DRAWS, SEED = (0.02, 0.05, 0.1, 0.2, 0.5), (1, 3, 10, 30), 300, 88
 
@@ -43,17 +42,17 @@ KEPT: dict[str, Callable[[ImageTokens], NDArray[np.float32]]] = {
     "mean of patches": lambda tokens: F.normalize(tokens.features[1:].mean(0, keepdim=True), dim=-1).cpu().numpy(),
     "8 k-means centres": lambda tokens: centres(tokens, 8),
     "16 k-means centres": lambda tokens: centres(tokens, 16),
-    "4 farthest patches": lambda tokens: picture_vectors(tokens, 4),
-    "8 farthest patches": lambda tokens: picture_vectors(tokens, 8),
-    "16 farthest patches": lambda tokens: picture_vectors(tokens, 16),
-    "32 farthest patches": lambda tokens: picture_vectors(tokens, 32),
+    "4 farthest patches": lambda tokens: image_vectors(tokens, 4),
+    "8 farthest patches": lambda tokens: image_vectors(tokens, 8),
+    "16 farthest patches": lambda tokens: image_vectors(tokens, 16),
+    "32 farthest patches": lambda tokens: image_vectors(tokens, 32),
     "all 576 patches": lambda tokens: tokens.features[1:].cpu().numpy(),
 }
 
 
 def centres(tokens: ImageTokens, count: int) -> NDArray[np.float32]:
     """Spherical k-means from the farthest patches, ten rounds."""
-    patches, found = tokens.features[1:], torch.from_numpy(picture_vectors(tokens, count))
+    patches, found = tokens.features[1:], torch.from_numpy(image_vectors(tokens, count))
     for _ in range(10):
         nearest = F.one_hot((patches @ found.T).argmax(1), count).to(patches.dtype)
         found = torch.where(nearest.any(0)[:, None], F.normalize(nearest.T @ patches, dim=-1), found)
@@ -61,7 +60,7 @@ def centres(tokens: ImageTokens, count: int) -> NDArray[np.float32]:
 
 
 def read(folder: Path, names: tuple[str, ...]) -> tuple[list[str], NDArray[np.bool_]]:
-    """The files of a split, and what is in them, bool [pictures, things]."""
+    """The files of a split, and what is in them, bool [images, things]."""
     truth = read_dataset(folder / "dataset.json")
     column = {entry["id"]: names.index(entry["name"]) for entry in truth["categories"]}
     row = {entry["id"]: number for number, entry in enumerate(truth["images"])}
@@ -72,10 +71,10 @@ def read(folder: Path, names: tuple[str, ...]) -> tuple[list[str], NDArray[np.bo
 
 
 def presence(models: Text2Seg, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Of every thing by these vectors of one picture, float32 [things]."""
+    """Of every thing by these vectors of one image, float32 [things]."""
     patches = torch.from_numpy(vectors)
     tokens = ImageTokens(torch.cat([torch.zeros_like(patches[:1]), patches]), (1, len(vectors)), (1, 1))
-    return models.clip.evidence(tokens, models.things.names).max((1, 2))
+    return models.clip.patch_presence(tokens, models.things.names).max((1, 2))
 
 
 def mean_average_precision(scores: NDArray, there: NDArray) -> float:
@@ -95,14 +94,14 @@ def tables(models: Text2Seg, folder: Path) -> None:
             scores[kind].append(presence(models, keep(tokens)))
     whole = np.stack(scores["all 576 patches"])
     print(f"\n{folder.name}: {len(files)} scenes, {there.sum()} true pairs\n")
-    print("| kept of a picture | mAP | absent pairs under the cut that loses 1 % | 2 % | 5 % of the true ones |")
+    print("| kept of an image | mAP | absent pairs under the cut that loses 1 % | 2 % | 5 % of the true ones |")
     print("|---|---|---|---|---|")
     for kind, rows in scores.items():
         own = np.stack(rows)
         cuts = np.quantile(own[there], (0.01, 0.02, 0.05))
         shares = " | ".join(f"{(own[~there] < cut).mean():.1%}" for cut in cuts)
         print(f"| {kind} | {mean_average_precision(own, there):.3f} | {shares} |")
-    print("\n| categories of the job | cut | pictures left out | of those that show none | lost | found and lost |")
+    print("\n| categories of the job | cut | images left out | of those that show none | lost | found and lost |")
     print("|---|---|---|---|---|---|")
     kept = np.stack(scores[f"{VECTORS} farthest patches"])
     dice = np.random.default_rng(SEED)
@@ -116,14 +115,14 @@ def left_out(kept: NDArray, whole: NDArray, there: NDArray, draws: list[NDArray]
     """A row of the second table: what a cut does over all drawn jobs."""
     out = np.stack([kept[:, job].max(1) < cut for job in draws], 1)
     empty = np.stack([~there[:, job].any(1) for job in draws], 1)
-    in_picture = np.stack([there[:, job].sum(1) for job in draws], 1)
+    in_image = np.stack([there[:, job].sum(1) for job in draws], 1)
     found = np.stack([(there & (whole >= 0.5))[:, job].sum(1) for job in draws], 1)
-    shares = (out.mean(), out[empty].mean(), in_picture[out].sum() / in_picture.sum(), found[out].sum() / found.sum())
+    shares = (out.mean(), out[empty].mean(), in_image[out].sum() / in_image.sum(), found[out].sum() / found.sum())
     return " | ".join(f"{share:.2%}" for share in shares)
 
 
 def clock(models: Text2Seg, folder: Path, queries: list[str], limit: int | None) -> None:
-    """Label the folder with and without leaving pictures out, the former with the index to be made and there already;
+    """Label the folder with and without leaving images out, the former with the index to be made and there already;
     once with the demo's threshold of presence, once with none, as with models that presence is not fitted to."""
     ontology = ontology_of_queries(queries)
     print(f"\n{folder.name}, {', '.join(queries)}\n")
@@ -148,7 +147,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, nargs="+")
     parser.add_argument("--seconds", action="store_true", help="by the clock, in place of the tables")
     parser.add_argument("--queries", nargs="+", default=["sheep", "fire engine", "apple"])
-    parser.add_argument("--limit", type=int, help="with --seconds: only the first so many pictures")
+    parser.add_argument("--limit", type=int, help="with --seconds: only the first so many images")
     args = parser.parse_args()
     torch.set_num_threads(1)
     for folder in args.folder:

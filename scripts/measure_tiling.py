@@ -1,9 +1,9 @@
-"""What tiles are good for: small things in large pictures, with and without them, and a table.
+"""What tiles are good for: small things in large images, with and without them, and a table.
 
-    python scripts/measure_tiling.py          # 10 pictures of 1600 × 1200, of the drawings in runs/drawings
+    python scripts/measure_tiling.py          # 10 images of 1600 × 1200, of the drawings in runs/drawings
     python scripts/measure_tiling.py --count 3 --tile 400 512 --size 0.04 0.08
 
-A picture shows things of the demo world whose longer side is a share of 1200 pixels between the two sizes. Asked for is
+An image shows things of the demo world whose longer side is a share of 1200 pixels between the two sizes. Asked for is
 all that it shows (recall at IoU 0.5, of things) and as many things that it does not show (found all the same: shares of
 queries). `right` is the share of all segments that have IoU 0.5 with a thing of their query that no better one has.
 """
@@ -70,7 +70,7 @@ def main() -> None:
     bank, names = SpriteBank(load_sprites(args.drawings), TRAINING_VENDORS), list(load_things())
     world = SceneSettings(objects=THINGS, size=tuple(args.size), colour=0.3, outline=0.05, degrade=0.15)
     rows = {tile: Row() for tile in args.tile}
-    for number in tqdm(range(args.count), unit="picture"):
+    for number in tqdm(range(args.count), unit="image"):
         scene = render_scene(rng, bank, HW, world)
         present = sorted({names[thing] for thing in scene.things})
         absent = sorted(rng.choice(sorted(set(names) - set(present)), len(present), replace=False).tolist())
@@ -79,7 +79,7 @@ def main() -> None:
             start = time.perf_counter()
             result = models.segment(image, present + absent, Settings(tiles=TileSettings(tile)))
             rows[tile] += judged(scene, names, absent, result, time.perf_counter() - start)
-    print("tile".rjust(6), *(name.rjust(14) for name in ("recall@0.5", "right", "absent, found", "s a picture")))
+    print("tile".rjust(6), *(name.rjust(14) for name in ("recall@0.5", "right", "absent, found", "s an image")))
     for tile, row in rows.items():
         shares = (row.found / row.things, row.found / max(row.segments, 1), row.absent_found / row.absent)
         print(str(tile or "none").rjust(6), *(f"{n:14.3f}" for n in (*shares, row.seconds / args.count)))

@@ -5,7 +5,7 @@
 The splits: `new-scenes` shows the drawings of the training vendors in scenes that training never saw,
 `held-out` the drawings of a vendor that training never saw, `three` has three of a kind side by side in each scene;
 `validation` and `validation-three` are for tuning.
-The same split, count and sizes always give the same pictures.
+The same split, count and sizes always give the same images.
 """
 
 from __future__ import annotations

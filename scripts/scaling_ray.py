@@ -1,6 +1,6 @@
 """How a labelling job grows with workers: python scripts/scaling_ray.py [--images 48] [--output FILE]
 
-The same pictures (bundled scenes, under other names as often as needed) with the demo model: in this process, then on a
+The same images (bundled scenes, under other names as often as needed) with the demo model: in this process, then on a
 Ray of this machine with 1, 2, … workers, one thread each. Starting Ray and loading the models is told apart: what
 counts for images/s is the time from the first answer on, by the images that came after it. Prints a table.
 """
@@ -24,10 +24,9 @@ import torch
 
 from text2seg import Text2Seg
 from text2seg.coco.dataset import read_dataset
-from text2seg.config import ModelSettings
-from text2seg.engines.ray_engine import RayEngine
-from text2seg.label_config import LabelSettings, RaySettings
-from text2seg.labelling.engine import Batch, Deliver, Delivery, Engine, LocalEngine, Work
+from text2seg.config import LabelSettings, ModelSettings, RaySettings
+from text2seg.labelling.engines.local import Batch, Deliver, Delivery, Engine, LocalEngine, Work
+from text2seg.labelling.engines.ray_engine import RayEngine
 from text2seg.labelling.job import label_folder
 from text2seg.ontology import ontology_of_queries
 
@@ -55,7 +54,7 @@ class Timed:
 
 
 def photos(folder: Path, count: int) -> Path:
-    """So many pictures, all of them of the bundled scenes."""
+    """So many images, all of them of the bundled scenes."""
     folder.mkdir()
     scenes = sorted((SCENES / "images").iterdir())
     for number in range(count):

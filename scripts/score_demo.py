@@ -27,9 +27,9 @@ from text2seg import PointSettings, PresenceSettings, Settings, Text2Seg
 from text2seg.coco.dataset import read_dataset
 from text2seg.coco.reader import check_dataset
 from text2seg.coco.truth import shown_in
+from text2seg.config import LabelSettings
 from text2seg.evaluation import evaluate
 from text2seg.grids import iou
-from text2seg.label_config import LabelSettings
 from text2seg.labelling.job import label_folder
 from text2seg.ontology import ontology_of_queries
 from text2seg.pipeline import Session

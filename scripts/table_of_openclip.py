@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from text2seg.maps.openclip import import_open_clip, why_not
+from text2seg.clip.openclip import import_open_clip, why_not
 
 FAMILIES = {
     "ResNet": r"RN\d",
@@ -41,7 +41,7 @@ def family_of(architecture: str) -> str:
 
 
 def shape_of(config: dict[str, Any]) -> str:
-    """Of the image tower: patch or stride, width × blocks, and the side of the pictures it was trained on."""
+    """Of the image tower: patch or stride, width × blocks, and the side of the images it was trained on."""
     image = config["vision_cfg"]
     side = image.get("image_size", 224)
     if name := image.get("timm_model_name"):

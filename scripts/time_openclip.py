@@ -1,4 +1,4 @@
-"""Time CLIPs of open_clip in their real sizes with random weights: one picture by surgery, one query in 85 templates.
+"""Time CLIPs of open_clip in their real sizes with random weights: one image by surgery, one query in 85 templates.
 
     python scripts/time_openclip.py --threads 2
 
@@ -14,13 +14,12 @@ from typing import Any
 
 import torch
 
-from text2seg.maps.attention import RULES
-from text2seg.maps.openclip import import_open_clip, recipe_of
-from text2seg.maps.openclip_build import build_openclip
-from text2seg.maps.text import encode_trimmed
-from text2seg.maps.timm_vit import TimmVit
-from text2seg.maps.vit import PlainVit, run_vit
-from text2seg.vocabulary import TEMPLATES
+from text2seg.clip.attention import RULES
+from text2seg.clip.openclip import import_open_clip, recipe_of
+from text2seg.clip.openclip_build import TimmVit, build_openclip
+from text2seg.clip.text import encode_trimmed
+from text2seg.clip.vit import PlainVit, run_vit
+from text2seg.queries import TEMPLATES
 
 MODELS = ("ViT-B-16/laion2b_s34b_b88k", "ViT-B-16-SigLIP/webli")
 LONGEST = 15  # tokens of the longest of the templates with a short word in it
@@ -46,7 +45,7 @@ def main() -> None:
     import_open_clip()
     from open_clip.model import CLIP, CustomTextCLIP
 
-    print("| model | a picture, surgery | raw | a query, 85 texts |\n|---|---|---|---|")
+    print("| model | an image, surgery | raw | a query, 85 texts |\n|---|---|---|---|")
     for name in MODELS:
         recipe = recipe_of(f"openclip:{name}")
         arguments = {key: value for key, value in recipe.config.items() if key != "custom_text"}

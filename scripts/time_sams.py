@@ -1,4 +1,4 @@
-"""How long SAMs of the published shapes take on this machine's CPU, with random weights: a picture, and eight sets.
+"""How long SAMs of the published shapes take on this machine's CPU, with random weights: an image, and eight sets.
 
 python scripts/time_sams.py --threads 2
 """
@@ -23,9 +23,9 @@ import sam2_builders
 import sam_builders
 from test_mobile_sam import PUBLISHED as MOBILE
 
-from text2seg.masks.build import SamShape, load_sam
-from text2seg.masks.sam import Sam
-from text2seg.masks.sam2 import Sam2
+from text2seg.sam.build import SamShape, load_sam
+from text2seg.sam.sam import Sam
+from text2seg.sam.sam2 import Sam2
 
 CPU = torch.device("cpu")
 VIT_B = SamShape(768, 12, 12, 14, (2, 5, 8, 11), 1024, 16, 256, 16, 2, 2048, 3, 3, 256)
@@ -37,9 +37,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    image = sam_builders.picture(480, 640)
+    image = sam_builders.image(480, 640)
     sets = [sam_builders.points(image, 3, seed=seed) for seed in range(8)]
-    print("model               tensors    picture (wall, CPU)    8 sets (wall, CPU)    features")
+    print("model               tensors    image (wall, CPU)    8 sets (wall, CPU)    features")
     for name, make in MODELS.items():
         sam = make()
         size = sum(tensor.numel() for tensor in sam.module.state_dict().values()) / 1e6

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
-from text2seg.checkpoints.load import load_clip_weights
-from text2seg.maps.text import encode_tokens
-from text2seg.maps.vit import encode_vit, resize_positions
-from text2seg.vocabulary import CLIP_MEAN, CLIP_STD, TEMPLATES
+from text2seg.clip.text import encode_tokens
+from text2seg.clip.vit import encode_vit, resize_positions
+from text2seg.queries import CLIP_MEAN, CLIP_STD, TEMPLATES
+from text2seg.weights.tensors import load_clip_weights
 
 PATCH, SIDE, WIDTH, LAYERS, EMBEDDING = 16, 384, 192, 6, 64
 SMALL = 192  # the side of most training scenes; the last ones have the full side
@@ -80,7 +80,7 @@ class Scenes(IterableDataset):
         frame: int | None = None,
         **settings: object,
     ) -> None:
-        """`frame` (default: `side`) is the side of the pictures that these scenes of `side` pixels are crops of."""
+        """`frame` (default: `side`) is the side of the images that these scenes of `side` pixels are crops of."""
         self.bank, self.count, self.side, self.batch, self.seed = bank, count, side, batch, seed
         self.scales = 0.85 * side, 1.05 * max(frame or side, 1.3 * side)
         self.settings = SceneSettings(**settings)

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from text2seg.checkpoints.load import load_sam_weights
-from text2seg.masks.build import PIXEL_MEAN, PIXEL_STD, SamShape, build_sam
-from text2seg.masks.decoder import NOT_A_POINT, POSITIVE, decode
+from text2seg.sam.build import PIXEL_MEAN, PIXEL_STD, SamShape, build_sam
+from text2seg.sam.decoder import NOT_A_POINT, POSITIVE, decode
+from text2seg.weights.tensors import load_sam_weights
 
 SHAPE = SamShape(
     width=192,

@@ -13,10 +13,10 @@ import httpx
 import numpy as np
 import torch
 
+from text2seg.app.model_pool import ModelPool
 from text2seg.app.serve import running
 from text2seg.app.settings import AppSettings
-from text2seg.app.workshop import Workshop
-from text2seg.maps.clip import ImageTokens
+from text2seg.clip.model import ImageTokens
 from text2seg.records import Image, Segmentation, SimilarityMaps
 
 SCENES = Path(__file__).parents[1] / "text2seg" / "demo" / "scenes" / "new-scenes" / "images"
@@ -27,8 +27,8 @@ START_SECONDS = 30
 @contextmanager
 def live_app(models, **settings) -> Iterator[str]:
     """The address of the app on these models, in a thread, from when it answers."""
-    workshop = Workshop(models, AppSettings(**{"port": 0, "host": "127.0.0.1", **settings}))
-    with running(workshop) as (url, _):
+    model_pool = ModelPool(models, AppSettings(**{"port": 0, "host": "127.0.0.1", **settings}))
+    with running(model_pool) as (url, _):
         until = time.monotonic() + START_SECONDS
         while True:
             try:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from text2seg.maps.build import import_clip
+from text2seg.clip.build import import_clip
 
 # embedding, image size, layers, width and patch of the image encoder, context, vocabulary, text width, heads, layers
 TINY_VIT = (24, 48, 2, 64, 16, 7, 50, 64, 1, 2)

@@ -15,11 +15,11 @@ import builders
 import numpy as np
 from PIL import Image as PillowImage
 
-from text2seg.label_config import LabelSettings
+from text2seg.config import LabelSettings
 from text2seg.labelling.job import label_folder
 from text2seg.ontology import ontology_of_queries
+from text2seg.queries import parse_queries
 from text2seg.records import Segmentation, SimilarityMaps
-from text2seg.vocabulary import parse_queries
 
 ONTOLOGY = ontology_of_queries("ball, red car")
 
@@ -66,7 +66,7 @@ class FakeModels:
 
 
 def fill(folder: Path, count: int) -> list[str]:
-    """Tiny pictures in three folders; gives their paths from `folder`, in the order of a listing."""
+    """Tiny images in three folders; gives their paths from `folder`, in the order of a listing."""
     names = [f"{'ab.'[n % 3]}/{n:04}.png".removeprefix("./") for n in range(count)]
     for seed, name in enumerate(names):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -15,12 +15,12 @@ from timm.models import register_model
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from text2seg.checkpoints.load import load_tensors
-from text2seg.checkpoints.openclip import parse_openclip
-from text2seg.maps.clip import Clip
-from text2seg.maps.openclip import recipe_of
-from text2seg.maps.openclip_build import load_openclip
+from text2seg.clip.model import Clip
+from text2seg.clip.openclip import recipe_of
+from text2seg.clip.openclip_build import load_openclip
 from text2seg.runtime import FULL
+from text2seg.weights.registry import parse_openclip
+from text2seg.weights.tensors import load_tensors
 
 CPU = torch.device("cpu")
 SIZE = 64

@@ -10,8 +10,8 @@ import torch
 from test_attention import feed_forward, layer_norm
 from torch import nn
 
+from text2seg.clip.vit import resize_positions
 from text2seg.explain.saliency.targets import Target
-from text2seg.maps.vit import resize_positions
 
 STEP = 1e-5
 

@@ -1,4 +1,4 @@
-"""Tiny SAMs with random weights, pictures that are never square, and point sets of any size."""
+"""Tiny SAMs with random weights, images that are never square, and point sets of any size."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import torch
 from segment_anything import SamPredictor
 from torch import Tensor
 
-from text2seg.masks.build import SamShape, build_sam, load_sam
-from text2seg.masks.sam import Sam
 from text2seg.records import Image, PointPrompts
+from text2seg.sam.build import SamShape, build_sam, load_sam
+from text2seg.sam.sam import Sam
 
 TINY = SamShape(
     width=48,
@@ -63,8 +63,8 @@ def sam_module(shape: SamShape = TINY, *, seed: int = 0) -> Any:
     return load_sam(shape, random_weights(shape, seed=seed))
 
 
-def picture(rows: int, columns: int, *, seed: int = 0) -> Image:
-    """A smooth picture, as SAM is made for."""
+def make_image(rows: int, columns: int, *, seed: int = 0) -> Image:
+    """A smooth image, as SAM is made for."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:rows, :columns] / max(rows, columns)
     waves = [np.sin(a * x + b * y + c) for a, b, c in rng.uniform(-9, 9, (3, 3))]
@@ -72,7 +72,7 @@ def picture(rows: int, columns: int, *, seed: int = 0) -> Image:
 
 
 def points(image: Image, count: int, *, seed: int = 0) -> PointPrompts:
-    """Points anywhere in the picture, the first positive."""
+    """Points anywhere in the image, the first positive."""
     rng = np.random.default_rng(seed)
     rows, columns = image.hw
     labels = rng.integers(0, 2, count).astype(np.int8)
@@ -85,7 +85,7 @@ def points(image: Image, count: int, *, seed: int = 0) -> PointPrompts:
 def assert_equals_stock(
     sam: Sam, images: Sequence[Image], sets: Sequence[tuple[int, PointPrompts]], *, terms: int = closeness.TINY_NETWORK
 ) -> None:
-    """All sets (the place of their picture, points) in one call give what the stock predictor gives one by one."""
+    """All sets (the place of their image, points) in one call give what the stock predictor gives one by one."""
     embeddings = sam.embed(images)
     found = sam.decode([(embeddings[place], prompts) for place, prompts in sets])
     stock = SamPredictor(sam.module)

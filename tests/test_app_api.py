@@ -227,11 +227,11 @@ WRONG_CALLS = [
     ("explain", [], "There is no tool None"),
     ("explain", ["salient", ["IMAGE"]], "There is no tool 'salient'"),
     ("explain", [["saliency"], ["IMAGE"]], "There is no tool"),
-    ("explain", ["saliency"], "Saliency looks at one picture, got 0"),
+    ("explain", ["saliency"], "Saliency looks at one image, got 0"),
     ("explain", ["saliency", "IMAGE"], "Images must be a list"),
     ("explain", ["saliency", ["scene.jpg"]], "must be an uploaded picture"),
     ("explain", ["saliency", ["IMAGE"], "sheep"], "Settings must be a JSON object"),
-    ("explain", ["saliency", ["IMAGE"], {}], "Nothing to ask the picture about"),
+    ("explain", ["saliency", ["IMAGE"], {}], "Nothing to ask the image about"),
     ("explain", ["saliency", ["IMAGE"], {"text": 5}], "Text: must be a list, got 5"),
     ("explain", ["saliency", ["IMAGE"], {"text": ["sheep"], "size": -1}], "Input size"),
     ("explain", ["saliency", ["IMAGE"], {"text": ["sheep"], "alpha": "x"}], "Alpha: input should be"),
@@ -324,7 +324,7 @@ class TestBadRequests:
         assert not [record for record in caplog.records if record.exc_info]
 
     def test_a_fault_of_our_own_is_told_as_one(self, http, uploaded, monkeypatch, caplog):
-        monkeypatch.setattr("text2seg.app.answers.health", lambda _: 1 / 0)
+        monkeypatch.setattr("text2seg.app.api.health", lambda _: 1 / 0)
         event = http.post("/gradio_api/call/health", json={"data": []}).json()["event_id"]
         assert "by a fault of text2seg" in http.get(f"/gradio_api/call/health/{event}").text
         assert [record for record in caplog.records if record.exc_info], "the log has more"
@@ -353,8 +353,8 @@ class TestTheClient:
 
     def test_gives_settings_and_pictures_among_them(self, client):
         settings = {"target_image": handle_file(SCENES / "scene_0003.jpg")}
-        exhibit = client.predict(tool="saliency", images=[handle_file(SCENE)], settings=settings, api_name="/explain")
-        assert exhibit["panels"]
+        result = client.predict(tool="saliency", images=[handle_file(SCENE)], settings=settings, api_name="/explain")
+        assert result["panels"]
 
     def test_is_told_that_all_is_well(self, client, http):
         assert client.predict(api_name="/health") == http.get("/api/health").json()
@@ -400,7 +400,7 @@ def test_messages_leave_names_of_files_and_places_of_the_server_out():
     def told(text):
         return words_of(Exception(text))
 
-    assert told("passwd is no picture") == "passwd is no picture"
+    assert told("passwd is no image") == "passwd is no image"
     assert told("settings is not JSON") == "Settings is not JSON"
     assert told("there is no tool 'x'") == "There is no tool 'x'"
     assert told(f"{visitors_folder()}/3f/image-0/passwd is empty") == "passwd is empty"

@@ -85,7 +85,7 @@ def test_what_is_harmless_is_left_out_and_told_of(packed, into):
     assert unpacked.skipped == (
         "photos.zip: left out 3 hidden files",
         "photos.zip: archives within archives are not opened: more.zip",
-        "photos.zip: left out what is no picture: notes.txt, Thumbs.db",
+        "photos.zip: left out what is no image: notes.txt, Thumbs.db",
     )
 
 

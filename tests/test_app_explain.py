@@ -15,14 +15,13 @@ import pytest
 from app_builders import SCENE, CountingModels
 
 from text2seg.app import explain_tab
-from text2seg.app.explaining import explain
-from text2seg.app.fields import read_settings, settings_of, shown
+from text2seg.app.explain_tab import explain
+from text2seg.app.fields import read_settings, settings_of, shown_settings, widget
+from text2seg.app.model_pool import ModelPool
 from text2seg.app.settings import AppSettings
 from text2seg.app.uploads import visitors_folder
-from text2seg.app.widgets import widget
-from text2seg.app.workshop import Workshop
 from text2seg.errors import ImageError, SettingsError
-from text2seg.explain import TOOLS, Exhibit, Panel, Table, Tool, Watch
+from text2seg.explain import TOOLS, Panel, Progress, Result, Table, Tool
 
 APP = Path(explain_tab.__file__).parent
 
@@ -92,7 +91,7 @@ class TestFields:
 
     def test_places_on_this_machine_are_not_offered(self):
         for name, place in (("output", "/tmp"), ("images", "/tmp"), ("datasets", ["/etc/passwd"])):
-            assert name not in {each.name for each in shown(Everything)}
+            assert name not in {each.name for each in shown_settings(Everything)}
             with pytest.raises(SettingsError, match=f"no setting '{name}'"):
                 read_settings(Everything, {"text": "a", name: place})
 
@@ -161,14 +160,14 @@ class TestFields:
     def test_every_tool_can_be_filled_in(self, tool):
         """Each setting has help and a widget whose first value is the default."""
         with gr.Blocks(analytics_enabled=False):
-            values = {each.name: widget(each).value for each in shown(tool.settings)}
-        for each in shown(tool.settings):
+            values = {each.name: widget(each).value for each in shown_settings(tool.settings)}
+        for each in shown_settings(tool.settings):
             assert each.help, f"{tool.name}: {each.name} has no help"
-        required = [each.name for each in shown(tool.settings) if each.is_required]
+        required = [each.name for each in shown_settings(tool.settings) if each.is_required]
         if not required:
             default = tool.settings()
             read = read_settings(tool.settings, values)
-            for each in shown(tool.settings):
+            for each in shown_settings(tool.settings):
                 assert getattr(read, each.name) == getattr(default, each.name), each.name
 
 
@@ -176,12 +175,12 @@ class TestFields:
 def fake(monkeypatch):
     """A tool that answers with what it was given."""
 
-    def run(models, images, settings, watch):
+    def run(models, images, settings, progress):
         notes = [f"{settings.text} {settings.steps}"]
-        for step in watch.each(range(settings.steps), "counting"):
+        for step in progress.each(range(settings.steps), "counting"):
             notes.append(str(step))
         panels = tuple(Panel(image.file_name, image.pixels) for image in images)
-        return Exhibit("All of it", panels, (Table("numbers", ("a", "b"), (("x", None),)),), tuple(notes))
+        return Result("All of it", panels, (Table("numbers", ("a", "b"), (("x", None),)),), tuple(notes))
 
     module = types.ModuleType("text2seg.explain.fake_tool")
     module.run = run
@@ -198,38 +197,38 @@ def picture(tmp_path) -> Path:
 
 
 @pytest.fixture
-def workshop() -> Workshop:
-    return Workshop(CountingModels(), AppSettings())
+def model_pool() -> ModelPool:
+    return ModelPool(CountingModels(), AppSettings())
 
 
 class TestARun:
-    def test_shows_what_the_tool_shows(self, workshop, fake, picture):
+    def test_shows_what_the_tool_shows(self, model_pool, fake, picture):
         told = []
-        watch = Watch(lambda *step: told.append(step))
-        exhibit = explain(workshop, fake, [picture], {"text": "a", "steps": 2}, watch)
-        assert exhibit.notes == ("a 2", "0", "1")
-        assert exhibit.panels[0].caption == picture.name
+        progress = Progress(lambda *step: told.append(step))
+        result = explain(model_pool, fake, [picture], {"text": "a", "steps": 2}, progress)
+        assert result.notes == ("a 2", "0", "1")
+        assert result.panels[0].caption == picture.name
         assert told == [(0, 2, "counting"), (1, 2, "counting"), (2, 2, "counting")]
 
-    def test_looks_at_uploads_only(self, workshop, fake, picture):
+    def test_looks_at_uploads_only(self, model_pool, fake, picture):
         with pytest.raises(ImageError, match="not uploaded here"):
-            explain(workshop, fake, [SCENE], {"text": "a"})
+            explain(model_pool, fake, [SCENE], {"text": "a"})
         with pytest.raises(ImageError, match="not uploaded here"):
-            explain(workshop, fake, [picture], {"text": "a", "target_image": str(SCENE)})
-        assert explain(workshop, fake, [picture], {"text": "a", "target_image": str(picture)}).notes
+            explain(model_pool, fake, [picture], {"text": "a", "target_image": str(SCENE)})
+        assert explain(model_pool, fake, [picture], {"text": "a", "target_image": str(picture)}).notes
 
-    def test_takes_many_pictures_but_not_any_number(self, workshop, fake, picture):
+    def test_takes_many_pictures_but_not_any_number(self, model_pool, fake, picture):
         many = Tool("many", "", Everything, fake.function, "many")
-        assert len(explain(workshop, many, [picture] * 3, {"text": "a"}).panels) == 3
+        assert len(explain(model_pool, many, [picture] * 3, {"text": "a"}).panels) == 3
         with pytest.raises(ImageError, match="51 pictures are too many"):
-            explain(workshop, many, [picture] * 51, {"text": "a"})
+            explain(model_pool, many, [picture] * 51, {"text": "a"})
 
     def test_leaves_its_turn_to_others_after_an_error(self, fake, picture):
-        workshop = Workshop(CountingModels(), AppSettings(workers=1))
+        model_pool = ModelPool(CountingModels(), AppSettings(workers=1))
         for _ in range(2):
-            with pytest.raises(SettingsError, match="looks at one picture"):
-                explain(workshop, fake, [], {"text": "a"})
-        assert explain(workshop, fake, [picture], {"text": "a"}).notes
+            with pytest.raises(SettingsError, match="looks at one image"):
+                explain(model_pool, fake, [], {"text": "a"})
+        assert explain(model_pool, fake, [picture], {"text": "a"}).notes
 
 
 def test_the_app_names_no_tool():
@@ -249,5 +248,5 @@ def test_cells_are_short_and_nothing_is_a_dash():
 
 
 def test_pictures_and_numbers_can_be_taken_home(fake):
-    exhibit = Exhibit("t", (Panel("a", np.zeros((4, 6, 3), np.uint8)),), (), ("note",))
-    assert explain_tab._gallery(exhibit).columns == 1
+    result = Result("t", (Panel("a", np.zeros((4, 6, 3), np.uint8)),), (), ("note",))
+    assert explain_tab._gallery(result).columns == 1

@@ -20,17 +20,17 @@ from text2seg.app.folder import download, views
 from text2seg.app.folder.decisions import Decisions
 from text2seg.app.folder.editor import LETTERS, WITH_LIMITS, Checked, as_yaml, check, demo_things
 from text2seg.app.folder.jobs import Job
+from text2seg.app.folder.session import Visits
 from text2seg.app.folder.sheet import PAGE, ContactSheet
 from text2seg.app.folder.sources import folders_in, take_folder, take_uploads
-from text2seg.app.folder.visit import Visits
 from text2seg.app.settings import AppSettings
 from text2seg.coco.dataset import write_dataset
+from text2seg.config import LabelSettings
 from text2seg.errors import ImageError, Text2SegError
-from text2seg.label_config import LabelSettings
 from text2seg.labelling.job import label_folder
 from text2seg.ontology import ontology_of_queries
 from text2seg.ontology.read import parse
-from text2seg.vocabulary import Things
+from text2seg.queries import Things
 
 ROOM = Room(pictures=9, total=1_000_000)
 DEMO = SimpleNamespace(things=Things.of_demo())
@@ -223,7 +223,7 @@ def sheet(job):
 
 
 def place_of(sheet, *, segments):
-    return next(n for n, picture in enumerate(sheet.contents.pictures) if len(picture.items) == segments)
+    return next(n for n, picture in enumerate(sheet.contents.images) if len(picture.items) == segments)
 
 
 def test_the_most_doubtful_pictures_come_first(job, sheet):
@@ -273,7 +273,7 @@ def test_what_comes_from_no_page_of_ours_changes_nothing(job, sheet, change):
 def test_a_segment_is_rejected_with_its_own_picture_only(job, sheet):
     place = place_of(sheet, segments=2)
     other = place_of(sheet, segments=1)
-    number = sheet.contents.pictures[place].items[0].annotation["id"]
+    number = sheet.contents.images[place].items[0].annotation["id"]
     sheet.decide(job.decisions, {"place": other, "segment": number, "keep": False})
     assert job.decisions.segments == set()
     sheet.decide(job.decisions, {"place": place, "segment": number, "keep": False})
@@ -284,8 +284,8 @@ def test_a_segment_is_rejected_with_its_own_picture_only(job, sheet):
 
 def test_what_is_rejected_is_not_taken_home(job, sheet, tmp_path):
     two, one = place_of(sheet, segments=2), place_of(sheet, segments=1)
-    dropped = sheet.contents.pictures[two].items[1].annotation["id"]
-    gone = sheet.contents.pictures[one].file_name
+    dropped = sheet.contents.images[two].items[1].annotation["id"]
+    gone = sheet.contents.images[one].file_name
     sheet.decide(job.decisions, {"place": two, "segment": dropped, "keep": False})
     sheet.decide(job.decisions, {"place": two, "verdict": "accepted"})
     sheet.decide(job.decisions, {"place": one, "verdict": "rejected"})
@@ -298,7 +298,7 @@ def test_what_is_rejected_is_not_taken_home(job, sheet, tmp_path):
     assert len(dataset["images"]) == len(before["images"]) - 1 == 29
     assert len(dataset["annotations"]) == len(before["annotations"]) - 2
     assert dataset["info"]["review"] == {
-        "accepted": [sheet.contents.pictures[two].file_name],
+        "accepted": [sheet.contents.images[two].file_name],
         "rejected": [gone],
         "rejected_annotations": [dropped],
     }
@@ -314,7 +314,7 @@ def test_what_is_rejected_is_not_taken_home(job, sheet, tmp_path):
 def test_a_dataset_without_pictures_the_page_and_the_failures(job, sheet):
     with zipfile.ZipFile(download.dataset_zip(job, sheet, pictures=False)) as archive:
         assert sorted(archive.namelist()) == ["README.txt", "dataset.json", "failures.txt"]
-    gone = sheet.contents.pictures[0].file_name
+    gone = sheet.contents.images[0].file_name
     sheet.decide(job.decisions, {"place": 0, "verdict": "rejected"})
     page = download.review_page(job, sheet).read_text()
     assert page.count("<article") == 29

@@ -13,8 +13,8 @@ import pytest
 from text2seg.app.folder import jobs as module
 from text2seg.app.folder.jobs import BATCH, WORKERS, Jobs
 from text2seg.coco.dataset import read_dataset
+from text2seg.config import LabelSettings
 from text2seg.errors import ImageError, Text2SegError
-from text2seg.label_config import LabelSettings
 from text2seg.labelling.job import label_folder
 
 HANGS = 120  # seconds after which a test has hung; no test waits that long

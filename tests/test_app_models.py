@@ -11,11 +11,11 @@ import pytest
 from app_builders import CountingModels
 from checkpoint_builders import serving
 
+from text2seg.app.model_pool import ModelPool
 from text2seg.app.models_panel import ModelsPanel, at_work, name_of, weights_table
 from text2seg.app.settings import AppSettings
-from text2seg.app.workshop import Workshop
-from text2seg.checkpoints import folder, registry
 from text2seg.errors import CheckpointError
+from text2seg.weights import folder, registry
 
 CONTENT = os.urandom(3_000_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -44,9 +44,9 @@ class NamedModels(CountingModels):
 
 def panel(load=None) -> ModelsPanel:
     models = NamedModels("demo", "demo")
-    workshop = Workshop(models, AppSettings(), load or (lambda name: NamedModels("ViT-B/16", f"of {name}")))
+    model_pool = ModelPool(models, AppSettings(), load or (lambda name: NamedModels("ViT-B/16", f"of {name}")))
     with gr.Blocks(analytics_enabled=False):
-        return ModelsPanel(workshop)
+        return ModelsPanel(model_pool)
 
 
 class Steps:
@@ -114,7 +114,7 @@ def test_everyone_gets_the_other_models(published):
     said, now = ours._use("base", Steps())
     assert "Everyone" in said
     assert "CLIP ViT-B/16 with SAM of base" in now
-    assert name_of(ours._workshop.models) == "CLIP ViT-B/16 with SAM of base"
+    assert name_of(ours._model_pool.models) == "CLIP ViT-B/16 with SAM of base"
 
 
 def test_models_that_cannot_be_loaded_change_nothing(published):
@@ -126,7 +126,7 @@ def test_models_that_cannot_be_loaded_change_nothing(published):
     said, now = ours._use("base", Steps())
     assert "These are &lt;no&gt; weights" in said
     assert "demo" in now
-    assert name_of(ours._workshop.models) == "CLIP demo with SAM demo"
+    assert name_of(ours._model_pool.models) == "CLIP demo with SAM demo"
 
 
 def test_weights_that_are_not_here_are_not_used(published):

@@ -13,13 +13,13 @@ from safetensors.torch import save_file
 from sam2_builders import random_weights, small_config
 
 from text2seg import Text2Seg
+from text2seg.app.model_pool import ModelPool
 from text2seg.app.models_panel import ModelsPanel, at_work, name_of
 from text2seg.app.segment.command import as_command
-from text2seg.app.segment.visit import looked, opened
+from text2seg.app.segment.session import looked, opened
 from text2seg.app.settings import AppSettings
-from text2seg.app.workshop import Workshop
 from text2seg.config import MapSettings, Settings
-from text2seg.images import load_image
+from text2seg.io.images import load_image
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +61,8 @@ def test_a_running_app_answers_and_names_both(models):
 
 
 def test_the_copied_command_names_both(models):
-    workshop = Workshop(models, AppSettings())
-    visit = looked(opened(workshop, load_image(SCENE)), workshop, ("sheep",), threshold=None, presence=None)
+    model_pool = ModelPool(models, AppSettings())
+    visit = looked(opened(model_pool, load_image(SCENE)), model_pool, ("sheep",), threshold=None, presence=None)
     words = shlex.split(as_command(visit))
     clip, sam = names(models)
     assert words[words.index("--clip") + 1] == clip
@@ -81,7 +81,7 @@ def test_graphs_are_named_and_cannot_be_exchanged_here(demo, monkeypatch):
     assert name_of(demo) == "CLIP demo with SAM demo in ONNX Runtime (int8)"
     assert f"At work: {name_of(demo)}, which knows 109 drawn things" in at_work(demo)
     with gr.Blocks(analytics_enabled=False) as page:
-        ModelsPanel(Workshop(demo, AppSettings()))
+        ModelsPanel(ModelPool(demo, AppSettings()))
     shown = {part.elem_id for part in page.blocks.values()}
     assert "models-table" in shown
     assert "models-use" not in shown

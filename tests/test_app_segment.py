@@ -10,13 +10,13 @@ import pytest
 from app_builders import CountingModels
 from builders import HW, box_mask, points, ring_mask, segment
 
-from text2seg.app.segment.asks import Point, read_ask
+from text2seg.app.model_pool import ModelPool
 from text2seg.app.segment.document import MOST_STEPS, Document, History, with_point
 from text2seg.app.segment.outline import outline_of, parts_of
-from text2seg.app.segment.visit import Visit
+from text2seg.app.segment.requests import Point, read_ask
+from text2seg.app.segment.session import Visit
 from text2seg.app.settings import AppSettings
 from text2seg.app.uploads import visitors_folder
-from text2seg.app.workshop import Workshop
 from text2seg.errors import ImageError, Text2SegError
 
 LEFT, RIGHT = box_mask(left=2, width=8), box_mask(left=20, width=8)
@@ -188,4 +188,4 @@ class TestAsks:
     )
     def test_no_file_but_an_upload_is_opened(self, path):
         with pytest.raises(ImageError, match="was not uploaded here"):
-            read_ask({"do": "open", "path": path}).answered(Visit(), Workshop(CountingModels(), AppSettings()))
+            read_ask({"do": "open", "path": path}).answered(Visit(), ModelPool(CountingModels(), AppSettings()))

@@ -15,33 +15,33 @@ from closeness import about
 from PIL import Image as PillowImage
 from pycocotools import mask as coco_mask
 
+from text2seg.app.model_pool import ModelPool
 from text2seg.app.segment import command
-from text2seg.app.segment.asks import read_ask
 from text2seg.app.segment.document import with_point
 from text2seg.app.segment.examples import examples
 from text2seg.app.segment.export import dataset_of, exported
+from text2seg.app.segment.requests import read_ask
+from text2seg.app.segment.session import Visit, looked, opened, pointed
 from text2seg.app.segment.view import view_of
-from text2seg.app.segment.visit import Visit, looked, opened, pointed
 from text2seg.app.settings import AppSettings
-from text2seg.app.workshop import Workshop
 from text2seg.cli import main
 from text2seg.cli.segment import Segment as SegmentCommand
 from text2seg.config import MaskSettings, ModelSettings, PresenceSettings, Settings, TileSettings
 from text2seg.errors import QueryError, Text2SegError
-from text2seg.images import load_image
-from text2seg.replay.recorded import points_of
+from text2seg.io.images import load_image
+from text2seg.review.provenance import points_of
 from text2seg.runtime import FULL, Precision
 
 
 @pytest.fixture(scope="module")
-def workshop(demo):
-    return Workshop(demo, AppSettings())
+def model_pool(demo):
+    return ModelPool(demo, AppSettings())
 
 
 @pytest.fixture(scope="module")
-def visit(workshop):
+def visit(model_pool):
     """A visit with two sheep, a fire engine, and a koala that is not there."""
-    return read_ask({"do": "example", "number": 0}).answered(Visit(), workshop).visit
+    return read_ask({"do": "example", "number": 0}).answered(Visit(), model_pool).visit
 
 
 def numbers(visit, query=None):
@@ -62,21 +62,21 @@ class TestVisit:
             assert demo.check(list(example.texts))
             assert example.thumbnail.startswith("data:image/jpeg;base64,")
 
-    def test_another_threshold_encodes_nothing(self, visit, workshop, monkeypatch):
+    def test_another_threshold_encodes_nothing(self, visit, model_pool, monkeypatch):
         def forbidden(*args, **keywords):
             raise AssertionError("an image was encoded")
 
         monkeypatch.setattr(
-            workshop.models.clip, "encode_images", lambda images, **keywords: forbidden() if images else []
+            model_pool.models.clip, "encode_images", lambda images, **keywords: forbidden() if images else []
         )
-        monkeypatch.setattr(workshop.models.sam, "embed", lambda images: forbidden() if images else [])
-        again = looked(visit, workshop, visit.texts, threshold=0.6, presence=0.0)
+        monkeypatch.setattr(model_pool.models.sam, "embed", lambda images: forbidden() if images else [])
+        again = looked(visit, model_pool, visit.texts, threshold=0.6, presence=0.0)
         counts = [len(piece.segment.points) for piece in again.document.pieces]
         assert counts != [len(piece.segment.points) for piece in visit.document.pieces]
         assert "koala" in {piece.segment.query for piece in again.document.pieces}
         assert again.found.thresholds == (0, 0, 0)
 
-    def test_a_click_is_answered_with_the_points_and_the_new_one(self, visit, workshop):
+    def test_a_click_is_answered_with_the_points_and_the_new_one(self, visit, model_pool):
         number = numbers(visit, "fire engine")[0]
         before = visit.document.piece(number).segment
         after = pointed(visit, number, "", (150.0, 20.0), positive=False)
@@ -100,36 +100,36 @@ class TestVisit:
         with pytest.raises(Text2SegError, match="first point"):
             pointed(visit, 0, "koala", (90.0, 150.0), positive=False)
 
-    def test_an_unknown_word_is_named_with_those_that_are_close(self, visit, workshop):
+    def test_an_unknown_word_is_named_with_those_that_are_close(self, visit, model_pool):
         with pytest.raises(QueryError, match=r"'unicycle'\. Did you mean bicycle\? It knows 109") as error:
-            looked(visit, workshop, ("sheep", "unicycle"), threshold=None, presence=None)
+            looked(visit, model_pool, ("sheep", "unicycle"), threshold=None, presence=None)
         assert len(str(error.value)) < 250
         assert "--model" in str(error.value)
         assert "--model" not in error.value.on_page
         assert "“At work”" in error.value.on_page
 
-    def test_without_a_picture_there_is_nothing_to_look_at(self, workshop):
-        with pytest.raises(Text2SegError, match="no picture"):
-            looked(Visit(), workshop, ("sheep",), threshold=None, presence=None)
+    def test_without_a_picture_there_is_nothing_to_look_at(self, model_pool):
+        with pytest.raises(Text2SegError, match="no image"):
+            looked(Visit(), model_pool, ("sheep",), threshold=None, presence=None)
 
     def test_changed_models_are_used_for_the_next_look(self, visit, demo):
-        other = Workshop(demo, AppSettings())
+        other = ModelPool(demo, AppSettings())
         with pytest.raises(Text2SegError, match="nothing to point at"):
             pointed(opened(other, examples()[0].image), 0, "sheep", (1, 1), positive=True)
         stale = replace(visit, models=None)
         assert looked(stale, other, ("sheep",), threshold=None, presence=None).models is demo
 
-    def test_deleting_all_of_a_kind_is_told_as_such(self, visit, workshop):
+    def test_deleting_all_of_a_kind_is_told_as_such(self, visit, model_pool):
         for number in numbers(visit, "sheep"):
-            visit = read_ask({"do": "delete", "piece": number}).answered(visit, workshop).visit
+            visit = read_ask({"do": "delete", "piece": number}).answered(visit, model_pool).visit
         assert view_of(visit)["queries"][0]["verdict"] == "removed by hand"
         for texts, verdict in ((("koala", "sheep"), "removed by hand"), (("koala",), "not found"), (("sheep",), "2 x")):
-            visit = looked(visit, workshop, texts, threshold=None, presence=None)
+            visit = looked(visit, model_pool, texts, threshold=None, presence=None)
             assert view_of(visit)["queries"][-1]["verdict"].startswith(verdict)  # forgotten with the query
 
-    def test_why_gives_the_numbers_and_a_picture(self, visit, workshop):
+    def test_why_gives_the_numbers_and_a_picture(self, visit, model_pool):
         number = numbers(visit, "fire engine")[0]
-        answer = read_ask({"do": "why", "piece": number}).answered(visit, workshop)
+        answer = read_ask({"do": "why", "piece": number}).answered(visit, model_pool)
         segment = visit.document.piece(number).segment
         assert [each["sam"] for each in answer.why["candidates"]] == pytest.approx(segment.candidates.scores.tolist())
         assert [each["won"] for each in answer.why["candidates"]].index(True) == segment.chosen
@@ -236,13 +236,13 @@ class TestCommand:
         assert understood.settings.presence == PresenceSettings(0.25)
         assert [path.name for path in understood.images] == ["-it's a photo.jpg"]
 
-    def test_the_python_gives_the_same_masks(self, visit, workshop, tmp_path, monkeypatch):
-        visit = looked(visit, workshop, visit.texts, threshold=0.7, presence=0.0)
+    def test_the_python_gives_the_same_masks(self, visit, model_pool, tmp_path, monkeypatch):
+        visit = looked(visit, model_pool, visit.texts, threshold=0.7, presence=0.0)
         PillowImage.fromarray(visit.session.image.pixels).save(tmp_path / "scene_0019.png")
         monkeypatch.chdir(tmp_path)
         image = load_image("scene_0019.png")
         names: dict = {}
-        exec(command.as_python(replace(visit, session=workshop.session(image))), names)
+        exec(command.as_python(replace(visit, session=model_pool.session(image))), names)
         result = names["result"]
         assert len(result.segments) == len(visit.document.pieces)
         for one, piece in zip(result.segments, visit.document.pieces, strict=True):
@@ -257,13 +257,13 @@ class TestCommand:
         assert last.startswith("text2seg segment")
         compile(command.as_python(visit), "copied", "exec")
 
-    def test_what_was_accepted_under_other_settings_is_told(self, visit, workshop):
+    def test_what_was_accepted_under_other_settings_is_told(self, visit, model_pool):
         number = numbers(visit, "fire engine")[0]
         visit = replace(visit, history=visit.history.step(visit.document.accepted(number)))
-        assert not command.as_command(looked(visit, workshop, visit.texts, threshold=None, presence=None)).startswith(
+        assert not command.as_command(looked(visit, model_pool, visit.texts, threshold=None, presence=None)).startswith(
             "#"
         )
-        other = looked(visit, workshop, visit.texts, threshold=0.95, presence=None)
+        other = looked(visit, model_pool, visit.texts, threshold=0.95, presence=None)
         assert "# Without what was done by hand: 1 accepted before the settings changed." in command.as_command(other)
 
     def test_models_are_named_where_they_are_not_the_demo(self, visit, demo, monkeypatch):

@@ -26,7 +26,7 @@ from text2seg.app.uploads import visitors_folder
 from text2seg.cli import main
 from text2seg.config import Settings
 from text2seg.errors import ImageError, QueryError, SettingsError
-from text2seg.vocabulary import parse_queries
+from text2seg.queries import parse_queries
 
 FILE = {"_type": "gradio.FileData"}
 BASE = "/gradio_api"
@@ -126,7 +126,7 @@ class TestFilesOfThisMachine:
         client = Client(url, verbose=False)
         with pytest.raises(httpx.HTTPStatusError, match="403"):
             client.predict(image={"path": "http://127.0.0.1:9/one.png", "meta": FILE}, queries="a", api_name="/segment")
-        with pytest.raises((AppError, httpx.HTTPError), match="no picture"):
+        with pytest.raises((AppError, httpx.HTTPError), match="no image"):
             client.predict(image=handle_file("/etc/hostname"), queries="sheep", api_name="/segment")
 
 
@@ -276,7 +276,7 @@ class TestLimits:
 
     @pytest.mark.parametrize(
         ("content", "words"),
-        [(b"", "no picture"), (b"no picture", "no picture"), (b"%!PS-Adobe-3.0 EPSF-3.0", "no picture")],
+        [(b"", "no image"), (b"no image", "no image"), (b"%!PS-Adobe-3.0 EPSF-3.0", "no image")],
     )
     def test_what_is_no_picture_is_refused(self, content, words):
         with pytest.raises(ImageError, match=words):

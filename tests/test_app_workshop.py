@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from app_builders import SCENE, CountingModels, plain
 
+from text2seg.app.model_pool import MEGABYTE, ModelPool, digest
 from text2seg.app.settings import AppSettings
-from text2seg.app.workshop import MEGABYTE, Workshop, digest
 from text2seg.config import Settings, TileSettings
 from text2seg.errors import SettingsError
-from text2seg.images import load_image
+from text2seg.io.images import load_image
 
 
-def workshop(models=None, **settings) -> Workshop:
-    return Workshop(models or CountingModels(), AppSettings(**settings))
+def model_pool(models=None, **settings) -> ModelPool:
+    return ModelPool(models or CountingModels(), AppSettings(**settings))
 
 
 def presence(session, query="thing") -> float:
@@ -26,7 +26,7 @@ def presence(session, query="thing") -> float:
 
 def test_the_same_picture_is_encoded_once_whatever_it_is_called():
     models = CountingModels()
-    shop = workshop(models)
+    shop = model_pool(models)
     for name in ("one.png", "another.png"):
         assert shop.session(plain(7, name=name)).segment("thing").image.file_name == name
     assert models.encoded == [7]
@@ -34,7 +34,7 @@ def test_the_same_picture_is_encoded_once_whatever_it_is_called():
 
 def test_visitors_who_come_at_once_share_one_encoding():
     models = CountingModels(seconds=0.02)
-    shop = workshop(models, workers=4)
+    shop = model_pool(models, workers=4)
     start = threading.Barrier(8)
 
     def visit(number: int):
@@ -49,7 +49,7 @@ def test_visitors_who_come_at_once_share_one_encoding():
 
 def test_many_visitors_with_many_pictures_get_their_own_answers():
     models = CountingModels(floats=50_000)
-    shop = workshop(models, workers=3, cache_mb=1)  # room for five of them, so they come and go all the time
+    shop = model_pool(models, workers=3, cache_mb=1)  # room for five of them, so they come and go all the time
 
     def visit(number: int) -> float:
         return presence(shop.session(plain(number % 20)))
@@ -67,7 +67,7 @@ def test_pictures_with_the_same_bytes_in_another_shape_are_others():
 
 def test_what_was_not_used_for_longest_goes_first():
     models = CountingModels(floats=100_000)  # 400,000 bytes each
-    shop = workshop(models, cache_mb=1)
+    shop = model_pool(models, cache_mb=1)
     first, second, third = (shop.session(plain(value)) for value in (1, 2, 3))
     for session in (first, second, first, third):
         session.segment("thing")
@@ -79,7 +79,7 @@ def test_what_was_not_used_for_longest_goes_first():
 
 def test_a_picture_larger_than_the_cache_is_served_and_not_kept():
     models = CountingModels(floats=1000)
-    shop = workshop(models, cache_mb=0)
+    shop = model_pool(models, cache_mb=0)
     session = shop.session(plain(5))
     assert [presence(session), presence(session)] == [5, 5]
     assert models.encoded == [5, 5]
@@ -87,7 +87,7 @@ def test_a_picture_larger_than_the_cache_is_served_and_not_kept():
 
 
 def test_an_error_blocks_nobody():
-    shop = workshop(workers=1)
+    shop = model_pool(workers=1)
     session = shop.session(plain(3))
     with pytest.raises(RuntimeError, match="broken"):
         session.segment("broken")
@@ -99,13 +99,13 @@ def test_models_that_cannot_segment_are_told_of_at_the_start(demo, monkeypatch, 
         raise SettingsError("the graphs are for another size of input")
 
     monkeypatch.setattr(demo.clip, "image_network", refuse)
-    workshop(demo).warm_up()
+    model_pool(demo).warm_up()
     assert "nothing can be segmented with these models: the graphs are for another size of input" in caplog.text
 
 
 def test_other_models_serve_new_sessions_only():
     old, new = CountingModels(), CountingModels()
-    shop = workshop(old)
+    shop = model_pool(old)
     before = shop.session(plain(4))
     before.segment("thing")
     shop.use(new)
@@ -135,7 +135,7 @@ def test_the_bytes_of_a_real_session_are_all_counted(demo, tile):
 
 def test_a_shared_session_does_what_a_session_does(demo):
     image = load_image(SCENE)
-    shared, own = workshop(demo).session(image), demo.open(image)
+    shared, own = model_pool(demo).session(image), demo.open(image)
     ours, theirs = shared.segment("sheep"), own.segment("sheep")
     assert [segment.box_xywh for segment in ours.segments] == [segment.box_xywh for segment in theirs.segments]
     segment = ours.segments[0]

@@ -18,12 +18,12 @@ import torch
 from closeness import TINY_NETWORK, about, assert_close
 from torch import nn
 
+from text2seg.clip.attention import PRIOR_SIGMA, RULES, neighbour_prior
+from text2seg.clip.build import import_clip
+from text2seg.clip.model import Clip
+from text2seg.clip.vit import encode_vit, resize_positions
 from text2seg.config import MapSettings, PresenceSettings, Settings
 from text2seg.errors import SettingsError
-from text2seg.maps.attention import PRIOR_SIGMA, RULES, neighbour_prior
-from text2seg.maps.build import import_clip
-from text2seg.maps.clip import Clip
-from text2seg.maps.vit import encode_vit, resize_positions
 from text2seg.pipeline import Text2Seg
 from text2seg.records import Image
 from text2seg.runtime import FULL, Precision, autocast
@@ -238,7 +238,7 @@ def test_batches_threads_and_other_sizes_give_what_one_gives(clip, name):
 
 
 @pytest.mark.parametrize("name", sorted(set(RULES) - {"surgery", "raw"}))
-def test_resnets_refuse_what_only_transformers_can_before_any_picture_is_read(name):
+def test_resnets_refuse_what_only_transformers_can_before_any_image_is_read(name):
     models = Text2Seg(tiny_clip("resnet"), sam=None)
     for attempt in (
         lambda: models.check(["dog"], Settings(MapSettings(architecture=name))),

@@ -17,18 +17,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from text2seg.bench import report, run
 from text2seg.bench.flops import encoder_flops, peak_flops
-from text2seg.bench.material import SIZES_HW, sam_shape, words, write_pictures
+from text2seg.bench.material import SIZES_HW, sam_shape, words, write_images
 from text2seg.bench.run import Measured, Plan
 from text2seg.bench.stock import Original, _fused_attention, _points
 from text2seg.bench.stopwatch import PeakMemory, Stopwatch
-from text2seg.cli.bench import Bench
+from text2seg.cli.benchmark import Bench
 from text2seg.coco import rle
 from text2seg.config import PointSettings
 from text2seg.errors import SettingsError
-from text2seg.images import load_image
-from text2seg.masks.build import SamShape, load_sam
-from text2seg.points import text2points
+from text2seg.io.images import load_image
+from text2seg.prompts import text2points
 from text2seg.runtime import FULL
+from text2seg.sam.build import SamShape, load_sam
 
 CPU = torch.device("cpu")
 
@@ -153,8 +153,8 @@ def test_words_are_as_many_as_asked_for_and_differ():
     assert len(set(words(300))) == 300
 
 
-def test_pictures_have_the_size_that_was_asked_for(tmp_path):
-    write_pictures(tmp_path, SIZES_HW["small"], 3)
+def test_images_have_the_size_that_was_asked_for(tmp_path):
+    write_images(tmp_path, SIZES_HW["small"], 3)
     assert [load_image(path).hw for path in sorted(tmp_path.iterdir())] == [(240, 320)] * 3
 
 
@@ -166,8 +166,8 @@ def test_the_command_refuses_nothing_to_measure():
 def test_masks_of_the_original_are_written(tmp_path, demo):
     weights = demo.sam.module.state_dict()
     flow = Original(demo.clip.model, load_sam(SamShape.of(weights), weights), CPU, FULL, 384)
-    write_pictures(tmp_path / "pictures", (60, 80), 1)
-    flow.label(tmp_path / "pictures", ("sheep", "koala"), tmp_path / "out.json")
+    write_images(tmp_path / "images", (60, 80), 1)
+    flow.label(tmp_path / "images", ("sheep", "koala"), tmp_path / "out.json")
     content = json.loads((tmp_path / "out.json").read_text())
     assert [each["name"] for each in content["categories"]] == ["sheep", "koala"]
     assert [rle.area(each["segmentation"]) for each in content["annotations"]] == [

@@ -13,23 +13,11 @@ from typing import get_args, get_type_hints
 import platformdirs
 import pytest
 
-from text2seg import checkpoints
-from text2seg.checkpoints import (
-    Checkpoint,
-    fetch,
-    find,
-    folder,
-    known,
-    pair,
-    path_of,
-    registry,
-    statuses,
-    store,
-    verify,
-)
+from text2seg import weights
+from text2seg.clip.build import import_clip
 from text2seg.config import ModelSettings
 from text2seg.errors import CheckpointError
-from text2seg.maps.build import import_clip
+from text2seg.weights import Checkpoint, fetch, find, folder, known, pair, path_of, registry, statuses, store, verify
 
 CONTENT = b"weights " * 100
 
@@ -190,7 +178,7 @@ class TestFolder:
         assert folder() == platformdirs.user_cache_path("text2seg", appauthor=False) / "checkpoints"
 
     def test_demo_lies_in_the_package_whatever_the_folder(self):
-        package = Path(checkpoints.__file__).parent.parent
+        package = Path(weights.__file__).parent.parent
         assert path_of(find("demo", "clip")) == package / "demo" / "clip_demo.pt"
         assert path_of(find("demo", "sam")) == package / "demo" / "sam_demo.pth"
 
@@ -293,5 +281,5 @@ class TestFetch:
 
 
 def test_listing_checkpoints_does_not_import_torch():
-    code = "import sys, text2seg.checkpoints as c; c.statuses(); sys.exit('torch' in sys.modules)"
+    code = "import sys, text2seg.weights as c; c.statuses(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -25,11 +25,11 @@ from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 from torch import nn
 
-from text2seg.checkpoints import load, pickles
-from text2seg.checkpoints.archive import opened
-from text2seg.checkpoints.load import load_tensors
-from text2seg.checkpoints.pickles import Inert, StoredTensor
 from text2seg.errors import CheckpointError
+from text2seg.weights import pickles, tensors
+from text2seg.weights.archive import opened
+from text2seg.weights.pickles import Inert, StoredTensor
+from text2seg.weights.tensors import load_tensors
 
 PLAIN = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(2, dtype=torch.float16), "n": torch.tensor(7)}
 
@@ -388,7 +388,7 @@ class TestBombs:
     def test_more_tensors_than_memory(self, tmp_path, monkeypatch):
         one = torch.zeros(10_000_000)
         path = saved({str(n): one[n:] for n in range(2000)}, tmp_path / "w.pt")
-        monkeypatch.setattr(load.os, "sysconf", lambda name: 100_000)  # 10 GB
+        monkeypatch.setattr(tensors.os, "sysconf", lambda name: 100_000)  # 10 GB
         refused(path, r"needs .* GB")
 
 

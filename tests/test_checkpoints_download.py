@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from checkpoint_builders import serving
 
-from text2seg.checkpoints import Checkpoint, fetch, registry, store
-from text2seg.checkpoints import download as download_module
-from text2seg.checkpoints.download import download
 from text2seg.errors import CheckpointError
+from text2seg.weights import Checkpoint, fetch, registry, store
+from text2seg.weights import download as download_module
+from text2seg.weights.download import download
 
 CONTENT = os.urandom(300_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

@@ -24,12 +24,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from text2seg import Text2Seg
-from text2seg.checkpoints import fetch, load
-from text2seg.checkpoints.load import load_clip_weights, load_sam_weights
-from text2seg.checkpoints.shapes import checked_config
+from text2seg.clip.build import ClipShape, build_clip, check_clip
 from text2seg.errors import CheckpointError, SettingsError
-from text2seg.maps.build import ClipShape, build_clip, check_clip
-from text2seg.masks.build import SamShape, check_sam
+from text2seg.sam.build import SamShape, check_sam
+from text2seg.weights import fetch, tensors
+from text2seg.weights.tensors import checked_config, load_clip_weights, load_sam_weights
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +39,7 @@ def clip_weights():
 @pytest.fixture(scope="module")
 def small_sam():
     """As much of a SAM as the loader looks at."""
-    return {name: torch.ones([2] * axes) for name, axes in load.SAM_TENSORS.items()}
+    return {name: torch.ones([2] * axes) for name, axes in tensors.SAM_TENSORS.items()}
 
 
 def saved(weights, path: Path, **options) -> Path:
@@ -255,7 +254,7 @@ class TestOddShapes:
     def test_is_named(self, tmp_path, monkeypatch, kind, name, shape, message):
         reader = {"clip": load_clip_weights, "sam": load_sam_weights}[kind]
         path = saved(reader(fetch("demo", kind)) | {name: torch.zeros(shape)}, tmp_path / "mine.pt")
-        monkeypatch.setattr("text2seg.checkpoints.pickles.StoredTensor.read", None)
+        monkeypatch.setattr("text2seg.weights.pickles.StoredTensor.read", None)
         check = {"clip": check_clip, "sam": check_sam}[kind]
         with pytest.raises(CheckpointError, match=rf"mine\.pt: .*{message}"):
             reader(path, check)
@@ -329,7 +328,7 @@ class TestRealSizes:
     )
     def test_what_the_loader_needs_is_in_every_published_sam(self, name, width, depth, blocks):
         weights = sam_weights(name)
-        assert all(weights[tensor].ndim == axes for tensor, axes in load.SAM_TENSORS.items())
+        assert all(weights[tensor].ndim == axes for tensor, axes in tensors.SAM_TENSORS.items())
         shape = SamShape.of(weights)
         assert (shape.width, shape.depth, shape.global_blocks, shape.image_size) == (width, depth, blocks, 1024)
 
@@ -504,13 +503,13 @@ class TestWrongTensors:
         with pytest.raises(CheckpointError, match=r"not a SAM.*'image_encoder\.patch_embed\.proj\.weight'"):
             load_sam_weights(path)
 
-    @pytest.mark.parametrize("name", [*load.CLIP_TENSORS, "visual.proj"])
+    @pytest.mark.parametrize("name", [*tensors.CLIP_TENSORS, "visual.proj"])
     def test_missing_from_a_clip(self, clip_weights, tmp_path, name):
         weights = {n: t for n, t in clip_weights.items() if n != name}
         with pytest.raises(CheckpointError, match=rf"clip\.pt is not a CLIP.*{name}"):
             load_clip_weights(saved(weights, tmp_path / "clip.pt"))
 
-    @pytest.mark.parametrize("name", load.SAM_TENSORS)
+    @pytest.mark.parametrize("name", tensors.SAM_TENSORS)
     def test_missing_from_a_sam(self, small_sam, tmp_path, name):
         weights = {n: t for n, t in small_sam.items() if n != name}
         with pytest.raises(CheckpointError, match=rf"sam\.pth is not a SAM.*{name}"):

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from text2seg import MaskSettings, PointSettings, PresenceSettings, Settings
 from text2seg.errors import SettingsError
-from text2seg.masks.choice import by_map, by_sam, separation
-from text2seg.masks.nms import CONTAINED, suppress
 from text2seg.records import Candidates
+from text2seg.sam.candidates import by_map, by_sam, separation
+from text2seg.sam.nms import CONTAINED, suppress
 
 HW = (6, 8)
 SCENES = Path(__file__).parents[1] / "text2seg" / "demo" / "scenes"

@@ -80,7 +80,7 @@ def wanted():
     return names[next(a["category_id"] for a in truth["annotations"] if a["image_id"] == 1)]
 
 
-def test_segment_writes_pictures_and_coco_and_reports_bad_files(tmp_path, capsys):
+def test_segment_writes_images_and_coco_and_reports_bad_files(tmp_path, capsys):
     good, bad = scene(tmp_path, "größe ☂.png"), tmp_path / "broken.jpg"
     bad.write_bytes(b"\xff\xd8\xff")
     out = tmp_path / "out"
@@ -113,7 +113,7 @@ def test_two_files_of_one_name_do_not_overwrite_each_other(tmp_path):
     ("arguments", "says"),
     [
         ([SCENE], "nothing to look for"),
-        (["--query", "dog"], "no picture"),
+        (["--query", "dog"], "no image"),
         ([SCENE, "--query", ""], "must not be empty"),
         ([SCENE, "--query", "zebra crossing"], "does not know"),
         ([SCENE, "--query", "dog", "--threshold", "2"], "threshold must be in"),
@@ -132,7 +132,7 @@ def test_what_cannot_be_done_is_one_clear_line(arguments, says, capsys):
     assert len(error.splitlines()) == 1
 
 
-def test_missing_picture_is_reported_by_name(tmp_path, capsys):
+def test_missing_image_is_reported_by_name(tmp_path, capsys):
     out = tmp_path / "out"
     assert main(["segment", "nowhere.png", "--query", "dog", "--output", str(out)]) == 1
     assert "nowhere.png" in capsys.readouterr().err
@@ -167,7 +167,7 @@ def test_file_names_that_are_no_unicode(tmp_path):
     assert rb"ungl\udcfcck_overlay.png" in done.stdout
 
 
-def test_large_pictures_bring_no_warnings(tmp_path, capsys, monkeypatch):
+def test_large_images_bring_no_warnings(tmp_path, capsys, monkeypatch):
     path = scene(tmp_path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)  # Pillow's own limit; it warns above and refuses at twice
     gc.collect()  # what other tests left unclosed warns here and not below
@@ -222,10 +222,10 @@ def test_nothing_that_is_printed_steers_the_terminal(capsys, monkeypatch):
 
 
 def test_the_folder_that_a_dataset_names_stands_in_messages_with_escapes(tmp_path):
-    from text2seg.coco.lookup import PictureFinder
+    from text2seg.coco.lookup import ImageFinder
     from text2seg.errors import ImageError
 
     for folder in (f"/srv/{HOSTILE}", HOSTILE, f"https://host/{HOSTILE}"):
         with pytest.raises(ImageError, match=r"\\x1b\]0;owned") as error:
-            PictureFinder(tmp_path / "dataset.json", None, {"folder": folder}).find("a.jpg")
+            ImageFinder(tmp_path / "dataset.json", None, {"folder": folder}).find("a.jpg")
         assert str(error.value).isprintable()

@@ -14,8 +14,8 @@ from text2seg.cli import main
 from text2seg.cli.commands import run_command
 from text2seg.cli.explain import ToolCommand
 from text2seg.errors import ImageError, SettingsError
-from text2seg.explain import TOOLS, Exhibit, Panel, Table, Tool, Watch, run_tool, save_exhibit
-from text2seg.explain.pictures import PictureFiles
+from text2seg.explain import TOOLS, Panel, Progress, Result, Table, Tool, run_tool, save_result
+from text2seg.explain.tool import ImageFiles
 
 SCENE = "text2seg/demo/scenes/new-scenes/images/scene_0019.jpg"
 
@@ -29,14 +29,14 @@ def test_every_tool_has_help_and_says_what_it_shows(name, capsys):
     text = capsys.readouterr().out
     assert f"text2seg explain {name}" in text
     assert "--model" in text
-    assert ("FILE" in text) == (TOOLS[name].pictures != "none")
+    assert ("FILE" in text) == (TOOLS[name].images != "none")
 
 
-def test_a_tool_writes_its_picture_and_numbers(tmp_path, capsys):
+def test_a_tool_writes_its_image_and_numbers(tmp_path, capsys):
     assert main(["explain", "saliency", SCENE, "--text", "sheep", "--output", str(tmp_path)]) == 0
-    picture = tmp_path / "saliency_scene_0019.png"
-    assert str(picture) in capsys.readouterr().out
-    assert min(Image.open(picture).size) > 200
+    image = tmp_path / "saliency_scene_0019.png"
+    assert str(image) in capsys.readouterr().out
+    assert min(Image.open(image).size) > 200
     numbers = json.loads((tmp_path / "saliency_scene_0019.json").read_text(encoding="utf-8"))
     assert numbers["tables"]
 
@@ -49,7 +49,7 @@ def test_a_tool_writes_its_picture_and_numbers(tmp_path, capsys):
         (["saliency", SCENE, "--text", "aardvark"], "does not know"),
         (["saliency", SCENE, "--text", "sheep", "--method", "layercam"], "surgery"),
         (["run-all", "docs/training"], "docs/training"),
-        (["saliency", "text2seg/demo/scenes/new-scenes", "--text", "sheep"], "one picture"),
+        (["saliency", "text2seg/demo/scenes/new-scenes", "--text", "sheep"], "one image"),
     ],
 )
 def test_what_cannot_be_done_is_one_clear_line(arguments, says, tmp_path, capsys):
@@ -65,18 +65,18 @@ class _Settings:
     """How often."""
 
 
-def _show(models, images, settings, watch):
-    for _ in watch.each(range(settings.times), "counting"):
+def _show(models, images, settings, progress):
+    for _ in progress.each(range(settings.times), "counting"):
         pass
-    return Exhibit("A title", tables=(Table("Numbers", ("name", "value"), (("[red]", 0.5), ("none", None))),))
+    return Result("A title", tables=(Table("Numbers", ("name", "value"), (("[red]", 0.5), ("none", None))),))
 
 
 @pytest.fixture
 def tool(monkeypatch):
-    import text2seg.explain.pictures as module
+    import text2seg.explain.tool as module
 
     monkeypatch.setattr(module, "show_test", _show, raising=False)
-    return Tool("counted", "Counts.", _Settings, "pictures:show_test", "none")
+    return Tool("counted", "Counts.", _Settings, "tool:show_test", "none")
 
 
 def test_a_table_is_printed_as_it_is(tool, tmp_path, capsys):
@@ -91,39 +91,39 @@ def test_a_table_is_printed_as_it_is(tool, tmp_path, capsys):
 
 def test_a_tool_is_watched_and_stopped(tool, demo):
     told = []
-    run_tool(tool, demo, (), _Settings(2), Watch(lambda *what: told.append(what)))
+    run_tool(tool, demo, (), _Settings(2), Progress(lambda *what: told.append(what)))
     assert told == [(0, 2, "counting"), (1, 2, "counting"), (2, 2, "counting")]
-    watch = Watch(lambda *what: watch._stop.set())
-    assert list(watch.each([1, 2, 3])) == [1]
+    progress = Progress(lambda *what: progress._stop.set())
+    assert list(progress.each([1, 2, 3])) == [1]
 
 
-@pytest.mark.parametrize(("pictures", "count", "says"), [("one", 2, "one picture"), ("many", 0, "at least one")])
-def test_the_number_of_pictures_is_checked(tool, demo, pictures, count, says):
-    wanting = Tool("counted", "Counts.", _Settings, tool.function, pictures)
+@pytest.mark.parametrize(("images", "count", "says"), [("one", 2, "one image"), ("many", 0, "at least one")])
+def test_the_number_of_images_is_checked(tool, demo, images, count, says):
+    wanting = Tool("counted", "Counts.", _Settings, tool.function, images)
     with pytest.raises(SettingsError, match=says):
         run_tool(wanting, demo, [object()] * count)
 
 
-def test_pictures_of_a_folder_are_read_one_by_one(tmp_path):
+def test_images_of_a_folder_are_read_one_by_one(tmp_path):
     for name, width in (("b.png", 5), ("a.jpg", 4)):
         Image.new("RGB", (width, 3)).save(tmp_path / name)
-    (tmp_path / "c.png").write_bytes(b"no picture")
-    (tmp_path / "notes.txt").write_text("no picture")
-    pictures = PictureFiles([tmp_path])
-    assert [path.name for path in pictures.paths] == ["a.jpg", "b.png", "c.png"]
-    assert [(image.image_id, image.hw) for image in (pictures[0], pictures[1])] == [(1, (3, 4)), (2, (3, 5))]
+    (tmp_path / "c.png").write_bytes(b"no image")
+    (tmp_path / "notes.txt").write_text("no image")
+    images = ImageFiles([tmp_path])
+    assert [path.name for path in images.paths] == ["a.jpg", "b.png", "c.png"]
+    assert [(image.image_id, image.hw) for image in (images[0], images[1])] == [(1, (3, 4)), (2, (3, 5))]
     with pytest.raises(ImageError, match=r"c\.png"):
-        pictures[2]
-    assert len(pictures[1:]) == 2
+        images[2]
+    assert len(images[1:]) == 2
     with pytest.raises(ImageError, match="nowhere"):
-        PictureFiles([tmp_path / "nowhere"])
+        ImageFiles([tmp_path / "nowhere"])
 
 
-def test_an_exhibit_without_pictures_writes_none(tmp_path):
+def test_an_result_without_images_writes_none(tmp_path):
     panel = Panel("first", np.zeros((4, 6, 3), np.uint8))
-    assert save_exhibit(Exhibit("Empty"), tmp_path, "empty") == []
-    (picture,) = save_exhibit(Exhibit("One", (panel,)), tmp_path / "deeper", "größe")
-    assert picture.name == "größe.png"
-    assert Exhibit("None").picture() is None
+    assert save_result(Result("Empty"), tmp_path, "empty") == []
+    (image,) = save_result(Result("One", (panel,)), tmp_path / "deeper", "größe")
+    assert image.name == "größe.png"
+    assert Result("None").image() is None
     with pytest.raises(ValueError, match="2 cells"):
         Table("Numbers", ("a", "b"), ((1,),))

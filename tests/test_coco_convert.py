@@ -31,11 +31,11 @@ FILE_NAMES = ["one.png", "写真/é 2.png", "sub/one.png", "sub/one.jpg", "sub/i
 STEMS = ["one", "写真/é 2", "sub/one", "sub/one_2", "sub/images/ONE"]
 FORMATS = pytest.mark.parametrize("to", list(WRITERS))
 
-Pictures = dict[str, dict[str, np.ndarray]]
+Images = dict[str, dict[str, np.ndarray]]
 
 
 def made(encoding: str = "rle") -> dict:
-    """Five pictures: a ring, a ball of two parts that does not meet it, and nothing in the last."""
+    """Five images: a ring, a ball of two parts that does not meet it, and nothing in the last."""
     ball = builders.box_mask(left=7, top=9, width=4, height=2) | builders.box_mask(left=25, top=3, width=5, height=8)
     found = (builders.segment("ring", builders.ring_mask()), builders.segment("мяч: a", ball))
     queries = ("unicorn", "ring", "мяч: a")
@@ -64,20 +64,20 @@ def saved_images(dataset: dict, folder: Path) -> Path:
     return folder
 
 
-def unions(dataset: dict) -> Pictures:
-    """The union of each category's masks in each picture, by its name in the output."""
+def unions(dataset: dict) -> Images:
+    """The union of each category's masks in each image, by its name in the output."""
     names = {category["id"]: category["name"] for category in dataset["categories"]}
-    pictures: Pictures = {}
-    for entry, picture in zip(dataset["images"], source_of(dataset).pictures, strict=True):
-        of_names = pictures.setdefault(picture.stem, {})
+    images: Images = {}
+    for entry, image in zip(dataset["images"], source_of(dataset).images, strict=True):
+        of_names = images.setdefault(image.stem, {})
         for each in dataset["annotations"]:
             if each["image_id"] == entry["id"]:
                 name = names[each["category_id"]]
                 of_names[name] = of_names.get(name, False) | mask_of(each, (entry["height"], entry["width"]))
-    return pictures
+    return images
 
 
-def assert_same(ours: Pictures, theirs: Pictures) -> None:
+def assert_same(ours: Images, theirs: Images) -> None:
     assert set(ours) == set(theirs)
     for stem, of_names in ours.items():
         assert set(of_names) == set(theirs[stem]), stem
@@ -86,20 +86,20 @@ def assert_same(ours: Pictures, theirs: Pictures) -> None:
 
 
 def sizes(dataset: dict) -> dict[str, tuple[int, int]]:
-    return {picture.stem: picture.hw for picture in source_of(dataset).pictures}
+    return {image.stem: image.hw for image in source_of(dataset).images}
 
 
 # --- readers -------------------------------------------------------------------------------------------------------
 
 
-def read_yolo(folder: Path, hw: dict[str, tuple[int, int]]) -> Pictures:
+def read_yolo(folder: Path, hw: dict[str, tuple[int, int]]) -> Images:
     """As YOLO's own loaders do: a polygon a line, corners times the image's size."""
     names = yaml.safe_load((folder / "data.yaml").read_text(encoding="utf-8"))["names"]
-    pictures: Pictures = {}
+    images: Images = {}
     for file in (folder / "labels").rglob("*.txt"):
         stem = file.relative_to(folder / "labels").with_suffix("").as_posix()
         height, width = hw[stem]
-        of_names = pictures.setdefault(stem, {})
+        of_names = images.setdefault(stem, {})
         for line in file.read_text().splitlines():
             label, *shares = line.split()
             corners = np.array(shares, float).reshape(-1, 2)
@@ -107,31 +107,31 @@ def read_yolo(folder: Path, hw: dict[str, tuple[int, int]]) -> Pictures:
             assert corners.max() <= 1
             part = polygon.decode([(corners * (width, height)).ravel().tolist()], (height, width))
             of_names[names[int(label)]] = of_names.get(names[int(label)], False) | part
-    return pictures
+    return images
 
 
-def read_labelme(folder: Path) -> Pictures:
-    pictures: Pictures = {}
+def read_labelme(folder: Path) -> Images:
+    images: Images = {}
     for file in folder.rglob("*.json"):
         document = json.loads(file.read_text(encoding="utf-8"))
-        of_names = pictures.setdefault(file.relative_to(folder).with_suffix("").as_posix(), {})
+        of_names = images.setdefault(file.relative_to(folder).with_suffix("").as_posix(), {})
         for shape in document["shapes"]:
             corners = np.array(shape["points"]).ravel().tolist()
             part = polygon.decode([corners], (document["imageHeight"], document["imageWidth"]))
             of_names[shape["label"]] = of_names.get(shape["label"], False) | part
-    return pictures
+    return images
 
 
-def read_voc(folder: Path) -> Pictures:
+def read_voc(folder: Path) -> Images:
     lines = (folder / "labelmap.txt").read_text(encoding="utf-8").splitlines()[1:]
     names = [line.split(":")[0] for line in lines]
-    pictures: Pictures = {}
+    images: Images = {}
     for stem in (folder / "ImageSets/Segmentation/train.txt").read_text(encoding="utf-8").splitlines():
         with PillowImage.open(folder / "SegmentationClass" / f"{stem}.png") as opened:
             assert opened.mode == "P"
             numbers = np.asarray(opened)
-        pictures[stem] = {names[number]: numbers == number for number in np.unique(numbers) if number}
-    return pictures
+        images[stem] = {names[number]: numbers == number for number in np.unique(numbers) if number}
+    return images
 
 
 # --- formats -------------------------------------------------------------------------------------------------------
@@ -210,7 +210,7 @@ def test_voc_in_datumaro(tmp_path, which):
     opened = Dataset.import_from(str(tmp_path / "out"), "voc_segmentation")
     names = [label.name for label in opened.categories()[AnnotationType.label].items]
     assert names == ["background", *(category["name"] for category in dataset["categories"])]
-    theirs: Pictures = {}
+    theirs: Images = {}
     masks = 0
     for item in opened:
         of_names = theirs.setdefault(item.id, {})
@@ -289,8 +289,8 @@ def test_labelme(tmp_path, encoding):
     groups = [(shape["label"], shape["group_id"]) for shape in document["shapes"]]
     assert set(groups) == {("ring", 1), ("мяч: a", 2)}
     assert len(groups) == 4
-    with PillowImage.open(tmp_path / "out/sub" / document["imagePath"]) as picture:
-        assert picture.size == (document["imageWidth"], document["imageHeight"])
+    with PillowImage.open(tmp_path / "out/sub" / document["imagePath"]) as image:
+        assert image.size == (document["imageWidth"], document["imageHeight"])
 
 
 def test_labelme_in_supervision(tmp_path):
@@ -337,7 +337,7 @@ def test_stems_stay_in_the_folder_and_apart():
     names = ["/data/a/one.png", "../data/a/One.jpg", "data/a/./b/one.png", "data/a/one.v1.png", "data/a/one"]
     entries = [{"id": number, "file_name": name, "width": 4, "height": 3} for number, name in enumerate(names)]
     source = source_of({"images": entries, "annotations": [], "categories": []})
-    assert [picture.stem for picture in source.pictures] == ["one", "One_2", "b/one", "one.v1", "one_3"]
+    assert [image.stem for image in source.images] == ["one", "One_2", "b/one", "one.v1", "one_3"]
 
 
 @FORMATS
@@ -364,14 +364,14 @@ def test_the_same_files_every_time(tmp_path, to):
 
 
 @FORMATS
-def test_pictures_that_do_not_fit(tmp_path, to):
+def test_images_that_do_not_fit(tmp_path, to):
     dataset = voc_names(made())
     images = saved_images(dataset, tmp_path / "images")
     PillowImage.new("RGB", (24, 32)).save(images / "one.png")
     with pytest.raises(ImageError, match=r"one\.png is 24 x 32 pixels, the dataset says 32 x 24"):
         convert(dataset, to, tmp_path / "out", images=images)
-    (images / "one.png").write_bytes(b"no picture")
-    with pytest.raises(ImageError, match=r"one\.png is no picture"):
+    (images / "one.png").write_bytes(b"no image")
+    with pytest.raises(ImageError, match=r"one\.png is no image"):
         convert(dataset, to, tmp_path / "out", images=images)
     with pytest.raises(ImageError, match=r"one\.png"):
         convert(dataset, to, tmp_path / "out", images=tmp_path / "elsewhere")
@@ -379,7 +379,7 @@ def test_pictures_that_do_not_fit(tmp_path, to):
 
 
 @pytest.mark.parametrize("name", ["one.jpg", "one.tif", "one.png", "one.webp"])
-def test_a_turned_picture_is_measured_upright(tmp_path, caplog, name):
+def test_a_turned_image_is_measured_upright(tmp_path, caplog, name):
     exif = PillowImage.Exif()
     exif[0x0112] = 6
     PillowImage.fromarray(builders.pixels((32, 24))).save(tmp_path / name, exif=exif)

@@ -159,35 +159,35 @@ class Models:
 
 def run_all(folder: Path, text: str) -> None:
     """Every command that reads datasets; errors that are the project's own are what they should be."""
+    from text2seg.calibration import tune_by_truth
     from text2seg.cli import main
     from text2seg.coco.dataset import read_dataset
     from text2seg.coco.results import results_of
+    from text2seg.config import LabelSettings
     from text2seg.errors import Text2SegError
-    from text2seg.label_config import LabelSettings
-    from text2seg.labelling.job import listing_of, take_ids
+    from text2seg.labelling.job import scan_of, take_ids
     from text2seg.ontology import ontology_of_queries
-    from text2seg.replay import replay
-    from text2seg.tuning import tune_by_truth
+    from text2seg.review.replay import replay
 
-    odd, good, pictures, out = (str(folder / name) for name in ("odd.json", "good.json", "pictures", "out"))
+    odd, good, images, out = (str(folder / name) for name in ("odd.json", "good.json", "images", "out"))
     Path(odd).write_bytes(text.encode("utf-8", "surrogatepass"))
     overwrite = ["--output", out, "--overwrite"]
     commands = [
         *(["evaluate", good, odd], ["evaluate", odd, good, "--match", "file-name"], ["evaluate", odd, odd]),
-        *(["report", odd, "--images", pictures, "--output", f"{out}.html", "--overwrite"],),
+        *(["report", odd, "--images", images, "--output", f"{out}.html", "--overwrite"],),
         *(["merge", odd, "--output", f"{out}.json", "--overwrite"],),
         *(["convert", odd, "--to", to, *overwrite] for to in ("yolo-seg", "voc-png", "labelme")),
-        *(["convert", odd, "--to", "labelme", "--images", pictures, *overwrite],),
+        *(["convert", odd, "--to", "labelme", "--images", images, *overwrite],),
     ]
     for command in commands:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             assert main(command) in (0, 1), command
     ontology = ontology_of_queries("dog, cat")
-    listing = listing_of(Path(pictures), LabelSettings(output=Path(out)))
+    scan = scan_of(Path(images), LabelSettings(output=Path(out)))
     calls = [
-        lambda: tune_by_truth(Models(), ontology, Path(pictures), read_dataset(odd)),
-        lambda: take_ids(ontology, listing, Path(odd)),
-        lambda: replay(odd, 1, images=pictures, models=Models()),
+        lambda: tune_by_truth(Models(), ontology, Path(images), read_dataset(odd)),
+        lambda: take_ids(ontology, scan, Path(odd)),
+        lambda: replay(odd, 1, images=images, models=Models()),
         lambda: results_of(read_dataset(odd)),
     ]
     for call in calls:
@@ -199,9 +199,9 @@ def child(folder: Path) -> None:
     import resource
 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    (folder / "pictures").mkdir()
+    (folder / "images").mkdir()
     for name in ("a.png", "b.png"):
-        Image.fromarray(np.zeros((*HW, 3), np.uint8)).save(folder / "pictures" / name)
+        Image.fromarray(np.zeros((*HW, 3), np.uint8)).save(folder / "images" / name)
     (folder / "good.json").write_text(json.dumps(GOOD), encoding="utf-8")
     run_all(folder, json.dumps(GOOD))
 

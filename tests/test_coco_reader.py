@@ -15,17 +15,17 @@ from PIL import Image
 
 from text2seg.cli import main
 from text2seg.coco import rle
-from text2seg.coco.checked import checked_rle
 from text2seg.coco.convert import convert
 from text2seg.coco.dataset import read_dataset
 from text2seg.coco.merge import merge
 from text2seg.coco.reader import check_dataset, kept_categories
+from text2seg.coco.rle import checked_rle
 from text2seg.coco.truth import shown_in
 from text2seg.errors import DatasetError
 from text2seg.evaluation import evaluate, read_predictions, score_pairs
-from text2seg.evaluation.datasets import align
+from text2seg.evaluation.alignment import align
+from text2seg.io.scan import list_images
 from text2seg.labelling.job import take_ids
-from text2seg.labelling.listing import list_images
 from text2seg.ontology import ontology_of_queries
 from text2seg.review.contents import contents_of
 
@@ -50,16 +50,16 @@ def with_value(key: str, place: int, name: str, value: object) -> dict:
     return data
 
 
-def readers(path: Path, pictures: Path, out: Path) -> dict[str, object]:
+def readers(path: Path, images: Path, out: Path) -> dict[str, object]:
     """Every way in, with the file as the only dataset."""
 
     def tune() -> object:
         from test_tuning import FakeModels
 
-        from text2seg.tuning import tune_by_truth
+        from text2seg.calibration import tune_by_truth
 
         models = FakeModels({"dog": 0.5, "cat": 0.5})
-        return tune_by_truth(models, ontology_of_queries("dog, cat"), pictures, read_dataset(path))
+        return tune_by_truth(models, ontology_of_queries("dog, cat"), images, read_dataset(path))
 
     return {
         "evaluate": lambda: evaluate(read_dataset(path), read_predictions(path)),
@@ -67,16 +67,16 @@ def readers(path: Path, pictures: Path, out: Path) -> dict[str, object]:
         "merge": lambda: merge([read_dataset(path)], names=["one"]),
         "convert": lambda: convert(read_dataset(path), "labelme", out, overwrite=True),
         "tune": tune,
-        "label": lambda: take_ids(ontology_of_queries("dog, cat"), list_images(pictures), path),
+        "label": lambda: take_ids(ontology_of_queries("dog, cat"), list_images(images), path),
     }
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    (tmp_path / "pictures").mkdir()
+def images(tmp_path):
+    (tmp_path / "images").mkdir()
     for name in ("1.png", "2.png"):
-        Image.fromarray(np.zeros((*HW, 3), np.uint8)).save(tmp_path / "pictures" / name)
-    return tmp_path / "pictures"
+        Image.fromarray(np.zeros((*HW, 3), np.uint8)).save(tmp_path / "images" / name)
+    return tmp_path / "images"
 
 
 ACCEPTED = {
@@ -108,11 +108,11 @@ ACCEPTED = {
 
 
 @pytest.mark.parametrize(("edit", "sentence"), ACCEPTED.values(), ids=ACCEPTED)
-def test_odd_but_clear_is_read_alike_by_all_with_one_sentence(tmp_path, pictures, caplog, edit, sentence):
+def test_odd_but_clear_is_read_alike_by_all_with_one_sentence(tmp_path, images, caplog, edit, sentence):
     path, good = tmp_path / "odd.json", tmp_path / "good.json"
     path.write_text(json.dumps(with_value(*edit)), encoding="utf-8")
     good.write_text(json.dumps(dataset()), encoding="utf-8")
-    for name, read in readers(path, pictures, tmp_path / "out").items():
+    for name, read in readers(path, images, tmp_path / "out").items():
         caplog.clear()
         with caplog.at_level(logging.WARNING):
             read()
@@ -159,30 +159,30 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("edit", "sentence"), REFUSED.values(), ids=REFUSED)
-def test_what_is_not_clear_is_refused_alike_by_all_and_named(tmp_path, pictures, edit, sentence):
+def test_what_is_not_clear_is_refused_alike_by_all_and_named(tmp_path, images, edit, sentence):
     path = tmp_path / "odd.json"
     path.write_text(json.dumps(with_value(*edit)), encoding="utf-8")
-    for read in readers(path, pictures, tmp_path / "out").values():
+    for read in readers(path, images, tmp_path / "out").values():
         with pytest.raises(DatasetError, match=f"odd.json: .*{sentence}"):
             read()
 
 
 @pytest.mark.parametrize("info", ["made by hand", ["x"], 5])
-def test_info_of_another_type_is_left_aside(tmp_path, pictures, caplog, info):
+def test_info_of_another_type_is_left_aside(tmp_path, images, caplog, info):
     path = tmp_path / "odd.json"
     path.write_text(json.dumps({**dataset(), "info": info}), encoding="utf-8")
-    for read in readers(path, pictures, tmp_path / "out").values():
+    for read in readers(path, images, tmp_path / "out").values():
         read()
     assert "its info should be an object" in caplog.text
     assert read_dataset(path)["info"] == ({"description": info} if isinstance(info, str) else {})
 
 
 @pytest.mark.parametrize("inner", ["x", 5, [1], {"categories": "x"}, {"categories": [1, {"name": []}], "settings": 5}])
-def test_what_info_holds_may_be_of_any_type(tmp_path, pictures, inner):
+def test_what_info_holds_may_be_of_any_type(tmp_path, images, inner):
     path = tmp_path / "odd.json"
     info = {"ontology": inner, "provenance": inner, "failures": inner, "folder": inner}
     path.write_text(json.dumps({**dataset(), "info": info}), encoding="utf-8")
-    for read in readers(path, pictures, tmp_path / "out").values():
+    for read in readers(path, images, tmp_path / "out").values():
         read()
 
 
@@ -197,13 +197,13 @@ def test_categories_of_one_name_are_one(caplog):
     assert score_pairs(align(truth, predicted)).by_category == {"cat": 0, "dog": 1}
 
 
-def test_a_file_of_nothing_but_crowds_is_read_as_single_things(tmp_path, pictures, caplog):
+def test_a_file_of_nothing_but_crowds_is_read_as_single_things(tmp_path, images, caplog):
     data, path = dataset(), tmp_path / "odd.json"
     plain = evaluate(data, data)
     for each in data["annotations"]:
         each["iscrowd"] = 1
     path.write_text(json.dumps(data), encoding="utf-8")
-    for read in readers(path, pictures, tmp_path / "out").values():
+    for read in readers(path, images, tmp_path / "out").values():
         read()
     assert "every annotation says iscrowd 1" in caplog.text
     assert evaluate(read_dataset(path), dataset()).instances == plain.instances
@@ -353,16 +353,16 @@ def test_a_crowd_is_no_thing_and_its_pixels_do_not_count():
     assert second.crowds_of(17) == [rle.encode(build.RIGHT)]
 
 
-def test_tune_scores_as_evaluate_does(tmp_path, pictures):
+def test_tune_scores_as_evaluate_does(tmp_path, images):
     from test_tuning import FakeModels
 
-    from text2seg.tuning import tune_by_truth
+    from text2seg.calibration import tune_by_truth
 
     everything = build.thing("dog", np.ones(HW, np.bool_), crowd=True)
     chosen = []
     for crowds in ([], [everything]):
         truth = build.dataset([build.thing("dog", build.LEFT), *crowds], [*crowds])
-        tuning = tune_by_truth(FakeModels({"dog": 0.5}), ontology_of_queries("dog"), pictures, truth)
+        tuning = tune_by_truth(FakeModels({"dog": 0.5}), ontology_of_queries("dog"), images, truth)
         (dog,) = tuning.categories
         chosen.append((dog.curve.images, dog.curve.scores))
     without, ignored = chosen

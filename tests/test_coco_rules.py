@@ -11,11 +11,10 @@ import pytest
 from PIL import Image as PillowImage
 from pycocotools import mask as coco_mask
 
-from text2seg.coco.dataset import build_dataset, read_dataset, write_dataset
-from text2seg.coco.entries import annotations_of, image_entry, numbered
+from text2seg.coco.dataset import annotations_of, build_dataset, image_entry, numbered, read_dataset, write_dataset
 from text2seg.coco.results import mask_of, results_of, rle_of
 from text2seg.errors import OutputError, Text2SegError
-from text2seg.images import load_image
+from text2seg.io.images import load_image
 
 HW = builders.HW
 NAMES = ["a.png", "写真/é.png", "sub/a.png"]

@@ -10,9 +10,18 @@ from pathlib import Path
 import builders
 import pytest
 
-from text2seg.coco.dataset import build_dataset, read_dataset, write_dataset
-from text2seg.coco.entries import annotations_of, category_entries, dataset_info, image_entry, numbered
-from text2seg.coco.stream import write_json, write_stream
+from text2seg.coco.dataset import (
+    annotations_of,
+    build_dataset,
+    category_entries,
+    dataset_info,
+    image_entry,
+    numbered,
+    read_dataset,
+    write_dataset,
+    write_json,
+    write_stream,
+)
 from text2seg.errors import OutputError
 
 

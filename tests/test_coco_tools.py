@@ -17,11 +17,11 @@ from PIL import Image as PillowImage
 from text2seg.coco.dataset import build_dataset, read_dataset, write_dataset
 from text2seg.coco.results import mask_of, results_of
 from text2seg.demo import __file__ as demo_init
-from text2seg.images import load_image
+from text2seg.io.images import load_image
 from text2seg.records import Segmentation
 
 SCENES = Path(demo_init).parent / "scenes" / "new-scenes"
-PICTURES = {1: "scene_0001.jpg", 2: "写真/é 2.jpg", 3: "sub/scene_0005.jpg", 4: "sub/nothing.png"}
+IMAGES = {1: "scene_0001.jpg", 2: "写真/é 2.jpg", 3: "sub/scene_0005.jpg", 4: "sub/nothing.png"}
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Found:
 
 @pytest.fixture(scope="module")
 def found(demo, tmp_path_factory) -> Found:
-    """Three scenes with what the demo model finds in them, one with a ring besides, and a picture without anything."""
+    """Three scenes with what the demo model finds in them, one with a ring besides, and an image without anything."""
     folder = tmp_path_factory.mktemp("found")
     images = folder / "images"
     truth = read_dataset(SCENES / "dataset.json")
@@ -53,12 +53,12 @@ def found(demo, tmp_path_factory) -> Found:
     for number, scene in ((1, 1), (2, 4), (3, 5)):
         entry = truth["images"][scene - 1]
         asked = [names[each["category_id"]] for each in truth["annotations"] if each["image_id"] == entry["id"]]
-        picture = load_image(SCENES / entry["file_name"], image_id=number, file_name=PICTURES[number])
-        segmentations.append(demo.segment(picture, tuple(dict.fromkeys(asked))))
+        image = load_image(SCENES / entry["file_name"], image_id=number, file_name=IMAGES[number])
+        segmentations.append(demo.segment(image, tuple(dict.fromkeys(asked))))
     first = segmentations[0]
     ring = builders.segment("ring", builders.ring_mask(first.image.hw), sam_score=0.5)
     segmentations[0] = dataclasses.replace(first, segments=(*first.segments, ring))
-    segmentations.append(builders.segmentation(hw=(60, 90), file_name=PICTURES[4], image_id=4))
+    segmentations.append(builders.segmentation(hw=(60, 90), file_name=IMAGES[4], image_id=4))
     for each in segmentations:
         path = images / each.image.file_name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +87,7 @@ def test_the_file_is_worth_testing(found):
     assert len(found.masks[1]) >= 3
     assert found.masks[4] == []
     assert found.names[1][-1] == "ring"
-    assert not PICTURES[2].isascii()
+    assert not IMAGES[2].isascii()
     rings = [
         each for each in read_dataset(found.files["polygon"])["annotations"] if each["attributes"]["query"] == "ring"
     ]
@@ -100,8 +100,8 @@ def test_pycocotools(found, encoding, capsys):
     from pycocotools.cocoeval import COCOeval
 
     truth = COCO(str(found.files[encoding]))
-    assert {number: entry["file_name"] for number, entry in truth.imgs.items()} == PICTURES
-    for number in PICTURES:
+    assert {number: entry["file_name"] for number, entry in truth.imgs.items()} == IMAGES
+    for number in IMAGES:
         annotations = truth.loadAnns(truth.getAnnIds(imgIds=number))
         agree(found.masks[number], [truth.annToMask(each) for each in annotations], np.array_equal)
         assert [truth.cats[each["category_id"]]["name"] for each in annotations] == found.names[number]
@@ -135,8 +135,8 @@ def test_supervision(found, encoding):
     opened = supervision.DetectionDataset.from_coco(
         str(found.images), str(found.files[encoding]), force_masks=True, show_progress=False
     )
-    assert len(opened) == len(PICTURES)
-    for number, name in PICTURES.items():
+    assert len(opened) == len(IMAGES)
+    for number, name in IMAGES.items():
         (_, pixels, detections) = next(item for item in opened if Path(item[0]) == found.images / name)
         assert pixels.shape[:2] == found.segmentations[number - 1].image.hw
         assert [opened.classes[each] for each in detections.class_id] == found.names[number]
@@ -161,8 +161,8 @@ def test_datumaro(found, encoding, tmp_path):
     (tmp_path / "images" / "default").symlink_to(found.images, target_is_directory=True)
     opened = Dataset.import_from(str(tmp_path), "coco_instances")
     names = [label.name for label in opened.categories()[AnnotationType.label].items]
-    assert len(opened) == len(PICTURES)
-    for number, file_name in PICTURES.items():
+    assert len(opened) == len(IMAGES)
+    for number, file_name in IMAGES.items():
         item = opened.get(str(Path(file_name).with_suffix("")), "default")
         assert item.media.size == found.segmentations[number - 1].image.hw
         masks, labels = datumaro_masks(item)
@@ -196,8 +196,8 @@ def test_label_studio_imports_polygons(found, tmp_path, capsys):
     convert_coco_to_ls(str(found.files["polygon"]), str(out), image_root_url="/data")
     tasks = json.loads(out.read_text())
     dataset = read_dataset(found.files["polygon"])
-    assert [unquote(task["data"]["image"]) for task in tasks] == [f"/data/{name}" for name in PICTURES.values()]
-    for (number, _), task in zip(PICTURES.items(), tasks, strict=True):
+    assert [unquote(task["data"]["image"]) for task in tasks] == [f"/data/{name}" for name in IMAGES.values()]
+    for (number, _), task in zip(IMAGES.items(), tasks, strict=True):
         height, width = found.segmentations[number - 1].image.hw
         regions = [each for each in task["annotations"][0]["result"] if each["type"] == "polygonlabels"]
         own = [
@@ -218,7 +218,7 @@ def test_label_studio_imports_polygons(found, tmp_path, capsys):
 @ENCODINGS
 def test_our_own_reader(found, encoding):
     dataset = read_dataset(found.files[encoding])
-    for number in PICTURES:
+    for number in IMAGES:
         hw = found.segmentations[number - 1].image.hw
         own = [mask_of(each, hw) for each in dataset["annotations"] if each["image_id"] == number]
         agree(found.masks[number], own, np.array_equal)

@@ -14,7 +14,7 @@ from PIL import Image as PillowImage
 from text2seg.app.limits import read_picture
 from text2seg.app.settings import AppSettings
 from text2seg.errors import ImageError
-from text2seg.images import load_image, open_image
+from text2seg.io.images import load_image, open_image
 
 RGB = np.random.default_rng(3).integers(0, 256, (24, 32, 3)).astype(np.uint8)
 RGB[0, :2] = ((0, 0, 0), (255, 255, 255))
@@ -414,24 +414,24 @@ def test_all_ways_in_have_one_rule(tmp_path):
     assert is_scene(wanted, RGB)
     np.testing.assert_array_equal(read_picture(content, AppSettings(), name="half.tif").pixels, wanted)
     np.testing.assert_array_equal(read_picture(path, AppSettings()).pixels, wanted)
-    with open_image(path, "half.tif") as picture:
-        assert picture.size == (32, 24)
-        np.testing.assert_array_equal(load_image(picture).pixels, wanted)
+    with open_image(path, "half.tif") as image:
+        assert image.size == (32, 24)
+        np.testing.assert_array_equal(load_image(image).pixels, wanted)
 
 
 def test_an_opened_pillow_image_is_read_from_its_file(tmp_path):
     path = tmp_path / "deep.tif"
     path.write_bytes(tiff(RGB.astype(np.uint16) * 8))
-    with PillowImage.open(path) as picture:
-        assert is_scene(load_image(picture).pixels, RGB)
-    with PillowImage.open(path) as picture:
-        picture.load()  # Pillow has dropped what counts
+    with PillowImage.open(path) as image:
+        assert is_scene(load_image(image).pixels, RGB)
+    with PillowImage.open(path) as image:
+        image.load()  # Pillow has dropped what counts
         with pytest.raises(ImageError, match=r"deep\.tif: Pillow has kept the upper 8 of its bits only; give the path"):
-            load_image(picture)
+            load_image(image)
     path.write_bytes(tiff(GREY.astype(np.uint32) * 16_777_216))
-    with PillowImage.open(path) as picture:
-        picture.load()  # as signed integers
-        assert is_scene(load_image(picture).pixels, GREY)
+    with PillowImage.open(path) as image:
+        image.load()  # as signed integers
+        assert is_scene(load_image(image).pixels, GREY)
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])

@@ -14,9 +14,9 @@ from PIL import Image
 
 from text2seg import MapSettings, Settings, Text2Seg
 from text2seg.cli import main
+from text2seg.clip.build import import_clip
 from text2seg.coco.dataset import read_dataset
 from text2seg.evaluation import category_given
-from text2seg.maps.build import import_clip
 
 DEMO = Path(__file__).parents[1] / "text2seg" / "demo"
 SCENES = DEMO / "scenes"
@@ -37,8 +37,8 @@ def test_the_readmes_demo_run(tmp_path, capsys):
     image_id = truth["images"][0]["id"]
     truth["annotations"] = [a for a in truth["annotations"] if a["image_id"] == image_id and a["category_id"] in wanted]
     assert category_given(truth, found).mean_iou >= 0.6
-    for picture in ("scene_0019_overlay.png", "scene_0019_maps.png"):
-        assert Image.open(tmp_path / picture).width >= 400
+    for photo in ("scene_0019_overlay.png", "scene_0019_maps.png"):
+        assert Image.open(tmp_path / photo).width >= 400
 
 
 def test_the_three_lines_of_the_readme(demo):
@@ -49,8 +49,8 @@ def test_the_three_lines_of_the_readme(demo):
 
 def test_path_pil_and_array_give_the_same(demo):
     path = SCENE
-    picture = Image.open(path)
-    masks = [demo.segment(source, "sheep").segments[0].mask for source in (path, picture, np.asarray(picture))]
+    image = Image.open(path)
+    masks = [demo.segment(source, "sheep").segments[0].mask for source in (path, image, np.asarray(image))]
     assert (masks[0] == masks[1]).all()
     assert (masks[0] == masks[2]).all()
 
@@ -94,8 +94,8 @@ def test_every_mode_of_the_original_demo_runs_and_the_map_peaks_at_the_thing(dem
 def test_clip_load_takes_the_demo_checkpoint():
     """OpenAI's own loader, so that the file is really in the official format."""
     model, preprocess = import_clip().load(str(DEMO / "clip_demo.pt"), device="cpu")
-    picture = preprocess(Image.open(SCENE))[None]
-    assert torch.isfinite(model.encode_image(picture)).all()
+    image = preprocess(Image.open(SCENE))[None]
+    assert torch.isfinite(model.encode_image(image)).all()
 
 
 def test_bf16_gives_nearly_the_masks_of_fp32(demo):

@@ -12,7 +12,7 @@ import pytest
 
 from text2seg.coco import rle
 from text2seg.grids import iou
-from text2seg.images import load_image
+from text2seg.io.images import load_image
 from text2seg.records import Image
 
 ROOT = Path(__file__).parents[1]

@@ -12,11 +12,11 @@ from closeness import TINY_NETWORK, assert_close, rounding
 
 import text2seg
 from text2seg.errors import SettingsError
-from text2seg.masks import compiled as compiling
-from text2seg.masks import encoder as ours
-from text2seg.masks.build import SamShape, load_sam
-from text2seg.masks.sam import Sam
 from text2seg.runtime import FULL, autocast, choose_precision
+from text2seg.sam import compiled as compiling
+from text2seg.sam import encoder as ours
+from text2seg.sam.build import SamShape, load_sam
+from text2seg.sam.sam import Sam
 
 CPU = torch.device("cpu")
 DEMO = Path(text2seg.__file__).parent / "demo" / "sam_demo.pth"
@@ -43,10 +43,10 @@ def relative_error(found: torch.Tensor, wanted: torch.Tensor) -> float:
 
 @torch.no_grad()
 def assert_equals_stock(encoder, count: int, *, terms: int = TINY_NETWORK, **options) -> None:
-    pictures = pixels(count, encoder.img_size)
-    wanted = encoder(pictures)
+    images = pixels(count, encoder.img_size)
+    wanted = encoder(images)
     assert wanted.std() > 0.1, "the weights say nothing, so agreement would say nothing either"
-    assert relative_error(ours.encode(encoder, pictures, **options), wanted) < rounding(terms)
+    assert relative_error(ours.encode(encoder, images, **options), wanted) < rounding(terms)
 
 
 @pytest.mark.parametrize("fusion", ["fold", "mask", None])
@@ -68,10 +68,10 @@ def test_equals_the_stock_encoder_at_the_size_of_sam_vit_b():
 def test_positions_matter_to_these_tests():
     weights = build.random_weights()
     without = {name: tensor * ("rel_pos" not in name) for name, tensor in weights.items()}
-    pictures = pixels(1, build.TINY.image_size)
+    images = pixels(1, build.TINY.image_size)
     with torch.no_grad():
         with_positions, plain = (
-            ours.encode(load_sam(build.TINY, each).image_encoder, pictures) for each in (weights, without)
+            ours.encode(load_sam(build.TINY, each).image_encoder, images) for each in (weights, without)
         )
     assert relative_error(plain, with_positions) > 1e-2
 
@@ -79,10 +79,10 @@ def test_positions_matter_to_these_tests():
 @pytest.mark.parametrize("fusion", ["fold", "mask"])
 @torch.no_grad()
 def test_bf16_is_no_further_from_float32_than_the_stock_encoder_in_bf16(fusion):
-    encoder, pictures = build.sam_module().image_encoder, pixels(2, build.TINY.image_size)
-    exact = encoder(pictures)
+    encoder, images = build.sam_module().image_encoder, pixels(2, build.TINY.image_size)
+    exact = encoder(images)
     with autocast(CPU, choose_precision(CPU, "bf16")):
-        stock, found = encoder(pictures), ours.encode(encoder, pictures, fusion=fusion)
+        stock, found = encoder(images), ours.encode(encoder, images, fusion=fusion)
     assert found.dtype == torch.float32
     assert 0 < relative_error(found, exact) < 1.2 * relative_error(stock, exact)
 
@@ -113,10 +113,10 @@ def test_in_half_precision_matrices_are_kept_in_it_and_the_given_weights_are_not
     assert all(tensor.dtype == torch.float32 for tensor in weights.values())
 
 
-def test_pictures_are_framed_as_the_stock_predictor_does():
+def test_images_are_framed_as_the_stock_predictor_does():
     sam = Sam(build.sam_module(), CPU)
-    images = [build.picture(24, 32, seed=1), build.picture(97, 41, seed=2)]
-    found, sizes = sam._frame.pictures(images, CPU, sam.module.pixel_mean, sam.module.pixel_std)
+    images = [build.make_image(24, 32, seed=1), build.make_image(97, 41, seed=2)]
+    found, sizes = sam._frame.framed(images, CPU, sam.module.pixel_mean, sam.module.pixel_std)
     assert sizes == [(60, 80), (80, 34)]
     for image, framed in zip(images, found, strict=True):
         resized = torch.from_numpy(sam._frame._resized(image)).permute(2, 0, 1)
@@ -140,7 +140,7 @@ def eager(monkeypatch):
 
 
 def test_compiled_code_sees_few_sizes_of_batch_and_changes_nothing(eager, monkeypatch):
-    images = [build.picture(24, 32, seed=seed) for seed in range(3)]
+    images = [build.make_image(24, 32, seed=seed) for seed in range(3)]
     plain = Sam(build.sam_module(), CPU).embed(images)
     sam = Sam(build.sam_module(), CPU, compile_encoder=True)
     eager.clear()
@@ -149,7 +149,7 @@ def test_compiled_code_sees_few_sizes_of_batch_and_changes_nothing(eager, monkey
     monkeypatch.setattr(sam, "device", torch.device("cuda"))  # only asked for its kind in what follows
     eager.clear()
     with torch.no_grad():
-        filled = sam._encoded(sam._frame.pictures(images, CPU, sam.module.pixel_mean, sam.module.pixel_std)[0])
+        filled = sam._encoded(sam._frame.framed(images, CPU, sam.module.pixel_mean, sam.module.pixel_std)[0])
     assert eager == [(4, 3, 80, 80)]
     for one, other, third in zip(plain, alone, filled, strict=True):
         assert_close(other.features, one.features, terms=TINY_NETWORK)
@@ -168,10 +168,10 @@ def test_a_missing_compiler_shows_when_models_are_loaded(monkeypatch):
 @torch.no_grad()
 def test_really_compiled_code_gives_the_same():
     shape = replace(build.TINY, depth=2)  # one block with windows, one without: compiling takes long
-    encoder, pictures = build.sam_module(shape).image_encoder, pixels(1, shape.image_size)
+    encoder, images = build.sam_module(shape).image_encoder, pixels(1, shape.image_size)
     try:
         made = compiling.compiled(ours.encode, CPU)
     except SettingsError as error:
         pytest.skip(str(error))
     with autocast(CPU, FULL):
-        assert relative_error(made(encoder, pictures), encoder(pictures)) < rounding(TINY_NETWORK)
+        assert relative_error(made(encoder, images), encoder(images)) < rounding(TINY_NETWORK)

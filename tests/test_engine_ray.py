@@ -11,29 +11,28 @@ import pytest
 from test_labelling_kill import SCENES, records
 
 from text2seg.coco.dataset import read_dataset
-from text2seg.config import ModelSettings, PointSettings, Settings
-from text2seg.engines import ray_cluster
+from text2seg.config import LabelSettings, ModelSettings, PointSettings, RaySettings, Settings
 from text2seg.errors import EngineError
-from text2seg.label_config import LabelSettings, RaySettings
-from text2seg.labelling.engine import LocalEngine
+from text2seg.labelling.engines import ray_engine
+from text2seg.labelling.engines.local import LocalEngine
 from text2seg.labelling.job import label_folder
 from text2seg.ontology import ontology_of_queries
 
 pytest.importorskip("ray", reason="the extra ray")
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals")
 
-from text2seg.engines.ray_engine import RayEngine  # noqa: E402
+from text2seg.labelling.engines.ray_engine import RayEngine  # noqa: E402
 
 ONTOLOGY = ontology_of_queries([each["name"] for each in read_dataset(SCENES / "dataset.json")["categories"][:2]])
 MODEL = ModelSettings(device="cpu", precision="fp32")
 TWO = RaySettings(min_workers=2, max_workers=2)
-PICTURES = 7
+IMAGES = 7
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _ray():
     """One Ray for all tests here. Two of its processors are what the workers take."""
-    ray = ray_cluster.import_ray()
+    ray = ray_engine.import_ray()
     ray.init("local", num_cpus=2, object_store_memory=80 << 20, include_dashboard=False, log_to_driver=False)
     yield ray
     ray.shutdown()
@@ -44,10 +43,10 @@ def photos(tmp_path_factory):
     """Some of the bundled scenes, a JPEG that breaks off and one that is none."""
     folder = tmp_path_factory.mktemp("photos")
     scenes = sorted((SCENES / "images").iterdir())
-    for scene in scenes[:PICTURES]:
+    for scene in scenes[:IMAGES]:
         shutil.copy(scene, folder)
     (folder / "broken.jpg").write_bytes(scenes[0].read_bytes()[:2000])
-    (folder / "poison.jpg").write_text("no picture", encoding="utf-8")
+    (folder / "poison.jpg").write_text("no image", encoding="utf-8")
     return folder
 
 
@@ -56,7 +55,7 @@ def undisturbed(photos, demo, tmp_path_factory):
     """The bytes that one process writes."""
     output = tmp_path_factory.mktemp("local") / "dataset.json"
     report = label_folder(demo, photos, ONTOLOGY, LabelSettings(output=output, batch=1))
-    assert (report.failed, report.images) == (2, PICTURES + 2)
+    assert (report.failed, report.images) == (2, IMAGES + 2)
     assert report.found
     return output.read_bytes()
 
@@ -89,7 +88,7 @@ def label(demo, photos, output, engine=None, **more):
 
 
 def test_two_workers_that_are_killed_write_the_bytes_of_one_process(demo, photos, undisturbed, tmp_path):
-    """With a broken JPEG and a file that is none among the pictures, which are one failure each."""
+    """With a broken JPEG and a file that is none among the images, which are one failure each."""
     processes, killed = set(), set()
 
     def kill(answer):

@@ -11,14 +11,14 @@ from types import SimpleNamespace
 import labelling_builders as jobs
 import pytest
 
-from text2seg.config import ModelSettings, Settings
-from text2seg.engines import ray_cluster, ray_worker
-from text2seg.engines.ray_engine import _receive
-from text2seg.engines.ray_worker import DEATHS, Gate, Worker, pack, unpack
+from text2seg.config import ModelSettings, RaySettings, Settings
 from text2seg.errors import EngineError, SettingsError
-from text2seg.label_config import RaySettings
-from text2seg.labelling.engine import LocalEngine, Work, described
-from text2seg.labelling.record import Task, stamp_of
+from text2seg.io.storage import stamp_of
+from text2seg.labelling.engines import ray_engine, ray_worker
+from text2seg.labelling.engines.local import LocalEngine, Work, described
+from text2seg.labelling.engines.ray_engine import _receive
+from text2seg.labelling.engines.ray_worker import DEATHS, Gate, Worker, pack, unpack
+from text2seg.labelling.record import Task
 
 
 @pytest.fixture(autouse=True)
@@ -121,7 +121,7 @@ def test_a_fault_ends_the_job():
 @pytest.mark.parametrize("address", ["ray://head:10001", "head", "head:port", ":6379"])
 def test_an_address_that_cannot_be_used_is_refused(address):
     with pytest.raises(SettingsError, match="host:port"):
-        ray_cluster._check_answers(address)
+        ray_engine._check_answers(address)
 
 
 def test_where_nothing_listens_that_is_said():
@@ -129,13 +129,13 @@ def test_where_nothing_listens_that_is_said():
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     with pytest.raises(EngineError, match=f"no Ray cluster answers at 127.0.0.1:{port}"):
-        ray_cluster._check_answers(f"127.0.0.1:{port}")
+        ray_engine._check_answers(f"127.0.0.1:{port}")
 
 
 def test_without_ray_the_way_to_install_it_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(SettingsError, match=r'pip install "text2seg\[ray\]"'):
-        ray_cluster.import_ray()
+        ray_engine.import_ray()
 
 
 @pytest.mark.parametrize(
@@ -147,12 +147,12 @@ def test_without_ray_the_way_to_install_it_is_told(monkeypatch):
 )
 def test_a_machine_without_room_is_told_of(settings, there, says):
     with pytest.raises(EngineError, match=says):
-        ray_cluster._check_room(SimpleNamespace(cluster_resources=lambda: there), settings)
+        ray_engine._check_room(SimpleNamespace(cluster_resources=lambda: there), settings)
 
 
 def test_half_a_gpu_each_is_room_for_two():
     two = RaySettings(min_workers=2, max_workers=2, gpus_per_worker=0.5)
-    ray_cluster._check_room(SimpleNamespace(cluster_resources=lambda: {"CPU": 2.0, "GPU": 1.0}), two)
+    ray_engine._check_room(SimpleNamespace(cluster_resources=lambda: {"CPU": 2.0, "GPU": 1.0}), two)
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from text2seg.coco import rle
-from text2seg.coco.checked import checked_rle, run_lengths
 from text2seg.coco.results import results_of
+from text2seg.coco.rle import checked_rle, run_lengths
 from text2seg.coco.truth import iou_outside
 from text2seg.errors import DatasetError
 from text2seg.evaluation import align, evaluate, read_predictions, score_pairs
@@ -40,7 +40,7 @@ def test_run_lengths_are_those_that_were_written(height, width, seed, share):
     assert (rle.decode(checked_rle({"size": [height, width], "counts": runs}, (height, width))) == mask).all()
 
 
-def test_run_lengths_as_long_as_a_picture():
+def test_run_lengths_as_long_as_an_image():
     mask = np.zeros((2000, 3000), np.bool_)
     mask[1900, 2900] = True
     assert run_lengths(rle.encode(mask)["counts"]).sum() == mask.size
@@ -94,7 +94,7 @@ MISFITS = {
     "unknown image in truth": (change(0, "annotations", 0, image_id=99), "ground truth: annotation 1: its image_id 99"),
     "unknown category in truth": (change(0, "annotations", 0, category_id=9), "its category_id 9"),
     "another size": (change(1, "images", 0, height=12), "height is 12 in the predictions and 24"),
-    "another picture": (change(1, "images", 0, file_name="x/7.png"), "match by file name"),
+    "another image": (change(1, "images", 0, file_name="x/7.png"), "match by file name"),
     "another category": (change(1, "categories", 0, name="cow"), "'cow' in the predictions and 'dog'"),
     "no size": (change(0, "images", 0, height=None), "image 5 needs a height"),
     "double image": (change(0, "images", 0, id=10), "two of the images have the id 10"),

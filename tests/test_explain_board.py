@@ -12,10 +12,10 @@ from test_attention import tiny_clip
 
 import text2seg
 from text2seg.errors import QueryError, SettingsError
-from text2seg.explain import TOOLS, Watch, run_tool
+from text2seg.explain import TOOLS, Progress, run_tool
 from text2seg.explain.attack import labelled
 from text2seg.explain.catalogue.board import AttackSettings, BoardSettings
-from text2seg.images import load_image
+from text2seg.io.images import load_image
 from text2seg.pipeline import Text2Seg
 
 SCENE = Path(text2seg.__file__).parent / "demo/scenes/new-scenes/images/scene_0019.jpg"  # sheep, fire engine, bomb
@@ -32,19 +32,19 @@ def resnet():
     return Text2Seg(tiny_clip("resnet"), sam=None)
 
 
-def shown(models, image, settings, name="board", watch=None):
-    return run_tool(TOOLS[name], models, [image], settings, watch)
+def shown(models, image, settings, name="board", progress=None):
+    return run_tool(TOOLS[name], models, [image], settings, progress)
 
 
-def cells(exhibit):
-    (table,) = exhibit.tables
+def cells(result):
+    (table,) = result.tables
     return {row[0]: dict(zip(table.columns[1:], row[1:], strict=True)) for row in table.rows}
 
 
 def test_what_is_there_scores_higher_and_the_scores_are_what_they_are_called(demo, image):
     before = state(demo.clip.model)
-    exhibit = shown(demo, image, BoardSettings(text=("koala",), texts=" sheep ;fire engine; "))
-    found = cells(exhibit)
+    result = shown(demo, image, BoardSettings(text=("koala",), texts=" sheep ;fire engine; "))
+    found = cells(result)
     assert list(found) == ["koala", "sheep", "fire engine"]
     assert min(found["sheep"]["cosine"], found["fire engine"]["cosine"]) > found["koala"]["cosine"] + 0.1
     logits = np.array([row["logit"] for row in found.values()])
@@ -54,15 +54,15 @@ def test_what_is_there_scores_higher_and_the_scores_are_what_they_are_called(dem
     assert_close(
         [row["softmax"] for row in found.values()], expected / expected.sum(), terms=4, scale=float(logits.max())
     )
-    assert [panel.caption for panel in exhibit.panels][:2] == ["the picture", "its own map"]
-    assert "sheep" in exhibit.panels[3].caption
-    assert f"{found['sheep']['cosine']:.3f}" in exhibit.panels[3].caption
+    assert [panel.caption for panel in result.panels][:2] == ["the image", "its own map"]
+    assert "sheep" in result.panels[3].caption
+    assert f"{found['sheep']['cosine']:.3f}" in result.panels[3].caption
     assert state(demo.clip.model) == before
 
 
-def test_every_description_has_a_map_of_its_own_over_the_picture(demo, image):
-    exhibit = shown(demo, image, BoardSettings(texts=THREE, method="surgery"))
-    maps = [panel.pixels for panel in exhibit.panels[1:]]
+def test_every_description_has_a_map_of_its_own_over_the_image(demo, image):
+    result = shown(demo, image, BoardSettings(texts=THREE, method="surgery"))
+    maps = [panel.pixels for panel in result.panels[1:]]
     assert len(maps) == 4
     assert all(pixels.shape == image.pixels.shape for pixels in maps)
     assert len({pixels.tobytes() for pixels in maps}) == 4
@@ -75,47 +75,47 @@ def test_alpha_says_how_much_of_the_map_is_seen(demo, image):
 
 def test_the_prefix_comparison_shows_both_and_how_far_scores_shift(demo, image):
     settings = BoardSettings(texts="a sheep; a koala", prefix="a photo of", prefix_comparison=True, score="softmax")
-    exhibit = shown(demo, image, settings)
-    for row in cells(exhibit).values():
+    result = shown(demo, image, settings)
+    for row in cells(result).values():
         assert row["shift"] == about(row["with “a photo of”"] - row["without prefix"], terms=2)
-    assert exhibit.columns == 3
-    assert [panel.caption for panel in exhibit.panels[::3]] == ["without prefix", "with “a photo of”"]
-    assert exhibit.panels[1].caption.endswith("%  a sheep")
+    assert result.columns == 3
+    assert [panel.caption for panel in result.panels[::3]] == ["without prefix", "with “a photo of”"]
+    assert result.panels[1].caption.endswith("%  a sheep")
     plain = cells(shown(demo, image, BoardSettings(texts="a sheep; a koala", prefix="")))
-    assert cells(exhibit)["a sheep"]["without prefix"] == about(plain["a sheep"]["softmax"], terms=DEMO_NETWORK)
-    assert any("first word" in note for note in exhibit.notes)
+    assert cells(result)["a sheep"]["without prefix"] == about(plain["a sheep"]["softmax"], terms=DEMO_NETWORK)
+    assert any("first word" in note for note in result.notes)
 
 
 def test_many_descriptions_stand_below_one_another(demo, image):
     many = ("sheep", "koala", "bomb", "monkey", "trophy", "fire engine", "banana")
-    exhibit = shown(demo, image, BoardSettings(text=many, prefix_comparison=True, method="surgery"))
-    assert exhibit.columns == 2
-    captions = [panel.caption.split("  ")[-1] for panel in exhibit.panels]
+    result = shown(demo, image, BoardSettings(text=many, prefix_comparison=True, method="surgery"))
+    assert result.columns == 2
+    captions = [panel.caption.split("  ")[-1] for panel in result.panels]
     assert captions[:4] == ["without prefix", "with “an image of”", "sheep", "sheep"]
 
 
 def test_stopped_it_shows_what_is_done(demo, image):
-    watch = Watch()
-    watch.step = lambda done, total, note="": done == 2 and watch._stop.set()
-    exhibit = shown(demo, image, BoardSettings(texts=THREE), watch=watch)
-    assert len(exhibit.panels) == 4  # the picture, and those that were begun before the stop
-    assert len(exhibit.tables[0].rows) == 3
+    progress = Progress()
+    progress.step = lambda done, total, note="": done == 2 and progress._stop.set()
+    result = shown(demo, image, BoardSettings(texts=THREE), progress=progress)
+    assert len(result.panels) == 4  # the image, and those that were begun before the stop
+    assert len(result.tables[0].rows) == 3
 
 
 class TestAttack:
     def test_the_word_that_fits_least_is_written_and_its_letters_told_from_its_label(self, demo, image):
-        exhibit = shown(demo, image, AttackSettings(texts=THREE), "typographic-attack")
-        found = cells(exhibit)
+        result = shown(demo, image, AttackSettings(texts=THREE), "typographic-attack")
+        found = cells(result)
         assert min(found, key=lambda text: found[text]["as it is"]) == "koala"
         assert tuple(found["koala"]) == ("as it is", "an empty label", "“koala” on it", "the letters' doing")
         for row in found.values():
             assert row["the letters' doing"] == about(row["“koala” on it"] - row["an empty label"], terms=2)
-        plain, covered, written = (panel.pixels for panel in exhibit.panels[:: exhibit.columns])
+        plain, covered, written = (panel.pixels for panel in result.panels[:: result.columns])
         assert np.array_equal(plain, image.pixels)
         changed = (covered != written).any(2)
         assert changed.any()
         assert ((covered[changed] == 255).all(1)).all()  # letters stand on the label only
-        assert any("cannot read" in note for note in exhibit.notes)
+        assert any("cannot read" in note for note in result.notes)
 
     def test_a_word_that_is_no_description_becomes_one(self, demo, image):
         settings = AttackSettings(texts="sheep", word="bomb")
@@ -123,7 +123,7 @@ class TestAttack:
         assert list(found) == ["sheep", "bomb"]
 
     @pytest.mark.parametrize("word", ["hi", "an extraordinarily long inscription that cannot fit in large letters"])
-    def test_letters_are_large_and_stay_in_the_picture(self, image, word):
+    def test_letters_are_large_and_stay_in_the_image(self, image, word):
         label, written = labelled(image, word, letters=False).pixels, labelled(image, word).pixels
         height, width = image.hw
         ink = np.argwhere((label != written).any(2))

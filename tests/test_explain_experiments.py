@@ -1,4 +1,4 @@
-"""Experiments: what is done to the picture, by plain formulas; the same every time; the model as it was."""
+"""Experiments: what is done to the image, by plain formulas; the same every time; the model as it was."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from closeness import TINY_NETWORK, assert_close
 from saliency_builders import random_target, state
 from test_attention import tiny_clip
 
+from text2seg.clip.model import preprocess
 from text2seg.errors import QueryError, SettingsError
-from text2seg.explain import TOOLS, Watch, run_tool
+from text2seg.explain import TOOLS, Progress, run_tool
 from text2seg.explain.catalogue.experiments import ActivationSettings, PixelSettings, RepeatedSettings, TextSettings
 from text2seg.explain.experiments import grey, noise, pixels, preprocessing
 from text2seg.explain.experiments.activations import block_names, measure
-from text2seg.explain.experiments.subject import GREY, Subject, squashed
+from text2seg.explain.experiments.common import GREY, Subject, squashed
 from text2seg.explain.labelled import demo_splits
-from text2seg.images import load_image
-from text2seg.maps.clip import preprocess
+from text2seg.io.images import load_image
 from text2seg.pipeline import Text2Seg
 from text2seg.records import Image
 
@@ -40,19 +40,19 @@ def models(request):
 
 
 @pytest.fixture(scope="module")
-def picture():
+def image():
     return builders.image((48, 72))
 
 
 @pytest.fixture(scope="module")
-def subject(models, picture):
-    return Subject(models.clip, squashed(models.clip, picture, None), random_target(models.clip))
+def subject(models, image):
+    return Subject(models.clip, squashed(models.clip, image, None), random_target(models.clip))
 
 
-def attack_settings(models, picture, **settings):
+def attack_settings(models, image, **settings):
     """On the one of two texts that the tiny model ranks first."""
     first, second = "dog", "cat"
-    subject = Subject.of(models, picture, first, None)
+    subject = Subject.of(models, image, first, None)
     ranking = pixels.Ranking(subject, (first, second), models.clip.encode_texts([first, second]))
     if ranking.margins([subject.pixels])[0][0] < 0:
         first, second = second, first
@@ -60,18 +60,18 @@ def attack_settings(models, picture, **settings):
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_the_same_seed_gives_the_same_and_the_model_is_as_it_was(models, picture, name):
+def test_the_same_seed_gives_the_same_and_the_model_is_as_it_was(models, image, name):
     before = state(models.clip.model)
-    one, other = (run_tool(TOOLS[name], models, [picture], EXPERIMENTS[name]) for _ in range(2))
+    one, other = (run_tool(TOOLS[name], models, [image], EXPERIMENTS[name]) for _ in range(2))
     assert one.tables == other.tables
-    np.testing.assert_array_equal(one.picture(), other.picture())
+    np.testing.assert_array_equal(one.image(), other.image())
     assert state(models.clip.model) == before
 
 
 @pytest.mark.parametrize("name", ["experiment-grey", "experiment-noise"])
-def test_another_seed_gives_other_numbers(models, picture, name):
+def test_another_seed_gives_other_numbers(models, image, name):
     tables = [
-        run_tool(TOOLS[name], models, [picture], RepeatedSettings(text="dog", repeats=1, steps=2, seed=seed)).tables
+        run_tool(TOOLS[name], models, [image], RepeatedSettings(text="dog", repeats=1, steps=2, seed=seed)).tables
         for seed in (0, 1)
     ]
     assert tables[0] != tables[1]
@@ -79,22 +79,22 @@ def test_another_seed_gives_other_numbers(models, picture, name):
 
 @pytest.mark.parametrize("name", [*EXPERIMENTS, "experiment-pixels"])
 @pytest.mark.parametrize("done", [None, 0])
-def test_stopped_early_it_shows_what_it_has(models, picture, name, done):
+def test_stopped_early_it_shows_what_it_has(models, image, name, done):
     """Before anything is done, or after the first thing."""
     stop = threading.Event()
     if done is None:
         stop.set()
-    watch = Watch(lambda at, total, note: stop.set() if at == done else None, stop)
-    settings = EXPERIMENTS.get(name) or attack_settings(models, picture, tries=2, pixels=2)
-    exhibit = run_tool(TOOLS[name], models, [picture], settings, watch)
-    assert exhibit.panels or "stopped" in exhibit.notes[0]
+    progress = Progress(lambda at, total, note: stop.set() if at == done else None, stop)
+    settings = EXPERIMENTS.get(name) or attack_settings(models, image, tries=2, pixels=2)
+    result = run_tool(TOOLS[name], models, [image], settings, progress)
+    assert result.panels or "stopped" in result.notes[0]
 
 
 @pytest.mark.parametrize("name", ["grey", "preprocessing", "noise", "pixels"])
-def test_an_empty_text_is_refused(models, picture, name):
+def test_an_empty_text_is_refused(models, image, name):
     tool = TOOLS[f"experiment-{name}"]
     with pytest.raises(QueryError, match="--text"):
-        run_tool(tool, models, [picture], tool.settings(text=" "))
+        run_tool(tool, models, [image], tool.settings(text=" "))
 
 
 @pytest.mark.parametrize(
@@ -116,16 +116,16 @@ def test_bad_settings_are_refused(kind, given, complaint):
 
 
 def test_cosines_are_those_of_clips_own_forward(subject):
-    pictures = [subject.pixels, subject.pixels[::-1].copy(), subject.pixels[:, ::-1].copy()]
-    inputs = torch.stack([preprocess(Image(each), subject.hw) for each in pictures])
+    images = [subject.pixels, subject.pixels[::-1].copy(), subject.pixels[:, ::-1].copy()]
+    inputs = torch.stack([preprocess(Image(each), subject.hw) for each in images])
     features = torch.nn.functional.normalize(subject.clip.model.encode_image(inputs), dim=-1)
     expected = (features @ subject.target.features).detach().numpy()
-    assert_close(subject.cosines(pictures), expected, terms=TINY_NETWORK, scale=1)
+    assert_close(subject.cosines(images), expected, terms=TINY_NETWORK, scale=1)
 
 
 class TestGrey:
     @pytest.mark.parametrize("way", grey.WAYS)
-    def test_that_share_of_the_picture_is_grey(self, subject, way):
+    def test_that_share_of_the_image_is_grey(self, subject, way):
         places = grey.order(subject, way, np.random.default_rng(0))
         assert (places < 0.25).mean() == pytest.approx(0.25, abs=0.01)
         assert (places < 1).all()
@@ -136,13 +136,13 @@ class TestGrey:
         assert (places[:side, :side] == places[0, 0]).all()
         assert len(np.unique(places)) == places.size // side**2
 
-    def test_grey_is_clips_mean_and_colour_goes_without_brightness(self, picture):
-        everywhere = np.ones(picture.hw, np.bool_)
-        assert (grey.greyed(picture.pixels, everywhere, grey.PIXELS) == GREY).all()
-        flat = grey.greyed(picture.pixels, everywhere, grey.COLOUR)
+    def test_grey_is_clips_mean_and_colour_goes_without_brightness(self, image):
+        everywhere = np.ones(image.hw, np.bool_)
+        assert (grey.greyed(image.pixels, everywhere, grey.PIXELS) == GREY).all()
+        flat = grey.greyed(image.pixels, everywhere, grey.COLOUR)
         assert (flat[..., 0] == flat[..., 2]).all()
-        assert flat[3, 5, 0] == round(float(picture.pixels[3, 5] @ [0.299, 0.587, 0.114]))
-        assert (grey.greyed(picture.pixels, ~everywhere, grey.COLOUR) == picture.pixels).all()
+        assert flat[3, 5, 0] == round(float(image.pixels[3, 5] @ [0.299, 0.587, 0.114]))
+        assert (grey.greyed(image.pixels, ~everywhere, grey.COLOUR) == image.pixels).all()
 
 
 class TestNoise:
@@ -161,10 +161,10 @@ class TestNoise:
 
 
 class TestPreprocessing:
-    def test_squash_bicubic_is_what_clip_gets(self, models, picture):
+    def test_squash_bicubic_is_what_clip_gets(self, models, image):
         hw = models.clip.input_hw(None)
         np.testing.assert_array_equal(
-            preprocessing.squash(picture.pixels, hw, "bicubic"), squashed(models.clip, picture, None)
+            preprocessing.squash(image.pixels, hw, "bicubic"), squashed(models.clip, image, None)
         )
 
     def test_padding_keeps_the_shape_and_cropping_the_middle(self):
@@ -180,7 +180,7 @@ class TestPreprocessing:
         assert (cropped[:, :30] == 0).all()
         assert (cropped[:, 34:] == 255).all()
 
-    def test_a_square_picture_is_the_same_by_all_fits(self):
+    def test_a_square_image_is_the_same_by_all_fits(self):
         square = builders.pixels((40, 40))
         one, two, three = (fit(square, (64, 64), "bicubic") for fit in preprocessing.FITS.values())
         assert (one == two).all()
@@ -188,7 +188,7 @@ class TestPreprocessing:
 
 
 class TestActivations:
-    def test_they_are_those_that_hooks_would_see(self, models, picture):
+    def test_they_are_those_that_hooks_would_see(self, models, image):
         clip, seen = models.clip, []
         tower = copy.deepcopy(clip.model.visual)
         if clip.is_vit:
@@ -197,7 +197,7 @@ class TestActivations:
             modules = [block for number in range(1, 5) for block in getattr(tower, f"layer{number}")]
         for module in modules:
             module.register_forward_hook(lambda _module, _given, found: seen.append(found.detach().clone()))
-        shown = squashed(clip, picture, None)
+        shown = squashed(clip, image, None)
         tower(preprocess(Image(shown), shown.shape[:2])[None])
         expected = [[float((each <= 0).double().mean()), float(each.double().abs().mean())] for each in seen]
         np.testing.assert_allclose(measure(clip, shown), expected, rtol=1e-3, atol=1e-4)
@@ -244,10 +244,10 @@ class TestPixels:
             assert differing <= set(search.changed)
             assert set(np.unique(search.pixels[tuple(np.array(search.changed).T)])) <= {0, 255}
 
-    def test_it_is_the_same_every_time_and_leaves_the_model_alone(self, models, picture):
+    def test_it_is_the_same_every_time_and_leaves_the_model_alone(self, models, image):
         before = state(models.clip.model)
-        settings = attack_settings(models, picture, pixels=3, tries=3)
-        one, other = (run_tool(TOOLS["experiment-pixels"], models, [picture], settings) for _ in range(2))
+        settings = attack_settings(models, image, pixels=3, tries=3)
+        one, other = (run_tool(TOOLS["experiment-pixels"], models, [image], settings) for _ in range(2))
         assert one.tables == other.tables
         assert state(models.clip.model) == before
 
@@ -260,8 +260,8 @@ class TestPixels:
 class TestDemo:
     def test_few_guided_pixels_topple_the_first_label(self, demo):
         monkey = load_image(SCENE.with_name("scene_0011.jpg"))
-        exhibit = run_tool(TOOLS["experiment-pixels"], demo, [monkey], PixelSettings(text="monkey", pixels=16, tries=6))
-        ((guided, by_chance),) = (table.rows for table in exhibit.tables)
+        result = run_tool(TOOLS["experiment-pixels"], demo, [monkey], PixelSettings(text="monkey", pixels=16, tries=6))
+        ((guided, by_chance),) = (table.rows for table in result.tables)
         assert guided[1] < 16
         assert guided[2] < 0
         assert guided[3] != "monkey"

@@ -15,10 +15,9 @@ from closeness import about, assert_close
 
 import text2seg
 from text2seg.errors import DatasetError, QueryError, SettingsError
-from text2seg.explain import TOOLS, Watch, run_tool
+from text2seg.explain import TOOLS, Progress, run_tool
 from text2seg.explain.catalogue.faithfulness import FaithfulnessSettings
-from text2seg.explain.curves import area, curves, filling, points_at, ranks
-from text2seg.explain.faithfulness import CHANCE, COLUMNS, MASK, MIDDLE
+from text2seg.explain.faithfulness import CHANCE, COLUMNS, MASK, MIDDLE, area, curves, filling, points_at, ranks
 from text2seg.explain.labelled import demo_splits, labelled_sets
 
 SCENES = Path(text2seg.__file__).parent / "demo/scenes/new-scenes"
@@ -67,16 +66,16 @@ class TestCurves:
         for name, start, other in (("deletion", pixels, filled), ("insertion", filled, pixels)):
             expected = []
             for step in range(steps + 1):
-                picture = start.clone()
+                image = start.clone()
                 for place, (row, column) in enumerate(order):
                     if place < step / steps * len(order):
                         cell = slice(2 * row, 2 * row + 2), slice(2 * column, 2 * column + 2)
-                        picture[:, cell[0], cell[1]] = other[:, cell[0], cell[1]]
-                expected.append(float(score(picture[None])))
+                        image[:, cell[0], cell[1]] = other[:, cell[0], cell[1]]
+                expected.append(float(score(image[None])))
             found = curves(score, pixels, filled, saliency, steps=steps)
             assert_close(getattr(found, name), expected, terms=PIXELS)
 
-    def test_all_pictures_go_through_the_model_at_once_and_known_ends_are_not_scored_again(self):
+    def test_all_images_go_through_the_model_at_once_and_known_ends_are_not_scored_again(self):
         sizes = []
 
         def score(batch):
@@ -127,7 +126,7 @@ class TestPointing:
 
 @pytest.fixture(scope="module")
 def measured(demo):
-    """Four things in one picture."""
+    """Four things in one image."""
     settings = FaithfulnessSettings(
         dataset=(SCENES / "dataset.json",), limit=1, steps=4, method=("surgery", "relevance-last", "raw")
     )
@@ -156,39 +155,39 @@ class TestTool:
         assert panel.caption == "new-scenes"
         assert panel.pixels.shape[1] == 900
         assert len(np.unique(panel.pixels.reshape(-1, 3), axis=0)) > 20
-        assert any("blurred picture" in note and "4 steps" in note for note in measured.notes)
+        assert any("blurred image" in note and "4 steps" in note for note in measured.notes)
         assert any("trained through the surgery path" in note for note in measured.notes)
 
     def test_stopped_it_shows_what_is_done(self, demo):
         stop = threading.Event()
-        watch = Watch(lambda done, total, note: done == 1 and stop.set(), stop)
+        progress = Progress(lambda done, total, note: done == 1 and stop.set(), stop)
         settings = FaithfulnessSettings(dataset=(SCENES / "dataset.json",), limit=1, steps=2, method=("attention",))
-        exhibit = run_tool(TOOLS["faithfulness"], demo, [], settings, watch)
-        assert "2 of 4 things" in exhibit.tables[0].title
+        result = run_tool(TOOLS["faithfulness"], demo, [], settings, progress)
+        assert "2 of 4 things" in result.tables[0].title
 
     def test_stopped_before_anything_is_done_it_shows_only_words(self, demo):
         stop = threading.Event()
         stop.set()
-        exhibit = run_tool(TOOLS["faithfulness"], demo, [], FaithfulnessSettings(limit=1), Watch(stop=stop))
-        assert exhibit.tables == exhibit.panels == ()
+        result = run_tool(TOOLS["faithfulness"], demo, [], FaithfulnessSettings(limit=1), Progress(stop=stop))
+        assert result.tables == result.panels == ()
 
-    def test_a_picture_that_is_missing_is_a_line_and_not_the_end(self, demo, tmp_path):
+    def test_an_image_that_is_missing_is_a_line_and_not_the_end(self, demo, tmp_path):
         path = two_scenes(tmp_path)
         (tmp_path / "images/scene_0001.jpg").unlink()
         settings = FaithfulnessSettings(dataset=(path,), steps=2, method=("attention",), fill="mean")
-        exhibit = run_tool(TOOLS["faithfulness"], demo, [], settings)
-        assert any("scene_0001.jpg" in note for note in exhibit.notes)
-        assert any("mean colour" in note for note in exhibit.notes)
-        assert exhibit.tables[0].title == f"{tmp_path.name}: 1 of 2 things in pictures"
-        assert exhibit.tables[0].rows[0][4] is None  # one thing has no standard error
+        result = run_tool(TOOLS["faithfulness"], demo, [], settings)
+        assert any("scene_0001.jpg" in note for note in result.notes)
+        assert any("mean colour" in note for note in result.notes)
+        assert result.tables[0].title == f"{tmp_path.name}: 1 of 2 things in images"
+        assert result.tables[0].rows[0][4] is None  # one thing has no standard error
 
     def test_a_thing_that_the_model_does_not_know_is_refused_before_anything_is_measured(self, demo, tmp_path):
         path = two_scenes(tmp_path, name="xylophone")
         with pytest.raises(QueryError, match="xylophone"):
             run_tool(TOOLS["faithfulness"], demo, [], FaithfulnessSettings(dataset=(path,)))
 
-    def test_it_takes_no_pictures(self, demo):
-        with pytest.raises(SettingsError, match="takes no pictures, got 1"):
+    def test_it_takes_no_images(self, demo):
+        with pytest.raises(SettingsError, match="takes no images, got 1"):
             run_tool(TOOLS["faithfulness"], demo, [builders.image()])
 
     def test_a_method_for_other_clips_is_refused_with_those_that_this_one_can_do(self, demo):
@@ -197,7 +196,7 @@ class TestTool:
 
 
 def two_scenes(folder, name=None):
-    """A dataset of two pictures with one thing each; `name` renames the second thing."""
+    """A dataset of two images with one thing each; `name` renames the second thing."""
     whole = json.loads((SCENES / "dataset.json").read_text())
     kept = [next(a for a in whole["annotations"] if a["image_id"] == number) for number in (1, 2)]
     whole["images"] = whole["images"][:2]
@@ -221,21 +220,21 @@ class TestLabelled:
         assert [each.file for each in sets] == list(demo_splits())
         assert [len(each.pairs) for each in sets] == [81, 66]
 
-    def test_the_limit_counts_pictures(self):
+    def test_the_limit_counts_images(self):
         (few,) = labelled_sets([SCENES / "dataset.json"], limit=2)
         assert len({pair.scene.image_id for pair in few.pairs}) == 2
-        assert few.picture(few.pairs[0]).hw == few.pairs[0].scene.hw
+        assert few.image_of(few.pairs[0]).hw == few.pairs[0].scene.hw
 
-    def test_pictures_without_a_dataset_are_refused(self, tmp_path):
+    def test_images_without_a_dataset_are_refused(self, tmp_path):
         with pytest.raises(DatasetError, match="name the dataset"):
             labelled_sets((), images=tmp_path)
 
-    def test_a_picture_of_another_size_is_refused(self, tmp_path):
+    def test_an_image_of_another_size_is_refused(self, tmp_path):
         path = two_scenes(tmp_path)
         shutil.copy(SCENES / "images/scene_0005.jpg", tmp_path / "images/scene_0001.jpg")
         (each,) = labelled_sets([path])
         with pytest.raises(text2seg.errors.ImageError, match="its dataset says"):
-            each.picture(each.pairs[0])
+            each.image_of(each.pairs[0])
 
 
 @pytest.mark.parametrize(

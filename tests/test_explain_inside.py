@@ -13,6 +13,8 @@ from saliency_builders import Naive, random_target, state
 from test_attention import tiny_clip
 
 import text2seg
+from text2seg.clip.model import preprocess
+from text2seg.clip.text import tokenize
 from text2seg.errors import QueryError, SettingsError
 from text2seg.explain import TOOLS, run_tool
 from text2seg.explain.catalogue.inside import SignedSettings, WordsSettings
@@ -20,9 +22,7 @@ from text2seg.explain.catalogue.saliency import TargetSettings
 from text2seg.explain.layers import block_maps, masked_scores
 from text2seg.explain.saliency.targets import score
 from text2seg.explain.words import leave_out
-from text2seg.images import load_image
-from text2seg.maps.clip import preprocess
-from text2seg.maps.text import tokenize
+from text2seg.io.images import load_image
 from text2seg.pipeline import Text2Seg
 from text2seg.render.signed import signed_heat
 
@@ -74,13 +74,13 @@ class TestLayers:
 
     def test_what_the_last_blocks_gradient_leaves_scores_higher_than_the_whole(self, demo, image):
         before = state(demo.clip.model)
-        exhibit = run_tool(TOOLS["layers"], demo, [image], TargetSettings(text=("sheep",)))
+        result = run_tool(TOOLS["layers"], demo, [image], TargetSettings(text=("sheep",)))
         blocks = len(demo.clip.model.visual.transformer.resblocks)
-        (table,) = exhibit.tables
-        assert [row[0] for row in table.rows] == ["the whole picture", *(f"block {n + 1}" for n in range(blocks))]
+        (table,) = result.tables
+        assert [row[0] for row in table.rows] == ["the whole image", *(f"block {n + 1}" for n in range(blocks))]
         assert table.rows[-1][2] > table.rows[0][2] + 0.1
-        assert len(exhibit.panels) == blocks * exhibit.columns
-        assert exhibit.panels[-1].caption == f"masked by it: {table.rows[-1][2]:.3f}"
+        assert len(result.panels) == blocks * result.columns
+        assert result.panels[-1].caption == f"masked by it: {table.rows[-1][2]:.3f}"
         assert state(demo.clip.model) == before
 
     def test_a_resnet_has_no_blocks(self, image):
@@ -90,19 +90,19 @@ class TestLayers:
 
 class TestSigned:
     def test_the_thing_speaks_for_it_and_another_against_it(self, demo, image):
-        exhibit = run_tool(TOOLS["signed"], demo, [image], SignedSettings(text=("sheep", "fire engine")))
-        assert len(exhibit.panels) == 8
-        assert [row[0] for row in exhibit.tables[0].rows] == ["sheep", "fire engine"]
-        assert all(0 < row[2] < 1 for row in exhibit.tables[0].rows)
-        both = exhibit.panels[3].pixels.astype(int)
+        result = run_tool(TOOLS["signed"], demo, [image], SignedSettings(text=("sheep", "fire engine")))
+        assert len(result.panels) == 8
+        assert [row[0] for row in result.tables[0].rows] == ["sheep", "fire engine"]
+        assert all(0 < row[2] < 1 for row in result.tables[0].rows)
+        both = result.panels[3].pixels.astype(int)
         redder = both[:, :, 0] - both[:, :, 2]
         assert redder[215:270, 100:160].mean() > 20  # the lower sheep
         assert redder[125:205, 15:90].mean() < -20  # the bomb
 
     @pytest.mark.parametrize("method", ["gradcam", "surgery", "legrad"])
     def test_every_method_that_looks_at_the_target_will_do(self, demo, image, method):
-        exhibit = run_tool(TOOLS["signed"], demo, [image], SignedSettings(text=("sheep",), method=method))
-        assert not np.array_equal(exhibit.panels[1].pixels, exhibit.panels[2].pixels)
+        result = run_tool(TOOLS["signed"], demo, [image], SignedSettings(text=("sheep",), method=method))
+        assert not np.array_equal(result.panels[1].pixels, result.panels[2].pixels)
 
     def test_a_method_without_a_target_has_nothing_against_it(self, demo, image):
         with pytest.raises(SettingsError, match="same for every target"):
@@ -143,15 +143,15 @@ class TestWords:
 
     def test_the_name_of_the_thing_weighs_most(self, demo, image):
         before = state(demo.clip.model)
-        exhibit = run_tool(TOOLS["words"], demo, [image], WordsSettings(text="a photo of the sheep"))
-        rows = {row[0]: row[1:] for row in exhibit.tables[0].rows}
+        result = run_tool(TOOLS["words"], demo, [image], WordsSettings(text="a photo of the sheep"))
+        rows = {row[0]: row[1:] for row in result.tables[0].rows}
         assert list(rows) == ["a", "photo", "of", "the", "sheep"]
         assert max(rows, key=lambda word: rows[word][1]) == "sheep"  # adds most to the score
         assert rows["sheep"][2] > 10 * max(turned for word, (_, _, turned) in rows.items() if word != "sheep")
         whole = rows["sheep"][0] + rows["sheep"][1]
-        assert f"{whole:.3f}" in exhibit.tables[0].title
-        assert len(exhibit.panels) == 3 + len(rows)
-        assert exhibit.panels[-1].caption == f"sheep · {rows['sheep'][1]:+.3f}"
+        assert f"{whole:.3f}" in result.tables[0].title
+        assert len(result.panels) == 3 + len(rows)
+        assert result.panels[-1].caption == f"sheep · {rows['sheep'][1]:+.3f}"
         assert state(demo.clip.model) == before
 
 

@@ -13,8 +13,10 @@ from saliency_builders import state
 from test_maps import CPU, image, tiny
 from torch.nn import functional as F
 
+from text2seg.clip.model import Clip
+from text2seg.clip.text import encode_tokens, tokenize
 from text2seg.errors import CheckpointError, QueryError, SettingsError
-from text2seg.explain import TOOLS, Watch, run_tool
+from text2seg.explain import TOOLS, Progress, run_tool
 from text2seg.explain.catalogue.opinion import OpinionSettings
 from text2seg.explain.opinion import (
     FREE,
@@ -26,9 +28,7 @@ from text2seg.explain.opinion import (
     opine,
     straight_through,
 )
-from text2seg.images import load_image
-from text2seg.maps.clip import Clip
-from text2seg.maps.text import encode_tokens, tokenize
+from text2seg.io.images import load_image
 from text2seg.pipeline import Text2Seg
 from text2seg.runtime import Precision
 
@@ -67,14 +67,14 @@ def test_tokens_are_drawn_as_often_as_the_logits_say():
 
 def test_the_texts_found_have_the_cosine_that_clip_gives_them(vit, monkeypatch):
     monkeypatch.setattr("text2seg.explain.opinion.decode", lambda tokens: " ".join(map(str, tokens)))
-    aim = mean_features(vit, copies(image(), vit.trained_size, 0))
+    sam_prompt = mean_features(vit, copies(image(), vit.trained_size, 0))
     found = opine(vit, image(), OpinionSettings(prompt="a photo of", steps=10, candidates=4), for_ever)
     assert len(found.texts) == 5
     for text, cosine in found.texts:
         assert text.startswith("a photo of ")
         tokens, _ = tokenize(["a photo of" + FREE * " bus"], 77)
         tokens[0, 4 : 4 + FREE] = torch.tensor([int(token) for token in text.split()[3:]])
-        assert float(encode_tokens(vit.model, tokens)[0] @ aim) == about(cosine, terms=TINY_NETWORK)
+        assert float(encode_tokens(vit.model, tokens)[0] @ sam_prompt) == about(cosine, terms=TINY_NETWORK)
     scores = [cosine for _, cosine in found.texts]
     assert scores == sorted(scores, reverse=True)
     assert scores[0] > found.start
@@ -84,10 +84,10 @@ def test_the_texts_found_have_the_cosine_that_clip_gives_them(vit, monkeypatch):
 def test_free_tokens_are_read_at_the_end_of_the_text(vit):
     frame = framed(vit, "a photo of")
     tokens, _ = tokenize(["a photo of sheep sheep bus bus"], 77)
-    aim = F.normalize(torch.randn(32, generator=torch.Generator().manual_seed(0)), dim=0)
+    sam_prompt = F.normalize(torch.randn(32, generator=torch.Generator().manual_seed(0)), dim=0)
     free = vit.model.token_embedding(tokens[:, 4 : 4 + FREE])
-    expected = encode_tokens(vit.model, tokens) @ aim
-    assert_close(frame.cosines(vit, free, aim), expected, terms=TINY_NETWORK, scale=1)
+    expected = encode_tokens(vit.model, tokens) @ sam_prompt
+    assert_close(frame.cosines(vit, free, sam_prompt), expected, terms=TINY_NETWORK, scale=1)
 
 
 def test_the_mean_feature_gives_the_mean_cosine_and_copies_are_encoded_once(vit, monkeypatch):
@@ -152,19 +152,19 @@ def test_a_stopped_search_shows_what_it_has(vit, demo):
             stop.set()
 
     tool = TOOLS["opinion"]
-    shown = run_tool(tool, models, [image()], OpinionSettings(steps=50, candidates=2), Watch(report, stop))
+    shown = run_tool(tool, models, [image()], OpinionSettings(steps=50, candidates=2), Progress(report, stop))
     assert [report[:2] for report in reports] == [(0, 50), (1, 50), (2, 50)]
     assert reports[0][2] == ""
     assert reports[2][2] == shown.tables[0].rows[0][0]  # the best text until then
     assert 1 <= len(shown.tables[0].rows) <= 4
     assert "After 2 of 50 steps" in shown.notes[0]
-    nothing = run_tool(tool, models, [image()], None, Watch(stop=stop))
+    nothing = run_tool(tool, models, [image()], None, Progress(stop=stop))
     assert not nothing.tables
     assert "Stopped" in nothing.notes[0]
 
 
 def test_the_demo_model_says_words_that_fit_far_better_than_random_ones(demo):
-    """The picture shows a rocket, an anchor, a horse and a tomato. Few of the 49,408 tokens mean anything to this
+    """The image shows a rocket, an anchor, a horse and a tomato. Few of the 49,408 tokens mean anything to this
     model, and yet what it finds fits better than a sentence on a thing that is not there."""
     scene = load_image(SCENES / "scene_0003.jpg")
     found = opine(demo.clip, scene, OpinionSettings(steps=12), for_ever)

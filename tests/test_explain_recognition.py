@@ -14,16 +14,16 @@ from closeness import about, assert_close
 from saliency_builders import state
 from test_attention import tiny_clip
 
+from text2seg.clip.model import ImageTokens
 from text2seg.errors import DatasetError, OutputError, QueryError, SettingsError
 from text2seg.evaluation import evaluate_files
-from text2seg.explain import TOOLS, Watch, run_tool
+from text2seg.explain import TOOLS, Progress, run_tool
 from text2seg.explain.catalogue.recognition import RecognitionSettings, ScoresSettings, SemanticSettings
 from text2seg.explain.labelled import demo_splits
 from text2seg.explain.multilabel import recognise
 from text2seg.explain.semantic import label_map, painted
 from text2seg.grids import resize
-from text2seg.images import load_image
-from text2seg.maps.clip import ImageTokens
+from text2seg.io.images import load_image
 from text2seg.pipeline import Text2Seg
 from text2seg.records import Image
 from text2seg.render.bars import Bar, bars
@@ -42,7 +42,7 @@ def models(request):
 
 
 @pytest.fixture
-def picture():
+def image():
     return builders.image((48, 72))
 
 
@@ -59,7 +59,7 @@ class TestRecognise:
         cls, texts = unit(8), unit(5, 8, seed=1)
         assert_close(recognise(cls, texts, surgery=False), texts @ cls, terms=8, scale=1)
 
-    def test_surgery_keeps_a_pictures_own_order_and_its_scores_sum_to_0(self):
+    def test_surgery_keeps_a_images_own_order_and_its_scores_sum_to_0(self):
         cls, texts = unit(64), unit(30, 64, seed=2)
         plain, scores = (recognise(cls, texts, surgery=surgery) for surgery in (False, True))
         assert plain.min() > -0.5
@@ -68,7 +68,7 @@ class TestRecognise:
 
 
 class TestLabelMap:
-    def test_it_is_the_argmax_of_the_maps_at_the_pictures_size(self):
+    def test_it_is_the_argmax_of_the_maps_at_the_images_size(self):
         grid, hw, texts = (3, 4), (24, 32), unit(40, 8, seed=1)
         tokens = ImageTokens(unit(1 + 12, 8), grid, hw)
         maps = resize((tokens.features[1:] @ texts.T).T.reshape(40, *grid).numpy(), hw)
@@ -79,43 +79,43 @@ class TestLabelMap:
         tokens = ImageTokens(unit(1 + 12, 8), (3, 4), (24, 32))
         np.testing.assert_array_equal(label_map(tokens, texts, 30), label_map(tokens, texts, 40).clip(max=30))
 
-    def test_the_background_stays_as_it_is(self, picture):
-        labels = np.full(picture.hw, 2, np.int64)
+    def test_the_background_stays_as_it_is(self, image):
+        labels = np.full(image.hw, 2, np.int64)
         labels[:20, :30] = 0
-        shown = painted(picture, labels, ("dog", "cat", "background"))
-        assert (shown[30:, 40:] == picture.pixels[30:, 40:]).all()
-        assert (shown[:10, :20] != picture.pixels[:10, :20]).any()
+        shown = painted(image, labels, ("dog", "cat", "background"))
+        assert (shown[30:, 40:] == image.pixels[30:, 40:]).all()
+        assert (shown[:10, :20] != image.pixels[:10, :20]).any()
 
 
 class TestTools:
     @pytest.mark.parametrize("name", ["multilabel", "semantic"])
-    def test_the_model_is_as_it_was_and_the_same_comes_out_twice(self, models, picture, name):
+    def test_the_model_is_as_it_was_and_the_same_comes_out_twice(self, models, image, name):
         before = state(models.clip.model)
         tool = TOOLS[name]
-        one, other = (run_tool(tool, models, [picture], tool.settings(label=LABELS)) for _ in range(2))
+        one, other = (run_tool(tool, models, [image], tool.settings(label=LABELS)) for _ in range(2))
         assert one.tables == other.tables
         assert state(models.clip.model) == before
 
-    def test_multilabel_ranks_all_labels_by_score(self, models, picture):
-        (table,) = run_tool(TOOLS["multilabel"], models, [picture], RecognitionSettings(label=LABELS)).tables
+    def test_multilabel_ranks_all_labels_by_score(self, models, image):
+        (table,) = run_tool(TOOLS["multilabel"], models, [image], RecognitionSettings(label=LABELS)).tables
         scores = [row[1] for row in table.rows]
         assert {row[0] for row in table.rows} == set(LABELS)
         assert scores == sorted(scores, reverse=True)
 
-    def test_semantic_shares_are_of_all_pixels(self, models, picture):
+    def test_semantic_shares_are_of_all_pixels(self, models, image):
         settings = SemanticSettings(label=LABELS, background=("sky", ""))
-        (table,) = run_tool(TOOLS["semantic"], models, [picture], settings).tables
+        (table,) = run_tool(TOOLS["semantic"], models, [image], settings).tables
         assert sum(row[1] for row in table.rows) == pytest.approx(1)
         assert sum(row[2] for row in table.rows) == 48 * 72
         assert {row[0] for row in table.rows} <= {*LABELS, "background"}
 
     @pytest.mark.parametrize("name", ["multilabel", "semantic"])
     @pytest.mark.parametrize("labels", [("dog",), ("dog", "dog ")])
-    def test_one_label_alone_is_refused(self, models, picture, name, labels):
+    def test_one_label_alone_is_refused(self, models, image, name, labels):
         with pytest.raises(QueryError, match="two labels or more"):
-            run_tool(TOOLS[name], models, [picture], TOOLS[name].settings(label=labels))
+            run_tool(TOOLS[name], models, [image], TOOLS[name].settings(label=labels))
 
-    def test_bad_settings_are_refused(self, models, picture):
+    def test_bad_settings_are_refused(self, models, image):
         with pytest.raises(SettingsError, match="label must be"):
             RecognitionSettings(label=("dog", " "))
         with pytest.raises(SettingsError, match="input size"):
@@ -123,12 +123,12 @@ class TestTools:
         with pytest.raises(SettingsError, match="one text"):
             SemanticSettings(background="sky")
         with pytest.raises(SettingsError, match="at once"):
-            run_tool(TOOLS["semantic"], models, [picture], SemanticSettings(label=LABELS, background=("dog",)))
+            run_tool(TOOLS["semantic"], models, [image], SemanticSettings(label=LABELS, background=("dog",)))
 
-    def test_a_resnet_says_which_rules_it_can_follow(self, picture):
+    def test_a_resnet_says_which_rules_it_can_follow(self, image):
         models = Text2Seg(tiny_clip("resnet"), sam=None)
         with pytest.raises(SettingsError, match="surgery or raw"):
-            run_tool(TOOLS["semantic"], models, [picture], SemanticSettings(label=LABELS, architecture="gem"))
+            run_tool(TOOLS["semantic"], models, [image], SemanticSettings(label=LABELS, architecture="gem"))
 
 
 class TestBars:
@@ -142,7 +142,7 @@ class TestBars:
 class TestScores:
     @pytest.fixture
     def dataset(self, tmp_path):
-        """Two pictures of noise, each with a box of one category, whose ids are not 1..N."""
+        """Two images of noise, each with a box of one category, whose ids are not 1..N."""
         from PIL import Image as PillowImage
 
         from text2seg.coco import rle
@@ -180,10 +180,10 @@ class TestScores:
 
     def test_stopped_early_it_scores_what_is_done(self, models, dataset):
         stop = threading.Event()
-        watch = Watch(lambda done, total, note: stop.set() if done == 0 else None, stop)
-        exhibit = run_tool(TOOLS["recognition-scores"], models, [], ScoresSettings(dataset=(dataset,)), watch)
-        assert "1 picture," in exhibit.tables[0].title
-        assert "stopped after 1 of 2" in exhibit.notes[-1]
+        progress = Progress(lambda done, total, note: stop.set() if done == 0 else None, stop)
+        result = run_tool(TOOLS["recognition-scores"], models, [], ScoresSettings(dataset=(dataset,)), progress)
+        assert "1 image," in result.tables[0].title
+        assert "stopped after 1 of 2" in result.notes[-1]
 
     def test_a_dataset_that_is_missing_is_named(self, models, tmp_path):
         with pytest.raises(DatasetError, match=r"nowhere\.json"):
@@ -197,11 +197,11 @@ class TestDemo:
         assert {"sheep", "bomb", "fire engine"} == {row[0] for row in table.rows[:3]}
 
     def test_segmentation_paints_what_is_in_the_scene(self, demo):
-        exhibit = run_tool(TOOLS["semantic"], demo, [load_image(SCENE)])
-        names = [row[0] for row in exhibit.tables[0].rows]
+        result = run_tool(TOOLS["semantic"], demo, [load_image(SCENE)])
+        names = [row[0] for row in result.tables[0].rows]
         assert names[0] == "background"
         assert {"sheep", "bomb", "fire engine"} <= set(names)
-        assert exhibit.picture() is not None
+        assert result.image() is not None
 
     def test_what_it_does_not_know_is_refused(self, demo):
         for name, settings in (
@@ -225,6 +225,6 @@ class TestDemo:
         assert rows["surgery"][1] > 0.5
 
 
-def test_a_picture_without_a_name_will_do(models):
+def test_an_image_without_a_name_will_do(models):
     image = Image(builders.pixels((48, 72)))
     assert run_tool(TOOLS["multilabel"], models, [image], RecognitionSettings(label=LABELS)).tables

@@ -1,4 +1,4 @@
-"""`run-all` over a folder: mosaics as they come, a table of words, originals untouched, bad pictures passed over."""
+"""`run-all` over a folder: mosaics as they come, a table of words, originals untouched, bad images passed over."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import pytest
 from PIL import Image as PillowImage
 
 from text2seg.errors import OutputError, QueryError, SettingsError
-from text2seg.explain import TOOLS, Watch, run_tool
+from text2seg.explain import TOOLS, Progress, run_tool
 from text2seg.explain.catalogue.opinion import RunAllSettings
 from text2seg.explain.opinion import Opinion
-from text2seg.explain.pictures import PictureFiles
 from text2seg.explain.run_all import WORDS_FILE, explained
-from text2seg.images import load_image
+from text2seg.explain.tool import ImageFiles
+from text2seg.io.images import load_image
 
 SCENES = resources.files("text2seg.demo") / "scenes" / "new-scenes" / "images"
 TOOL = TOOLS["run-all"]
@@ -26,18 +26,18 @@ SAID = Opinion((("rocket tiger rocket toleballoon ", 0.4),), (("rocket", 2), ("t
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two good pictures and, between them, a bad one."""
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
-    shutil.copy(SCENES / "scene_0003.jpg", pictures / "a.jpg")
-    (pictures / "b.jpg").write_bytes(b"not a picture")
-    shutil.copy(SCENES / "scene_0019.jpg", pictures / "c.jpg")
-    return pictures
+    """Two good images and, between them, a bad one."""
+    images = tmp_path / "images"
+    images.mkdir()
+    shutil.copy(SCENES / "scene_0003.jpg", images / "a.jpg")
+    (images / "b.jpg").write_bytes(b"not an image")
+    shutil.copy(SCENES / "scene_0019.jpg", images / "c.jpg")
+    return images
 
 
 @pytest.fixture
 def quick(monkeypatch):
-    """A search that says the same of every picture at once, and still reports and stops."""
+    """A search that says the same of every image at once, and still reports and stops."""
 
     def opine(clip, image, settings, going):
         for step in range(settings.steps + 1):
@@ -56,10 +56,10 @@ def words_in(output):
     return json.loads((output / f"{WORDS_FILE}.json").read_text(encoding="utf-8"))
 
 
-def test_a_folder_with_a_bad_picture(demo, folder, quick, tmp_path):
+def test_a_folder_with_a_bad_image(demo, folder, quick, tmp_path):
     before, output, reports = digests(folder), tmp_path / "out", []
-    watch = Watch(lambda done, total, note: reports.append((done, total)))
-    shown = run_tool(TOOL, demo, PictureFiles([folder]), RunAllSettings(steps=3, folder=output), watch)
+    progress = Progress(lambda done, total, note: reports.append((done, total)))
+    shown = run_tool(TOOL, demo, ImageFiles([folder]), RunAllSettings(steps=3, folder=output), progress)
     assert digests(folder) == before
     names = [".text2seg-written", "0001_a.json", "0001_a.png", "0003_c.json", "0003_c.png", f"{WORDS_FILE}.json"]
     assert sorted(path.name for path in output.iterdir()) == names
@@ -79,14 +79,14 @@ def test_a_stop_keeps_what_is_written(demo, folder, quick, tmp_path):
     output, stop = tmp_path / "out", threading.Event()
 
     def report(done, total, note):
-        if done == 7:  # within the third picture
+        if done == 7:  # within the third image
             assert (output / "0001_a.png").exists()
             assert words_in(output)["tables"][0]["rows"] == [["rocket", 2, 1], ["tiger", 1, 1], ["toleballoon", 1, 1]]
             stop.set()
 
     settings = RunAllSettings(steps=3, folder=output)
-    shown = run_tool(TOOL, demo, PictureFiles([folder]), settings, Watch(report, stop))
-    assert shown.notes[0] == "1 of 3 pictures are not done."
+    shown = run_tool(TOOL, demo, ImageFiles([folder]), settings, Progress(report, stop))
+    assert shown.notes[0] == "1 of 3 images are not done."
     assert shown.tables[0].rows[0] == ("rocket", 2, 1)
     assert not (output / "0003_c.png").exists()
 
@@ -94,19 +94,19 @@ def test_a_stop_keeps_what_is_written(demo, folder, quick, tmp_path):
 def test_a_stop_before_the_first_word_shows_no_empty_table(demo, folder, quick, tmp_path):
     stop = threading.Event()
     stop.set()
-    shown = run_tool(TOOL, demo, PictureFiles([folder]), RunAllSettings(folder=tmp_path / "out"), Watch(stop=stop))
-    assert (shown.tables, shown.notes) == ((), ("3 of 3 pictures are not done.",))
+    shown = run_tool(TOOL, demo, ImageFiles([folder]), RunAllSettings(folder=tmp_path / "out"), Progress(stop=stop))
+    assert (shown.tables, shown.notes) == ((), ("3 of 3 images are not done.",))
 
 
 def test_an_earlier_run_is_written_over_and_a_folder_of_others_is_not(demo, folder, quick, tmp_path):
     settings = RunAllSettings(steps=1, folder=tmp_path / "out")
     for _ in range(2):
-        run_tool(TOOL, demo, PictureFiles([folder / "a.jpg"]), settings)
+        run_tool(TOOL, demo, ImageFiles([folder / "a.jpg"]), settings)
     before = digests(folder)
     with pytest.raises(OutputError, match="did not write"):
-        run_tool(TOOL, demo, PictureFiles([folder]), RunAllSettings(steps=1, folder=folder))
+        run_tool(TOOL, demo, ImageFiles([folder]), RunAllSettings(steps=1, folder=folder))
     with pytest.raises(OutputError, match=r"a\.jpg"):
-        run_tool(TOOL, demo, PictureFiles([folder]), RunAllSettings(steps=1, folder=folder / "a.jpg"))
+        run_tool(TOOL, demo, ImageFiles([folder]), RunAllSettings(steps=1, folder=folder / "a.jpg"))
     assert digests(folder) == before
 
 
@@ -128,7 +128,7 @@ def test_an_opinion_without_words_has_a_mosaic_too(demo):
     scene = load_image(SCENES / "scene_0003.jpg")
     shown = explained(demo, scene, Opinion((("! ! ! ! ", 0.2),), (), 0.1, 1), 3)
     assert len(shown.panels) == 2
-    assert shown.picture() is not None
+    assert shown.image() is not None
 
 
 def test_words_are_looked_for_as_they_are(demo):
@@ -139,16 +139,16 @@ def test_words_are_looked_for_as_they_are(demo):
 
 
 def test_from_a_search_to_a_mosaic(demo):
-    shown = run_tool(TOOL, demo, PictureFiles([SCENES / "scene_0003.jpg"]), RunAllSettings(steps=1, candidates=6))
+    shown = run_tool(TOOL, demo, ImageFiles([SCENES / "scene_0003.jpg"]), RunAllSettings(steps=1, candidates=6))
     assert len(shown.panels) == 1
     assert shown.panels[0].caption.startswith("scene_0003.jpg: ")
     assert not shown.notes
 
 
-def test_what_holds_for_all_pictures_is_refused_before_any(demo, folder, tmp_path):
+def test_what_holds_for_all_images_is_refused_before_any(demo, folder, tmp_path):
     output = tmp_path / "out"
     with pytest.raises(QueryError, match="too long"):
-        run_tool(TOOL, demo, PictureFiles([folder]), RunAllSettings(prompt="bus " * 80, folder=output))
+        run_tool(TOOL, demo, ImageFiles([folder]), RunAllSettings(prompt="bus " * 80, folder=output))
     assert not output.exists()
     with pytest.raises(SettingsError, match="words"):
         RunAllSettings(words=0)

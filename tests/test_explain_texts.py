@@ -1,4 +1,4 @@
-"""The text side: relevance of tokens, words that a picture lights up, keywords; on a tiny random CLIP against plain
+"""The text side: relevance of tokens, words that an image lights up, keywords; on a tiny random CLIP against plain
 float64, and on the demo model against what is there."""
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from saliency_builders import in_float64, random_target, state
 from test_attention import feed_forward, layer_norm
 from test_maps import CPU, image, tiny
 
+from text2seg.clip.model import Clip
 from text2seg.errors import QueryError, SettingsError
 from text2seg.explain import TOOLS, run_tool
 from text2seg.explain.catalogue.texts import KeywordsSettings, TextVisualisationSettings, TokenRelevanceSettings
@@ -21,9 +22,8 @@ from text2seg.explain.keywords import keywords
 from text2seg.explain.text_visualisation import light_up, token_features
 from text2seg.explain.token_relevance import token_relevance
 from text2seg.explain.tokens import decode, joined, tokens_of, words_of
-from text2seg.explain.word_picture import word_picture
-from text2seg.images import load_image
-from text2seg.maps.clip import Clip
+from text2seg.explain.words import word_image
+from text2seg.io.images import load_image
 from text2seg.pipeline import Text2Seg
 from text2seg.runtime import Precision
 
@@ -115,7 +115,7 @@ def test_features_of_all_tokens_against_float64_and_the_last_is_clips_own(vit):
 
 
 @pytest.mark.parametrize("redundancy", ["none", "empty", "label-set"])
-def test_what_a_picture_lights_up_against_loops(vit, redundancy):
+def test_what_an_image_lights_up_against_loops(vit, redundancy):
     tokens = tokens_of(vit, TEXT)
     (seen,) = vit.encode_images([image()], size=(32, 64))
     texts = NaiveText(vit, tokens.ids).run()[1][1:]
@@ -210,8 +210,8 @@ def test_settings_that_cannot_be(wrong):
 
 
 @pytest.mark.parametrize("point", [(-1, 0), (0, 100_000)])
-def test_a_point_outside_of_the_picture_is_refused(demo, point):
-    with pytest.raises(SettingsError, match="not in the picture"):
+def test_a_point_outside_of_the_image_is_refused(demo, point):
+    with pytest.raises(SettingsError, match="not in the image"):
         run_tool(TOOLS["text-visualisation"], demo, [scene()], TextVisualisationSettings("a sheep", point=point))
 
 
@@ -249,9 +249,9 @@ def test_a_sentence_without_keywords_is_refused(demo):
         run_tool(TOOLS["keywords"], knows_all, [scene()], KeywordsSettings("it is what it is"))
 
 
-def test_words_in_a_picture_wrap_and_the_heavy_ones_are_coloured():
-    small = word_picture(["a ", "sheep "], np.array([0, 1], np.float32), ["0%", "100%"])
-    large = word_picture(["sheep "] * 30 + ["x" * 200 + " "], np.linspace(0, 1, 31, dtype=np.float32), ["1"] * 31)
+def test_words_in_an_image_wrap_and_the_heavy_ones_are_coloured():
+    small = word_image(["a ", "sheep "], np.array([0, 1], np.float32), ["0%", "100%"])
+    large = word_image(["sheep "] * 30 + ["x" * 200 + " "], np.linspace(0, 1, 31, dtype=np.float32), ["1"] * 31)
     assert small.shape[1] == large.shape[1]
     assert large.shape[0] > 3 * small.shape[0]
     saturation = np.ptp(small.astype(int), axis=2)

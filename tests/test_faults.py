@@ -29,7 +29,7 @@ FILE_OUTPUTS = {
     "merge": "merge {coco} --output {x}",
     "label": "label {photos} --query sheep --output {x}",
     "tune": "tune {photos} --ontology {ontology} --plot {x}",
-    "replay": "replay {coco} --annotation 1 --picture {x}",
+    "replay": "replay {coco} --annotation 1 --image {x}",
     "benchmark": "benchmark coco --images {photos} --annotations {coco} --predictions {x}",
     "bench": "bench --quick --output {x}",
 }
@@ -136,7 +136,7 @@ def plain_user() -> Iterator[None]:
 
 def told(capsys, command: str, places, path: Path, kind: str = "", *, named: str = "") -> str:
     """Run a command that is to fail; gives the one line that it says."""
-    before = listing(places)
+    before = scan(places)
     arguments = [part.format(**places, x=path) for part in command.split()]
     if kind in ("closed", "read-only"):
         under_a_file = places["coco"] / "under" / path.name
@@ -150,11 +150,11 @@ def told(capsys, command: str, places, path: Path, kind: str = "", *, named: str
     assert len(said) == 1
     assert (named or str(path)[:40]) in said[0]
     assert "Traceback" not in said[0]
-    assert listing(places) == before  # nothing half written
+    assert scan(places) == before  # nothing half written
     return said[0]
 
 
-def listing(places) -> list[str]:
+def scan(places) -> list[str]:
     """All files but the locks, which stay so that two processes agree on them."""
     root = places["new"].parent
     return sorted(str(Path(where) / name) for where, _, names in os.walk(root) for name in names if name[-4:] != "lock")

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from text2seg import files
 from text2seg.errors import ImageError, OutputError, Text2SegError
-from text2seg.files import check_writable, fitting, folder_aside, write_atomically, write_together
-from text2seg.outputs import RECORD, OutputFolder
+from text2seg.io import files
+from text2seg.io.files import check_writable, fitting, folder_aside, write_atomically, write_together
+from text2seg.io.outputs import RECORD, OutputFolder
 
 
 def test_chunks_become_one_file_in_a_new_folder(tmp_path):

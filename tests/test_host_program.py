@@ -19,10 +19,10 @@ import torch
 import text2seg
 from text2seg import Text2Seg
 from text2seg.config import MapSettings
-from text2seg.images import load_image
+from text2seg.io.images import load_image
 from text2seg.runtime import Defaults, Unfilled
 
-PICTURE = resources.files("text2seg.demo") / "scenes" / "new-scenes" / "images" / "scene_0019.jpg"
+IMAGE = resources.files("text2seg.demo") / "scenes" / "new-scenes" / "images" / "scene_0019.jpg"
 MAKERS = {
     f"torch.{name}"
     for name in ("empty", "zeros", "ones", "rand", "randn", "full", "tensor", "as_tensor", "arange", "linspace", "eye")
@@ -42,7 +42,7 @@ def test_every_tensor_is_made_with_a_dtype_on_a_device():
     package = Path(text2seg.__file__).parent
     found = 0
     for path in package.rglob("*.py"):
-        for call in calls(path) if path.name != "tiny_vit.py" else ():
+        for call in calls(path) if path.name != "mobile_sam.py" else ():
             given = {keyword.arg for keyword in call.keywords}
             wanted = {"device"} if ast.unparse(call.func) == "torch.arange" else {"device", "dtype"}
             assert wanted <= given, f"{path}:{call.lineno} leaves {wanted - given} to the program around"
@@ -98,7 +98,7 @@ HOSTS = {
 
 
 def answer(models):
-    found = models.segment(str(PICTURE), "sheep, dog")
+    found = models.segment(str(IMAGE), "sheep, dog")
     return [(segment.query, segment.mask.tobytes()) for segment in found.segments], found.maps.scores.tobytes()
 
 
@@ -125,7 +125,7 @@ def test_models_of_open_clip_with_a_tokenizer_of_their_own(host, tmp_path):
 
     def scores():
         clip = opened(name)
-        tokens = clip.encode_images([load_image(Path(str(PICTURE)))])[0]
+        tokens = clip.encode_images([load_image(Path(str(IMAGE)))])[0]
         return clip.similarity(tokens, ["a dog", "cat"], MapSettings()).scores
 
     wanted = scores()

@@ -1,4 +1,4 @@
-"""Pictures of every kind come in as RGB uint8, upright; those that cannot are named in the error."""
+"""Images of every kind come in as RGB uint8, upright; those that cannot are named in the error."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from PIL import Image as PillowImage
 from PIL import ImageFile, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from text2seg import images
 from text2seg.errors import ImageError
-from text2seg.images import load_image, measure
+from text2seg.io import images
+from text2seg.io.images import load_image, measure
 
 HEIGHT, WIDTH = builders.HW
 
@@ -25,19 +25,19 @@ def ramp(dtype: type = np.uint8, top: int = 255) -> np.ndarray:
     return np.linspace(0, top, HEIGHT * WIDTH).reshape(HEIGHT, WIDTH).astype(dtype)
 
 
-def saved(tmp_path, picture: PillowImage.Image, name: str, **options):
+def saved(tmp_path, image: PillowImage.Image, name: str, **options):
     path = tmp_path / name
-    picture.save(path, **options)
+    image.save(path, **options)
     return path
 
 
-def as_bytes(picture: PillowImage.Image, kind: str, **options) -> bytes:
+def as_bytes(image: PillowImage.Image, kind: str, **options) -> bytes:
     stream = io.BytesIO()
-    picture.save(stream, kind, **options)
+    image.save(stream, kind, **options)
     return stream.getvalue()
 
 
-def test_path_text_pillow_and_array_are_the_same_picture(tmp_path):
+def test_path_text_pillow_and_array_are_the_same_image(tmp_path):
     pixels = builders.pixels()
     path = saved(tmp_path, PillowImage.fromarray(pixels), "a.png")
     for source in (path, str(path), PillowImage.open(path), PillowImage.fromarray(pixels), pixels):
@@ -84,7 +84,7 @@ def test_a_wrong_array_says_what_is_wanted(array):
 
 
 @pytest.mark.parametrize("source", [None, 3, b"bytes", [1, 2]])
-def test_other_things_are_no_pictures(source):
+def test_other_things_are_no_images(source):
     with pytest.raises(ImageError, match=f"got {type(source).__name__}"):
         load_image(source)
 
@@ -124,10 +124,10 @@ def test_no_permission(tmp_path, monkeypatch):
         load_image(path)
 
 
-def test_text_is_not_a_picture(tmp_path):
+def test_text_is_not_an_image(tmp_path):
     path = tmp_path / "notes.jpg"
-    path.write_text("no picture")
-    with pytest.raises(ImageError, match=r"notes\.jpg is no picture"):
+    path.write_text("no image")
+    with pytest.raises(ImageError, match=r"notes\.jpg is no image"):
         load_image(path)
 
 
@@ -151,7 +151,7 @@ def test_a_truncated_progressive_jpeg(tmp_path):
         load_image(tmp_path / "half.jpg")
 
 
-def test_huge_pictures_name_the_limit(tmp_path, monkeypatch):
+def test_huge_images_name_the_limit(tmp_path, monkeypatch):
     path = saved(tmp_path, PillowImage.fromarray(builders.pixels()), "a.png")
     monkeypatch.setattr(images, "PIXEL_LIMIT", 700)
     with pytest.raises(ImageError, match=r"a\.png is 32 x 24, over the limit of 700 pixels"):
@@ -188,7 +188,7 @@ def test_the_first_frame_of_an_animation(tmp_path, caplog, kind):
     options = {"lossless": True} if kind == "WEBP" else {}
     path = tmp_path / f"moving.{kind.lower()}"
     frames[0].save(path, kind, save_all=True, append_images=frames[1:], duration=50, **options)
-    with caplog.at_level(logging.WARNING, "text2seg.images"):
+    with caplog.at_level(logging.WARNING, "text2seg.io.images"):
         image = load_image(path)
     assert (image.pixels == (255, 0, 0)).all()
     assert "several frames" in caplog.text
@@ -206,13 +206,13 @@ def test_exif_orientation(tmp_path, orientation, kind):
     exif[images.EXIF_ORIENTATION] = orientation
     path = tmp_path / "a.bin"
     path.write_bytes(as_bytes(PillowImage.fromarray(builders.pixels()), kind, exif=exif))
-    with PillowImage.open(path) as picture:
-        upright = ImageOps.exif_transpose(picture).convert("RGB")
+    with PillowImage.open(path) as photo:
+        upright = ImageOps.exif_transpose(photo).convert("RGB")
     image = load_image(path)
     np.testing.assert_array_equal(image.pixels, np.asarray(upright))
     assert image.hw == ((HEIGHT, WIDTH) if orientation < 5 else (WIDTH, HEIGHT))
-    with PillowImage.open(path) as picture:
-        np.testing.assert_array_equal(load_image(picture).pixels, image.pixels)
+    with PillowImage.open(path) as photo:
+        np.testing.assert_array_equal(load_image(photo).pixels, image.pixels)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -220,11 +220,11 @@ def test_exif_orientation(tmp_path, orientation, kind):
 @pytest.mark.parametrize("compression", [None, "tiff_lzw"])
 def test_a_turned_tiff_of_any_mode(tmp_path, orientation, mode, compression):
     """Pillow maps some of them into memory, and then takes columns for rows."""
-    picture = PillowImage.fromarray(builders.pixels()).convert("L" if mode == "I;16" else mode)
-    picture = PillowImage.fromarray(np.asarray(picture).astype(np.uint16) * 257) if mode == "I;16" else picture
+    image = PillowImage.fromarray(builders.pixels()).convert("L" if mode == "I;16" else mode)
+    image = PillowImage.fromarray(np.asarray(image).astype(np.uint16) * 257) if mode == "I;16" else image
     path = tmp_path / "a.tif"
-    picture.save(path, tiffinfo={images.EXIF_ORIENTATION: orientation}, compression=compression)
-    stored = load_image(picture).pixels
+    image.save(path, tiffinfo={images.EXIF_ORIENTATION: orientation}, compression=compression)
+    stored = load_image(image).pixels
     with PillowImage.open(path) as opened:
         before = load_image(opened).pixels
         again = load_image(opened).pixels
@@ -260,27 +260,27 @@ def test_the_size_is_known_before_decoding(tmp_path, kind, orientation, where):
         assert found == orientation
 
 
-def test_a_picture_is_read_from_the_file_that_is_open_and_from_no_other(tmp_path, monkeypatch):
-    """Pillow would map the file that has the picture's name."""
+def test_an_image_is_read_from_the_file_that_is_open_and_from_no_other(tmp_path, monkeypatch):
+    """Pillow would map the file that has the image's name."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes.txt").write_bytes(b"secret" * 1000)
     grey = ramp()
-    picture = PillowImage.open(io.BytesIO(as_bytes(PillowImage.fromarray(grey), "TIFF")))
-    picture.filename = "notes.txt"
-    image = load_image(picture)
+    photo = PillowImage.open(io.BytesIO(as_bytes(PillowImage.fromarray(grey), "TIFF")))
+    photo.filename = "notes.txt"
+    image = load_image(photo)
     np.testing.assert_array_equal(image.pixels[:, :, 0], grey)
-    assert (image.file_name, picture.filename) == ("notes.txt", "notes.txt")
+    assert (image.file_name, photo.filename) == ("notes.txt", "notes.txt")
 
 
 def test_orientation_6_turns_right():
     pixels = builders.pixels()
-    picture = PillowImage.fromarray(pixels)
-    picture.getexif()[images.EXIF_ORIENTATION] = 6
-    np.testing.assert_array_equal(load_image(picture).pixels, np.rot90(pixels, -1))
+    image = PillowImage.fromarray(pixels)
+    image.getexif()[images.EXIF_ORIENTATION] = 6
+    np.testing.assert_array_equal(load_image(image).pixels, np.rot90(pixels, -1))
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
-def test_a_broken_exif_block_does_not_spoil_the_picture(tmp_path):
+def test_a_broken_exif_block_does_not_spoil_the_image(tmp_path):
     path = tmp_path / "a.jpg"
     path.write_bytes(as_bytes(PillowImage.fromarray(builders.pixels()), "JPEG", exif=b"Exif\0\0MM\0*broken!"))
     assert load_image(path).hw == (HEIGHT, WIDTH)
@@ -338,19 +338,19 @@ def test_every_mode_of_pillow(mode):
 
 
 def test_a_palette_with_transparency(tmp_path):
-    picture = PillowImage.new("P", (WIDTH, HEIGHT), 1)
-    picture.putpalette([255, 0, 0, 0, 0, 255])
-    picture.paste(0, (0, 0, 8, HEIGHT))
+    photo = PillowImage.new("P", (WIDTH, HEIGHT), 1)
+    photo.putpalette([255, 0, 0, 0, 0, 255])
+    photo.paste(0, (0, 0, 8, HEIGHT))
     for name in ("a.png", "a.gif"):
-        image = load_image(saved(tmp_path, picture, name, transparency=0))
+        image = load_image(saved(tmp_path, photo, name, transparency=0))
         assert image.pixels[5, 3].tolist() == [255, 255, 255]
         assert image.pixels[5, 20].tolist() == [0, 0, 255]
 
 
 def test_grey_with_a_transparent_shade(tmp_path):
-    picture = PillowImage.new("L", (WIDTH, HEIGHT), 7)
-    picture.paste(90, (0, 0, 8, HEIGHT))
-    image = load_image(saved(tmp_path, picture, "a.png", transparency=90))
+    photo = PillowImage.new("L", (WIDTH, HEIGHT), 7)
+    photo.paste(90, (0, 0, 8, HEIGHT))
+    image = load_image(saved(tmp_path, photo, "a.png", transparency=90))
     assert image.pixels[0, 0, 0] == 255
     assert image.pixels[0, 20, 0] == 7
 
@@ -369,7 +369,7 @@ def test_postscript_is_refused(tmp_path):
 def test_a_pillow_image_without_pixels_and_one_whose_file_is_closed(tmp_path):
     with pytest.raises(ImageError, match="is empty"):
         load_image(PillowImage.new("RGB", (0, 5)))
-    with PillowImage.open(saved(tmp_path, PillowImage.new("RGB", (WIDTH, HEIGHT)), "a.png")) as picture:
+    with PillowImage.open(saved(tmp_path, PillowImage.new("RGB", (WIDTH, HEIGHT)), "a.png")) as image:
         pass
     with pytest.raises(ImageError, match=r"^a\.png cannot be decoded"):
-        load_image(picture)
+        load_image(image)

@@ -18,8 +18,8 @@ from pycocotools.coco import COCO
 from text2seg.coco import rle
 from text2seg.coco.dataset import read_dataset
 from text2seg.errors import ImageError, OntologyError, OutputError, SettingsError
-from text2seg.images import load_image
-from text2seg.labelling.engine import LocalEngine
+from text2seg.io.images import load_image
+from text2seg.labelling.engines.local import LocalEngine
 from text2seg.labelling.journal import Journal
 from text2seg.labelling.output import journal_path
 from text2seg.ontology import ontology_of_queries
@@ -189,12 +189,12 @@ def poison(folder):
     whole = (folder / files[0]).read_bytes()
     (folder / "cut.png").write_bytes(whole[: len(whole) // 2])
     (folder / "empty.jpg").write_bytes(b"")
-    (folder / "text.jpg").write_text("no picture", encoding="utf-8")
+    (folder / "text.jpg").write_text("no image", encoding="utf-8")
     (folder / "gone.png").symlink_to(folder / "nowhere.png")
     return files, ["cut.png", "empty.jpg", "gone.png", "text.jpg"]
 
 
-def test_files_that_are_no_pictures_are_one_line_each_and_nothing_else_is_lost(folder, output):
+def test_files_that_are_no_images_are_one_line_each_and_nothing_else_is_lost(folder, output):
     good, bad = poison(folder)
     report = jobs.run(folder, output)
     dataset = read_dataset(output)
@@ -488,7 +488,7 @@ def test_nothing_is_read_before_a_fault_in_the_settings_shows(folder, output):
             jobs.run(folder, output, **wrong)
 
 
-def test_few_pictures_are_held_at_once(folder, output):
+def test_few_images_are_held_at_once(folder, output):
     """Decoding runs ahead by a few batches, not by the whole folder."""
     decoded, gaps = [], []
     models = jobs.FakeModels(seconds=0.02)

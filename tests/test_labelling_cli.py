@@ -61,7 +61,7 @@ def test_an_ontology_a_bad_file_a_table_and_strict(folder, tmp_path, capsys):
 def test_nothing_could_be_labelled(tmp_path, capsys):
     (tmp_path / "photos").mkdir()
     for number in range(12):
-        (tmp_path / "photos" / f"{number:02}.jpg").write_text("no picture", encoding="utf-8")
+        (tmp_path / "photos" / f"{number:02}.jpg").write_text("no image", encoding="utf-8")
     assert label(tmp_path / "photos", tmp_path / "dataset.json", "--query", names()[0]) == 1
     errors = capsys.readouterr().err
     assert errors.count("failed: ") == 11

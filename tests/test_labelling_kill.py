@@ -27,7 +27,7 @@ PATIENCE = 300
 
 @pytest.mark.parametrize(("encoding", "seed"), [("rle", 1), ("polygon", 2)])
 def test_killed_25_times_the_bytes_are_the_same(tmp_path, encoding, seed):
-    """Two hundred tiny pictures, fake models whose answer depends on the whole batch, the real journal and writer."""
+    """Two hundred tiny images, fake models whose answer depends on the whole batch, the real journal and writer."""
     folder, output, undisturbed = tmp_path / "photos", tmp_path / "killed.json", tmp_path / "whole.json"
     (folder).mkdir()
     jobs.fill(folder, 200)

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from text2seg.errors import ImageError, SettingsError
-from text2seg.labelling.listing import list_images
+from text2seg.io.scan import list_images
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def files(folder, **how):
     return list(list_images(folder, **how).files)
 
 
-def test_pictures_in_byte_order(folder):
+def test_images_in_byte_order(folder):
     assert files(folder) == ["B.PNG", "a/b/y.tiff", "a/z.webp", "b.jpg", "ä.jpeg"]
     assert files(folder, recursive=False) == ["B.PNG", "b.jpg", "ä.jpeg"]
 
@@ -64,7 +64,7 @@ def test_a_folder_that_is_none(folder):
     with pytest.raises(ImageError, match="is not a folder"):
         files(folder / "b.jpg")
     (folder / "empty").mkdir()
-    with pytest.raises(ImageError, match="has the suffix of a picture"):
+    with pytest.raises(ImageError, match="has the suffix of an image"):
         files(folder / "empty")
 
 

@@ -12,14 +12,14 @@ import torch
 from closeness import TINY_NETWORK, assert_close
 from torch.nn import functional as F
 
+from text2seg.clip.attention import RULES
+from text2seg.clip.build import import_clip
+from text2seg.clip.maps import without_empty_text, without_label_set
+from text2seg.clip.model import Clip, preprocess
+from text2seg.clip.text import encode_tokens, tokenize
+from text2seg.clip.vit import encode_vit
 from text2seg.config import MapSettings
 from text2seg.errors import CheckpointError, QueryError, SettingsError
-from text2seg.maps.attention import RULES
-from text2seg.maps.build import import_clip
-from text2seg.maps.clip import Clip, preprocess
-from text2seg.maps.similarity import without_empty_text, without_label_set
-from text2seg.maps.text import encode_tokens, tokenize
-from text2seg.maps.vit import encode_vit
 from text2seg.runtime import FULL
 
 CPU = torch.device("cpu")

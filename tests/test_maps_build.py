@@ -10,11 +10,11 @@ import pytest
 import torch
 from checkpoint_builders import TINY_RESNET, TINY_VIT, clip_module
 
+from text2seg.clip.build import ClipShape, build_clip, import_clip
 from text2seg.errors import CheckpointError
-from text2seg.maps.build import ClipShape, build_clip, import_clip
 
 ARGUMENTS = {"vit": TINY_VIT, "resnet": TINY_RESNET}
-# Twice as long, these belong to a CLIP for longer texts, with more words, or for pictures of 3×3 cells, not 2×2.
+# Twice as long, these belong to a CLIP for longer texts, with more words, or for images of 3×3 cells, not 2×2.
 RESIZABLE = ("positional_embedding", "token_embedding.weight", "visual.attnpool.positional_embedding")
 
 
@@ -135,7 +135,7 @@ def test_width_that_makes_no_heads():
 
 def test_importing_clip_does_not_warn():
     code = (
-        "import warnings; warnings.simplefilter('error', UserWarning); import text2seg.maps.build as b; b.import_clip()"
+        "import warnings; warnings.simplefilter('error', UserWarning); import text2seg.clip.build as b; b.import_clip()"
     )
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")

@@ -11,12 +11,12 @@ import torch
 from closeness import TINY_NETWORK, assert_close
 from torch.nn import functional as F
 
+from text2seg.clip.maps import cosines, without_empty_text, without_label_set
+from text2seg.clip.resnet import encode_resnet
+from text2seg.clip.vit import encode_vit
 from text2seg.config import PointSettings
 from text2seg.grids import minmax, resize
-from text2seg.maps.resnet import encode_resnet
-from text2seg.maps.similarity import cosines, without_empty_text, without_label_set
-from text2seg.maps.vit import encode_vit
-from text2seg.points import text2points
+from text2seg.prompts import text2points
 
 ENCODERS = {"vit": partial(encode_vit, blocks=6), "rn": encode_resnet}
 

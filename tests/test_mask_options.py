@@ -16,24 +16,24 @@ from closeness import TINY_NETWORK, assert_close, assert_same_masks
 from segment_anything import SamPredictor
 
 from text2seg import MaskSettings, PointSettings, PresenceSettings, Settings
+from text2seg.clip.model import query_maps
 from text2seg.coco.dataset import build_dataset, read_dataset
 from text2seg.coco.rle import decode
 from text2seg.config import settings_from_dict
 from text2seg.errors import SettingsError, Text2SegError
 from text2seg.grids import resize
-from text2seg.images import load_image
-from text2seg.maps.queries import query_maps
-from text2seg.masks import fallback
-from text2seg.masks.any_sam import MASK_PROMPT_SCALE
-from text2seg.masks.compete import settle
-from text2seg.masks.sam import Sam
-from text2seg.masks.segments import cut
+from text2seg.io.images import load_image
 from text2seg.ontology import ontology_of_queries
-from text2seg.points import aims
-from text2seg.records import Aim, Candidates, PointPrompts, Segment, SimilarityMaps
+from text2seg.prompts import sam_prompts
+from text2seg.queries import parse_query
+from text2seg.records import Candidates, PointPrompts, SamPrompt, Segment, SimilarityMaps
 from text2seg.render import maps_with_points
-from text2seg.replay import replay
-from text2seg.vocabulary import parse_query
+from text2seg.review.replay import replay
+from text2seg.sam import candidates as choices
+from text2seg.sam.base import MASK_PROMPT_SCALE
+from text2seg.sam.candidates import cut
+from text2seg.sam.overlap import settle
+from text2seg.sam.sam import Sam
 
 CPU = torch.device("cpu")
 SCENES = Path(__file__).parents[1] / "text2seg" / "demo" / "scenes"
@@ -49,7 +49,7 @@ def hills() -> np.ndarray:
 
 
 def aims_of(scores: np.ndarray, settings: PointSettings = REGIONS, **options):
-    return aims(scores[None], np.ones(GRID, np.float32), HW, settings, least_presence=0.5, **options)
+    return sam_prompts(scores[None], np.ones(GRID, np.float32), HW, settings, least_presence=0.5, **options)
 
 
 # The settings
@@ -94,14 +94,14 @@ def test_of_a_region_the_box_is_tight_the_point_its_peak_and_the_mask_its_part_o
     assert left.points.masks.sum() == pytest.approx(2.25)  # neither the other hill nor what is below the floor
     assert right.points.masks[0, 1, 6] == right.points.masks.sum() == np.float32(0.9)
     boxed = aims_of(hills(), prompt="box")
-    assert [aim.points.boxes_xyxy.tolist() for aim in boxed] == [[[20, 20, 40, 30]], [[60, 10, 70, 20]]]
-    assert all(len(aim.points.masks) == 0 for aim in boxed)
+    assert [sam_prompt.points.boxes_xyxy.tolist() for sam_prompt in boxed] == [[[20, 20, 40, 30]], [[60, 10, 70, 20]]]
+    assert all(len(sam_prompt.points.masks) == 0 for sam_prompt in boxed)
 
 
 def test_by_default_there_is_neither_box_nor_mask_and_the_region_is_known():
-    for aim in aims_of(hills()):
-        assert (len(aim.points.boxes_xyxy), len(aim.points.masks)) == (0, 0)
-        assert aim.region[aim.scores >= aim.scores[aim.region].max()].any()
+    for sam_prompt in aims_of(hills()):
+        assert (len(sam_prompt.points.boxes_xyxy), len(sam_prompt.points.masks)) == (0, 0)
+        assert sam_prompt.region[sam_prompt.scores >= sam_prompt.scores[sam_prompt.region].max()].any()
     (whole,) = aims_of(hills(), replace(REGIONS, instances="union", downsample=1))
     np.testing.assert_array_equal(whole.region, hills() >= 0.4)
 
@@ -112,23 +112,23 @@ def test_all_of_a_kind_have_one_box_together_and_so_have_joined_queries():
     assert whole.points.boxes_xyxy.tolist() == [[20, 10, 70, 30]]
     parts = np.zeros((3, *GRID), np.float32)
     parts[0, 0, 0], parts[1, 4, 8], parts[2, 2, 4] = 1, 1, 1  # their mean is nowhere above the floor
-    (joined,) = aims(parts, np.ones(GRID, np.float32), HW, union, prompt="box", least_presence=0)
+    (joined,) = sam_prompts(parts, np.ones(GRID, np.float32), HW, union, prompt="box", least_presence=0)
     assert joined.points.boxes_xyxy.tolist() == [[0, 0, 90, 50]]
 
 
-def mixed_sets(pictures) -> list[tuple[int, PointPrompts]]:
-    """Sets with and without box and rough mask, in no order, on pictures that are not square."""
+def mixed_sets(images) -> list[tuple[int, PointPrompts]]:
+    """Sets with and without box and rough mask, in no order, on images that are not square."""
     rng = np.random.default_rng(5)
 
     def box(place):
-        rows, columns = pictures[place].hw
+        rows, columns = images[place].hw
         return np.array([[0.1 * columns, 0.2 * rows, 0.7 * columns, 0.9 * rows]], np.float32)
 
     def rough():
         return rng.random((1, 6, 7), np.float32)
 
     def points(place, count):
-        return build.points(pictures[place], count, seed=count)
+        return build.points(images[place], count, seed=count)
 
     return [
         (0, replace(points(0, 3), boxes_xyxy=box(0))),
@@ -140,9 +140,9 @@ def mixed_sets(pictures) -> list[tuple[int, PointPrompts]]:
     ]
 
 
-def assert_mixed_batch_is_as_one_by_one_and_as_stock(sam: Sam, pictures) -> None:
-    sets = mixed_sets(pictures)
-    embeddings = sam.embed(pictures)
+def assert_mixed_batch_is_as_one_by_one_and_as_stock(sam: Sam, images) -> None:
+    sets = mixed_sets(images)
+    embeddings = sam.embed(images)
     together = sam.decode([(embeddings[place], points) for place, points in sets])
     stock = SamPredictor(sam.module)
     for (place, points), many in zip(sets, together, strict=True):
@@ -151,7 +151,7 @@ def assert_mixed_batch_is_as_one_by_one_and_as_stock(sam: Sam, pictures) -> None
         assert len(many) == len(alone) == (1 if boxed else 3)
         assert_close(many.logits, alone.logits, terms=TINY_NETWORK)
         assert_close(many.scores, alone.scores, terms=TINY_NETWORK, scale=1)
-        stock.set_image(pictures[place].pixels)
+        stock.set_image(images[place].pixels)
         *_, logits = stock.predict(
             points.xy.copy(),
             points.labels.copy(),
@@ -174,19 +174,20 @@ def stock_mask(sam, embedding, points):
 
 
 def test_a_batch_of_all_kinds_is_as_each_alone_and_as_the_stock_predictor():
-    pictures = [build.picture(24, 32, seed=1), build.picture(97, 41, seed=2)]
-    assert_mixed_batch_is_as_one_by_one_and_as_stock(Sam(build.sam_module(), CPU), pictures)
-    assert_mixed_batch_is_as_one_by_one_and_as_stock(Sam(build.sam_module(), CPU, sets_per_call=2), pictures)
+    images = [build.make_image(24, 32, seed=1), build.make_image(97, 41, seed=2)]
+    assert_mixed_batch_is_as_one_by_one_and_as_stock(Sam(build.sam_module(), CPU), images)
+    assert_mixed_batch_is_as_one_by_one_and_as_stock(Sam(build.sam_module(), CPU, sets_per_call=2), images)
 
 
 def test_the_same_on_the_demo_weights(demo):
-    assert_mixed_batch_is_as_one_by_one_and_as_stock(demo.sam, [build.picture(120, 90, seed=1), build.picture(61, 200)])
+    images = [build.make_image(120, 90, seed=1), build.make_image(61, 200)]
+    assert_mixed_batch_is_as_one_by_one_and_as_stock(demo.sam, images)
 
 
 def test_box_and_mask_change_what_the_demo_sam_answers(demo):
-    picture = build.picture(120, 90, seed=1)
-    (embedding,) = demo.sam.embed([picture])
-    plain = build.points(picture, 2)
+    image = build.make_image(120, 90, seed=1)
+    (embedding,) = demo.sam.embed([image])
+    plain = build.points(image, 2)
     boxed = replace(plain, boxes_xyxy=np.array([[5, 5, 60, 90]], np.float32))
     elsewhere = replace(plain, boxes_xyxy=np.array([[40, 60, 88, 118]], np.float32))
     masked = replace(boxed, masks=np.ones((1, 3, 4), np.float32))
@@ -199,7 +200,7 @@ def test_box_and_mask_change_what_the_demo_sam_answers(demo):
 
 
 class PlainSam:
-    """SAM's low resolution is 16 × 16 and the picture fills the upper 12 rows of it; full size is twice that."""
+    """SAM's low resolution is 16 × 16 and the image fills the upper 12 rows of it; full size is twice that."""
 
     HW = (24, 32)
 
@@ -213,20 +214,20 @@ class PlainSam:
         return resize(candidates.logits[index : index + 1, :12], self.HW)[0] > 0
 
 
-def answered(quality: float, *, apart: bool) -> tuple[SimilarityMaps, Aim, Candidates]:
+def answered(quality: float, *, apart: bool) -> tuple[SimilarityMaps, SamPrompt, Candidates]:
     """A map whose region is on the left, and a candidate of SAM's there or on the right, of that predicted IoU."""
     scores = np.zeros((6, 8), np.float32)
     scores[1:4, 1:4] = 1.0
     logits = np.full((3, 16, 16), -1.0, np.float32)
     logits[:, 2:8, (slice(10, 15) if apart else slice(2, 8))] = 1
     maps = SimilarityMaps(("ball",), scores[None], np.ones(1, np.float32), PlainSam.HW)
-    aim = Aim(builders.points((10, 10, 1, 1.0)), scores, scores > 0.5)
-    return maps, aim, Candidates(logits, np.full(3, quality, np.float32))
+    sam_prompt = SamPrompt(builders.points((10, 10, 1, 1.0)), scores, scores > 0.5)
+    return maps, sam_prompt, Candidates(logits, np.full(3, quality, np.float32))
 
 
 def cut_once(quality: float, *, apart: bool, **settings) -> tuple[Segment, Candidates]:
-    maps, aim, candidates = answered(quality, apart=apart)
-    (segment,) = cut(PlainSam(), None, maps, 0, [(aim, candidates)], MaskSettings(**settings))
+    maps, sam_prompt, candidates = answered(quality, apart=apart)
+    (segment,) = cut(PlainSam(), None, maps, 0, [(sam_prompt, candidates)], MaskSettings(**settings))
     return segment, candidates
 
 
@@ -244,27 +245,27 @@ def test_sam_gives_way_to_the_region_where_it_is_elsewhere_and_bad(choice):
 def test_sam_stays_where_it_agrees_or_is_good_or_nobody_asked():
     assert cut_once(0.6, apart=False, fallback=True)[0].chosen < 3
     assert cut_once(0.6, apart=True)[0].chosen < 3
-    _, aim, candidates = answered(1.0, apart=True)
-    assert fallback.or_region(PlainSam(), None, aim, candidates, 1, 0.9) == (candidates, 1)
+    _, sam_prompt, candidates = answered(1.0, apart=True)
+    assert choices.or_region(PlainSam(), None, sam_prompt, candidates, 1, 0.9) == (candidates, 1)
 
 
 def test_of_two_regions_each_keeps_to_its_own_and_an_aim_without_one_has_no_fallback():
-    _, aim, candidates = answered(0.6, apart=True)
-    both = aim.scores.copy()
+    _, sam_prompt, candidates = answered(0.6, apart=True)
+    both = sam_prompt.scores.copy()
     both[4, 6:8] = 0.9
     other = np.zeros(both.shape, bool)
     other[4, 6:8] = True
-    of_other = fallback.with_region(PlainSam(), None, Aim(aim.points, both, other), candidates)
+    of_other = choices.with_region(PlainSam(), None, SamPrompt(sam_prompt.points, both, other), candidates)
     mask = PlainSam().mask(None, of_other, 3)
     assert mask[18, 28]
     assert not mask[:12, :16].any()
-    unknown = Aim(aim.points, both)
-    assert fallback.or_region(PlainSam(), None, unknown, candidates, 0, 0.1) == (candidates, 0)
+    unknown = SamPrompt(sam_prompt.points, both)
+    assert choices.or_region(PlainSam(), None, unknown, candidates, 0, 0.1) == (candidates, 0)
 
 
 def test_the_demo_model_falls_back_to_a_mask_that_fits_the_thing_and_shows_it(demo, monkeypatch):
-    monkeypatch.setattr(fallback, "WORST_QUALITY", np.inf)
-    monkeypatch.setattr(fallback, "LEAST_SHARED", np.inf)  # every segment is the map's
+    monkeypatch.setattr(choices, "WORST_QUALITY", np.inf)
+    monkeypatch.setattr(choices, "LEAST_SHARED", np.inf)  # every segment is the map's
     session = demo.open(SCENES / "held-out" / "images" / "scene_0006.jpg")
     found = session.segment("sunflower", Settings(masks=MaskSettings(fallback=True)))
     (segment,) = found.segments
@@ -289,10 +290,10 @@ def negative_at(*cells: tuple[int, int]) -> np.ndarray:
 
 def test_a_negatives_peak_takes_the_place_of_the_maps_lowest_cell():
     left, right = aims_of(hills(), negatives=negative_at((3, 8)))
-    for aim in (left, right):
-        assert aim.points.labels.tolist() == [1, 0]
-        assert aim.points.xy[1].tolist() == [85, 35]
-        assert aim.points.similarity[1] == 0
+    for sam_prompt in (left, right):
+        assert sam_prompt.points.labels.tolist() == [1, 0]
+        assert sam_prompt.points.xy[1].tolist() == [85, 35]
+        assert sam_prompt.points.similarity[1] == 0
 
 
 def test_as_many_lowest_cells_stay_as_are_missing_to_one_for_each_positive():
@@ -471,8 +472,8 @@ def written(demo, settings: Settings, queries=("koala", "alarm clock -sun")) -> 
 )
 def test_every_way_can_be_replayed(demo, masks, monkeypatch):
     if masks.fallback:
-        monkeypatch.setattr(fallback, "WORST_QUALITY", np.inf)
-        monkeypatch.setattr(fallback, "LEAST_SHARED", np.inf)
+        monkeypatch.setattr(choices, "WORST_QUALITY", np.inf)
+        monkeypatch.setattr(choices, "LEAST_SHARED", np.inf)
     content = written(demo, Settings(masks=masks))
     assert len(content["annotations"]) >= 2
     for annotation in content["annotations"]:

@@ -1,4 +1,4 @@
-"""SAM's masks: equal to the stock predictor's, for any number of pictures and point sets at once."""
+"""SAM's masks: equal to the stock predictor's, for any number of images and point sets at once."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from segment_anything import SamPredictor, sam_model_registry
 from torch import nn
 
 from text2seg.errors import CheckpointError, ImageError, SettingsError
-from text2seg.masks.build import SamShape, build_sam, load_sam
-from text2seg.masks.sam import Sam
 from text2seg.records import Candidates
 from text2seg.runtime import FULL, choose_precision
+from text2seg.sam.build import SamShape, build_sam, load_sam
+from text2seg.sam.sam import Sam
 
 CPU = torch.device("cpu")
-PICTURES = [build.picture(24, 32, seed=1), build.picture(97, 41, seed=2), build.picture(60, 80, seed=3)]
-# (picture, number of points): out of order, several sets on one picture, some of one size
+IMAGES = [build.make_image(24, 32, seed=1), build.make_image(97, 41, seed=2), build.make_image(60, 80, seed=3)]
+# (image, number of points): out of order, several sets on one image, some of one size
 SETS = [(2, 1), (0, 7), (1, 3), (0, 1), (2, 4), (2, 3)]
 
 
@@ -32,17 +32,17 @@ def sam():
 
 
 def prompts_of(sets=SETS):
-    return [build.points(PICTURES[place], count, seed=seed) for seed, (place, count) in enumerate(sets)]
+    return [build.points(IMAGES[place], count, seed=seed) for seed, (place, count) in enumerate(sets)]
 
 
 def all_candidates(sam):
-    embeddings = sam.embed(PICTURES)
+    embeddings = sam.embed(IMAGES)
     pairs = [(embeddings[place], points) for (place, _), points in zip(SETS, prompts_of(), strict=True)]
     return pairs, sam.decode(pairs)
 
 
-def test_equals_the_stock_predictor_one_picture_and_one_set_at_a_time(sam):
-    build.assert_equals_stock(sam, PICTURES, list(zip([place for place, _ in SETS], prompts_of(), strict=True)))
+def test_equals_the_stock_predictor_one_image_and_one_set_at_a_time(sam):
+    build.assert_equals_stock(sam, IMAGES, list(zip([place for place, _ in SETS], prompts_of(), strict=True)))
 
 
 def test_records_have_the_shapes_they_promise(sam):
@@ -67,17 +67,17 @@ def test_the_order_and_company_of_sets_change_nothing(sam):
         assert_close(third.logits, one.logits, terms=TINY_NETWORK)
 
 
-def test_as_many_sets_as_pictures_in_another_order_with_and_without_rough_masks(sam):
-    """What sets of one picture share until the first layer is by picture, not by the place of the set."""
-    embeddings = sam.embed(PICTURES)
+def test_as_many_sets_as_images_in_another_order_with_and_without_rough_masks(sam):
+    """What sets of one image share until the first layer is by image, not by the place of the set."""
+    embeddings = sam.embed(IMAGES)
     order = [2, 0, 1]
-    plain = [build.points(PICTURES[place], 3, seed=place) for place in order]
+    plain = [build.points(IMAGES[place], 3, seed=place) for place in order]
     rough = np.random.default_rng(0).random((1, 6, 8)).astype(np.float32)
     for prompts in (plain, [replace(points, masks=rough) for points in plain]):
         pairs = [(embeddings[place], points) for place, points in zip(order, prompts, strict=True)]
         for pair, together in zip(pairs, sam.decode(pairs), strict=True):
             assert_close(sam.decode([pair])[0].logits, together.logits, terms=TINY_NETWORK)
-    build.assert_equals_stock(sam, PICTURES, list(zip(order, plain, strict=True)))
+    build.assert_equals_stock(sam, IMAGES, list(zip(order, plain, strict=True)))
 
 
 def test_many_sets_go_through_the_decoder_in_parts(sam):
@@ -90,23 +90,23 @@ def test_many_sets_go_through_the_decoder_in_parts(sam):
 
 
 def test_filling_up_with_label_minus_one_changes_the_answer_and_ours_does_not(sam):
-    picture, short = PICTURES[0], build.points(PICTURES[0], 2)
+    image, short = IMAGES[0], build.points(IMAGES[0], 2)
     stock = SamPredictor(sam.module)
-    stock.set_image(picture.pixels)
+    stock.set_image(image.pixels)
     points, labels = short.xy.copy(), short.labels.copy()
     *_, alone = stock.predict(points, labels)
     *_, padded = stock.predict(np.pad(points, ((0, 3), (0, 0))), np.pad(labels, (0, 3), constant_values=-1))
     assert np.abs(padded - alone).max() > 1e-2
-    (embedding,) = sam.embed([picture])
-    ours, _ = sam.decode([(embedding, short), (embedding, build.points(picture, 5))])
+    (embedding,) = sam.embed([image])
+    ours, _ = sam.decode([(embedding, short), (embedding, build.points(image, 5))])
     assert_close(ours.logits, alone, terms=TINY_NETWORK)
 
 
 def test_a_decoder_of_the_official_size():
     sam = Sam(build.sam_module(build.FULL_SIZE_DECODER), CPU)
-    picture = build.picture(30, 44)
+    image = build.make_image(30, 44)
     build.assert_equals_stock(
-        sam, [picture], [(0, build.points(picture, 5)), (0, build.points(picture, 2))], terms=DEMO_NETWORK
+        sam, [image], [(0, build.points(image, 5)), (0, build.points(image, 2))], terms=DEMO_NETWORK
     )
 
 
@@ -116,22 +116,22 @@ def test_nothing_in_nothing_out(sam):
 
 
 def test_bad_input_is_named(sam):
-    embeddings = sam.embed(PICTURES[:1])
+    embeddings = sam.embed(IMAGES[:1])
     with pytest.raises(ValueError, match="set 1 has no points"):
-        sam.decode([(embeddings[0], build.points(PICTURES[0], count)) for count in (1, 0)])
-    (candidates,) = sam.decode([(embeddings[0], build.points(PICTURES[0], 1))])
+        sam.decode([(embeddings[0], build.points(IMAGES[0], count)) for count in (1, 0)])
+    (candidates,) = sam.decode([(embeddings[0], build.points(IMAGES[0], 1))])
     for index in (-1, 3):
         with pytest.raises(ValueError, match="one of 3 candidates"):
             sam.mask(embeddings[0], candidates, index)
     with pytest.raises(ImageError, match=r"0\.png is too thin for SAM: 900×1 pixels"):
-        sam.embed([build.picture(1, 900)])
+        sam.embed([build.make_image(1, 900)])
 
 
 def test_features_that_are_not_finite_are_noticed():
     weights = build.random_weights()
     weights["image_encoder.neck.0.weight"][0] = torch.nan
     with pytest.raises(CheckpointError, match="not finite in fp32"):
-        Sam.from_weights(weights, device=CPU, precision="fp32").embed(PICTURES[:1])
+        Sam.from_weights(weights, device=CPU, precision="fp32").embed(IMAGES[:1])
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -140,7 +140,7 @@ def test_two_threads_get_what_one_gets(precision):
     points = prompts_of([(place, 3) for place in range(3)])
 
     def work(place):
-        (embedding,) = sam.embed([PICTURES[place]])
+        (embedding,) = sam.embed([IMAGES[place]])
         (candidates,) = sam.decode([(embedding, points[place])])
         return candidates.logits, sam.mask(embedding, candidates, 0)
 

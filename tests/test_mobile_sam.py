@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 import torch
 from closeness import TINY_NETWORK, assert_close
-from sam_builders import TINY, assert_equals_stock, picture, points, random_weights
+from sam_builders import TINY, assert_equals_stock, make_image, points, random_weights
 from timm.models.tiny_vit import TinyVit
 from torch import nn
 
 from text2seg import Text2Seg
-from text2seg.checkpoints import registry
-from text2seg.checkpoints.load import load_sam_weights
 from text2seg.errors import CheckpointError
-from text2seg.masks.any_sam import lower
-from text2seg.masks.build import MobileSamShape, build_sam, load_sam, shape_of
-from text2seg.masks.families import open_sam
-from text2seg.masks.sam import Sam
-from text2seg.masks.tiny_vit import TinyViT, TinyViTShape
+from text2seg.sam.base import lower
+from text2seg.sam.build import MobileSamShape, build_sam, load_sam, shape_of
+from text2seg.sam.families import open_sam
+from text2seg.sam.mobile_sam import TinyViT, TinyViTShape
+from text2seg.sam.sam import Sam
+from text2seg.weights import registry
+from text2seg.weights.tensors import load_sam_weights
 
 CPU = torch.device("cpu")
 PUBLISHED_ENCODER = TinyViTShape(
@@ -102,7 +102,7 @@ def test_the_trunk_equals_timms():
 
 
 def test_points_are_answered_as_the_stock_predictor_does(sam):
-    images = [picture(60, 100, seed=1), picture(97, 41, seed=2)]
+    images = [make_image(60, 100, seed=1), make_image(97, 41, seed=2)]
     assert_equals_stock(
         sam, images, [(n % 2, points(images[n % 2], count, seed=n)) for n, count in enumerate((1, 5, 2))]
     )
@@ -154,7 +154,7 @@ def test_a_file_as_published_goes_from_words_to_segments(published, caplog):
 
 
 def test_half_precision_keeps_norms_and_comes_near(sam):
-    image = picture(60, 100)
+    image = make_image(60, 100)
     half = Sam(load_sam(SMALL, random_weights(SMALL)), CPU, replace(sam.precision, dtype=torch.bfloat16))
     coarse, exact = half.embed([image])[0].features, sam.embed([image])[0].features
     assert 0 < (coarse - exact).abs().max() / exact.abs().max() < 0.1

@@ -10,22 +10,22 @@ import builders
 import pytest
 from PIL import Image as PillowImage
 
-from text2seg.benchmarking import benchmark_coco
+from text2seg.calibration import tune_by_truth
 from text2seg.coco.convert import convert
-from text2seg.coco.lookup import PictureFinder
+from text2seg.coco.lookup import ImageFinder
 from text2seg.coco.merge import merge
 from text2seg.coco.source import source_of
 from text2seg.config import Settings
 from text2seg.errors import DatasetError, ImageError, QueryError, Text2SegError
-from text2seg.evaluation.datasets import align
+from text2seg.evaluation.alignment import align
+from text2seg.evaluation.benchmark import benchmark_coco
 from text2seg.explain.labelled import Labelled
+from text2seg.io.names import Names, identity, pair_names, parts_of, unique_names
+from text2seg.io.scan import Scan
 from text2seg.labelling.job import take_ids
-from text2seg.labelling.listing import Listing
-from text2seg.names import Names, identity, pair_names, parts_of, unique_names
 from text2seg.ontology import ontology_of_queries
-from text2seg.replay.recorded import image_of
 from text2seg.review import write_review
-from text2seg.tuning import tune_by_truth
+from text2seg.review.provenance import image_of
 
 BOX = [[2, 2, 20, 2, 20, 12, 2, 12]]
 TABLE = [
@@ -115,7 +115,7 @@ def in_evaluate(names, files, tmp_path):
 def in_label(names, files, tmp_path):
     (tmp_path / "truth.json").write_text(json.dumps(dataset_of(*names)), encoding="utf-8")
     try:
-        _, image_id = take_ids(ontology_of_queries("sheep"), Listing(tmp_path, files), tmp_path / "truth.json")
+        _, image_id = take_ids(ontology_of_queries("sheep"), Scan(tmp_path, files), tmp_path / "truth.json")
     except ImageError as error:
         if "has no image" in str(error):
             return False
@@ -175,7 +175,7 @@ def in_explain(names, files, tmp_path):
     (tmp_path / "dataset.json").write_text(json.dumps(dataset_of(*names)), encoding="utf-8")
     labelled = Labelled.read(tmp_path / "dataset.json", folder_of(tmp_path, *files))
     try:
-        labelled.picture(labelled.pairs[0])
+        labelled.image_of(labelled.pairs[0])
     except ImageError as error:
         if "is not in" in str(error):
             return False
@@ -255,7 +255,7 @@ def test_what_comes_first_wins():
 def test_what_names_no_file(tmp_path, name):
     assert parts_of(name) == ()
     assert Names(["a", "", "/"]).find(name) in ([], [1], [2])
-    assert PictureFinder(images=folder_of(tmp_path, "a.png")).look(name) is None
+    assert ImageFinder(images=folder_of(tmp_path, "a.png")).look(name) is None
 
 
 def test_many_names_of_one_file_name_do_not_take_long():
@@ -282,7 +282,7 @@ def test_unique_names_are_apart_on_every_disk():
 def test_nothing_outside_the_folder_of_images_is_opened(tmp_path):
     folder = folder_of(tmp_path, "a.png")
     PillowImage.new("RGB", (3, 3)).save(tmp_path / "private.png")
-    finder = PictureFinder(tmp_path / "dataset.json", folder, {"folder": str(tmp_path)})
+    finder = ImageFinder(tmp_path / "dataset.json", folder, {"folder": str(tmp_path)})
     for name in ("../private.png", str(tmp_path / "private.png"), "x/../../private.png", "..\\private.png"):
         assert finder.look(name) is None
         with pytest.raises(ImageError, match="is not in"):
@@ -292,7 +292,7 @@ def test_nothing_outside_the_folder_of_images_is_opened(tmp_path):
 def test_a_name_may_start_above_the_folder_of_images_and_go_through_it(tmp_path):
     folder = folder_of(tmp_path, "a.png", "backup/images/a.png")
     for name in ("images/a.png", str(folder / "a.png"), "C:\\data\\images\\a.png"):
-        assert PictureFinder(images=folder).find(name) == folder / "a.png"
+        assert ImageFinder(images=folder).find(name) == folder / "a.png"
 
 
 @pytest.mark.parametrize("place", ["https://host/images", "//host/share", "\\\\host\\share", "s3://bucket/x", "/data"])
@@ -301,25 +301,25 @@ def test_a_folder_elsewhere_that_a_dataset_names_is_not_opened(tmp_path, monkeyp
     looked: list[str] = []
     monkeypatch.setattr(Path, "is_file", lambda path: looked.append(str(path)) and False)
     with pytest.raises(ImageError, match=r"lies in .* --images"):
-        PictureFinder(tmp_path / "d.json", info={"folder": place}).find(f"{place}/a.png")
+        ImageFinder(tmp_path / "d.json", info={"folder": place}).find(f"{place}/a.png")
     assert all(Path(path).resolve().is_relative_to(tmp_path) for path in looked)
 
 
 def test_without_a_folder_names_are_tried_from_the_dataset_on_in_any_spelling(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder_of(tmp_path, "X/e\u0301.png", "deep/b.png")
-    finder = PictureFinder(tmp_path / "images/dataset.json")
+    finder = ImageFinder(tmp_path / "images/dataset.json")
     for name in ("x\\\u00e9.png", "C:\\data\\X\\\u00e9.PNG", "/data/X/e\u0301.png"):
         assert finder.find(name).read_bytes() == (tmp_path / "images/X/e\u0301.png").read_bytes()
     assert finder.look("b.png") is None  # folders are not looked through
-    moved = PictureFinder(tmp_path / "dataset.json", info={"folder": "images"})
+    moved = ImageFinder(tmp_path / "dataset.json", info={"folder": "images"})
     assert moved.find("deep/b.png") == tmp_path / "images/deep/b.png"
 
 
 @pytest.mark.parametrize("name", ["x" * 300 + ".png", "a\0.png", "\ud800.png", "x/" * 3000 + "a.png", "?*|<>.png"])
 def test_names_that_no_disk_has_are_not_there(tmp_path, name):
     folder = folder_of(tmp_path, "b.png")
-    for finder in (PictureFinder(images=folder), PictureFinder(folder / "dataset.json")):
+    for finder in (ImageFinder(images=folder), ImageFinder(folder / "dataset.json")):
         with pytest.raises(ImageError, match="is not in") as caught:
             finder.find(name)
         assert len(str(caught.value)) < 600
@@ -329,7 +329,7 @@ def test_a_name_that_is_absolute_or_leads_out_is_looked_for_from_the_dataset_on(
     monkeypatch.chdir(tmp_path)
     folder_of(tmp_path, "in/b.png")
     PillowImage.new("RGB", (3, 3)).save(tmp_path / "private.png")
-    finder = PictureFinder(tmp_path / "images/in/dataset.json", info={"folder": "."})
+    finder = ImageFinder(tmp_path / "images/in/dataset.json", info={"folder": "."})
     monkeypatch.chdir(tmp_path / "images")
     for name in (f"{tmp_path}/private.png", "../private.png", "../../private.png"):
         assert finder.look(name) is None
@@ -343,19 +343,19 @@ def test_a_folder_that_may_not_be_entered_is_named(tmp_path, monkeypatch):
     folder = tmp_path / "images"
     monkeypatch.setattr(Path, "is_file", refuse)
     with pytest.raises(ImageError, match=r"a\.png cannot be looked for in .*images: Permission denied"):
-        PictureFinder(images=folder).find("a.png")
+        ImageFinder(images=folder).find("a.png")
 
 
 def test_links_in_a_circle_end(tmp_path):
     folder = folder_of(tmp_path, "x/a.png")
     (folder / "x/up").symlink_to(folder, target_is_directory=True)
-    assert PictureFinder(images=folder).find("a.png") == folder / "x/a.png"
+    assert ImageFinder(images=folder).find("a.png") == folder / "x/a.png"
 
 
 def test_output_names_come_from_the_same_parts():
-    pictures = source_of(dataset_of("x\\a.png", "./x/A.jpg", "https://host/x/b%20c.png?s=1")).pictures
-    assert [picture.stem for picture in pictures] == ["x/a", "x/A_2", "host/x/b c"]
-    assert [picture.suffix for picture in pictures] == [".png", ".jpg", ".png"]
+    images = source_of(dataset_of("x\\a.png", "./x/A.jpg", "https://host/x/b%20c.png?s=1")).images
+    assert [image.stem for image in images] == ["x/a", "x/A_2", "host/x/b c"]
+    assert [image.suffix for image in images] == [".png", ".jpg", ".png"]
 
 
 @pytest.mark.parametrize("to", ["yolo-seg", "voc-png", "labelme"])

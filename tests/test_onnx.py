@@ -21,17 +21,16 @@ from text2seg.coco.dataset import build_dataset, write_dataset
 from text2seg.coco.results import mask_of
 from text2seg.config import ModelSettings
 from text2seg.errors import CheckpointError, OutputError, SettingsError
-from text2seg.export.check import agreement
-from text2seg.export.draw import convert, save
-from text2seg.export.run import Plan, export
-from text2seg.export.scenes import SCENES, bundled_scenes
+from text2seg.export.check import SCENES, agreement, bundled_scenes
+from text2seg.export.graphs import convert, save
+from text2seg.export.onnx import Plan, export
 from text2seg.export.triton import write_repository
-from text2seg.graphs.manifest import GRAPHS, read_manifest
-from text2seg.graphs.networks import Graph
-from text2seg.images import load_image
-from text2seg.masks.decoder import FILLING, NOT_A_POINT
+from text2seg.io.images import load_image
+from text2seg.onnx.manifest import GRAPHS, read_manifest
+from text2seg.onnx.networks import Graph
 from text2seg.records import PointPrompts
-from text2seg.replay import replay
+from text2seg.review.replay import replay
+from text2seg.sam.decoder import FILLING, NOT_A_POINT
 
 CPU = torch.device("cpu")
 
@@ -144,7 +143,7 @@ def test_half_precision_is_near_torch(demo, exported, scenes, tmp_path):
 def test_large_weights_lie_beside_their_graph_in_every_precision(exported, tmp_path, monkeypatch):
     import onnx
 
-    monkeypatch.setattr("text2seg.export.draw.LARGEST_FILE", 1000)
+    monkeypatch.setattr("text2seg.export.graphs.LARGEST_FILE", 1000)
     source, tokens = exported[0] / "fp32" / "clip_text.onnx", torch.tensor([[49406, 320, 3638, 49407]])
     wanted = Graph(source, CPU)(tokens)[0]
     save(onnx.load(str(source)), tmp_path / "fp32.onnx")
@@ -167,10 +166,10 @@ def test_provenance_says_runtime_precision_and_graphs(demo, full, exported):
 
 
 def test_segment_and_label_run_from_the_command_line(exported, tmp_path, scenes, capsys):
-    picture = str(scenes[0].image.file_name)
-    folder = tmp_path / "pictures"
+    image = str(scenes[0].image.file_name)
+    folder = tmp_path / "images"
     folder.mkdir()
-    shutil.copy(SCENES / "images" / picture.split("/")[-1], folder)
+    shutil.copy(SCENES / "images" / image.split("/")[-1], folder)
     flags = ["--query", scenes[0].queries[0], "--runtime", "onnx", "--graphs", str(exported[0] / "fp32")]
     assert main(["segment", str(next(folder.iterdir())), *flags, "--output", str(tmp_path / "out")]) == 0
     assert main(["label", str(folder), *flags, "--output", str(tmp_path / "labels.json")]) == 0, capsys.readouterr().err
@@ -331,18 +330,18 @@ def test_a_mask_is_not_made_again_with_other_graphs_or_none(labelled, exported, 
 
 
 def test_what_the_app_copies_gives_the_masks_of_its_graphs(exported, full, tmp_path, monkeypatch):
+    from text2seg.app.model_pool import ModelPool
     from text2seg.app.segment.command import as_command, as_python
-    from text2seg.app.segment.visit import looked, opened
+    from text2seg.app.segment.session import looked, opened
     from text2seg.app.settings import AppSettings
-    from text2seg.app.workshop import Workshop
 
     monkeypatch.chdir(tmp_path)
     shutil.copy(SCENES / "images" / "scene_0019.jpg", tmp_path)
     for precision in ("fp32", "int8"):
         models = full if precision == "fp32" else load(exported[0] / precision)
-        workshop = Workshop(models, AppSettings())
-        visit = opened(workshop, load_image("scene_0019.jpg"))
-        visit = looked(visit, workshop, ("sheep",), threshold=0.7, presence=None)
+        model_pool = ModelPool(models, AppSettings())
+        visit = opened(model_pool, load_image("scene_0019.jpg"))
+        visit = looked(visit, model_pool, ("sheep",), threshold=0.7, presence=None)
         wanted = [piece.segment.mask for piece in visit.document.pieces]
         program, *words = shlex.split(as_command(visit))
         assert (program, words[words.index("--runtime") + 1]) == ("text2seg", "onnx")

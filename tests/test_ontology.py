@@ -23,7 +23,7 @@ from text2seg.ontology import (
     with_ids_from,
     write_thresholds,
 )
-from text2seg.vocabulary import Query
+from text2seg.queries import Query
 
 DOCS = (Path(__file__).parents[1] / "docs" / "ontology.md").read_text(encoding="utf-8")
 FULL, SHORT = re.findall(r"```yaml\n(.*?)```", DOCS, re.DOTALL)

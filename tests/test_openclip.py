@@ -11,19 +11,18 @@ from closeness import DEMO_NETWORK, TINY_NETWORK, assert_close
 from PIL.Image import Resampling
 from torch.nn import functional as F
 
-from text2seg.checkpoints import find, path_of
-from text2seg.checkpoints.load import load_tensors
+from text2seg.clip.attention import RULES
+from text2seg.clip.build import ClipShape
+from text2seg.clip.model import Clip, preprocess
+from text2seg.clip.openclip import recipe_of
+from text2seg.clip.openclip_build import TimmVit, build_openclip
+from text2seg.clip.vit import encode_vit
 from text2seg.config import MapSettings
 from text2seg.errors import CheckpointError, SettingsError
-from text2seg.maps.attention import RULES
-from text2seg.maps.build import ClipShape
-from text2seg.maps.clip import Clip, preprocess
-from text2seg.maps.openclip import recipe_of
-from text2seg.maps.openclip_build import build_openclip
-from text2seg.maps.timm_vit import TimmVit
-from text2seg.maps.vit import encode_vit
 from text2seg.records import Image
 from text2seg.runtime import choose_precision
+from text2seg.weights import find, path_of
+from text2seg.weights.tensors import load_tensors
 
 SHORT = ("a photo of a {}.", "the {}.")
 TEXTS = ["a photo of a dog", "the red car in the scene", "sheep"]
@@ -45,22 +44,22 @@ def pair(request, tmp_path_factory):
     return get
 
 
-def picture(hw=(48, 72)):
+def make_image(hw=(48, 72)):
     return Image(builders.pixels(hw))
 
 
 def pixels(clip, hw=(models.SIZE, models.SIZE)):
-    return preprocess(picture(), hw, clip.images)[None]
+    return preprocess(make_image(), hw, clip.images)[None]
 
 
 @pytest.mark.parametrize("kind", models.CONFIGS)
-def test_the_picture_has_open_clips_own_feature_under_every_rule(kind, pair):
+def test_the_image_has_open_clips_own_feature_under_every_rule(kind, pair):
     theirs, clip = pair(kind)
     expected = F.normalize(theirs.encode_image(pixels(clip)), dim=-1)[0]
     rules = RULES if clip.is_vit else ("surgery", "raw")
     maps = {}
     for rule in rules:
-        (tokens,) = clip.encode_images([picture()], size=models.SIZE, architecture=rule)
+        (tokens,) = clip.encode_images([make_image()], size=models.SIZE, architecture=rule)
         assert_close(tokens.features[0], expected, terms=TINY_NETWORK)
         maps[rule] = tokens.features[1:]
         assert tokens.grid_hw == (models.SIZE // clip.stride,) * 2
@@ -89,7 +88,7 @@ def test_a_text_that_is_too_long_is_cut_off_loudly(kind, pair, caplog):
 def test_surgery_equals_a_naive_loop(kind, pair):
     theirs, clip = pair(kind)
     theirs = models.module(models.CONFIGS[kind]).double()
-    (tokens,) = clip.encode_images([picture()], size=models.SIZE, architecture="surgery")
+    (tokens,) = clip.encode_images([make_image()], size=models.SIZE, architecture="surgery")
     patches = naive_surgery(theirs.visual, pixels(clip).double())
     assert_close(tokens.features[1:], F.normalize(patches, dim=-1), terms=TINY_NETWORK)
 
@@ -131,10 +130,10 @@ def timm_inputs(trunk, inputs):
 @pytest.mark.parametrize("kind", ["laion", "siglip", "mobile", "mean"])
 def test_an_input_of_another_size_leaves_the_next_one_alone(kind, pair):
     _, clip = pair(kind)
-    before = clip.encode_images([picture()], size=models.SIZE)[0].features
-    (wide,) = clip.encode_images([picture()], size=(48, 96))
+    before = clip.encode_images([make_image()], size=models.SIZE)[0].features
+    (wide,) = clip.encode_images([make_image()], size=(48, 96))
     assert (wide.grid_hw, len(wide.features)) == ((3, 6), 19)
-    assert_close(clip.encode_images([picture()])[0].features, before, terms=TINY_NETWORK)
+    assert_close(clip.encode_images([make_image()])[0].features, before, terms=TINY_NETWORK)
 
 
 @pytest.mark.parametrize("kind", ["laion", "clipa", "worldwide", "siglip", "resnet"])
@@ -147,14 +146,14 @@ def test_half_precision_is_close(kind, pair):
         images=exact.images,
         texts=exact.text._tower,
     )
-    ours, expected = (clip.encode_images([picture()], size=models.SIZE)[0].features for clip in (close, exact))
+    ours, expected = (clip.encode_images([make_image()], size=models.SIZE)[0].features for clip in (close, exact))
     assert F.cosine_similarity(ours, expected).min() > 0.99
     assert F.cosine_similarity(close.encode_texts(TEXTS), exact.encode_texts(TEXTS)).min() > 0.99
 
 
 def test_one_maps_interface(pair):
     _, clip = pair("siglip")
-    (tokens,) = clip.encode_images([picture()], size=96)
+    (tokens,) = clip.encode_images([make_image()], size=96)
     maps = clip.similarity(tokens, ["dog", "red car"], MapSettings(templates=SHORT))
     assert maps.scores.shape == (2, 6, 6)
     assert np.isfinite(maps.scores).all()
@@ -174,8 +173,8 @@ def test_the_demo_clip_gives_the_same_maps_either_way(demo, tmp_path):
     clip = models.opened(models.write_folder(tmp_path, demo_config(weights), weights))
     settings = MapSettings(templates=SHORT)
     for rule in RULES:
-        (ours,) = clip.encode_images([picture()], size=64, architecture=rule)
-        (official,) = demo.clip.encode_images([picture()], size=64, architecture=rule)
+        (ours,) = clip.encode_images([make_image()], size=64, architecture=rule)
+        (official,) = demo.clip.encode_images([make_image()], size=64, architecture=rule)
         assert_close(ours.features, official.features, terms=DEMO_NETWORK)
     scores = clip.scores(ours, ["sheep", "fire engine"], settings)
     assert_close(scores, demo.clip.scores(official, ["sheep", "fire engine"], settings), terms=DEMO_NETWORK, scale=1)
@@ -223,12 +222,12 @@ def test_preprocessing_follows_the_model(tmp_path):
     weights = models.module(configuration).state_dict()
     own = {"mean": [0.1, 0.2, 0.3], "std": [1, 1, 1], "interpolation": "bilinear"}
     clip = models.opened(models.write_folder(tmp_path, configuration, weights, **own))
-    expected = np.asarray(picture().pixels, np.float32) / 255 - np.array([0.1, 0.2, 0.3], np.float32)
-    assert_close(preprocess(picture(), (48, 72), clip.images).permute(1, 2, 0), expected, terms=3)
+    expected = np.asarray(make_image().pixels, np.float32) / 255 - np.array([0.1, 0.2, 0.3], np.float32)
+    assert_close(preprocess(make_image(), (48, 72), clip.images).permute(1, 2, 0), expected, terms=3)
     assert clip.images.resampling is Resampling.BILINEAR
 
 
-def test_where_all_patches_are_equal_each_has_the_pictures_feature(pair):
+def test_where_all_patches_are_equal_each_has_the_images_feature(pair):
     tower = pair("siglip")[0].visual
     equal = torch.rand(2, 1, 64).expand(2, 5, 64)
     pooled, *alone = TimmVit(tower).features(equal, equal).unbind(1)

@@ -12,14 +12,14 @@ import torch
 from safetensors.torch import save_file
 from test_openclip import demo_config
 
-from text2seg import Text2Seg, checkpoints
-from text2seg.checkpoints.load import load_clip_weights, load_tensors
-from text2seg.checkpoints.openclip import parse_openclip
+from text2seg import Text2Seg, weights
 from text2seg.cli import main
+from text2seg.clip.openclip import recipe_of
+from text2seg.clip.openclip_build import build_openclip, tokenizer_of
 from text2seg.errors import CheckpointError
 from text2seg.loading import fetch, find
-from text2seg.maps.openclip import recipe_of
-from text2seg.maps.openclip_build import build_openclip, tokenizer_of
+from text2seg.weights.registry import parse_openclip
+from text2seg.weights.tensors import load_clip_weights, load_tensors
 
 SCENE = Path(__file__).parents[1] / "text2seg" / "demo" / "scenes" / "new-scenes" / "images" / "scene_0019.jpg"
 
@@ -36,7 +36,7 @@ def offline(monkeypatch, tmp_path):
 
 @pytest.fixture(scope="module")
 def demo_weights():
-    return load_clip_weights(checkpoints.path_of(checkpoints.find("demo", "clip")))
+    return load_clip_weights(weights.path_of(weights.find("demo", "clip")))
 
 
 @pytest.fixture
@@ -194,7 +194,7 @@ def test_a_dry_run_and_loading_agree(demo_file):
     name = f"openclip:tests-demo={demo_file}"
     assert find(name, "clip").file_name == str(demo_file)
     loaded = Text2Seg.load("demo", clip=name, device="cpu", precision="fp32")
-    assert loaded.provenance()["clip"] == {"name": name, "sha256": checkpoints.sha256_of(demo_file)}
+    assert loaded.provenance()["clip"] == {"name": name, "sha256": weights.sha256_of(demo_file)}
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -9,7 +9,7 @@ from pathlib import Path
 import open_clip
 import pytest
 
-from text2seg.maps.openclip import why_not
+from text2seg.clip.openclip import why_not
 
 ROOT = Path(__file__).parents[1]
 ROWS = [

@@ -12,9 +12,9 @@ import torch
 from closeness import TINY_NETWORK, assert_close
 from test_attention import SHORT, tiny_clip
 
+from text2seg.clip.maps import affinity, on_grid, pamr, refine_maps
+from text2seg.clip.model import ImageTokens
 from text2seg.config import MapSettings, Settings
-from text2seg.maps.clip import ImageTokens
-from text2seg.maps.pamr import affinity, on_grid, pamr, refine_maps
 from text2seg.pipeline import Text2Seg
 from text2seg.records import Image
 
@@ -71,7 +71,7 @@ def test_the_published_numbers_are_the_defaults():
     assert affinity(guide, (8, 16)).shape == (16, 40, 36)
 
 
-def test_weights_sum_to_one_also_where_the_picture_has_one_colour():
+def test_weights_sum_to_one_also_where_the_image_has_one_colour():
     guide = torch.full((3, 6, 9), 0.3)
     guide[:, :, 7:] = 0.9
     weights = affinity(guide, (1, 2))

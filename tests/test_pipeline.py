@@ -11,18 +11,18 @@ import pytest
 from closeness import about
 from PIL import Image as PilImage
 
-from text2seg import checkpoints
+from text2seg import weights
+from text2seg.clip.maps import PresenceModel
+from text2seg.clip.model import ImageTokens
 from text2seg.coco.dataset import build_dataset
 from text2seg.config import MapSettings, PointSettings, Settings
 from text2seg.errors import ImageError, QueryError, Text2SegError
 from text2seg.grids import map_score
-from text2seg.maps.clip import ImageTokens
-from text2seg.maps.presence import PresenceModel
-from text2seg.masks.any_sam import SamEmbedding
 from text2seg.pipeline import Text2Seg
+from text2seg.queries import Things
 from text2seg.records import Candidates, PointPrompts
 from text2seg.runtime import FULL
-from text2seg.vocabulary import Things
+from text2seg.sam.base import SamEmbedding
 
 HW = (24, 32)
 
@@ -55,7 +55,7 @@ class FakeClip:
     def cuts(self, queries, settings):
         return any("long" in wording for query in queries for wording in query)
 
-    def evidence(self, tokens, queries):
+    def patch_presence(self, tokens, queries):
         return np.full((len(queries), 6, 8), 0.3, np.float32)
 
 
@@ -162,7 +162,7 @@ def test_a_label_set_of_one_is_refused_before_any_image_is_encoded(models):
 
 @pytest.mark.parametrize("wrong", [{"sam": "vit_x"}, {"sam": "nowhere.pth"}, {"device": "cuda:99"}])
 def test_what_is_wrong_shows_before_anything_is_downloaded(wrong, monkeypatch):
-    monkeypatch.setattr(checkpoints, "fetch", lambda *_, **__: pytest.fail("downloads"))
+    monkeypatch.setattr(weights, "fetch", lambda *_, **__: pytest.fail("downloads"))
     with pytest.raises(Text2SegError):
         Text2Seg.load("huge", **wrong)
 

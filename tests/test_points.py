@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as arrays
 
 from text2seg.config import PointSettings
 from text2seg.errors import SettingsError
-from text2seg.points import combined_points, text2points
+from text2seg.prompts import combined_points, text2points
 
 HW = (24, 32)
 PLAIN = PointSettings(downsample=1)

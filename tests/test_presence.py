@@ -11,9 +11,9 @@ from closeness import DEMO_NETWORK, assert_close
 from torch.nn import functional as F
 
 from text2seg import PresenceSettings, Query, Settings
+from text2seg.clip.maps import TOO_CLOSE, PresenceModel, patch_presence
 from text2seg.errors import QueryError, SettingsError
-from text2seg.maps.presence import TOO_CLOSE, PresenceModel, evidence
-from text2seg.vocabulary import parse_query
+from text2seg.queries import parse_query
 
 SCENE = Path(__file__).parents[1] / "text2seg" / "demo" / "scenes" / "new-scenes" / "images" / "scene_0012.jpg"
 MODEL = PresenceModel(("cat", "red car", "tree", "sky"), slope=0.7, offset=0.3)
@@ -42,13 +42,15 @@ def test_presence_is_what_a_plain_loop_gives():
     patches, texts, others = unit(12, 8, seed=1), unit(3, 8, seed=2), unit(5, 8, seed=3)
     texts[2] = F.normalize(others[3] + 0.05 * texts[2], dim=0)  # "heaven" says nearly what "sky" says
     names = (("dog",), ("car", "motor car"), ("heaven",))
-    found = evidence(patches, texts, names, others, MODEL, scale=12.0).amax(0)
+    found = patch_presence(patches, texts, names, others, MODEL, scale=12.0).amax(0)
     for q, words in enumerate(({"dog"}, {"car", "motor"}, {"heaven"})):
         assert float(found[q]) == pytest.approx(by_hand(patches, texts[q], words, others, MODEL, 12.0), abs=1e-9)
 
 
 def test_high_scales_do_not_overflow():
-    found = evidence(unit(12, 8, seed=1), unit(2, 8, seed=2), (("a",), ("b",)), unit(5, 8, seed=3), MODEL, scale=100.0)
+    found = patch_presence(
+        unit(12, 8, seed=1), unit(2, 8, seed=2), (("a",), ("b",)), unit(5, 8, seed=3), MODEL, scale=100.0
+    )
     assert ((found >= 0) & (found <= 1)).all()
 
 

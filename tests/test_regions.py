@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from text2seg.config import PointSettings
-from text2seg.points import aims
-from text2seg.regions import regions
+from text2seg.prompts import regions, sam_prompts
 
 HW = (5, 9)
 
@@ -70,9 +69,9 @@ def test_more_prominence_never_gives_more_regions(scores):
 
 
 def test_each_region_is_an_aim_with_points_on_it_and_the_map():
-    evidence = np.ones(HW, np.float32)
-    left, right = aims(
-        two_hills(0.5)[None], evidence, (50, 90), settings(instances="regions", threshold=0.9), least_presence=0.5
+    patch_presence = np.ones(HW, np.float32)
+    left, right = sam_prompts(
+        two_hills(0.5)[None], patch_presence, (50, 90), settings(instances="regions", threshold=0.9), least_presence=0.5
     )
     assert left.points.xy.tolist() == [[25, 25], [5, 5]]
     assert right.points.xy[0].tolist() == [65, 25]
@@ -81,14 +80,16 @@ def test_each_region_is_an_aim_with_points_on_it_and_the_map():
 
 
 def test_a_region_without_evidence_is_no_aim():
-    evidence = np.zeros(HW, np.float32)
-    evidence[2, 6] = 0.9
-    (only,) = aims(two_hills(0.5)[None], evidence, (50, 90), settings(instances="regions"), least_presence=0.5)
+    patch_presence = np.zeros(HW, np.float32)
+    patch_presence[2, 6] = 0.9
+    (only,) = sam_prompts(
+        two_hills(0.5)[None], patch_presence, (50, 90), settings(instances="regions"), least_presence=0.5
+    )
     assert only.points.xy[0].tolist() == [65, 25]
-    assert aims(two_hills(0.5)[None], evidence, (50, 90), settings(), least_presence=0.95) == ()
+    assert sam_prompts(two_hills(0.5)[None], patch_presence, (50, 90), settings(), least_presence=0.95) == ()
 
 
 def test_union_and_combined_queries_are_one_aim():
-    evidence = np.ones(HW, np.float32)
+    patch_presence = np.ones(HW, np.float32)
     for parts, instances in ((two_hills(0.5)[None], "union"), (np.stack([two_hills(0.5)] * 2), "regions")):
-        assert len(aims(parts, evidence, (50, 90), settings(instances=instances), least_presence=0.5)) == 1
+        assert len(sam_prompts(parts, patch_presence, (50, 90), settings(instances=instances), least_presence=0.5)) == 1

@@ -1,4 +1,4 @@
-"""Pictures of results: the right things in the right places, for any size and any name."""
+"""Images of results: the right things in the right places, for any size and any name."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from text2seg.render.panels import LARGEST, _candidate
 NAMES = ["cat", "красный мяч", "猫 🐈", "e\u0301te\u0301", "two\nlines\x00", "\udcff", "", " ", "x" * 500, "نص"]
 
 
-def has(picture: np.ndarray, colour: tuple[int, int, int]) -> bool:
-    return bool((picture == colour).all(-1).any())
+def has(image: np.ndarray, colour: tuple[int, int, int]) -> bool:
+    return bool((image == colour).all(-1).any())
 
 
 def scene(hw: tuple[int, int], query: str = "ball") -> Segmentation:
@@ -62,14 +62,14 @@ def test_colours_differ():
 def test_heat_is_brightest_where_the_map_is_highest():
     scores = np.zeros((3, 4), np.float32)
     scores[0, 3] = 5
-    picture = heat(scores, np.full((30, 40, 3), 100, np.uint8)).astype(int)
-    assert picture[4, 35].sum() > picture[25, 5].sum() + 150
+    image = heat(scores, np.full((30, 40, 3), 100, np.uint8)).astype(int)
+    assert image[4, 35].sum() > image[25, 5].sum() + 150
 
 
 @pytest.mark.parametrize("value", [0.0, 3.0, np.nan, np.inf])
 def test_flat_and_broken_maps_are_drawn_as_nothing(value):
-    picture = heat(np.full((3, 4), value, np.float32), builders.pixels())
-    assert picture.shape == (24, 32, 3)
+    image = heat(np.full((3, 4), value, np.float32), builders.pixels())
+    assert image.shape == (24, 32, 3)
 
 
 # --- overlays ------------------------------------------------------------------------------------------------------
@@ -77,31 +77,31 @@ def test_flat_and_broken_maps_are_drawn_as_nothing(value):
 
 def test_without_a_legend_the_overlay_has_the_images_size():
     segmentation = builders.segmentation(builders.segment())
-    picture = overlay(segmentation, legend=False)
+    image = overlay(segmentation, legend=False)
     mask = segmentation.segments[0].mask
-    assert picture.shape == (24, 32, 3)
-    np.testing.assert_array_equal(picture[~mask], segmentation.image.pixels[~mask])
+    assert image.shape == (24, 32, 3)
+    np.testing.assert_array_equal(image[~mask], segmentation.image.pixels[~mask])
     expected = (segmentation.image.pixels[mask].astype(float) + colour_of("ball")) / 2
-    assert np.abs(picture[mask] - expected).max() <= 1
+    assert np.abs(image[mask] - expected).max() <= 1
 
 
 def test_a_small_segment_lies_on_top_of_a_large_one():
     large = builders.segment("large", builders.box_mask(left=2, top=2, width=28, height=20))
     small = builders.segment("small", builders.box_mask())
     for order in ((large, small), (small, large)):
-        picture = overlay(builders.segmentation(*order), legend=False)
-        np.testing.assert_array_equal(picture, overlay(builders.segmentation(large, small), legend=False))
+        image = overlay(builders.segmentation(*order), legend=False)
+        np.testing.assert_array_equal(image, overlay(builders.segmentation(large, small), legend=False))
 
 
 @pytest.mark.parametrize("hw", [(1, 1), (24, 32), (40, 33), (3, 900), (900, 3), (500, 700)])
 def test_an_overlay_of_any_size_has_room_for_its_legend(hw):
     segmentation = scene(hw)
-    picture = overlay(segmentation)
-    assert picture.dtype == np.uint8
-    assert picture.shape[1] >= 200
-    assert picture.shape[0] > hw[0] + 25
-    assert has(picture[-60:], colour_of("ball"))
-    assert not has(picture[-28:], colour_of("unicorn"))
+    image = overlay(segmentation)
+    assert image.dtype == np.uint8
+    assert image.shape[1] >= 200
+    assert image.shape[0] > hw[0] + 25
+    assert has(image[-60:], colour_of("ball"))
+    assert not has(image[-28:], colour_of("unicorn"))
 
 
 def test_a_legend_of_many_queries_goes_on_in_the_next_line():
@@ -113,8 +113,8 @@ def test_a_legend_of_many_queries_goes_on_in_the_next_line():
 
 def test_an_overlay_of_nothing_is_the_image():
     segmentation = builders.segmentation(queries=())
-    picture = overlay(segmentation)
-    np.testing.assert_array_equal(picture[::15, ::15], segmentation.image.pixels)
+    image = overlay(segmentation)
+    np.testing.assert_array_equal(image[::15, ::15], segmentation.image.pixels)
 
 
 def test_the_image_itself_is_not_painted():
@@ -160,20 +160,20 @@ def test_a_cut_out_of_another_image():
 
 @pytest.mark.parametrize("hw", [(1, 1), (24, 32), (3, 900), (900, 3), (500, 700)])
 def test_maps_of_any_size(hw):
-    picture = maps_with_points(scene(hw))
-    assert picture.dtype == np.uint8
-    assert picture.shape[1] < 6 * (LARGEST + 30)
-    assert picture.shape[0] < 2 * (LARGEST + 100)
+    image = maps_with_points(scene(hw))
+    assert image.dtype == np.uint8
+    assert image.shape[1] < 6 * (LARGEST + 30)
+    assert image.shape[0] < 2 * (LARGEST + 100)
 
 
 def test_points_are_green_and_red_and_where_they_belong():
     points = builders.points((8.0, 6.0, 1, 1.0), (24.0, 18.0, 0, 0.0))
     plain = builders.segment()
     segment = Segment("ball", plain.mask, 0.9, 0.5, 0.25, points, plain.candidates, 2)
-    picture = maps_with_points(builders.segmentation(segment))
+    image = maps_with_points(builders.segmentation(segment))
     found = {}
     for colour in (POSITIVE, NEGATIVE):
-        rows, columns = np.nonzero((picture == colour).all(-1))
+        rows, columns = np.nonzero((image == colour).all(-1))
         found[colour] = rows.mean(), columns.mean()
     down, right = np.subtract(found[NEGATIVE], found[POSITIVE])
     scale = 260 / 32  # the least long side of a panel, over the image's
@@ -206,8 +206,8 @@ def test_one_candidate_and_no_points():
     none = builders.points((1.0, 1.0, 1, 1.0))
     none = type(none)(none.xy[:0], none.labels[:0], none.similarity[:0])
     segment = Segment("ball", plain.mask, 0.9, 0.5, 0.25, none, alone, 0)
-    picture = maps_with_points(builders.segmentation(segment, builders.segment("other")))
-    assert not has(picture[:200], NEGATIVE)
+    image = maps_with_points(builders.segmentation(segment, builders.segment("other")))
+    assert not has(image[:200], NEGATIVE)
 
 
 def test_maps_without_a_query_are_the_image():
@@ -299,8 +299,8 @@ def test_lacking_letters_are_said_once_with_the_way_out(bare, caplog):
 
 def test_no_name_is_drawn_as_boxes(bare):
     """Names of different letters look different, which boxes of the same number do not."""
-    pictures = [overlay(scene((120, 160), name))[160:].tobytes() for name in ("羊毛", "山羊", "แก", "양털")]
-    assert len(set(pictures)) == 4
+    images = [overlay(scene((120, 160), name))[160:].tobytes() for name in ("羊毛", "山羊", "แก", "양털")]
+    assert len(set(images)) == 4
 
 
 def test_each_letter_comes_from_the_first_font_that_has_it(bare):

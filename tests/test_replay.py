@@ -14,16 +14,16 @@ from closeness import assert_same_masks
 from PIL import Image
 
 from tests import builders
-from text2seg import checkpoints
+from text2seg import weights
 from text2seg.cli import main
 from text2seg.coco.dataset import build_dataset, write_dataset
 from text2seg.config import MapSettings, PointSettings, Settings, settings_from_dict
 from text2seg.errors import CheckpointError, ImageError, SettingsError, Text2SegError
-from text2seg.images import load_image
+from text2seg.io.images import load_image
 from text2seg.ontology import ontology_of_queries
+from text2seg.queries import parse_query
 from text2seg.render.comparison import compared
-from text2seg.replay import replay
-from text2seg.vocabulary import parse_query
+from text2seg.review.replay import replay
 
 SCENES = Path(__file__).parents[1] / "text2seg" / "demo" / "scenes" / "held-out"
 NAME = "images/scene_0008.jpg"
@@ -32,7 +32,7 @@ QUERIES = ["koala", "alarm clock -sun"]
 
 
 def demo_clip():
-    return checkpoints.fetch("demo", "clip")
+    return weights.fetch("demo", "clip")
 
 
 def made(demo, encoding="rle", queries=QUERIES):
@@ -184,7 +184,7 @@ def test_a_path_in_a_dataset_is_never_opened(tampered, tmp_path, monkeypatch, ki
     (tmp_path / "a" / "b").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     name = name.format(file=file, base="secret/weights.pt", folder=file.parent)
-    tampered["info"]["provenance"][kind] = {"name": name, "sha256": checkpoints.sha256_of(file)}
+    tampered["info"]["provenance"][kind] = {"name": name, "sha256": weights.sha256_of(file)}
     seen = opened_files(monkeypatch)
     with pytest.raises(CheckpointError, match=rf"A path in a dataset is not opened; .*--{kind} ") as refusal:
         replay(tampered, 1, images=SCENES)
@@ -203,27 +203,27 @@ def test_a_checkpoint_recorded_in_another_form_is_none(tampered, mark):
 
 def test_weights_are_found_by_their_hash_among_the_known_ones(tampered, tmp_path, monkeypatch):
     """Under whatever name they were recorded: bundled ones, and those in the folder of checkpoints."""
-    demo = checkpoints.fetch("demo", "sam")
+    demo = weights.fetch("demo", "sam")
     tampered["info"]["provenance"]["sam"]["name"] = "/elsewhere/mine.pth"
     assert replay(tampered, 1, images=SCENES).identical
     mark = "ab" * 32
-    assert checkpoints.recorded("mine.pth", "sam", mark) is None
+    assert weights.recorded("mine.pth", "sam", mark) is None
     monkeypatch.setenv("TEXT2SEG_CHECKPOINTS", str(tmp_path))
     (tmp_path / "renamed.pth").write_bytes(demo.read_bytes() + b"!")
     (tmp_path / "notes.txt").write_text("no weights")
-    own = checkpoints.sha256_of(tmp_path / "renamed.pth")
-    assert checkpoints.recorded("/elsewhere/mine.pth", "sam", own) == str(tmp_path / "renamed.pth")
-    assert checkpoints.recorded("/elsewhere/mine.pth", "sam", mark) is None
-    assert checkpoints.recorded("facebook/sam2.1-hiera-tiny", "sam", mark) == "sam2.1_hiera_tiny"
+    own = weights.sha256_of(tmp_path / "renamed.pth")
+    assert weights.recorded("/elsewhere/mine.pth", "sam", own) == str(tmp_path / "renamed.pth")
+    assert weights.recorded("/elsewhere/mine.pth", "sam", mark) is None
+    assert weights.recorded("facebook/sam2.1-hiera-tiny", "sam", mark) == "sam2.1_hiera_tiny"
 
 
 def test_a_file_given_by_hand_is_read_and_its_hash_compared(tampered, tmp_path):
     own, other = tmp_path / "mine.pth", tmp_path / "other.pth"
-    own.write_bytes(checkpoints.fetch("demo", "sam").read_bytes())
+    own.write_bytes(weights.fetch("demo", "sam").read_bytes())
     other.write_bytes(own.read_bytes() + b"!")
     tampered["info"]["provenance"]["sam"]["name"] = "/elsewhere/mine.pth"
     assert replay(tampered, 1, images=SCENES, sam=str(own)).identical
-    with pytest.raises(CheckpointError, match=f"its sha256 is {checkpoints.sha256_of(other)}, recorded is dc56baa7"):
+    with pytest.raises(CheckpointError, match=f"its sha256 is {weights.sha256_of(other)}, recorded is dc56baa7"):
         replay(tampered, 1, images=SCENES, sam=str(other))
 
 
@@ -260,12 +260,12 @@ def test_a_dataset_starts_no_download(tampered, tmp_path, monkeypatch, kind, nam
         pytest.importorskip("open_clip")
     monkeypatch.setenv("TEXT2SEG_CHECKPOINTS", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("text2seg.replay.redo.fetch", lambda *_: pytest.fail("fetched"))
-    published = checkpoints.find(name, kind).sha256 or ""
+    monkeypatch.setattr("text2seg.review.replay.fetch", lambda *_: pytest.fail("fetched"))
+    published = weights.find(name, kind).sha256 or ""
     tampered["info"]["provenance"][kind] = {"name": name, "sha256": published + "a" * (64 - len(published))}
     if kind == "sam":
-        tampered["info"]["provenance"]["clip"] = {"name": "demo", "sha256": checkpoints.sha256_of(demo_clip())}
-        monkeypatch.setattr("text2seg.replay.redo.fetch", checkpoints.fetch)
+        tampered["info"]["provenance"]["clip"] = {"name": "demo", "sha256": weights.sha256_of(demo_clip())}
+        monkeypatch.setattr("text2seg.review.replay.fetch", weights.fetch)
     with pytest.raises(CheckpointError, match=f"not on this machine.*--{kind} {name}.*checkpoints download {name}"):
         replay(tampered, 1, images=SCENES)
 
@@ -277,7 +277,7 @@ def test_what_is_missing_is_named(demo, tampered, tmp_path):
         replay(tampered, 1, images=tmp_path, models=demo)
     (tmp_path / "images").mkdir()
     Image.fromarray(builders.pixels()).save(tmp_path / NAME)
-    with pytest.raises(ImageError, match=r"32 x 24 pixels, the dataset says .* not the same picture"):
+    with pytest.raises(ImageError, match=r"32 x 24 pixels, the dataset says .* not the same image"):
         replay(tampered, 1, images=tmp_path, models=demo)
     del tampered["annotations"][0]["attributes"]["points"]
     with pytest.raises(Text2SegError, match="annotation 1 records no points"):
@@ -296,7 +296,7 @@ def test_settings_come_back_from_json():
             settings_from_dict(wrong)
 
 
-def test_the_picture_shows_both_and_every_pixel_that_differs():
+def test_the_image_shows_both_and_every_pixel_that_differs():
     one, other = builders.box_mask(), builders.box_mask(left=11)
     pixels = compared(builders.image(), "ball", (one, builders.points()), (other, None))
     assert pixels.shape[1] > 3 * 520
@@ -311,13 +311,13 @@ def test_the_picture_shows_both_and_every_pixel_that_differs():
 
 def test_the_command_ends_with_0_where_all_is_the_same_and_with_1_where_not(demo, tmp_path, capsys):
     dataset = made(demo, queries=["koala"])
-    file, picture = write_dataset(dataset, tmp_path / "d.json"), tmp_path / "both.png"
+    file, image = write_dataset(dataset, tmp_path / "d.json"), tmp_path / "both.png"
     command = ["replay", str(file), "--images", str(SCENES)]
-    assert main([*command, "--annotation", "1", "--picture", str(picture)]) == 0, capsys.readouterr()
+    assert main([*command, "--annotation", "1", "--image", str(image)]) == 0, capsys.readouterr()
     printed = capsys.readouterr().out
     assert "points: identical" in printed
     assert "mask: identical" in printed
-    assert Image.open(picture).width > 1000
+    assert Image.open(image).width > 1000
     changed = copy.deepcopy(dataset)
     changed["annotations"][0]["attributes"]["points"][0][0] += 40
     write_dataset(changed, file)

@@ -13,7 +13,7 @@ from PIL import Image
 from tests import builders
 from text2seg.cli import main
 from text2seg.coco.dataset import build_dataset, write_dataset
-from text2seg.coco.lookup import PictureFinder
+from text2seg.coco.lookup import ImageFinder
 from text2seg.coco.rle import encode
 from text2seg.errors import OutputError, Text2SegError
 from text2seg.review import uncertainty_of, write_review
@@ -75,7 +75,7 @@ def test_without_our_attributes_the_score_alone_speaks_and_without_any_the_doubt
 
 @pytest.fixture
 def folder(tmp_path):
-    """Three pictures: one surely found and one doubtfully, none with anything nearly found, and one that is missing."""
+    """Three images: one surely found and one doubtfully, none with anything nearly found, and one that is missing."""
     segments = {
         "sure.png": builders.segment("ball", sam_score=0.95),
         "doubtful.png": builders.segment("box & <cup>", builders.ring_mask(), sam_score=0.3),
@@ -95,10 +95,10 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_pictures_come_in_the_order_of_their_doubt_with_the_numbers_of_the_whole(folder):
+def test_images_come_in_the_order_of_their_doubt_with_the_numbers_of_the_whole(folder):
     contents = contents_of(json.loads((folder / "dataset.json").read_text(encoding="utf-8")))
-    assert [picture.file_name for picture in contents.pictures] == ["empty.png", "doubtful.png", "sure.png", "gone.png"]
-    assert contents.pictures[0].uncertainty == pytest.approx(0.96)
+    assert [image.file_name for image in contents.images] == ["empty.png", "doubtful.png", "sure.png", "gone.png"]
+    assert contents.images[0].uncertainty == pytest.approx(0.96)
     ball, box = contents.categories
     assert (ball.images, ball.annotations, ball.area_share) == (1, 1, 72 / (24 * 32))
     assert (box.score, box.presence) == (pytest.approx(0.3), 0.25)
@@ -145,14 +145,14 @@ def test_what_is_there_is_not_written_over(folder):
         write_review(folder / "dataset.json", folder / "other.html", limit=0)
 
 
-def test_a_picture_of_another_size_or_a_broken_mask_is_told_of(folder):
+def test_an_image_of_another_size_or_a_broken_mask_is_told_of(folder):
     dataset = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
     dataset["annotations"][1]["segmentation"] = {"size": [5, 5], "counts": "?"}
     write_dataset(dataset, folder / "dataset.json")
     Image.fromarray(builders.pixels((32, 24))).save(folder / "sure.png")
     assert write_review(folder / "dataset.json", folder / "page.html").unseen == 2
     page = (folder / "page.html").read_text(encoding="utf-8")
-    assert "not the picture that was labelled" in page
+    assert "not the image that was labelled" in page
     assert "no mask that can be read: box &amp; &lt;cup&gt;" in page
 
 
@@ -176,11 +176,11 @@ def test_a_dataset_of_someone_else_with_boxes_only_is_shown(tmp_path):
 
 
 def test_the_thumbnail_has_each_segment_in_its_categorys_colour(folder):
-    from text2seg.review.tiles import tile
+    from text2seg.review.page import tile
 
     contents = contents_of(json.loads((folder / "dataset.json").read_text(encoding="utf-8")))
-    sure = next(picture for picture in contents.pictures if picture.file_name == "sure.png")
-    url, size, words = tile(sure, {"ball": (255, 0, 0)}, finder=PictureFinder(folder / "dataset.json"))
+    sure = next(image for image in contents.images if image.file_name == "sure.png")
+    url, size, words = tile(sure, {"ball": (255, 0, 0)}, finder=ImageFinder(folder / "dataset.json"))
     assert size == (360, 270)
     assert words == ""
     import base64
@@ -198,7 +198,7 @@ def test_the_command_says_what_it_wrote(folder, capsys):
     arguments = ["report", str(folder / "dataset.json"), "--images", str(folder), "--output", str(output)]
     assert main([*arguments, "--limit", "3"]) == 0
     printed = capsys.readouterr().out
-    assert "3 pictures shown, 1 less doubtful ones left out" in printed
+    assert "3 images shown, 1 less doubtful ones left out" in printed
     assert output.is_file()
     assert main(arguments) == 1
 
@@ -250,7 +250,7 @@ def test_in_chromium_filters_order_and_keys_work(folder, width):
         "box": ["empty.png", "doubtful.png"],
         "missed": ["empty.png"],
         "name": ["sure.png"],
-        "count": "1 of 4 pictures",
+        "count": "1 of 4 images",
         "nothing": True,
         "reset": everything,
         "first": "empty.png",

@@ -15,16 +15,15 @@ from saliency_builders import Naive, in_float64, random_target, state
 from test_attention import naive as naive_rule
 from test_attention import tiny_clip
 
+from text2seg.clip.attention import RULES
+from text2seg.clip.model import Clip, preprocess
+from text2seg.clip.text import encode_tokens, tokenize
+from text2seg.clip.vit import encode_vit
 from text2seg.errors import CheckpointError, SettingsError
 from text2seg.explain.catalogue.saliency import MethodName
 from text2seg.explain.saliency.methods import METHODS, check_method, methods_for, saliency
 from text2seg.explain.saliency.targets import score
-from text2seg.explain.saliency.trace import trace_vit
-from text2seg.explain.saliency.trace_text import trace_text
-from text2seg.maps.attention import RULES
-from text2seg.maps.clip import Clip, preprocess
-from text2seg.maps.text import encode_tokens, tokenize
-from text2seg.maps.vit import encode_vit
+from text2seg.explain.saliency.trace import trace_text, trace_vit
 from text2seg.runtime import Precision
 
 CPU = torch.device("cpu")

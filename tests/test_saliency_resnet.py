@@ -1,4 +1,4 @@
-"""Class activation maps of ResNets: the package gets the right layer, gradient and picture, and the
+"""Class activation maps of ResNets: the package gets the right layer, gradient and image, and the
 model is only read."""
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from saliency_builders import in_float64, random_target, state
 from test_attention import tiny_clip
 from torch.nn import functional as F
 
+from text2seg.clip.model import preprocess
 from text2seg.errors import SettingsError
 from text2seg.explain.saliency.cams import layers
 from text2seg.explain.saliency.methods import METHODS, methods_for, saliency
-from text2seg.maps.clip import preprocess
 
 RESNET = tuple(name for name, method in METHODS.items() if "resnet" in method.kinds)
 CAMS = tuple(name for name in RESNET if name not in ("raw", "surgery"))

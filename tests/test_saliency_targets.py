@@ -12,11 +12,11 @@ from closeness import TINY_NETWORK, about, assert_close
 from test_attention import tiny_clip
 from torch.nn import functional as F
 
+from text2seg.clip.model import preprocess
 from text2seg.errors import QueryError
 from text2seg.explain.saliency.methods import methods_for, saliency
 from text2seg.explain.saliency.targets import image_target, score, text_target, words_target
-from text2seg.maps.clip import preprocess
-from text2seg.vocabulary import TEMPLATES, Things
+from text2seg.queries import TEMPLATES, Things
 
 SHORT = ("a {}.",)
 
@@ -34,21 +34,21 @@ def test_a_text_is_its_mean_over_templates(clip):
 
 
 def clip_tokens(text):
-    from text2seg.maps.text import tokenize
+    from text2seg.clip.text import tokenize
 
     row = tokenize([text], 77)[0][0]
     return row[1 : int(row.argmax())].tolist()
 
 
 def test_an_image_is_clips_own_answer_whatever_its_size(clip):
-    picture, other = builders.image((40, 56)), builders.image((90, 21), file_name="other.png")
+    image, other = builders.image((40, 56)), builders.image((90, 21), file_name="other.png")
     target = image_target(clip, other)
     expected = F.normalize(clip.model.encode_image(preprocess(other, (64, 64))[None]), dim=-1)[0]
     assert_close(target.features, expected, terms=TINY_NETWORK)
     assert target.name == "other.png"
     assert float(score(clip, preprocess(other, (64, 64))[None], target)) == about(1, terms=TINY_NETWORK)
     for name in methods_for(clip):
-        assert bool(np.isfinite(saliency(clip, picture, target, name)).all())
+        assert bool(np.isfinite(saliency(clip, image, target, name)).all())
 
 
 def test_the_score_is_the_cosine_and_gradients_flow_to_the_pixels(clip):

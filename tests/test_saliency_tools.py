@@ -13,17 +13,17 @@ from test_attention import tiny_clip
 
 import text2seg
 from text2seg import Text2Seg
+from text2seg.clip.attention import RULES
 from text2seg.coco.dataset import read_dataset
 from text2seg.coco.rle import decode
 from text2seg.errors import ImageError, QueryError, SettingsError
-from text2seg.explain import TOOLS, Watch, run_tool
+from text2seg.explain import TOOLS, Progress, run_tool
 from text2seg.explain.catalogue.saliency import SaliencySettings, TargetSettings
 from text2seg.explain.saliency.methods import METHODS, methods_for, saliency
 from text2seg.explain.saliency.targets import text_target
 from text2seg.explain.show_saliency import weights_of
 from text2seg.grids import minmax
-from text2seg.images import load_image
-from text2seg.maps.attention import RULES
+from text2seg.io.images import load_image
 
 SCENES = Path(text2seg.__file__).parent / "demo" / "scenes" / "new-scenes"
 SHORT = ("a photo of a {}.",)
@@ -81,12 +81,12 @@ def test_saliency_shows_every_target(demo):
         templates=SHORT,
         method="legrad",
     )
-    exhibit = run_tool(TOOLS["saliency"], demo, [load(19)], settings)
+    result = run_tool(TOOLS["saliency"], demo, [load(19)], settings)
     words = "sheep 70%, koala 30%, bomb 0%"
-    scores, shares = exhibit.tables
+    scores, shares = result.tables
     assert [row[0] for row in scores.rows] == ["sheep", "fire engine", "scene_0003.jpg", words]
-    assert [panel.caption for panel in exhibit.panels] == [
-        "the picture",
+    assert [panel.caption for panel in result.panels] == [
+        "the image",
         *(f"{name} · score {score:.3f}" for name, score in scores.rows),
     ]
     assert scores.rows[0][1] == about(
@@ -99,12 +99,12 @@ def test_saliency_shows_every_target(demo):
         ("bomb", 0.0),
     ]
     assert sum(row[2] for row in shares.rows) == about(1, terms=3)
-    assert all(panel.pixels.shape == exhibit.panels[0].pixels.shape for panel in exhibit.panels)
-    assert "arXiv" in exhibit.notes[0]
-    assert exhibit.picture() is not None
+    assert all(panel.pixels.shape == result.panels[0].pixels.shape for panel in result.panels)
+    assert "arXiv" in result.notes[0]
+    assert result.image() is not None
 
 
-def test_alpha_negative_and_size_change_the_picture(demo):
+def test_alpha_negative_and_size_change_the_image(demo):
     def shown(**settings):
         run = run_tool(TOOLS["saliency"], demo, [load(19)], SaliencySettings(("sheep",), templates=SHORT, **settings))
         return run.panels[1]
@@ -120,31 +120,31 @@ def test_alpha_negative_and_size_change_the_picture(demo):
 
 def test_compare_shows_every_method_and_stops_when_asked(demo):
     settings, stop, seen = TargetSettings(("sheep",), templates=SHORT), threading.Event(), []
-    exhibit = run_tool(TOOLS["compare"], demo, [load(19)], settings)
-    assert [panel.caption for panel in exhibit.panels] == ["the picture", *methods_for(demo.clip)]
-    assert exhibit.title.startswith("scene_0019.jpg: sheep · score 0.")
+    result = run_tool(TOOLS["compare"], demo, [load(19)], settings)
+    assert [panel.caption for panel in result.panels] == ["the image", *methods_for(demo.clip)]
+    assert result.title.startswith("scene_0019.jpg: sheep · score 0.")
 
     def report(done, total, note):
         seen.append((done, total, note))
         if done == 2:
             stop.set()
 
-    stopped = run_tool(TOOLS["compare"], demo, [load(19)], settings, Watch(report, stop))
+    stopped = run_tool(TOOLS["compare"], demo, [load(19)], settings, Progress(report, stop))
     assert seen[0] == (0, len(methods_for(demo.clip)), "sheep")
     assert len(stopped.panels) == 1 + 3
 
 
 def test_compare_on_a_resnet():
     models = Text2Seg(tiny_clip("resnet"), sam=None)
-    exhibit = run_tool(TOOLS["compare"], models, [builders.image((40, 56))], TargetSettings(("dog",), templates=SHORT))
+    result = run_tool(TOOLS["compare"], models, [builders.image((40, 56))], TargetSettings(("dog",), templates=SHORT))
     names = [name for name, method in METHODS.items() if "resnet" in method.kinds]
-    assert [panel.caption for panel in exhibit.panels] == ["the picture", *names]
+    assert [panel.caption for panel in result.panels] == ["the image", *names]
 
 
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        (SaliencySettings(), QueryError, "nothing to ask the picture about"),
+        (SaliencySettings(), QueryError, "nothing to ask the image about"),
         (SaliencySettings(("",)), QueryError, "a text must not be empty"),
         (SaliencySettings(("dgo",)), QueryError, "does not know 'dgo'"),
         (SaliencySettings(("dog " * 80,)), QueryError, "too long"),

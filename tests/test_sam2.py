@@ -1,4 +1,4 @@
-"""SAM 2 through the interface of SAM: equal to transformers' own model and processor, one picture and set at a time."""
+"""SAM 2 through the interface of SAM: equal to transformers' own model and processor, one image and set at a time."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ import torch
 from closeness import TINY_NETWORK, assert_close
 from safetensors.torch import save_file
 from sam2_builders import as_meta_wrote_it, random_weights, small_config, stock_model
-from sam_builders import picture, points
+from sam_builders import make_image, points
 from transformers import Sam2Config, Sam2ImageProcessor, Sam2Model, Sam2Processor
 
-from text2seg.checkpoints import registry
 from text2seg.errors import CheckpointError, SettingsError
-from text2seg.masks.any_sam import MASK_PROMPT_SCALE
-from text2seg.masks.families import open_sam
-from text2seg.masks.sam2 import Sam2
-from text2seg.masks.sam2_build import PUBLISHED, config_of, to_transformers
+from text2seg.sam.base import MASK_PROMPT_SCALE
+from text2seg.sam.families import open_sam
+from text2seg.sam.sam2 import PUBLISHED, Sam2, config_of, to_transformers
+from text2seg.weights import registry
 
 CPU = torch.device("cpu")
 SIDE = 128
@@ -47,7 +46,7 @@ def stock(weights):
 
 @torch.no_grad()
 def answer_of_stock(stock, image, prompts):
-    """Logits, scores and full-size masks of transformers for one set on one picture."""
+    """Logits, scores and full-size masks of transformers for one set on one image."""
     model, processor = stock
     boxed = len(prompts.boxes_xyxy) > 0
     inputs = processor(
@@ -78,14 +77,14 @@ def assert_equals_stock(sam, stock, images, sets):
             assert np.mean(sam.mask(embeddings[place], candidates, index) != wanted) < 0.01
 
 
-def test_ragged_sets_on_two_pictures_in_one_call_are_answered_as_one_by_one(sam, stock):
-    images = [picture(60, 100, seed=1), picture(141, 77, seed=2)]
+def test_ragged_sets_on_two_images_in_one_call_are_answered_as_one_by_one(sam, stock):
+    images = [make_image(60, 100, seed=1), make_image(141, 77, seed=2)]
     sets = [(n % 2, points(images[n % 2], count, seed=n)) for n, count in enumerate((1, 4, 2, 1, 7, 4))]
     assert_equals_stock(sam, stock, images, sets)
 
 
 def test_with_a_box_it_is_one_candidate_and_with_a_rough_mask_another_answer(sam, stock):
-    image = picture(60, 100, seed=1)
+    image = make_image(60, 100, seed=1)
     plain = points(image, 3)
     boxed = replace(plain, boxes_xyxy=np.array([[10, 5, 70, 50]], np.float32))
     rough = np.linspace(0, 1, 64, dtype=np.float32).reshape(1, 8, 8)
@@ -111,7 +110,7 @@ def test_filling_up_as_transformers_does_would_change_the_answer(stock):
 
 
 def test_sets_are_answered_in_the_order_they_came_however_few_fit_into_a_call(sam):
-    image = picture(60, 100)
+    image = make_image(60, 100)
     (embedding,) = sam.embed([image])
     sets = [(embedding, points(image, count, seed=count)) for count in (3, 1, 2, 1, 3)]
     few = Sam2(sam.module, CPU, sets_per_call=1)
@@ -121,8 +120,8 @@ def test_sets_are_answered_in_the_order_they_came_however_few_fit_into_a_call(sa
         sam.decode([(embedding, points(image, 0))])
 
 
-def test_the_picture_fills_the_whole_frame(sam):
-    embedding = sam.embed([picture(30, 100)])[0]
+def test_the_image_fills_the_whole_frame(sam):
+    embedding = sam.embed([make_image(30, 100)])[0]
     assert embedding.input_hw == (SIDE, SIDE)
     assert sam.filled(embedding, 32) == (32, 32)
     assert [tuple(tensor.shape) for tensor in embedding.tensors] == [(32, 8, 8), (4, 32, 32), (8, 16, 16)]
@@ -131,7 +130,7 @@ def test_the_picture_fills_the_whole_frame(sam):
 def test_in_bf16_the_encoder_alone_is_less_precise(weights, sam):
     config = json.loads(small_config().to_json_string())
     half = Sam2.from_weights(weights, device=CPU, precision="bf16", config=config)
-    image = picture(60, 100)
+    image = make_image(60, 100)
     coarse, exact = half.embed([image])[0], sam.embed([image])[0]
     assert all(tensor.dtype == torch.float32 for tensor in coarse.tensors)
     difference = (coarse.features - exact.features).abs().max() / exact.features.abs().max()
@@ -158,7 +157,7 @@ def test_a_folder_of_transformers_is_opened_by_its_config(tmp_path, weights, sam
     with caplog.at_level(logging.INFO):
         opened = open_sam(Path(checkpoint.file_name), device=CPU, precision="fp32")
     assert "SAM 2 with 6 blocks on cpu in fp32" in caplog.text
-    image = picture(50, 70)
+    image = make_image(50, 70)
     assert torch.equal(opened.embed([image])[0].features, sam.embed([image])[0].features)
 
 
@@ -211,7 +210,7 @@ def test_published_shapes_are_known_without_a_config(width, depths):
 
 def test_hiera_tiny_in_its_real_size():
     sam = Sam2.from_weights(random_weights(Sam2Config()), device=CPU, precision="fp32")
-    image = picture(60, 100)
+    image = make_image(60, 100)
     (embedding,) = sam.embed([image])
     assert [tuple(t.shape) for t in embedding.tensors] == [(256, 64, 64), (32, 256, 256), (64, 128, 128)]
     (candidates,) = sam.decode([(embedding, points(image, 2))])

@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 import torch
 from closeness import DEMO_NETWORK, TINY_NETWORK, about, assert_close
-from sam_builders import picture
+from sam_builders import make_image
 from transformers import CLIPTokenizer, Sam3Config, Sam3ImageProcessor, Sam3Model
 
 from text2seg import demo
 from text2seg.cli import main
 from text2seg.cli.label import Label
-from text2seg.concepts import Concepts
 from text2seg.config import PresenceSettings, Settings, TileSettings
 from text2seg.errors import CheckpointError, SettingsError
 from text2seg.evaluation.run import as_json, evaluate_files
-from text2seg.masks.sam3 import Sam3
+from text2seg.sam.sam3 import Sam3
+from text2seg.sam3_pipeline import Sam3Pipeline
 
 SCENES = Path(demo.__file__).parent / "scenes" / "new-scenes" / "images"
 CPU = torch.device("cpu")
@@ -79,7 +79,7 @@ def sam3(folder):
 
 
 def test_words_are_answered_as_by_transformers(folder, sam3):
-    image, text = picture(60, 100, seed=1), "red car"
+    image, text = make_image(60, 100, seed=1), "red car"
     model, tokenizer = Sam3Model.from_pretrained(folder).eval(), CLIPTokenizer.from_pretrained(folder)
     processor = Sam3ImageProcessor(size={"height": SIDE, "width": SIDE})
     inputs = processor(images=image.pixels.copy(), return_tensors="pt")
@@ -102,8 +102,8 @@ def test_words_are_answered_as_by_transformers(folder, sam3):
 
 
 def test_segments_are_what_is_sure_enough_and_no_repeats(sam3):
-    image = picture(60, 100, seed=1)
-    models = Concepts(sam3, settings=ANYTHING)
+    image = make_image(60, 100, seed=1)
+    models = Sam3Pipeline(sam3, settings=ANYTHING)
     result = models.open(image)
     (found,) = sam3.find(image, ["car"])
     segmentation = models.segment_sessions([result], "car, dog")[0]
@@ -120,19 +120,19 @@ def test_segments_are_what_is_sure_enough_and_no_repeats(sam3):
 
 
 def test_a_folder_is_labelled_and_the_file_compared(folder, tmp_path):
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
+    images = tmp_path / "images"
+    images.mkdir()
     for path in sorted(SCENES.glob("*.jpg"))[:2]:
-        shutil.copy(path, pictures)
+        shutil.copy(path, images)
     output = tmp_path / "sam3.json"
-    command = ["label", str(pictures), "--queries", "bell, horse", "--sam3", str(folder), "--output", str(output)]
+    command = ["label", str(images), "--queries", "bell, horse", "--sam3", str(folder), "--output", str(output)]
     assert main([*command, "--device", "cpu", "--presence", "0.05"]) == 0
     content = json.loads(output.read_text())
     assert len(content["images"]) == 2
     assert content["annotations"]
     assert "sam3" in json.dumps(content["info"])
     other = tmp_path / "pipeline.json"
-    assert main(["label", str(pictures), "--queries", "bell, horse", "--output", str(other), "--device", "cpu"]) == 0
+    assert main(["label", str(images), "--queries", "bell, horse", "--output", str(other), "--device", "cpu"]) == 0
     content = json.loads((SCENES.parent / "dataset.json").read_text())
     content["images"] = [{**each, "file_name": Path(each["file_name"]).name} for each in content["images"][:2]]
     kept = {each["id"] for each in content["images"]}
@@ -147,7 +147,7 @@ def test_a_folder_is_labelled_and_the_file_compared(folder, tmp_path):
     )
     assert ours["instances"]["ap"] > 0.3 > theirs["instances"]["ap"], "weights at random know no bells"
     with pytest.raises(SettingsError, match="goes with none of"):
-        Label(pictures, queries="car", sam3=folder, dry_run=True).run()
+        Label(images, queries="car", sam3=folder, dry_run=True).run()
 
 
 def test_what_is_no_sam_3_is_refused(folder, tmp_path):
@@ -186,7 +186,7 @@ def test_weights_that_lack_a_tensor_are_refused(folder, tmp_path):
 
 def test_long_words_are_cut_loudly_and_tiles_refused(sam3, caplog):
     with caplog.at_level(logging.WARNING):
-        sam3.find(picture(60, 100), ["a very long description"])
+        sam3.find(make_image(60, 100), ["a very long description"])
     assert "the end of this query is cut off: a very long description" in caplog.text
-    with pytest.raises(SettingsError, match="whole pictures"):
-        Concepts(sam3, settings=Settings(tiles=TileSettings(tile=512))).check("car")
+    with pytest.raises(SettingsError, match="whole images"):
+        Sam3Pipeline(sam3, settings=Settings(tiles=TileSettings(tile=512))).check("car")

@@ -1,4 +1,4 @@
-"""Vectors of a picture and the index that they are kept in, with vectors made up here."""
+"""Vectors of an image and the index that they are kept in, with vectors made up here."""
 
 from __future__ import annotations
 
@@ -18,10 +18,8 @@ from PIL import Image as PillowImage
 from text2seg.errors import SettingsError
 from text2seg.records import Failure
 from text2seg.search.fill import index_key, index_path
-from text2seg.search.index import VectorIndex, import_faiss
-from text2seg.search.rank import Hit
-from text2seg.search.results import write_results
-from text2seg.search.vectors import VECTORS, picture_vectors
+from text2seg.search.index import VECTORS, VectorIndex, image_vectors, import_faiss
+from text2seg.search.rank import Hit, write_results
 
 KEY = {"clip": "one"}
 
@@ -43,7 +41,7 @@ def distances(a, b):
 @given(st.integers(1, 40), st.integers(1, 20), st.integers(0, 1000))
 def test_no_patch_is_left_farther_than_twice_the_best_cover(count, kept, seed):
     patches = unit(count, 8, seed=seed)
-    vectors = picture_vectors(tokens(patches), kept)
+    vectors = image_vectors(tokens(patches), kept)
     assert vectors.shape == (min(count, kept), 8)
     assert {row.tobytes() for row in vectors} <= {row.tobytes() for row in patches}
     radius = distances(patches, vectors).min(1).max()
@@ -58,7 +56,7 @@ def test_one_small_thing_on_a_plain_ground_is_kept():
     patches = np.stack([ground + 0.02 * noise for noise in unit(576, 32, seed=1)])
     patches[301] = thing
     patches /= np.linalg.norm(patches, axis=1, keepdims=True)
-    vectors = picture_vectors(tokens(patches))
+    vectors = image_vectors(tokens(patches))
     assert (vectors @ thing).max() == about(1, terms=32)
     assert len(vectors) == VECTORS
 
@@ -86,7 +84,7 @@ def test_an_index_comes_back_from_disk(tmp_path):
     np.testing.assert_array_equal(again.vectors(["0.png"]), found[1:])
 
 
-def test_nearest_are_the_pictures_of_the_nearest_vectors_among_those_asked_for(tmp_path):
+def test_nearest_are_the_images_of_the_nearest_vectors_among_those_asked_for(tmp_path):
     index = filled(tmp_path / "one.index")
     wanted = unit(VECTORS, 8, seed=3)[7]
     every = [f"{number}.png" for number in range(5)]
@@ -163,12 +161,12 @@ def test_results_as_json_and_sheets(tmp_path):
         "../x": [Hit("gone.png", 0.1, 0.1)],
         "empty": [],
     }
-    failures = [Failure("bad.png", "read", "bad.png: no picture")]
+    failures = [Failure("bad.png", "read", "bad.png: no image")]
     written = write_results(tmp_path / "out", tmp_path / "in", found, failures)
     assert [path.name for path in written] == ["search.json", "01-red-car.png"]
     content = json.loads(written[0].read_text(encoding="utf-8"))
     assert content["queries"]["red car"][0] == {"file": "ä.png", "presence": 0.9877, "cosine": 0.5}
     assert content["queries"]["empty"] == []
-    assert content["failures"] == [{"file_name": "bad.png", "stage": "read", "message": "bad.png: no picture"}]
+    assert content["failures"] == [{"file_name": "bad.png", "stage": "read", "message": "bad.png: no image"}]
     with PillowImage.open(written[1]) as sheet:
         assert sheet.width > 300

@@ -15,17 +15,16 @@ from PIL import Image as PillowImage
 from text2seg import Settings, Text2Seg
 from text2seg.cli import main
 from text2seg.coco.dataset import read_dataset
-from text2seg.config import TileSettings
+from text2seg.config import LabelSettings, TileSettings
 from text2seg.errors import SettingsError
-from text2seg.images import load_image
-from text2seg.label_config import LabelSettings
-from text2seg.labelling.engine import LocalEngine
+from text2seg.io.images import load_image
+from text2seg.io.scan import list_images
+from text2seg.labelling.engines.local import LocalEngine
 from text2seg.labelling.job import label_folder
 from text2seg.labelling.journal import read_records
-from text2seg.labelling.listing import list_images
 from text2seg.ontology import ontology_of_queries
-from text2seg.search.fill import filled_index, pictures_of
-from text2seg.search.rank import best_pictures, presence_in
+from text2seg.search.fill import filled_index, indexed_images
+from text2seg.search.rank import best_images, presence_in
 
 SCENES = Path("text2seg/demo/scenes/new-scenes/images")
 HORSES = {"scene_0002.jpg", "scene_0003.jpg", "scene_0004.jpg"}
@@ -41,12 +40,12 @@ def folder(tmp_path):
 
 
 def fill(demo, folder, where, **more):
-    listing = list_images(folder, **more.pop("listed", {}))
-    with filled_index(demo, folder, pictures_of(listing.files, listing.stamp), where=where, **more) as (index, filled):
+    scan = list_images(folder, **more.pop("listed", {}))
+    with filled_index(demo, folder, indexed_images(scan.files, scan.stamp), where=where, **more) as (index, filled):
         return index, filled
 
 
-def test_presence_by_the_index_is_that_of_the_picture_or_less(demo, folder, tmp_path):
+def test_presence_by_the_index_is_that_of_the_image_or_less(demo, folder, tmp_path):
     index, filled = fill(demo, folder, tmp_path / "index")
     assert (filled.encoded, filled.held, filled.failures, filled.stopped) == (5, 0, [], False)
     queries = demo.check(["horse", "pig|hog", "bell+horse"])
@@ -55,12 +54,12 @@ def test_presence_by_the_index_is_that_of_the_picture_or_less(demo, folder, tmp_
         exact = demo.segment(folder / file, queries).maps.presence
         assert (row <= exact + 0.01).all()  # float16 rounds
         assert ((row >= 0.3) | (exact < 0.5)).all()  # and what a patch was sure of is not lost
-    best = best_pictures(demo, index, queries[0], 3, set(index.files()))
+    best = best_images(demo, index, queries[0], 3, set(index.files()))
     assert {hit.file for hit in best} == HORSES
     assert best[0].presence >= best[1].presence >= best[2].presence > 0.3
-    together = best_pictures(demo, index, queries[2], 1, set(index.files()))
+    together = best_images(demo, index, queries[2], 1, set(index.files()))
     assert [hit.file for hit in together] == ["scene_0002.jpg"]
-    assert best_pictures(demo, index, queries[0], 3, {"scene_0001.jpg"})[0].file == "scene_0001.jpg"
+    assert best_images(demo, index, queries[0], 3, {"scene_0001.jpg"})[0].file == "scene_0001.jpg"
 
 
 def test_only_what_is_new_or_changed_is_encoded_and_what_has_gone_is_dropped(demo, folder, tmp_path):
@@ -145,8 +144,8 @@ class Watched(LocalEngine):
         super().run(work, given(), deliver, asked)
 
 
-def test_pictures_that_show_nothing_are_not_looked_at_and_a_stop_changes_no_byte(demo, folder, tmp_path):
-    (folder / "scene_0005x.jpg").write_bytes(b"no picture")
+def test_images_that_show_nothing_are_not_looked_at_and_a_stop_changes_no_byte(demo, folder, tmp_path):
+    (folder / "scene_0005x.jpg").write_bytes(b"no image")
     whole = tmp_path / "whole.json"
     everything = label_folder(demo, folder, ontology_of_queries("bell, pig"), LabelSettings(output=whole, batch=2))
     engine = Watched(demo)
@@ -173,13 +172,13 @@ def test_pictures_that_show_nothing_are_not_looked_at_and_a_stop_changes_no_byte
     (tmp_path / "again").mkdir()
     again, stop = tmp_path / "again" / "only.json", threading.Event()
     assert label(demo, folder, again, engine=Watched(demo, stop, 1), stop=stop).interrupted
-    shutil.rmtree(again.parent / "index")  # what is skipped does not hang on when a picture was encoded
+    shutil.rmtree(again.parent / "index")  # what is skipped does not hang on when an image was encoded
     assert label(demo, folder, again).skipped == report.skipped
     assert without_folder(again) == without_folder(tmp_path / "only.json")
 
 
 def without_folder(path):
-    """The file's bytes, but for where the pictures lie as seen from it."""
+    """The file's bytes, but for where the images lie as seen from it."""
     content = path.read_bytes()
     folder = json.dumps(read_dataset(path)["info"]["folder"]).encode()
     assert content.count(folder) == 1
@@ -225,7 +224,7 @@ def test_the_commands(folder, tmp_path, capsys):
     assert main([*command, "--output", str(tmp_path / "out")]) == 0
     text, errors = capsys.readouterr()
     assert errors.count("failed: broken.png") == 1
-    assert "5 pictures, 5 of them encoded now" in text
+    assert "5 images, 5 of them encoded now" in text
     found = json.loads((tmp_path / "out" / "search.json").read_text(encoding="utf-8"))["queries"]
     assert {hit["file"] for hit in found["horse"]} == HORSES
     assert found["fire engine"][0]["file"] == "scene_0007.jpg"

@@ -18,20 +18,20 @@ import numpy as np
 import pytest
 from app_builders import SCENE, live_app
 
-from text2seg import storage
 from text2seg.app.archives import Room
 from text2seg.app.folder.sources import take_folder, take_uploads
 from text2seg.cli import main
 from text2seg.coco.dataset import read_dataset
-from text2seg.coco.lookup import find_picture, relative_folder
+from text2seg.coco.lookup import find_image, relative_folder
+from text2seg.config import LabelSettings
 from text2seg.errors import DatasetError, ImageError, OntologyError, OutputError, SettingsError, Text2SegError
-from text2seg.images import load_image
-from text2seg.label_config import LabelSettings
-from text2seg.labelling.engine import LocalEngine, Work
-from text2seg.labelling.listing import list_images
+from text2seg.io import storage
+from text2seg.io.images import load_image
+from text2seg.io.scan import list_images
+from text2seg.io.storage import Url, place_of
+from text2seg.labelling.engines.local import LocalEngine, Work
 from text2seg.labelling.output import journal_path, local_file
 from text2seg.ontology import read_ontology
-from text2seg.storage import Url, place_of
 
 PACKAGE = Path(storage.__file__).parent
 TREE = ("b.jpg", "B.PNG", "a/z.webp", "a/b/y.tiff", "ä.jpeg", "notes.txt", ".hidden.png", ".git/x.png")
@@ -91,7 +91,7 @@ class TestUrls:
         assert pickle.loads(pickle.dumps(work)) == work
 
     def test_fsspec_waits_until_it_is_needed(self):
-        code = "import sys, text2seg.labelling.listing; assert not {'fsspec', 's3fs'} & set(sys.modules)"
+        code = "import sys, text2seg.io.scan; assert not {'fsspec', 's3fs'} & set(sys.modules)"
         subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -168,7 +168,7 @@ class TestJobs:
     def test_the_file_differs_in_the_folder_s_name_only(self, memory, photos, tmp_path, encoding):
         (photos / "a" / "broken.jpg").write_bytes((SCENE.read_bytes())[:5000])
         (photos / "a" / "empty.jpg").write_bytes(b"")
-        (photos / "text.png").write_bytes(b"no picture")
+        (photos / "text.png").write_bytes(b"no image")
         upload(memory, photos, "/photos")
         here = tmp_path / "here.json"
         expected = jobs.run(photos, here, segmentation=encoding)
@@ -270,7 +270,7 @@ class TestJobs:
         assert models.batches == []
         assert len(json.loads(memory.cat_file("/out.json"))["images"]) == 10
 
-    def test_a_store_that_takes_nothing_is_told_before_the_first_picture(self, memory, photos):
+    def test_a_store_that_takes_nothing_is_told_before_the_first_image(self, memory, photos):
         class ReadOnly(type(memory)):
             protocol = "read-only"
 
@@ -336,14 +336,14 @@ class TestTheCommand:
     def test_a_missing_package_is_named(self, scheme, package):
         code = (
             f"import sys; sys.modules[{package!r}] = None;"
-            f"from text2seg.storage import place_of, read_bytes; read_bytes(place_of('{scheme}://bucket/photo.jpg'))"
+            f"from text2seg.io.storage import place_of, read_bytes; read_bytes(place_of('{scheme}://bucket/photo.jpg'))"
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert done.returncode == 1
         assert f'{scheme}:// needs {package}; pip install "text2seg[cloud]"' in done.stderr
 
 
-class TestPicturesOfAFile:
+class TestImagesOfAFile:
     def test_a_url_in_a_file_is_not_opened(self, memory, photos, tmp_path, monkeypatch):
         """A COCO file may be anyone's; what it names is looked for here only."""
         upload(memory, photos, "/photos")
@@ -351,8 +351,8 @@ class TestPicturesOfAFile:
         monkeypatch.setattr(storage, "_opened", lambda url: pytest.fail(f"{url} was opened"))
         info = read_dataset(tmp_path / "labels.json")["info"]
         with pytest.raises(ImageError, match=r"lies in memory://photos; copy that folder here .*--images"):
-            find_picture("a/0000.png", tmp_path / "labels.json", info=info)
-        assert find_picture("a/0000.png", tmp_path / "labels.json", photos, info) == photos / "a" / "0000.png"
+            find_image("a/0000.png", tmp_path / "labels.json", info=info)
+        assert find_image("a/0000.png", tmp_path / "labels.json", photos, info) == photos / "a" / "0000.png"
         with pytest.raises(ImageError, match="is a URL"):
             load_image("memory://photos/a/0000.png")
 
@@ -362,15 +362,15 @@ class TestPicturesOfAFile:
         name = name.format(outside=tmp_path.as_posix())
         for images in (None, photos):
             with pytest.raises(ImageError, match=r"is not in .*--images"):
-                find_picture(name, photos / "labels.json", images)
-        assert find_picture("/theirs/a/0000.png", None, photos) == photos / "a" / "0000.png"
-        assert find_picture("../theirs/a/0000.png", None, photos) == photos / "a" / "0000.png"
+                find_image(name, photos / "labels.json", images)
+        assert find_image("/theirs/a/0000.png", None, photos) == photos / "a" / "0000.png"
+        assert find_image("../theirs/a/0000.png", None, photos) == photos / "a" / "0000.png"
 
     def test_an_absolute_folder_in_a_file_is_named_and_not_opened(self, photos, tmp_path):
         info = {"folder": photos.as_posix()}
         with pytest.raises(ImageError, match=f"lies in {photos.as_posix()}, says the dataset; .* --images {photos}"):
-            find_picture("a/0000.png", tmp_path / "labels.json", info=info)
-        assert find_picture("a/0000.png", photos.parent / "labels.json", info={"folder": photos.name}).is_file()
+            find_image("a/0000.png", tmp_path / "labels.json", info=info)
+        assert find_image("a/0000.png", photos.parent / "labels.json", info={"folder": photos.name}).is_file()
 
     def test_folders_by_name(self):
         assert relative_folder(place_of("s3://b/photos"), Path("x.json")) == "s3://b/photos"
@@ -386,11 +386,11 @@ class TestTheAppOpensNoUrl:
             names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
             modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
             assert not names & {"Url", "place_of", "storage"}, path
-            assert "text2seg.storage" not in modules, path
+            assert "text2seg.io.storage" not in modules, path
 
     @pytest.fixture
     def opened(self, memory, monkeypatch):
-        """URLs that were opened. One is there, so that opening it would give a picture."""
+        """URLs that were opened. One is there, so that opening it would give an image."""
         memory.pipe_file("/photos/one.jpg", SCENE.read_bytes())
         urls = []
         real = storage._opened

@@ -19,15 +19,15 @@ import s3fs
 import torch
 from moto.server import ThreadedMotoServer
 
-from text2seg import storage
 from text2seg.cli import main
 from text2seg.coco.dataset import read_dataset
 from text2seg.errors import ImageError, OutputError
-from text2seg.labelling.engine import LocalEngine
-from text2seg.labelling.listing import list_images
+from text2seg.io import storage
+from text2seg.io.scan import list_images
+from text2seg.io.storage import place_of
+from text2seg.labelling.engines.local import LocalEngine
 from text2seg.labelling.output import journal_path
 from text2seg.ontology import read_ontology
-from text2seg.storage import place_of
 
 ROOT = Path(__file__).parents[1]
 SCENES = ROOT / "text2seg" / "demo" / "scenes" / "new-scenes"
@@ -117,8 +117,8 @@ def command(folder: object, output: object) -> list[str]:
     return ["label", str(folder), "--output", str(output), "--device", "cpu", "--queries", words, "--batch", "1"]
 
 
-def test_the_command_killed_and_resumed_with_a_damaged_picture(s3, tmp_path):
-    """Five pictures of the demo model, one cut short, one in a folder; SIGKILL after the first records."""
+def test_the_command_killed_and_resumed_with_a_damaged_image(s3, tmp_path):
+    """Five images of the demo model, one cut short, one in a folder; SIGKILL after the first records."""
     folder = tmp_path / "photos"
     (folder / "deep er").mkdir(parents=True)
     scenes = sorted((SCENES / "images").iterdir())[:5]
@@ -180,9 +180,9 @@ def test_more_objects_than_one_page_of_a_listing(s3, monkeypatch):
     for number in range(23):
         s3.put_object(Bucket="bucket", Key=f"many/{number}.png", Body=b"x")
     assert s3.list_objects_v2(Bucket="bucket")["IsTruncated"]
-    listing = list_images(place_of("s3://bucket/many"))
-    assert len(listing) == 23
-    assert list(listing.files) == sorted(listing.files)
+    scan = list_images(place_of("s3://bucket/many"))
+    assert len(scan) == 23
+    assert list(scan.files) == sorted(scan.files)
 
 
 def test_what_is_not_there(s3, photos):
@@ -198,7 +198,7 @@ def test_what_is_not_there(s3, photos):
     assert models.batches == []
 
 
-def test_no_permission_to_write_is_told_before_the_first_picture(s3, photos, restricted):
+def test_no_permission_to_write_is_told_before_the_first_image(s3, photos, restricted):
     upload(s3, photos, "photos")
     restricted(MAY_READ)
     models = jobs.FakeModels()

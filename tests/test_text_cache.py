@@ -13,8 +13,7 @@ import torch
 from closeness import DEMO_NETWORK, assert_close
 
 from text2seg import Text2Seg
-from text2seg.maps.text import TextEncoder
-from text2seg.maps.text_cache import TextCache
+from text2seg.clip.text import TextCache, TextEncoder
 
 TEMPLATES = ("a photo of a {}.", "the {}.")
 ENCODER = ("hash", "fp32", "cpu")
@@ -106,7 +105,7 @@ def test_a_folder_that_cannot_be_made_is_not_in_the_way(tmp_path, caplog):
 
 
 def test_a_locked_file_is_not_in_the_way(path, monkeypatch, caplog):
-    monkeypatch.setattr("text2seg.maps.text_cache.WAIT_SECONDS", 0.01)
+    monkeypatch.setattr("text2seg.clip.text.WAIT_SECONDS", 0.01)
     cache = TextCache(path, ENCODER)
     cache.write({"dog": features(1)}, TEMPLATES)
     other = sqlite3.connect(path)
@@ -184,7 +183,7 @@ def test_loading_a_pair_uses_the_cache_and_gives_the_same_features(tmp_path, mon
     assert torch.equal(kept, fresh)
 
 
-@pytest.mark.parametrize("templates", [("a photo of a {}.",), ("{}", "a {} in a picture.", "two {}s.")])
+@pytest.mark.parametrize("templates", [("a photo of a {}.",), ("{}", "a {} in an image.", "two {}s.")])
 def test_features_do_not_hang_on_what_is_asked_together(demo, templates):
     """To the last digit, or a file of features made by one job would change the bytes that another writes."""
     names = list(demo.things.names)[:40]

@@ -17,16 +17,16 @@ from tests import builders
 from tests.test_pipeline import FakeClip, FakeSam
 from text2seg import Settings, Text2Seg
 from text2seg.cli import main
+from text2seg.clip.maps import PresenceModel
+from text2seg.clip.model import ImageTokens
 from text2seg.coco import rle
 from text2seg.coco.dataset import build_dataset, read_dataset
 from text2seg.config import MaskSettings, PointSettings, TileSettings
 from text2seg.errors import SettingsError, Text2SegError
-from text2seg.images import load_image
-from text2seg.maps.clip import ImageTokens
-from text2seg.maps.presence import PresenceModel
+from text2seg.io.images import load_image
 from text2seg.records import Candidates, Image
 from text2seg.render import panels
-from text2seg.replay import replay
+from text2seg.review.replay import replay
 from text2seg.tiling import KEPT_VIEWS, VIEWS_PER_CALL, Seen, crop, is_cut, merge, place, shift, tiles_of
 
 SCENES = Path(__file__).parents[1] / "text2seg" / "demo" / "scenes" / "new-scenes"
@@ -54,7 +54,7 @@ def test_every_pixel_lies_in_a_tile_and_neighbours_overlap_as_wanted(hw, tile, o
     assert len(tiles) == len({box[0] for box in tiles}) * len({box[1] for box in tiles})
 
 
-def test_tiles_of_a_known_picture():
+def test_tiles_of_a_known_image():
     assert tiles_of((100, 250), TileSettings(100, 0.2)) == [(0, 0, 100, 100), (75, 0, 100, 100), (150, 0, 100, 100)]
     assert tiles_of((60, 150), TileSettings(100, 0.5)) == [(0, 0, 100, 60), (50, 0, 100, 60)]
     assert tiles_of((100, 100), TileSettings(100)) == []
@@ -68,10 +68,10 @@ def test_settings_that_cannot_be(wrong):
 
 
 def test_into_a_tile_and_back():
-    picture, box = builders.image((24, 32), file_name="a.png", image_id=7), (10, 4, 12, 6)
-    part = crop(picture, box)
+    image, box = builders.image((24, 32), file_name="a.png", image_id=7), (10, 4, 12, 6)
+    part = crop(image, box)
     assert (part.hw, part.file_name, part.image_id) == ((6, 12), "a.png", 7)
-    assert (part.pixels == picture.pixels[4:10, 10:22]).all()
+    assert (part.pixels == image.pixels[4:10, 10:22]).all()
     assert (place(np.ones((6, 12), bool), box, (24, 32)) == builders.box_mask()).all()
     points = replace(builders.points((1.5, 2.5, 1, 0.9)), boxes_xyxy=np.array([[0, 1, 3, 4]], np.float32))
     moved = shift(points, box)
@@ -84,7 +84,7 @@ def test_into_a_tile_and_back():
 
 
 def test_what_is_cut():
-    hw, view = (100, 200), (50, 0, 100, 100)  # its left and right borders lie inside the picture
+    hw, view = (100, 200), (50, 0, 100, 100)  # its left and right borders lie inside the image
     whole = builders.box_mask((100, 100), left=30, top=0, width=40, height=100)
     left = builders.box_mask((100, 100), left=0, top=40, width=30, height=20)
     right = builders.box_mask((100, 100), left=80, top=40, width=20, height=20)
@@ -99,7 +99,7 @@ def test_what_is_cut():
 
 
 def seen(mask, quality, view=None):
-    """A segment of the picture as `merge` gets it."""
+    """A segment of the image as `merge` gets it."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     x, y, width, height = columns[0], rows[0], np.ptp(columns) + 1, np.ptp(rows) + 1
     small = mask[y : y + height, x : x + width]
@@ -120,7 +120,7 @@ def test_of_one_thing_in_several_views_the_best_stays():
 
 
 class Bright(FakeClip):
-    """The query is a colour: what is of it is there, but for pictures larger than a tile. Cells are of 4 pixels."""
+    """The query is a colour: what is of it is there, but for images larger than a tile. Cells are of 4 pixels."""
 
     def encode_images(self, images, *, size=None, architecture="surgery"):
         if images:
@@ -136,13 +136,13 @@ class Bright(FakeClip):
     def scores(self, tokens, queries, settings):
         return self._maps(tokens, queries)
 
-    def evidence(self, tokens, queries):
+    def patch_presence(self, tokens, queries):
         small = max(tokens.image_hw) > 64
         return self._maps(tokens, queries) * np.float32(0.3 if small else 0.9)
 
 
 class Bounded(FakeSam):
-    """The bright things that the positive points lie on; candidates as large as the picture."""
+    """The bright things that the positive points lie on; candidates as large as the image."""
 
     def embed(self, images):
         return [replace(one, features=image) for one, image in zip(super().embed(images), images, strict=True)]
@@ -158,7 +158,7 @@ class Bounded(FakeSam):
         return found
 
 
-def picture(*boxes, hw=(60, 150)):
+def make_image(*boxes, hw=(60, 150)):
     """Black, with boxes of one brightness or colour each: (channel, left, top, width, height)."""
     pixels = np.zeros((*hw, 3), np.uint8)
     for channel, left, top, width, height in boxes:
@@ -178,8 +178,8 @@ def boxes_of(result):
     return sorted((segment.query, segment.box_xywh) for segment in result.segments)
 
 
-def test_things_in_two_tiles_are_found_in_the_pictures_own_pixels(models):
-    image = picture((0, 8, 8, 12, 12), (1, 120, 40, 12, 12))
+def test_things_in_two_tiles_are_found_in_the_images_own_pixels(models):
+    image = make_image((0, 8, 8, 12, 12), (1, 120, 40, 12, 12))
     assert tiles_of(image.hw, models.settings.tiles) == [(0, 0, 64, 60), (43, 0, 64, 60), (86, 0, 64, 60)]
     assert models.segment(image, "red, green", replace(models.settings, tiles=TileSettings())).segments == ()
     result = models.segment(image, "red, green")
@@ -195,20 +195,20 @@ def test_things_in_two_tiles_are_found_in_the_pictures_own_pixels(models):
 
 
 def test_a_thing_across_a_border_is_found_once_and_whole(models):
-    across = picture((0, 56, 20, 12, 12))  # the first tile ends at 64, the second shows all of it
+    across = make_image((0, 56, 20, 12, 12))  # the first tile ends at 64, the second shows all of it
     assert boxes_of(models.segment(across, "red")) == [("red", (56, 20, 12, 12))]
-    twice = picture((0, 48, 20, 12, 12))  # in both tiles
+    twice = make_image((0, 48, 20, 12, 12))  # in both tiles
     assert boxes_of(models.segment(twice, "red")) == [("red", (48, 20, 12, 12))]
-    apart = picture((0, 20, 20, 12, 12), (0, 90, 20, 12, 12))
+    apart = make_image((0, 20, 20, 12, 12), (0, 90, 20, 12, 12))
     assert len(models.segment(apart, "red").segments) == 2
 
 
 def test_what_is_whole_nowhere_is_not_found_in_part(models):
-    assert models.segment(picture((0, 30, 20, 90, 12)), "red").segments == ()
+    assert models.segment(make_image((0, 30, 20, 90, 12)), "red").segments == ()
 
 
-def test_a_picture_no_larger_than_a_tile_is_as_without(models):
-    image = picture((0, 8, 8, 12, 12), hw=(48, 60))
+def test_an_image_no_larger_than_a_tile_is_as_without(models):
+    image = make_image((0, 8, 8, 12, 12), hw=(48, 60))
     tiled = models.segment(image, "red")
     plain = models.segment(image, "red", replace(models.settings, tiles=TileSettings()))
     assert boxes_of(tiled) == boxes_of(plain) == [("red", (8, 8, 12, 12))]
@@ -217,7 +217,7 @@ def test_a_picture_no_larger_than_a_tile_is_as_without(models):
 
 
 def test_views_go_through_in_bounded_batches_and_further_words_cost_no_encoding(models):
-    image = picture((0, 8, 8, 12, 12), (1, 120, 300, 12, 12), hw=(350, 200))
+    image = make_image((0, 8, 8, 12, 12), (1, 120, 300, 12, 12), hw=(350, 200))
     count = len(tiles_of(image.hw, models.settings.tiles))
     assert VIEWS_PER_CALL < count <= KEPT_VIEWS
     session = models.open(image)
@@ -233,7 +233,7 @@ def test_views_go_through_in_bounded_batches_and_further_words_cost_no_encoding(
 
 
 def test_a_session_keeps_a_bounded_number_of_tiles(models):
-    image = picture((0, 8, 8, 12, 12), hw=(350, 400))
+    image = make_image((0, 8, 8, 12, 12), hw=(350, 400))
     count = len(tiles_of(image.hw, models.settings.tiles))
     assert count > KEPT_VIEWS
     session = models.open(image)
@@ -244,7 +244,7 @@ def test_a_session_keeps_a_bounded_number_of_tiles(models):
 
 
 def test_candidates_lie_in_their_tile(models):
-    session = models.open(picture((1, 120, 40, 12, 12)))
+    session = models.open(make_image((1, 120, 40, 12, 12)))
     (green,) = session.segment("green").segments
     assert (session.candidate_mask(green, 0) == green.mask).all()
 
@@ -306,12 +306,12 @@ def test_the_file_says_in_which_tile_and_the_masks_come_out_the_same_again(demo,
         assert (again.points_identical, again.rebuilt_chosen) == (True, again.recorded_chosen)
         assert again.iou >= 0.99  # the tile was encoded in a batch with others, whose rounding may differ
     of_tiles[0]["attributes"]["view_xywh"] = [1500, 0, 400, 400]
-    with pytest.raises(Text2SegError, match="not in the picture"):
+    with pytest.raises(Text2SegError, match="not in the image"):
         replay(content, of_tiles[0]["id"], images=tmp_path, models=demo)
 
 
 def test_panels_of_a_tile_show_the_tile(mosaic, tiled):
-    """The candidate that was chosen, drawn on the tile, covers there what the mask covers in the picture."""
+    """The candidate that was chosen, drawn on the tile, covers there what the mask covers in the image."""
     one = next(segment for segment in tiled.segments if segment.view_xywh is not None)
     panel = np.zeros((300, 400, 3), np.uint8)
     (where,), candidates, (final,) = panels._stages(one, panel, panel, mosaic[0].pixels)

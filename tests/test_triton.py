@@ -11,10 +11,9 @@ from triton_builders import check_against_graph, parse
 
 from text2seg.cli import main
 from text2seg.errors import OutputError, SettingsError
-from text2seg.export.draw import describe, draw
-from text2seg.export.towers import Network, Tower
+from text2seg.export.graphs import Network, Tower, describe, draw
 from text2seg.export.triton import write_repository
-from text2seg.graphs.manifest import GraphSpec, Manifest
+from text2seg.onnx.manifest import GraphSpec, Manifest
 
 
 def write_graphs(folder: Path) -> Path:
@@ -47,7 +46,7 @@ def graphs(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _two_graphs_are_enough(monkeypatch):
-    monkeypatch.setattr("text2seg.graphs.manifest.GRAPHS", ("sam_encoder", "sam_decoder"))
+    monkeypatch.setattr("text2seg.onnx.manifest.GRAPHS", ("sam_encoder", "sam_decoder"))
 
 
 def test_the_repository_fits_the_schema_and_the_graphs(graphs, tmp_path):

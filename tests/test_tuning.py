@@ -14,14 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image as PilImage
 
-from text2seg.cli import main
-from text2seg.coco import polygon, rle
-from text2seg.coco.dataset import read_dataset
-from text2seg.config import Settings
-from text2seg.errors import OutputError, SettingsError, Text2SegError
-from text2seg.ontology import Ontology, ontology_of_queries, read_ontology
-from text2seg.records import Segmentation
-from text2seg.tuning import (
+from text2seg.calibration import (
     STABLE_THRESHOLDS,
     THRESHOLDS,
     Curve,
@@ -32,7 +25,14 @@ from text2seg.tuning import (
     tune_by_stability,
     tune_by_truth,
 )
-from text2seg.tuning.plot import plot
+from text2seg.calibration.tune import plot
+from text2seg.cli import main
+from text2seg.coco import polygon, rle
+from text2seg.coco.dataset import read_dataset
+from text2seg.config import Settings
+from text2seg.errors import OutputError, SettingsError, Text2SegError
+from text2seg.ontology import Ontology, ontology_of_queries, read_ontology
+from text2seg.records import Segmentation
 
 SCENES = Path("text2seg/demo/scenes/new-scenes")
 
@@ -107,7 +107,7 @@ class FakeModels:
 
 
 def folder(tmp_path: Path, count: int = 3) -> Path:
-    made = tmp_path / "pictures"
+    made = tmp_path / "images"
     made.mkdir()
     for number in range(count):
         PilImage.fromarray(builders.pixels(seed=number)).save(made / f"{number}.png")
@@ -139,7 +139,7 @@ def test_with_truth_each_category_gets_its_own_best_threshold_and_images_are_enc
     assert dog.used == 0.8
     assert dog.score(0.8) == pytest.approx(12 / 19)  # seven columns too many
     assert tuning.changes() == {"dog": 0.45, "cat": 0.9}
-    assert (models.opened, tuning.images, tuning.failures) == (2, 2, ())  # the third picture shows nothing wanted
+    assert (models.opened, tuning.images, tuning.failures) == (2, 2, ())  # the third image shows nothing wanted
     assert models.asked == [["dog", "cat"]] * len(THRESHOLDS) + [["dog"]] * len(THRESHOLDS)
 
 
@@ -160,11 +160,11 @@ def test_what_is_never_found_is_named_and_its_threshold_stays(tmp_path):
 
 
 def test_images_that_cannot_be_done_are_one_line_each_and_missing_ones_are_counted(tmp_path):
-    pictures = folder(tmp_path)
-    (pictures / "0.png").write_bytes(b"broken")
-    (pictures / "1.png").unlink()
+    images = folder(tmp_path)
+    (images / "0.png").write_bytes(b"broken")
+    (images / "1.png").unlink()
     dataset = truth(("dog",), [(0, "dog"), (1, "dog"), (2, "dog")])
-    tuning = tune_by_truth(FakeModels({"dog": 0.5}), ontology_of_queries("dog"), pictures, dataset)
+    tuning = tune_by_truth(FakeModels({"dog": 0.5}), ontology_of_queries("dog"), images, dataset)
     (failure,) = tuning.failures
     assert failure.message.count("0.png") == 1
     assert len(failure.message.splitlines()) == 1
@@ -179,18 +179,18 @@ def test_a_limit_takes_the_first_images(tmp_path):
 
 
 def test_truth_that_does_not_fit_says_so(tmp_path):
-    models, ontology, pictures = FakeModels({"dog": 0.5}), ontology_of_queries("dog"), folder(tmp_path)
+    models, ontology, images = FakeModels({"dog": 0.5}), ontology_of_queries("dog"), folder(tmp_path)
     with pytest.raises(Text2SegError, match="no image with dog; its own categories are Dog"):
-        tune_by_truth(models, ontology, pictures, truth(("Dog",), [(0, "Dog")]))
+        tune_by_truth(models, ontology, images, truth(("Dog",), [(0, "Dog")]))
     dataset = truth(("dog",), [(0, "dog"), (1, "dog")])
     with pytest.raises(Text2SegError, match=r"none of the 2 images .* such as elsewhere/0\.png"):
         tune_by_truth(models, ontology, tmp_path, dataset)
     dataset["images"][1]["file_name"] = "other/0.png"
     with pytest.raises(Text2SegError, match="one name in several folders"):
-        tune_by_truth(models, ontology, pictures, dataset)
+        tune_by_truth(models, ontology, images, dataset)
     del dataset["images"][0]["file_name"]
     with pytest.raises(Text2SegError, match="file_name"):
-        tune_by_truth(models, ontology, pictures, dataset)
+        tune_by_truth(models, ontology, images, dataset)
 
 
 class Plateau(FakeModels):
@@ -205,8 +205,8 @@ class Plateau(FakeModels):
 
 def test_without_truth_the_middle_of_the_plateau_is_chosen(tmp_path):
     models = Plateau({"dog": (0.65, 0.75), "cat": (0.8, 0.95), "cow": (0.6, 0.95), "pig": (0, 0)}, absent=["cow"])
-    pictures = sorted(folder(tmp_path).iterdir())
-    tuning = tune_by_stability(models, ontology_of_queries("dog, cat, cow, pig"), pictures)
+    images = sorted(folder(tmp_path).iterdir())
+    tuning = tune_by_stability(models, ontology_of_queries("dog, cat, cow, pig"), images)
     assert [each.chosen for each in tuning.categories] == [0.7, 0.85, None, None]
     assert [each.curve.images for each in tuning.categories] == [3, 3, 0, 3]
     assert tuning.categories[0].curve.at[:2] == (0.625, 0.675)
@@ -223,7 +223,7 @@ def tuning_of(*names: str) -> Tuning:
 
 
 @pytest.mark.parametrize("count", [1, 5, 8])
-def test_the_picture_shows_each_category_and_is_the_same_every_time(tmp_path, count):
+def test_the_image_shows_each_category_and_is_the_same_every_time(tmp_path, count):
     names = ["a $x_1 & \\frac", "größe", *map(str, range(count))][:count]
     first = plot(tuning_of(*names), tmp_path / "a" / "curves.png").read_bytes()
     assert plot(tuning_of(*names), tmp_path / "b.PNG").read_bytes() == first
@@ -233,7 +233,7 @@ def test_the_picture_shows_each_category_and_is_the_same_every_time(tmp_path, co
     assert len(lines) == len({k % 4 for k in range(0, count, 2)})  # one in each column with a choice
 
 
-def test_a_picture_of_another_kind_is_refused(tmp_path):
+def test_an_image_of_another_kind_is_refused(tmp_path):
     with pytest.raises(SettingsError, match=r"must end in \.png"):
         plot(tuning_of("dog"), tmp_path / "curves.pdf")
     (tmp_path / "file").write_bytes(b"")
@@ -250,22 +250,22 @@ def job(tmp_path):
     lines = "".join(f"  - name: {name}  # a drawing\n    threshold: 0.31\n\n" for name in shown)
     path = tmp_path / "things.yaml"
     path.write_text(f"# mine\ncategories:\n{lines}", encoding="utf-8")
-    pictures = tmp_path / "images"
-    pictures.mkdir()
-    for picture in sorted((SCENES / "images").iterdir())[:2]:
-        shutil.copy(picture, pictures)
-    return path, pictures
+    images = tmp_path / "images"
+    images.mkdir()
+    for image in sorted((SCENES / "images").iterdir())[:2]:
+        shutil.copy(image, images)
+    return path, images
 
 
 def test_the_command_with_truth_writes_thresholds_that_are_better(job, tmp_path, capsys):
-    path, pictures = job
+    path, images = job
     before = path.read_text(encoding="utf-8")
-    picture = tmp_path / "curves.png"
-    command = ["tune", "--ontology", str(path), str(pictures), "--truth", str(SCENES / "dataset.json")]
+    image = tmp_path / "curves.png"
+    command = ["tune", "--ontology", str(path), str(images), "--truth", str(SCENES / "dataset.json")]
     command += ["--device", "cpu", "--limit", "2"]
-    assert main([*command, "--plot", str(picture)]) == 0
+    assert main([*command, "--plot", str(image)]) == 0
     assert "not written yet" in capsys.readouterr().out
-    assert PilImage.open(picture).format == "PNG"
+    assert PilImage.open(image).format == "PNG"
     assert path.read_text(encoding="utf-8") == before
     assert main([*command, "--write"]) == 0
     assert "now in" in capsys.readouterr().out
@@ -277,10 +277,10 @@ def test_the_command_with_truth_writes_thresholds_that_are_better(job, tmp_path,
     assert after.count("# a drawing") == before.count("# a drawing")
 
 
-def test_the_command_without_truth_passes_over_broken_pictures(job, capsys):
-    path, pictures = job
-    (pictures / "broken.jpg").write_bytes(b"\xff\xd8\xff")
-    assert main(["tune", "--ontology", str(path), str(pictures), "--device", "cpu", "--write"]) == 0
+def test_the_command_without_truth_passes_over_broken_images(job, capsys):
+    path, images = job
+    (images / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    assert main(["tune", "--ontology", str(path), str(images), "--device", "cpu", "--write"]) == 0
     text, errors = capsys.readouterr()
     assert [line for line in errors.splitlines() if line.startswith("failed:")] == [
         next(line for line in errors.splitlines() if "broken.jpg" in line)
@@ -290,14 +290,14 @@ def test_the_command_without_truth_passes_over_broken_pictures(job, capsys):
 
 
 def test_slips_are_told_before_a_model_is_loaded(job, tmp_path, capsys):
-    path, pictures = job
+    path, images = job
     (tmp_path / "empty").mkdir()
     (tmp_path / "gt.json").write_text(json.dumps([]), encoding="utf-8")
     for arguments, says in [
-        ([str(pictures), "--ontology", "nowhere.yaml"], "nowhere.yaml: there is no such file"),
-        ([str(pictures), "--ontology", str(path), "--plot", "curves.pdf"], "must end in .png"),
-        ([str(pictures), "--ontology", str(path), "--limit", "0"], "limit must be 1 or more"),
-        ([str(pictures), "--ontology", str(path), "--truth", str(tmp_path / "gt.json")], "not a COCO dataset"),
+        ([str(images), "--ontology", "nowhere.yaml"], "nowhere.yaml: there is no such file"),
+        ([str(images), "--ontology", str(path), "--plot", "curves.pdf"], "must end in .png"),
+        ([str(images), "--ontology", str(path), "--limit", "0"], "limit must be 1 or more"),
+        ([str(images), "--ontology", str(path), "--truth", str(tmp_path / "gt.json")], "not a COCO dataset"),
         ([str(tmp_path / "empty"), "--ontology", str(path)], "no file in it"),
     ]:
         assert main(["tune", *arguments]) == 1

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from text2seg.errors import QueryError
 from text2seg.ontology.schema import check_entry
-from text2seg.vocabulary import TEMPLATES, Query, Things, names_in, parse_queries, parse_query
+from text2seg.queries import TEMPLATES, Query, Things, names_in, parse_queries, parse_query
 
 
 def test_there_are_the_85_templates_each_with_one_place_for_the_query():

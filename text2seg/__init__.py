@@ -1,4 +1,4 @@
-"""text2seg cuts things out of pictures by their names: CLIP Surgery points, SAM masks."""
+"""text2seg cuts things out of images by their names: CLIP Surgery points, SAM masks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from text2seg._version import __version__
 from text2seg.config import MapSettings, MaskSettings, PointSettings, PresenceSettings, Settings
 from text2seg.errors import Text2SegError
-from text2seg.vocabulary import Query
+from text2seg.queries import Query
 
 if TYPE_CHECKING:
     from text2seg.pipeline import Session, Text2Seg

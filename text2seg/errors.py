@@ -19,7 +19,7 @@ class Text2SegError(Exception):
 
 
 class ImageError(Text2SegError):
-    """A picture that cannot be read."""
+    """An image that cannot be read."""
 
 
 class QueryError(Text2SegError):

@@ -9,23 +9,22 @@ from pathlib import Path
 
 import torch
 
-from text2seg import checkpoints
-from text2seg.checkpoints.load import load_clip_weights, load_tensors
-from text2seg.checkpoints.openclip import is_openclip
-from text2seg.checkpoints.registry import Checkpoint, Kind
+from text2seg import weights
+from text2seg.clip.build import check_clip
+from text2seg.clip.maps import PresenceModel
+from text2seg.clip.model import Clip
+from text2seg.clip.openclip import cached_openclip, fetch_openclip, recipe_of
+from text2seg.clip.openclip_build import load_openclip
+from text2seg.clip.text import TextCache
 from text2seg.errors import SettingsError
-from text2seg.graphs.networks import Networks, choose_onnx_device
-from text2seg.maps.build import check_clip
-from text2seg.maps.clip import Clip
-from text2seg.maps.openclip import cached_openclip, fetch_openclip, recipe_of
-from text2seg.maps.openclip_build import load_openclip
-from text2seg.maps.presence import PresenceModel
-from text2seg.maps.text_cache import TextCache
-from text2seg.masks.any_sam import AnySam
-from text2seg.masks.families import open_sam
-from text2seg.masks.sam import Sam
+from text2seg.onnx.networks import Networks, choose_onnx_device
+from text2seg.queries import Things
 from text2seg.runtime import FULL, Precision, PrecisionName, choose_device, choose_precision
-from text2seg.vocabulary import Things
+from text2seg.sam.base import AnySam
+from text2seg.sam.families import open_sam
+from text2seg.sam.sam import Sam
+from text2seg.weights.registry import Checkpoint, Kind, is_openclip
+from text2seg.weights.tensors import load_clip_weights, load_tensors
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +56,7 @@ def load_pair(
     graphs: str | os.PathLike[str] | None = None,
 ) -> Loaded:
     """Arguments and errors as for `Text2Seg.load`."""
-    clip_name, sam_name = checkpoints.pair(model, clip=clip, sam=sam)
+    clip_name, sam_name = weights.pair(model, clip=clip, sam=sam)
     # What is wrong with the names or the machine shows before gigabytes are downloaded.
     find(clip_name, "clip")
     _check_family(find(sam_name, "sam"), compile_sam=compile_sam, graphs=graphs is not None)
@@ -66,7 +65,7 @@ def load_pair(
     where = choose_device(device) if graphs is None else choose_onnx_device(device)
     chosen = choose_precision(where, precision) if graphs is None else FULL
     clip_file, sam_file = fetch(clip_name, "clip"), fetch(sam_name, "sam")
-    clip_hash, sam_hash = checkpoints.sha256_of(clip_file), checkpoints.sha256_of(sam_file)
+    clip_hash, sam_hash = weights.sha256_of(clip_file), weights.sha256_of(sam_file)
     networks = None
     if graphs is None:
         log.info("CLIP on %s in %s: %s", where, chosen.name, chosen.reason)
@@ -100,7 +99,7 @@ def find(name: str, kind: Kind) -> Checkpoint:
     """As `checkpoints.find`; whether open_clip has a model of the name, and whether it fits, shows too."""
     if kind == "clip" and is_openclip(name):
         recipe_of(name)
-    return checkpoints.find(name, kind)
+    return weights.find(name, kind)
 
 
 def graphs_of(clip: Clip) -> Path | None:
@@ -113,14 +112,14 @@ def fetch(name: str, kind: Kind) -> Path:
     """The file of a checkpoint: as `checkpoints.fetch`, and of a CLIP of open_clip as that package does."""
     if kind == "clip" and is_openclip(name):
         return fetch_openclip(recipe_of(name))
-    return checkpoints.fetch(name, kind)
+    return weights.fetch(name, kind)
 
 
 def is_here(name: str, kind: Kind) -> bool:
     """Whether `fetch` would take a file of this machine, without a download."""
     if kind == "clip" and is_openclip(name):
         return cached_openclip(recipe_of(name)) is not None
-    return checkpoints.is_here(checkpoints.find(name, kind))
+    return weights.is_here(weights.find(name, kind))
 
 
 def _check_family(sam: Checkpoint, *, compile_sam: bool, graphs: bool) -> None:

@@ -14,25 +14,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from text2seg._version import __version__
+from text2seg.clip.model import Clip, ImageTokens, label_set, query_maps, texts_of
 from text2seg.config import MapSettings, Settings
 from text2seg.errors import QueryError
 from text2seg.grids import minmax
-from text2seg.images import ImageSource as PictureSource
-from text2seg.images import load_image
+from text2seg.io.images import ImageSource as Source
+from text2seg.io.images import load_image
 from text2seg.loading import load_pair
-from text2seg.maps.clip import Clip, ImageTokens, label_set
-from text2seg.maps.queries import query_maps, texts_of
-from text2seg.masks.any_sam import AnySam, SamEmbedding
-from text2seg.masks.choice import by_sam
-from text2seg.masks.compete import settle
-from text2seg.masks.segments import cut, segment_of
-from text2seg.points import aims
-from text2seg.records import Aim, Box, Candidates, Image, PointPrompts, Segment, Segmentation, SimilarityMaps
+from text2seg.prompts import sam_prompts
+from text2seg.queries import Query, Things, parse_queries
+from text2seg.records import Box, Candidates, Image, PointPrompts, SamPrompt, Segment, Segmentation, SimilarityMaps
 from text2seg.runtime import PrecisionName
+from text2seg.sam.base import AnySam, SamEmbedding
+from text2seg.sam.candidates import by_sam, cut, segment_of
+from text2seg.sam.overlap import settle
 from text2seg.tiling import KEPT_VIEWS, crop, place, segment_views
-from text2seg.vocabulary import Query, Things, parse_queries
 
-ImageSource = PictureSource | Image
+ImageSource = Source | Image
 Queries = str | Iterable[str | Query]
 
 
@@ -80,7 +78,7 @@ class Text2Seg:
             model: demo, base, large or huge.
             clip, sam: a name or a file in place of the pair's own.
             device, precision: auto, or by name: cpu, cuda, mps, …; bf16, fp16, fp32.
-            compile: let torch compile SAM's encoder, which takes a while and is worth it for many pictures.
+            compile: let torch compile SAM's encoder, which takes a while and is worth it for many images.
             graphs: a folder of `text2seg export onnx` of the same pair; ONNX Runtime runs them in place of torch.
             settings: what calls use that bring no settings of their own.
 
@@ -107,7 +105,7 @@ class Text2Seg:
         }
 
     def check(self, queries: Queries, settings: Settings | None = None) -> tuple[Query, ...]:
-        """Read the queries, before any picture is.
+        """Read the queries, before any image is.
 
         Raises:
             QueryError: there is none, one is empty, these models know only some things and this is none of them, or
@@ -164,13 +162,13 @@ class Text2Seg:
             look = partial(self.segment_sessions, queries=parsed)
             return tuple(segment_views(session, look, settings, smallest) for session in sessions)
         tokens = self._encode(sessions, settings.maps)
-        found = [self._aim(each, parsed, settings) for each in tokens]
-        jobs = [(n, q, aim) for n, (_, wanted) in enumerate(found) for q, aim in wanted]
+        found = [self._sam_prompts(each, parsed, settings) for each in tokens]
+        jobs = [(n, q, sam_prompt) for n, (_, wanted) in enumerate(found) for q, sam_prompt in wanted]
         embeddings = self._embed(sessions, {n for n, _, _ in jobs})
-        candidates = self.sam.decode([(embeddings[n], aim.points) for n, _, aim in jobs])
-        answers: dict[tuple[int, int], list[tuple[Aim, Candidates]]] = {}
-        for (n, q, aim), answer in zip(jobs, candidates, strict=True):
-            answers.setdefault((n, q), []).append((aim, answer))
+        candidates = self.sam.decode([(embeddings[n], sam_prompt.points) for n, _, sam_prompt in jobs])
+        answers: dict[tuple[int, int], list[tuple[SamPrompt, Candidates]]] = {}
+        for (n, q, sam_prompt), answer in zip(jobs, candidates, strict=True):
+            answers.setdefault((n, q), []).append((sam_prompt, answer))
         thresholds = tuple(self._least_presence(query, settings) for query in parsed)
         kept: list[list[Segment]] = [[] for _ in sessions]
         for (n, q), own in answers.items():
@@ -211,9 +209,9 @@ class Text2Seg:
             session.embedding = embedding
         return {n: held for n in wanted if (held := sessions[n].embedding) is not None}
 
-    def _aim(
+    def _sam_prompts(
         self, tokens: ImageTokens, queries: tuple[Query, ...], settings: Settings
-    ) -> tuple[SimilarityMaps, list[tuple[int, Aim]]]:
+    ) -> tuple[SimilarityMaps, list[tuple[int, SamPrompt]]]:
         """One map for every query, and what SAM is asked for: the query's number and the aim."""
         maps, made = query_maps(self.clip, tokens, queries, settings.maps)
         instances = settings.points.instances
@@ -224,8 +222,10 @@ class Text2Seg:
             threshold = settings.points.threshold if query.threshold is None else query.threshold
             points = replace(settings.points, threshold=threshold, instances=instances)
             least, prompt = self._least_presence(query, settings), settings.masks.prompt
-            of_query = aims(own.parts, own.evidence, maps.image_hw, points, own.negatives, prompt, least_presence=least)
-            found += [(number, aim) for aim in of_query]
+            of_query = sam_prompts(
+                own.parts, own.patch_presence, maps.image_hw, points, own.negatives, prompt, least_presence=least
+            )
+            found += [(number, sam_prompt) for sam_prompt in of_query]
         return maps, found
 
     def _segment_points(
@@ -239,8 +239,8 @@ class Text2Seg:
         embedding = self._embed([session], {0})[0]
         (candidates,) = self.sam.decode([(embedding, points)])
         chosen = int(by_sam(candidates).argmax())
-        aim = Aim(points, minmax(maps.scores)[0], presence=float(maps.presence[0]))
-        return segment_of(self.sam, embedding, maps, 0, aim, candidates, chosen)
+        sam_prompt = SamPrompt(points, minmax(maps.scores)[0], presence=float(maps.presence[0]))
+        return segment_of(self.sam, embedding, maps, 0, sam_prompt, candidates, chosen)
 
 
 class Session:
@@ -260,7 +260,7 @@ class Session:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the picture and of all that is kept of it, its tiles included."""
+        """Bytes of the image and of all that is kept of it, its tiles included."""
         tensors = [tokens.features for tokens in list(self.tokens.values())]
         if self.embedding is not None:
             tensors.extend(self.embedding.tensors)

@@ -36,7 +36,7 @@ def _freeze(record: object, **arrays: NDArray) -> None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Image:
-    """One picture, as people see it: `pixels` uint8[H, W, 3], RGB, EXIF orientation applied."""
+    """One image, as people see it: `pixels` uint8[H, W, 3], RGB, EXIF orientation applied."""
 
     pixels: NDArray[np.uint8]
     file_name: str = ""
@@ -115,7 +115,7 @@ class PointPrompts:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Aim:
+class SamPrompt:
     """One thing that SAM is asked for: its points, and the query's min-max map, `scores` float32[gh, gw] in [0, 1].
 
     `region` bool[gh, gw] are the cells of the map where the thing stands; none where nothing is known of it. `presence`

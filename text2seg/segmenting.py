@@ -1,4 +1,4 @@
-"""Segment files: every picture on its own, results written as they come, bad files reported and passed over."""
+"""Segment files: every image on its own, results written as they come, bad files reported and passed over."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ from numpy.typing import NDArray
 from PIL import Image as PilImage
 from tqdm import tqdm
 
-from text2seg.coco.dataset import DatasetBuilder
+from text2seg.coco.dataset import DatasetBuilder, json_chunks
 from text2seg.coco.lookup import relative_folder
-from text2seg.coco.stream import json_chunks
 from text2seg.config import OutputSettings
 from text2seg.errors import OutputError, Text2SegError
-from text2seg.files import fitting, is_of_disk, make_folder
-from text2seg.images import load_image
-from text2seg.names import unique_names
+from text2seg.io.files import fitting, is_of_disk, make_folder
+from text2seg.io.images import load_image
+from text2seg.io.names import unique_names
+from text2seg.io.outputs import OutputFolder
 from text2seg.ontology import ontology_of_queries
-from text2seg.outputs import OutputFolder
 from text2seg.pipeline import Queries, Text2Seg
 from text2seg.records import Failure
 from text2seg.render import maps_with_points, overlay
@@ -39,7 +38,7 @@ class Report:
     became of each query in the last image."""
 
     dataset: Path
-    pictures: tuple[Path, ...]
+    written: tuple[Path, ...]
     found: dict[str, int]
     verdicts: dict[str, str]
     images: int
@@ -55,7 +54,7 @@ def segment_files(
     until then is still written to the COCO file before the interrupt goes on.
 
     Raises:
-        QueryError: the queries cannot be used, whatever the picture.
+        QueryError: the queries cannot be used, whatever the image.
         OutputError: nothing can be written to the output folder, or the COCO file in it is not one that an earlier run
             left there as it is.
     """
@@ -69,7 +68,7 @@ def segment_files(
     builder = DatasetBuilder(info=info, queries=names, encoding=output.segmentation, provenance=models.provenance())
     found, images = dict.fromkeys(names, 0), 0
     verdicts: dict[str, str] = {}
-    pictures: list[Path] = []
+    written: list[Path] = []
     failures: list[Failure] = []
     try:
         for path, stem in tqdm(_stems(paths), unit="image", disable=not progress):
@@ -87,8 +86,8 @@ def segment_files(
             drawn = [("_overlay.png", overlay)] * output.overlay + [("_maps.png", maps_with_points)] * output.explain
             for suffix, draw in drawn:
                 try:
-                    pictures += results.write([(fitting(stem, suffix), [_png(draw(result))])])
-                except OutputError as error:  # of this one picture, such as a name that the disk does not take
+                    written += results.write([(fitting(stem, suffix), [_png(draw(result))])])
+                except OutputError as error:  # of this one image, such as a name that the disk does not take
                     if is_of_disk(error):
                         raise
                     failures.append(_failure(path, error))
@@ -99,7 +98,7 @@ def segment_files(
             _log.warning("%s", second)
         raise
     results.write([(DATASET_NAME, json_chunks(dataset, builder.build()))])
-    return Report(dataset, tuple(pictures), found, verdicts, images, tuple(failures))
+    return Report(dataset, tuple(written), found, verdicts, images, tuple(failures))
 
 
 def check_results(output: OutputSettings) -> OutputFolder:
@@ -126,7 +125,7 @@ def _failure(path: Path, error: Exception) -> Failure:
 
 
 def _stems(paths: Sequence[Path]) -> list[tuple[Path, str]]:
-    """Each path once, with the name for its pictures; files of one name from two folders get a number."""
+    """Each path once, with the name for its images; files of one name from two folders get a number."""
     unique = unique_names()
     return [(path, unique(path.stem, "")) for path in dict.fromkeys(paths)]
 

@@ -1,18 +1,18 @@
-"""Small things in large pictures: tiles that overlap are looked at beside the whole, and what is seen is put together.
+"""Small things in large images: tiles that overlap are looked at beside the whole, and what is seen is put together.
 
 The idea is that of SAHI (Akyon et al., "Slicing Aided Hyper Inference and Fine-tuning for Small Object Detection",
-arXiv 2202.06934), which puts boxes together; here it is masks. A view is the whole picture or a tile of it. Boxes of
-views are `xywh` in pixels of the picture; `None` is the whole picture.
+arXiv 2202.06934), which puts boxes together; here it is masks. A view is the whole image or a tile of it. Boxes of
+views are `xywh` in pixels of the image; `None` is the whole image.
 
 Which segments of a query stay:
 
-1. One that is cut goes: one most of which hangs together with pixels at a border that its tile has inside the picture.
-   What is smaller than the tiles' overlap is whole in another tile, what is large enough is found in the whole picture,
+1. One that is cut goes: one most of which hangs together with pixels at a border that its tile has inside the image.
+   What is smaller than the tiles' overlap is whole in another tile, what is large enough is found in the whole image,
    and what is in between and whole in no view is not found: larger tiles or more overlap find it.
 2. One of a tile goes where an IoU below `LEAST_QUALITY` is to be expected of it, even if it is the best of its tile:
-   many tiles make many mistakes. Those of the whole picture stay as they are without tiles.
-3. Of those that show the same thing, by the rule that holds within a picture (`masks.nms`), the one stays of which the
-   highest IoU is to be expected, be it seen in the whole picture or in a tile.
+   many tiles make many mistakes. Those of the whole image stay as they are without tiles.
+3. Of those that show the same thing, by the rule that holds within an image (`masks.nms`), the one stays of which the
+   highest IoU is to be expected, be it seen in the whole image or in a tile.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from numpy.typing import NDArray
 
 from text2seg.config import MaskSettings, Settings, TileSettings
 from text2seg.grids import minmax, resize
-from text2seg.masks.choice import by_map
-from text2seg.masks.compete import settle
-from text2seg.masks.nms import best_of_each
 from text2seg.records import Box, Candidates, Image, PointPrompts, Segment, Segmentation
+from text2seg.sam.candidates import by_map
+from text2seg.sam.nms import best_of_each
+from text2seg.sam.overlap import settle
 
 VIEWS_PER_CALL = 8  # tiles that go through the models at once
-KEPT_VIEWS = 32  # tiles of one picture whose tokens and embeddings are kept: about 6 MB each with ViT-B
+KEPT_VIEWS = 32  # tiles of one image whose tokens and embeddings are kept: about 6 MB each with ViT-B
 MARGIN = 0.01  # of a tile's side: SAM's masks may end a pixel of its low resolution before the border
 MOST_CUT = 0.5  # of a mask's pixels; so specks at a border do not count, nor one cut thing in a mask of many
 LEAST_QUALITY = 0.5
@@ -42,7 +42,7 @@ GRID = 256  # cells, at most, along a side on which the expected IoU is computed
 
 
 class Viewable(Protocol):
-    """What is open on a picture and can be opened on a part of it."""
+    """What is open on an image and can be opened on a part of it."""
 
     @property
     def image(self) -> Image: ...
@@ -54,8 +54,8 @@ V = TypeVar("V", bound=Viewable)
 
 
 def tiles_of(hw: tuple[int, int], settings: TileSettings) -> list[Box]:
-    """The tiles of a picture, row by row: all of one size, evenly spread, each over its neighbours by `tile_overlap` of
-    its side or more. A side of the picture that is shorter than a tile is not cut. None where one tile is all of it.
+    """The tiles of an image, row by row: all of one size, evenly spread, each over its neighbours by `tile_overlap` of
+    its side or more. A side of the image that is shorter than a tile is not cut. None where one tile is all of it.
     """
     height, width = (min(side, settings.tile) for side in hw)
     if not settings.tile or (height, width) == hw:
@@ -73,13 +73,13 @@ def _starts(length: int, side: int, overlap: float) -> list[int]:
 
 
 def crop(image: Image, xywh: Box) -> Image:
-    """A part of the picture, with the picture's name and number."""
+    """A part of the image, with the image's name and number."""
     x, y, width, height = xywh
     return replace(image, pixels=image.pixels[y : y + height, x : x + width])
 
 
 def place(mask: NDArray[np.bool_], xywh: Box | None, hw: tuple[int, int]) -> NDArray[np.bool_]:
-    """A mask of a part of the picture as a mask bool[H, W] of all of it."""
+    """A mask of a part of the image as a mask bool[H, W] of all of it."""
     if xywh is None:
         return mask
     x, y, width, height = xywh
@@ -89,7 +89,7 @@ def place(mask: NDArray[np.bool_], xywh: Box | None, hw: tuple[int, int]) -> NDA
 
 
 def shift(points: PointPrompts, xywh: Box | None, *, back: bool = False) -> PointPrompts:
-    """Points of a view in pixels of the picture; `back` is the other way round, to the last bit or the one before."""
+    """Points of a view in pixels of the image; `back` is the other way round, to the last bit or the one before."""
     if xywh is None:
         return points
     by = np.array(xywh[:2], np.float32) * (-1 if back else 1)
@@ -102,13 +102,13 @@ def segment_views(
     settings: Settings,
     smallest: Sequence[int],
 ) -> Segmentation:
-    """All views of one picture, a few at a time, and their segments together.
+    """All views of one image, a few at a time, and their segments together.
 
     Between calls a segment's mask is kept as its tight box only. The presence of a query is the highest of all views;
-    the maps are those of the whole picture.
+    the maps are those of the whole image.
 
     Args:
-        whole: the picture.
+        whole: the image.
         segment: called as `segment(views, settings=…)`, with settings without tiles.
         smallest: the least area of each query's segments.
     """
@@ -127,7 +127,7 @@ def segment_views(
             presence = np.maximum(presence, found.maps.presence)
     of_query = ([one for one in seen if one.segment.query == query] for query in result.maps.queries)
     kept = [one for own in of_query for one in merge(own, settings.masks.overlap)]
-    segments = [one.in_picture(whole.image.hw) for one in kept]
+    segments = [one.in_image(whole.image.hw) for one in kept]
     maps = replace(result.maps, presence=presence)
     if settings.masks.compete:
         segments = settle(segments, maps, smallest)
@@ -136,7 +136,7 @@ def segment_views(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Seen:
-    """A segment as one view shows it: `mask` bool[h, w] is what lies in its tight box, `xywh` in the picture; `quality`
+    """A segment as one view shows it: `mask` bool[h, w] is what lies in its tight box, `xywh` in the image; `quality`
     the IoU to be expected of it."""
 
     segment: Segment
@@ -146,12 +146,12 @@ class Seen:
     quality: float
 
     def within(self, xywh: Box) -> NDArray[np.bool_]:
-        """The part of the mask in a box of the picture that lies in the mask's own box."""
+        """The part of the mask in a box of the image that lies in the mask's own box."""
         x, y, width, height = xywh
         left, top = x - self.xywh[0], y - self.xywh[1]
         return self.mask[top : top + height, left : left + width]
 
-    def in_picture(self, hw: tuple[int, int]) -> Segment:
+    def in_image(self, hw: tuple[int, int]) -> Segment:
         return replace(
             self.segment,
             mask=place(self.mask, self.xywh, hw),
@@ -188,7 +188,7 @@ def _quality(segment: Segment, scores: NDArray[np.float32], settings: MaskSettin
 
 def is_cut(mask: NDArray[np.bool_], view: Box, hw: tuple[int, int]) -> bool:
     """Whether more than `MOST_CUT` of a tile's mask bool[h, w] hangs together with what is within `MARGIN` of a border
-    of the tile that is none of the picture's."""
+    of the tile that is none of the image's."""
     x, y, width, height = view
     rows, columns = ceil(MARGIN * height), ceil(MARGIN * width)
     border = np.zeros(mask.shape, np.bool_)
@@ -205,7 +205,7 @@ def is_cut(mask: NDArray[np.bool_], view: Box, hw: tuple[int, int]) -> bool:
 
 
 def merge(seen: Sequence[Seen], overlap: float) -> list[Seen]:
-    """Of the segments of one query in all views of a picture, one of each thing, the best first."""
+    """Of the segments of one query in all views of an image, one of each thing, the best first."""
     shared = np.zeros((len(seen), len(seen)))
     for i, one in enumerate(seen):
         for j, other in enumerate(seen[: i + 1]):

@@ -18,7 +18,7 @@ from text2seg.coco.dataset import read_dataset
 from text2seg.coco.reader import check_dataset
 from text2seg.coco.truth import names_of, shown_in
 from text2seg.grids import iou, minmax, resize
-from text2seg.images import load_image
+from text2seg.io.images import load_image
 from text2seg.pipeline import Session
 from text2seg.records import Segment, Segmentation
 

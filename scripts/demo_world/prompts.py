@@ -13,11 +13,11 @@ from torch.utils.data import IterableDataset
 
 from demo_world.backgrounds import background_bank
 from demo_world.scenes import SceneSettings, SpriteBank, render_scene
-from text2seg.masks.build import PIXEL_MEAN
-from text2seg.masks.decoder import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, NEGATIVE, NOT_A_POINT, POSITIVE
+from text2seg.sam.build import PIXEL_MEAN
+from text2seg.sam.decoder import BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, NEGATIVE, NOT_A_POINT, POSITIVE
 
 SIDE, TARGET = 512, 192  # pixels of the model's square input, and of the masks that it is judged on
-LARGEST_SCENE = 512  # scenes of other sizes are brought to the model's, as pictures are
+LARGEST_SCENE = 512  # scenes of other sizes are brought to the model's, as images are
 LOW_RESOLUTION = SIDE // 4
 PROMPTS = 3  # a scene
 BACKGROUNDS = 300

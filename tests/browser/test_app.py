@@ -15,9 +15,9 @@ from PIL import Image
 from playwright.sync_api import expect
 
 from text2seg.app.explain_tab import FIRST_FIELDS
-from text2seg.app.fields import shown
-from text2seg.checkpoints import download, registry
+from text2seg.app.fields import shown_settings
 from text2seg.explain import TOOLS
+from text2seg.weights import download, registry
 
 TABS = ("Segment", "Label a folder", "Explain")
 
@@ -27,7 +27,7 @@ def open_tab(page, name: str) -> None:
 
 
 def fields_of(tool: str) -> list[str]:
-    return [f"setting-{each.name}" for each in shown(TOOLS[tool].settings)[:FIRST_FIELDS]]
+    return [f"setting-{each.name}" for each in shown_settings(TOOLS[tool].settings)[:FIRST_FIELDS]]
 
 
 def choose_tool(page, group: str, tool: str) -> None:
@@ -176,7 +176,7 @@ class TestExplain:
         choose_tool(page, "Saliency", "saliency")
         alert = page.locator("#explain-status").get_by_role("alert")
         page.get_by_role("button", name="Run").click()
-        expect(alert).to_contain_text("looks at one picture, got 0")
+        expect(alert).to_contain_text("looks at one image, got 0")
         large = tmp_path / "sky.png"
         Image.new("1", (10_000, 6_000)).save(large)
         page.locator("#explain-picture input[type=file]").set_input_files(large)

@@ -33,7 +33,7 @@ def packed(tmp_path):
 
 @pytest.fixture
 def six(packed):
-    """Six scenes and a picture that is cut short, beside what is no picture."""
+    """Six scenes and a picture that is cut short, beside what is no image."""
     scenes = [(f"day/{name}", (IMAGES / name).read_bytes()) for name in SIX]
     return packed(*scenes, ("day/cut.jpg", scenes[0][1][:3000]), ("__MACOSX/._a.jpg", b""), ("notes.txt", b"hello"))
 

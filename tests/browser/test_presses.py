@@ -88,7 +88,7 @@ class TestEarly:
 
     def test_run(self, hasty):
         page = hasty("[role=tab]:nth-child(3)", "#explain-run")
-        expect(page.locator("#explain-status").get_by_role("alert")).to_contain_text("looks at one picture, got 0")
+        expect(page.locator("#explain-status").get_by_role("alert")).to_contain_text("looks at one image, got 0")
         expect(page.locator("#explain-run")).to_be_enabled()
 
     def test_run_with_the_tool_that_was_just_chosen(self, hasty):

@@ -14,9 +14,9 @@ from playwright.sync_api import expect
 from pycocotools.coco import COCO
 
 from text2seg import Text2Seg
+from text2seg.app.model_pool import ModelPool
 from text2seg.app.serve import running
 from text2seg.app.settings import AppSettings
-from text2seg.app.workshop import Workshop
 
 PIECE = ".t2s-picture [data-piece]"
 EXIF_ORIENTATION = 0x0112
@@ -317,7 +317,7 @@ def test_errors_are_said_in_the_page(page, scene, tmp_path):
     (tmp_path / "letter.png").write_text("Dear reader,")
     ready(page)
     page.set_input_files("t2s-stage input[type=file]", tmp_path / "letter.png")
-    page.get_by_role("alert").get_by_text("letter.png is no picture").wait_for()
+    page.get_by_role("alert").get_by_text("letter.png is no image").wait_for()
     upload(page, scene)
     page.get_by_role("button", name="Find").click()
     page.get_by_role("alert").get_by_text("Type what you want to see").wait_for()
@@ -380,12 +380,12 @@ def test_two_visitors_do_not_meet(visitor, app_url):
 
 
 def test_suggestions_are_of_the_models_at_work(visitor, servers, demo):
-    workshop = Workshop(demo, AppSettings(port=0))
+    model_pool = ModelPool(demo, AppSettings(port=0))
     suggested = "#t2s-known option"
-    url, _ = servers.enter_context(running(workshop))
+    url, _ = servers.enter_context(running(model_pool))
     page = visitor(url)
     take_example(page)
     assert page.locator(suggested).evaluate_all("all => all.map(each => each.value)") == list(demo.things.names)
-    workshop.use(Text2Seg(demo.clip, demo.sam, settings=demo.settings, input_size=demo.input_size))
+    model_pool.use(Text2Seg(demo.clip, demo.sam, settings=demo.settings, input_size=demo.input_size))
     ask_for(page, "umbrella")
     expect(page.locator(suggested)).to_have_count(0)

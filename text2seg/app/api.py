@@ -1,34 +1,126 @@
-"""The app for programs, by plain HTTP and by `gradio_client`; docs/app.md has examples of both."""
+"""The app for programs, by plain HTTP and by `gradio_client`. Both give the same plain JSON values; docs/app.md has
+examples."""
 
 from __future__ import annotations
 
+import base64
+import difflib
 import json
 import logging
 import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import anyio
+import cv2
 import gradio as gr
+import numpy as np
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
+from numpy.typing import NDArray
 from starlette.datastructures import FormData, UploadFile
 
-from text2seg.app import answers
-from text2seg.app.bodies import FORM_FAULTS, unreadable_form, why_no_json
-from text2seg.app.guard import PUBLIC
-from text2seg.app.limits import MOST_PICTURES, MOST_QUERIES
+from text2seg._version import __version__
+from text2seg.app import api
+from text2seg.app.explain_tab import explain
+from text2seg.app.fields import shown_settings
+from text2seg.app.guard import FORM_FAULTS, PUBLIC, unreadable_form, why_no_json
+from text2seg.app.limits import MOST_PICTURES, MOST_QUERIES, check_request, read_picture, read_pipeline_settings
 from text2seg.app.messages import FAULT, words_of
-from text2seg.app.uploads import visitors_folder
-from text2seg.app.workshop import Workshop
-from text2seg.coco.dataset import Encoding
+from text2seg.app.model_pool import ModelPool
+from text2seg.app.models_panel import name_of
+from text2seg.app.uploads import check_upload, visitors_folder
+from text2seg.coco.dataset import Encoding, Json, build_dataset
 from text2seg.errors import ImageError, SettingsError, Text2SegError
-from text2seg.explain import Watch
-from text2seg.vocabulary import shown
+from text2seg.explain import TOOLS, Progress, Result
+from text2seg.ontology import ontology_of_queries
+from text2seg.queries import shown
+
+
+def health(model_pool: ModelPool) -> Json:
+    """That the app works, and with what."""
+    things = model_pool.models.things
+    known = sorted(things.names) if things else None
+    return {"status": "ok", "text2seg": __version__, "models": name_of(model_pool.models), "knows_only": known}
+
+
+def segment(
+    model_pool: ModelPool,
+    upload: Path,
+    queries: str | Sequence[str],
+    given: Mapping[str, Any],
+    *,
+    name: str = "",
+    encoding: Encoding = "rle",
+) -> Json:
+    """What the queries name in an uploaded picture, as a COCO dataset; `info.verdicts` says what became of each query.
+
+    Raises `ImageError`, `QueryError` or `SettingsError` where these cannot be used or ask for too much.
+    """
+    settings = read_pipeline_settings(given)
+    models = model_pool.models
+    parsed = models.check(queries, settings)
+    image = read_picture(check_upload(upload), model_pool.settings, name=name)
+    check_request(parsed, settings, image.hw)
+    result = model_pool.session(image).segment(parsed, settings)
+    names = [query.name for query in parsed]
+    info = {
+        "verdicts": {each: result.verdict(each) for each in names},
+        "ontology": ontology_of_queries(parsed).to_dict(),
+    }
+    origin = models.provenance(settings)
+    return build_dataset([result], queries=names, encoding=encoding, provenance=origin, info=info)
+
+
+def run_tool(
+    model_pool: ModelPool,
+    tool: str,
+    pictures: Sequence[Path],
+    given: Mapping[str, Any],
+    progress: Progress | None = None,
+) -> Result:
+    """The exhibit of a tool by its name; raises `SettingsError` where there is none, and as `explain` does."""
+    if not isinstance(tool, str) or tool not in TOOLS:
+        close = difflib.get_close_matches(str(tool), TOOLS, n=3)
+        hint = f"did you mean {' or '.join(close)}? " if close else ""
+        raise SettingsError(f"there is no tool {shown(tool)}; {hint}/api/tools lists all {len(TOOLS)}")
+    return explain(model_pool, TOOLS[tool], pictures, given, progress)
+
+
+def tools() -> list[Json]:
+    """Every tool with its settings."""
+    return [
+        {
+            "name": tool.name,
+            "summary": tool.summary,
+            "pictures": tool.images,
+            "settings": [asdict(setting) for setting in shown_settings(tool.settings)],
+        }
+        for tool in TOOLS.values()
+    ]
+
+
+def exhibit_json(result: Result) -> Json:
+    """An exhibit with its panels as PNG in base64."""
+    return {
+        "title": result.title,
+        "panels": [
+            {"caption": each.caption, "png": base64.b64encode(png(each.pixels)).decode()} for each in result.panels
+        ],
+        "tables": [asdict(table) for table in result.tables],
+        "notes": list(result.notes),
+    }
+
+
+def png(pixels: NDArray[np.uint8]) -> bytes:
+    """RGB uint8[h, w, 3] as the bytes of a PNG file."""
+    return cv2.imencode(".png", np.ascontiguousarray(pixels[:, :, ::-1]))[1].tobytes()
+
 
 log = logging.getLogger(__name__)
 
@@ -40,23 +132,23 @@ LONGEST_NAME = 80
 Work = Callable[[threading.Event], Response]
 
 
-def add_routes(app: FastAPI, workshop: Workshop) -> None:
+def add_routes(app: FastAPI, model_pool: ModelPool) -> None:
     """`/api/health`, `/api/tools`, `/api/segment` and `/api/explain/TOOL`. Errors are `{"error": words}`."""
-    limiter = anyio.CapacityLimiter(workshop.settings.workers)
+    limiter = anyio.CapacityLimiter(model_pool.settings.workers)
 
     @app.get("/api/health")
     def health() -> Response:
-        return JSONResponse(answers.health(workshop))
+        return JSONResponse(api.health(model_pool))
 
     @app.get("/api/tools")
     def tools() -> Response:
-        return JSONResponse(answers.tools())
+        return JSONResponse(api.tools())
 
     @app.post("/api/segment")
     async def segment(request: Request) -> Response:
         with tempfile.TemporaryDirectory(dir=visitors_folder(), ignore_cleanup_errors=True) as folder:
             form = await _form(request)
-            return await _in_turn(request, limiter, workshop, lambda _: _segment(workshop, form, Path(folder)))
+            return await _in_turn(request, limiter, model_pool, lambda _: _segment(model_pool, form, Path(folder)))
 
     @app.post("/api/explain/{tool}")
     async def explain(request: Request, tool: str) -> Response:
@@ -65,12 +157,12 @@ def add_routes(app: FastAPI, workshop: Workshop) -> None:
             form = await _form(request)
 
             def work(stop: threading.Event) -> Response:
-                return _explain(workshop, tool, form, Path(folder), stop, wants_picture=wants_picture)
+                return _explain(model_pool, tool, form, Path(folder), stop, wants_picture=wants_picture)
 
-            return await _in_turn(request, limiter, workshop, work)
+            return await _in_turn(request, limiter, model_pool, work)
 
 
-def _segment(workshop: Workshop, form: FormData, folder: Path) -> Response:
+def _segment(model_pool: ModelPool, form: FormData, folder: Path) -> Response:
     _refuse_unknown(form, {"image", "queries", "settings", "segmentation"})
     (name, path), *more = _saved(form, "image", folder) or [("", Path())]
     if more or not name:
@@ -79,11 +171,11 @@ def _segment(workshop: Workshop, form: FormData, folder: Path) -> Response:
     encoding: Any = _text(form, "segmentation") or "rle"
     given = _json_of(form, "settings")
     wanted = queries[0] if len(queries) == 1 else queries
-    return JSONResponse(answers.segment(workshop, path, wanted, given, name=name, encoding=encoding))
+    return JSONResponse(api.segment(model_pool, path, wanted, given, name=name, encoding=encoding))
 
 
 def _explain(
-    workshop: Workshop, tool: str, form: FormData, folder: Path, stop: threading.Event, *, wants_picture: bool
+    model_pool: ModelPool, tool: str, form: FormData, folder: Path, stop: threading.Event, *, wants_picture: bool
 ) -> Response:
     pictures = [path for _, path in _saved(form, "image", folder)]
     given = dict(_json_of(form, "settings"))
@@ -92,18 +184,18 @@ def _explain(
             given[name] = files[0][1]
         else:
             raise SettingsError(f"{name} is no file: settings other than pictures belong into `settings`, as JSON")
-    exhibit = answers.run_tool(workshop, tool, pictures, given, Watch(stop=stop))
+    result = api.run_tool(model_pool, tool, pictures, given, Progress(stop=stop))
     if not wants_picture:
-        return JSONResponse(answers.exhibit_json(exhibit))
-    sheet = exhibit.picture()
+        return JSONResponse(api.exhibit_json(result))
+    sheet = result.image()
     if sheet is None:
         raise SettingsError(f"{tool} shows no picture here; ask for JSON")
-    return Response(answers.png(sheet), media_type="image/png")
+    return Response(api.png(sheet), media_type="image/png")
 
 
-async def _in_turn(request: Request, limiter: anyio.CapacityLimiter, workshop: Workshop, work: Work) -> Response:
+async def _in_turn(request: Request, limiter: anyio.CapacityLimiter, model_pool: ModelPool, work: Work) -> Response:
     """Do the work in a thread when it is its turn; a caller who has gone stops it."""
-    if limiter.statistics().tasks_waiting >= workshop.settings.waiting:
+    if limiter.statistics().tasks_waiting >= model_pool.settings.waiting:
         return _error(503, "Too many are waiting; try again later.", **{"retry-after": "30"})
     stop = threading.Event()
     async with anyio.create_task_group() as group:
@@ -230,7 +322,7 @@ def _for_gradio(error: Exception) -> gr.Error:
     return gr.Error(str(told), print_exception=False)
 
 
-def add_endpoints(workshop: Workshop) -> None:
+def add_endpoints(model_pool: ModelPool) -> None:
     """Those of `PUBLIC`; called within the page."""
 
     def segment(
@@ -242,7 +334,7 @@ def add_endpoints(workshop: Workshop) -> None:
         if queries is None:
             raise SettingsError("queries are missing; say what to look for, with commas between")
         encoding: Encoding = "rle" if segmentation is None else segmentation
-        return answers.segment(workshop, path, queries, given, name=name, encoding=encoding)
+        return api.segment(model_pool, path, queries, given, name=name, encoding=encoding)
 
     def explain(tool: str, images: list[dict[str, Any]], settings: dict[str, Any] | None = None) -> dict[str, Any]:
         """What an explanation tool shows of pictures; panels are PNG in base64."""
@@ -253,11 +345,11 @@ def add_endpoints(workshop: Workshop) -> None:
             key: Path(value["path"]) if _is_file(value) else value
             for key, value in _object({} if settings is None else settings, "settings").items()
         }
-        return answers.exhibit_json(answers.run_tool(workshop, tool, paths, given))
+        return api.exhibit_json(api.run_tool(model_pool, tool, paths, given))
 
     def health() -> dict[str, Any]:
         """That the app works, and with which models."""
-        return answers.health(workshop)
+        return api.health(model_pool)
 
     for function in (segment, explain, health):
         gr.api(function, api_name=function.__name__)

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from text2seg.errors import Text2SegError
-from text2seg.files import LONGEST_NAME, size_of_name
-from text2seg.names import folded, listed
+from text2seg.io.files import LONGEST_NAME, size_of_name
+from text2seg.io.names import folded, listed
 
 ENTRIES = 20_000
 """Entries of any kind; the list of them is held in memory before the first is looked at."""

@@ -1,5 +1,4 @@
-"""The Explain tab, made from the table of tools alone: a tool is chosen, its settings become fields, its exhibit is
-shown. No tool is named here."""
+"""The Explain tab, made from the table of tools alone, and one run of a tool for a visitor."""
 
 from __future__ import annotations
 
@@ -14,16 +13,45 @@ from typing import Any
 
 import gradio as gr
 
-from text2seg.app.explaining import explain
-from text2seg.app.fields import settings_of, shown
+from text2seg.app.fields import read_settings, settings_of, shown_settings, widget
+from text2seg.app.limits import MOST_PICTURES, check_effort, read_picture
 from text2seg.app.messages import alert, note, words_of
-from text2seg.app.uploads import visitors_folder
-from text2seg.app.widgets import widget
-from text2seg.app.workshop import Workshop
-from text2seg.errors import OutputError, Text2SegError
-from text2seg.explain import Exhibit, Tool, Watch, save_exhibit
+from text2seg.app.model_pool import ModelPool
+from text2seg.app.uploads import Uploads, check_upload, visitors_folder
+from text2seg.errors import ImageError, OutputError, Text2SegError
+from text2seg.explain import Progress, Result, Tool, run_tool, save_result
 from text2seg.explain.tools import GROUPS
-from text2seg.files import reason
+from text2seg.io.files import reason
+
+
+def explain(
+    model_pool: ModelPool,
+    tool: Tool,
+    uploads: Sequence[Path],
+    given: Mapping[str, Any],
+    progress: Progress | None = None,
+) -> Result:
+    """Read a visitor's settings and pictures, wait for a turn, and run the tool.
+
+    Args:
+        uploads: uploaded files.
+        given: what was filled in, by the names of the tool's settings; pictures among them are uploaded files too.
+
+    Raises `SettingsError`, `QueryError` or `ImageError` where these are not as the tool or the limits want them.
+    """
+    settings = read_settings(tool.settings, given)
+    check_effort(settings)
+    if len(uploads) > MOST_PICTURES:
+        raise ImageError(f"{len(uploads)} pictures are too many; {MOST_PICTURES} is the most here")
+    for each in shown_settings(tool.settings):
+        if each.kind == "picture" and (place := getattr(settings, each.name)) is not None:
+            read_picture(
+                check_upload(place), model_pool.settings
+            )  # the tool reads it again, by itself and without our limits
+    images = Uploads(uploads, model_pool.settings)
+    with model_pool.turn():
+        return run_tool(tool, model_pool.models, images, settings, progress)
+
 
 log = logging.getLogger(__name__)
 
@@ -50,16 +78,16 @@ def groups_of_tools() -> Groups:
     return {name: tools for name, tools in listed.items() if tools}
 
 
-def build(workshop: Workshop, groups: Groups | None = None) -> None:
+def build(model_pool: ModelPool, groups: Groups | None = None) -> None:
     """Build the tab; called within its `gr.Tab`. `groups` are the tools, by default all."""
-    ExplainTab(workshop, groups or groups_of_tools())
+    ExplainTab(model_pool, groups or groups_of_tools())
 
 
 class ExplainTab:
     """The components of the tab and what their events do; nothing of a visitor is kept here but the wish to stop."""
 
-    def __init__(self, workshop: Workshop, groups: Groups) -> None:
-        self._workshop, self._groups = workshop, groups
+    def __init__(self, model_pool: ModelPool, groups: Groups) -> None:
+        self._model_pool, self._groups = model_pool, groups
         self._tools = {tool.name: tool for tools in groups.values() for tool in tools}
         self._stops: dict[str, set[threading.Event]] = {}
         first = next(iter(groups))
@@ -84,7 +112,7 @@ class ExplainTab:
 
     def _pictures(self) -> None:
         tool = next(iter(self._tools.values()))
-        with gr.Column(visible=tool.pictures == "one") as self.one:
+        with gr.Column(visible=tool.images == "one") as self.one:
             self.picture = gr.Image(
                 type="filepath",
                 label="Picture",
@@ -102,7 +130,7 @@ class ExplainTab:
                 api_visibility="private",
                 elem_id="explain-examples",
             )
-        with gr.Column(visible=tool.pictures == "many") as self.many:
+        with gr.Column(visible=tool.images == "many") as self.many:
             self.files = gr.File(
                 label="Pictures",
                 file_count="multiple",
@@ -136,13 +164,13 @@ class ExplainTab:
         with gr.Row(visible=False) as self.downloads:
             self.sheet = gr.DownloadButton("Download the sheet (PNG)", size="sm", elem_id="explain-sheet")
             self.numbers = gr.DownloadButton("Download the numbers (JSON)", size="sm", elem_id="explain-numbers")
-        self.exhibit = gr.State(None, time_to_live=3600)
-        gr.render(inputs=[self.exhibit], triggers=[self.exhibit.change])(self._tables)
+        self.result = gr.State(None, time_to_live=3600)
+        gr.render(inputs=[self.result], triggers=[self.result.change])(self._tables)
 
     def _form(self, name: str, typed: Any) -> None:
         """The fields of a tool, with what was typed into them before."""
         tool = self._tools[name]
-        listed = shown(tool.settings)
+        listed = shown_settings(tool.settings)
         before = typed.get(name, {}) if isinstance(typed, dict) else {}
         with gr.Column(elem_id=f"fields-of-{name}"):
             fields = [widget(setting) for setting in listed[:FIRST_FIELDS]]
@@ -162,7 +190,7 @@ class ExplainTab:
 
     def _wire_run(self) -> None:
         self.start.click(None, outputs=[self.start], js=PRESS)
-        shown_then = [self.status, self.stop, self.gallery, self.downloads, self.sheet, self.numbers, self.exhibit]
+        shown_then = [self.status, self.stop, self.gallery, self.downloads, self.sheet, self.numbers, self.result]
         ran = self.begin.click(
             self._run,
             [self.tool, self.picture, self.files, self.typed],
@@ -171,7 +199,7 @@ class ExplainTab:
             show_progress="full",
             show_progress_on=[self.status],
             concurrency_id=CONCURRENCY,
-            concurrency_limit=max(self._workshop.settings.workers - 1, 1),
+            concurrency_limit=max(self._model_pool.settings.workers - 1, 1),
         )
         ran.failure(None, outputs=[self.start], js=READY)
 
@@ -187,17 +215,17 @@ class ExplainTab:
         """Run a tool; what the page shows meanwhile and then."""
         tool = self._tools[name]
         given = _given(typed, name)
-        pictures = {"one": [picture] if picture else [], "many": files or [], "none": []}[tool.pictures]
+        pictures = {"one": [picture] if picture else [], "many": files or [], "none": []}[tool.images]
         visitor, stop = str(request.session_hash), threading.Event()
         self._stops.setdefault(visitor, set()).add(stop)
-        watch = Watch(lambda done, total, words: progress((done, total or None), desc=words or name), stop)
+        reports = Progress(lambda done, total, words: progress((done, total or None), desc=words or name), stop)
         hidden = {part: part.__class__(visible=False) for part in (self.gallery, self.downloads)}
         shown_then: Updates = {}
         try:
-            yield {self.stop: gr.Button(interactive=True), self.status: "", self.exhibit: None, **hidden}
+            yield {self.stop: gr.Button(interactive=True), self.status: "", self.result: None, **hidden}
             progress(0, desc="Waiting for a turn")
-            exhibit = explain(self._workshop, tool, [Path(path) for path in pictures], given, watch)
-            shown_then = self._shown(tool, exhibit, stop)
+            result = explain(self._model_pool, tool, [Path(path) for path in pictures], given, reports)
+            shown_then = self._shown(tool, result, stop)
         except Text2SegError as error:
             shown_then = {self.status: alert(words_of(error))}
         except Exception as error:  # whatever it is, the visitor may run something again
@@ -209,16 +237,16 @@ class ExplainTab:
                 del self._stops[visitor]
         yield shown_then | {self.start: gr.Button(interactive=True), self.stop: gr.Button(interactive=False)}
 
-    def _shown(self, tool: Tool, exhibit: Exhibit, stop: threading.Event) -> Updates:
+    def _shown(self, tool: Tool, result: Result, stop: threading.Event) -> Updates:
         said = note("Stopped; this is what there was until then.") if stop.is_set() else ""
-        files = {path.suffix: str(path) for path in save_exhibit(exhibit, _folder(), tool.name)}
+        files = {path.suffix: str(path) for path in save_result(result, _folder(), tool.name)}
         return {
-            self.status: f'<h3 class="t2s-title">{escape(exhibit.title)}</h3>{said}',
-            self.gallery: _gallery(exhibit),
+            self.status: f'<h3 class="t2s-title">{escape(result.title)}</h3>{said}',
+            self.gallery: _gallery(result),
             self.downloads: gr.Row(visible=True),
             self.sheet: gr.DownloadButton(value=files.get(".png"), visible=".png" in files),
             self.numbers: gr.DownloadButton(value=files.get(".json"), visible=".json" in files),
-            self.exhibit: exhibit,
+            self.result: result,
         }
 
     def _leave(self, request: gr.Request) -> None:
@@ -226,8 +254,8 @@ class ExplainTab:
         for stop in tuple(self._stops.get(str(request.session_hash), ())):
             stop.set()
 
-    def _tables(self, exhibit: Exhibit | None) -> None:
-        for table in exhibit.tables if exhibit else ():
+    def _tables(self, result: Result | None) -> None:
+        for table in result.tables if result else ():
             gr.Dataframe(
                 value=[[_cell(value) for value in row] for row in table.rows],
                 headers=[*table.columns],
@@ -236,14 +264,14 @@ class ExplainTab:
                 wrap=True,
                 max_height=420,
             )
-        for text in exhibit.notes if exhibit else ():
+        for text in result.notes if result else ():
             gr.HTML(note(text), padding=False)
 
     def _choose(self, group: str) -> gr.Radio:
         return gr.Radio(_choices(self._groups[group]), value=self._groups[group][0].name)
 
     def _fit(self, name: str) -> tuple[gr.Column, gr.Column]:
-        wants = self._tools[name].pictures
+        wants = self._tools[name].images
         return gr.Column(visible=wants == "one"), gr.Column(visible=wants == "many")
 
 
@@ -266,9 +294,9 @@ def _choices(tools: Sequence[Tool]) -> list[tuple[str, str]]:
     return [(f"{tool.name}: {tool.summary.rstrip('.')}", tool.name) for tool in tools]
 
 
-def _gallery(exhibit: Exhibit) -> gr.Gallery:
-    panels = [(panel.pixels, panel.caption) for panel in exhibit.panels]
-    return gr.Gallery(panels, columns=min(exhibit.columns or 3, len(panels) or 1, 4), visible=bool(panels))
+def _gallery(result: Result) -> gr.Gallery:
+    panels = [(panel.pixels, panel.caption) for panel in result.panels]
+    return gr.Gallery(panels, columns=min(result.columns or 3, len(panels) or 1, 4), visible=bool(panels))
 
 
 def _cell(value: str | float | None) -> str | float:

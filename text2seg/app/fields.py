@@ -1,7 +1,6 @@
-"""A settings dataclass as fields that a person fills in: kinds, help and choices out, a checked dataclass back in.
+"""Settings dataclasses as fields that a person fills in: kinds, help and choices out, a checked dataclass back in.
 
-Nothing here knows which tools there are, nor how a field looks on the page.
-"""
+Nothing here knows which tools there are."""
 
 from __future__ import annotations
 
@@ -14,10 +13,11 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import docstring_parser
+import gradio as gr
 from pydantic import TypeAdapter, ValidationError
 
 from text2seg.errors import SettingsError
-from text2seg.vocabulary import shown as shown_value
+from text2seg.queries import shown
 
 Kind = Literal["choice", "choices", "flag", "whole", "number", "text", "lines", "list", "picture", "path"]
 """lines: texts, one a line; list: values with commas between them; picture: a picture file, which a visitor uploads;
@@ -63,7 +63,7 @@ def settings_of(kind: type) -> tuple[Setting, ...]:
     return tuple(_setting(each, hints[each.name], _help(kind).get(each.name, "")) for each in fields(kind))
 
 
-def shown(kind: type) -> tuple[Setting, ...]:
+def shown_settings(kind: type) -> tuple[Setting, ...]:
     """The fields that visitors may fill in."""
     return tuple(setting for setting in settings_of(kind) if setting.kind != "path")
 
@@ -75,11 +75,11 @@ def read_settings(kind: type, given: Mapping[str, Any]) -> Any:
         SettingsError: a name is not known or is a place on this machine, a value is none that fits, or one that has to
             be given is missing. Errors of the dataclass itself go on as they are.
     """
-    known = {setting.name: setting for setting in shown(kind)}
+    known = {setting.name: setting for setting in shown_settings(kind)}
     for name in given:
         if name not in known:
             choices = ", ".join(known) or "none at all"
-            raise SettingsError(f"there is no setting {shown_value(name)} here; choose from {choices}")
+            raise SettingsError(f"there is no setting {shown(name)} here; choose from {choices}")
     values = {name: _value(known[name], value) for name, value in given.items()}
     missing = [setting.label for setting in known.values() if setting.is_required and values.get(setting.name) is None]
     if missing:
@@ -143,7 +143,7 @@ def _value(setting: Setting, value: Any) -> Any:
     if setting.kind in NUMBERS and any(
         isinstance(each, bool) for each in (value if isinstance(value, list) else [value])
     ):
-        raise SettingsError(f"{setting.label}: must be a number, got {shown_value(value)}")
+        raise SettingsError(f"{setting.label}: must be a number, got {shown(value)}")
     if setting.kind == "whole" and isinstance(value, float) and value.is_integer():
         return int(value)
     return value
@@ -160,7 +160,7 @@ def _first_of_each_field(error: ValidationError) -> list[Mapping[str, Any]]:
 def _words(error: Mapping[str, Any]) -> str:
     place = str(error["loc"][0]).replace("_", " ").capitalize() if error["loc"] else "settings"
     if right := RIGHT.get(error["type"]):
-        return f"{place}: must be {right}, got {shown_value(error['input'])}"
+        return f"{place}: must be {right}, got {shown(error['input'])}"
     return f"{place}: {error['msg'][0].lower()}{error['msg'][1:]}"
 
 
@@ -171,3 +171,26 @@ def _help(kind: type) -> dict[str, str]:
         for parameter in docstring_parser.parse_from_object(each).params:
             found[parameter.arg_name] = " ".join((parameter.description or "").split()).replace(REPEATED, "")
     return found
+
+
+def widget(setting: Setting) -> Any:
+    """What a visitor fills one setting in with; its value goes to `fields.read_settings`."""
+    common: dict[str, Any] = {"label": setting.label, "elem_id": f"setting-{setting.name}", "interactive": True}
+    if setting.kind not in ("picture", "path"):
+        common["info"] = setting.help or None
+    if setting.kind == "picture":
+        return gr.Image(type="filepath", image_mode=None, sources=["upload", "clipboard"], height=200, **common)
+    if setting.kind == "flag":
+        return gr.Checkbox(bool(setting.default), **common)
+    if setting.kind == "choices":
+        return gr.Dropdown([*setting.choices], value=list(setting.default or ()), multiselect=True, **common)
+    if setting.kind == "choice":
+        choices = [("as by default", ""), *((each, each) for each in setting.choices)][not setting.is_optional :]
+        return gr.Dropdown(choices, value="" if setting.default is None else setting.default, **common)
+    if setting.kind in ("whole", "number") and not setting.is_optional:  # a Number cannot stay empty
+        return gr.Number(setting.default, precision=0 if setting.kind == "whole" else None, **common)
+    if setting.kind == "lines":
+        return gr.Textbox("\n".join(setting.default or ()), lines=3, placeholder="one a line", **common)
+    default = setting.default
+    text = ", ".join(str(value) for value in default) if isinstance(default, tuple) else default
+    return gr.Textbox("" if text is None else str(text), placeholder="empty", **common)

@@ -9,15 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from text2seg.app.fields import read_settings, shown
+from text2seg.app.fields import read_settings, shown_settings
 from text2seg.app.settings import AppSettings
 from text2seg.config import Settings
 from text2seg.errors import ImageError, QueryError, SettingsError
-from text2seg.files import status
-from text2seg.images import load_image, open_image
+from text2seg.io.files import status
+from text2seg.io.images import load_image, open_image
+from text2seg.queries import Query
 from text2seg.records import Image
 from text2seg.tiling import tiles_of
-from text2seg.vocabulary import Query
 
 MEGA = 1_000_000
 MOST_QUERIES, MOST_TEMPLATES, MOST_TILES, MOST_PICTURES = 100, 100, 64, 50
@@ -73,7 +73,7 @@ def read_pipeline_settings(given: Mapping[str, Any]) -> Settings:
 def check_effort(settings: object) -> None:
     """Raise `SettingsError` where whole numbers of a visitor ask for far more than is usual: memory and time of the
     machine belong to all. What counts nothing, as a seed does, has no default above 0 and no limit."""
-    for setting in shown(type(settings)):
+    for setting in shown_settings(type(settings)):
         value = getattr(settings, setting.name)
         if setting.kind != "whole" or not isinstance(value, int):
             continue

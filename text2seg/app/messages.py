@@ -8,8 +8,7 @@ from html import escape
 
 from text2seg.app.settings import AppSettings
 from text2seg.app.uploads import visitors_folder
-from text2seg.config import ModelSettings
-from text2seg.label_config import LabelSettings
+from text2seg.config import LabelSettings, ModelSettings
 
 FAULT = "This failed, by a fault of text2seg or of this machine; its log has more."
 _OF_THE_COMMAND_LINE = {*ModelSettings.__slots__, *LabelSettings.__slots__} | {

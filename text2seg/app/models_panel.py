@@ -14,17 +14,17 @@ from typing import Any
 
 import gradio as gr
 
-from text2seg import checkpoints
+from text2seg import weights
 from text2seg.app.messages import alert, note, words_of
-from text2seg.app.workshop import Workshop
-from text2seg.checkpoints.registry import MIB
+from text2seg.app.model_pool import ModelPool
 from text2seg.errors import CheckpointError, Text2SegError
 from text2seg.pipeline import Text2Seg
+from text2seg.weights.registry import MIB
 
 log = logging.getLogger(__name__)
 
 LICENCES = {"clip": "MIT (OpenAI)", "sam": "Apache 2.0 (Meta)"}
-OFFERED = tuple(name for name in checkpoints.PAIRS if name != "demo")
+OFFERED = tuple(name for name in weights.PAIRS if name != "demo")
 DEMO = "CLIP demo with SAM demo"
 STEPS = 200
 """A bar moves this many times at most; every move is a message to the page."""
@@ -36,36 +36,36 @@ class StoppedError(Exception):
     """The visitor has stopped a download."""
 
 
-def build(workshop: Workshop) -> None:
+def build(model_pool: ModelPool) -> None:
     """Build the line that says what is at work, and the panel under it."""
-    ModelsPanel(workshop)
+    ModelsPanel(model_pool)
 
 
 class ModelsPanel:
     """The panel's components and what their events do."""
 
-    def __init__(self, workshop: Workshop) -> None:
-        self._workshop = workshop
+    def __init__(self, model_pool: ModelPool) -> None:
+        self._model_pool = model_pool
         self._stop = threading.Event()
-        now = gr.HTML(at_work(workshop.models), padding=False, elem_id="models-now")
+        now = gr.HTML(at_work(model_pool.models), padding=False, elem_id="models-now")
         with gr.Accordion("Models and weights", open=False, elem_id="models"):
             table = gr.HTML(weights_table(), padding=False, elem_id="models-table")
-            if workshop.settings.may_manage_models and runs_graphs(workshop.models):
+            if model_pool.settings.may_manage_models and runs_graphs(model_pool.models):
                 told = "ONNX graphs of these models are at work. For others, start this app without --runtime onnx."
                 gr.HTML(note(told), padding=False)
-            elif workshop.settings.may_manage_models:
+            elif model_pool.settings.may_manage_models:
                 self._buttons(now, table)
             else:
                 told = f"text2seg app --model {OFFERED[0]}"
                 gr.HTML(note(f"Whoever runs this app chooses the model when starting it: {told}"), padding=False)
         page = gr.context.Context.root_block
         if page is not None:
-            page.load(lambda: (at_work(workshop.models), weights_table()), outputs=[now, table], queue=False, **QUIET)
+            page.load(lambda: (at_work(model_pool.models), weights_table()), outputs=[now, table], queue=False, **QUIET)
 
     def _buttons(self, now: gr.HTML, table: gr.HTML) -> None:
         with gr.Row():
             choice = gr.Radio(
-                [*checkpoints.PAIRS], value=OFFERED[0], label="Pair", elem_id="models-pair", scale=2, min_width=280
+                [*weights.PAIRS], value=OFFERED[0], label="Pair", elem_id="models-pair", scale=2, min_width=280
             )
             fetch = gr.Button("Download", variant="primary", elem_id="models-download", min_width=120)
             stop = gr.Button("Stop", interactive=False, elem_id="models-stop", min_width=80)
@@ -86,11 +86,11 @@ class ModelsPanel:
     def _download(self, pair: str, progress: gr.Progress) -> tuple[str, str]:
         """Fetch what is missing of a pair; what is there is hashed."""
         try:
-            clip, sam = checkpoints.pair(pair)
-            wanted: tuple[tuple[str, checkpoints.registry.Kind], ...] = ((clip, "clip"), (sam, "sam"))
+            clip, sam = weights.pair(pair)
+            wanted: tuple[tuple[str, weights.registry.Kind], ...] = ((clip, "clip"), (sam, "sam"))
             for name, kind in wanted:
                 progress(0, desc=f"{name}: looking for it")
-                checkpoints.fetch(name, kind, check=True, report=self._reporter(name, progress))
+                weights.fetch(name, kind, check=True, report=self._reporter(name, progress))
         except StoppedError:
             return note("Stopped. What has come stays, and the next download goes on from there."), weights_table()
         except CheckpointError as error:
@@ -116,15 +116,15 @@ class ModelsPanel:
         missing = [status.name for status in _statuses(pair) if status.status == "missing"]
         if missing:
             words = f"{' and '.join(missing)} of {pair}: not on this machine yet, download first"
-            return alert(words), at_work(self._workshop.models)
+            return alert(words), at_work(self._model_pool.models)
         progress(0, desc=f"Loading {pair}")
         try:
-            self._workshop.use(self._workshop.load(pair))
+            self._model_pool.use(self._model_pool.load(pair))
         except Text2SegError as error:
-            return alert(words_of(error)), at_work(self._workshop.models)
+            return alert(words_of(error)), at_work(self._model_pool.models)
         log.info("all new work is done with %s", pair)
         words = f"Everyone who uses this app now works with {pair}, from the next picture or query on."
-        return note(words), at_work(self._workshop.models)
+        return note(words), at_work(self._model_pool.models)
 
 
 def at_work(models: Text2Seg) -> str:
@@ -163,7 +163,7 @@ def weights_table() -> str:
 
 def _cells(pair: str) -> tuple[str, ...]:
     found = _statuses(pair)
-    sizes = [checkpoints.find(each.name, each.kind).size or 0 for each in found]
+    sizes = [weights.find(each.name, each.kind).size or 0 for each in found]
     missing = [each.name for each in found if each.status != "ok"]
     return (
         pair,
@@ -174,7 +174,7 @@ def _cells(pair: str) -> tuple[str, ...]:
     )
 
 
-def _statuses(pair: str) -> list[checkpoints.Status]:
+def _statuses(pair: str) -> list[weights.Status]:
     """Of the CLIP and the SAM of a pair."""
-    wanted = [*zip(checkpoints.pair(pair), ("clip", "sam"), strict=True)]
-    return [status for status in checkpoints.statuses() if (status.name, status.kind) in wanted]
+    wanted = [*zip(weights.pair(pair), ("clip", "sam"), strict=True)]
+    return [status for status in weights.statuses() if (status.name, status.kind) in wanted]

@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from text2seg.app import api, explain_tab, folder, models_panel, segment
-from text2seg.app.workshop import Workshop
+from text2seg.app.model_pool import ModelPool
 
 OFTEN_SECONDS, AGE_SECONDS = 600, 3600
 """How often files of visitors are looked through, and how old they get."""
@@ -20,20 +20,22 @@ HEADER = """
 """
 
 
-def build_page(workshop: Workshop) -> gr.Blocks:
+def build_page(model_pool: ModelPool) -> gr.Blocks:
     """The whole app. Each tab is built by the `build(workshop)` of its own module, called within its `gr.Tab`; style
     sheets and scripts that lie beside that module are part of the page (see `theme`)."""
     page: Any = api.Page(title="text2seg", analytics_enabled=False, delete_cache=(OFTEN_SECONDS, AGE_SECONDS))
     with page:
         gr.HTML(HEADER, padding=False)
-        models_panel.build(workshop)
+        models_panel.build(model_pool)
         with gr.Tabs(elem_id="tabs"):
             with gr.Tab("Segment", id="segment"):
-                segment.build(workshop)
+                segment.build(model_pool)
             with gr.Tab("Label a folder", id="folder"):
-                folder.build(workshop)
+                folder.build(model_pool)
             with gr.Tab("Explain", id="explain"):
-                explain_tab.build(workshop)
-        api.add_endpoints(workshop)
-    page.queue(default_concurrency_limit=workshop.settings.workers, max_size=workshop.settings.waiting, api_open=False)
+                explain_tab.build(model_pool)
+        api.add_endpoints(model_pool)
+    page.queue(
+        default_concurrency_limit=model_pool.settings.workers, max_size=model_pool.settings.waiting, api_open=False
+    )
     return page

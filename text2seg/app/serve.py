@@ -18,10 +18,10 @@ from fastapi import FastAPI
 from text2seg.app import theme
 from text2seg.app.api import add_routes
 from text2seg.app.guard import Guard
+from text2seg.app.model_pool import ModelPool
 from text2seg.app.page import build_page
 from text2seg.app.settings import AppSettings, is_loopback
 from text2seg.app.uploads import visitors_folder
-from text2seg.app.workshop import Workshop
 from text2seg.errors import SettingsError
 
 log = logging.getLogger(__name__)
@@ -30,15 +30,15 @@ FIRST_PORT, PORTS = 7860, 100
 GOODBYE_SECONDS = 3
 
 
-def build_app(workshop: Workshop) -> Guard:
+def build_app(model_pool: ModelPool) -> Guard:
     """The whole app as an ASGI application."""
-    settings = workshop.settings
+    settings = model_pool.settings
     for parser in ("multipart", "python_multipart"):  # what is wrong with a form its sender is told
         logging.getLogger(parser).setLevel(logging.ERROR)
     visitors_folder()  # before Gradio asks where its files go
     app = FastAPI(title="text2seg", openapi_url=None)
-    add_routes(app, workshop)
-    page = build_page(workshop)
+    add_routes(app, model_pool)
+    page = build_page(model_pool)
     gr.mount_gradio_app(
         app,
         page,
@@ -73,16 +73,16 @@ def _has_event(page: gr.Blocks, content: Any) -> bool:
     return number in own
 
 
-def serve(workshop: Workshop, opened: Callable[[str], object]) -> None:
+def serve(model_pool: ModelPool, opened: Callable[[str], object]) -> None:
     """Serve until Ctrl-C; `opened` is told the address once there is an answer.
 
     Raises:
         SettingsError: the address or the port cannot be listened on.
     """
-    settings = workshop.settings
+    settings = model_pool.settings
     if not is_loopback(settings.host) and not settings.auth:
         log.warning("everyone who reaches %s may use this app; --auth NAME:PASSWORD asks for a password", settings.host)
-    with running(workshop) as (url, thread):
+    with running(model_pool) as (url, thread):
         opened(settings.public_url or url)
         if settings.open_browser:
             webbrowser.open(url)
@@ -94,20 +94,20 @@ def serve(workshop: Workshop, opened: Callable[[str], object]) -> None:
 
 
 @contextmanager
-def running(workshop: Workshop) -> Iterator[tuple[str, threading.Thread]]:
+def running(model_pool: ModelPool) -> Iterator[tuple[str, threading.Thread]]:
     """The app in a thread of its own: its address, and the thread. Ends when the context does."""
-    with listening(workshop.settings) as listener:
+    with listening(model_pool.settings) as listener:
         host, port = listener.getsockname()[:2]
         config = uvicorn.Config(
-            build_app(workshop),
+            build_app(model_pool),
             log_level="warning",
             access_log=False,
             server_header=False,
-            proxy_headers=bool(workshop.settings.public_url),
+            proxy_headers=bool(model_pool.settings.public_url),
             timeout_graceful_shutdown=GOODBYE_SECONDS,
             ws="none",
         )
-        threading.Thread(target=workshop.warm_up, name="text2seg-warm-up").start()
+        threading.Thread(target=model_pool.warm_up, name="text2seg-warm-up").start()
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, args=([listener],), name="text2seg-app")
         thread.start()

@@ -10,7 +10,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from text2seg.errors import SettingsError
-from text2seg.files import is_dir
+from text2seg.io.files import is_dir
 
 PASSWORD_VARIABLE = "TEXT2SEG_PASSWORD"
 AT_LEAST_ONE = ("upload_mb", "megapixels", "folder_images", "folder_mb", "workers", "waiting")

@@ -8,13 +8,13 @@ import time
 import torch
 
 from text2seg.bench.stopwatch import wait
-from text2seg.masks.build import SamShape
+from text2seg.sam.build import SamShape
 
 MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
 
 
 def encoder_flops(shape: SamShape) -> float:
-    """Of SAM's image encoder, for one picture.
+    """Of SAM's image encoder, for one image.
 
     >>> from text2seg.bench.material import sam_shape
     >>> [round(encoder_flops(sam_shape(model)) / 1e9) for model in ("vit_b", "vit_l", "vit_h")]

@@ -13,26 +13,25 @@ from torch import Tensor
 
 from text2seg.bench.stock import Original
 from text2seg.bench.stopwatch import Stopwatch
-from text2seg.config import PointSettings, Settings
-from text2seg.label_config import LabelSettings
+from text2seg.clip.build import build_clip
+from text2seg.clip.model import Clip
+from text2seg.clip.text import TextEncoder
+from text2seg.config import LabelSettings, PointSettings, Settings
 from text2seg.labelling.job import label_folder
-from text2seg.maps.build import build_clip
-from text2seg.maps.clip import Clip
-from text2seg.maps.text import TextEncoder
-from text2seg.masks.any_sam import SamEmbedding
-from text2seg.masks.build import SamShape, load_sam
-from text2seg.masks.sam import Sam
 from text2seg.ontology import ontology_of_queries
 from text2seg.pipeline import Text2Seg
 from text2seg.records import PointPrompts
 from text2seg.runtime import FULL, Precision
+from text2seg.sam.base import SamEmbedding
+from text2seg.sam.build import SamShape, load_sam
+from text2seg.sam.sam import Sam
 
 FlowName = Literal["stock", "stock-half", "stock-fused", "stock-compiled", "ours", "ours-compiled"]
 Weights = Mapping[str, Tensor]
 
 
 class Flow(Protocol):
-    """One way from a folder to a COCO file. `features` and `mask` are about the last picture of the last folder."""
+    """One way from a folder to a COCO file. `features` and `mask` are about the last image of the last folder."""
 
     watch: Stopwatch
 
@@ -51,7 +50,7 @@ class Ours:
         self._embedding: SamEmbedding | None = None
         self.watch = Stopwatch(sam.device)
         model: Any = self._models
-        model._aim = self.watch.timed("maps", model._aim)
+        model._sam_prompts = self.watch.timed("maps", model._sam_prompts)
         for owner, stages in (
             (clip, {"encode_texts": "text", "encode_images": "maps"}),
             (sam, {"embed": "encoder", "decode": "decoder", "mask": "decoder"}),
@@ -70,7 +69,7 @@ class Ours:
         return run
 
     def label(self, folder: Path, queries: tuple[str, ...], output: Path) -> None:
-        """Every picture of the folder into one COCO file; texts are encoded anew."""
+        """Every image of the folder into one COCO file; texts are encoded anew."""
         self._models.clip.text = TextEncoder(self._models.clip.model)
         job = LabelSettings(output=output, restart=True, overwrite=True, batch=self._batch)
         label_folder(self._models, folder, ontology_of_queries(queries), job)
@@ -85,7 +84,7 @@ class Ours:
 
     def _last(self) -> SamEmbedding:
         if self._embedding is None:
-            raise ValueError("no picture was labelled, or nothing was looked for in it")
+            raise ValueError("no image was labelled, or nothing was looked for in it")
         return self._embedding
 
 
@@ -97,7 +96,7 @@ def make_flow(
     Args:
         fast: the precision of all flows but `stock`, which is in float32.
         size: side of CLIP's square input.
-        batch: pictures that go through our models at once; the original takes one.
+        batch: images that go through our models at once; the original takes one.
     """
     if name.startswith("ours"):
         module = load_sam(SamShape.of(sam), sam)

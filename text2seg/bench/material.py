@@ -1,4 +1,4 @@
-"""What is measured on: weights of real size, pictures of real size, words."""
+"""What is measured on: weights of real size, images of real size, words."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from PIL import Image as PilImage
 from torch import Tensor
 
-from text2seg import checkpoints
-from text2seg.checkpoints.load import load_clip_weights, load_sam_weights
-from text2seg.maps.build import import_clip
-from text2seg.masks.build import SamShape, build_sam
-from text2seg.vocabulary import Things
+from text2seg import weights
+from text2seg.clip.build import import_clip
+from text2seg.queries import Things
+from text2seg.sam.build import SamShape, build_sam
+from text2seg.weights.tensors import load_clip_weights, load_sam_weights
 
 Model = Literal["demo", "vit_b", "vit_l", "vit_h"]
 Size = Literal["small", "vga", "1080p", "12mp"]
@@ -62,8 +62,8 @@ def weights_of(model: Model) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]
     as much to run as the published ones and need no download."""
     if model == "demo":
         return (
-            load_clip_weights(checkpoints.fetch("demo", "clip")),
-            load_sam_weights(checkpoints.fetch("demo", "sam")),
+            load_clip_weights(weights.fetch("demo", "clip")),
+            load_sam_weights(weights.fetch("demo", "sam")),
         )
     with torch.device("meta"):
         sam = build_sam(sam_shape(model)).state_dict()
@@ -96,17 +96,17 @@ def words(count: int) -> tuple[str, ...]:
     return tuple(names[n % len(names)] + (f" {n // len(names)}" if n >= len(names) else "") for n in range(count))
 
 
-def write_pictures(folder: Path, hw: tuple[int, int], count: int) -> None:
+def write_images(folder: Path, hw: tuple[int, int], count: int) -> None:
     """So many JPEG files of this size: bundled scenes, stretched, where they are installed, otherwise smooth waves."""
     folder.mkdir(parents=True, exist_ok=True)
-    scenes = sorted((Path(checkpoints.__file__).parents[1] / "demo" / "scenes" / "new-scenes" / "images").glob("*.jpg"))
+    scenes = sorted((Path(weights.__file__).parents[1] / "demo" / "scenes" / "new-scenes" / "images").glob("*.jpg"))
     for number in range(count):
         if scenes:
             with PilImage.open(scenes[number % len(scenes)]) as scene:
-                picture = scene.convert("RGB").resize(hw[::-1], PilImage.Resampling.BICUBIC)
+                image = scene.convert("RGB").resize(hw[::-1], PilImage.Resampling.BICUBIC)
         else:
-            picture = PilImage.fromarray(_waves(hw, seed=number))
-        picture.save(folder / f"{number:05}.jpg", quality=90)
+            image = PilImage.fromarray(_waves(hw, seed=number))
+        image.save(folder / f"{number:05}.jpg", quality=90)
 
 
 def _waves(hw: tuple[int, int], *, seed: int) -> NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""What was measured, as tables, JSON and a picture."""
+"""What was measured, as tables, JSON and an image."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 from text2seg._version import __version__
 from text2seg.bench.run import STAGES, Measured
-from text2seg.files import write_atomically
+from text2seg.io.files import write_atomically
 
 HEADINGS = (
     *("flow", "s/image", "spread", "ratio", *STAGES, "rest"),
@@ -81,7 +81,7 @@ def write_json(cases: Sequence[Sequence[Measured]], path: Path) -> Path:
 
 
 def plot(cases: Sequence[Sequence[Measured]], path: Path) -> Path:
-    """Seconds for one picture by stage, a bar for each flow, a panel for each case, as PNG. Raises `OutputError`."""
+    """Seconds for one image by stage, a bar for each flow, a panel for each case, as PNG. Raises `OutputError`."""
     import io
 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -104,11 +104,11 @@ def plot(cases: Sequence[Sequence[Measured]], path: Path) -> Path:
         panel.set_title(title(case), fontsize=9, loc="left")
         panel.tick_params(labelsize=8)
         panel.spines[["top", "right"]].set_visible(False)
-    panels.flat[-1].set_xlabel("seconds for one picture, from the file to the COCO file", fontsize=8)
+    panels.flat[-1].set_xlabel("seconds for one image, from the file to the COCO file", fontsize=8)
     figure.legend(*panels.flat[0].get_legend_handles_labels(), loc="outside upper right", ncols=5, fontsize=8)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png")
-    return write_atomically(path, [picture.getvalue()])
+    image = io.BytesIO()
+    figure.savefig(image, format="png")
+    return write_atomically(path, [image.getvalue()])
 
 
 def _width(each: Measured, stage: str) -> float:

@@ -1,4 +1,4 @@
-"""Flows side by side: the same weights, pictures and words, one after the other in every round, so that what else the
+"""Flows side by side: the same weights, images and words, one after the other in every round, so that what else the
 machine does meets all of them."""
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import torch
 
 from text2seg.bench.flops import encoder_flops, peak_flops
 from text2seg.bench.flows import Flow, FlowName, make_flow
-from text2seg.bench.material import SIZES_HW, Model, Size, weights_of, words, write_pictures
+from text2seg.bench.material import SIZES_HW, Model, Size, weights_of, words, write_images
 from text2seg.bench.stock import Original
 from text2seg.bench.stopwatch import PeakMemory, wait
 from text2seg.errors import SettingsError
 from text2seg.grids import iou
-from text2seg.images import load_image
-from text2seg.masks.build import SamShape
+from text2seg.io.images import load_image
 from text2seg.runtime import FULL, Precision, choose_device, choose_precision
+from text2seg.sam.build import SamShape
 
 STAGES = ("text", "maps", "encoder", "decoder")
 CLIP_SIZE = {"demo": 384}
@@ -51,7 +51,7 @@ class Plan:
 
 @dataclass(slots=True)
 class Measured:
-    """One flow in one case. Times in seconds for one picture, a list entry each round; `stages` likewise by stage.
+    """One flow in one case. Times in seconds for one image, a list entry each round; `stages` likewise by stage.
 
     `peak_bytes` is the highest use of memory in any round. `embedding_error` is relative to float32 stock;
     `mask_iou` and `flipped`, the share of pixels, are means over masks from the same points as float32 stock's.
@@ -126,9 +126,9 @@ def _flows(
             size = CLIP_SIZE.get(model, PUBLISHED_CLIP_SIZE)
             flow = make_flow(name, clip, sam, device, fast, size, batch=plan.batch)
             with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-                write_pictures(Path(folder) / "pictures", SIZES_HW["small"], plan.batch)
+                write_images(Path(folder) / "images", SIZES_HW["small"], plan.batch)
                 began = time.perf_counter()
-                flow.label(Path(folder) / "pictures", words(1), Path(folder) / "dataset.json")
+                flow.label(Path(folder) / "images", words(1), Path(folder) / "dataset.json")
                 wait(device)
             flow.watch.read()
             _log.info("%s, %s: warmed up in %.1f s", model, name, time.perf_counter() - began)
@@ -145,8 +145,8 @@ def _measure(
     case = next(iter(results.values()))
     hw, queries = SIZES_HW[case.size], words(case.queries)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as made:
-        folder = Path(made) / "pictures"
-        write_pictures(folder, hw, plan.images)
+        folder = Path(made) / "images"
+        write_images(folder, hw, plan.images)
         began, graphs = time.perf_counter(), _graphs()
         for done in range(plan.rounds):
             if done and (time.perf_counter() - began) * (done + 1) / done > most:
@@ -176,7 +176,7 @@ def _one_round(
 def _compare(
     flows: Mapping[FlowName, Flow], results: Mapping[FlowName, Measured], path: Path, queries: Sequence[str]
 ) -> None:
-    """Embeddings and masks of the last picture with those of float32 stock, from that one's points."""
+    """Embeddings and masks of the last image with those of float32 stock, from that one's points."""
     exact = flows.get("stock")
     if not isinstance(exact, Original):
         return

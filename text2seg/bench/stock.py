@@ -1,5 +1,5 @@
 """The original flow, to measure against: CLIP Surgery's demo for many queries (arXiv 2304.05653) with the stock
-`SamPredictor`. One picture at a time; every picture has its texts encoded, 77 tokens for each of 85 templates; points
+`SamPredictor`. One image at a time; every image has its texts encoded, 77 tokens for each of 85 templates; points
 are taken from the maps one by one; every query is a call of its own to SAM's decoder.
 
 Only the surgery itself is ours, because the original's cannot run on rectangles or twice in one process.
@@ -20,14 +20,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from text2seg.bench.stopwatch import Stopwatch
+from text2seg.clip.maps import without_empty_text
+from text2seg.clip.model import preprocess
+from text2seg.clip.text import tokenize
+from text2seg.clip.vit import encode_vit
 from text2seg.coco import rle
-from text2seg.maps.clip import preprocess
-from text2seg.maps.similarity import without_empty_text
-from text2seg.maps.text import tokenize
-from text2seg.maps.vit import encode_vit
+from text2seg.queries import TEMPLATES
 from text2seg.records import Image, PointPrompts
 from text2seg.runtime import Precision, autocast
-from text2seg.vocabulary import TEMPLATES
 
 THRESHOLD = 0.8
 
@@ -66,12 +66,12 @@ class Original:
 
     @torch.no_grad()
     def label(self, folder: Path, queries: tuple[str, ...], output: Path) -> None:
-        """Every picture of the folder into one COCO file."""
+        """Every image of the folder into one COCO file."""
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
         for number, path in enumerate(sorted(folder.iterdir()), start=1):
-            with PilImage.open(path) as picture:
-                image = Image(np.asarray(picture.convert("RGB")), path.name, number)
+            with PilImage.open(path) as opened:
+                image = Image(np.asarray(opened.convert("RGB")), path.name, number)
             images.append({"id": number, "file_name": path.name, "width": image.hw[1], "height": image.hw[0]})
             with autocast(self._device, self._precision):
                 masks = self._segment(image, queries)
@@ -113,12 +113,12 @@ class Original:
         return F.normalize(features.mean(0), dim=-1)
 
     def features(self) -> Tensor:
-        """SAM's embedding of the last picture, float32 [C, h, w]."""
+        """SAM's embedding of the last image, float32 [C, h, w]."""
         return self._predictor.features[0].float()
 
     @torch.no_grad()
     def mask(self, points: PointPrompts, image_hw: tuple[int, int]) -> NDArray[np.bool_]:
-        """Of SAM's three masks for these points on the last picture, the one that it scores highest."""
+        """Of SAM's three masks for these points on the last image, the one that it scores highest."""
         at = self._predictor.transform.apply_coords(points.xy, image_hw)
         with autocast(self._device, self._precision):
             masks, scores, _ = self._predictor.predict_torch(

@@ -11,7 +11,7 @@ from contextlib import suppress
 from text2seg.cli.commands import COMMANDS, run_command
 from text2seg.cli.terminal import FAILED, INTERRUPTED, say_lines
 from text2seg.errors import Text2SegError
-from text2seg.files import reason
+from text2seg.io.files import reason
 
 _log = logging.getLogger(__name__)
 

@@ -37,12 +37,12 @@ class App:
             raise SettingsError(
                 f'the app needs {error.name}, which is not installed: pip install "text2seg[app]"'
             ) from error
-        from text2seg.app.workshop import Workshop
+        from text2seg.app.model_pool import ModelPool
 
         def load(name: str) -> Text2Seg:
             pair: Any = name
             return load_models(replace(self.model, model=pair, clip=None, sam=None), Settings())
 
-        workshop = Workshop(load_models(self.model, Settings()), self.app, load)
-        serve(workshop, opened=lambda url: say(f"text2seg: open {url} (Ctrl-C ends it)", flush=True))
+        model_pool = ModelPool(load_models(self.model, Settings()), self.app, load)
+        serve(model_pool, opened=lambda url: say(f"text2seg: open {url} (Ctrl-C ends it)", flush=True))
         return 0

@@ -8,11 +8,11 @@ from typing import Annotated, Literal
 
 import tyro
 
-from text2seg import checkpoints
-from text2seg.checkpoints.openclip import is_openclip
+from text2seg import weights
 from text2seg.cli.terminal import FAILED, log_to_terminal, say
 from text2seg.errors import CheckpointError
-from text2seg.vocabulary import Things
+from text2seg.queries import Things
+from text2seg.weights.registry import is_openclip
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +20,8 @@ class ListCheckpoints:
     """List the weights that have a name, and which of them are on this machine."""
 
     def run(self) -> int:
-        say(f"folder: {checkpoints.folder()} (the environment variable TEXT2SEG_CHECKPOINTS changes it)")
-        found = checkpoints.statuses()
+        say(f"folder: {weights.folder()} (the environment variable TEXT2SEG_CHECKPOINTS changes it)")
+        found = weights.statuses()
         width = max(len(status.name) for status in found)
         for status in found:
             say(f"{status.kind:4}  {status.name:{width}}  {status.status:8}  {status.detail}")
@@ -54,7 +54,7 @@ class VerifyCheckpoints:
     """Hash the weights that are on this machine and compare with what was published."""
 
     def run(self) -> int:
-        found = [status for status in checkpoints.statuses(check=True) if status.status != "missing"]
+        found = [status for status in weights.statuses(check=True) if status.status != "missing"]
         for status in found:
             say(f"{status.kind:4}  {status.name:14}  {status.status:8}  {status.path}  {status.detail}")
         return FAILED if any(status.status == "damaged" for status in found) else 0
@@ -71,8 +71,8 @@ class ShowCheckpoint:
         for name, kind in _expand(self.name):
             if is_openclip(name):
                 raise CheckpointError(f"{name} is one of open_clip's, which knows what there is of it")
-            checkpoint = checkpoints.find(name, kind)
-            status = checkpoints.verify(checkpoint)
+            checkpoint = weights.find(name, kind)
+            status = weights.verify(checkpoint)
             say(f"{kind} {checkpoint.name}: {status.status}, {status.detail}")
             say(f"  file: {status.path}")
             say(f"  from: {checkpoint.url or 'bundled with text2seg'}")
@@ -102,21 +102,21 @@ class CheckpointsCommand:
 
 def _fetch(name: str, kind: Literal["clip", "sam"]) -> Path:
     if is_openclip(name):
-        from text2seg.loading import fetch  # of open_clip only it knows, and it needs torch
+        from text2seg.loading import fetch
 
         return fetch(name, kind)
-    return checkpoints.fetch(name, kind, check=True)
+    return weights.fetch(name, kind, check=True)
 
 
 def _expand(name: str) -> tuple[tuple[str, Literal["clip", "sam"]], ...]:
     """A pair's name stands for its two checkpoints; any other for the checkpoint of that name."""
-    if name in checkpoints.PAIRS:
-        clip, sam = checkpoints.pair(name)
+    if name in weights.PAIRS:
+        clip, sam = weights.pair(name)
         return (clip, "clip"), (sam, "sam")
     if is_openclip(name):
         return ((name, "clip"),)
-    kinds = {checkpoint.name: checkpoint.kind for checkpoint in checkpoints.known()}
+    kinds = {checkpoint.name: checkpoint.kind for checkpoint in weights.known()}
     if name not in kinds:
-        names = ", ".join(dict.fromkeys([*checkpoints.PAIRS, *kinds]))
+        names = ", ".join(dict.fromkeys([*weights.PAIRS, *kinds]))
         raise CheckpointError(f"there is no checkpoint {name!r} to download; choose from {names}")
     return ((name, kinds[name]),)

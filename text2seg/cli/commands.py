@@ -44,18 +44,18 @@ EXPORTS: Mapping[str, Command] = {
 }
 
 COMMANDS: Mapping[str, Command | Group] = {
-    "segment": Command("Find what the queries name in pictures and cut it out.", "segment:Segment"),
-    "label": Command("Label all pictures of a folder and write one COCO file.", "label:Label"),
-    "search": Command("Find the pictures of a folder that show something best.", "search:Search"),
+    "segment": Command("Find what the queries name in images and cut it out.", "segment:Segment"),
+    "label": Command("Label all images of a folder and write one COCO file.", "label:Label"),
+    "search": Command("Find the images of a folder that show something best.", "search:Search"),
     "tune": Command("Find a threshold for each category of an ontology.", "tune:Tune"),
     "evaluate": Command("Score predictions against a ground truth; say why things were missed.", "evaluate:Evaluate"),
-    "benchmark": Command("Cut out what is in COCO pictures, told the names, and score it.", "benchmark:Benchmark"),
-    "report": Command("Write a page that shows a COCO dataset, the most doubtful pictures first.", "report:Report"),
+    "benchmark": Command("Cut out what is in COCO images, told the names, and score it.", "benchmark:Benchmark"),
+    "report": Command("Write a page that shows a COCO dataset, the most doubtful images first.", "report:Report"),
     "replay": Command("Make one mask of a dataset again and compare.", "replay:Replay"),
     "merge": Command("Put several COCO files with the same categories together.", "merge:Merge"),
     "convert": Command("Write a COCO file in the format of another tool.", "convert:Convert"),
     "explain": Group("Look into CLIP: saliency, words, experiments; one tool each.", _explain_commands),
-    "bench": Command("Measure speed, with accuracy, side by side with the original flow.", "bench:Bench"),
+    "bench": Command("Measure speed, with accuracy, side by side with the original flow.", "benchmark:Bench"),
     "export": Group("Write the networks for other runtimes: ONNX, Triton.", lambda: EXPORTS),
     "app": Command("Open the browser app.", "app:App"),
     "checkpoints": Command("List, show, download or verify model weights.", "checkpoints:CheckpointsCommand"),
@@ -70,7 +70,7 @@ def run_command(commands: Mapping[str, Any], arguments: Sequence[str], prog: str
         return run_command(chosen.commands(), rest, f"{prog} {name}")
     import tyro
 
-    from text2seg.cli.places import PLACES
+    from text2seg.cli.common import PLACES
 
     with PLACES:
         command = tyro.cli(
@@ -87,7 +87,7 @@ def _choice(commands: Mapping[str, Any], first: Sequence[str], prog: str) -> str
     """The command's name, or the list of all of them and an exit."""
     parser = argparse.ArgumentParser(
         prog=prog,
-        description="Cut things out of pictures by their names." if prog == "text2seg" else None,
+        description="Cut things out of images by their names." if prog == "text2seg" else None,
         epilog=f"{prog} COMMAND --help tells a command's flags.",
     )
     parser.add_argument("--version", action="version", version=f"text2seg {__version__}")

@@ -21,12 +21,12 @@ class Convert:
     dataset: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="FILE")]]
     """COCO file with masks, ours or anyone's."""
     to: Literal["yolo-seg", "voc-png", "labelme"]
-    """yolo-seg: a text file of polygons for each image; voc-png: Pascal VOC's pictures of classes and things;
+    """yolo-seg: a text file of polygons for each image; voc-png: Pascal VOC's images of classes and things;
     labelme: a JSON file of polygons for each image."""
     output: Path
     """Folder for the files, new or empty."""
     images: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="")] = None
-    """Folder that the file names in FILE start from; the pictures are then copied too."""
+    """Folder that the file names in FILE start from; the images are then copied too."""
     overwrite: bool = False
     """Write into a folder that is not empty: files of the same names are replaced, others stay."""
     verbose: bool = False

@@ -44,10 +44,10 @@ class Evaluate:
 
     def run(self) -> int:
         log_to_terminal()
-        from text2seg.coco.stream import json_chunks
+        from text2seg.coco.dataset import json_chunks
         from text2seg.evaluation import as_json, evaluate_files
         from text2seg.evaluation.page import render_page
-        from text2seg.files import check_writable, resolved, write_together
+        from text2seg.io.files import check_writable, resolved, write_together
 
         outputs = {flag: path for flag, path in (("--report", self.report), ("--json", self.json)) if path is not None}
         files = [resolved(path) for path in outputs.values()]

@@ -14,23 +14,21 @@ from text2seg.cli.common import load_models
 from text2seg.cli.tables import PlainConsole, plain_table
 from text2seg.cli.terminal import INTERRUPTED, escaped, log_to_terminal, say
 from text2seg.config import ModelSettings, Settings
-from text2seg.explain import TOOLS, Exhibit, Tool, Watch, run_tool, save_exhibit
-from text2seg.explain.pictures import PictureFiles
-from text2seg.explain.tools import check_pictures
-from text2seg.files import fitting
-from text2seg.labelling.interrupt import stop_on_signals
-from text2seg.outputs import OutputFolder
+from text2seg.explain import TOOLS, Progress, Result, Tool, run_tool, save_result
+from text2seg.explain.tool import ImageFiles
+from text2seg.explain.tools import check_images
+from text2seg.io.files import fitting
+from text2seg.io.outputs import OutputFolder
+from text2seg.io.signals import stop_on_signals
 
 OUTPUT = Path("outputs/explain")
 MOST_ROWS = 30
 
-OnePicture = tyro.conf.Positional[
-    Annotated[Path, tyro.conf.arg(metavar="FILE", help="A picture.", help_behavior_hint="")]
-]
-Pictures = tyro.conf.Positional[
+OneImage = tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="FILE", help="An image.", help_behavior_hint="")]]
+Images = tyro.conf.Positional[
     Annotated[
         tuple[Path, ...],
-        tyro.conf.arg(metavar="FILE|FOLDER [...]", help="Pictures, and folders of pictures.", help_behavior_hint=""),
+        tyro.conf.arg(metavar="FILE|FOLDER [...]", help="Images, and folders of images.", help_behavior_hint=""),
     ]
 ]
 
@@ -52,11 +50,11 @@ class ToolCommand:
         fields: list[Any] = [
             ("settings", flags, field(default_factory=tool.settings)),
             ("model", ModelSettings, field(default_factory=ModelSettings)),
-            ("output", Annotated[Path, tyro.conf.arg(help="Folder for the picture and the numbers.")], OUTPUT),
+            ("output", Annotated[Path, tyro.conf.arg(help="Folder for the image and the numbers.")], OUTPUT),
             ("verbose", Annotated[bool, tyro.conf.arg(help="Say what runs where, and why.")], False),
         ]
-        if tool.pictures != "none":
-            fields.insert(0, ("pictures", OnePicture if tool.pictures == "one" else Pictures))
+        if tool.images != "none":
+            fields.insert(0, ("images", OneImage if tool.images == "one" else Images))
         made = make_dataclass("ToolFlags", fields, namespace={"run": lambda flags: _run(tool, flags)}, frozen=True)
         made.__doc__ = tool.summary
         return made
@@ -69,10 +67,10 @@ def commands() -> Mapping[str, ToolCommand]:
 
 def _run(tool: Tool, flags: Any) -> int:
     log_to_terminal(verbose=flags.verbose)
-    given = getattr(flags, "pictures", ())
-    pictures = PictureFiles((given,) if isinstance(given, Path) else given)
-    check_pictures(tool, len(pictures))
-    stem = f"{tool.name}_{pictures.paths[0].stem}" if tool.pictures == "one" else tool.name
+    given = getattr(flags, "images", ())
+    images = ImageFiles((given,) if isinstance(given, Path) else given)
+    check_images(tool, len(images))
+    stem = f"{tool.name}_{images.paths[0].stem}" if tool.images == "one" else tool.name
     results = OutputFolder(flags.output)
     for suffix in (".png", ".json"):
         results.check(fitting(stem, suffix))
@@ -81,11 +79,11 @@ def _run(tool: Tool, flags: Any) -> int:
         settings = replace(settings, folder=flags.output / tool.name)
     models = load_models(flags.model, Settings())
     with stop_on_signals() as stop, progress_bar(tool.name) as report:
-        exhibit = run_tool(tool, models, pictures, settings, Watch(report, stop))
-    written = save_exhibit(exhibit, results, stem)  # first: whoever reads what is printed may stop reading
-    _print(exhibit)
+        result = run_tool(tool, models, images, settings, Progress(report, stop))
+    written = save_result(result, results, stem)  # first: whoever reads what is printed may stop reading
+    _print(result)
     for path in written:
-        say(f"{'picture' if path.suffix == '.png' else 'numbers'}: {path}")
+        say(f"{'image' if path.suffix == '.png' else 'numbers'}: {path}")
     return INTERRUPTED if stop.is_set() else 0
 
 
@@ -105,10 +103,10 @@ def progress_bar(name: str) -> Iterator[Callable[[int, int, str], None]]:
         yield report
 
 
-def _print(exhibit: Exhibit) -> None:
+def _print(result: Result) -> None:
 
     console = PlainConsole()
-    for table in exhibit.tables:
+    for table in result.tables:
         shown = plain_table(table.title, *table.columns)
         for place, column in enumerate(shown.columns):
             if any(isinstance(row[place], str) for row in table.rows):
@@ -118,7 +116,7 @@ def _print(exhibit: Exhibit) -> None:
         console.print(shown)
         if len(table.rows) > MOST_ROWS:
             console.print(f"{len(table.rows) - MOST_ROWS} more rows are in the file of numbers")
-    for note in exhibit.notes:
+    for note in result.notes:
         console.print(note)
 
 

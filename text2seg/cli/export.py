@@ -12,11 +12,11 @@ import tyro
 from text2seg.cli.tables import PlainConsole, plain_table
 from text2seg.cli.terminal import log_to_terminal, say
 from text2seg.errors import SettingsError
-from text2seg.vocabulary import names_in
+from text2seg.queries import names_in
 
 if TYPE_CHECKING:
-    from text2seg.export.run import Step
-    from text2seg.export.scenes import Scene
+    from text2seg.export.check import Scene
+    from text2seg.export.onnx import Step
 
 FolderFlag = Annotated[Path, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")]
 
@@ -45,11 +45,11 @@ class ExportOnnx:
     architecture: Literal["surgery", "raw", "maskclip", "sclip", "clearclip", "naclip", "gem"] = "surgery"
     """How CLIP's patches attend; graphs are for this rule only."""
     scenes: int = 3
-    """How many pictures to check with."""
-    pictures: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="")] = None
-    """Folder of pictures to check with, in place of the bundled scenes; needs --queries."""
+    """How many images to check with."""
+    images: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="")] = None
+    """Folder of images to check with, in place of the bundled scenes; needs --queries."""
     queries: Annotated[str, tyro.conf.arg(help_behavior_hint="")] = ""
-    """What to look for in these pictures, with commas."""
+    """What to look for in these images, with commas."""
     rounds: int = 5
     """Rounds of the benchmark, torch and graphs in turns; 0 leaves it out."""
     verbose: bool = False
@@ -59,9 +59,9 @@ class ExportOnnx:
         log_to_terminal(verbose=self.verbose)
         if self.scenes < 1 or self.rounds < 0:
             raise SettingsError("scenes must be 1 or more, rounds 0 or more")
-        if bool(self.pictures) != bool(self.queries):
-            raise SettingsError("--pictures and --queries belong together")
-        from text2seg.export.run import Plan, export
+        if bool(self.images) != bool(self.queries):
+            raise SettingsError("--images and --queries belong together")
+        from text2seg.export.onnx import Plan, export
 
         plan = Plan(
             self.output,
@@ -79,16 +79,16 @@ class ExportOnnx:
         return 0
 
     def _scenes(self) -> list[Scene]:
-        from text2seg.export.scenes import Scene, bundled_scenes
-        from text2seg.images import load_image
+        from text2seg.export.check import Scene, bundled_scenes
+        from text2seg.io.images import load_image
 
-        if self.pictures is None:
+        if self.images is None:
             return bundled_scenes(self.scenes)
-        from text2seg.labelling.listing import list_images
+        from text2seg.io.scan import list_images
 
-        listing = list_images(self.pictures, limit=self.scenes)
+        scan = list_images(self.images, limit=self.scenes)
         queries = names_in(self.queries)
-        return [Scene(load_image(listing.path(index)), queries) for index in range(len(listing))]
+        return [Scene(load_image(scan.path(index)), queries) for index in range(len(scan))]
 
 
 @dataclass(frozen=True, slots=True)

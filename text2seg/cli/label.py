@@ -1,4 +1,4 @@
-"""`text2seg label`: a folder of pictures and an ontology to one COCO file, and on again after a stop."""
+"""`text2seg label`: a folder of images and an ontology to one COCO file, and on again after a stop."""
 
 from __future__ import annotations
 
@@ -11,31 +11,30 @@ import tyro
 
 from text2seg.cli.common import PipelineFlags, load_models, queries_of
 from text2seg.cli.terminal import FAILED, INTERRUPTED, log_to_terminal, say
-from text2seg.config import ModelSettings, Settings
+from text2seg.config import LabelSettings, ModelSettings, RaySettings, Settings
 from text2seg.errors import QueryError, SettingsError
-from text2seg.label_config import LabelSettings, RaySettings
-from text2seg.storage import Url
+from text2seg.io.storage import Url
 
 if TYPE_CHECKING:
-    from text2seg.concepts import Concepts
-    from text2seg.labelling.engine import Engine
+    from text2seg.labelling.engines.local import Engine
     from text2seg.labelling.job import LabelReport
     from text2seg.ontology import Ontology
     from text2seg.records import Failure
+    from text2seg.sam3_pipeline import Sam3Pipeline
 
 SHOWN_FAILURES = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """Label all pictures of a folder and write one COCO file.
+    """Label all images of a folder and write one COCO file.
 
     Stopped, by Ctrl-C or in any other way, the same command goes on where it was.
     Example: text2seg label photos --ontology things.yaml --output dataset.json
     """
 
     folder: tyro.conf.Positional[Annotated[Url | Path, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")]]
-    """Folder of pictures, a path or a URL such as s3://bucket/photos."""
+    """Folder of images, a path or a URL such as s3://bucket/photos."""
     ontology: Annotated[Url | Path | None, tyro.conf.arg(help_behavior_hint="")] = None
     """File of categories with their wordings, YAML or JSON; a path or a URL."""
     query: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
@@ -65,12 +64,12 @@ class Label:
             raise SettingsError("--sam3 goes with none of --engine ray, --only-if-present and --dry-run")
         ontology = self._ontology()
         job = self.label if self.resume else replace(self.label, restart=True)
-        from text2seg.files import check_not_input
+        from text2seg.io.files import check_not_input
 
         check_not_input(job.output, [self.ontology, job.categories_from])
         if self.dry_run:
-            return self._rehearse(ontology, job)
-        from text2seg.labelling.interrupt import stop_on_signals
+            return self._dry_run(ontology, job)
+        from text2seg.io.signals import stop_on_signals
         from text2seg.labelling.job import label_folder
         from text2seg.labelling.journal import check_unlocked
         from text2seg.labelling.output import check_output, journal_path
@@ -81,7 +80,7 @@ class Label:
         if isinstance(job.output, Url):
             say(f"text2seg: the journal of this job is {journal_path(job.output)}", file=sys.stderr)
         engine = self._engine()
-        models = self._concepts(self.sam3) if self.sam3 else load_models(self.model, self.settings)
+        models = self._sam3_pipeline(self.sam3) if self.sam3 else load_models(self.model, self.settings)
         with stop_on_signals() as stop:
             report = label_folder(models, self.folder, ontology, job, progress=True, stop=stop, engine=engine)
         if report.interrupted:
@@ -95,10 +94,10 @@ class Label:
         _show(report)
         return FAILED if report.failed and (self.strict or report.failed == report.images) else 0
 
-    def _concepts(self, folder: Path) -> Concepts:
-        from text2seg.concepts import Concepts
+    def _sam3_pipeline(self, folder: Path) -> Sam3Pipeline:
+        from text2seg.sam3_pipeline import Sam3Pipeline
 
-        return Concepts.open_folder(
+        return Sam3Pipeline.open_folder(
             folder, device=self.model.device, precision=self.model.precision, settings=self.settings
         )
 
@@ -107,7 +106,7 @@ class Label:
             if self.ray != RaySettings():
                 raise SettingsError("--address, workers and what is set aside for each are for --engine ray")
             return None
-        from text2seg.engines.ray_engine import RayEngine
+        from text2seg.labelling.engines.ray_engine import RayEngine
 
         engine = RayEngine(self.model, self.settings, self.ray, workers=self.label.workers)
         engine.check()
@@ -124,10 +123,10 @@ class Label:
             raise QueryError("give --ontology or queries, not both; categories belong into the ontology")
         return read_ontology(self.ontology)
 
-    def _rehearse(self, ontology: Ontology, settings: LabelSettings) -> int:
-        from text2seg.labelling.rehearsal import rehearse
+    def _dry_run(self, ontology: Ontology, settings: LabelSettings) -> int:
+        from text2seg.labelling.dry_run import dry_run
 
-        plan = rehearse(self.folder, ontology, self.model, settings)
+        plan = dry_run(self.folder, ontology, self.model, settings)
         _show_failures(plan.failures, "--verbose shows all", limit=plan.images if self.verbose else SHOWN_FAILURES)
         names = ", ".join(category.name for category in plan.ontology.categories)
         say(f"would look for: {names}")

@@ -30,7 +30,7 @@ class Merge:
 
     def run(self) -> int:
         from text2seg.coco.merge import merge_files
-        from text2seg.files import check_writable
+        from text2seg.io.files import check_writable
 
         if not self.datasets:
             raise DatasetError("nothing to merge: name at least one COCO file")

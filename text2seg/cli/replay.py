@@ -14,7 +14,7 @@ from text2seg.cli.terminal import FAILED, log_to_terminal, say
 from text2seg.errors import OutputError
 
 if TYPE_CHECKING:
-    from text2seg.replay import Replayed
+    from text2seg.review.replay import Replayed
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +30,11 @@ class Replay:
     annotation: int
     """The id of the annotation."""
     images: Path | None = None
-    """The folder of the pictures. Default: the dataset's own, then this one."""
-    picture: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """Write a picture of both masks side by side, with their points and where they differ."""
+    """The folder of the images. Default: the dataset's own, then this one."""
+    image: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Write an image of both masks side by side, with their points and where they differ."""
     overwrite: bool = False
-    """Write over a picture that is there."""
+    """Write over an image that is there."""
     clip: str | None = None
     """The file of the recorded CLIP, where it is neither known by name nor in the folder of checkpoints."""
     sam: str | None = None
@@ -51,13 +51,13 @@ class Replay:
     def run(self) -> int:
         log_to_terminal(verbose=self.verbose)
         from text2seg.coco.dataset import read_dataset
-        from text2seg.coco.lookup import PictureFinder
-        from text2seg.files import check_not_input, check_writable
-        from text2seg.replay import replay
+        from text2seg.coco.lookup import ImageFinder
+        from text2seg.io.files import check_not_input, check_writable
+        from text2seg.review.replay import replay
 
-        if self.picture:
-            _kind(self.picture)
-            check_writable(self.picture, overwrite=self.overwrite, flag="--picture", inputs=[self.dataset])
+        if self.image:
+            _kind(self.image)
+            check_writable(self.image, overwrite=self.overwrite, flag="--image", inputs=[self.dataset])
         result = replay(
             self.dataset,
             self.annotation,
@@ -74,11 +74,11 @@ class Replay:
         say(f"mask: {_mask(result)}")
         if not result.identical and result.made_by != __version__:
             say(f"it was made by text2seg {result.made_by}; this is {__version__}")
-        if self.picture:
-            finder = PictureFinder(self.dataset, self.images, read_dataset(self.dataset)["info"])
-            check_not_input(self.picture, [finder.find(result.image.file_name)], flag="--picture")
-            _write(result, self.picture)
-            say(f"picture: {self.picture}")
+        if self.image:
+            finder = ImageFinder(self.dataset, self.images, read_dataset(self.dataset)["info"])
+            check_not_input(self.image, [finder.find(result.image.file_name)], flag="--image")
+            _write(result, self.image)
+            say(f"image: {self.image}")
         return 0 if result.identical else FAILED
 
 
@@ -114,7 +114,7 @@ def _kind(path: Path) -> str:
 
     kind = Image.registered_extensions().get(path.suffix.lower())
     if kind not in ("PNG", "JPEG", "WEBP"):
-        raise OutputError(f"{path}: pictures are written as .png, .jpg or .webp")
+        raise OutputError(f"{path}: images are written as .png, .jpg or .webp")
     return kind
 
 
@@ -123,7 +123,7 @@ def _write(result: Replayed, path: Path) -> None:
 
     from PIL import Image
 
-    from text2seg.files import write_atomically
+    from text2seg.io.files import write_atomically
     from text2seg.render.comparison import compared
 
     pixels = compared(

@@ -13,7 +13,7 @@ from text2seg.errors import ImageError
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Write a page (one HTML file) that shows what is in a COCO dataset, the most doubtful pictures first.
+    """Write a page (one HTML file) that shows what is in a COCO dataset, the most doubtful images first.
 
     Works for any COCO file; what text2seg writes beside its masks says why something is doubtful.
     Example: text2seg report outputs/dataset.json --images photos
@@ -22,11 +22,11 @@ class Report:
     dataset: tyro.conf.Positional[Path]
     """The COCO file."""
     images: Path | None = None
-    """The folder of the pictures. Default: the dataset's own, then this one."""
+    """The folder of the images. Default: the dataset's own, then this one."""
     output: Path = Path("report.html")
     """The page."""
     limit: int = 500
-    """So many pictures are shown, the most doubtful ones; all are counted."""
+    """So many images are shown, the most doubtful ones; all are counted."""
     overwrite: bool = False
     """Write over a page that is there."""
     verbose: bool = False
@@ -34,7 +34,7 @@ class Report:
 
     def run(self) -> int:
         log_to_terminal(verbose=self.verbose)
-        from text2seg.files import check_is_dir
+        from text2seg.io.files import check_is_dir
         from text2seg.review import write_review
 
         if self.images is not None:
@@ -48,8 +48,8 @@ class Report:
             progress=True,
         )
         left_out = f", {review.left_out} less doubtful ones left out (--limit)" if review.left_out else ""
-        say(f"{review.shown} picture{'s' * (review.shown != 1)} shown{left_out}")
+        say(f"{review.shown} image{'s' * (review.shown != 1)} shown{left_out}")
         if review.unseen:
-            say(f"{review.unseen} could not be shown; say with --images where the pictures lie")
+            say(f"{review.unseen} could not be shown; say with --images where the images lie")
         say(f"page: {review.path}")
         return 0

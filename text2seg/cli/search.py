@@ -1,4 +1,4 @@
-"""`text2seg search`: the pictures of a folder that show a thing best."""
+"""`text2seg search`: the images of a folder that show a thing best."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from text2seg.cli.tables import PlainConsole, plain_table
 from text2seg.cli.terminal import FAILED, INTERRUPTED, log_to_terminal, say
 from text2seg.config import MapSettings, ModelSettings, Settings
 from text2seg.errors import SettingsError
-from text2seg.storage import Url
+from text2seg.io.storage import Url
 
 if TYPE_CHECKING:
     from text2seg.records import Failure
@@ -26,21 +26,21 @@ SHOWN_FAILURES = 10
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """Find the pictures of a folder that show something best.
+    """Find the images of a folder that show something best.
 
-    What CLIP sees in each picture is kept in an index, so that a second search only encodes what is new or has changed.
+    What CLIP sees in each image is kept in an index, so that a second search only encodes what is new or has changed.
     Stopped, by Ctrl-C or in any other way, what was encoded is kept.
     Example: text2seg search photos "red car" dog --top 20
     """
 
     folder: tyro.conf.Positional[Annotated[Url | Path, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")]]
-    """Folder of pictures, a path or a URL such as s3://bucket/photos."""
+    """Folder of images, a path or a URL such as s3://bucket/photos."""
     query: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="QUERY …", help_behavior_hint="")]]
-    """What to look for, one or more things; `a+b` is a picture that shows both."""
+    """What to look for, one or more things; `a+b` is an image that shows both."""
     top: int = 20
-    """How many pictures for each query."""
+    """How many images for each query."""
     output: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="")] = None
-    """Write search.json and a sheet of the pictures for each query into this folder."""
+    """Write search.json and a sheet of the images for each query into this folder."""
     index: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="")] = None
     """The folder that indexes are kept in. Default: one in your cache folder."""
     recursive: bool = True
@@ -48,7 +48,7 @@ class Search:
     glob: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Only files of this pattern, such as "*.jpg" or "front/*"; repeat for more. Default: all that Pillow reads."""
     workers: int = 4
-    """Threads that read and decode pictures."""
+    """Threads that read and decode images."""
     input_size: int | None = None
     """CLIP's input in pixels. Default: 512, demo 384."""
     model: ModelSettings = field(default_factory=ModelSettings)
@@ -60,21 +60,20 @@ class Search:
         if self.top < 1 or self.workers < 1:
             raise SettingsError("top and workers must be 1 or more")
         wanted = queries_of(self.query, "")
-        from text2seg.files import check_folder
-        from text2seg.labelling.interrupt import stop_on_signals
-        from text2seg.labelling.listing import list_images
-        from text2seg.outputs import OutputFolder
-        from text2seg.search.fill import filled_index, pictures_of
+        from text2seg.io.files import check_folder
+        from text2seg.io.outputs import OutputFolder
+        from text2seg.io.scan import list_images
+        from text2seg.io.signals import stop_on_signals
+        from text2seg.search.fill import filled_index, indexed_images
         from text2seg.search.index import import_faiss
-        from text2seg.search.rank import best_pictures
-        from text2seg.search.results import SEARCH_FILE, write_results
+        from text2seg.search.rank import SEARCH_FILE, best_images, write_results
 
         import_faiss()
         if self.output is not None:
             OutputFolder(self.output).check(SEARCH_FILE)
         if self.index is not None:
             check_folder(self.index, flag="--index")
-        listing = list_images(self.folder, recursive=self.recursive, globs=self.glob)
+        scan = list_images(self.folder, recursive=self.recursive, globs=self.glob)
         models = load_models(self.model, Settings(maps=MapSettings(input_size=self.input_size)))
         queries = models.check(wanted)
         with (
@@ -82,7 +81,7 @@ class Search:
             filled_index(
                 models,
                 self.folder,
-                pictures_of(listing.files, listing.stamp),
+                indexed_images(scan.files, scan.stamp),
                 where=self.index,
                 workers=self.workers,
                 stopping=stop.is_set,
@@ -90,14 +89,14 @@ class Search:
             ) as (index, filled),
         ):
             if filled.stopped:
-                say(f"text2seg: stopped with {len(index)} pictures in the index; they are kept", file=sys.stderr)
+                say(f"text2seg: stopped with {len(index)} images in the index; they are kept", file=sys.stderr)
                 return INTERRUPTED
-            there = {file for file in listing.files if index.entry(file)}
-            found = {query.name: best_pictures(models, index, query, self.top, there) for query in queries}
+            there = {file for file in scan.files if index.entry(file)}
+            found = {query.name: best_images(models, index, query, self.top, there) for query in queries}
         for query, hits in found.items():
             _show(query, hits)
         _show_failures(filled.failures)
-        say(f"{len(there)} pictures, {filled.encoded} of them encoded now: {index.path}")
+        say(f"{len(there)} images, {filled.encoded} of them encoded now: {index.path}")
         if self.output is not None:
             for path in write_results(self.output, self.folder, found, filled.failures):
                 say(path)
@@ -106,7 +105,7 @@ class Search:
 
 def _show(query: str, hits: Sequence[Hit]) -> None:
 
-    table = plain_table(query, "picture", "rank", "presence", "cosine")
+    table = plain_table(query, "image", "rank", "presence", "cosine")
     for rank, hit in enumerate(hits, start=1):
         table.add_row(hit.file, str(rank), f"{hit.presence:.2f}", f"{hit.cosine:.3f}")
     PlainConsole().print(table)

@@ -1,4 +1,4 @@
-"""`text2seg segment`: pictures and words to masks, now."""
+"""`text2seg segment`: images and words to masks, now."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from text2seg.errors import ImageError
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Find what the queries name in pictures and cut it out.
+    """Find what the queries name in images and cut it out.
 
-    Writes for each picture an overlay and its maps with their points, and one COCO dataset file for all.
+    Writes for each image an overlay and its maps with their points, and one COCO dataset file for all.
     Example: text2seg segment photo.jpg --query dog --query "red car"
     """
 
     images: tyro.conf.Positional[
         Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE [FILE ...]", help_behavior_hint="")]
     ]
-    """Picture files."""
+    """Image files."""
     query: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """What to look for; repeat for more. "person+bench" gives one segment for both together,
     "dog|puppy" are two wordings of one thing, "mouse -computer mouse" leaves something out."""
@@ -42,7 +42,7 @@ class Segment:
         log_to_terminal(verbose=self.verbose)
         wanted = queries_of(self.query, self.queries)
         if not self.images:
-            raise ImageError("no picture to look at: name at least one file")
+            raise ImageError("no image to look at: name at least one file")
         from text2seg.segmenting import check_results, segment_files
 
         check_results(self.output)
@@ -52,7 +52,7 @@ class Segment:
             say(f"failed: {failure.message}", file=sys.stderr)
         for name, count in report.found.items():
             say(f"{name}: " + (report.verdicts[name] if report.images == 1 else f"found in {count} of {report.images}"))
-        for picture in report.pictures:
-            say(f"picture: {picture}")
+        for image in report.written:
+            say(f"image: {image}")
         say(f"COCO file: {report.dataset}")
         return FAILED if report.failures else 0

@@ -7,7 +7,7 @@ import logging
 import sys
 from typing import TextIO
 
-from text2seg.names import escaped
+from text2seg.io.names import escaped
 
 FAILED, INTERRUPTED = 1, 130
 """How a command ends; 0 is well."""

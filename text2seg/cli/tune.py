@@ -1,4 +1,4 @@
-"""`text2seg tune`: find a threshold for each category of an ontology on some pictures."""
+"""`text2seg tune`: find a threshold for each category of an ontology on some images."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from text2seg.config import ModelSettings, Settings
 from text2seg.errors import SettingsError
 
 if TYPE_CHECKING:
+    from text2seg.calibration import Tuning
     from text2seg.ontology import Ontology
-    from text2seg.tuning import Tuning
 
 SHOWN_FAILURES = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Tune:
-    """Find a threshold for each category of an ontology, trying many on the pictures of a folder.
+    """Find a threshold for each category of an ontology, trying many on the images of a folder.
 
     With ground truth the one from 0.3 to 0.95 with the best mean IoU. Without, the middle of the stretch from 0.6 on in
     which masks change least: a guess, because stable masks may be wrong.
@@ -31,13 +31,13 @@ class Tune:
     """
 
     folder: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")]]
-    """Folder of pictures."""
+    """Folder of images."""
     ontology: Path
     """File of categories with their wordings, YAML or JSON."""
     truth: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="")] = None
-    """COCO file with true masks of these pictures and categories."""
+    """COCO file with true masks of these images and categories."""
     limit: Annotated[int | None, tyro.conf.arg(help_behavior_hint="")] = None
-    """Use the first so many pictures; with ground truth, of those that show a category."""
+    """Use the first so many images; with ground truth, of those that show a category."""
     write: bool = False
     """Put the thresholds into the ontology file. Its comments and layout stay."""
     plot: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="")] = None
@@ -53,13 +53,13 @@ class Tune:
         log_to_terminal(verbose=self.verbose)
         if self.limit is not None and self.limit < 1:
             raise SettingsError(f"limit must be 1 or more, got {self.limit}")
-        from text2seg.files import check_writable, is_file, resolved
+        from text2seg.calibration.tune import check_plot, plot
+        from text2seg.io.files import check_writable, is_file, resolved
         from text2seg.ontology import read_ontology, write_thresholds
-        from text2seg.tuning.plot import check_plot, plot
 
         if self.plot:
             check_plot(self.plot)
-            # The listing takes every PNG file in the folder for a picture of it.
+            # The listing takes every PNG file in the folder for an image of it.
             images = (
                 [self.plot] if is_file(self.plot) and resolved(self.plot).is_relative_to(resolved(self.folder)) else []
             )
@@ -84,17 +84,17 @@ class Tune:
         return FAILED if len(tuning.failures) == tuning.images else 0
 
     def _sweep(self, ontology: Ontology) -> Tuning:
+        from text2seg.calibration import tune_by_stability, tune_by_truth
         from text2seg.coco.dataset import read_dataset
-        from text2seg.labelling.listing import list_images
-        from text2seg.tuning import tune_by_stability, tune_by_truth
+        from text2seg.io.scan import list_images
 
         settings = self.settings
         if self.truth is not None:
             truth = read_dataset(self.truth)
             models = load_models(self.model, settings)
             return tune_by_truth(models, ontology, self.folder, truth, limit=self.limit, progress=True)
-        listing = list_images(self.folder, limit=self.limit)
-        paths = [self.folder / file for file in listing.files]
+        scan = list_images(self.folder, limit=self.limit)
+        paths = [self.folder / file for file in scan.files]
         return tune_by_stability(load_models(self.model, settings), ontology, paths, progress=True)
 
 

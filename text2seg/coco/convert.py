@@ -11,10 +11,19 @@ from typing import Any, Literal
 
 from text2seg.coco import labelme, voc, yolo
 from text2seg.coco.reader import Dataset
-from text2seg.coco.source import Picture, Source, source_of
+from text2seg.coco.source import Source, SourceImage, source_of
 from text2seg.errors import ImageError, OutputError
-from text2seg.files import check_folder, check_not_input, entries, exists, folder_aside, is_dir, is_left_over, resolved
-from text2seg.images import measure
+from text2seg.io.files import (
+    check_folder,
+    check_not_input,
+    entries,
+    exists,
+    folder_aside,
+    is_dir,
+    is_left_over,
+    resolved,
+)
+from text2seg.io.images import measure
 
 Format = Literal["yolo-seg", "voc-png", "labelme"]
 
@@ -53,11 +62,11 @@ def convert(
         dataset: as `read_dataset` gives it.
         to: yolo-seg, voc-png or labelme.
         output: a folder, new or empty.
-        images: the folder that the file names start from; the pictures are then copied too.
+        images: the folder that the file names start from; the images are then copied too.
         overwrite: write into a folder that is not empty: files of the same names are replaced, others stay.
 
     Raises:
-        ImageError: a picture is not there, or of another size than the dataset says.
+        ImageError: an image is not there, or of another size than the dataset says.
         OutputError: the folder is not empty, cannot be written to, or the format cannot hold the dataset.
         Text2SegError: the dataset is not a whole one.
     """
@@ -65,36 +74,36 @@ def convert(
         raise OutputError(f"there is no format {to!r}; there are {', '.join(WRITERS)}")
     suffix = {"yolo-seg": ".txt", "voc-png": ".png", "labelme": ".json"}[to]
     source = source_of(dataset, images, reserved=yolo.RESERVED if to == "yolo-seg" else (), suffix=suffix)
-    for picture in source.pictures:
-        _check_pixels(picture)
+    for image in source.images:
+        _check_pixels(image)
     _check_folder(output, overwrite=overwrite)
     with folder_aside(output) as folder:
         notes = [*source.outside, *WRITERS[to](source, folder)]
         _check_inputs(folder, output, dataset, source)
     if source.crowds:
         notes.append(f"{source.crowds} crowd annotations are left out")
-    return Conversion(len(source.pictures), source.things, tuple(notes))
+    return Conversion(len(source.images), source.things, tuple(notes))
 
 
-def _check_pixels(picture: Picture) -> None:
-    """Masks lie on pictures as they are when upright, so the sizes must agree there."""
-    path = picture.pixels
+def _check_pixels(image: SourceImage) -> None:
+    """Masks lie on images as they are when upright, so the sizes must agree there."""
+    path = image.pixels
     if path is None:
         return
     (height, width), orientation = measure(path)
-    if (height, width) != picture.hw:
+    if (height, width) != image.hw:
         raise ImageError(
-            f"{path} is {width} x {height} pixels, the dataset says {picture.hw[1]} x {picture.hw[0]}; "
-            "is it another picture of the same name?"
+            f"{path} is {width} x {height} pixels, the dataset says {image.hw[1]} x {image.hw[0]}; "
+            "is it another image of the same name?"
         )
     if orientation != 1:
         _log.warning("%s is turned by its EXIF tag; the masks fit it upright, so use tools that heed the tag", path)
 
 
 def _check_inputs(folder: Path, output: Path, dataset: Mapping[str, Any], source: Source) -> None:
-    """Nothing that is read is written over, but a picture may be copied onto itself."""
+    """Nothing that is read is written over, but an image may be copied onto itself."""
     inputs = [Path(dataset.name)] if isinstance(dataset, Dataset) else []
-    taken = {resolved(each) for each in (*inputs, *(picture.pixels for picture in source.pictures)) if each is not None}
+    taken = {resolved(each) for each in (*inputs, *(image.pixels for image in source.images)) if each is not None}
     for path in sorted(folder.rglob("*")):
         place = output / path.relative_to(folder)
         if path.is_file() and resolved(place) in taken and not filecmp.cmp(path, place, shallow=False):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from text2seg.coco.source import Picture, Source
-from text2seg.coco.stream import write_json
-from text2seg.names import parts_of
+from text2seg.coco.dataset import write_json
+from text2seg.coco.source import Source, SourceImage
+from text2seg.io.names import parts_of
 
 VERSION = "5.5.0"
 """Of LabelMe, whose format of the files this is; it reads older and newer ones alike."""
@@ -17,17 +17,17 @@ def write_labelme(source: Source, output: Path) -> list[str]:
     """Write a JSON file for each image and, where there are pixels, the image beside it; gives what the format could
     not keep, which is nothing. The parts of one mask share a `group_id`. Raises as `write_json`.
     """
-    for picture in source.pictures:
-        picture.copy_to(output)
-        write_json(output / f"{picture.stem}.json", _document(picture, source.names))
+    for image in source.images:
+        image.copy_to(output)
+        write_json(output / f"{image.stem}.json", _document(image, source.names))
     return []
 
 
-def _document(picture: Picture, names: tuple[str, ...]) -> dict[str, Any]:
-    height, width = picture.hw
-    beside = PurePosixPath(picture.stem) if picture.pixels else PurePosixPath(*parts_of(picture.file_name))
+def _document(image: SourceImage, names: tuple[str, ...]) -> dict[str, Any]:
+    height, width = image.hw
+    beside = PurePosixPath(image.stem) if image.pixels else PurePosixPath(*parts_of(image.file_name))
     shapes: list[dict[str, Any]] = []
-    for number, thing in enumerate(picture.things, start=1):
+    for number, thing in enumerate(image.things, start=1):
         polygons = thing.polygons()
         for polygon in polygons:
             shapes.append(
@@ -45,7 +45,7 @@ def _document(picture: Picture, names: tuple[str, ...]) -> dict[str, Any]:
         "version": VERSION,
         "flags": {},
         "shapes": shapes,
-        "imagePath": f"{beside.name}{picture.suffix}" if picture.pixels else beside.name,
+        "imagePath": f"{beside.name}{image.suffix}" if image.pixels else beside.name,
         "imageData": None,
         "imageHeight": height,
         "imageWidth": width,

@@ -9,8 +9,8 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from text2seg.errors import ImageError
-from text2seg.names import Names, Parts, folded, listed, parts_of, shown
-from text2seg.storage import Place, Url, is_url
+from text2seg.io.names import Names, Parts, folded, listed, parts_of, shown
+from text2seg.io.storage import Place, Url, is_url
 
 
 def provenance_of(annotation: Mapping[str, Any], dataset: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -23,8 +23,8 @@ def provenance_of(annotation: Mapping[str, Any], dataset: Mapping[str, Any]) -> 
 
 
 def relative_folder(folder: Place, dataset: Place) -> str:
-    """The folder of the pictures as a dataset file names it: as seen from its own folder, so that both can move. Where
-    one of them is at a URL, the whole URL or path of the pictures."""
+    """The folder of the images as a dataset file names it: as seen from its own folder, so that both can move. Where
+    one of them is at a URL, the whole URL or path of the images."""
     if isinstance(folder, Url):
         return str(folder)
     if isinstance(dataset, Url):
@@ -35,20 +35,20 @@ def relative_folder(folder: Place, dataset: Place) -> str:
         return folder.absolute().as_posix()
 
 
-def find_picture(
+def find_image(
     file_name: str,
     dataset: str | os.PathLike[str] | None = None,
     images: str | os.PathLike[str] | None = None,
     info: Mapping[str, Any] | None = None,
 ) -> Path:
-    """The file of one image, as `PictureFinder(dataset, images, info).find(file_name)`."""
-    return PictureFinder(dataset, images, info).find(file_name)
+    """The file of one image, as `ImageFinder(dataset, images, info).find(file_name)`."""
+    return ImageFinder(dataset, images, info).find(file_name)
 
 
-class PictureFinder:
+class ImageFinder:
     """The files of a dataset's images, of which the dataset gives only names. Which file a name means is told by
-    `text2seg.names`; it never leads out of the folder that it is looked for in. Folders are listed once, so one finder
-    serves all images of a run."""
+    `text2seg.io.names`; it never leads out of the folder that it is looked for in. Folders are listed once, so one
+    finder serves all images of a run."""
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class PictureFinder:
             where = shown(self._elsewhere)
             raise ImageError(f"{name} lies in {where}, says the dataset; if that is right, say --images {where}")
         folders = ", ".join(dict.fromkeys(shown(str(folder)) for folder in self._where))
-        raise ImageError(f"{name} is not in {folders}; say with --images where the pictures lie")
+        raise ImageError(f"{name} is not in {folders}; say with --images where the images lie")
 
     def look(self, file_name: str) -> Path | None:
         """The file of an image, `None` where there is none. Raises `ImageError` where it could be several."""

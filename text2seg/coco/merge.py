@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from text2seg.coco.dataset import read_dataset, write_dataset
-from text2seg.coco.entries import Json
+from text2seg.coco.dataset import Json, read_dataset, write_dataset
 from text2seg.coco.reader import check_dataset, check_references
 from text2seg.errors import DatasetError
-from text2seg.names import identity
+from text2seg.io.names import identity
 
 
 def merge_files(paths: Sequence[Path], output: Path) -> Json:

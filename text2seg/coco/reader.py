@@ -2,7 +2,7 @@
 
 What is odd but clear is read as what it means, and one sentence in the log says so; what is not clear is refused with a
 `DatasetError` that names file and entry. What other tools keep beside COCO's own keys goes through as it is, so whoever
-uses it looks at its type. Masks are checked when they are needed, by `text2seg.coco.checked`.
+uses it looks at its type. Masks are checked when they are needed, by `text2seg.coco.rle`.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from text2seg.coco.checked import LARGEST, MOST_PIXELS, MOST_SIDE, is_number
+from text2seg.coco.rle import LARGEST, MOST_PIXELS, MOST_SIDE, is_number
 from text2seg.errors import DatasetError
-from text2seg.files import read_file
-from text2seg.storage import Url, read_bytes
+from text2seg.io.files import read_file
+from text2seg.io.storage import Url, read_bytes
 
 Entry = Mapping[str, Any]
 

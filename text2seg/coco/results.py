@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from text2seg.coco import rle
-from text2seg.coco.checked import checked_rle
-from text2seg.coco.entries import Json
+from text2seg.coco.dataset import Json
 from text2seg.coco.reader import check_dataset, check_references, score_of, size_of
+from text2seg.coco.rle import checked_rle
 from text2seg.errors import DatasetError, Text2SegError
 
 

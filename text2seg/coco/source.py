@@ -1,4 +1,4 @@
-"""A COCO dataset as converters want it: each picture with its own annotations, and a name that no other one has."""
+"""A COCO dataset as converters want it: each image with its own annotations, and a name that no other one has."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from text2seg.coco import polygon, rle
-from text2seg.coco.lookup import PictureFinder
+from text2seg.coco.lookup import ImageFinder
 from text2seg.coco.reader import check_dataset, check_references, size_of
 from text2seg.coco.results import rle_of
 from text2seg.errors import ImageError, Text2SegError
-from text2seg.files import fitting, open_file, reason, write_atomically
-from text2seg.names import Parts, listed, parts_of, shown, unique_names
+from text2seg.io.files import fitting, open_file, reason, write_atomically
+from text2seg.io.names import Parts, listed, parts_of, shown, unique_names
 
 _UNWRITABLE = re.compile("[\x00-\x1f\x7f\ud800-\udc7f\udd00-\udfff]")  # other surrogates are bytes of names on disk
 
@@ -43,7 +43,7 @@ class Thing:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class SourceImage:
     """One image: where its pixels are, if asked for, and `stem`, its name in the output (POSIX, without suffix)."""
 
     file_name: str
@@ -71,32 +71,32 @@ class Source:
     the images, in a sentence each."""
 
     names: tuple[str, ...]
-    pictures: tuple[Picture, ...]
+    images: tuple[SourceImage, ...]
     crowds: int
     outside: tuple[str, ...]
 
     @property
     def things(self) -> int:
-        """Annotations in all pictures."""
-        return sum(len(picture.things) for picture in self.pictures)
+        """Annotations in all images."""
+        return sum(len(image.things) for image in self.images)
 
 
 def source_of(
     dataset: Mapping[str, Any], images: Path | None = None, *, reserved: Collection[str] = (), suffix: str = ".json"
 ) -> Source:
-    """Sort a dataset by pictures.
+    """Sort a dataset by images.
 
     Output names are the file names without what leads out of the output folder and without the folders that all share;
     of two that would still be the same the later gets a number.
 
     Args:
         dataset: as `read_dataset` gives it.
-        images: the folder that the file names start from; pictures must be there. Without it there are no pixels.
+        images: the folder that the file names start from; images must be there. Without it there are no pixels.
         reserved: folder names that may not be in output names.
         suffix: of the file that is written for each image; a name that would be too long with it is cut.
 
     Raises:
-        ImageError: a picture is not in `images`.
+        ImageError: an image is not in `images`.
         Text2SegError: something in the dataset is missing or belongs to nothing.
     """
     checked = check_dataset(dataset, "the dataset")
@@ -115,12 +115,12 @@ def source_of(
             thing = trim.thing(labels[annotation["category_id"]], annotation, *entries[number], checked.name)
             things[number] += [thing] if thing else []
     stems = _stems([file_name for file_name, _ in entries.values()], reserved, suffix)
-    finder = PictureFinder(images=images) if images is not None else None
-    pictures = tuple(
-        Picture(file_name, stem, hw, tuple(things[number]), finder.find(file_name) if finder else None)
+    finder = ImageFinder(images=images) if images is not None else None
+    images_with_annotations = tuple(
+        SourceImage(file_name, stem, hw, tuple(things[number]), finder.find(file_name) if finder else None)
         for (number, (file_name, hw)), stem in zip(entries.items(), stems, strict=True)
     )
-    return Source(names, pictures, crowds, trim.notes())
+    return Source(names, images_with_annotations, crowds, trim.notes())
 
 
 class _Trim:

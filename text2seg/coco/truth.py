@@ -11,9 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from text2seg.coco.checked import checked_rle
 from text2seg.coco.reader import Dataset, Entry, check_references, kept_categories, size_of
-from text2seg.coco.rle import Rle, area, intersection
+from text2seg.coco.rle import Rle, area, checked_rle, intersection
 from text2seg.errors import DatasetError
 
 

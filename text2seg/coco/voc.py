@@ -1,4 +1,4 @@
-"""Pascal VOC's segmentation format: pictures whose palette numbers are the classes, or the things, of their pixels."""
+"""Pascal VOC's segmentation format: images whose palette numbers are the classes, or the things, of their pixels."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
 from text2seg.coco import rle
-from text2seg.coco.source import Picture, Source
+from text2seg.coco.source import Source, SourceImage
 from text2seg.errors import OutputError
-from text2seg.files import write_atomically
+from text2seg.io.files import write_atomically
 
 MOST = 254
 """Numbers in a palette beside 0, which is background, and 255, which VOC keeps for pixels to be ignored."""
@@ -27,17 +27,17 @@ def write_voc(source: Source, output: Path) -> list[str]:
     """
     _check_names(source.names)
     hidden, gone = 0, 0
-    for picture in source.pictures:
-        classes, things, covered = _painted(picture)
+    for image in source.images:
+        classes, things, covered = _painted(image)
         hidden += covered
-        gone += len(picture.things) - len(np.setdiff1d(things, 0))
-        write_atomically(output / "SegmentationClass" / f"{picture.stem}.png", [_png(classes)])
-        write_atomically(output / "SegmentationObject" / f"{picture.stem}.png", [_png(things)])
-        picture.copy_to(output / "JPEGImages")
+        gone += len(image.things) - len(np.setdiff1d(things, 0))
+        write_atomically(output / "SegmentationClass" / f"{image.stem}.png", [_png(classes)])
+        write_atomically(output / "SegmentationObject" / f"{image.stem}.png", [_png(things)])
+        image.copy_to(output / "JPEGImages")
     colours = zip(("background", *source.names), palette().tolist(), strict=False)
     lines = ["# label:color_rgb:parts:actions", *(f"{name}:{r},{g},{b}::" for name, (r, g, b) in colours)]
     write_atomically(output / "labelmap.txt", [_lines(lines)])
-    stems = [picture.stem for picture in source.pictures]
+    stems = [image.stem for image in source.images]
     write_atomically(output / "ImageSets" / "Segmentation" / "train.txt", [_lines(stems)])
     notes = []
     if hidden:
@@ -57,30 +57,30 @@ def palette() -> NDArray[np.uint8]:
     return colours
 
 
-def _painted(picture: Picture) -> tuple[NDArray[np.uint8], NDArray[np.uint8], int]:
+def _painted(image: SourceImage) -> tuple[NDArray[np.uint8], NDArray[np.uint8], int]:
     """Class and thing of each pixel, uint8[H, W] each, and how many pixels several masks wanted."""
-    if len(picture.things) > MOST:
+    if len(image.things) > MOST:
         raise OutputError(
-            f"{picture.file_name} has {len(picture.things)} masks, a palette only {MOST} numbers; "
+            f"{image.file_name} has {len(image.things)} masks, a palette only {MOST} numbers; "
             "convert to yolo-seg or labelme"
         )
-    classes, things = np.zeros(picture.hw, np.uint8), np.zeros(picture.hw, np.uint8)
-    contested = np.zeros(picture.hw, np.bool_)
+    classes, things = np.zeros(image.hw, np.uint8), np.zeros(image.hw, np.uint8)
+    contested = np.zeros(image.hw, np.bool_)
     # Areas come from the run lengths, so that only one mask at a time is held in pixels.
-    largest_first = sorted(range(len(picture.things)), key=lambda number: -rle.area(picture.things[number].rle))
+    largest_first = sorted(range(len(image.things)), key=lambda number: -rle.area(image.things[number].rle))
     for number in largest_first:
-        mask = picture.things[number].mask()
+        mask = image.things[number].mask()
         contested |= mask & (things > 0)
-        classes[mask] = picture.things[number].label + 1
+        classes[mask] = image.things[number].label + 1
         things[mask] = number + 1
     return classes, things, int(contested.sum())
 
 
 def _png(numbers: NDArray[np.uint8]) -> bytes:
-    picture = PillowImage.fromarray(numbers).convert("L")
-    picture.putpalette(palette().tobytes())
+    image = PillowImage.fromarray(numbers).convert("L")
+    image.putpalette(palette().tobytes())
     file = io.BytesIO()
-    picture.save(file, "PNG")
+    image.save(file, "PNG")
     return file.getvalue()
 
 

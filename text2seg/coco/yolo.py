@@ -6,8 +6,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from text2seg.coco.source import Picture, Source
-from text2seg.files import write_atomically
+from text2seg.coco.source import Source, SourceImage
+from text2seg.io.files import write_atomically
 
 RESERVED = ("images", "labels")
 """Readers find the labels of an image by turning the last folder `images` of its path into `labels`."""
@@ -20,14 +20,14 @@ def write_yolo(source: Source, output: Path) -> list[str]:
     An image without things has an empty file. Raises as `write_atomically`.
     """
     split = 0
-    for picture in source.pictures:
+    for image in source.images:
         lines = []
-        for thing in picture.things:
+        for thing in image.things:
             polygons = thing.polygons()
             split += len(polygons) > 1
-            lines += [f"{thing.label} {_shares(polygon, picture)}\n" for polygon in polygons]
-        write_atomically(output / "labels" / f"{picture.stem}.txt", [line.encode() for line in lines])
-        picture.copy_to(output / "images")
+            lines += [f"{thing.label} {_shares(polygon, image)}\n" for polygon in polygons]
+        write_atomically(output / "labels" / f"{image.stem}.txt", [line.encode() for line in lines])
+        image.copy_to(output / "images")
     names = "".join(
         f"  {number}: {json.dumps(name, ensure_ascii=False)}\n"  # YAML takes JSON's texts
         for number, name in enumerate(source.names)
@@ -39,7 +39,7 @@ def write_yolo(source: Source, output: Path) -> list[str]:
     return [f"{split} of {source.things} masks have several parts or holes; each of their parts is a line of its own"]
 
 
-def _shares(polygon: Sequence[float], picture: Picture) -> str:
+def _shares(polygon: Sequence[float], image: SourceImage) -> str:
     """The corners as shares of width and height; eight digits are less than a thousandth of a pixel."""
-    height, width = picture.hw
+    height, width = image.hw
     return " ".join(f"{number / (height if at % 2 else width):.8g}" for at, number in enumerate(polygon))

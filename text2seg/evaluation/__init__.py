@@ -1,13 +1,20 @@
 """COCO file against COCO file: instances, semantic, category-given, multilabel, and why something was missed."""
 
 from text2seg.coco.truth import Region
-from text2seg.evaluation.datasets import Aligned, Scene, align
+from text2seg.evaluation.alignment import Aligned, Scene, align
 from text2seg.evaluation.instances import Instances, score_instances
 from text2seg.evaluation.misses import Missed, Misses, find_misses
-from text2seg.evaluation.multilabel import Multilabel, average_precision, score_multilabel
-from text2seg.evaluation.pairs import CategoryGiven, category_given, score_pairs
+from text2seg.evaluation.protocols import (
+    CategoryGiven,
+    Multilabel,
+    Semantic,
+    average_precision,
+    category_given,
+    score_multilabel,
+    score_pairs,
+    score_semantic,
+)
 from text2seg.evaluation.run import Evaluation, as_json, evaluate, evaluate_files, read_predictions
-from text2seg.evaluation.semantic import Semantic, score_semantic
 
 __all__ = [
     "Aligned",

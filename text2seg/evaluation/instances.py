@@ -13,7 +13,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from text2seg.coco.truth import Region
-from text2seg.evaluation.datasets import Aligned
+from text2seg.evaluation.alignment import Aligned
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 
 from text2seg.coco import rle
-from text2seg.coco.checked import checked_rle, is_number
-from text2seg.coco.rle import Rle
+from text2seg.coco.rle import Rle, checked_rle, is_number
 from text2seg.coco.truth import Region
 from text2seg.errors import DatasetError
-from text2seg.evaluation.datasets import Aligned
-from text2seg.evaluation.pairs import Pair, pairs_of
+from text2seg.evaluation.alignment import Aligned
+from text2seg.evaluation.protocols import Pair, pairs_of
 
 RIGHT = "right"
 CAUSES = {

@@ -1,4 +1,4 @@
-"""An evaluation as one HTML page that needs nothing else: no scripts, fonts or pictures from elsewhere."""
+"""An evaluation as one HTML page that needs nothing else: no scripts, fonts or images from elsewhere."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import numpy as np
 from text2seg._version import __version__
 from text2seg.evaluation.instances import HEADLINES
 from text2seg.evaluation.misses import CAUSES, RIGHT, Misses
+from text2seg.evaluation.protocols import Semantic
 from text2seg.evaluation.run import Evaluation
-from text2seg.evaluation.semantic import Semantic
-from text2seg.files import check_writable, write_atomically
-from text2seg.pages import render_template
+from text2seg.io.files import check_writable, write_atomically
+from text2seg.render.html import render_template
 
 MOST_LABELS = 24  # of the confusion matrix; the others are one row and column together
 MOST_MISSED = 200

@@ -11,13 +11,17 @@ import numpy as np
 
 from text2seg.coco.reader import Dataset, check_dataset, check_results, read_dataset, read_json
 from text2seg.errors import DatasetError, SettingsError
-from text2seg.evaluation.datasets import align
+from text2seg.evaluation.alignment import Match, align
 from text2seg.evaluation.instances import Instances, score_instances
-from text2seg.evaluation.matching import Match
 from text2seg.evaluation.misses import Misses, find_misses
-from text2seg.evaluation.multilabel import Multilabel, score_multilabel
-from text2seg.evaluation.pairs import CategoryGiven, score_pairs
-from text2seg.evaluation.semantic import Semantic, score_semantic
+from text2seg.evaluation.protocols import (
+    CategoryGiven,
+    Multilabel,
+    Semantic,
+    score_multilabel,
+    score_pairs,
+    score_semantic,
+)
 
 Json = Mapping[str, Any]
 Protocol = Literal["instances", "semantic", "category-given", "multilabel", "all"]

@@ -1,4 +1,4 @@
-"""The similarity board: how well descriptions fit a picture, and where in it each score comes from."""
+"""The similarity board: how well descriptions fit an image, and where in it each score comes from."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from text2seg.explain.backdrop import ground, method_or_usual, named
 from text2seg.explain.catalogue.board import BoardSettings, DescriptionSettings, Score
-from text2seg.explain.exhibit import Cell, Exhibit, Panel, Table
-from text2seg.explain.ground import ground, method_or_usual, named
 from text2seg.explain.saliency.methods import saliency
 from text2seg.explain.saliency.targets import Target, image_target, text_target
 from text2seg.explain.show_saliency import laid_over
-from text2seg.explain.watch import Watch
+from text2seg.explain.tool import Cell, Panel, Progress, Result, Table
 from text2seg.pipeline import Text2Seg
 from text2seg.records import Image
 
@@ -29,7 +28,7 @@ FIRST_WORD = (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class View:
-    """One way to put the descriptions to CLIP, and what comes of it: a picture, what stands before each description,
+    """One way to put the descriptions to CLIP, and what comes of it: an image, what stands before each description,
     and the scores float32 [D]."""
 
     name: str
@@ -55,8 +54,8 @@ class View:
         return float(self.scores[kind][at])
 
 
-def board(models: Text2Seg, images: Sequence[Image], settings: BoardSettings, watch: Watch) -> Exhibit:
-    """The picture, where its own features come from, and a map and scores for every description.
+def board(models: Text2Seg, images: Sequence[Image], settings: BoardSettings, progress: Progress) -> Result:
+    """The image, where its own features come from, and a map and scores for every description.
 
     Raises:
         QueryError: no description, or one that is empty, too long or unknown to the models.
@@ -68,17 +67,17 @@ def board(models: Text2Seg, images: Sequence[Image], settings: BoardSettings, wa
     view = View.of(models, f"with “{prefix}”", image, descriptions, prefix)
     if settings.prefix_comparison:
         views = [View.of(models, "without prefix", image, descriptions, ""), view]
-        return side_by_side(models, views, descriptions, settings, watch, shift="shift")
-    panels = [Panel("the picture", ground(image))]
+        return side_by_side(models, views, descriptions, settings, progress, shift="shift")
+    panels = [Panel("the image", ground(image))]
     cells = [("its own map", image_target(models.clip, image))]
     cells += [(_caption(text, view, at, settings), view.targets[at]) for at, text in enumerate(descriptions)]
-    for caption, target in watch.each(cells):
+    for caption, target in progress.each(cells):
         panels.append(Panel(caption, overlaid(models, image, target, settings)))
     rows: list[tuple[Cell, ...]] = [
         (text, *(view.score(kind, at) for kind in view.scores)) for at, text in enumerate(descriptions)
     ]
     table = Table("scores", ("description", *view.scores), tuple(rows))
-    return Exhibit(_title(models, image, settings), tuple(panels), (table,), notes_on([view], models))
+    return Result(_title(models, image, settings), tuple(panels), (table,), notes_on([view], models))
 
 
 def side_by_side(
@@ -86,17 +85,17 @@ def side_by_side(
     views: Sequence[View],
     descriptions: Sequence[str],
     settings: DescriptionSettings,
-    watch: Watch,
+    progress: Progress,
     *,
     shift: str,
-) -> Exhibit:
+) -> Result:
     """Every description in all views. `shift` names the table's last column: how much the score changes from the last
     view but one to the last."""
     across = len(descriptions) <= MOST_ACROSS
-    shown = range(-1, len(descriptions))  # −1: the view's picture
+    shown = range(-1, len(descriptions))  # −1: the view's image
     cells = [(view, at) for view in views for at in shown] if across else [(view, at) for at in shown for view in views]
     panels = []
-    for view, at in watch.each(cells):
+    for view, at in progress.each(cells):
         if at < 0:
             panels.append(Panel(view.name, ground(view.image)))
         else:
@@ -107,7 +106,7 @@ def side_by_side(
         values = [view.score(settings.score, at) for view in views]
         rows.append((text, *values, values[-1] - values[-2]))
     table = Table(settings.score, ("description", *(view.name for view in views), shift), tuple(rows))
-    return Exhibit(
+    return Result(
         _title(models, views[0].image, settings),
         tuple(panels),
         (table,),
@@ -117,7 +116,7 @@ def side_by_side(
 
 
 def overlaid(models: Text2Seg, image: Image, target: Target, settings: DescriptionSettings) -> NDArray[np.uint8]:
-    """The map of a target over the picture, uint8[h, w, 3]."""
+    """The map of a target over the image, uint8[h, w, 3]."""
     found = saliency(models.clip, image, target, usable_method(models, settings), layer=settings.layer)
     return laid_over(found, ground(image), settings.alpha)
 

@@ -1,39 +1,178 @@
-"""Saliency methods measured on pictures whose things are known, in one table: which of them to trust.
-
-Beside the methods stand three orders that need no model: the thing's own mask, the middle of the picture first, and
-chance. A method that is no better than the last two explains nothing.
-"""
+"""Faithfulness of saliency methods, measured on images with known objects: deletion and insertion (RISE,
+arXiv 1806.07421) and the pointing game (arXiv 1608.00507)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
+from text2seg.clip.model import Clip, preprocess
 from text2seg.errors import ImageError
-from text2seg.explain.catalogue.faithfulness import FaithfulnessSettings
-from text2seg.explain.curves import Curves, curves, filling, points_at
-from text2seg.explain.curves_plot import plot_curves
-from text2seg.explain.exhibit import Exhibit, Panel, Table
+from text2seg.explain.catalogue.faithfulness import FaithfulnessSettings, Fill
 from text2seg.explain.labelled import Labelled, labelled_sets, mask_of
 from text2seg.explain.saliency.methods import check_method, methods_for, saliency
 from text2seg.explain.saliency.targets import Target, score, text_target
-from text2seg.explain.watch import Watch
-from text2seg.maps.clip import Clip, preprocess
+from text2seg.explain.tool import Panel, Progress, Result, Table
+from text2seg.grids import minmax
 from text2seg.pipeline import Text2Seg
 from text2seg.records import Image
+from text2seg.render.plot import COLOURS, DPI, WIDTH, pixels_of
+
+Scorer = Callable[[Tensor], Tensor]
+"""Normalised pixels float32 [B, 3, H, W] to scores float32 [B]."""
+
+BLUR = 0.1
+"""Standard deviation of the blur as a share of the image's shorter side: so much that nothing can be told apart."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Curves:
+    """The score, float32 [steps + 1], while the share of cells that is gone (`deletion`) or back (`insertion`) grows
+    from 0 to 1 in equal steps. Of a faithful map the one falls early and the other rises early."""
+
+    deletion: NDArray[np.float32]
+    insertion: NDArray[np.float32]
+
+    @property
+    def deleted(self) -> float:
+        """Area under the deletion curve: the mean score on the way; lower is better."""
+        return area(self.deletion)
+
+    @property
+    def inserted(self) -> float:
+        """Area under the insertion curve; higher is better."""
+        return area(self.insertion)
+
+    @property
+    def gap(self) -> float:
+        """How much more the score is with what the map calls important than without it."""
+        return self.inserted - self.deleted
+
+
+def area(curve: NDArray[np.float32]) -> float:
+    """Under a curve of equal steps over [0, 1], by trapezes.
+
+    >>> area(np.array([1, 0, 0], np.float32))
+    0.25
+    """
+    return float((curve[:-1] + curve[1:]).mean() / 2)
+
+
+def ranks(saliency: NDArray[np.float32]) -> NDArray[np.int64]:
+    """The place of every cell of a map [gh, gw] in its order, 0 for the most salient; int64 [gh, gw].
+
+    Cells that are alike come in an order of chance, the same every time: many methods give 0 to most cells, and any
+    other order would favour a side of the image.
+    """
+    values = minmax(saliency).ravel()
+    chance = np.random.default_rng(0).permutation(values.size)
+    places = np.empty(values.size, np.int64)
+    places[np.lexsort((chance, -values))] = np.arange(values.size)
+    return places.reshape(saliency.shape)
+
+
+def filling(pixels: Tensor, fill: Fill) -> Tensor:
+    """What stands where cells are gone, of the shape of `pixels` float32 [3, H, W]: the image blurred beyond
+    recognition, or the mean colour of what CLIP was trained on (0 in its pixels)."""
+    if fill == "mean":
+        return torch.zeros_like(pixels)
+    planes = pixels.permute(1, 2, 0).cpu().numpy()
+    blurred = cv2.GaussianBlur(planes, (0, 0), BLUR * min(planes.shape[:2]))
+    return torch.from_numpy(blurred).permute(2, 0, 1).contiguous()
+
+
+def curves(
+    score: Scorer,
+    pixels: Tensor,
+    filled: Tensor,
+    saliency: NDArray[np.float32],
+    *,
+    steps: int,
+    ends: tuple[float, float] | None = None,
+) -> Curves:
+    """Deletion and insertion by a map, all images between in one call of `score`.
+
+    Args:
+        pixels: float32 [3, H, W], normalised.
+        filled: of the same shape, see `filling`.
+        saliency: float32 [gh, gw], covers the image.
+        steps: equal shares of the cells, at least 2.
+        ends: the scores of `pixels` and of `filled` where they are known: they are the same for all maps.
+    """
+    places = torch.from_numpy(ranks(saliency))
+    shares = torch.arange(1, steps, dtype=torch.float64, device="cpu") / steps * places.numel()
+    first = (places[None] < shares[:, None, None]).float()
+    first = F.interpolate(first[:, None], size=pixels.shape[1:], mode="nearest")  # [steps − 1, 1, H, W]
+    between = torch.cat([torch.where(first > 0, filled, pixels), torch.where(first > 0, pixels, filled)])
+    full, blank = ends or score(torch.stack([pixels, filled])).tolist()
+    without, with_first = score(between).float().cpu().numpy().reshape(2, -1)
+    return Curves(
+        np.concatenate([[full], without, [blank]]).astype(np.float32),
+        np.concatenate([[blank], with_first, [full]]).astype(np.float32),
+    )
+
+
+def points_at(saliency: NDArray[np.float32], mask: NDArray[np.bool_]) -> bool:
+    """Whether the middle of the map's highest cell lies on the mask bool [H, W]. A map that is the same everywhere
+    points nowhere."""
+    stretched = minmax(saliency)
+    if not stretched.any():
+        return False
+    row, column = np.unravel_index(stretched.argmax(), stretched.shape)
+    (rows, columns), (height, width) = stretched.shape, mask.shape
+    return bool(mask[int((row + 0.5) * height / rows), int((column + 0.5) * width / columns)])
+
+
+ACROSS, HEIGHT = 5, 1.75  # diagrams side by side; inches of one
+INSERTED, DELETED = COLOURS[:2]
+
+
+def plot_curves(methods: Mapping[str, Curves]) -> NDArray[np.uint8]:
+    """Both curves of each method and the area between them, uint8[h, w, 3], in the order given, all on one scale."""
+    rows = -(-len(methods) // ACROSS)
+    figure = Figure(figsize=(WIDTH, rows * HEIGHT + 0.5), dpi=DPI, layout="constrained")
+    panels = figure.subplots(rows, ACROSS, squeeze=False, sharex=True, sharey=True)
+    for axes, (name, curves) in zip(panels.flat, methods.items(), strict=False):
+        _draw(axes, name, curves)
+    for axes in panels.flat[len(methods) :]:
+        axes.set_visible(False)
+    for axes in panels.flat[max(len(methods) - ACROSS, 0) : len(methods)]:  # the lowest that shows in each column
+        axes.tick_params(labelbottom=True)
+    figure.supxlabel("share of the cells", fontsize=9)
+    figure.supylabel("score", fontsize=9)
+    figure.legend(*panels.flat[0].get_legend_handles_labels(), loc="outside upper left", ncols=2, fontsize=9)
+    return pixels_of(figure)
+
+
+def _draw(axes: Any, name: str, curves: Curves) -> None:
+    shares = np.linspace(0, 1, len(curves.deletion))
+    axes.plot(shares, curves.insertion, color=INSERTED, linewidth=1.5, label="put back, most salient first")
+    axes.plot(shares, curves.deletion, color=DELETED, linewidth=1.5, label="taken away, most salient first")
+    higher = curves.insertion >= curves.deletion
+    for colour, where in ((INSERTED, higher), (DELETED, ~higher)):
+        axes.fill_between(
+            shares, curves.deletion, curves.insertion, where, interpolate=True, color=colour, alpha=0.14, linewidth=0
+        )
+    axes.set_title(f"{name}  {curves.gap:+.3f}", fontsize=8.5, parse_math=False)
+    axes.tick_params(labelsize=8)
+    axes.grid(alpha=0.25)
+
 
 MASK, MIDDLE, CHANCE = "(the thing's mask)", "(the middle first)", "(chance)"
 COLUMNS = ("method", "deletion", "insertion", "gap", "±", "pointing")
 OF_DEMO = (
     "The demo CLIP was trained through the surgery path: that surgery finds its things says nothing about other CLIPs. "
-    "Measure yours with --model or --clip, on pictures of yours with --dataset."
+    "Measure yours with --model or --clip, on images of yours with --dataset."
 )
 
 
@@ -70,8 +209,8 @@ class Tally:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Case:
-    """One thing in one picture: the picture as CLIP gets it, `pixels` float32 [3, H, W], and with all cells `filled`;
-    the thing as a target and as a `mask` bool of the picture's size; `number` counts the cases."""
+    """One thing in one image: the image as CLIP gets it, `pixels` float32 [3, H, W], and with all cells `filled`;
+    the thing as a target and as a `mask` bool of the image's size; `number` counts the cases."""
 
     number: int
     image: Image
@@ -81,8 +220,10 @@ class Case:
     mask: NDArray[np.bool_]
 
 
-def faithfulness(models: Text2Seg, images: Sequence[Image], settings: FaithfulnessSettings, watch: Watch) -> Exhibit:
-    """A table and a plot of curves for each dataset, the most faithful method first; every (picture, thing in it)
+def faithfulness(
+    models: Text2Seg, images: Sequence[Image], settings: FaithfulnessSettings, progress: Progress
+) -> Result:
+    """A table and a plot of curves for each dataset, the most faithful method first; every (image, thing in it)
     counts once. Stopped early, it shows what is done.
 
     Raises:
@@ -103,11 +244,11 @@ def faithfulness(models: Text2Seg, images: Sequence[Image], settings: Faithfulne
         for case in _cases(each, clip, targets, settings, failures)
     )
     total = sum(len(each.pairs) for each in sets)
-    for tally, case in watch.each(cases, "pictures and things", total):
+    for tally, case in progress.each(cases, "images and things", total):
         for name, curve, hit in measured(clip, case, methods, settings):
             tally.setdefault(name, Tally()).add(curve, hit)
     done = [(each, _ranked(tally)) for each, tally in zip(sets, tallies, strict=True) if tally]
-    return Exhibit(
+    return Result(
         "Faithfulness of saliency methods",
         tuple(Panel(each.name, plot_curves({name: of.mean for name, of in ranked.items()})) for each, ranked in done),
         tuple(_table(each, ranked) for each, ranked in done),
@@ -152,12 +293,12 @@ def _cases(
     settings: FaithfulnessSettings,
     failures: list[str],
 ) -> Iterator[Case]:
-    """Everything to measure in a dataset; pictures that cannot be used go to `failures`."""
+    """Everything to measure in a dataset; images that cannot be used go to `failures`."""
     number = 0
     for _, pairs in groupby(labelled.pairs, key=lambda pair: pair.scene.image_id):
         first, *others = pairs
         try:
-            image = labelled.picture(first)
+            image = labelled.image_of(first)
         except ImageError as error:
             failures.append(str(error))
             continue
@@ -179,11 +320,11 @@ def _table(labelled: Labelled, ranked: Mapping[str, Tally]) -> Table:
         mean = tally.mean
         rows.append((name, mean.deleted, mean.inserted, mean.gap, tally.error, tally.pointing))
     count = len(next(iter(ranked.values())).curves)
-    return Table(f"{labelled.name}: {count} of {len(labelled.pairs)} things in pictures", COLUMNS, tuple(rows))
+    return Table(f"{labelled.name}: {count} of {len(labelled.pairs)} things in images", COLUMNS, tuple(rows))
 
 
 def _notes(models: Text2Seg, settings: FaithfulnessSettings) -> tuple[str, ...]:
-    filling = "the blurred picture" if settings.fill == "blur" else "CLIP's mean colour"
+    filling = "the blurred image" if settings.fill == "blur" else "CLIP's mean colour"
     notes = (
         f"Deletion: mean score of the thing's text while the cells that a map calls salient give way to {filling}, in "
         f"{settings.steps} steps, the most salient first; lower is better. Insertion: while they come back into it; "

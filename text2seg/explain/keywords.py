@@ -6,15 +6,14 @@ import re
 from collections.abc import Sequence
 
 from text2seg.errors import QueryError
+from text2seg.explain.backdrop import ground, named
 from text2seg.explain.catalogue.texts import KeywordsSettings
-from text2seg.explain.exhibit import Exhibit, Panel, Table
-from text2seg.explain.ground import ground, named
 from text2seg.explain.saliency.targets import text_target
-from text2seg.explain.watch import Watch
+from text2seg.explain.tool import Panel, Progress, Result, Table
 from text2seg.pipeline import Text2Seg
+from text2seg.queries import TEMPLATES
 from text2seg.records import Image
 from text2seg.render.colours import heat
-from text2seg.vocabulary import TEMPLATES
 
 MOST_WORDS = 4
 
@@ -31,7 +30,7 @@ _NO_THINGS = """
     am is are was were be been being do does did done doing have has had having can could will would shall should may
     might must let not very too also just only quite rather really still almost again once ever never always
     appear appears close full front left right middle top bottom side sides edge corner background foreground
-    picture pictures photo photos photograph image images drawing view shot scene lot lots couple few many more most
+    image images photo photos photograph image images drawing view shot scene lot lots couple few many more most
     much several one two three four five six seven eight nine ten
     sit sits sat sitting stand stands stood standing lie lies lay lying lean leans leaning hang hangs hung hanging
     hold holds held holding carry carries carried carrying wear wears wore wearing walk walks walked walking run runs
@@ -47,7 +46,7 @@ def keywords(sentence: str) -> tuple[str, ...]:
     """The keywords of an English sentence, in its order, each once, in small letters.
 
     The rule: the sentence is cut at punctuation, at stop words (articles, pronouns, prepositions, conjunctions,
-    auxiliaries, small numbers, words on the picture itself, and the verbs that captions are full of), and what is left
+    auxiliaries, small numbers, words on the image itself, and the verbs that captions are full of), and what is left
     between two cuts is a keyword; of more than four words the last four, because English puts the noun last. So a
     noun keeps its adjectives, "fire engine" stays whole, and a verb that is not in the list sticks to its noun.
 
@@ -63,9 +62,9 @@ def keywords(sentence: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(" ".join(chunk[-MOST_WORDS:]) for chunk in chunks if chunk))
 
 
-def run(models: Text2Seg, images: Sequence[Image], settings: KeywordsSettings, watch: Watch) -> Exhibit:
+def run(models: Text2Seg, images: Sequence[Image], settings: KeywordsSettings, progress: Progress) -> Result:
     """The tool `keywords`: the similarity map of the sentence and of each keyword by the models' usual rule, with
-    presence, the cosine with the whole picture (CLIP's own, templates averaged) and the highest score of the map.
+    presence, the cosine with the whole image (CLIP's own, templates averaged) and the highest score of the map.
 
     Raises:
         QueryError: the sentence is empty, too long, unknown to the models, or all of it is stop words.
@@ -92,8 +91,8 @@ def run(models: Text2Seg, images: Sequence[Image], settings: KeywordsSettings, w
         Panel(f"{name}: presence {presence:.2f}", heat(scores, pixels))
         for name, presence, scores in zip(names, similarity.presence, similarity.scores, strict=True)
     ]
-    return Exhibit(
+    return Result(
         f"{named(image)}: keywords of “{settings.text}”",
-        (Panel("the picture", pixels), *panels),
+        (Panel("the image", pixels), *panels),
         (Table("Sentence and keywords", ("text", "presence", "cosine", "peak of the map"), rows),),
     )

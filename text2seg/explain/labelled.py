@@ -1,4 +1,4 @@
-"""Pictures whose things are known: what explanations are measured on."""
+"""Images whose things are known: what explanations are measured on."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from numpy.typing import NDArray
 
 from text2seg.coco import rle
 from text2seg.coco.dataset import read_dataset
-from text2seg.coco.lookup import PictureFinder
+from text2seg.coco.lookup import ImageFinder
 from text2seg.errors import DatasetError, ImageError
-from text2seg.evaluation.datasets import align
-from text2seg.evaluation.pairs import Pair, pairs_of
-from text2seg.files import resolved
-from text2seg.images import load_image
+from text2seg.evaluation.alignment import align
+from text2seg.evaluation.protocols import Pair, pairs_of
+from text2seg.io.files import resolved
+from text2seg.io.images import load_image
 from text2seg.records import Image
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Labelled:
-    """A COCO dataset: its `name`, and every (picture, thing in it) once, those of one picture together."""
+    """A COCO dataset: its `name`, and every (image, thing in it) once, those of one image together."""
 
     name: str
     file: Path
     categories: Mapping[int, str]
     pairs: tuple[Pair, ...]
-    finder: PictureFinder
+    finder: ImageFinder
 
     @classmethod
     def read(cls, file: Path, images: Path | None = None, limit: int | None = None) -> Labelled:
-        """Read a dataset; `limit` keeps the first so many pictures that show something. `images` is their folder, by
+        """Read a dataset; `limit` keeps the first so many images that show something. `images` is their folder, by
         default as the dataset names them.
 
         Raises:
@@ -48,15 +48,15 @@ class Labelled:
             file=file,
             categories=aligned.categories,
             pairs=tuple(pair for pair in pairs if pair.scene.image_id in scenes),
-            finder=PictureFinder(file, images, truth["info"]),
+            finder=ImageFinder(file, images, truth["info"]),
         )
 
     def thing(self, pair: Pair) -> str:
         """What the pair's thing is called."""
         return self.categories[pair.category]
 
-    def picture(self, pair: Pair) -> Image:
-        """The pair's picture. Raises `ImageError` where it is missing, cannot be read or is of another size."""
+    def image_of(self, pair: Pair) -> Image:
+        """The pair's image. Raises `ImageError` where it is missing, cannot be read or is of another size."""
         scene = pair.scene
         image = load_image(
             self.finder.find(scene.file_name),
@@ -72,10 +72,10 @@ def labelled_sets(files: Sequence[Path], images: Path | None = None, limit: int 
     """The datasets, or both splits of the demo scenes where none is named.
 
     Raises:
-        DatasetError: one is missing, damaged or without masks; or there are pictures to no dataset.
+        DatasetError: one is missing, damaged or without masks; or there are images to no dataset.
     """
     if images is not None and not files:
-        raise DatasetError(f"{images} holds pictures of no dataset: name the dataset as well")
+        raise DatasetError(f"{images} holds images of no dataset: name the dataset as well")
     return [Labelled.read(file, images, limit) for file in files or demo_splits()]
 
 

@@ -1,5 +1,5 @@
 """Block by block: what CLIP's CLS attends to, what the score's gradient says of that attention, and how much of the
-score is left when the picture shows only that."""
+score is left when the image shows only that."""
 
 from __future__ import annotations
 
@@ -12,20 +12,19 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
+from text2seg.clip.model import Clip, preprocess
 from text2seg.errors import SettingsError
+from text2seg.explain.backdrop import ground, named
 from text2seg.explain.catalogue.saliency import TargetSettings
-from text2seg.explain.exhibit import Cell, Exhibit, Panel, Table
-from text2seg.explain.ground import ground, named
 from text2seg.explain.saliency.targets import Target, score
 from text2seg.explain.saliency.trace import gradients, trace_vit
 from text2seg.explain.show_saliency import laid_over, targets_of
-from text2seg.explain.watch import Watch
+from text2seg.explain.tool import Cell, Panel, Progress, Result, Table
 from text2seg.grids import Maps, minmax, resize
-from text2seg.maps.clip import Clip, preprocess
 from text2seg.pipeline import Text2Seg
+from text2seg.queries import CLIP_MEAN
 from text2seg.records import Image
 from text2seg.runtime import FULL, autocast
-from text2seg.vocabulary import CLIP_MEAN
 
 COLUMNS = 4
 
@@ -39,8 +38,8 @@ class BlockMaps:
     gradient: Maps
 
 
-def layers(models: Text2Seg, images: Sequence[Image], settings: TargetSettings, watch: Watch) -> Exhibit:
-    """A row for each block: its attention, the picture masked by it, its gradient, the picture masked by that; with the
+def layers(models: Text2Seg, images: Sequence[Image], settings: TargetSettings, progress: Progress) -> Result:
+    """A row for each block: its attention, the image masked by it, its gradient, the image masked by that; with the
     score of what is left. Masked parts have the mean colour of what CLIP was trained on.
 
     Raises:
@@ -60,13 +59,13 @@ def layers(models: Text2Seg, images: Sequence[Image], settings: TargetSettings, 
     for target in targets:
         found = block_maps(clip, image, target, settings.size)
         whole, *_ = masked_scores(clip, image, target, np.ones((1, 1, 1), np.float32), settings.size)
-        rows: list[tuple[Cell, ...]] = [("the whole picture", whole, whole)]
-        for row, shown in _rows(clip, image, target, found, settings, watch):
+        rows: list[tuple[Cell, ...]] = [("the whole image", whole, whole)]
+        for row, shown in _rows(clip, image, target, found, settings, progress):
             rows.append(row)
             panels += shown
         columns = ("block", "score, masked by its attention", "score, masked by its gradient")
         tables.append(Table(target.name, columns, tuple(rows)))
-    return Exhibit(
+    return Result(
         f"{named(image)}: {', '.join(target.name for target in targets)}, block by block",
         tuple(panels),
         tuple(tables),
@@ -88,7 +87,7 @@ def block_maps(clip: Clip, image: Image, target: Target, size: int | None = None
 
 
 def masked_scores(clip: Clip, image: Image, target: Target, maps: Maps, size: int | None = None) -> list[float]:
-    """The scores of the picture seen through each of the min-max maps float32 [M, gh, gw]; a map of ones hides
+    """The scores of the image seen through each of the min-max maps float32 [M, gh, gw]; a map of ones hides
     nothing."""
     input_hw = clip.input_hw(size)
     pixels = preprocess(image, input_hw)  # 0 is CLIP's mean colour
@@ -99,11 +98,11 @@ def masked_scores(clip: Clip, image: Image, target: Target, maps: Maps, size: in
 
 
 def _rows(
-    clip: Clip, image: Image, target: Target, found: BlockMaps, settings: TargetSettings, watch: Watch
+    clip: Clip, image: Image, target: Target, found: BlockMaps, settings: TargetSettings, progress: Progress
 ) -> Iterator[tuple[tuple[Cell, ...], list[Panel]]]:
     """Each block's row of the table and of the panels."""
     pixels = ground(image)
-    for block in watch.each(range(len(found.attention)), target.name):
+    for block in progress.each(range(len(found.attention)), target.name):
         both = np.stack([found.attention[block], found.gradient[block]])
         windows = minmax(both)
         scores = masked_scores(clip, image, target, windows, settings.size)
@@ -121,7 +120,7 @@ def _rows(
 
 
 def _through(window: NDArray[np.float32], pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The picture uint8 [h, w, 3] where a map [gh, gw] is 1, CLIP's mean colour where it is 0."""
+    """The image uint8 [h, w, 3] where a map [gh, gw] is 1, CLIP's mean colour where it is 0."""
     height, width = pixels.shape[:2]
     share = cv2.resize(window, (width, height), interpolation=cv2.INTER_LINEAR)[:, :, None]
     mean = 255 * np.array(CLIP_MEAN, np.float32)

@@ -1,8 +1,8 @@
-"""CLIP's own words for a picture: gradient ascent on text.
+"""CLIP's own words for an image: gradient ascent on text.
 
 Known from the notebooks of its first users as "CLIP gradient ascent". Texts of four free tokens are
-moved until CLIP finds them as close to the picture as it can. What comes out is no caption but a look at what CLIP
-sees in the picture, odd words included. A model that learnt few words (the demo model) answers with those, and with
+moved until CLIP finds them as close to the image as it can. What comes out is no caption but a look at what CLIP
+sees in the image, odd words included. A model that learnt few words (the demo model) answers with those, and with
 tokens that it never saw, which mean nothing.
 """
 
@@ -18,20 +18,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from text2seg.clip.model import Clip
+from text2seg.clip.text import tokenize
 from text2seg.errors import CheckpointError
+from text2seg.explain.backdrop import ground, named
 from text2seg.explain.catalogue.opinion import OpinionSettings
-from text2seg.explain.exhibit import Exhibit, Panel, Table
-from text2seg.explain.ground import ground, named
-from text2seg.explain.saliency.trace_text import trace_text
+from text2seg.explain.saliency.trace import trace_text
 from text2seg.explain.tokens import decode, too_long, words_of
-from text2seg.explain.watch import Watch
-from text2seg.explain.word_picture import word_picture
-from text2seg.maps.clip import Clip
-from text2seg.maps.text import tokenize
+from text2seg.explain.tool import Panel, Progress, Result, Table
+from text2seg.explain.words import word_image
 from text2seg.pipeline import Text2Seg
+from text2seg.queries import CLIP_MEAN
 from text2seg.records import Image
 from text2seg.runtime import FULL, autocast
-from text2seg.vocabulary import CLIP_MEAN
 
 FREE = 4
 """Tokens that CLIP fills in."""
@@ -49,7 +48,7 @@ Going = Callable[[int, str], bool]
 
 @dataclass(frozen=True, slots=True)
 class Opinion:
-    """The best `texts`, each with its mean cosine with the picture's copies, the best first; their `words` with how
+    """The best `texts`, each with its mean cosine with the image's copies, the best first; their `words` with how
     often they occur in them, the most frequent first. `start` is the best cosine among the random texts of the first
     step; `steps` were done. A search that was stopped before its first step has no texts."""
 
@@ -59,20 +58,20 @@ class Opinion:
     steps: int
 
 
-def run(models: Text2Seg, images: Sequence[Image], settings: OpinionSettings, watch: Watch) -> Exhibit:
+def run(models: Text2Seg, images: Sequence[Image], settings: OpinionSettings, progress: Progress) -> Result:
     """The tool `opinion`. Raises `QueryError` where the prompt is too long."""
     (image,) = images
 
     def going(step: int, best: str) -> bool:
-        watch.step(step, settings.steps, best)
-        return not watch.stopped
+        progress.step(step, settings.steps, best)
+        return not progress.stopped
 
     found = opine(models.clip, image, settings, going)
     if not found.texts:
-        return Exhibit("CLIP's own words", notes=("Stopped before the first step.",))
-    return Exhibit(
+        return Result("CLIP's own words", notes=("Stopped before the first step.",))
+    return Result(
         f"{named(image)}: CLIP's own words",
-        (Panel("the picture", ground(image)), words_panel(found)),
+        (Panel("the image", ground(image)), words_panel(found)),
         (
             Table("The best texts", ("text", "cosine"), found.texts),
             Table("Their words", ("word", "count"), found.words),
@@ -89,9 +88,9 @@ def words_panel(opinion: Opinion) -> Panel:
     counts = np.array([count for _, count in opinion.words], np.float32)
     words = [f"{word} " for word, _ in opinion.words]
     if not words:
-        return Panel("no words, only signs", word_picture([" "], np.zeros(1, np.float32), [""]))
-    pictured = word_picture(words, counts / counts.max(), [f"{int(count)} x" for count in counts])
-    return Panel(f"words of the {len(opinion.texts)} best texts", pictured)
+        return Panel("no words, only signs", word_image([" "], np.zeros(1, np.float32), [""]))
+    imaged = word_image(words, counts / counts.max(), [f"{int(count)} x" for count in counts])
+    return Panel(f"words of the {len(opinion.texts)} best texts", imaged)
 
 
 @torch.inference_mode(False)  # a caller may be in it, and in it no gradient can be taken
@@ -113,7 +112,7 @@ def opine(clip: Clip, image: Image, settings: OpinionSettings, going: Going) -> 
     generator = torch.Generator(clip.device).manual_seed(settings.seed)
     frame = framed(clip, settings.prompt)
     vocabulary = clip.model.token_embedding.weight[: frame.start].float()
-    aim = mean_features(clip, copies(image, clip.trained_size, settings.seed))
+    sam_prompt = mean_features(clip, copies(image, clip.trained_size, settings.seed))
     shape = (settings.candidates, FREE, len(vocabulary))
     logits = torch.randn(shape, generator=generator, dtype=torch.float32, device=clip.device)
     adam = torch.optim.Adam([logits], lr=RATE, fused=clip.device.type in ("cpu", "cuda"))
@@ -123,7 +122,7 @@ def opine(clip: Clip, image: Image, settings: OpinionSettings, going: Going) -> 
         chosen, soft = gumbel_choice(logits, generator)
         free = vocabulary[chosen].requires_grad_()
         with torch.enable_grad():
-            cosines = frame.cosines(clip, free, aim)
+            cosines = frame.cosines(clip, free, sam_prompt)
             (slope,) = torch.autograd.grad(-LOSS_SCALE * cosines.sum(), free)
         logits.grad = straight_through(soft, slope @ vocabulary.T)
         adam.step()
@@ -157,7 +156,7 @@ class Frame:
     after: Tensor
     start: int
 
-    def cosines(self, clip: Clip, free: Tensor, aim: Tensor) -> Tensor:
+    def cosines(self, clip: Clip, free: Tensor, sam_prompt: Tensor) -> Tensor:
         """Of the texts with these free tokens float [T, 4, width], read off at their end. In float32: the text tower
         is quick, and gradients need the range.
 
@@ -169,7 +168,7 @@ class Frame:
         ends = torch.full((count,), texts.shape[1] - 1, dtype=torch.int64, device=texts.device)
         with autocast(clip.device, FULL):
             features = trace_text(clip.model, texts, ends).features
-        cosines = F.normalize(features, dim=-1) @ aim
+        cosines = F.normalize(features, dim=-1) @ sam_prompt
         if not bool(cosines.isfinite().all()):
             raise CheckpointError("CLIP's text features are not finite; are its weights damaged?")
         return cosines

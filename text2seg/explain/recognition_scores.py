@@ -16,18 +16,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from text2seg.coco import rle
-from text2seg.coco.dataset import read_dataset, write_dataset
-from text2seg.coco.entries import dataset_info, numbered
+from text2seg.coco.dataset import dataset_info, numbered, read_dataset, write_dataset
 from text2seg.errors import OutputError
 from text2seg.evaluation import align, score_multilabel, score_semantic
 from text2seg.explain.catalogue.recognition import ScoresSettings
-from text2seg.explain.exhibit import Cell, Exhibit, Panel, Table
 from text2seg.explain.labelled import Labelled, labelled_sets
 from text2seg.explain.multilabel import labels_of, recognise
 from text2seg.explain.semantic import label_map, label_texts
-from text2seg.explain.watch import Watch
-from text2seg.files import check_writable, exists
-from text2seg.images import load_image
+from text2seg.explain.tool import Cell, Panel, Progress, Result, Table
+from text2seg.io.files import check_writable, exists
+from text2seg.io.images import load_image
 from text2seg.pipeline import Text2Seg
 from text2seg.render.bars import Bar, bars
 from text2seg.render.colours import colour_of
@@ -38,7 +36,7 @@ Row = tuple[Cell, ...]
 RULES = ("raw", "surgery", "presence")
 COLUMNS = ("rule", "mAP", "mIoU", "mIoU without background", "pixel accuracy")
 NOTE = (
-    "mAP: recognition, pictures ranked for each label by the cosines of CLS (raw), by these after feature surgery over "
+    "mAP: recognition, images ranked for each label by the cosines of CLS (raw), by these after feature surgery over "
     "all labels (surgery), by text2seg's own measure from the patches (presence). mIoU: the highest label at every "
     "pixel, by CLIP's own patches (raw) and by those of architecture surgery, without feature surgery (surgery)."
 )
@@ -61,13 +59,13 @@ class Ground:
 
 @dataclass(slots=True)
 class Predictions:
-    """What one rule says of a dataset, picture by picture."""
+    """What one rule says of a dataset, image by image."""
 
     images: list[Json] = field(default_factory=list)
     annotations: list[Json] = field(default_factory=list)
 
     def add(self, entry: Json, scores: Mapping[str, float], labels: NDArray[np.int64], ids: Sequence[int]) -> None:
-        """Take in one picture: the score of each category, and `labels` int64 [H, W], the place in `ids` of each
+        """Take in one image: the score of each category, and `labels` int64 [H, W], the place in `ids` of each
         pixel's category; all beyond are background."""
         self.images.append({**entry, "attributes": {"presence": dict(scores)}})
         found = [
@@ -87,12 +85,12 @@ class Predictions:
         }
 
 
-def run(models: Text2Seg, images: Sequence[Any], settings: ScoresSettings, watch: Watch) -> Exhibit:
-    """A table for each dataset, a row for each rule. Stopped early, it scores the pictures that were done.
+def run(models: Text2Seg, images: Sequence[Any], settings: ScoresSettings, progress: Progress) -> Result:
+    """A table for each dataset, a row for each rule. Stopped early, it scores the images that were done.
 
     Raises:
         DatasetError: a ground truth cannot be read or is empty.
-        ImageError: a picture of it is not where it should be.
+        ImageError: an image of it is not where it should be.
         QueryError: it has but one category, or one that the models do not know.
         OutputError: predictions are there already, or cannot be written.
     """
@@ -100,29 +98,29 @@ def run(models: Text2Seg, images: Sequence[Any], settings: ScoresSettings, watch
     _check_folder(settings.predictions, grounds)
     said = [{rule: Predictions() for rule in RULES} for _ in grounds]
     jobs = [(number, entry) for number, ground in enumerate(grounds) for entry in ground.truth["images"]]
-    for number, entry in watch.each(jobs, "pictures"):
+    for number, entry in progress.each(jobs, "images"):
         _look(models, grounds[number], entry, settings.size, said[number])
     panels, tables, notes = [], [], [NOTE]
     for ground, by_rule in zip(grounds, said, strict=True):
         seen = [entry["id"] for entry in by_rule["raw"].images]
         if len(seen) < len(ground.truth["images"]):
-            notes.append(f"{ground.name}: stopped after {len(seen)} of {len(ground.truth['images'])} pictures")
+            notes.append(f"{ground.name}: stopped after {len(seen)} of {len(ground.truth['images'])} images")
         if not seen:
             continue
         datasets = {rule: found.dataset(ground.truth, rule) for rule, found in by_rule.items()}
         truth = _restricted(ground.truth, seen)
         rows = tuple(_scored(truth, dataset, rule) for rule, dataset in datasets.items())
-        title = f"{ground.name}: {len(seen)} picture{'s' * (len(seen) != 1)}, {len(ground.categories)} labels"
+        title = f"{ground.name}: {len(seen)} image{'s' * (len(seen) != 1)}, {len(ground.categories)} labels"
         tables.append(Table(title, COLUMNS, rows))
         panels.append(Panel(title, bars(_bars(rows))))
         if settings.predictions is not None:
             for rule, dataset in datasets.items():
                 write_dataset(dataset, _file(settings.predictions, ground, rule))
-    return Exhibit("Recognition and segmentation: raw CLIP against surgery", tuple(panels), tuple(tables), tuple(notes))
+    return Result("Recognition and segmentation: raw CLIP against surgery", tuple(panels), tuple(tables), tuple(notes))
 
 
 def _grounds(models: Text2Seg, settings: ScoresSettings) -> list[Ground]:
-    """The datasets, checked before any picture is looked at; those whose folders are called the same get numbers."""
+    """The datasets, checked before any image is looked at; those whose folders are called the same get numbers."""
     grounds: list[Ground] = []
     for labelled in labelled_sets(settings.dataset, settings.images):
         before = sum(each.labelled.name == labelled.name for each in grounds)
@@ -135,7 +133,7 @@ def _grounds(models: Text2Seg, settings: ScoresSettings) -> list[Ground]:
 
 
 def _look(models: Text2Seg, ground: Ground, entry: Json, size: int | None, said: dict[str, Predictions]) -> None:
-    """One picture by all rules. CLS is the same by all, so only patches are computed twice."""
+    """One image by all rules. CLS is the same by all, so only patches are computed twice."""
     image = load_image(ground.labelled.finder.find(str(entry.get("file_name", ""))))
     names, ids = tuple(ground.categories.values()), tuple(ground.categories)
     texts, of_labels = ground.texts, ground.texts[: len(ground.categories)]
@@ -144,12 +142,12 @@ def _look(models: Text2Seg, ground: Ground, entry: Json, size: int | None, said:
         (tokens,) = models.clip.encode_images([image], size=size, architecture=rule)
         scores = recognise(tokens.features[0], of_labels, surgery=rule == "surgery").tolist()
         said[rule].add(entry, dict(zip(names, scores, strict=True)), label_map(tokens, texts, len(names)), ids)
-    presence = models.clip.evidence(tokens, names).max((1, 2)).tolist()
+    presence = models.clip.patch_presence(tokens, names).max((1, 2)).tolist()
     said["presence"].add(entry, dict(zip(names, presence, strict=True)), nothing, ids)
 
 
 def _restricted(truth: Json, seen: Sequence[int]) -> Json:
-    """The ground truth of only these pictures."""
+    """The ground truth of only these images."""
     kept = set(seen)
     return {
         **truth,
@@ -182,7 +180,7 @@ def _file(folder: Path, ground: Ground, rule: str) -> Path:
 
 
 def _check_folder(folder: Path | None, grounds: Sequence[Ground]) -> None:
-    """Find out now, not after the last picture."""
+    """Find out now, not after the last image."""
     for path in [_file(folder, ground, rule) for ground in grounds for rule in RULES] if folder else ():
         if exists(path, OutputError):
             raise OutputError(f"{path} is there already; choose another folder for the predictions")

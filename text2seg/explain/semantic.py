@@ -1,7 +1,7 @@
 """Semantic segmentation without training: every pixel gets the label whose map is highest there.
 
 Source: CLIP Surgery (arXiv 2304.05653): architecture surgery without feature surgery. What the latter takes off is the
-same for all labels at a pixel, so it would only favour those that CLIP sees in the picture as a whole.
+same for all labels at a pixel, so it would only favour those that CLIP sees in the image as a whole.
 """
 
 from __future__ import annotations
@@ -14,27 +14,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from text2seg.clip.maps import cosines
+from text2seg.clip.model import ImageTokens
 from text2seg.errors import SettingsError
-from text2seg.evaluation.semantic import BACKGROUND
+from text2seg.evaluation.protocols import BACKGROUND
+from text2seg.explain.backdrop import ground, named
 from text2seg.explain.catalogue.recognition import SemanticSettings
-from text2seg.explain.exhibit import Exhibit, Panel, Table
-from text2seg.explain.ground import ground, named
 from text2seg.explain.multilabel import check_labels, labels_of
-from text2seg.explain.watch import Watch
-from text2seg.maps.clip import ImageTokens
-from text2seg.maps.similarity import cosines
+from text2seg.explain.tool import Panel, Progress, Result, Table
 from text2seg.pipeline import Text2Seg
 from text2seg.records import Image
 from text2seg.render.bars import Bar, bars
 from text2seg.render.colours import FAINT, blend, colour_of, outline
 
-AT_ONCE = 16  # maps that are held at the picture's size
+AT_ONCE = 16  # maps that are held at the image's size
 SHOWN = 12
 OPACITY = 0.55
 
 
-def run(models: Text2Seg, images: Sequence[Image], settings: SemanticSettings, watch: Watch) -> Exhibit:
-    """The picture with every label in its colour, their shares as a legend, and as a table.
+def run(models: Text2Seg, images: Sequence[Image], settings: SemanticSettings, progress: Progress) -> Result:
+    """The image with every label in its colour, their shares as a legend, and as a table.
 
     Raises:
         QueryError: there is but one label, or one is empty or unknown to the models.
@@ -54,13 +53,13 @@ def run(models: Text2Seg, images: Sequence[Image], settings: SemanticSettings, w
     ]
     rows = tuple((names[at], float(shares[at]), round(shares[at] * found.size)) for at in order)
     rest = len(order) - len(legend)
-    return Exhibit(
+    return Result(
         f"{named(image)}: the highest of {len(labels)} labels at every pixel, {settings.architecture}",
         (
             Panel("every label in its colour", painted(image, found, names)),
-            Panel("share of the picture" + (f", {rest} more in the table" if rest else ""), bars(legend)),
+            Panel("share of the image" + (f", {rest} more in the table" if rest else ""), bars(legend)),
         ),
-        (Table("shares of the picture", ("label", "share", "pixels"), rows),),
+        (Table("shares of the image", ("label", "share", "pixels"), rows),),
     )
 
 
@@ -101,7 +100,7 @@ def label_map(tokens: ImageTokens, texts: Tensor, count: int) -> NDArray[np.int6
 
 
 def painted(image: Image, found: NDArray[np.int64], names: Sequence[str]) -> NDArray[np.uint8]:
-    """The picture, no larger than a sheet shows it, with each label of `found` int64 [H, W] in the colour of its name;
+    """The image, no larger than a sheet shows it, with each label of `found` int64 [H, W] in the colour of its name;
     the background, the last name, stays as it is."""
     pixels = ground(image)
     rows, columns = (np.arange(side) * whole // side for side, whole in zip(pixels.shape[:2], image.hw, strict=True))

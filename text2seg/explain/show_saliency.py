@@ -1,4 +1,4 @@
-"""Saliency maps as pictures: one method for several targets, or all methods for one."""
+"""Saliency maps as images: one method for several targets, or all methods for one."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from text2seg.clip.model import preprocess
 from text2seg.errors import QueryError
+from text2seg.explain.backdrop import ground, named
 from text2seg.explain.catalogue.saliency import SaliencySettings, TargetSettings
-from text2seg.explain.exhibit import Exhibit, Panel, Table
-from text2seg.explain.ground import ground, named
 from text2seg.explain.saliency.methods import METHODS, Method, check_method, methods_for, saliency
 from text2seg.explain.saliency.targets import Target, WordsTarget, image_target, score, text_target, words_target
-from text2seg.explain.watch import Watch
-from text2seg.images import load_image
-from text2seg.maps.clip import preprocess
+from text2seg.explain.tool import Panel, Progress, Result, Table
+from text2seg.io.images import load_image
 from text2seg.records import Image
 from text2seg.render.colours import heat
 
@@ -26,14 +25,14 @@ if TYPE_CHECKING:
     from text2seg.pipeline import Text2Seg
 
 
-def run(models: Text2Seg, images: Sequence[Image], settings: SaliencySettings, watch: Watch) -> Exhibit:
+def run(models: Text2Seg, images: Sequence[Image], settings: SaliencySettings, progress: Progress) -> Result:
     """One method's map for every target."""
     method = check_method(models.clip, settings.method, settings.layer)
     (image,) = images
     targets = targets_of(models, settings)
     pixels = ground(image)
-    panels, scores = [Panel("the picture", pixels)], []
-    for target in watch.each(targets, method.name):
+    panels, scores = [Panel("the image", pixels)], []
+    for target in progress.each(targets, method.name):
         found = saliency(
             models.clip,
             image,
@@ -47,7 +46,7 @@ def run(models: Text2Seg, images: Sequence[Image], settings: SaliencySettings, w
         shown = target.negated().name if settings.negative else target.name
         panels.append(Panel(f"{shown} · score {scores[-1]:.3f}", laid_over(found, pixels, settings.alpha)))
     rows = tuple((target.name, value) for target, value in zip(targets, scores, strict=False))
-    return Exhibit(
+    return Result(
         f"{named(image)}: saliency by {method.name}",
         tuple(panels),
         (Table("Score", ("target", "score"), rows), *_words(models, image, targets, settings)),
@@ -55,7 +54,7 @@ def run(models: Text2Seg, images: Sequence[Image], settings: SaliencySettings, w
     )
 
 
-def compare(models: Text2Seg, images: Sequence[Image], settings: TargetSettings, watch: Watch) -> Exhibit:
+def compare(models: Text2Seg, images: Sequence[Image], settings: TargetSettings, progress: Progress) -> Result:
     """Every method that this CLIP can do, for one target."""
     (image,) = images
     targets = targets_of(models, settings)
@@ -65,12 +64,12 @@ def compare(models: Text2Seg, images: Sequence[Image], settings: TargetSettings,
     (target,) = targets
     value = image_score(models, image, target, settings.size)
     pixels = ground(image)
-    panels, notes = [Panel("the picture", pixels)], []
-    for name in watch.each(methods_for(models.clip), target.name):
+    panels, notes = [Panel("the image", pixels)], []
+    for name in progress.each(methods_for(models.clip), target.name):
         found = saliency(models.clip, image, target, name, size=settings.size)
         panels.append(Panel(name, laid_over(found, pixels, settings.alpha)))
         notes.append(_about(METHODS[name]))
-    return Exhibit(
+    return Result(
         f"{named(image)}: {target.name} · score {value:.3f}",
         tuple(panels),
         (Table("Score", ("target", "score"), ((target.name, value),)), *_words(models, image, targets, settings)),
@@ -79,11 +78,11 @@ def compare(models: Text2Seg, images: Sequence[Image], settings: TargetSettings,
 
 
 def targets_of(models: Text2Seg, settings: TargetSettings) -> tuple[Target, ...]:
-    """The texts, the other picture and the weighted words, in this order.
+    """The texts, the other image and the weighted words, in this order.
 
     Raises:
         QueryError: there is none, or a text or word cannot be used.
-        ImageError: the other picture cannot be read.
+        ImageError: the other image cannot be read.
     """
     clip, things = models.clip, models.things
     targets = [text_target(clip, text, settings.templates, things=things) for text in settings.text]
@@ -92,7 +91,7 @@ def targets_of(models: Text2Seg, settings: TargetSettings) -> tuple[Target, ...]
     if settings.word:
         targets.append(words_target(clip, weights_of(settings.word), settings.templates, things=things))
     if not targets:
-        raise QueryError("nothing to ask the picture about: give a text, a target image, or words with weights")
+        raise QueryError("nothing to ask the image about: give a text, a target image, or words with weights")
     return tuple(targets)
 
 
@@ -122,15 +121,15 @@ def weights_of(words: Sequence[str]) -> dict[str, float]:
 
 
 def image_score(models: Text2Seg, image: Image, target: Target, size: int | None = None) -> float:
-    """What CLIP gives the whole picture for the target."""
+    """What CLIP gives the whole image for the target."""
     clip = models.clip
     with torch.inference_mode():
         return float(score(clip, preprocess(image, clip.input_hw(size))[None], target))
 
 
 def laid_over(found: NDArray[np.float32], pixels: NDArray[np.uint8], alpha: float) -> NDArray[np.uint8]:
-    """A map float32 [gh, gw] in colours over a picture uint8 [h, w, 3]; the higher `alpha`, from 0 to 1, the less
-    of the picture itself shows."""
+    """A map float32 [gh, gw] in colours over an image uint8 [h, w, 3]; the higher `alpha`, from 0 to 1, the less
+    of the image itself shows."""
     return np.asarray(cv2.addWeighted(heat(found, pixels), alpha, np.ascontiguousarray(pixels), 1 - alpha, 0), np.uint8)
 
 

@@ -1,7 +1,7 @@
-"""Which words of a text a picture lights up: every text token against every image token.
+"""Which words of a text an image lights up: every text token against every image token.
 
 Source: the multimodal visualisation of "A Closer Look at the Explainability of Contrastive Language-Image
-Pre-training" (arXiv 2304.05653). CLIP compares one vector for the picture (CLS) with one for the text (the end token);
+Pre-training" (arXiv 2304.05653). CLIP compares one vector for the image (CLS) with one for the text (the end token);
 here no token of either side is pooled away. Text tokens go through the text tower's last norm and projection like the
 end token does; image tokens are those of CLIP Surgery, or of the attention rule in the settings.
 
@@ -21,16 +21,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from text2seg.clip.maps import cosines, without_empty_text, without_label_set
+from text2seg.clip.model import Clip, ImageTokens
 from text2seg.errors import SettingsError
+from text2seg.explain.backdrop import ground, named
 from text2seg.explain.catalogue.texts import Redundancy, TextVisualisationSettings
-from text2seg.explain.exhibit import Exhibit, Panel, Table
-from text2seg.explain.ground import ground, named
 from text2seg.explain.saliency.targets import text_target
 from text2seg.explain.tokens import Tokens, joined, tokens_of
-from text2seg.explain.watch import Watch
-from text2seg.explain.word_picture import word_picture
-from text2seg.maps.clip import Clip, ImageTokens
-from text2seg.maps.similarity import cosines, without_empty_text, without_label_set
+from text2seg.explain.tool import Panel, Progress, Result, Table
+from text2seg.explain.words import word_image
 from text2seg.pipeline import Text2Seg
 from text2seg.records import Image
 from text2seg.render.colours import INK, PAPER, blend, colour_of, heat
@@ -48,19 +47,19 @@ READ_SO_FAR = (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Lit:
-    """How much a picture lights up each of n tokens and, last, the end token, which stands for the whole text:
+    """How much an image lights up each of n tokens and, last, the end token, which stands for the whole text:
     `whole` float32 [n + 1] is what CLS says, `places` float32 [n + 1, gh, gw] what each patch says."""
 
     whole: NDArray[np.float32]
     places: NDArray[np.float32]
 
 
-def run(models: Text2Seg, images: Sequence[Image], settings: TextVisualisationSettings, watch: Watch) -> Exhibit:
+def run(models: Text2Seg, images: Sequence[Image], settings: TextVisualisationSettings, progress: Progress) -> Result:
     """The tool `text-visualisation`.
 
     Raises:
         QueryError: the text is empty, too long or unknown to the models.
-        SettingsError: the point is not in the picture.
+        SettingsError: the point is not in the image.
     """
     (image,) = images
     clip, maps = models.clip, models.settings.maps
@@ -74,14 +73,14 @@ def run(models: Text2Seg, images: Sequence[Image], settings: TextVisualisationSe
     cell = _cell(at, image.hw, seen.grid_hw)
     table = Table(
         "How much each token is lit up",
-        ("token", "whole picture", "best place", f"at {at[0]}, {at[1]}"),
+        ("token", "whole image", "best place", f"at {at[0]}, {at[1]}"),
         tuple(
             (name, float(score), float(places.max()), float(places[cell]))
             for name, score, places in zip((*_stripped(tokens), "(end)"), lit.whole, lit.places, strict=True)
         ),
     )
     panels = _panels(image, tokens, lit, best, at, cell)
-    return Exhibit(
+    return Result(
         f"{named(image)}: what it lights up in “{settings.text}”", panels, (table,), (READ_SO_FAR,), columns=COLUMNS
     )
 
@@ -127,13 +126,13 @@ def _panels(
     top = float(max(lit.whole[:-1].max(), lit.places[:-1].max()))
     here = lit.places[:-1, cell[0], cell[1]]
     return (
-        Panel(f"the picture, the point {at[0]}, {at[1]}", _marked(pixels, at, size[0] / image.hw[1])),
-        Panel("words that the whole picture lights up", _scored(tokens, lit.whole[:-1], top)),
+        Panel(f"the image, the point {at[0]}, {at[1]}", _marked(pixels, at, size[0] / image.hw[1])),
+        Panel("words that the whole image lights up", _scored(tokens, lit.whole[:-1], top)),
         Panel("words that the point lights up", _scored(tokens, here, top)),
         Panel("the word that each place lights up most", painted),
         Panel(
             "… and how many places",
-            word_picture(tokens.spelled, (shares > 0).astype(np.float32), [_percent(s) for s in shares], colours),
+            word_image(tokens.spelled, (shares > 0).astype(np.float32), [_percent(s) for s in shares], colours),
         ),
         Panel(f"the whole text: {lit.whole[-1]:.2f}", heat(lit.places[-1], pixels)),
         *(
@@ -146,7 +145,7 @@ def _panels(
 def _scored(tokens: Tokens, scores: NDArray[np.float32], top: float) -> Pixels:
     """Words coloured from 0 to the highest score of all places, so that a place that lights up nothing looks so."""
     weights = (scores / max(top, TINY)).clip(0, 1)
-    return word_picture(tokens.spelled, weights, [f"{round(float(score), 2) + 0:.2f}" for score in scores])
+    return word_image(tokens.spelled, weights, [f"{round(float(score), 2) + 0:.2f}" for score in scores])
 
 
 def _percent(share: float) -> str:
@@ -176,5 +175,5 @@ def _cell(at: tuple[int, int], hw: tuple[int, int], grid_hw: tuple[int, int]) ->
     """Row and column of the cell that a pixel is in."""
     x, y = at
     if not (0 <= x < hw[1] and 0 <= y < hw[0]):
-        raise SettingsError(f"the point {x}, {y} is not in the picture, which is {hw[1]} wide and {hw[0]} high")
+        raise SettingsError(f"the point {x}, {y} is not in the image, which is {hw[1]} wide and {hw[0]} high")
     return y * grid_hw[0] // hw[0], x * grid_hw[1] // hw[1]

@@ -1,4 +1,4 @@
-"""Which tokens of a text make its score with a picture: relevance carried through the text tower.
+"""Which tokens of a text make its score with an image: relevance carried through the text tower.
 
 Source: "Generic Attention-model Explainability for Interpreting Bi-Modal and Encoder-Decoder Transformers"
 (arXiv 2103.15679), as its authors use it for CLIP's text side.
@@ -14,22 +14,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from text2seg.clip.model import Clip
+from text2seg.explain.backdrop import ground, named
 from text2seg.explain.catalogue.texts import TokenRelevanceSettings
-from text2seg.explain.exhibit import Exhibit, Panel, Table
-from text2seg.explain.ground import ground, named
-from text2seg.explain.saliency.relevance import propagate
 from text2seg.explain.saliency.targets import image_target, text_target
 from text2seg.explain.saliency.trace import gradients
+from text2seg.explain.saliency.vit import propagate
 from text2seg.explain.tokens import Tokens, tokens_of
-from text2seg.explain.watch import Watch
-from text2seg.explain.word_picture import word_picture
-from text2seg.maps.clip import Clip
+from text2seg.explain.tool import Panel, Progress, Result, Table
+from text2seg.explain.words import word_image
 from text2seg.pipeline import Text2Seg
 from text2seg.records import Image
 from text2seg.runtime import FULL, autocast
 
 
-def run(models: Text2Seg, images: Sequence[Image], settings: TokenRelevanceSettings, watch: Watch) -> Exhibit:
+def run(models: Text2Seg, images: Sequence[Image], settings: TokenRelevanceSettings, progress: Progress) -> Result:
     """The tool `token-relevance`. Raises `QueryError` on a text that is empty, too long or unknown to the models."""
     (image,) = images
     text_target(models.clip, settings.text, ("{}",), things=models.things)  # for its checks
@@ -37,17 +36,17 @@ def run(models: Text2Seg, images: Sequence[Image], settings: TokenRelevanceSetti
     of_image = image_target(models.clip, image, size=models.input_size)
     cosine, shares = token_relevance(models.clip, tokens, of_image.features, last_only=settings.blocks == "last")
     values = [f"{share:.0%}" for share in shares]
-    pictured = word_picture(tokens.spelled, shares / max(float(shares.max()), 1e-9), values)
+    imaged = word_image(tokens.spelled, shares / max(float(shares.max()), 1e-9), values)
     rows = tuple(
         (number, piece.strip(), float(share))
         for number, (piece, share) in enumerate(zip(tokens.spelled, shares, strict=True), start=1)
     )
     notes = () if shares.any() else ("No token raises the score: relevance is 0 everywhere.",)
-    return Exhibit(
+    return Result(
         f"{named(image)}: what counts in “{settings.text}”",
         (
-            Panel("the picture", ground(image)),
-            Panel(f"relevance of each token for the cosine {cosine:.3f}", pictured),
+            Panel("the image", ground(image)),
+            Panel(f"relevance of each token for the cosine {cosine:.3f}", imaged),
         ),
         (Table("Relevance of each token", ("place", "token", "share"), rows),),
         notes,

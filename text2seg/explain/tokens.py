@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from text2seg.clip.model import Clip
+from text2seg.clip.text import tokenize, tokenizer
 from text2seg.errors import QueryError
-from text2seg.explain.saliency.trace_text import TextTrace, trace_text
-from text2seg.maps.clip import Clip
-from text2seg.maps.text import tokenize, tokenizer
+from text2seg.explain.saliency.trace import TextTrace, trace_text
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,22 +1,115 @@
-"""Graphs against torch: how far apart what they make of the same inputs is, how long both take, and whether the masks
-at the end are the same."""
+"""Exported graphs compared with torch: the difference for the same inputs, the time of both, and the masks."""
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from text2seg.errors import CheckpointError
-from text2seg.export.scenes import Call
-from text2seg.graphs.manifest import GraphName, GraphPrecision
-from text2seg.graphs.networks import Graph
+from text2seg import weights
+from text2seg.config import Settings
+from text2seg.errors import CheckpointError, SettingsError
 from text2seg.grids import iou
-from text2seg.records import Segmentation
+from text2seg.io.files import is_file
+from text2seg.io.images import load_image
+from text2seg.onnx.manifest import GraphName, GraphPrecision
+from text2seg.onnx.networks import Graph
+from text2seg.pipeline import Text2Seg
+from text2seg.records import Image, Segmentation
+
+SCENES = Path(weights.__file__).parents[1] / "demo" / "scenes" / "new-scenes"
+MOST_WORDS = 4  # of a scene
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """An image and what to look for in it."""
+
+    image: Image
+    queries: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Call:
+    """One call of a network by the pipeline: what went in, and what torch made of it."""
+
+    graph: GraphName
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    torch: Callable[[], Any]
+    """The same call once more."""
+
+
+def bundled_scenes(count: int) -> list[Scene]:
+    """The first scenes of the project, each with the names of things in it.
+
+    Raises:
+        SettingsError: they are not part of this installation.
+    """
+    path = SCENES / "dataset.json"
+    if not is_file(path, SettingsError):
+        raise SettingsError("the bundled scenes are not installed; give --images FOLDER and --queries to check with")
+    dataset = json.loads(path.read_text(encoding="utf-8"))
+    names = {category["id"]: category["name"] for category in dataset["categories"]}
+    scenes = []
+    for entry in dataset["images"][:count]:
+        there = [names[each["category_id"]] for each in dataset["annotations"] if each["image_id"] == entry["id"]]
+        image = load_image(SCENES / entry["file_name"])
+        scenes.append(Scene(image, tuple(dict.fromkeys(there))[:MOST_WORDS]))
+    return scenes
+
+
+def record(models: Text2Seg, scenes: Sequence[Scene]) -> tuple[list[Call], list[Segmentation]]:
+    """What the pipeline asks its networks for these scenes, and what comes out; of the first scene also what it asks
+    with rough masks as prompts."""
+    calls: list[Call] = []
+    with _listening(models, calls):
+        results = [models.segment(scene.image, scene.queries) for scene in scenes]
+        seen = len(calls)
+        masks = replace(models.settings.masks, prompt="box-mask")
+        masked: Settings = replace(models.settings, masks=masks)
+        models.segment(scenes[0].image, scenes[0].queries, masked)
+    return calls[:seen] + [call for call in calls[seen:] if call.graph == "sam_decoder_masked"], results
+
+
+@contextmanager
+def _listening(models: Text2Seg, calls: list[Call]) -> Iterator[None]:
+    clip, sam = models.clip, models.sam
+    places: list[tuple[Any, str, GraphName]] = [
+        (clip, "image_network", "clip_image"),
+        (clip.text, "network", "clip_text"),
+        (sam, "encoder_network", "sam_encoder"),
+        (sam, "decoder_network", "sam_decoder"),
+    ]
+    usual = [getattr(owner, attribute) for owner, attribute, _ in places]
+    for (owner, attribute, name), function in zip(places, usual, strict=True):
+        setattr(owner, attribute, _heard(name, function, calls))
+    try:
+        yield
+    finally:
+        for (owner, attribute, _), function in zip(places, usual, strict=True):
+            setattr(owner, attribute, function)
+
+
+def _heard(name: GraphName, function: Callable[..., Any], calls: list[Call]) -> Callable[..., Any]:
+    def call(*given: Any) -> Any:
+        answer = function(*given)
+        inputs = tuple(each.clone() for each in given if isinstance(each, torch.Tensor))
+        outputs = answer if isinstance(answer, tuple) else (answer,)
+        graph: GraphName = "sam_decoder_masked" if name == "sam_decoder" and len(inputs) > 4 else name
+        calls.append(Call(graph, inputs, tuple(each.clone() for each in outputs), lambda: function(*given)))
+        return answer
+
+    return call
+
 
 TOLERANCES: dict[GraphPrecision, float] = {"fp32": 1e-4, "fp16": 3e-2, "int8": 3e-1}
 """The largest difference from torch in float32 that a graph may have, by the largest value."""

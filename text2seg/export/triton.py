@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from text2seg.errors import CheckpointError, OutputError, SettingsError
-from text2seg.files import (
+from text2seg.io.files import (
     check_folder,
     copy_file,
     entries,
@@ -21,7 +21,7 @@ from text2seg.files import (
     read_file,
     write_atomically,
 )
-from text2seg.graphs.manifest import GraphSpec, Manifest, TensorSpec, read_manifest
+from text2seg.onnx.manifest import GraphSpec, Manifest, TensorSpec, read_manifest
 
 CONFIG, MODEL = "config.pbtxt", "model.onnx"
 QUEUE_MICROSECONDS = 2000  # that a request waits for others to share a batch with

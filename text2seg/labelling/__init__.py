@@ -1,1 +1,1 @@
-"""Label a folder: every picture against an ontology, into one COCO file, through a journal that outlives a crash."""
+"""Label a folder: every image against an ontology, into one COCO file, through a journal that outlives a crash."""

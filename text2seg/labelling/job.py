@@ -14,19 +14,19 @@ from text2seg._version import __version__
 from text2seg.coco.dataset import read_dataset
 from text2seg.coco.lookup import relative_folder
 from text2seg.coco.reader import check_references, kept_categories
+from text2seg.config import LabelSettings
 from text2seg.errors import ImageError
-from text2seg.files import resolved
-from text2seg.label_config import LabelSettings
-from text2seg.labelling.engine import Delivery, Engine, LocalEngine, Work, described
+from text2seg.io.files import resolved
+from text2seg.io.names import listed, pair_names
+from text2seg.io.scan import Scan, list_images
+from text2seg.io.storage import Place, Url, check_writable, place_of
+from text2seg.labelling.engines.local import Delivery, Engine, LocalEngine, Work, described
 from text2seg.labelling.journal import Journal, lock_file
-from text2seg.labelling.ledger import Ledger
-from text2seg.labelling.listing import Listing, list_images
 from text2seg.labelling.output import CategorySummary, check_output, journal_path, write_output
-from text2seg.labelling.sift import check_sifting, skipped
-from text2seg.names import listed, pair_names
+from text2seg.labelling.prefilter import check_prefilter, skipped
+from text2seg.labelling.state import JobState
 from text2seg.ontology import Ontology, queries_of, with_ids_from
 from text2seg.records import Failure
-from text2seg.storage import Place, Url, check_writable, place_of
 
 if TYPE_CHECKING:
     from text2seg.pipeline import Text2Seg
@@ -49,10 +49,10 @@ class LabelReport:
     interrupted: bool = False
 
     @classmethod
-    def of(cls, dataset: Place, ledger: Ledger) -> LabelReport:
+    def of(cls, dataset: Place, state: JobState) -> LabelReport:
         """How far a job has come."""
-        found, empty, failed, *skipped = ledger.counts().values()
-        return cls(dataset, len(ledger.listing), found, empty, failed, sum(skipped), interrupted=ledger.missing > 0)
+        found, empty, failed, *skipped = state.counts().values()
+        return cls(dataset, len(state.scan), found, empty, failed, sum(skipped), interrupted=state.missing > 0)
 
     @property
     def done(self) -> int:
@@ -69,7 +69,7 @@ def label_folder(
     stop: threading.Event | None = None,
     engine: Engine | None = None,
 ) -> LabelReport:
-    """Label every picture of a folder and write one COCO file.
+    """Label every image of a folder and write one COCO file.
 
     What is done stands in `<output>.journal` at once. A job that was stopped, in whatever way, goes on there when it
     is called again, and ends with the same bytes as one that never was.
@@ -81,15 +81,15 @@ def label_folder(
         engine: what runs the batches, by default `LocalEngine` on `models`.
 
     Raises:
-        QueryError, OntologyError, SettingsError, ImageError, OutputError: the job cannot be begun; no picture has been
+        QueryError, OntologyError, SettingsError, ImageError, OutputError: the job cannot be begun; no image has been
             read by then. `OutputError` also where the disk fails or is full later on.
     """
     settings, folder = settings or LabelSettings(), place_of(folder)
     queries = models.check(queries_of(ontology))
     if settings.only_if_present:
-        check_sifting(models)
-    listing = listing_of(folder, settings)
-    ontology, image_id = take_ids(ontology, listing, settings.categories_from)
+        check_prefilter(models)
+    scan = scan_of(folder, settings)
+    ontology, image_id = take_ids(ontology, scan, settings.categories_from)
     numbers = {category.name: category.id for category in ontology.categories}
     work = Work(folder, queries, numbers, settings.segmentation, settings.keep_candidates, described(models))
     check_output(settings.output, overwrite=settings.overwrite, inputs=[settings.categories_from])
@@ -97,40 +97,40 @@ def label_folder(
         check_writable(settings.output)
     job = fingerprint(models, folder, ontology, settings)
     with Journal.open(journal_path(settings.output), job, restart=settings.restart) as journal:
-        ledger = Ledger(listing)
-        ledger.take_up(journal, retry_failures=settings.retry_failures)
+        state = JobState(scan)
+        state.take_up(journal, retry_failures=settings.retry_failures)
         run = engine or LocalEngine(models, workers=settings.workers)
         stopping = stop.is_set if stop else lambda: False
-        with tqdm(total=len(listing), initial=ledger.done, unit="image", disable=not progress) as bar:
-            deliver = _delivery(journal, ledger, bar)
+        with tqdm(total=len(scan), initial=state.done, unit="image", disable=not progress) as bar:
+            deliver = _delivery(journal, state, bar)
             if settings.only_if_present:
-                for records in skipped(models, ledger, queries, settings, stopping, progress=progress):
+                for records in skipped(models, state, queries, settings, stopping, progress=progress):
                     deliver(records)
-            run.run(work, ledger.batches(settings.batch), deliver, stopping)
-        if ledger.missing:
+            run.run(work, state.batches(settings.batch), deliver, stopping)
+        if state.missing:
             if not stopping():
-                raise RuntimeError(f"the engine left {ledger.missing} of {len(listing)} images undone")
-            return LabelReport.of(settings.output, ledger)
+                raise RuntimeError(f"the engine left {state.missing} of {len(scan)} images undone")
+            return LabelReport.of(settings.output, state)
         info = {
             "version": __version__,
             "folder": relative_folder(folder, settings.output),
             "provenance": models.provenance(),
             "ontology": ontology.to_dict(),
-            **_sifting(settings),
+            **_prefilter(settings),
         }
         failures, summaries = write_output(
             settings.output,
             journal,
-            ledger,
+            state,
             ontology,
             image_id=image_id,
             info=info,
             overwrite=settings.overwrite,
         )
-        return replace(LabelReport.of(settings.output, ledger), failures=failures, categories=summaries)
+        return replace(LabelReport.of(settings.output, state), failures=failures, categories=summaries)
 
 
-def listing_of(folder: Place, settings: LabelSettings) -> Listing:
+def scan_of(folder: Place, settings: LabelSettings) -> Scan:
     """The files that a job is about; raises as `list_images` does."""
     journal = journal_path(settings.output)
     return list_images(
@@ -143,9 +143,7 @@ def listing_of(folder: Place, settings: LabelSettings) -> Listing:
     )
 
 
-def take_ids(
-    ontology: Ontology, listing: Listing, categories_from: Place | None
-) -> tuple[Ontology, Callable[[int], int]]:
+def take_ids(ontology: Ontology, scan: Scan, categories_from: Place | None) -> tuple[Ontology, Callable[[int], int]]:
     """The ontology with the ids it is to have, and the id of each image by its index in the listing.
 
     By default an image's id is its place in the whole folder, from 1, so that shards share no id and an image that
@@ -157,25 +155,25 @@ def take_ids(
         DatasetError: a file could be several of its images, or several files one of them.
     """
     if categories_from is None:
-        return ontology, lambda index: listing.place(index) + 1
+        return ontology, lambda index: scan.place(index) + 1
     truth = read_dataset(categories_from)
     check_references(truth)
     kept = set(kept_categories(truth).values())
     ontology = with_ids_from(ontology, [entry for entry in truth["categories"] if entry["id"] in kept])
     entries = truth["images"]
     pairs = pair_names(
-        listing.files,
+        scan.files,
         [entry["file_name"] for entry in entries],
-        ours=str(listing.folder),
+        ours=str(scan.folder),
         theirs=f"the images of {categories_from}",
     )
-    if len(pairs) < len(listing):
-        unknown = [file for index, file in enumerate(listing.files) if index not in pairs]
+    if len(pairs) < len(scan):
+        unknown = [file for index, file in enumerate(scan.files) if index not in pairs]
         raise ImageError(
             f"{categories_from} has no image {listed(unknown)}; leave out with --glob what it does not have, or choose "
             "the folder to fit"
         )
-    ids = array("q", (entries[pairs[index]]["id"] for index in range(len(listing))))
+    ids = array("q", (entries[pairs[index]]["id"] for index in range(len(scan))))
     return ontology, lambda index: ids[index]
 
 
@@ -190,25 +188,25 @@ def fingerprint(models: Text2Seg, folder: Place, ontology: Ontology, settings: L
         "keep_candidates": settings.keep_candidates,
         "exif_orientation": "applied",
         "ontology": ontology.to_dict(),
-        **_sifting(settings),
+        **_prefilter(settings),
         **described(models),
     }
 
 
-def _sifting(settings: LabelSettings) -> dict[str, Any]:
-    """What is said of leaving pictures out, where that is done."""
+def _prefilter(settings: LabelSettings) -> dict[str, Any]:
+    """What is said of leaving images out, where that is done."""
     return {"only_if_present": {"skip_below": settings.skip_below}} if settings.only_if_present else {}
 
 
-def _delivery(journal: Journal, ledger: Ledger, bar: Any) -> Callable[[Delivery], None]:
+def _delivery(journal: Journal, state: JobState, bar: Any) -> Callable[[Delivery], None]:
     """What an engine delivers to: journal, then ledger, then the eyes of whoever waits."""
 
     def deliver(results: Delivery) -> None:
         offsets = journal.append(record for _, record in results)
         for (index, record), offset in zip(results, offsets, strict=True):
-            ledger.note(index, offset, record)
-        bar.set_postfix(ledger.counts(), refresh=False)
+            state.note(index, offset, record)
+        bar.set_postfix(state.counts(), refresh=False)
         bar.update(len(results))
 
-    bar.set_postfix(ledger.counts(), refresh=False)
+    bar.set_postfix(state.counts(), refresh=False)
     return deliver

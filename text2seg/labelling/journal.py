@@ -17,7 +17,7 @@ from typing import Any, cast
 from filelock import FileLock
 
 from text2seg.errors import OutputError
-from text2seg.files import exists, fitting, is_file, make_folder, open_file, reason, take_lock, write_atomically
+from text2seg.io.files import exists, fitting, is_file, make_folder, open_file, reason, take_lock, write_atomically
 
 Json = dict[str, Any]
 

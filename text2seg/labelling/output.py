@@ -14,17 +14,16 @@ from typing import Any
 
 import platformdirs
 
-from text2seg import storage
-from text2seg.coco.entries import dataset_info
-from text2seg.coco.stream import write_stream
+from text2seg.coco.dataset import dataset_info, write_stream
 from text2seg.errors import OutputError
-from text2seg.files import check_writable, discard, expanded, fitting, is_file, sha256_of
+from text2seg.io import storage
+from text2seg.io.files import check_writable, discard, expanded, fitting, is_file, sha256_of
+from text2seg.io.storage import Place, Url
 from text2seg.labelling.journal import WRITING, WRITTEN, Journal, output_hashes
-from text2seg.labelling.ledger import Ledger
 from text2seg.labelling.record import Json
+from text2seg.labelling.state import JobState
 from text2seg.ontology import Ontology
 from text2seg.records import Failure
-from text2seg.storage import Place, Url
 
 STATE_VARIABLE = "TEXT2SEG_STATE"
 
@@ -63,7 +62,7 @@ def journal_path(output: Place) -> Path:
 
 
 def check_output(output: Place, *, overwrite: bool = False, inputs: Iterable[object] = ()) -> None:
-    """Find out now, not after the last picture, whether the output may be written.
+    """Find out now, not after the last image, whether the output may be written.
 
     A file that is there may be replaced only where it is, byte for byte, what this job wrote: the journal has its hash,
     however the last run ended. One of the `inputs` of the job, or a file that is no text, is never replaced.
@@ -101,7 +100,7 @@ def check_output(output: Place, *, overwrite: bool = False, inputs: Iterable[obj
 def write_output(
     output: Place,
     journal: Journal,
-    ledger: Ledger,
+    state: JobState,
     ontology: Ontology,
     *,
     image_id: Callable[[int], int],
@@ -120,7 +119,7 @@ def write_output(
         OutputError: it cannot be written, somebody changed it while the job ran, or the journal is damaged. All that
             was done is in the journal.
     """
-    failures = tuple(_failures(journal, ledger))
+    failures = tuple(_failures(journal, state))
     entries = [{"file_name": each.file_name, "stage": each.stage, "message": each.message} for each in failures]
     tally = _Tally(ontology)
     file = local_file(output)
@@ -136,8 +135,8 @@ def write_output(
         file,
         info=dataset_info({**info, "failures": entries}),
         categories=ontology.coco_categories(),
-        images=_images(journal, ledger, image_id),
-        annotations=_annotations(journal, ledger, image_id, tally),
+        images=_images(journal, state, image_id),
+        annotations=_annotations(journal, state, image_id, tally),
         before=announce,
     )
     if isinstance(output, Url):
@@ -156,18 +155,18 @@ def _put(file: Path, output: Url) -> None:
     discard(file)
 
 
-def _failures(journal: Journal, ledger: Ledger) -> Iterator[Failure]:
-    for record in journal.read_all(ledger.failed()):
+def _failures(journal: Journal, state: JobState) -> Iterator[Failure]:
+    for record in journal.read_all(state.failed()):
         yield Failure(record["file"], record["failure"]["stage"], record["failure"]["message"])
 
 
-def _labelled(journal: Journal, ledger: Ledger) -> Iterator[tuple[int, Json]]:
-    places = (index for index, _ in ledger.labelled())
-    return zip(places, journal.read_all(offset for _, offset in ledger.labelled()), strict=True)
+def _labelled(journal: Journal, state: JobState) -> Iterator[tuple[int, Json]]:
+    places = (index for index, _ in state.labelled())
+    return zip(places, journal.read_all(offset for _, offset in state.labelled()), strict=True)
 
 
-def _images(journal: Journal, ledger: Ledger, image_id: Callable[[int], int]) -> Iterator[Json]:
-    for index, record in _labelled(journal, ledger):
+def _images(journal: Journal, state: JobState, image_id: Callable[[int], int]) -> Iterator[Json]:
+    for index, record in _labelled(journal, state):
         yield {
             "id": image_id(index),
             "file_name": record["file"],
@@ -177,9 +176,9 @@ def _images(journal: Journal, ledger: Ledger, image_id: Callable[[int], int]) ->
         }
 
 
-def _annotations(journal: Journal, ledger: Ledger, image_id: Callable[[int], int], tally: _Tally) -> Iterator[Json]:
+def _annotations(journal: Journal, state: JobState, image_id: Callable[[int], int], tally: _Tally) -> Iterator[Json]:
     number = 0
-    for index, record in _labelled(journal, ledger):
+    for index, record in _labelled(journal, state):
         tally.add(record)
         for annotation in record["annotations"]:
             number += 1

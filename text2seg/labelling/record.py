@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from text2seg.coco import rle
-from text2seg.coco.entries import Encoding, annotations_of, plain_number
+from text2seg.coco.dataset import Encoding, annotations_of, plain_number
 from text2seg.errors import Text2SegError
-from text2seg.files import Faults
+from text2seg.io.storage import Place, Stamp
 from text2seg.records import Segmentation
-from text2seg.storage import Place, Stamp
 
 Json = dict[str, Any]
 Masks = Sequence[NDArray[np.bool_]]
 
-MISSING = (-1, -1)
 
 _log = logging.getLogger(__name__)
 
@@ -36,15 +32,6 @@ class Task:
     file: str
     stamp: Stamp
     wanted: bool = True
-
-
-def stamp_of(path: Path) -> Stamp:
-    """Bytes and nanoseconds of the last change, by which a changed file is known; `MISSING` where there is no file."""
-    try:
-        status = os.stat(path)
-    except Faults:
-        return MISSING
-    return status.st_size, status.st_mtime_ns
 
 
 def stamp_in(record: Mapping[str, Any]) -> Stamp:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from text2seg.errors import OntologyError
-from text2seg.vocabulary import Query, Wordings, parse_queries, parse_query
+from text2seg.queries import Query, Wordings, parse_queries, parse_query
 
 SUPERCATEGORY = "thing"
 
@@ -75,7 +75,7 @@ class Ontology:
 
 
 def ontology_of_queries(queries: str | Iterable[str | Query]) -> Ontology:
-    """Each query as a category of its own, ids 1, 2, …, as `text2seg.vocabulary.parse_queries` reads them.
+    """Each query as a category of its own, ids 1, 2, …, as `text2seg.queries.parse_queries` reads them.
 
     Raises:
         QueryError: there is none, or one is empty.

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from text2seg.errors import QueryError
 from text2seg.ontology.categories import SUPERCATEGORY, did_you_mean
-from text2seg.vocabulary import cleaned, names_in, parse_query
+from text2seg.queries import cleaned, names_in, parse_query
 
 _TEXT = "a text that is not empty (in quotes where YAML takes it for a number or true)"
 _SHOWN = 40  # so much of a wrong value is repeated

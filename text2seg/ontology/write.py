@@ -11,7 +11,7 @@ from dataclasses import replace
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from text2seg.errors import OntologyError
-from text2seg.files import write_atomically
+from text2seg.io.files import write_atomically
 from text2seg.ontology.categories import did_you_mean
 from text2seg.ontology.read import Item, parse, read_text
 

@@ -1,4 +1,4 @@
-"""Records become pictures: overlays, maps with their points and candidates, cut-outs."""
+"""Records become images: overlays, maps with their points and candidates, cut-outs."""
 
 from text2seg.render.colours import colour_of
 from text2seg.render.overlays import cut_out, overlay

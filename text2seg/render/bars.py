@@ -1,4 +1,4 @@
-"""Names with bars and numbers: a ranking, or the legend of a coloured picture with its shares."""
+"""Names with bars and numbers: a ranking, or the legend of a coloured image with its shares."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def bars(lines: Sequence[Bar]) -> NDArray[np.uint8]:
     names = min(max(text_width(line.name, TEXT) for line in lines) + 1, NAMES * WIDTH)
     notes = max(text_width(line.note, TEXT) for line in lines) + 1
     room = WIDTH - names - notes - 4 * GAP
-    picture = PillowImage.new("RGB", (WIDTH, LINE * len(lines) + 2 * GAP), PAPER)
-    pen = ImageDraw.Draw(picture)
+    image = PillowImage.new("RGB", (WIDTH, LINE * len(lines) + 2 * GAP), PAPER)
+    pen = ImageDraw.Draw(image)
     for number, line in enumerate(lines):
         middle = GAP + LINE * (number + 0.5)
         draw_text(pen, (GAP, middle), line.name, size=TEXT, colour=INK, width=names)
@@ -43,4 +43,4 @@ def bars(lines: Sequence[Bar]) -> NDArray[np.uint8]:
         right = left + max(2.0, room * min(max(line.share, 0.0), 1.0))
         pen.rounded_rectangle((left, middle - LINE * 0.3, right, middle + LINE * 0.3), 3, fill=line.colour)
         draw_text(pen, (right + GAP, middle), line.note, size=TEXT, colour=FAINT, width=notes)
-    return np.asarray(picture)
+    return np.asarray(image)

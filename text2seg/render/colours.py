@@ -1,4 +1,4 @@
-"""One colour per query, the same in every run and picture, and the colours of a map."""
+"""One colour per query, the same in every run and image, and the colours of a map."""
 
 from __future__ import annotations
 

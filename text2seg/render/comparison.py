@@ -67,7 +67,7 @@ def _panel(image: Image, query: str, mask: NDArray[np.bool_], points: PointPromp
 
 
 def _difference(image: Image, recorded: NDArray[np.bool_], rebuilt: NDArray[np.bool_]) -> Pixels:
-    """Any pixel that differs shows, however much the picture is reduced."""
+    """Any pixel that differs shows, however much the image is reduced."""
     grey = cv2.cvtColor(_sized(image.pixels), cv2.COLOR_RGB2GRAY) // 2 + 96
     painted = np.repeat(grey[:, :, None], 3, axis=2).astype(np.uint8)
     for only, colour in ((recorded & ~rebuilt, ONLY_RECORDED), (rebuilt & ~recorded, ONLY_REBUILT)):

@@ -105,8 +105,8 @@ def _stages(segment: Segment, heated: Pixels, image: Pixels, original: Pixels) -
 def _drawn(rows: list[_Row], cell_height: int, cell_width: int) -> Pixels:
     row_height = HEADER + CAPTION + cell_height + GAP
     width = 2 * GAP + max(LEAST_WIDTH, *(row.width(cell_width) for row in rows))
-    picture = PillowImage.new("RGB", (width, row_height * len(rows)), PAPER)
-    pen = ImageDraw.Draw(picture)
+    image = PillowImage.new("RGB", (width, row_height * len(rows)), PAPER)
+    pen = ImageDraw.Draw(image)
     for number, row in enumerate(rows):
         top, x = row_height * number, GAP
         _draw_header(pen, row, top + HEADER // 2 + 4, width)
@@ -117,9 +117,9 @@ def _drawn(rows: list[_Row], cell_height: int, cell_width: int) -> Pixels:
                 pen.polygon([(at - 6, middle - 11), (at + 7, middle), (at - 6, middle + 11)], fill=FAINT)
                 x += ARROW - GAP
             for panel in group:
-                _draw_panel(picture, pen, panel, x, top + HEADER, cell_width)
+                _draw_panel(image, pen, panel, x, top + HEADER, cell_width)
                 x += cell_width + GAP
-    return np.asarray(picture)
+    return np.asarray(image)
 
 
 def _draw_header(pen: ImageDraw.ImageDraw, row: _Row, middle: int, width: int) -> None:
@@ -130,7 +130,7 @@ def _draw_header(pen: ImageDraw.ImageDraw, row: _Row, middle: int, width: int) -
 
 
 def _draw_panel(
-    picture: PillowImage.Image, pen: ImageDraw.ImageDraw, panel: _Panel, x: int, top: int, cell_width: int
+    image: PillowImage.Image, pen: ImageDraw.ImageDraw, panel: _Panel, x: int, top: int, cell_width: int
 ) -> None:
     height, width = panel.pixels.shape[:2]
     left, thick = x + (cell_width - width) // 2, 5 if panel.frame else 1
@@ -139,7 +139,7 @@ def _draw_panel(
     top += CAPTION
     box = (left - thick, top - thick, left + width + thick - 1, top + height + thick - 1)
     pen.rectangle(box, outline=panel.frame or FRAME, width=thick)
-    picture.paste(PillowImage.fromarray(panel.pixels), (left, top))
+    image.paste(PillowImage.fromarray(panel.pixels), (left, top))
 
 
 def _reduced(pixels: Pixels) -> Pixels:

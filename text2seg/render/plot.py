@@ -16,13 +16,13 @@ from text2seg.render.lettering import readable
 
 Pixels = NDArray[np.uint8]
 
-WIDTH, DPI = 9.0, 100  # inches and pixels per inch: as wide as the largest picture of a sheet
+WIDTH, DPI = 9.0, 100  # inches and pixels per inch: as wide as the largest image of a sheet
 COLOURS = ("#1f5fa8", "#d95f02", "#2a9d5c", "#8e44ad", "#c0392b", "#7f6a00")
-STRIP = 2.2  # inches of height for a row of pictures
+STRIP = 2.2  # inches of height for a row of images
 
 
 def strip_and_panels(cells: Sequence[tuple[str, Pixels]], panels: int, *, height: float = 4.0) -> tuple[Figure, Any]:
-    """A figure with a row of small captioned pictures uint8[h, w, 3] above `panels` diagrams side by side, and the
+    """A figure with a row of small captioned images uint8[h, w, 3] above `panels` diagrams side by side, and the
     diagrams' axes, an array. `height` is that of the diagrams, in inches of 100 pixels."""
     figure = Figure(figsize=(WIDTH, STRIP + height), dpi=DPI, layout="constrained")
     parts: Any = figure.subfigures(2, 1, height_ratios=(STRIP, height))

@@ -1,4 +1,4 @@
-"""Captioned pictures on one sheet."""
+"""Captioned images on one sheet."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from text2seg.render.lettering import draw_text
 Pixels = NDArray[np.uint8]
 
 CELL = 300
-"""The long side that every picture is brought to, unless all are larger still."""
+"""The long side that every image is brought to, unless all are larger still."""
 LARGEST = 900
 GAP, CAPTION, TITLE = 14, 28, 40
 
 
 def sheet(cells: Sequence[tuple[str, Pixels]], *, title: str = "", columns: int = 0) -> Pixels:
-    """Pictures uint8[h, w, 3] with a caption above each, row by row, uint8[H, W, 3].
+    """Images uint8[h, w, 3] with a caption above each, row by row, uint8[H, W, 3].
 
     Args:
-        cells: caption and picture; at least one.
+        cells: caption and image; at least one.
         title: a line above all.
         columns: how many stand side by side; 0: as many as make the sheet about as wide as a screen.
     """

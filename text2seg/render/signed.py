@@ -1,4 +1,4 @@
-"""Two maps over one picture: what speaks for something and what against it."""
+"""Two maps over one image: what speaks for something and what against it."""
 
 from __future__ import annotations
 

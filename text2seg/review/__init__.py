@@ -1,4 +1,4 @@
-"""A page on which a person reviews a dataset: what is in it, and pictures in the order of how doubtful they are."""
+"""A page on which a person reviews a dataset: what is in it, and images in the order of how doubtful they are."""
 
 from text2seg.review.page import Review, write_review
 from text2seg.review.uncertainty import Uncertainty, uncertainty_of

@@ -49,7 +49,7 @@ class Near:
 
 
 @dataclass(slots=True)
-class Picture:
+class ReviewImage:
     """One image with what was found in it and what nearly was. `hw` is `None` where the dataset does not say."""
 
     file_name: str
@@ -79,9 +79,9 @@ class CategoryRow:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """A dataset's pictures, most doubtful first, those of unknown doubt last; `orphans` are annotations of no image."""
+    """A dataset's images, most doubtful first, those of unknown doubt last; `orphans` are annotations of no image."""
 
-    pictures: tuple[Picture, ...]
+    images: tuple[ReviewImage, ...]
     categories: tuple[CategoryRow, ...]
     colours: Mapping[str, Colour]
     scores: tuple[float, ...]
@@ -95,26 +95,26 @@ def contents_of(dataset: Json) -> Contents:
     check_references(checked, ["category_id"])
     names, colours = _categories(checked)
     thresholds = _Thresholds(checked)
-    pictures = {entry["id"]: _picture(entry) for entry in checked["images"]}
+    images = {entry["id"]: _review_image(entry) for entry in checked["images"]}
     orphans = 0
     for annotation in checked["annotations"]:
-        picture = pictures.get(annotation["image_id"])
-        if picture is None:
+        image = images.get(annotation["image_id"])
+        if image is None:
             orphans += 1
             continue
         category = names[annotation["category_id"]]
         threshold = thresholds.of(category, provenance_of(annotation, checked))
-        picture.items.append(Item.of(annotation, category, picture.hw, threshold))
+        image.items.append(Item.of(annotation, category, image.hw, threshold))
     for entry in checked["images"]:
-        _add_near(pictures[entry["id"]], entry, thresholds, provenance_of({}, checked))
-    for picture in pictures.values():
-        picture.items.sort(key=lambda item: -_or_least(item.doubt))
+        _add_near(images[entry["id"]], entry, thresholds, provenance_of({}, checked))
+    for image in images.values():
+        image.items.sort(key=lambda item: -_or_least(item.doubt))
     failures = checked["info"].get("failures")
     return Contents(
-        tuple(sorted(pictures.values(), key=lambda each: (-_or_least(each.uncertainty), each.file_name))),
-        _rows(tuple(dict.fromkeys(names.values())), pictures.values()),
+        tuple(sorted(images.values(), key=lambda each: (-_or_least(each.uncertainty), each.file_name))),
+        _rows(tuple(dict.fromkeys(names.values())), images.values()),
         {name: colours.get(name) or colour_of(name) for name in names.values()},
-        tuple(item.score for picture in pictures.values() for item in picture.items if item.score is not None),
+        tuple(item.score for image in images.values() for item in image.items if item.score is not None),
         tuple(each for each in failures if isinstance(each, Mapping)) if isinstance(failures, list) else (),
         orphans,
     )
@@ -143,7 +143,7 @@ class _Thresholds:
         usual = maps.get("architecture") == "surgery" and maps.get("input_size") is None
         if not usual or clip.get("name") != "demo":
             return None
-        from text2seg.maps.presence import PresenceModel  # with torch, which other datasets need not wait for
+        from text2seg.clip.maps import PresenceModel
 
         return PresenceModel.of_demo(()).threshold
 
@@ -164,42 +164,42 @@ def _categories(dataset: Json) -> tuple[dict[int, str], dict[str, Colour]]:
     return names, colours
 
 
-def _picture(entry: Json) -> Picture:
+def _review_image(entry: Json) -> ReviewImage:
     height, width = entry.get("height"), entry.get("width")
-    return Picture(entry["file_name"], (height, width) if height and width else None)
+    return ReviewImage(entry["file_name"], (height, width) if height and width else None)
 
 
-def _add_near(picture: Picture, entry: Json, thresholds: _Thresholds, provenance: Json) -> None:
+def _add_near(image: ReviewImage, entry: Json, thresholds: _Thresholds, provenance: Json) -> None:
     """What the image's own attributes say of categories that it has no annotation of, the nearest first."""
     presence = attributes_of(entry).get("presence")
     if not isinstance(presence, Mapping):
         return
-    found = {item.category for item in picture.items}
+    found = {item.category for item in image.items}
     for category in presence:
         value, threshold = number_in(presence, category), thresholds.of(category, provenance)
         if category not in found and value is not None and threshold and value >= NEARLY * threshold:
-            picture.near.append(Near(category, value, threshold))
-    picture.near.sort(key=lambda each: -nearness(each.presence, each.threshold))
+            image.near.append(Near(category, value, threshold))
+    image.near.sort(key=lambda each: -nearness(each.presence, each.threshold))
 
 
-def _rows(names: tuple[str, ...], pictures: Iterable[Picture]) -> tuple[CategoryRow, ...]:
+def _rows(names: tuple[str, ...], images: Iterable[ReviewImage]) -> tuple[CategoryRow, ...]:
     """A row for each name, from one walk over all annotations."""
-    images, counts = Counter[str](), Counter[str]()
+    image_counts, counts = Counter[str](), Counter[str]()
     scores, areas, presences = (defaultdict[str, list[float]](list) for _ in range(3))
-    for picture in pictures:
-        images.update({item.category for item in picture.items})
-        for item in picture.items:
+    for image in images:
+        image_counts.update({item.category for item in image.items})
+        for item in image.items:
             counts[item.category] += 1
             if item.score is not None:
                 scores[item.category].append(item.score)
-            if picture.hw and (area := number_in(item.annotation, "area")) is not None:
-                areas[item.category].append(area / (picture.hw[0] * picture.hw[1]))
+            if image.hw and (area := number_in(item.annotation, "area")) is not None:
+                areas[item.category].append(area / (image.hw[0] * image.hw[1]))
             if (presence := number_in(attributes_of(item.annotation), "presence")) is not None:
                 presences[item.category].append(presence)
     return tuple(
         CategoryRow(
             name,
-            images[name],
+            image_counts[name],
             counts[name],
             median(areas[name]) if areas[name] else None,
             fmean(scores[name]) if scores[name] else None,

@@ -9,7 +9,7 @@
   const defaults = controls.map((control) => control.value);
   let shown = tiles, current = null;
 
-  // What of a picture counts: its annotations, or what was nearly found where there is none or one asks for it.
+  // What of an image counts: its annotations, or what was nearly found where there is none or one asks for it.
   function chosen(tile) {
     const found = tile.items.some((item) => item[2] !== "missed");
     return tile.items.filter((item) =>
@@ -35,8 +35,8 @@
     tiles.sort(by);
     sheet.append(...tiles.map((tile) => tile.node));
     shown = tiles.filter((tile) => !tile.node.hidden);
-    at("count").textContent = shown.length === tiles.length ? `${tiles.length} picture${tiles.length === 1 ? "" : "s"}`
-      : `${shown.length} of ${tiles.length} pictures`;
+    at("count").textContent = shown.length === tiles.length ? `${tiles.length} image${tiles.length === 1 ? "" : "s"}`
+      : `${shown.length} of ${tiles.length} images`;
     at("nothing").hidden = shown.length > 0;
     if (current && current.node.hidden) mark(null);
   }

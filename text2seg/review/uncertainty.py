@@ -21,9 +21,9 @@ from math import prod
 from typing import Any
 
 from text2seg.coco import rle
-from text2seg.coco.checked import is_number
 from text2seg.coco.reader import attributes_of, score_of
 from text2seg.coco.results import rle_of
+from text2seg.coco.rle import is_number
 from text2seg.errors import Text2SegError
 
 SCORE_GAP = 0.2

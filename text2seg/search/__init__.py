@@ -1,1 +1,1 @@
-"""Pictures by words: what CLIP saw in each picture of a folder, kept in a vector index on disk."""
+"""Images by words: what CLIP saw in each image of a folder, kept in a vector index on disk."""

@@ -18,15 +18,14 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from text2seg.errors import CheckpointError, ImageError, SettingsError, Text2SegError
-from text2seg.files import exists, make_folder, resolved, take_lock
-from text2seg.images import load_image
+from text2seg.io.files import exists, make_folder, resolved, take_lock
+from text2seg.io.images import load_image
+from text2seg.io.storage import Place, Stamp
 from text2seg.pipeline import Text2Seg
 from text2seg.records import Failure, Image
-from text2seg.search.index import VectorIndex
-from text2seg.search.vectors import VECTORS, picture_vectors
-from text2seg.storage import Place, Stamp
+from text2seg.search.index import VECTORS, VectorIndex, image_vectors
 
-AHEAD = 2  # pictures that each thread may have decoded before their turn
+AHEAD = 2  # images that each thread may have decoded before their turn
 UNSAVED_SHARE, UNSAVED_LEAST = 8, 64  # written when an eighth is new: writing costs a share of encoding, not its square
 
 _OF_NO_MATTER = frozenset({"text2seg", "sam", "settings", "precision", "compiled"})  # SAM's precision
@@ -35,21 +34,21 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """A picture to have in the index: its name from the folder on, its file's bytes and time of change."""
+class IndexedImage:
+    """An image to have in the index: its name from the folder on, its file's bytes and time of change."""
 
     file: str
     stamp: Stamp
 
 
-def pictures_of(files: Sequence[str], stamp: Callable[[int], Stamp]) -> list[Picture]:
-    """Pictures from the files of a listing and the stamp of each by its place there."""
-    return [Picture(file, stamp(number)) for number, file in enumerate(files)]
+def indexed_images(files: Sequence[str], stamp: Callable[[int], Stamp]) -> list[IndexedImage]:
+    """Images from the files of a listing and the stamp of each by its place there."""
+    return [IndexedImage(file, stamp(number)) for number, file in enumerate(files)]
 
 
 @dataclass(slots=True)
 class Filled:
-    """What filling an index came to: pictures `encoded` now, `held` already, `dropped`; `stopped` before all were."""
+    """What filling an index came to: images `encoded` now, `held` already, `dropped`; `stopped` before all were."""
 
     encoded: int = 0
     held: int = 0
@@ -59,7 +58,7 @@ class Filled:
 
 
 def index_key(models: Text2Seg) -> dict[str, Any]:
-    """All that the vectors of a picture depend on beside its file: weights, precision, device, input and attention.
+    """All that the vectors of an image depend on beside its file: weights, precision, device, input and attention.
 
     Raises:
         SettingsError: the models do not say which weights they are, so vectors of two could be mixed.
@@ -92,20 +91,20 @@ def index_path(folder: Place, key: dict[str, Any], where: Path | None = None) ->
 def filled_index(
     models: Text2Seg,
     folder: Place,
-    pictures: Sequence[Picture],
+    images: Sequence[IndexedImage],
     *,
     where: Path | None = None,
     workers: int = 4,
     stopping: Callable[[], bool] = lambda: False,
     progress: bool = False,
 ) -> Iterator[tuple[VectorIndex, Filled]]:
-    """The index of a folder, brought up to these pictures and saved.
+    """The index of a folder, brought up to these images and saved.
 
     Another process that fills the same index is waited for. What was encoded is kept whatever happens: `stopping`,
     an error, Ctrl-C.
 
     Args:
-        pictures: those to have; others of the folder stay in the index as long as their files are there.
+        images: those to have; others of the folder stay in the index as long as their files are there.
         where: the folder of indexes, by default one in the user's cache.
         workers: threads that decode.
 
@@ -120,7 +119,7 @@ def filled_index(
         index = VectorIndex.open(path, key)
         filled = Filled(stopped=not mine)
         if mine:
-            filled = _fill(index, models, folder, pictures, workers, stopping, progress)
+            filled = _fill(index, models, folder, images, workers, stopping, progress)
     yield index, filled
 
 
@@ -143,27 +142,27 @@ def _fill(
     index: VectorIndex,
     models: Text2Seg,
     folder: Place,
-    pictures: Sequence[Picture],
+    images: Sequence[IndexedImage],
     workers: int,
     stopping: Callable[[], bool],
     progress: bool,
 ) -> Filled:
-    filled = Filled(dropped=index.drop(_gone(index, folder, {picture.file for picture in pictures})))
-    fresh = [each for each in pictures if (entry := index.entry(each.file)) is None or entry.stamp != each.stamp]
-    filled.held = len(pictures) - len(fresh)
+    filled = Filled(dropped=index.drop(_gone(index, folder, {image.file for image in images})))
+    fresh = [each for each in images if (entry := index.entry(each.file)) is None or entry.stamp != each.stamp]
+    filled.held = len(images) - len(fresh)
     unsaved, looked_at = filled.dropped, 0
     try:
-        for picture, decoded in _decoded(fresh, folder, workers, stopping, progress):
+        for image, decoded in _decoded(fresh, folder, workers, stopping, progress):
             looked_at += 1
             unsaved += 1
             try:
-                _encode(index, models, picture, decoded.result())
+                _encode(index, models, image, decoded.result())
                 filled.encoded += 1
             except CheckpointError:
                 raise
             except Exception as error:  # decoders let anything out, and one bad file must not end a night's run
-                index.drop([picture.file])
-                filled.failures.append(_failure(picture, error, str(folder / picture.file)))
+                index.drop([image.file])
+                filled.failures.append(_failure(image, error, str(folder / image.file)))
             if unsaved >= max(UNSAVED_LEAST, len(index) // UNSAVED_SHARE):
                 index.save()
                 unsaved = 0
@@ -181,20 +180,20 @@ def _fill(
 
 
 def _gone(index: VectorIndex, folder: Place, wanted: set[str]) -> list[str]:
-    """Pictures whose files are no more. A shard or a pattern leaves others out that are; a store is not asked."""
+    """Images whose files are no more. A shard or a pattern leaves others out that are; a store is not asked."""
     if not isinstance(folder, Path):
         return []
     return [file for file in index.files() if file not in wanted and not exists(folder / file, ImageError)]
 
 
 def _decoded(
-    pictures: Sequence[Picture], folder: Place, workers: int, stopping: Callable[[], bool], progress: bool
-) -> Iterator[tuple[Picture, Future[Image]]]:
-    """Each picture as threads have decoded it, a bounded number ahead of their turn."""
-    ahead: deque[tuple[Picture, Future[Image]]] = deque()
-    pool, source = ThreadPoolExecutor(workers, thread_name_prefix="text2seg-decode"), iter(pictures)
+    images: Sequence[IndexedImage], folder: Place, workers: int, stopping: Callable[[], bool], progress: bool
+) -> Iterator[tuple[IndexedImage, Future[Image]]]:
+    """Each image as threads have decoded it, a bounded number ahead of their turn."""
+    ahead: deque[tuple[IndexedImage, Future[Image]]] = deque()
+    pool, source = ThreadPoolExecutor(workers, thread_name_prefix="text2seg-decode"), iter(images)
     try:
-        with tqdm(total=len(pictures), unit="image", desc="index", disable=not progress or not pictures) as bar:
+        with tqdm(total=len(images), unit="image", desc="index", disable=not progress or not images) as bar:
             while not stopping():
                 while len(ahead) < AHEAD * workers and (one := next(source, None)) is not None:
                     ahead.append((one, pool.submit(load_image, folder / one.file, file_name=one.file)))
@@ -206,18 +205,18 @@ def _decoded(
         pool.shutdown(cancel_futures=True)
 
 
-def _encode(index: VectorIndex, models: Text2Seg, picture: Picture, image: Image) -> None:
-    """One picture at a time: rounding depends on what shares a batch, and a picture's vectors are to depend on its file
-    alone, so that a label job that was stopped leaves out the same pictures as one that never was."""
+def _encode(index: VectorIndex, models: Text2Seg, entry: IndexedImage, image: Image) -> None:
+    """One image at a time: rounding depends on what shares a batch, and an image's vectors are to depend on its file
+    alone, so that a label job that was stopped leaves out the same images as one that never was."""
     maps = models.settings.maps
     size = maps.input_size or models.input_size
     (tokens,) = models.clip.encode_images([image], size=size, architecture=maps.architecture)
-    index.put(picture.file, picture.stamp, image.hw, picture_vectors(tokens))
+    index.put(entry.file, entry.stamp, image.hw, image_vectors(tokens))
 
 
-def _failure(picture: Picture, error: Exception, path: str) -> Failure:
+def _failure(entry: IndexedImage, error: Exception, path: str) -> Failure:
     if isinstance(error, ImageError):
-        message = " ".join(str(error).replace(path, picture.file).split())
-        return Failure(picture.file, "read", message if picture.file in message else f"{picture.file}: {message}")
+        message = " ".join(str(error).replace(path, entry.file).split())
+        return Failure(entry.file, "read", message if entry.file in message else f"{entry.file}: {message}")
     _log.info("%s", path, exc_info=error)
-    return Failure(picture.file, "index", f"{picture.file}: {type(error).__name__}: {' '.join(str(error).split())}")
+    return Failure(entry.file, "index", f"{entry.file}: {type(error).__name__}: {' '.join(str(error).split())}")

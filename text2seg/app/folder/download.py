@@ -11,7 +11,7 @@ from text2seg.app.folder.jobs import Job
 from text2seg.app.folder.sheet import ContactSheet
 from text2seg.coco.dataset import write_dataset
 from text2seg.errors import OutputError
-from text2seg.files import discard, make_folder, reason, write_atomically
+from text2seg.io.files import discard, make_folder, reason, write_atomically
 from text2seg.review import write_review
 
 README = """\

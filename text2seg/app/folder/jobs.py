@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Literal
 from text2seg.app.folder.decisions import Decisions
 from text2seg.app.folder.sheet import ContactSheet
 from text2seg.app.messages import words_of
+from text2seg.config import LabelSettings
 from text2seg.errors import Text2SegError
-from text2seg.files import reason
-from text2seg.label_config import LabelSettings
-from text2seg.labelling.engine import Batch, Deliver, Delivery, Engine, Load, LocalEngine, Work
-from text2seg.labelling.job import LabelReport, label_folder, listing_of
+from text2seg.io.files import reason
+from text2seg.labelling.engines.local import Batch, Deliver, Delivery, Engine, Load, LocalEngine, Work
+from text2seg.labelling.job import LabelReport, label_folder, scan_of
 from text2seg.ontology import Ontology, queries_of
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class Jobs:
         try:
             job.pictures.mkdir(mode=0o700)
             job.notes = fill(job.pictures)
-            job.total = len(listing_of(job.pictures, _settings(job)))
+            job.total = len(scan_of(job.pictures, _settings(job)))
         except OSError as error:
             self.remove(job)
             raise Text2SegError(f"the pictures cannot be kept here: {reason(error)}; please try again later") from error
@@ -222,7 +222,7 @@ class Jobs:
 
     def _run(self, job: Job) -> None:
         """Label, and leave in the job what came of it."""
-        engine = _Watched(LocalEngine(job.models, workers=WORKERS, load=self._load), job)
+        engine = _Reported(LocalEngine(job.models, workers=WORKERS, load=self._load), job)
         try:
             report = label_folder(job.models, job.pictures, job.ontology, _settings(job), stop=job.stop, engine=engine)
         except Exception as error:  # whatever it is, the jobs behind this one must not wait for ever
@@ -236,7 +236,7 @@ class Jobs:
         job.state = "stopped" if report.interrupted else "done"
 
 
-class _Watched:
+class _Reported:
     """An engine whose deliveries are counted on their way to the journal."""
 
     def __init__(self, engine: Engine, job: Job) -> None:

@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 from text2seg.app.folder.decisions import Decisions
 from text2seg.coco.dataset import read_dataset
-from text2seg.coco.lookup import PictureFinder
-from text2seg.review.contents import Contents, Item, Picture, contents_of
-from text2seg.review.tiles import tile
+from text2seg.coco.lookup import ImageFinder
+from text2seg.review.contents import Contents, Item, ReviewImage, contents_of
+from text2seg.review.page import tile
 
 Shown = Literal["all", "undecided", "accepted", "rejected"]
 
@@ -37,13 +37,13 @@ class ContactSheet:
         """Raises `DatasetError` where the dataset cannot be read."""
         self.content = read_dataset(dataset)
         self.contents: Contents = contents_of(self.content)
-        self._show = partial(tile, colours=self.contents.colours, finder=PictureFinder(images=pictures))
+        self._show = partial(tile, colours=self.contents.colours, finder=ImageFinder(images=pictures))
         self._folder = pictures
-        self._segments = [{item.annotation["id"] for item in each.items} for each in self.contents.pictures]
+        self._segments = [{item.annotation["id"] for item in each.items} for each in self.contents.images]
 
     def page(self, decisions: Decisions, shown: Shown, number: int) -> Page:
         """The pictures that fit, `PAGE` at a time; a number beyond the last page is the last page."""
-        fitting = [place for place, each in enumerate(self.contents.pictures) if _fits(each, decisions, shown)]
+        fitting = [place for place, each in enumerate(self.contents.images) if _fits(each, decisions, shown)]
         pages = max(1, -(-len(fitting) // PAGE))
         number = min(max(number, 0), pages - 1)
         places = fitting[number * PAGE : (number + 1) * PAGE]
@@ -56,16 +56,16 @@ class ContactSheet:
         `keep` it. What does not fit the dataset comes from no page of ours and changes nothing."""
         match change:
             case {"place": int(place), "verdict": "accepted" | "rejected" | None as verdict} if self._has(place):
-                decisions.decide(self.contents.pictures[place].file_name, verdict)
+                decisions.decide(self.contents.images[place].file_name, verdict)
             case {"place": int(place), "segment": int(segment), "keep": bool(keep)} if self._has(place):
                 if segment in self._segments[place]:
                     decisions.keep_segment(segment, keep=keep)
 
     def _has(self, place: int) -> bool:
-        return 0 <= place < len(self.contents.pictures)
+        return 0 <= place < len(self.contents.images)
 
     def _tile(self, decisions: Decisions, place: int) -> dict[str, Any]:
-        picture = self.contents.pictures[place]
+        picture = self.contents.images[place]
         url, (width, height), words = self._show(picture)
         return {
             "place": place,
@@ -93,6 +93,6 @@ class ContactSheet:
         }
 
 
-def _fits(picture: Picture, decisions: Decisions, shown: Shown) -> bool:
+def _fits(picture: ReviewImage, decisions: Decisions, shown: Shown) -> bool:
     verdict = decisions.pictures.get(picture.file_name)
     return shown == "all" or (verdict or "undecided") == shown

@@ -16,8 +16,8 @@ from PIL import Image as PillowImage
 from text2seg.app.archives import Room, checked_path, unpack
 from text2seg.app.limits import FORMATS
 from text2seg.errors import Text2SegError
-from text2seg.files import is_file, resolved
-from text2seg.names import listed, unique_names
+from text2seg.io.files import is_file, resolved
+from text2seg.io.names import listed, unique_names
 
 FOLDERS = 500  # so many can be chosen from
 

@@ -7,7 +7,7 @@ from typing import Any
 from text2seg.app.folder.editor import Checked
 from text2seg.app.folder.jobs import Job, State
 from text2seg.app.folder.sheet import Page
-from text2seg.pages import render_template
+from text2seg.render.html import render_template
 
 FAILURES, NAMES, SEGMENTS = 20, 12, 5  # so many are shown
 

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from text2seg.app.segment.document import Piece
-from text2seg.app.segment.visit import Visit
-from text2seg.checkpoints import PAIRS
+from text2seg.app.segment.session import Visit
 from text2seg.config import Settings
-from text2seg.graphs.networks import choose_onnx_device
 from text2seg.loading import graphs_of
+from text2seg.onnx.networks import choose_onnx_device
 from text2seg.pipeline import Text2Seg
 from text2seg.runtime import choose_device, choose_precision
+from text2seg.weights import PAIRS
 
 KINDS = ("clip", "sam")
 DEMO = ("demo", "demo")

@@ -8,7 +8,7 @@ from functools import cache
 from importlib import resources
 
 from text2seg.app.segment.pictures import preview
-from text2seg.images import load_image
+from text2seg.io.images import load_image
 from text2seg.records import Image
 
 SCENES = {

@@ -12,9 +12,8 @@ from typing import Any, Literal
 import numpy as np
 
 from text2seg.app.segment.pictures import encoded
-from text2seg.app.segment.visit import Visit
-from text2seg.coco.dataset import build_dataset
-from text2seg.coco.stream import json_chunks
+from text2seg.app.segment.session import Visit
+from text2seg.coco.dataset import build_dataset, json_chunks
 from text2seg.errors import Text2SegError
 from text2seg.ontology import ontology_of_queries
 from text2seg.records import Segment

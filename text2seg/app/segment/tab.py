@@ -15,11 +15,11 @@ import gradio as gr
 from gradio import processing_utils
 
 from text2seg.app.messages import words_of
-from text2seg.app.segment.asks import Answer, read_ask
+from text2seg.app.model_pool import ModelPool
 from text2seg.app.segment.examples import examples
+from text2seg.app.segment.requests import Answer, read_ask
+from text2seg.app.segment.session import Visit
 from text2seg.app.segment.view import Json, view_of
-from text2seg.app.segment.visit import Visit
-from text2seg.app.workshop import Workshop
 from text2seg.errors import Text2SegError
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ element.querySelector("t2s-segment").connect({ ask: (what) => trigger("ask", wha
 FAILED = "() => { document.dispatchEvent(new Event('text2seg-failed')); }"
 
 
-def build(workshop: Workshop) -> None:
+def build(model_pool: ModelPool) -> None:
     """The contents of the tab; to be called within a `gr.Tab`."""
     visit = gr.State(Visit(), time_to_live=KEPT_SECONDS)
     status = gr.HTML("", elem_id="segment-status", padding=False)
@@ -47,8 +47,8 @@ def build(workshop: Workshop) -> None:
         padding=False,
         elem_id="segment-canvas",
         examples=[{"thumbnail": each.thumbnail, "texts": list(each.texts)} for each in examples()],
-        known=_known(workshop),
-        uploadMb=workshop.settings.upload_mb,
+        known=_known(model_pool),
+        uploadMb=model_pool.settings.upload_mb,
     )
 
     def reply(before: Visit, turn: int, work: Callable[[], Answer]) -> tuple[Visit, Json]:
@@ -60,22 +60,22 @@ def build(workshop: Workshop) -> None:
         except (MemoryError, RuntimeError) as problem:  # torch is out of memory with a RuntimeError
             log.exception("a request failed")
             answer, error = Answer(before), f"not enough memory, or a fault of text2seg ({problem})"
-        shown = {"turn": turn, "error": error, "known": _known(workshop)} | view_of(answer.visit)
+        shown = {"turn": turn, "error": error, "known": _known(model_pool)} | view_of(answer.visit)
         return answer.visit, shown | _files(answer, canvas.GRADIO_CACHE)
 
     def ask(before: Visit, event: gr.EventData) -> tuple[Visit, Json]:
         what = dict(event._data) if isinstance(event._data, dict) else {}
         turn = what.pop("turn", 0)
-        return reply(before, turn, lambda: read_ask(what).answered(before, workshop))
+        return reply(before, turn, lambda: read_ask(what).answered(before, model_pool))
 
     how: Any = {"show_progress": "minimal", "show_progress_on": status, "api_visibility": "private"}
     how["trigger_mode"] = "multiple"  # the page sees to it that it waits for an answer before it asks again
     canvas.ask(ask, [visit], [visit, canvas], **how).failure(None, js=FAILED, api_visibility="private")
 
 
-def _known(workshop: Workshop) -> list[str]:
+def _known(model_pool: ModelPool) -> list[str]:
     """What to suggest: all that the models at work know, nothing where they know more than can be listed."""
-    things = workshop.models.things
+    things = model_pool.models.things
     return list(things.names) if things else []
 
 

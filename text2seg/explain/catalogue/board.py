@@ -1,4 +1,4 @@
-"""Tools that lay one picture beside many descriptions."""
+"""Tools that lay one image beside many descriptions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Score = Literal["cosine", "logit", "softmax"]
 
 @dataclass(frozen=True, slots=True)
 class DescriptionSettings:
-    """What one picture is compared with, and how that is shown."""
+    """What one image is compared with, and how that is shown."""
 
     text: tuple[str, ...] = ()
     """A description, taken as it is, without templates; repeat for more."""
@@ -33,7 +33,7 @@ class DescriptionSettings:
     layer: str | None = None
     """Layer of a ResNet that class activation maps look at, as layer4.2.relu3. Default: the last ReLU."""
     alpha: float = 0.85
-    """How much of a map covers the picture, from 0 to 1."""
+    """How much of a map covers the image, from 0 to 1."""
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -56,7 +56,7 @@ class DescriptionSettings:
 
 @dataclass(frozen=True, slots=True)
 class BoardSettings(DescriptionSettings):
-    """One picture and many descriptions: scores, and where each comes from."""
+    """One image and many descriptions: scores, and where each comes from."""
 
     prefix_comparison: bool = False
     """Show every description without and with the prefix, and how the scores shift."""
@@ -69,22 +69,22 @@ class BoardSettings(DescriptionSettings):
 
 @dataclass(frozen=True, slots=True)
 class AttackSettings(DescriptionSettings):
-    """A word is written onto the picture: does CLIP believe it?"""
+    """A word is written onto the image: does CLIP believe it?"""
 
     word: str = ""
-    """What is written. Default: the description that fits the picture least."""
+    """What is written. Default: the description that fits the image least."""
 
 
 TOOLS: tuple[Tool, ...] = (
     Tool(
         "board",
-        "Many descriptions of one picture: their scores, and where in the picture each score comes from.",
+        "Many descriptions of one image: their scores, and where in the image each score comes from.",
         BoardSettings,
         "board:board",
     ),
     Tool(
         "typographic-attack",
-        "A word is written onto the picture: how scores and maps move, and what of it the letters do.",
+        "A word is written onto the image: how scores and maps move, and what of it the letters do.",
         AttackSettings,
         "attack:typographic_attack",
     ),

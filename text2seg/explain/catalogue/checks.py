@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from text2seg.errors import SettingsError
-from text2seg.vocabulary import names_in
+from text2seg.queries import names_in
 
 
 def check_alpha(alpha: float) -> None:

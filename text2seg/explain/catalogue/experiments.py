@@ -1,4 +1,4 @@
-"""Small experiments on one picture and a text, each a diagram and its numbers."""
+"""Small experiments on one image and a text, each a diagram and its numbers."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from text2seg.explain.tool import Tool
 
 @dataclass(frozen=True, slots=True)
 class InputSettings:
-    """How the picture reaches CLIP."""
+    """How the image reaches CLIP."""
 
     size: int | None = None
-    """CLIP's input in pixels; the picture is squashed to it. Default: what CLIP was trained on."""
+    """CLIP's input in pixels; the image is squashed to it. Default: what CLIP was trained on."""
 
     def __post_init__(self) -> None:
         MapSettings(input_size=self.size)  # raises where it is none
@@ -22,10 +22,10 @@ class InputSettings:
 
 @dataclass(frozen=True, slots=True)
 class TextSettings(InputSettings):
-    """What the picture is compared with."""
+    """What the image is compared with."""
 
     text: str = ""
-    """What the picture is compared with, for instance sheep; put into CLIP Surgery's 85 templates."""
+    """What the image is compared with, for instance sheep; put into CLIP Surgery's 85 templates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +48,12 @@ class RepeatedSettings(TextSettings):
 
 @dataclass(frozen=True, slots=True)
 class ActivationSettings(InputSettings):
-    """From noise to picture."""
+    """From noise to image."""
 
     seed: int = 0
     """Same seed, same noise."""
     steps: int = 4
-    """Steps from noise to picture."""
+    """Steps from noise to image."""
 
     def __post_init__(self) -> None:
         InputSettings.__post_init__(self)
@@ -85,19 +85,19 @@ class PixelSettings(TextSettings):
 TOOLS: tuple[Tool, ...] = (
     Tool(
         "experiment-grey",
-        "How the cosine falls while more and more of the picture is greyed out.",
+        "How the cosine falls while more and more of the image is greyed out.",
         RepeatedSettings,
         "experiments.grey:run",
     ),
     Tool(
         "experiment-preprocessing",
-        "What squashing, cropping or padding the picture does to the cosine, and how it is resized.",
+        "What squashing, cropping or padding the image does to the cosine, and how it is resized.",
         TextSettings,
         "experiments.preprocessing:run",
     ),
     Tool(
         "experiment-activations",
-        "How large and how sparse activations are, block by block, from noise to picture.",
+        "How large and how sparse activations are, block by block, from noise to image.",
         ActivationSettings,
         "experiments.activations:run",
     ),

@@ -23,17 +23,17 @@ class FaithfulnessSettings:
     dataset: tuple[Path, ...] = ()
     """A COCO dataset with masks; repeat for more. Default: both splits of the demo scenes that come with text2seg."""
     images: Path | None = None
-    """Folder of the pictures. Default: as the dataset names them, from its own folder."""
+    """Folder of the images. Default: as the dataset names them, from its own folder."""
     limit: int | None = None
-    """Only the first so many pictures of each dataset."""
+    """Only the first so many images of each dataset."""
     method: tuple[MethodName, ...] = ()
     """A saliency method to measure; repeat for more. Default: all that this CLIP can do."""
     steps: int = 8
-    """In how many equal steps the cells of a picture are taken away and put back. More take longer."""
+    """In how many equal steps the cells of an image are taken away and put back. More take longer."""
     fill: Fill = "blur"
-    """What stands where cells are gone. blur: the picture blurred beyond recognition; mean: CLIP's mean colour."""
+    """What stands where cells are gone. blur: the image blurred beyond recognition; mean: CLIP's mean colour."""
     size: int | None = None
-    """CLIP's input in pixels; the pictures are squashed to it. Default: what CLIP was trained on."""
+    """CLIP's input in pixels; the images are squashed to it. Default: what CLIP was trained on."""
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -49,6 +49,6 @@ TOOLS: tuple[Tool, ...] = (
         "Deletion and insertion curves and the pointing game for all saliency methods: which of them to trust.",
         FaithfulnessSettings,
         "faithfulness:faithfulness",
-        pictures="none",
+        images="none",
     ),
 )

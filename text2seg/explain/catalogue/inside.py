@@ -12,7 +12,7 @@ from text2seg.explain.tool import Tool
 
 @dataclass(frozen=True, slots=True)
 class SignedSettings(TargetSettings):
-    """What the picture is asked about, and by which method for and against are told apart."""
+    """What the image is asked about, and by which method for and against are told apart."""
 
     method: MethodName | None = None
     """Saliency method. Default: legrad, for ResNets gradcam."""
@@ -31,9 +31,9 @@ class WordsSettings:
     layer: str | None = None
     """Layer of a ResNet that class activation maps look at, as layer4.2.relu3. Default: the last ReLU."""
     size: int | None = None
-    """CLIP's input in pixels; the picture is squashed to it. Default: what CLIP was trained on."""
+    """CLIP's input in pixels; the image is squashed to it. Default: what CLIP was trained on."""
     alpha: float = 0.85
-    """How much of a map covers the picture, from 0 to 1."""
+    """How much of a map covers the image, from 0 to 1."""
 
     def __post_init__(self) -> None:
         MapSettings(input_size=self.size)  # raises where it is none
@@ -43,19 +43,19 @@ class WordsSettings:
 TOOLS: tuple[Tool, ...] = (
     Tool(
         "layers",
-        "Block by block: what CLS attends to and what its gradient says, and the score of the picture masked by each.",
+        "Block by block: what CLS attends to and what its gradient says, and the score of the image masked by each.",
         TargetSettings,
         "layers:layers",
     ),
     Tool(
         "signed",
-        "What in the picture speaks for a target and what against it, in two colours.",
+        "What in the image speaks for a target and what against it, in two colours.",
         SignedSettings,
         "signed:signed",
     ),
     Tool(
         "words",
-        "Word by word: what each word adds to a text's score, and where in the picture that comes from.",
+        "Word by word: what each word adds to a text's score, and where in the image that comes from.",
         WordsSettings,
         "words:words",
     ),

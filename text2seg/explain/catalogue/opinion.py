@@ -1,4 +1,4 @@
-"""CLIP's own words for pictures."""
+"""CLIP's own words for images."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class OpinionSettings:
 
 @dataclass(frozen=True, slots=True)
 class RunAllSettings(OpinionSettings):
-    """CLIP's own words for each picture, and how many of them are looked for."""
+    """CLIP's own words for each image, and how many of them are looked for."""
 
     words: int = 5
-    """How many of the words of a picture get their maps and segments, the most frequent first."""
+    """How many of the words of an image get their maps and segments, the most frequent first."""
     folder: Path | None = None
-    """Folder that each picture's mosaic is written to as soon as it is done, with a table of the words until then. It
+    """Folder that each image's mosaic is written to as soon as it is done, with a table of the words until then. It
     must be new, empty or of an earlier run. Default: on the command line one in the output folder; elsewhere nothing is
     written before the end."""
 
@@ -45,10 +45,10 @@ class RunAllSettings(OpinionSettings):
 
 
 TOOLS: tuple[Tool, ...] = (
-    Tool("opinion", "CLIP's own words for a picture, by gradient ascent on text.", OpinionSettings, "opinion:run"),
+    Tool("opinion", "CLIP's own words for an image, by gradient ascent on text.", OpinionSettings, "opinion:run"),
     Tool(
         "run-all",
-        "For every picture: CLIP's own words, what makes it say them, and segments of what they name.",
+        "For every image: CLIP's own words, what makes it say them, and segments of what they name.",
         RunAllSettings,
         "run_all:run",
         "many",

@@ -1,4 +1,4 @@
-"""Tools that name what a picture shows, and every pixel of it, and score how well that goes."""
+"""Tools that name what an image shows, and every pixel of it, and score how well that goes."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Architecture = Literal["surgery", "raw", "maskclip", "sclip", "clearclip", "nacl
 
 @dataclass(frozen=True, slots=True)
 class RecognitionSettings:
-    """What the picture may show."""
+    """What the image may show."""
 
     label: tuple[str, ...] = ()
-    """What the picture may show; repeat for more. Default: all that the demo model knows, else some common things."""
+    """What the image may show; repeat for more. Default: all that the demo model knows, else some common things."""
     size: int | None = None
-    """CLIP's input in pixels; pictures are squashed to it. Default: what CLIP was trained on."""
+    """CLIP's input in pixels; images are squashed to it. Default: what CLIP was trained on."""
 
     def __post_init__(self) -> None:
         MapSettings(input_size=self.size)  # raises where it is none
@@ -29,7 +29,7 @@ class RecognitionSettings:
 
 @dataclass(frozen=True, slots=True)
 class SemanticSettings(RecognitionSettings):
-    """What the picture may show, and what counts as nothing of it."""
+    """What the image may show, and what counts as nothing of it."""
 
     background: tuple[str, ...] = ()
     """A label that counts as background, as sky or wall; "" is the empty text; repeat for more. Default: the empty text
@@ -50,11 +50,11 @@ class ScoresSettings:
     dataset: tuple[Path, ...] = ()
     """A COCO ground truth with masks; repeat for more. Default: the demo scenes that come with text2seg."""
     images: Path | None = None
-    """Folder of the pictures. Default: as the dataset names them, from its own folder."""
+    """Folder of the images. Default: as the dataset names them, from its own folder."""
     background: tuple[str, ...] = ()
     """A label that counts as background; as for `semantic`."""
     size: int | None = None
-    """CLIP's input in pixels; pictures are squashed to it. Default: what CLIP was trained on."""
+    """CLIP's input in pixels; images are squashed to it. Default: what CLIP was trained on."""
     predictions: Path | None = None
     """Folder to write the predictions to, as COCO files for `text2seg evaluate`."""
 
@@ -66,7 +66,7 @@ class ScoresSettings:
 TOOLS: tuple[Tool, ...] = (
     Tool(
         "multilabel",
-        "What a picture shows, ranked: CLIP's answer for the whole picture, with feature surgery.",
+        "What an image shows, ranked: CLIP's answer for the whole image, with feature surgery.",
         RecognitionSettings,
         "multilabel:run",
     ),

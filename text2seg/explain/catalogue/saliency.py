@@ -1,4 +1,4 @@
-"""Tools that show where in a picture CLIP's score for a target comes from."""
+"""Tools that show where in an image CLIP's score for a target comes from."""
 
 from __future__ import annotations
 
@@ -37,21 +37,21 @@ MethodName = Literal[
 
 @dataclass(frozen=True, slots=True)
 class TargetSettings:
-    """What the picture is asked about, and how the answer is drawn."""
+    """What the image is asked about, and how the answer is drawn."""
 
     text: tuple[str, ...] = ()
     """What to ask about; repeat for more."""
     target_image: Path | None = None
-    """Another picture to ask about, of any size: what of it is here?"""
+    """Another image to ask about, of any size: what of it is here?"""
     word: tuple[str, ...] = ()
     """A word and its weight, as "joy=0.7"; repeat for more. Together they are one target, a distribution of words that
     CLIP's own is compared with."""
     templates: tuple[str, ...] = ()
     """Sentences with a {} for texts and words; "{}" takes them as they are. Default: CLIP Surgery's 85."""
     size: int | None = None
-    """CLIP's input in pixels; the pictures are squashed to it. Default: what CLIP was trained on."""
+    """CLIP's input in pixels; the images are squashed to it. Default: what CLIP was trained on."""
     alpha: float = 0.85
-    """How much of a map covers the picture, from 0 to 1."""
+    """How much of a map covers the image, from 0 to 1."""
 
     def __post_init__(self) -> None:
         MapSettings(input_size=self.size, templates=self.templates)  # raises where these are none
@@ -62,7 +62,7 @@ class TargetSettings:
 
 @dataclass(frozen=True, slots=True)
 class SaliencySettings(TargetSettings):
-    """What the picture is asked about, by which method, and how the answer is drawn."""
+    """What the image is asked about, by which method, and how the answer is drawn."""
 
     method: MethodName = "surgery"
     """How the map is made; `text2seg explain compare` shows them all. CLIP's ResNets can do gradcam, raw, surgery and
@@ -76,7 +76,7 @@ class SaliencySettings(TargetSettings):
 TOOLS: tuple[Tool, ...] = (
     Tool(
         "saliency",
-        "Where in a picture CLIP's score for texts, another picture or weighted words comes from.",
+        "Where in an image CLIP's score for texts, another image or weighted words comes from.",
         SaliencySettings,
         "show_saliency:run",
     ),

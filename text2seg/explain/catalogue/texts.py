@@ -1,4 +1,4 @@
-"""Tools on the text side: what in a sentence counts, and which of its words a picture lights up."""
+"""Tools on the text side: what in a sentence counts, and which of its words an image lights up."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Redundancy = Literal["empty", "label-set", "none"]
 
 @dataclass(frozen=True, slots=True)
 class TokenRelevanceSettings:
-    """Which tokens of a text make its score with the picture."""
+    """Which tokens of a text make its score with the image."""
 
     text: str = ""
     """The text, for instance "a photo of a sheep"; it is taken as it is, without templates."""
@@ -27,7 +27,7 @@ class TokenRelevanceSettings:
 
 @dataclass(frozen=True, slots=True)
 class TextVisualisationSettings:
-    """Which words of a text the picture lights up, and where."""
+    """Which words of a text the image lights up, and where."""
 
     text: str = ""
     """The text, for instance "a sheep beside a fire engine"; it is taken as it is, without templates."""
@@ -54,13 +54,13 @@ class KeywordsSettings:
 TOOLS: tuple[Tool, ...] = (
     Tool(
         "token-relevance",
-        "Which tokens of a text make its score with a picture.",
+        "Which tokens of a text make its score with an image.",
         TokenRelevanceSettings,
         "token_relevance:run",
     ),
     Tool(
         "text-visualisation",
-        "Which words of a text a picture lights up, and where.",
+        "Which words of a text an image lights up, and where.",
         TextVisualisationSettings,
         "text_visualisation:run",
     ),

@@ -1,1 +1,1 @@
-"""What CLIP's score does when the picture is changed: small experiments, the same every time, one a file."""
+"""What CLIP's score does when the image is changed: small experiments, the same every time, one a file."""

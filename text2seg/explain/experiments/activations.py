@@ -1,4 +1,4 @@
-"""How large and how sparse activations are, block by block, while noise becomes the picture."""
+"""How large and how sparse activations are, block by block, while noise becomes the image."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from matplotlib import colormaps
 from numpy.typing import NDArray
 from torch import Tensor
 
+from text2seg.clip.attention import RULES
+from text2seg.clip.model import Clip, preprocess
+from text2seg.clip.resnet import encode_resnet
+from text2seg.clip.vit import encode_vit
+from text2seg.explain.backdrop import named
 from text2seg.explain.catalogue.experiments import ActivationSettings
-from text2seg.explain.exhibit import Exhibit, Panel, Table
-from text2seg.explain.experiments.subject import Pixels, squashed
-from text2seg.explain.ground import named
-from text2seg.explain.watch import Watch
-from text2seg.maps.attention import RULES
-from text2seg.maps.clip import Clip, preprocess
-from text2seg.maps.resnet import encode_resnet
-from text2seg.maps.vit import encode_vit
+from text2seg.explain.experiments.common import Pixels, squashed
+from text2seg.explain.tool import Panel, Progress, Result, Table
 from text2seg.pipeline import Text2Seg
 from text2seg.records import Image
 from text2seg.render.plot import draw_legend, pixels_of, strip_and_panels
@@ -28,11 +27,11 @@ from text2seg.runtime import autocast
 
 Tell = Callable[[Tensor], None]
 
-MOST_SHOWN = 6  # pictures side by side
+MOST_SHOWN = 6  # images side by side
 OFF, SIZE = "share of activations that are off (0 or below)", "mean size of an activation"
 
 
-def run(models: Text2Seg, images: Sequence[Image], settings: ActivationSettings, watch: Watch) -> Exhibit:
+def run(models: Text2Seg, images: Sequence[Image], settings: ActivationSettings, progress: Progress) -> Result:
     """The mean size of activations and the share of them that are off, for each block and each mixture."""
     (image,) = images
     clip = models.clip
@@ -40,15 +39,15 @@ def run(models: Text2Seg, images: Sequence[Image], settings: ActivationSettings,
     noise = np.random.default_rng(settings.seed).integers(0, 256, pixels.shape).astype(np.float64)
     shares = np.linspace(0, 1, settings.steps + 1)
     mixtures = [np.rint(noise * (1 - share) + pixels * share).astype(np.uint8) for share in shares]
-    measured = [measure(clip, mixture) for mixture in watch.each(mixtures, "mixtures")]
+    measured = [measure(clip, mixture) for mixture in progress.each(mixtures, "mixtures")]
     if not measured:
-        return Exhibit("nothing was measured", notes=("stopped before the first mixture",))
+        return Result("nothing was measured", notes=("stopped before the first mixture",))
     table = np.stack(measured)  # [mixtures, blocks, off and size]
-    cells = [(f"{share:.0%} picture", mixture) for share, mixture in zip(shares, mixtures, strict=True)]
+    cells = [(f"{share:.0%} image", mixture) for share, mixture in zip(shares, mixtures, strict=True)]
     names = block_names(clip)
     columns = ("block", *(name for name, _ in cells[: len(table)]))
-    return Exhibit(
-        f"{named(image)}: activations from noise to picture",
+    return Result(
+        f"{named(image)}: activations from noise to image",
         (Panel("for each block", _drawn(cells, table)),),
         tuple(
             Table(

@@ -6,12 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from text2seg.explain.backdrop import named
 from text2seg.explain.catalogue.experiments import RepeatedSettings
-from text2seg.explain.exhibit import Exhibit, Panel
-from text2seg.explain.experiments.curves import Curves
-from text2seg.explain.experiments.subject import Pixels, Subject
-from text2seg.explain.ground import named
-from text2seg.explain.watch import Watch
+from text2seg.explain.experiments.common import Curves, Pixels, Subject
+from text2seg.explain.tool import Panel, Progress, Result
 from text2seg.pipeline import Text2Seg
 from text2seg.records import Image
 
@@ -20,8 +18,8 @@ Noise = Callable[[Pixels, float, np.random.Generator], np.ndarray]
 CHANGE = "change of the pixels, root mean square of 255 levels"
 
 
-def run(models: Text2Seg, images: Sequence[Image], settings: RepeatedSettings, watch: Watch) -> Exhibit:
-    """A curve for each kind of noise, over how much it really changes the picture, so that kinds can be compared.
+def run(models: Text2Seg, images: Sequence[Image], settings: RepeatedSettings, progress: Progress) -> Result:
+    """A curve for each kind of noise, over how much it really changes the image, so that kinds can be compared.
 
     Raises:
         QueryError: the text is empty, too long or unknown to the models.
@@ -31,20 +29,20 @@ def run(models: Text2Seg, images: Sequence[Image], settings: RepeatedSettings, w
     strengths = np.linspace(0, 1, settings.steps + 1)
     curves = Curves(tuple(KINDS), strengths)
     jobs = [(kind, repeat) for repeat in range(settings.repeats) for kind in KINDS]
-    for kind, repeat in watch.each(jobs, "curves"):
-        pictures = [noisy(subject.pixels, kind, strength, (settings.seed, repeat)) for strength in strengths]
-        changes = np.array([change(subject.pixels, each) for each in pictures])
-        curves.add(kind, subject.cosines(pictures), changes)
+    for kind, repeat in progress.each(jobs, "curves"):
+        changed = [noisy(subject.pixels, kind, strength, (settings.seed, repeat)) for strength in strengths]
+        changes = np.array([change(subject.pixels, each) for each in changed])
+        curves.add(kind, subject.cosines(changed), changes)
     shown = [(kind, noisy(subject.pixels, kind, 0.5, (settings.seed, 0))) for kind in KINDS]
-    return Exhibit(
+    return Result(
         f"{named(image)}: “{subject.target.name}” under noise",
-        (Panel("mean and range of the runs; pictures at half strength", curves.drawn(shown, CHANGE)),),
+        (Panel("mean and range of the runs; changed at half strength", curves.drawn(shown, CHANGE)),),
         curves.tables("strength", CHANGE),
     )
 
 
 def noisy(pixels: Pixels, kind: str, strength: float, seed: tuple[int, ...]) -> Pixels:
-    """The picture uint8 [h, w, 3] with noise of that kind; `strength` from 0, none, to 1. The same seed draws the same
+    """The image uint8 [h, w, 3] with noise of that kind; `strength` from 0, none, to 1. The same seed draws the same
     noise, only stronger or weaker."""
     if not strength:
         return pixels
@@ -53,7 +51,7 @@ def noisy(pixels: Pixels, kind: str, strength: float, seed: tuple[int, ...]) -> 
 
 
 def change(pixels: Pixels, other: Pixels) -> float:
-    """Root mean square difference of two pictures, in levels from 0 to 255."""
+    """Root mean square difference of two images, in levels from 0 to 255."""
     return float(np.sqrt(np.square(pixels.astype(np.float64) - other).mean()))
 
 

@@ -17,29 +17,28 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from text2seg.clip.model import preprocess
 from text2seg.errors import QueryError
+from text2seg.explain.backdrop import named
 from text2seg.explain.catalogue.experiments import PixelSettings
-from text2seg.explain.exhibit import Exhibit, Panel, Table
-from text2seg.explain.experiments.subject import Pixels, Subject, features
-from text2seg.explain.ground import named
+from text2seg.explain.experiments.common import Pixels, Subject, features
 from text2seg.explain.multilabel import labels_of
 from text2seg.explain.saliency.targets import Target, score
-from text2seg.explain.watch import Watch
-from text2seg.maps.clip import preprocess
+from text2seg.explain.tool import Panel, Progress, Result, Table
 from text2seg.pipeline import Text2Seg
+from text2seg.queries import CLIP_STD
 from text2seg.records import Image
 from text2seg.render.colours import NEGATIVE, PAPER
 from text2seg.render.plot import COLOURS, draw_legend, pixels_of, strip_and_panels
-from text2seg.vocabulary import CLIP_STD
 
 Proposals = tuple[NDArray[np.int64], Pixels]
 """Where pixels are to be changed, rows and columns [K, 2], and to which colours, uint8 [K, 3]."""
-SHOWN = 512  # pixels of the pictures in which the changed ones are ringed
+SHOWN = 512  # pixels of the images in which the changed ones are ringed
 
 
 @dataclass(slots=True)
 class Search:
-    """A picture under attack: which pixels were changed, the margin before and after each, who ranks first."""
+    """An image under attack: which pixels were changed, the margin before and after each, who ranks first."""
 
     pixels: Pixels
     first: str
@@ -52,14 +51,14 @@ class Search:
 
 
 class Ranking:
-    """Cosines of pictures with the attacked text and its rivals."""
+    """Cosines of images with the attacked text and its rivals."""
 
     def __init__(self, subject: Subject, labels: Sequence[str], texts: Tensor) -> None:
         self.subject, self.labels, self._texts = subject, tuple(labels), texts
 
-    def margins(self, pictures: Sequence[Pixels]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def margins(self, images: Sequence[Pixels]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """The text's cosine less that of its best rival, float32 [N], and which of the labels that is [N]."""
-        cosines = features(self.subject.clip, pictures) @ self._texts.T
+        cosines = features(self.subject.clip, images) @ self._texts.T
         rivals, which = cosines[:, 1:].max(1)
         return (cosines[:, 0] - rivals).cpu().numpy(), (which + 1).cpu().numpy()
 
@@ -73,7 +72,7 @@ class Ranking:
         return levels / (255 * np.array(CLIP_STD, np.float32))
 
 
-def run(models: Text2Seg, images: Sequence[Image], settings: PixelSettings, watch: Watch) -> Exhibit:
+def run(models: Text2Seg, images: Sequence[Image], settings: PixelSettings, progress: Progress) -> Result:
     """Both searches, until something else ranks first or as many pixels are changed as may be.
 
     Raises:
@@ -99,16 +98,16 @@ def run(models: Text2Seg, images: Sequence[Image], settings: PixelSettings, watc
     }
     area = subject.pixels.shape[0] * subject.pixels.shape[1]
     jobs = [way for way in searches for _ in range(min(settings.pixels, area))]
-    for way in watch.each(jobs, "pixels"):
+    for way in progress.each(jobs, "pixels"):
         if not searches[way].done:
             advance(ranking, searches[way], propose[way](searches[way]))
     rows = tuple((way, len(each.changed), each.margins[-1], each.first) for way, each in searches.items())
-    return Exhibit(
+    return Result(
         f"{named(image)}: pixels until “{name}” is no longer first of {len(labels)}",
         (Panel("changed pixels, each in a ring", _drawn(subject.pixels, searches)),),
         (Table("the searches", ("search", "pixels changed", "margin", "ranked first"), rows),),
         (
-            f"Before, “{labels[rival]}” comes second, {before:.3f} behind. Of the picture's {area:,} pixels, "
+            f"Before, “{labels[rival]}” comes second, {before:.3f} behind. Of the image's {area:,} pixels, "
             f"{settings.tries} are tried for each that is changed. A search that ends above 0 was in vain.",
         ),
     )
@@ -139,14 +138,14 @@ def by_chance(search: Search, tries: int, chance: np.random.Generator) -> Propos
 def advance(ranking: Ranking, search: Search, proposals: Proposals) -> None:
     """Change the one pixel of those proposed that lowers the margin most, even if it is by less than nothing."""
     where, colours = proposals
-    pictures = []
+    images = []
     for (row, column), colour in zip(where, colours, strict=True):
         changed = search.pixels.copy()
         changed[row, column] = colour
-        pictures.append(changed)
-    margins, rivals = ranking.margins(pictures)
+        images.append(changed)
+    margins, rivals = ranking.margins(images)
     best = int(margins.argmin())
-    search.pixels = pictures[best]
+    search.pixels = images[best]
     search.changed.append((int(where[best, 0]), int(where[best, 1])))
     search.margins.append(float(margins[best]))
     search.first = ranking.labels[int(rivals[best])] if search.done else ranking.labels[0]

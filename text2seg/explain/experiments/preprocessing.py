@@ -1,4 +1,4 @@
-"""Cosine against how the picture is brought to CLIP's input: what becomes of its shape, and how it is resized."""
+"""Cosine against how the image is brought to CLIP's input: what becomes of its shape, and how it is resized."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
+from text2seg.explain.backdrop import named
 from text2seg.explain.catalogue.experiments import TextSettings
-from text2seg.explain.exhibit import Exhibit, Panel, Table
-from text2seg.explain.experiments.subject import GREY, Pixels, Subject
-from text2seg.explain.ground import named
-from text2seg.explain.watch import Watch
+from text2seg.explain.experiments.common import GREY, Pixels, Subject
+from text2seg.explain.tool import Panel, Progress, Result, Table
 from text2seg.pipeline import Text2Seg
 from text2seg.records import Image
 from text2seg.render.plot import COLOURS, draw_legend, pixels_of, strip_and_panels
@@ -29,8 +28,8 @@ FILTERS = {
 WAYS = (*FILTERS, NO_ANTIALIASING)
 
 
-def run(models: Text2Seg, images: Sequence[Image], settings: TextSettings, watch: Watch) -> Exhibit:
-    """The cosine for each way to fit the picture into CLIP's input and each way to resize it.
+def run(models: Text2Seg, images: Sequence[Image], settings: TextSettings, progress: Progress) -> Result:
+    """The cosine for each way to fit the image into CLIP's input and each way to resize it.
 
     Raises:
         QueryError: the text is empty, too long or unknown to the models.
@@ -39,10 +38,10 @@ def run(models: Text2Seg, images: Sequence[Image], settings: TextSettings, watch
     subject = Subject.of(models, image, settings.text, settings.size)
     hw = subject.hw
     cosines: dict[str, NDArray[np.float32]] = {}
-    for fit in watch.each(FITS, "ways to fit"):
+    for fit in progress.each(FITS, "ways to fit"):
         cosines[fit] = subject.cosines([FITS[fit](image.pixels, hw, way) for way in WAYS])
     height, width = image.hw
-    return Exhibit(
+    return Result(
         f"{named(image)}: “{subject.target.name}” and the way to CLIP's input",
         (Panel("what CLIP sees, and the cosine", _drawn(image, hw, cosines)),),
         (
@@ -52,24 +51,24 @@ def run(models: Text2Seg, images: Sequence[Image], settings: TextSettings, watch
                 tuple((fit, *(float(value) for value in values)) for fit, values in cosines.items()),
             ),
         ),
-        (f"The picture is {width} x {height} pixels, CLIP's input {hw[1]} x {hw[0]}. CLIP itself crops, bicubic.",),
+        (f"The image is {width} x {height} pixels, CLIP's input {hw[1]} x {hw[0]}. CLIP itself crops, bicubic.",),
     )
 
 
 def squash(pixels: Pixels, hw: tuple[int, int], way: str) -> Pixels:
-    """All of the picture, its sides stretched."""
+    """All of the image, its sides stretched."""
     return resized(pixels, hw, way)
 
 
 def crop(pixels: Pixels, hw: tuple[int, int], way: str) -> Pixels:
-    """The middle of the picture, unstretched: the input is full, the ends of the longer side are lost."""
+    """The middle of the image, unstretched: the input is full, the ends of the longer side are lost."""
     height, width = _scaled(pixels, hw, max)
     top, left = (height - hw[0]) // 2, (width - hw[1]) // 2
     return resized(pixels, (height, width), way)[top : top + hw[0], left : left + hw[1]]
 
 
 def pad(pixels: Pixels, hw: tuple[int, int], way: str) -> Pixels:
-    """All of the picture, unstretched, on grey."""
+    """All of the image, unstretched, on grey."""
     height, width = _scaled(pixels, hw, min)
     top, left = (hw[0] - height) // 2, (hw[1] - width) // 2
     whole = np.broadcast_to(GREY, (*hw, 3)).copy()
@@ -81,7 +80,7 @@ FITS: Mapping[str, Callable[[Pixels, tuple[int, int], str], Pixels]] = {"squash"
 
 
 def resized(pixels: Pixels, hw: tuple[int, int], way: str) -> Pixels:
-    """The picture at another size. Pillow's filters grow with the picture's, which keeps fine patterns from becoming
+    """The image at another size. Pillow's filters grow with the image's, which keeps fine patterns from becoming
     coarse ones; `NO_ANTIALIASING` is what OpenCV and torch do unless told otherwise."""
     if way == NO_ANTIALIASING:
         return np.asarray(cv2.resize(pixels, hw[::-1], interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
@@ -89,14 +88,14 @@ def resized(pixels: Pixels, hw: tuple[int, int], way: str) -> Pixels:
 
 
 def _scaled(pixels: Pixels, hw: tuple[int, int], choose: Callable[..., float]) -> tuple[int, int]:
-    """The picture's size at the larger (`max`) or smaller scale of those that its sides ask for."""
+    """The image's size at the larger (`max`) or smaller scale of those that its sides ask for."""
     height, width = pixels.shape[:2]
     scale = choose(hw[0] / height, hw[1] / width)
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def _drawn(image: Image, hw: tuple[int, int], cosines: Mapping[str, NDArray[np.float32]]) -> Pixels:
-    cells = [("the picture", image.pixels), *((name, fit(image.pixels, hw, "bicubic")) for name, fit in FITS.items())]
+    cells = [("the image", image.pixels), *((name, fit(image.pixels, hw, "bicubic")) for name, fit in FITS.items())]
     figure, (axes,) = strip_and_panels(cells, 1)
     for colour, (fit, values) in zip(COLOURS, cosines.items(), strict=False):
         axes.plot(

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from text2seg.clip.model import Clip
+from text2seg.clip.resnet import encode_resnet
 from text2seg.errors import SettingsError
 from text2seg.explain.saliency.targets import Target
-from text2seg.maps.clip import Clip
-from text2seg.maps.resnet import encode_resnet
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,13 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from text2seg.clip.model import Clip, preprocess
 from text2seg.errors import CheckpointError, SettingsError
-from text2seg.explain.saliency import relevance
+from text2seg.explain.saliency import vit
 from text2seg.explain.saliency.cams import Cam, layers
-from text2seg.explain.saliency.legrad import legrad
-from text2seg.explain.saliency.rules import similarity
 from text2seg.explain.saliency.targets import Target
-from text2seg.maps.clip import Clip, preprocess
+from text2seg.explain.saliency.vit import legrad, similarity
 from text2seg.records import Image
 from text2seg.runtime import FULL, autocast
 
@@ -56,39 +55,39 @@ _TABLE = (
         "attention",
         "what the last block's CLS attends to, whatever the target",
         "arXiv 2010.11929",
-        {"vit": relevance.attention},
+        {"vit": vit.attention},
         targeted=False,
     ),
     Method(
         "rollout",
         "the attention of all blocks multiplied, whatever the target",
         "arXiv 2005.00928",
-        {"vit": relevance.rollout},
+        {"vit": vit.rollout},
         targeted=False,
     ),
     Method(
         "gradcam",
         "the last layer's channels (ViT: the last block's heads), weighted by their mean gradient",
         "arXiv 1610.02391",
-        {"vit": relevance.gradcam, "resnet": Cam("GradCAM")},
+        {"vit": vit.gradcam, "resnet": Cam("GradCAM")},
     ),
     Method(
         "relevance-last",
         "the last block's attention times its gradient, where positive",
         "arXiv 2103.15679",
-        {"vit": relevance.relevance_last},
+        {"vit": vit.relevance_last},
     ),
     Method(
         "relevance",
         "attention times gradient, where positive, carried through all blocks",
         "arXiv 2103.15679",
-        {"vit": relevance.relevance},
+        {"vit": vit.relevance},
     ),
     Method(
         "relevance-last-grad",
         "all blocks' attention, each weighted by the last block's gradient",
         "a variant of arXiv 2103.15679",
-        {"vit": relevance.relevance_last_grad},
+        {"vit": vit.relevance_last_grad},
     ),
     Method("legrad", "gradient of the last blocks' answers by their attention", "arXiv 2404.03214", {"vit": legrad}),
     _rule("raw", "cosine of CLIP's patches as they are", "arXiv 2103.00020", "vit", "resnet"),

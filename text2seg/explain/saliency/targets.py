@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from text2seg.clip.model import Clip
+from text2seg.clip.resnet import encode_resnet
+from text2seg.clip.text import tokenize
+from text2seg.clip.vit import encode_vit
 from text2seg.errors import QueryError
 from text2seg.explain.tokens import too_long
-from text2seg.maps.clip import Clip
-from text2seg.maps.resnet import encode_resnet
-from text2seg.maps.text import tokenize
-from text2seg.maps.vit import encode_vit
+from text2seg.queries import TEMPLATES, Things
 from text2seg.records import Image
 from text2seg.runtime import autocast
-from text2seg.vocabulary import TEMPLATES, Things
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,8 +1,7 @@
-"""One forward through CLIP's transformers that keeps what explanations are made of: every block's attention, as
-tensors that gradients can be taken of, and the tokens after every block.
+"""One forward through CLIP's transformers, image and text, that keeps every block's attention and tokens as tensors
+with gradients.
 
-The modules are only read, as in `maps.vit`: no hooks, no gradients on parameters, so threads may share a model.
-"""
+The modules are only read, as in `clip.vit`: no hooks, no gradients on parameters, so threads may share a model."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from text2seg.maps.vit import embed_patches, join_heads, split_heads
+from text2seg.clip.vit import embed_patches, join_heads, split_heads
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,3 +76,31 @@ def trace_blocks(
 def gradients(score: Tensor, of: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """How the sum of the scores changes with each tensor, in float32; nothing is written to any tensor."""
     return tuple(gradient.float() for gradient in torch.autograd.grad(score.sum(), list(of)))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TextTrace:
+    """One run of the text tower: `attentions` and `tokens` as in `Trace`, without CLS; `features` float [T, C], what
+    CLIP reads off each text's end, in its joint space, not normalised."""
+
+    attentions: tuple[Tensor, ...]
+    tokens: tuple[Tensor, ...]
+    features: Tensor
+
+
+def trace_text(model: Any, embeddings: Tensor, ends: Tensor, *, first: int | None = 0) -> TextTrace:
+    """Run CLIP's text tower, unchanged, and keep what happens on the way.
+
+    Args:
+        model: a CLIP.
+        embeddings: float [T, L, width] of tokens, before positions are added; `model.token_embedding(tokens)` for
+            words. Positions after the longest text may be left off: nothing looks at them.
+        ends: int64 [T], where each text ends: the place of its end token.
+        first: as for `trace_vit`.
+    """
+    length = embeddings.shape[1]
+    x = embeddings + model.positional_embedding[:length]
+    mask = torch.full((length, length), float("-inf"), dtype=torch.float32, device=x.device).triu(1)
+    attentions, tokens = trace_blocks(model.transformer.resblocks, x, mask=mask, first=first)
+    last = model.ln_final(tokens[-1])[torch.arange(len(x), device=x.device), ends]
+    return TextTrace(attentions, tokens, last @ model.text_projection)

@@ -1,0 +1,1 @@
+"""CLIP: images and words to similarity maps, with surgery on the attention of an unchanged model."""

@@ -1,0 +1,233 @@
+"""Ground truth and predictions, checked and put side by side once for all protocols: which image and which category of
+one is which of the other."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from text2seg.coco.reader import Dataset, attributes_of, check_dataset, check_results, kept_categories, score_of, short
+from text2seg.coco.rle import area, is_number
+from text2seg.coco.truth import Region, Shown, mask_in, names_of, shown_in
+from text2seg.errors import DatasetError
+from text2seg.io.names import folded, pair_names, parts_of
+
+Json = Mapping[str, Any]
+Match = Literal["id", "file-name"]
+
+
+def match_images(truth: Mapping[int, Json], predicted: Mapping[int, Json], match: Match) -> dict[int, int]:
+    """The ground truth's image id for each image of the predictions that is known to it.
+
+    Raises `DatasetError` where two that belong together differ in size or, by id, in file name, or where a file name
+    could be of several images.
+    """
+    if match == "id":
+        pairs = {number: number for number in predicted if number in truth}
+    else:
+        pairs = _by_file_name(truth, predicted)
+    for number, true_number in pairs.items():
+        ours, theirs = predicted[number], truth[true_number]
+        for side in ("height", "width"):
+            if ours.get(side) is not None and ours[side] != theirs[side]:
+                raise DatasetError(
+                    f"image {number}: its {side} is {ours[side]} in the predictions and {theirs[side]} in the ground "
+                    "truth; predictions must be made on the images that were annotated, unscaled"
+                )
+        if match == "id" and _differ(ours.get("file_name"), theirs.get("file_name")):
+            raise DatasetError(
+                f"image {number} is {ours['file_name']!r} in the predictions and {theirs['file_name']!r} in the ground "
+                "truth; if the files number their images differently, match by file name (--match file-name)"
+            )
+    return pairs
+
+
+def match_categories(truth: Mapping[int, str], predicted: Mapping[int, str], match: Match) -> dict[int, int]:
+    """The ground truth's category id for each category of the predictions that is known to it.
+
+    Raises `DatasetError` where two of the same id have different names, unless matched by name.
+    """
+    if match == "file-name":
+        ids = {name: number for number, name in truth.items()}
+        return {number: ids[name] for number, name in predicted.items() if name in ids}
+    pairs = {number: number for number in predicted if number in truth}
+    for number in pairs:
+        if predicted[number] != truth[number]:
+            raise DatasetError(
+                f"category {number} is {predicted[number]!r} in the predictions and {truth[number]!r} in the ground "
+                "truth; match by file name and category name instead (--match file-name)"
+            )
+    return pairs
+
+
+def _by_file_name(truth: Mapping[int, Json], predicted: Mapping[int, Json]) -> dict[int, int]:
+    """By the rule of `text2seg.io.names`."""
+    ours, theirs = list(predicted), list(truth)
+    pairs = pair_names(
+        [_name(predicted[number], number) for number in ours],
+        [_name(truth[number], number) for number in theirs],
+        ours="the predictions",
+        theirs="the ground truth's images",
+    )
+    return {ours[place]: theirs[other] for place, other in pairs.items()}
+
+
+def _name(entry: Json, number: int) -> str:
+    name = entry.get("file_name")
+    if not isinstance(name, str) or not name:
+        raise DatasetError(f"image {number} has no file name, so it cannot be matched by it")
+    return name
+
+
+def _differ(one: Any, other: Any) -> bool:
+    """Whether two file names have different last parts; a missing name differs from nothing."""
+    if not isinstance(one, str) or not isinstance(other, str):
+        return False
+    return [folded(part) for part in parts_of(one)[-1:]] != [folded(part) for part in parts_of(other)[-1:]]
+
+
+TRUTH, PREDICTED = "ground truth", "predictions"
+MOST_CATEGORIES = 16_384
+"""Tables of scores grow with their number, that of semantic segmentation with its square."""
+NUMBERED_DIFFERENTLY = "; if the files number theirs differently, match by names (--match file-name)"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scene(Shown):
+    """One image of the ground truth: what is there and what was predicted, in the order of the files. `presence` scores
+    categories in this image, `None` where the predictions do not say."""
+
+    predicted: tuple[Region, ...] = ()
+    presence: Mapping[int, float] | None = None
+
+    def predicted_of(self, category: int) -> list[Region]:
+        """Predictions of a category that are not empty."""
+        return [each for each in self.predicted if each.category == category and area(each.rle)]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Aligned:
+    """Both datasets in the ids of the ground truth: names of its categories by id, and its images, both ascending."""
+
+    categories: Mapping[int, str]
+    scenes: tuple[Scene, ...]
+
+
+def align(truth: Json, predicted: Json | Sequence[Json], *, match: Match = "id") -> Aligned:
+    """Check two datasets and sort their annotations by the images of the ground truth. Neither is changed.
+
+    Args:
+        truth: a COCO dataset.
+        predicted: a COCO dataset, or a flat list of results {image_id, category_id, segmentation, score}.
+        match: `id`: images and categories of the same id belong together; `file-name`: images of the same file name
+            (one may have more folders in front) and categories of the same name.
+
+    Raises:
+        DatasetError: an entry is damaged or belongs to nothing in the ground truth; names it.
+    """
+    if match not in get_args(Match):
+        raise DatasetError(f"images are matched by {' or '.join(get_args(Match))}, got {match!r}")
+    truth = check_dataset(truth, TRUTH)
+    categories, kept = names_of(truth), kept_categories(truth)
+    if len(categories) > MOST_CATEGORIES:
+        raise DatasetError(f"{truth.name} has {len(categories):,} categories; up to {MOST_CATEGORIES:,} can be scored")
+    shown = tuple(shown_in(truth))
+    sizes = {each.image_id: each.hw for each in shown}
+    if isinstance(predicted, Mapping):
+        predicted = check_dataset(predicted, PREDICTED)
+        name, annotations = predicted.name, predicted["annotations"]
+        image_ids = match_images(_by_id(truth, "images"), _by_id(predicted, "images"), match)
+        theirs, ours = ({each["id"]: each["name"] for each in data["categories"]} for data in (truth, predicted))
+        category_ids = {own: kept[number] for own, number in match_categories(theirs, ours, match).items()}
+        presence = _presences(predicted, image_ids, categories)
+    elif match == "file-name":
+        raise DatasetError("a flat list of results has no file names: match it by id")
+    else:
+        name, annotations = PREDICTED, check_results(predicted, PREDICTED)
+        image_ids, category_ids, presence = {number: number for number in sizes}, kept, {}
+    hint = "" if match == "file-name" else NUMBERED_DIFFERENTLY
+    regions = _predicted(annotations, image_ids, category_ids, sizes, name, hint)
+    scenes = tuple(
+        Scene(
+            each.image_id,
+            each.file_name,
+            each.hw,
+            each.truth,
+            tuple(regions.get(each.image_id, ())),
+            presence.get(each.image_id),
+        )
+        for each in shown
+    )
+    if not any(scene.present() for scene in scenes):
+        raise DatasetError(f"{truth.name} has no annotations{_but_crowds(scenes)}, so there is nothing to score")
+    return Aligned(categories, scenes)
+
+
+def _by_id(dataset: Dataset, key: str) -> dict[int, Json]:
+    return {entry["id"]: entry for entry in dataset[key]}
+
+
+def _but_crowds(scenes: Sequence[Scene]) -> str:
+    return " but crowds and empty masks" if any(scene.truth for scene in scenes) else ""
+
+
+def _predicted(
+    annotations: Sequence[Json],
+    image_ids: Mapping[int, int],
+    category_ids: Mapping[int, int],
+    sizes: Mapping[int, tuple[int, int]],
+    name: str,
+    hint: str,
+) -> dict[int, list[Region]]:
+    regions: dict[int, list[Region]] = defaultdict(list)
+    unscored = 0
+    for place, annotation in enumerate(annotations, start=1):
+        where = f"{name}: annotation {annotation.get('id', f'no. {place} in the list')}"
+        image_id = _known(annotation, "image_id", image_ids, where, f"the ground truth's images{hint}")
+        category = _known(annotation, "category_id", category_ids, where, f"the ground truth's categories{hint}")
+        rle = mask_in(annotation, sizes[image_id], where)
+        score = score_of(annotation)
+        unscored += score is None
+        regions[image_id].append(
+            Region(
+                category, rle, area(rle), score=1.0 if score is None else score, attributes=attributes_of(annotation)
+            )
+        )
+    if unscored:
+        _log.warning("%s: %d annotations without a score count as sure (score 1)", name, unscored)
+    return regions
+
+
+def _known(annotation: Json, key: str, known: Mapping[int, int], where: str, among: str) -> int:
+    """The ground truth's id for the one under `key`, which must be one of those known."""
+    if annotation[key] not in known:
+        raise DatasetError(f"{where}: its {key} {annotation[key]} is not among {among}")
+    return known[annotation[key]]
+
+
+def _presences(
+    predicted: Dataset, image_ids: Mapping[int, int], categories: Mapping[int, str]
+) -> dict[int, dict[int, float]]:
+    """Presence by image and category, if every image says it: it does not compare with the scores of annotations."""
+    ids = {name: number for number, name in categories.items()}
+    found: dict[int, dict[int, float]] = {}
+    for entry in predicted["images"]:
+        number, presence = entry["id"], attributes_of(entry).get("presence")
+        if not isinstance(presence, Mapping):
+            continue
+        for name, value in presence.items():
+            if not is_number(value):
+                raise DatasetError(
+                    f"{predicted.name}: image {number}: the presence of {name!r} is no finite number: {short(value)}"
+                )
+        if number in image_ids:
+            found[image_ids[number]] = {ids[name]: float(value) for name, value in presence.items() if name in ids}
+    if found and len(found) < len(image_ids):
+        _log.warning("%s: only some images say what is present, so scores of annotations rank them all", predicted.name)
+        return {}
+    return found

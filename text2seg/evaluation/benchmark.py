@@ -1,0 +1,163 @@
+"""Label and score in one go: the protocol of the published numbers, on any COCO ground truth.
+
+Every image is asked for the categories that are in it. Beside the IoU of what comes out stand that of the map alone
+and that of the best of SAM's candidates, so that one sees where the rest is lost.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from text2seg.coco import rle
+from text2seg.coco.dataset import DatasetBuilder, write_dataset
+from text2seg.coco.lookup import ImageFinder
+from text2seg.coco.reader import Dataset, check_dataset, kept_categories
+from text2seg.config import PresenceSettings
+from text2seg.errors import DatasetError, Text2SegError
+from text2seg.evaluation import category_given
+from text2seg.evaluation.alignment import align
+from text2seg.evaluation.protocols import Pair, pairs_of
+from text2seg.grids import minmax, resize
+from text2seg.io.images import load_image
+from text2seg.pipeline import Session, Text2Seg
+from text2seg.records import Failure, Segmentation
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """Means over (image, category present) pairs.
+
+    `mean_iou` is category-given, as `evaluation.category_given` gives it; `map_iou` that of the map alone, where it is
+    above its mean; `best_iou` that of SAM's best candidates, each for itself, or of the segments where these are
+    better; `worse_than_map` the share of pairs where the segments are worse than the map.
+    """
+
+    pairs: int
+    images: int
+    mean_iou: float
+    map_iou: float
+    best_iou: float
+    worse_than_map: float
+    seconds: float
+    failures: tuple[Failure, ...]
+
+
+def benchmark_coco(
+    models: Text2Seg,
+    truth: Mapping[str, Any],
+    images: Path,
+    *,
+    targets: int | None = None,
+    seed: int = 0,
+    output: Path | None = None,
+    progress: bool = False,
+) -> Benchmark:
+    """Segment the things that are known to be there, and score them. As they are, nothing is "not found" unless the
+    models' settings say from which presence on.
+
+    Args:
+        models: with the settings to be measured.
+        truth: a COCO dataset.
+        images: the folder of its images.
+        targets: how many (image, category) pairs, of images drawn at random with `seed`; default: all.
+        output: where to write the predictions as a COCO dataset.
+
+    Raises:
+        DatasetError: the ground truth is damaged or empty, or no image could be read.
+        QueryError: the models do not know a category.
+    """
+    checked = check_dataset(truth, "the ground truth")
+    aligned = align(checked, [])
+    chosen = _draw(list(pairs_of(aligned)), targets, seed)
+    names = aligned.categories
+    settings = models.settings
+    if settings.presence.presence is None:
+        settings = replace(settings, presence=PresenceSettings(0))
+    models.check(sorted({names[pair.category] for pairs in chosen for pair in pairs}), settings)
+    builder = DatasetBuilder(queries=list(names.values()), provenance=models.provenance(settings))
+    failures: list[Failure] = []
+    rows: list[tuple[float, float, float]] = []
+    finder = ImageFinder(images=images)
+    start = time.perf_counter()
+    for pairs in tqdm(chosen, unit="image", disable=not progress):
+        scene = pairs[0].scene
+        try:
+            path = finder.find(scene.file_name)
+            session = models.open(load_image(path, image_id=scene.image_id, file_name=scene.file_name))
+            found = session.segment([names[pair.category] for pair in pairs], settings)
+        except Text2SegError as error:
+            failures.append(Failure(scene.file_name, "segment", str(error)))
+            continue
+        builder.add(found)
+        rows += [_scores(session, found, names[pair.category], pair) for pair in pairs]
+    seconds = time.perf_counter() - start
+    if not rows:
+        raise DatasetError(f"none of the {len(chosen)} images could be used, the first because: {failures[0].message}")
+    predicted = builder.build()
+    if output is not None:
+        write_dataset(predicted, output)
+    of_map, of_segments, of_best = (np.array(column) for column in zip(*rows, strict=True))
+    return Benchmark(
+        pairs=sum(len(pairs) for pairs in chosen),
+        images=len(chosen),
+        mean_iou=category_given(_restricted(checked, chosen), predicted).mean_iou,
+        map_iou=float(of_map.mean()),
+        best_iou=float(of_best.mean()),
+        worse_than_map=float((of_segments < of_map).mean()),
+        seconds=seconds,
+        failures=tuple(failures),
+    )
+
+
+def _draw(pairs: Sequence[Pair], targets: int | None, seed: int) -> list[list[Pair]]:
+    """The pairs by image; with `targets`, so many of images in random order."""
+    by_image: dict[int, list[Pair]] = {}
+    for pair in pairs:
+        by_image.setdefault(pair.scene.image_id, []).append(pair)
+    if targets is None:
+        return list(by_image.values())
+    order = list(by_image)
+    random.Random(seed).shuffle(order)
+    chosen, left = [], targets
+    for number in order:
+        if left <= 0:
+            break
+        chosen.append(by_image[number][:left])
+        left -= len(chosen[-1])
+    return chosen
+
+
+def _restricted(truth: Dataset, chosen: Sequence[Sequence[Pair]]) -> Dataset:
+    """The ground truth with only the images and categories that were asked for."""
+    wanted = {(pair.scene.image_id, pair.category) for pairs in chosen for pair in pairs}
+    images = {number for number, _ in wanted}
+    kept = kept_categories(truth)
+    annotations = [a for a in truth["annotations"] if (a["image_id"], kept[a["category_id"]]) in wanted]
+    shown = [image for image in truth["images"] if image["id"] in images]
+    return Dataset({**truth, "images": shown, "annotations": annotations}, truth.name)
+
+
+def _scores(session: Session, found: Segmentation, query: str, pair: Pair) -> tuple[float, float, float]:
+    """IoU of the map alone, of the segments, and of the best candidates of each segment."""
+    scores = minmax(found.maps.scores[[found.maps.queries.index(query)]])
+    of_map = resize(scores, found.image.hw)[0]
+    segments = [segment for segment in found.segments if segment.query == query]
+    best = []
+    for segment in segments:
+        masks = [session.candidate_mask(segment, k) for k in range(len(segment.candidates))]
+        best.append(max(masks, key=lambda mask: _iou(pair, [mask])))
+    of_segments = _iou(pair, [segment.mask for segment in segments])
+    return _iou(pair, [of_map > scores.mean()]), of_segments, max(_iou(pair, best), of_segments)
+
+
+def _iou(pair: Pair, masks: Sequence[NDArray[np.bool_]]) -> float:
+    return pair.iou_of([rle.encode(mask) for mask in masks])

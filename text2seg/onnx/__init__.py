@@ -1,0 +1,1 @@
+"""ONNX graphs of the networks: their manifest, and how ONNX Runtime runs them."""
