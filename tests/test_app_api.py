@@ -324,7 +324,7 @@ class TestBadRequests:
         assert not [record for record in caplog.records if record.exc_info]
 
     def test_a_fault_of_our_own_is_told_as_one(self, http, uploaded, monkeypatch, caplog):
-        monkeypatch.setattr("text2seg.app.api.health", lambda _: 1 / 0)
+        monkeypatch.setattr("text2seg.app.api.health_json", lambda _: 1 / 0)
         event = http.post("/gradio_api/call/health", json={"data": []}).json()["event_id"]
         assert "by a fault of text2seg" in http.get(f"/gradio_api/call/health/{event}").text
         assert [record for record in caplog.records if record.exc_info], "the log has more"

@@ -96,7 +96,7 @@ def load_pair(
 
 
 def find(name: str, kind: Kind) -> Checkpoint:
-    """As `checkpoints.find`; whether open_clip has a model of the name, and whether it fits, shows too."""
+    """As `weights.find`; whether open_clip has a model of the name, and whether it fits, shows too."""
     if kind == "clip" and is_openclip(name):
         recipe_of(name)
     return weights.find(name, kind)
@@ -109,7 +109,7 @@ def graphs_of(clip: Clip) -> Path | None:
 
 
 def fetch(name: str, kind: Kind) -> Path:
-    """The file of a checkpoint: as `checkpoints.fetch`, and of a CLIP of open_clip as that package does."""
+    """The file of a checkpoint: as `weights.fetch`, and of a CLIP of open_clip as that package does."""
     if kind == "clip" and is_openclip(name):
         return fetch_openclip(recipe_of(name))
     return weights.fetch(name, kind)

@@ -133,7 +133,7 @@ class Text2Seg:
 
         Args:
             image: a path, a PIL image, an RGB array uint8 [H, W, 3] or an `Image`.
-            queries: one string or several, each as people type names (`vocabulary.names_in`: with commas, in lines, …);
+            queries: one string or several, each as people type names (`queries.names_in`: with commas, in lines, …);
                 `a+b` gives one segment for both together.
             settings: in place of the model's own.
 

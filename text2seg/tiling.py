@@ -11,7 +11,7 @@ Which segments of a query stay:
    and what is in between and whole in no view is not found: larger tiles or more overlap find it.
 2. One of a tile goes where an IoU below `LEAST_QUALITY` is to be expected of it, even if it is the best of its tile:
    many tiles make many mistakes. Those of the whole image stay as they are without tiles.
-3. Of those that show the same thing, by the rule that holds within an image (`masks.nms`), the one stays of which the
+3. Of those that show the same thing, by the rule that holds within an image (`sam.nms`), the one stays of which the
    highest IoU is to be expected, be it seen in the whole image or in a tile.
 """
 

@@ -26,7 +26,6 @@ from numpy.typing import NDArray
 from starlette.datastructures import FormData, UploadFile
 
 from text2seg._version import __version__
-from text2seg.app import api
 from text2seg.app.explain_tab import explain
 from text2seg.app.fields import shown_settings
 from text2seg.app.guard import FORM_FAULTS, PUBLIC, unreadable_form, why_no_json
@@ -42,14 +41,14 @@ from text2seg.ontology import ontology_of_queries
 from text2seg.queries import shown
 
 
-def health(model_pool: ModelPool) -> Json:
+def health_json(model_pool: ModelPool) -> Json:
     """That the app works, and with what."""
     things = model_pool.models.things
     known = sorted(things.names) if things else None
     return {"status": "ok", "text2seg": __version__, "models": name_of(model_pool.models), "knows_only": known}
 
 
-def segment(
+def segment_json(
     model_pool: ModelPool,
     upload: Path,
     queries: str | Sequence[str],
@@ -84,7 +83,7 @@ def run_tool(
     given: Mapping[str, Any],
     progress: Progress | None = None,
 ) -> Result:
-    """The exhibit of a tool by its name; raises `SettingsError` where there is none, and as `explain` does."""
+    """The result of a tool by its name; raises `SettingsError` where there is none, and as `explain` does."""
     if not isinstance(tool, str) or tool not in TOOLS:
         close = difflib.get_close_matches(str(tool), TOOLS, n=3)
         hint = f"did you mean {' or '.join(close)}? " if close else ""
@@ -92,7 +91,7 @@ def run_tool(
     return explain(model_pool, TOOLS[tool], pictures, given, progress)
 
 
-def tools() -> list[Json]:
+def tools_json() -> list[Json]:
     """Every tool with its settings."""
     return [
         {
@@ -105,8 +104,8 @@ def tools() -> list[Json]:
     ]
 
 
-def exhibit_json(result: Result) -> Json:
-    """An exhibit with its panels as PNG in base64."""
+def result_json(result: Result) -> Json:
+    """A result with its panels as PNG in base64."""
     return {
         "title": result.title,
         "panels": [
@@ -138,11 +137,11 @@ def add_routes(app: FastAPI, model_pool: ModelPool) -> None:
 
     @app.get("/api/health")
     def health() -> Response:
-        return JSONResponse(api.health(model_pool))
+        return JSONResponse(health_json(model_pool))
 
     @app.get("/api/tools")
     def tools() -> Response:
-        return JSONResponse(api.tools())
+        return JSONResponse(tools_json())
 
     @app.post("/api/segment")
     async def segment(request: Request) -> Response:
@@ -171,7 +170,7 @@ def _segment(model_pool: ModelPool, form: FormData, folder: Path) -> Response:
     encoding: Any = _text(form, "segmentation") or "rle"
     given = _json_of(form, "settings")
     wanted = queries[0] if len(queries) == 1 else queries
-    return JSONResponse(api.segment(model_pool, path, wanted, given, name=name, encoding=encoding))
+    return JSONResponse(segment_json(model_pool, path, wanted, given, name=name, encoding=encoding))
 
 
 def _explain(
@@ -184,13 +183,13 @@ def _explain(
             given[name] = files[0][1]
         else:
             raise SettingsError(f"{name} is no file: settings other than pictures belong into `settings`, as JSON")
-    result = api.run_tool(model_pool, tool, pictures, given, Progress(stop=stop))
+    result = run_tool(model_pool, tool, pictures, given, Progress(stop=stop))
     if not wants_picture:
-        return JSONResponse(api.exhibit_json(result))
+        return JSONResponse(result_json(result))
     sheet = result.image()
     if sheet is None:
         raise SettingsError(f"{tool} shows no picture here; ask for JSON")
-    return Response(api.png(sheet), media_type="image/png")
+    return Response(png(sheet), media_type="image/png")
 
 
 async def _in_turn(request: Request, limiter: anyio.CapacityLimiter, model_pool: ModelPool, work: Work) -> Response:
@@ -334,7 +333,7 @@ def add_endpoints(model_pool: ModelPool) -> None:
         if queries is None:
             raise SettingsError("queries are missing; say what to look for, with commas between")
         encoding: Encoding = "rle" if segmentation is None else segmentation
-        return api.segment(model_pool, path, queries, given, name=name, encoding=encoding)
+        return segment_json(model_pool, path, queries, given, name=name, encoding=encoding)
 
     def explain(tool: str, images: list[dict[str, Any]], settings: dict[str, Any] | None = None) -> dict[str, Any]:
         """What an explanation tool shows of pictures; panels are PNG in base64."""
@@ -345,11 +344,11 @@ def add_endpoints(model_pool: ModelPool) -> None:
             key: Path(value["path"]) if _is_file(value) else value
             for key, value in _object({} if settings is None else settings, "settings").items()
         }
-        return api.exhibit_json(api.run_tool(model_pool, tool, paths, given))
+        return result_json(run_tool(model_pool, tool, paths, given))
 
     def health() -> dict[str, Any]:
         """That the app works, and with which models."""
-        return api.health(model_pool)
+        return health_json(model_pool)
 
     for function in (segment, explain, health):
         gr.api(function, api_name=function.__name__)

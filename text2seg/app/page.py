@@ -21,7 +21,7 @@ HEADER = """
 
 
 def build_page(model_pool: ModelPool) -> gr.Blocks:
-    """The whole app. Each tab is built by the `build(workshop)` of its own module, called within its `gr.Tab`; style
+    """The whole app. Each tab is built by the `build(model_pool)` of its own module, called within its `gr.Tab`; style
     sheets and scripts that lie beside that module are part of the page (see `theme`)."""
     page: Any = api.Page(title="text2seg", analytics_enabled=False, delete_cache=(OFTEN_SECONDS, AGE_SECONDS))
     with page:

@@ -54,7 +54,7 @@ PipelineFlags = tyro.conf.UseAppendAction[Annotated[Settings, tyro.conf.arg(name
 
 
 def queries_of(query: Sequence[str], queries: str) -> list[str]:
-    """What `--query` (repeated) and `--queries` ask for, as typed: `vocabulary.parse_queries` reads either alike.
+    """What `--query` (repeated) and `--queries` ask for, as typed: `queries.parse_queries` reads either alike.
 
     Raises:
         QueryError: neither was given.

@@ -298,7 +298,7 @@ class Clip:
     @torch.inference_mode()
     @_in_float32
     def patch_presence(self, tokens: ImageTokens, queries: Sequence[str | Wordings]) -> np.ndarray:
-        """Presence patch by patch, float32 [Q, gh, gw] in [0, 1]; see `maps.presence`."""
+        """Presence patch by patch, float32 [Q, gh, gw] in [0, 1]; see `clip.maps`."""
         each = [_wordings(query) for query in queries]
         others = self.encode_texts((*self.presence.distractors, ""), (TEMPLATE,))
         texts = self.encode_texts(each, (TEMPLATE,))

@@ -91,7 +91,7 @@ def recipe_of(name: str) -> Recipe:
     """Look a model up; nothing is downloaded or built.
 
     Args:
-        name: as `checkpoints.openclip` says.
+        name: as `weights.registry` says.
 
     Raises:
         CheckpointError: open_clip is missing, there is no such architecture, tag, file or folder, or the model is of a

@@ -87,7 +87,7 @@ def _sam_encoder(sam: Sam) -> Tower:
 
 
 def _sam_decoder(sam: Sam, *, masked: bool) -> Tower:
-    """For any number of images, of sets on them, and of points in the longest set; see `masks.decoder.decode`."""
+    """For any number of images, of sets on them, and of points in the longest set; see `sam.decoder.decode`."""
     prompts = sam.module.prompt_encoder
     labels = torch.full((3, 5), POSITIVE, dtype=torch.int64, device="cpu")
     labels[:, 3], labels[:, 4] = NOT_A_POINT, FILLING

@@ -144,7 +144,7 @@ def scan_of(folder: Place, settings: LabelSettings) -> Scan:
 
 
 def take_ids(ontology: Ontology, scan: Scan, categories_from: Place | None) -> tuple[Ontology, Callable[[int], int]]:
-    """The ontology with the ids it is to have, and the id of each image by its index in the listing.
+    """The ontology with the ids it is to have, and the id of each image by its index in the scan.
 
     By default an image's id is its place in the whole folder, from 1, so that shards share no id and an image that
     failed takes its id with it.
@@ -199,7 +199,7 @@ def _prefilter(settings: LabelSettings) -> dict[str, Any]:
 
 
 def _delivery(journal: Journal, state: JobState, bar: Any) -> Callable[[Delivery], None]:
-    """What an engine delivers to: journal, then ledger, then the eyes of whoever waits."""
+    """What an engine delivers to: the journal first, then the job state, then the progress bar."""
 
     def deliver(results: Delivery) -> None:
         offsets = journal.append(record for _, record in results)

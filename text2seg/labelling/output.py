@@ -107,11 +107,11 @@ def write_output(
     info: Mapping[str, Any],
     overwrite: bool = False,
 ) -> tuple[tuple[Failure, ...], tuple[CategorySummary, ...]]:
-    """Stream the COCO file out of the journal, in the order of the listing; only failures are held in memory. One at a
+    """Stream the COCO file out of the journal, in the order of the scan; only failures are held in memory. One at a
     URL is made here and put there in one piece.
 
     Args:
-        image_id: from a file's place in the listing to its id.
+        image_id: from a file's place in the scan to its id.
         info: what the file's own info says beside its failures.
         overwrite: replace a file that this job did not write.
 

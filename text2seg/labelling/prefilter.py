@@ -69,7 +69,7 @@ def skipped(
     ) as (index, filled):
         if filled.stopped:
             return
-        # As with batches, what is computed together is a function of the listing, for rounding depends on it.
+        # As with batches, what is computed together is a function of the scan, for rounding depends on it.
         for start in range(0, len(images), AT_ONCE):
             numbers = range(start, min(start + AT_ONCE, len(images)))
             if unknown.isdisjoint(numbers):

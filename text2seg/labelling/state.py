@@ -14,7 +14,7 @@ _OPEN, _FOUND, _EMPTY, _FAILED, _SKIPPED = range(5)
 
 
 class JobState:
-    """The state of each file of a listing and where in the journal its record stands."""
+    """The state of each file of a scan and where in the journal its record stands."""
 
     def __init__(self, scan: Scan) -> None:
         self.scan = scan
@@ -44,7 +44,7 @@ class JobState:
             self._states[index] = _FOUND if record["annotations"] else _EMPTY
 
     def batches(self, size: int) -> Iterator[list[Task]]:
-        """The files of each batch that something is missing of. Where a batch begins depends on the listing only,
+        """The files of each batch that something is missing of. Where a batch begins depends on the scan only,
         and on what is skipped."""
         looked_at = array("q", (index for index, state in enumerate(self._states) if state != _SKIPPED))
         for start in range(0, len(looked_at), size):
@@ -75,9 +75,9 @@ class JobState:
         return [index for index, state in enumerate(self._states) if state == _OPEN]
 
     def labelled(self) -> Iterator[tuple[int, int]]:
-        """Index and offset of each file with a result, in the order of the listing."""
+        """Index and offset of each file with a result, in the order of the scan."""
         return ((n, self._offsets[n]) for n, state in enumerate(self._states) if state in (_FOUND, _EMPTY, _SKIPPED))
 
     def failed(self) -> Iterator[int]:
-        """The offset of each failure, in the order of the listing."""
+        """The offset of each failure, in the order of the scan."""
         return (self._offsets[n] for n, state in enumerate(self._states) if state == _FAILED)

@@ -112,7 +112,7 @@ class Networks:
             )
 
     def clip_image(self, pixels: Tensor, architecture: str) -> Tensor:
-        """CLIP's image features; see `maps.clip.ImageNetwork`.
+        """CLIP's image features; see `clip.model.ImageNetwork`.
 
         Raises:
             SettingsError: the graph is for another size of input or another attention rule.
@@ -132,17 +132,17 @@ class Networks:
         return self._graphs["clip_image"](pixels)[0]
 
     def clip_text(self, tokens: Tensor) -> Tensor:
-        """CLIP's text features; see `maps.text.TextNetwork`."""
+        """CLIP's text features; see `clip.text.TextNetwork`."""
         return self._graphs["clip_text"](tokens)[0]
 
     def sam_encoder(self, pixels: Tensor) -> Tensor:
-        """SAM's image features; see `masks.sam.EncoderNetwork`."""
+        """SAM's image features; see `sam.sam.EncoderNetwork`."""
         return self._graphs["sam_encoder"](pixels)[0]
 
     def sam_decoder(
         self, embeddings: Tensor, image_index: Tensor, points_xy: Tensor, labels: Tensor, masks: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """SAM's candidates; see `masks.decoder.decode`."""
+        """SAM's candidates; see `sam.decoder.decode`."""
         given = (embeddings, image_index, points_xy, labels)
         if masks is None:
             logits, scores = self._graphs["sam_decoder"](*given)

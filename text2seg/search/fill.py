@@ -42,7 +42,7 @@ class IndexedImage:
 
 
 def indexed_images(files: Sequence[str], stamp: Callable[[int], Stamp]) -> list[IndexedImage]:
-    """Images from the files of a listing and the stamp of each by its place there."""
+    """Images from the files of a scan and the stamp of each by its place there."""
     return [IndexedImage(file, stamp(number)) for number, file in enumerate(files)]
 
 

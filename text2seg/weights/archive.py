@@ -1,5 +1,5 @@
 """Files of weights as they lie on disk: what `torch.save` writes (its zip archives and the form before them),
-TorchScript archives and safetensors. Each file is parsed once, by the parsers here and in `checkpoints.pickles`, and
+TorchScript archives and safetensors. Each file is parsed once, by the parsers here and in `weights.pickles`, and
 nothing in it runs. All sizes are held against the file's own size before memory is taken.
 """
 

@@ -206,7 +206,7 @@ def find(name: str, kind: Kind) -> Checkpoint:
     """The checkpoint of this name, or a file of the user's: whatever is a file, or ends in .pt, .pth or .safetensors.
 
     A known name comes before a file of the same name; write `./demo` to mean the file. A CLIP of open_clip has a name
-    as in `checkpoints.openclip`; of one that is published the file is not known here, see `loading.fetch`.
+    as in `weights.registry`; of one that is published the file is not known here, see `loading.fetch`.
 
     Raises:
         CheckpointError: no such name, or no such file. The message names the known ones and the closest.

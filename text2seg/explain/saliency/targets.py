@@ -118,7 +118,7 @@ def score(clip: Clip, pixels: Tensor, target: Target) -> Tensor:
     """What CLIP's forward, unchanged, gives images for the target: float32 [B].
 
     Args:
-        pixels: float [B, 3, H, W], normalised (`maps.clip.preprocess`), sides whole cells. Gradients flow to them.
+        pixels: float [B, 3, H, W], normalised (`clip.model.preprocess`), sides whole cells. Gradients flow to them.
     """
     encode = _cls_of_vit if clip.is_vit else _cls_of_resnet
     with autocast(clip.device, clip.precision):
