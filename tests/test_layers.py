@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "text2seg"
 LAYERS = {
     "foundations": (
-        "_version errors packages demo records grids queries runtime io render config ontology weights coco"
+        "_version errors packages demo records grids queries runtime io render config ontology weights coco "
+        "images checkpoints vocabulary"
     ),
     "models": "prompts clip sam onnx loading tiling",
     "pipeline": "pipeline sam3_pipeline __init__",
@@ -71,6 +73,20 @@ def test_imports_go_down(path):
         elif room not in ("__init__", "__main__"):
             other = rest[0] if rest and rest[0] in PLACE_OF else "__init__"
             assert other == room or PLACE_OF[other] < PLACE_OF[room], f"{path} imports {name}, which is not before it"
+
+
+@pytest.mark.parametrize(
+    ("former", "name"),
+    [
+        ("images", "io.images"),
+        ("checkpoints.load", "weights.tensors"),
+        ("vocabulary", "queries"),
+    ],
+)
+def test_former_names_of_modules_still_give_what_programs_import(former, name):
+    old, new = import_module(f"text2seg.{former}"), import_module(f"text2seg.{name}")
+    assert old.__all__
+    assert all(getattr(old, each) is getattr(new, each) for each in old.__all__)
 
 
 def test_importing_text2seg_loads_no_heavy_library_and_changes_nothing():
