@@ -196,7 +196,7 @@ def _sorted_out(
     if nested:
         skipped.append(f"{archive}: archives within archives are not opened: {listed(nested)}")
     if others:
-        skipped.append(f"{archive}: left out what is no picture: {listed(others)}")
+        skipped.append(f"{archive}: left out what is no image: {listed(others)}")
     return chosen, skipped
 
 

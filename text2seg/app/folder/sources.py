@@ -28,7 +28,7 @@ def take_uploads(uploads: Sequence[Path], into: Path, room: Room) -> tuple[str, 
     Beside other uploads a zip gets a folder of its own name.
 
     Raises:
-        Text2SegError: there is no picture in it all, or more than there is room for; a zip is refused.
+        Text2SegError: there is no image in it all, or more than there is room for; a zip is refused.
     """
     known, unique = suffixes(), unique_names()
     count, size = 0, 0
@@ -54,7 +54,7 @@ def take_uploads(uploads: Sequence[Path], into: Path, room: Room) -> tuple[str, 
     if others:
         notes.append(f"left out what is neither picture nor zip: {listed(others)}")
     if not count:
-        raise Text2SegError("; ".join(["there is no picture in what you uploaded", *notes]))
+        raise Text2SegError("; ".join(["there is no image in what you uploaded", *notes]))
     return tuple(notes)
 
 
@@ -90,7 +90,7 @@ def take_folder(root: Path, name: str, into: Path, room: Room) -> tuple[str, ...
     notes = (f"left out what leads out of the folder or may not be read: {listed(sorted(outside))}",) * bool(outside)
     notes += (f"left out {unnamed} files whose names are no Unicode",) * bool(unnamed)
     if not count:
-        raise Text2SegError("; ".join(["there is no picture in this folder", *notes]))
+        raise Text2SegError("; ".join(["there is no image in this folder", *notes]))
     return notes
 
 

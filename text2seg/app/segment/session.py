@@ -72,10 +72,10 @@ def looked(
     """After a look for these queries. What a person did to segments stays, the way back from it does not.
 
     Raises:
-        Text2SegError: there is no picture, or `QueryError`, a query cannot be read or the models do not know it.
+        Text2SegError: there is no image, or `QueryError`, a query cannot be read or the models do not know it.
     """
     if visit.session is None:
-        raise Text2SegError("there is no picture yet; drop one, paste one or take an example")
+        raise Text2SegError("there is no image yet; drop one, paste one or take an example")
     session = visit.session
     if visit.models is not model_pool.models:  # they were changed, for all visitors
         session = model_pool.session(session.image)
