@@ -101,7 +101,7 @@ def test_zips_share_the_room(uploads, into):
 
 @pytest.mark.parametrize("names", [(), ("notes.txt",)])
 def test_no_picture_is_said_so(uploads, into, names):
-    with pytest.raises(Text2SegError, match="no picture in what you uploaded"):
+    with pytest.raises(Text2SegError, match="no image in what you uploaded"):
         take_uploads(uploads(*names), into, ROOM)
 
 

@@ -109,7 +109,7 @@ def test_a_zip_becomes_a_dataset_that_was_looked_through(page, six, tmp_path):
     assert "1 picture failed" in done.inner_text()
     assert re.search(r"day/cut\.jpg: .*truncated", done.inner_text())
     assert "photos.zip: left out 1 hidden file" in done.inner_text()
-    assert "no picture: notes.txt" in done.inner_text()
+    assert "no image: notes.txt" in done.inner_text()
 
     tiles = page.locator(TILE)
     tiles.first.wait_for()
@@ -258,7 +258,7 @@ def test_an_ontology_shows_its_faults_as_it_is_typed(page, six):
     [
         (("../evil.jpg", b"x"), "leads out of its folder"),
         (("bomb.png", bytes(30_000_000)), "grows more than 200 times"),
-        (("notes.txt", b"x"), "no picture in what you uploaded"),
+        (("notes.txt", b"x"), "no image in what you uploaded"),
     ],
 )
 def test_an_archive_that_is_refused_leaves_a_sentence_and_no_job(page, packed, entry, words):
