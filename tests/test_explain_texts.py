@@ -227,6 +227,7 @@ def test_a_point_outside_of_the_image_is_refused(demo, point):
         ("the of and!", ()),
         ("", ()),
         ("ein schönes Haus", ("ein schönes haus",)),
+        ("a picture of a koala beside several pictures", ("koala",)),
     ],
 )
 def test_keywords(sentence, expected):

@@ -30,7 +30,7 @@ _NO_THINGS = """
     am is are was were be been being do does did done doing have has had having can could will would shall should may
     might must let not very too also just only quite rather really still almost again once ever never always
     appear appears close full front left right middle top bottom side sides edge corner background foreground
-    image images photo photos photograph image images drawing view shot scene lot lots couple few many more most
+    picture pictures photo photos photograph image images drawing view shot scene lot lots couple few many more most
     much several one two three four five six seven eight nine ten
     sit sits sat sitting stand stands stood standing lie lies lay lying lean leans leaning hang hangs hung hanging
     hold holds held holding carry carries carried carrying wear wears wore wearing walk walks walked walking run runs
