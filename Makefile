@@ -1,4 +1,4 @@
-# One target per job; CI runs the same ones. The environment is made on first use, and only with what the job needs.
+# One target per task; CI runs the same targets. The first use creates the environment, with only what the task needs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,14 +8,14 @@ READY := $(VENV)/.ready
 
 .PHONY: demo app test lint type unit test-browser chromium score audit licences lock clean
 
-demo: $(DEMO)  ## set up, then cut things out of a bundled scene with the bundled demo model
-	$(BIN)/text2seg segment text2seg/demo/scenes/new-scenes/images/scene_0019.jpg \
+demo: $(DEMO)  ## set up, then segment a bundled scene with the bundled demo model
+	$(BIN)/text2seg segment text2seg/demo/scenes/new-scenes/images/scene_0019.jpg --model demo \
 		--queries "$(shell cat text2seg/demo/scenes/queries.txt)" --output outputs/demo
 
-app: $(APP)  ## set up, then open the browser app on the bundled demo model
+app: $(APP)  ## set up, then open the browser app with the bundled demo model
 	$(BIN)/python app.py
 
-test: lint type unit  ## everything that must pass before a change goes in; test-browser has the app's own
+test: lint type unit  ## all checks that a change must pass, except the app's tests in test-browser
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
@@ -27,37 +27,37 @@ type: $(READY)
 unit: $(READY)
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --ignore tests/browser
 
-test-browser: chromium $(READY)  ## the tests in a real browser alone
+test-browser: chromium $(READY)  ## only the tests in a real browser
 	TEXT2SEG_REQUIRE_BROWSER=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/browser
 
-chromium:  ## Debian's and Ubuntu's Chromium, where there is none yet
+chromium:  ## install Chromium on Debian or Ubuntu if it is missing
 	@command -v chromium chromium-browser google-chrome >/dev/null || \
 		{ apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; }
 
 score: $(DEMO)  ## score the demo model on the bundled test scenes
-	$(BIN)/python scripts/score_demo.py
+	$(BIN)/python benchmarks/accuracy.py demo
 
-audit: $(READY)  ## known faults of all that is installed; fails where the database does not answer
+audit: $(READY)  ## find known vulnerabilities of installed packages; fails if the database does not answer
 	$(BIN)/pip install --quiet pip-audit
 	$(BIN)/pip-audit --local --skip-editable --strict
 
-licences: $(READY)  ## write docs/licences.md from what is installed
+licences: $(READY)  ## write docs/licences.md from the installed packages
 	$(BIN)/pip install --quiet pip-licenses
 	$(BIN)/python scripts/licences.py --write
 
-lock: $(READY)  ## write requirements.lock anew: the latest versions that setup.cfg allows
+lock: $(READY)  ## write requirements.lock with the latest versions that setup.cfg allows
 	$(BIN)/pip install --quiet uv
 	$(BIN)/uv pip compile setup.cfg --extra dev --universal --python-version 3.10 --generate-hashes --upgrade \
 		--no-header --no-annotate --quiet --output-file requirements.lock
 
-# $(install): $(PACKAGE) and what it needs, in the versions of requirements.lock. uv needs seconds and checks every
-# file against its hash. pip, where uv cannot be had or with `make UV= …`, takes minutes and checks versions only.
+# $(install): install $(PACKAGE) and its requirements in the versions of requirements.lock. uv takes seconds and checks
+# the hash of every file. pip, used if uv cannot be installed or with `make UV= …`, takes minutes and checks versions only.
 UV := $(BIN)/uv
 define install
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	@echo "Installing $(PACKAGE) into $(VENV); torch is large, so the first time takes a while"
 	@test -z "$(UV)" || test -x "$(UV)" || $(BIN)/pip install --quiet --disable-pip-version-check uv || \
-		echo "uv cannot be had here, so pip installs; that takes some minutes"
+		echo "uv cannot be installed, so pip is used; this takes some minutes"
 	@if test -n "$(UV)" && test -x "$(UV)"; then \
 		index=$${PIP_INDEX_URL:-$$($(BIN)/pip config get global.index-url 2>/dev/null)}; \
 		$(UV) pip install --python $(BIN)/python $${index:+--default-index "$$index"} --constraint requirements.lock --editable "$(PACKAGE)"; \
@@ -74,7 +74,7 @@ $(DEMO): PACKAGE = .
 $(APP): PACKAGE = .[app,explain]
 $(READY): PACKAGE = .[dev]
 
-$(DEMO): $(PINS)  # what `pip install .` brings
+$(DEMO): $(PINS)  # the same packages as `pip install .`
 	$(install)
 
 $(APP): $(PINS)

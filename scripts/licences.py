@@ -1,10 +1,10 @@
-"""The licences of all that text2seg installs, as docs/licences.md: `make licences`.
+"""Write docs/licences.md, the licences of all packages that text2seg installs: `make licences`.
 
     python scripts/licences.py            # print the document
     python scripts/licences.py --write    # write it
 
-Looked at are the packages that `text2seg` and its extras need, directly or not, as they are installed in this
-environment; what only developers need is a table of its own. pip-licenses reads each package's own metadata.
+The tables have the packages that text2seg and its extras need, directly or indirectly, in the versions installed in
+this environment. Packages that only developers need have their own table. pip-licenses reads the packages' metadata.
 """
 
 from __future__ import annotations
@@ -27,19 +27,20 @@ SETUP = TARGET.parents[1] / "setup.cfg"
 HEAD = """# Licences
 
 text2seg's own code is under the [MIT licence](../LICENSE). The bundled scenes show drawings of emoji vendors and are
-under CC BY-SA 4.0; the bundled models were trained on such drawings. Vendors and licences stand in
-[the table of drawings](demo_model.md#the-world): Apache 2.0, MIT, CC BY 4.0, CC BY-SA 4.0. Published weights, which
-`text2seg checkpoints download` fetches, have licences of their own and are no part of text2seg.
+under CC BY-SA 4.0; the bundled models were trained on such drawings.
+[The table of drawings](demo_model.md#the-scenes) lists the vendors and their licences: Apache 2.0, MIT, CC BY 4.0,
+CC BY-SA 4.0. Published weights, which `text2seg checkpoints download` fetches, have their own licences and are not part
+of text2seg.
 
-Made by `make licences` from what the packages say of themselves, in the versions that were installed then (Linux,
-Python {python}). Nothing of them is in text2seg's wheel; pip fetches them.
+`make licences` wrote this page from the metadata of the packages installed at that time (Linux, Python {python}).
+text2seg's wheel contains none of these packages; pip downloads them.
 
 ## Not permissive, or not said
 
-None of these asks anything of text2seg's code. Who passes on an image or an installer with them in it passes on their
-conditions: MPL wants the sources of that package, if changed, to stay open; NVIDIA's libraries come under NVIDIA's
-terms (they come with torch's wheels for Linux; those for the CPU have none). Wheels may hold libraries that their
-metadata does not name: that of OpenCV has FFmpeg, under the LGPL.
+None of these licences affects text2seg's own code. If you distribute an image or installer that contains these
+packages, their conditions apply to it: MPL requires that changed sources of the package stay open, and NVIDIA's
+libraries have NVIDIA's terms (torch's wheels for Linux bring them; its wheels for the CPU do not). Wheels may contain
+libraries that their metadata does not name: OpenCV's wheel contains FFmpeg, under the LGPL.
 """
 NO_USERS = ("dev", "demo-world")  # extras for work on text2seg itself
 SAID_ELSEWHERE = {
@@ -53,7 +54,7 @@ WITH_CONDITIONS = re.compile(r"GPL|MPL|Mozilla|EPL|Eclipse|CDDL|EUPL|NVIDIA|Prop
 
 
 def extras() -> dict[str, list[Requirement]]:
-    """What each extra of setup.cfg asks for; "" is what is always installed."""
+    """Return the requirements of each extra in setup.cfg; "" has the requirements without an extra."""
     setup = configparser.ConfigParser(inline_comment_prefixes="#")
     setup.read(SETUP, encoding="utf-8")
     asked = {"": setup["options"]["install_requires"], **setup["options.extras_require"]}
@@ -61,7 +62,7 @@ def extras() -> dict[str, list[Requirement]]:
 
 
 def needed(roots: Iterable[Requirement]) -> set[str]:
-    """The installed packages that these requirements need, directly or not, by canonical name."""
+    """Return the canonical names of the installed packages that these requirements need, directly or indirectly."""
     found: set[str] = set()
     seen: set[tuple[str, str]] = set()
     waiting = list(roots)
@@ -80,7 +81,7 @@ def needed(roots: Iterable[Requirement]) -> set[str]:
 
 
 def licences() -> dict[str, tuple[str, str, str]]:
-    """Name, version and licence of every installed package, by canonical name."""
+    """Return name, version and licence of every installed package, by canonical name."""
     command = [sys.executable, "-m", "piplicenses", "--format=json", "--from=mixed", "--with-system"]
     answer = subprocess.run(command, check=True, capture_output=True, text=True)
     return {
@@ -91,7 +92,7 @@ def licences() -> dict[str, tuple[str, str, str]]:
 
 
 def short(licence: str) -> str:
-    """The licence in one line; some packages put its whole text where its name belongs."""
+    """Return the licence in one line. Some packages give its whole text instead of its name."""
     first = next((line.strip() for line in licence.splitlines() if line.strip()), "")
     return first[:80].replace("|", "/") if first and first != "UNKNOWN" else "not said"
 
@@ -134,7 +135,7 @@ def document() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help=f"write {TARGET.name} in place of printing it")
+    parser.add_argument("--write", action="store_true", help=f"write {TARGET.name} instead of printing it")
     if not parser.parse_args().write:
         print(document())
         return

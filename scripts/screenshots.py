@@ -1,9 +1,9 @@
-"""Pictures of the running app for the README: docs/app-*.png.
+"""Make the images of the app in the docs, docs/app-*.png.
 
     python scripts/screenshots.py
 
-starts an app of its own, does what a visitor would do in a headless Chromium, and keeps what it looks like. Chromium is
-found as for the browser tests.
+starts an app, acts like a visitor in a headless Chromium, and saves what the page shows. Chromium is found as for the
+browser tests.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
-from scripts.load_app import app
+from app_load import app
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -32,50 +32,46 @@ def segment(page: Page) -> None:
     page.locator("[data-example]").first.wait_for()
     page.set_input_files("t2s-stage input[type=file]", SCENES / "scene_0019.jpg")
     page.locator(".t2s-figure").wait_for()
-    page.get_by_label("Add what to look for").fill("sheep, fire engine, koala")
+    page.get_by_label("Add a query").fill("sheep, fire engine, koala")
     page.keyboard.press("Enter")
-    page.locator(".t2s-picture [data-piece]").nth(2).wait_for()
-    page.locator("svg.t2s-picture[aria-busy=false]").wait_for()
+    page.locator(".t2s-image [data-piece]").nth(2).wait_for()
+    page.locator("svg.t2s-image[aria-busy=false]").wait_for()
 
 
 def folder(page: Page) -> None:
     page.get_by_role("tab", name="Label a folder").click()
     page.locator("#folder-files input[type=file]").set_input_files(sorted(SCENES.glob("*.jpg"))[:12])
-    page.locator("#folder-files").get_by_text("scene_0012").first.wait_for()
-    page.get_by_label("Things, with commas between them").fill(THINGS)
-    page.get_by_role("button", name="Write the ontology").click()
-    page.locator(".t2s-fine").wait_for()
-    page.get_by_role("button", name="Label the pictures").click()
+    page.locator("#folder-files").get_by_text("and 6 more").wait_for()
+    page.get_by_label("Things to find, separated by commas").fill(THINGS)
+    page.get_by_role("button", name="Convert to ontology").click()
+    page.locator(".t2s-valid").wait_for()
+    page.locator("#folder-start").click()
     page.locator("#folder-sheet .t2s-tile").first.wait_for()
     page.locator("#folder-shown").evaluate("element => element.scrollIntoView({block: 'start'})")
 
 
 def explain(page: Page) -> None:
     page.get_by_role("tab", name="Explain").click()
-    page.locator("#explain-group").get_by_text("Board", exact=True).click()
-    page.locator("#explain-picture input[type=file]").set_input_files(SCENES / "scene_0019.jpg")
-    page.locator("#setting-text textarea").fill("a sheep\na fire engine\na bomb\na rocket")
-    page.get_by_role("button", name="Run").click()
     expect(page.locator("#explain-status h3")).to_be_visible()
     expect(page.locator("#explain-panels img").first).to_be_visible()
 
 
-PICTURES: dict[str, tuple[Callable[[Page], None], tuple[int, int], bool]] = {
+IMAGES: dict[str, tuple[Callable[[Page], None], tuple[int, int], bool]] = {
     "app-segment": (segment, (1280, 860), False),
     "app-folder": (folder, (1280, 860), False),
     "app-explain": (explain, (1280, 860), True),
     "app-phone": (segment, (390, 844), False),
 }
-"""What is done, on how large a page, and whether it is dark."""
+"""Actions, size of the page in pixels, and whether it is dark."""
 
 
 def take(browser: Browser, url: str, name: str) -> Path:
-    act, (width, height), dark = PICTURES[name]
+    act, (width, height), dark = IMAGES[name]
     page = browser.new_page(viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light")
     page.set_default_timeout(PATIENCE_MS)
     page.goto(url)
     act(page)
-    page.wait_for_timeout(1500)  # until everything has faded in
+    page.wait_for_timeout(1500)  # until animations have ended
     if name != "app-folder":
         page.evaluate("window.scrollTo(0, 0)")
     path = DOCS / f"{name}.png"
@@ -85,7 +81,7 @@ def take(browser: Browser, url: str, name: str) -> Path:
 
 
 def main() -> None:
-    names = sys.argv[1:] or [*PICTURES]
+    names = sys.argv[1:] or [*IMAGES]
     executable = shutil.which("chromium") or shutil.which("google-chrome")
     expect.set_options(timeout=PATIENCE_MS)
     with app(()) as (url, _), sync_playwright() as driver:

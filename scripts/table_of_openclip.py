@@ -1,8 +1,9 @@
-"""Print the tables of open_clip's models in docs/models.md: what fits, how large it is, what does not fit and why.
+"""Print the tables of open_clip's models in docs/models.md: supported models with their sizes, and other models with
+the reason why they are not supported.
 
     python scripts/table_of_openclip.py
 
-Takes minutes: every model that fits is built, without weights, to count its parameters.
+Takes minutes, because it builds every supported model, without weights, to count the parameters.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ FAMILIES = {
     "ViT": r"ViT-",
     "timm's ViT": r"vit_",
 }
-"""By how an architecture is called; the first that fits it counts."""
+"""Patterns of the names of architectures. The first that matches gives the family."""
 
 LICENCES = {
     "CLIPA": "Apache 2.0",
@@ -33,7 +34,7 @@ LICENCES = {
     "SigLIP": "Apache 2.0",
     "MobileCLIP 2": "Apple, research only",
 }
-"""Of the weights, as their publishers state it; those of the other families differ from tag to tag."""
+"""Licences of the weights, as stated by their publishers. In other families, licences differ from tag to tag."""
 
 
 def family_of(architecture: str) -> str:
@@ -41,7 +42,7 @@ def family_of(architecture: str) -> str:
 
 
 def shape_of(config: dict[str, Any]) -> str:
-    """Of the image tower: patch or stride, width × blocks, and the side of the images it was trained on."""
+    """Return the shape of the image tower: patch or stride, width × blocks, and the size of its training images."""
     image = config["vision_cfg"]
     side = image.get("image_size", 224)
     if name := image.get("timm_model_name"):
@@ -71,7 +72,7 @@ def main() -> None:
             refused.setdefault(re.sub(r" \(.*?\)", "", why), []).append(f"`{architecture}`")
             continue
         if architecture.endswith("-quickgelu"):
-            continue  # the same with another activation
+            continue  # the same model with another activation
         tags = len(open_clip.list_pretrained_tags_by_model(architecture))
         millions = parameters_of(config) / 1e6
         family = family_of(architecture)

@@ -1,4 +1,4 @@
-"""A live app for tests, and models that only count."""
+"""A running app for tests, and fake models that count their calls."""
 
 from __future__ import annotations
 
@@ -40,10 +40,11 @@ def live_app(models, **settings) -> Iterator[str]:
 
 
 class CountingModels:
-    """In place of `Text2Seg`: "encodes" a picture once a session, and answers with the mean of its pixels as the
+    """In place of `Text2Seg`: "encodes" an image once a session, and answers with the mean of its pixels as the
     presence of the query."""
 
-    things = None
+    closed_vocabulary = None
+    names = "fake models"
     clip = SimpleNamespace(device=torch.device("cpu"))
 
     def __init__(self, floats: int = 1000, seconds: float = 0.0) -> None:
@@ -75,5 +76,5 @@ class CountingModels:
 
 
 def plain(value: int, hw: tuple[int, int] = (6, 8), name: str = "one.png") -> Image:
-    """A picture of one grey."""
+    """An image of one grey."""
     return Image(np.full((*hw, 3), value, np.uint8), name)

@@ -1,7 +1,8 @@
-"""Random CLIPs and SAMs in the formats that checkpoints come in, and a server that behaves as badly as it is told."""
+"""Random CLIPs and SAMs in all checkpoint formats, and a server that simulates faults."""
 
 from __future__ import annotations
 
+import io
 import threading
 import warnings
 from collections.abc import Iterator
@@ -10,10 +11,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import clip
 import torch
 from torch import Tensor, nn
-
-from text2seg.clip.build import import_clip
 
 # embedding, image size, layers, width and patch of the image encoder, context, vocabulary, text width, heads, layers
 TINY_VIT = (24, 48, 2, 64, 16, 7, 50, 64, 1, 2)
@@ -22,8 +22,7 @@ VIT_B_16 = (512, 224, 12, 768, 16, 77, 49408, 512, 8, 12)
 
 
 def clip_module(arguments: tuple[Any, ...], *, seed: int = 0) -> nn.Module:
-    """A CLIP as OpenAI's package makes it: linear and convolution weights in half precision, norms in single."""
-    clip = import_clip()
+    """Return a CLIP as OpenAI's package makes it: linear and convolution weights in float16, norms in float32."""
     with torch.device("meta"):
         model = clip.model.CLIP(*arguments)
         clip.model.convert_weights(model)
@@ -35,7 +34,7 @@ def clip_module(arguments: tuple[Any, ...], *, seed: int = 0) -> nn.Module:
 
 
 def sam_weights(name: str = "vit_b", *, device: str = "meta") -> dict[str, Tensor]:
-    """The tensors of a published SAM: their names and shapes are right, their values zero, or none at all on meta."""
+    """Return tensors with the names and shapes of a published SAM; their values are zero, or absent on meta."""
     from segment_anything import sam_model_registry
 
     with torch.device("meta"):
@@ -50,8 +49,26 @@ def _random(name: str, like: Tensor, generator: torch.Generator) -> Tensor:
     return (values.abs_().add_(0.5) if name.endswith("running_var") else values).to(like.dtype)
 
 
+def archive_that_writes() -> bytes:
+    """Return a TorchScript archive that writes a file "ran" into the working folder when torch reads it."""
+
+    class Sets(nn.Module):
+        @torch.jit.export
+        def __getstate__(self):
+            return True
+
+        @torch.jit.export
+        def __setstate__(self, state: bool):
+            torch.save(torch.ones(1), "ran")
+            self.training = state
+
+    buffer = io.BytesIO()
+    torch.jit.save(torch.jit.script(Sets()), buffer)
+    return buffer.getvalue()
+
+
 def write_official_archive(model: nn.Module, path: Path, *, image_size: int, context: int, vocabulary: int) -> None:
-    """A TorchScript archive as OpenAI publishes: traced, in half precision, with three numbers among the tensors."""
+    """Write a TorchScript archive like OpenAI's: traced, in float16, with three numbers among the tensors."""
     extras = {"input_resolution": image_size, "context_length": context, "vocab_size": vocabulary}
     for name, value in extras.items():
         if hasattr(model, name):
@@ -64,22 +81,25 @@ def write_official_archive(model: nn.Module, path: Path, *, image_size: int, con
 
 
 class Server(ThreadingHTTPServer):
-    """Serves `content` at every path. What it received is in `ranges`, one entry a request."""
+    """Serves `content` at every path, or else the `files` by their paths. `ranges` has the requested range of each
+    request, `paths` its path."""
 
     daemon_threads = True
 
     def __init__(self, content: bytes) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.content = content
+        self.files: dict[str, bytes] = {}
+        self.paths: list[str] = []
         self.ranges: list[str | None] = []
         self.statuses: list[int] = []
-        """Answers of the next requests, errors without a body; after these it serves."""
+        """Error codes of the next requests; later requests succeed."""
         self.cuts: list[int] = []
-        """After how many bytes of the body the next answers break off."""
+        """Number of body bytes after which each of the next responses is cut."""
         self.knows_ranges = True
         self.tells_length = True
         self.shift = 0
-        """How far the parts it sends are from those it was asked for."""
+        """Offset in bytes of the sent parts from the requested ones."""
 
     @property
     def url(self) -> str:
@@ -93,10 +113,14 @@ class _Handler(BaseHTTPRequestHandler):
         server = self.server
         asked = self.headers.get("Range")
         server.ranges.append(asked)
+        server.paths.append(self.path)
         if server.statuses:
             return self.send_error(server.statuses.pop(0))
+        if server.files and self.path not in server.files:
+            return self.send_error(404)
+        content = server.files.get(self.path, server.content)
         start = int(asked.removeprefix("bytes=").rstrip("-")) + server.shift if asked and server.knows_ranges else 0
-        total = len(server.content)
+        total = len(content)
         if start >= total:
             self.send_response(416)
             self.send_header("Content-Range", f"bytes */{total}")
@@ -109,7 +133,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(total - start))
         self.end_headers()
         end = start + server.cuts.pop(0) if server.cuts else total
-        self.wfile.write(server.content[start:end])
+        self.wfile.write(content[start:end])
 
     def log_message(self, format: str, *args: Any) -> None:
         """Keep the tests' output clean."""

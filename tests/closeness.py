@@ -1,10 +1,9 @@
-"""How far two computations of one value may lie apart on any processor.
+"""Tolerances for two computations of one value on any processor.
 
-Which processor, which library, how many threads and what else is in the batch decide in which order a sum is added, and
-so its last digits. Rounding errors are as good as random: the sum of n products ends about √n roundings away from
-another order's, each of the precision eps of the type and the size of the values. A network is a chain of sums, each
-of which rounds what the last one left. Every tolerance for such a difference comes from here and names how much is
-added; none is a number that one machine happened to keep to.
+The processor, the library, the number of threads and the batch determine the order in which a sum is added, and so its
+last digits. Rounding errors are nearly random: two orders of a sum of n products differ by about √n roundings, each of
+the size eps of the dtype times the values. A network is a chain of such sums. All tolerances for these differences are
+computed here from the number of products; none was tuned on one machine.
 """
 
 from __future__ import annotations
@@ -17,15 +16,15 @@ import torch
 from numpy.typing import ArrayLike
 
 TINY_NETWORK = 30 * 100
-"""Products on the way through a test's random network: some 30 sums in a row, of up to 100 products each."""
+"""Products in a test's random network: about 30 sums in a row, of up to 100 products each."""
 DEMO_NETWORK = 50 * 768
-"""The same of the demo models, and of a decoder of the official size."""
+"""Products in the demo models, and in a decoder of the official size."""
 MARGIN = 8
-"""How many times the usual difference is let pass; a fault is hundreds of times as large."""
+"""Factor of the allowed difference to the usual one; faults are hundreds of times as large."""
 
 
 def rounding(terms: int, *, scale: float = 1.0, dtype: torch.dtype = torch.float32) -> float:
-    """The largest difference that `terms` products, added in another order, explain in values as large as `scale`."""
+    """Return the allowed difference of a sum of `terms` products in another order, for values up to `scale`."""
     return MARGIN * torch.finfo(dtype).eps * terms**0.5 * scale
 
 
@@ -37,13 +36,13 @@ def assert_close(
     scale: float | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Both have one shape and differ by rounding alone.
+    """Assert that two arrays have the same shape and differ by rounding only.
 
     Args:
-        terms: how many products are added on the way to a value, such as `TINY_NETWORK`.
-        scale: how large the values are that are added; by default the largest of `theirs`. Where large values cancel
+        terms: number of products that are added for a value, such as `TINY_NETWORK`.
+        scale: size of the added values; by default the largest of `theirs`. If large values cancel
             out, as in differences of cosines, they are larger than the result.
-        dtype: the coarsest type on the way.
+        dtype: the dtype with the lowest precision in the computation.
     """
     one, other = _array(ours), _array(theirs)
     assert one.shape == other.shape
@@ -53,13 +52,13 @@ def assert_close(
 
 
 def assert_same_masks(ours: ArrayLike, theirs: ArrayLike) -> None:
-    """Both masks are the same but for pixels that lie so near the edge that rounding decides: one in two thousand."""
+    """Assert that masks are equal except for one in two thousand pixels, near edges, where rounding decides."""
     assert np.shape(ours) == np.shape(theirs)
     assert np.mean(np.asarray(ours) != np.asarray(theirs)) <= 1 / 2000
 
 
 def about(value: Any, *, terms: int, scale: float = 1.0, dtype: torch.dtype = torch.float32) -> Any:
-    """`pytest.approx` of a number, or a list or dict of them, with the same bound."""
+    """Return `pytest.approx` of a number, or a list or dict of numbers, with this tolerance."""
     return pytest.approx(value, rel=0, abs=rounding(terms, scale=scale, dtype=dtype))
 
 

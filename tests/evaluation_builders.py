@@ -17,7 +17,7 @@ def category(name: str, names: tuple[str, ...] = NAMES) -> int:
 
 
 def dataset(*images: list[dict], names: tuple[str, ...] = NAMES, hw: tuple[int, int] = builders.HW) -> dict:
-    """One image for each list of annotations, made by `thing`."""
+    """Dataset with one image for each list of annotations, made by `annotation`."""
     data: dict = {
         "images": [
             {"id": 5 * place, "file_name": f"{place}.png", "height": hw[0], "width": hw[1]}
@@ -26,8 +26,8 @@ def dataset(*images: list[dict], names: tuple[str, ...] = NAMES, hw: tuple[int, 
         "annotations": [],
         "categories": [{"id": category(name, names), "name": name} for name in names],
     }
-    for place, things in enumerate(images, start=1):
-        for each in things:
+    for place, entries in enumerate(images, start=1):
+        for each in entries:
             number = len(data["annotations"]) + 1
             known = {key: value for key, value in each.items() if key != "name"}
             known |= {"id": number, "image_id": 5 * place, "category_id": category(each["name"], names)}
@@ -35,7 +35,9 @@ def dataset(*images: list[dict], names: tuple[str, ...] = NAMES, hw: tuple[int, 
     return data
 
 
-def thing(name: str, mask: NDArray[np.bool_], *, score: float | None = None, crowd: bool = False, **attributes) -> dict:
+def annotation(
+    name: str, mask: NDArray[np.bool_], *, score: float | None = None, crowd: bool = False, **attributes
+) -> dict:
     found: dict = {"name": name, "segmentation": rle.encode(mask), "area": int(mask.sum()), "iscrowd": int(crowd)}
     if score is not None:
         found["score"] = score
@@ -58,7 +60,7 @@ def shifted(mask: NDArray[np.bool_], random: np.random.Generator) -> NDArray[np.
 def random_pair(
     seed: int, *, images: int = 6, hw: tuple[int, int] = (150, 200), crowds: bool = True
 ) -> tuple[dict, dict]:
-    """A truth, partly polygons and crowds, and predictions near it, some of the wrong category; all scores differ."""
+    """Random truth with polygons and crowds, and predictions near it, some of the wrong category; all scores differ."""
     random = np.random.default_rng(seed)
     true: list[list[dict]] = []
     found: list[list[dict]] = []
@@ -67,21 +69,21 @@ def random_pair(
         there: list[dict] = []
         for _ in range(int(random.integers(0, 6))):
             name, mask = str(random.choice(NAMES)), random_mask(random, hw)
-            each = thing(name, mask, crowd=crowds and random.random() < 0.15)
+            each = annotation(name, mask, crowd=crowds and random.random() < 0.15)
             if not each["iscrowd"] and random.random() < 0.5:
                 each["segmentation"] = polygon.encode(mask)
             here.append(each)
             if random.random() < 0.8:
                 guess = name if random.random() < 0.8 else str(random.choice(NAMES))
-                there.append(thing(guess, shifted(mask, random), score=float(random.random())))
+                there.append(annotation(guess, shifted(mask, random), score=float(random.random())))
         true.append(here)
         found.append(there)
-    true[0].append(thing("dog", random_mask(random, hw)))
+    true[0].append(annotation("dog", random_mask(random, hw)))
     return dataset(*true, hw=hw), dataset(*found, hw=hw)
 
 
 def permuted(data: dict, seed: int) -> dict:
-    """The same with images, annotations and categories in another order."""
+    """The same dataset with images, annotations and categories in another order."""
     random = np.random.default_rng(seed)
     return {key: [values[place] for place in random.permutation(len(values))] for key, values in data.items()}
 

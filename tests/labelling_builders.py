@@ -1,4 +1,4 @@
-"""A labelling job with fake models, also as a process of its own that is killed again and again."""
+"""A labelling job with fake models, also run in a separate process that is killed many times."""
 
 from __future__ import annotations
 
@@ -26,15 +26,19 @@ ONTOLOGY = ontology_of_queries("ball, red car")
 
 class FakeModels:
     """Finds a box, a ring or nothing, by the name of the image. Every score depends on all images of the batch, as
-    rounding does on real machines, so a batch made up otherwise shows in the bytes."""
+    rounding does on real machines, so a batch of other images changes the bytes."""
 
     def __init__(self, *, seconds=0.0, raises=None, settings="none"):
         self.seconds, self.raises, self.settings = seconds, raises or {}, settings
         self.batches = []
-        self.sam = SimpleNamespace(device=SimpleNamespace(type="cpu"), mask=self._mask)
+        self.device = SimpleNamespace(type="cpu")
+        self.sam = SimpleNamespace(mask=self._mask)
 
     def check(self, queries):
         return parse_queries(queries)
+
+    def known_queries(self, queries):
+        return parse_queries(queries), {}
 
     def provenance(self, settings=None):
         return {"text2seg": "test", "settings": {"points": {"threshold": self.settings}}}
@@ -66,7 +70,7 @@ class FakeModels:
 
 
 def fill(folder: Path, count: int) -> list[str]:
-    """Tiny images in three folders; gives their paths from `folder`, in the order of a listing."""
+    """Write tiny images to three folders; return their paths relative to `folder`, in the order of a scan."""
     names = [f"{'ab.'[n % 3]}/{n:04}.png".removeprefix("./") for n in range(count)]
     for seed, name in enumerate(names):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -81,7 +85,7 @@ def run(folder: Path, output: Path, *, models=None, ontology=ONTOLOGY, stop=None
 
 
 def kill_often(folder: Path, output: Path, encoding: str, kills: int, seed: int) -> int:
-    """Start the job in a fork and kill it, so many times; gives how many were at work when they died."""
+    """Start the job in a fork and kill it, `kills` times; return how many were running when they were killed."""
     dice, hit = random.Random(seed), 0
     for _ in range(kills):
         child = os.fork()

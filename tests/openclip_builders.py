@@ -19,8 +19,8 @@ from text2seg.clip.model import Clip
 from text2seg.clip.openclip import recipe_of
 from text2seg.clip.openclip_build import load_openclip
 from text2seg.runtime import FULL
+from text2seg.weights.load import load_tensors
 from text2seg.weights.registry import parse_openclip
-from text2seg.weights.tensors import load_tensors
 
 CPU = torch.device("cpu")
 SIZE = 64

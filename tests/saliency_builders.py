@@ -1,5 +1,4 @@
-"""What the tests of saliency share: targets, a plain float64 transformer, and how to see that a model is
-untouched."""
+"""Parts shared by the tests of saliency: targets, a plain float64 transformer, and the state of a model."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ import torch
 from test_attention import feed_forward, layer_norm
 from torch import nn
 
-from text2seg.clip.vit import resize_positions
+from text2seg.clip.encoders import resize_positions
 from text2seg.explain.saliency.targets import Target
 
 STEP = 1e-5
@@ -22,7 +21,7 @@ def random_target(clip, seed=0):
 
 
 def in_float64(visual):
-    """CLIP's own LayerNorm would go through float32."""
+    """Compute LayerNorm in float64; CLIP's own module uses float32."""
     tower = copy.deepcopy(visual).double()
     for module in tower.modules():
         if isinstance(module, nn.LayerNorm):
@@ -31,7 +30,7 @@ def in_float64(visual):
 
 
 class Naive:
-    """A vision transformer in float64, block by block and head by head, whose attention can be replaced."""
+    """Vision transformer in float64, computed head by head, with replaceable attention."""
 
     def __init__(self, visual, pixels, grid_hw):
         self.visual = in_float64(visual)
@@ -42,7 +41,7 @@ class Naive:
         self.blocks = list(self.visual.transformer.resblocks)
 
     def run(self, replaced=None):
-        """Attentions [heads, N, N] and tokens [N, width] of each block; `replaced` holds attentions by block."""
+        """Return attentions [heads, N, N] and tokens [N, width] of each block; `replaced` maps blocks to attentions."""
         x, attentions, tokens = self.start, [], []
         for index, block in enumerate(self.blocks):
             attention, value = self.attend(block.attn, layer_norm(block.ln_1, x))
@@ -67,11 +66,18 @@ class Naive:
         return np.stack(attention), np.stack(values)
 
     def cosine(self, token, target):
-        features = (layer_norm(self.visual.ln_post, token[None]) @ self.visual.proj.numpy())[0]
+        features = self.features(token)
         return float(features @ target.features.double().numpy() / np.sqrt(features @ features))
 
+    def dot(self, token, target):
+        return float(self.features(token) @ target.features.double().numpy())
+
+    def features(self, token):
+        """Features [C] of a token in CLIP's joint space, not normalised."""
+        return (layer_norm(self.visual.ln_post, token[None]) @ self.visual.proj.numpy())[0]
+
     def gradient(self, index, score):
-        """Of `score`, a function of all blocks' tokens, by one block's attention: central differences."""
+        """Return the gradient of `score(tokens of all blocks)` by the attention of a block, by central differences."""
         attention = self.run()[0][index]
         gradient = np.zeros_like(attention)
         for place in np.ndindex(attention.shape):
@@ -85,7 +91,7 @@ class Naive:
 
 
 def state(model):
-    """All that using a model could leave behind in it."""
+    """Return everything that using a model could change in it."""
     modules = list(model.modules())
     return (
         {name: tensor.numpy().tobytes() for name, tensor in model.state_dict().items()},

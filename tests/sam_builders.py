@@ -13,8 +13,7 @@ from segment_anything import SamPredictor
 from torch import Tensor
 
 from text2seg.records import Image, PointPrompts
-from text2seg.sam.build import SamShape, build_sam, load_sam
-from text2seg.sam.sam import Sam
+from text2seg.sam.sam import Sam, SamShape, build_sam, load_sam
 
 TINY = SamShape(
     width=48,

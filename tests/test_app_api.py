@@ -1,4 +1,4 @@
-"""The app for programs: the examples of docs/app.md run, answers are right, errors are words."""
+"""The API of the app: the examples of docs/app.md run, results are correct, errors have messages."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def http(url):
         yield client
 
 
-def segment(http, queries="sheep, fire engine", picture=SCENE, **fields) -> httpx.Response:
-    return http.post("/api/segment", data={"queries": queries, **fields}, files={"image": picture.open("rb")})
+def segment(http, queries="sheep, fire engine", image=SCENE, **fields) -> httpx.Response:
+    return http.post("/api/segment", data={"queries": queries, **fields}, files={"image": image.open("rb")})
 
 
 class TestTheDocumentation:
@@ -59,7 +59,7 @@ class TestTheDocumentation:
         code = examples("python")[number].replace(ADDRESS, url)
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
-        assert "'sheep': '2 x" in done.stdout
+        assert "'sheep': '2 found" in done.stdout
 
     def test_curl(self, url, tmp_path):
         for block in examples("bash"):
@@ -70,6 +70,7 @@ class TestTheDocumentation:
         assert dataset["info"]["verdicts"]["octopus"].startswith("not found")
         assert all(isinstance(each["segmentation"], list) for each in dataset["annotations"])
         assert PillowImage.open(tmp_path / "saliency.png").format == "PNG"
+        assert any("; " in line for line in lines.splitlines() if "--form-string" in line)  # -F would cut it there
 
     def test_flags_exist(self, capsys):
         from text2seg.cli import main
@@ -77,12 +78,12 @@ class TestTheDocumentation:
         with pytest.raises(SystemExit):
             main(["app", "--help"])
         shown = capsys.readouterr().out
-        for flag in set(re.findall(r"(?<![\w-])--(?!users|minutes|user\b)[a-z][a-z-]+", DOCS)):
+        for flag in set(re.findall(r"(?<![\w-])--(?!users|minutes|user\b|form-string)[a-z][a-z-]+", DOCS)):
             assert flag in shown, flag
 
 
 class TestSegment:
-    def test_gives_what_the_library_gives(self, http, demo):
+    def test_equals_the_result_of_the_library(self, http, demo):
         settings = Settings(points=PointSettings(threshold=0.7))
         answer = segment(http, settings=json.dumps({"points": {"threshold": 0.7}})).json()
         own = demo.segment(SCENE, "sheep, fire engine", settings)
@@ -93,18 +94,27 @@ class TestSegment:
         assert [category["name"] for category in answer["categories"]] == ["sheep", "fire engine"]
         assert answer["info"]["verdicts"] == {name: own.verdict(name) for name in ("sheep", "fire engine")}
 
-    def test_repeated_queries_are_queries_each(self, http):
+    def test_repeated_query_fields_are_separate_queries(self, http):
         answer = segment(http, queries=["sheep", "fire engine+sheep"]).json()
         assert [category["name"] for category in answer["categories"]] == ["sheep", "fire engine+sheep"]
 
-    def test_a_query_that_was_cut_short_is_told_each_time(self, http):
+    def test_a_truncated_query_is_reported_in_each_answer(self, http):
         long = f"sheep {'and a sheep ' * 40}".strip()
         for _ in range(2):
             told = segment(http, queries=f"{long}, dog").json()["info"]["verdicts"]
             assert told[long].endswith("too long, its end was not read")
             assert "too long" not in told["dog"]
 
-    def test_a_path_in_a_name_is_left_off(self, http):
+    def test_a_photograph_gives_a_warning_where_the_model_knows_drawings_only(self, http):
+        assert "warning" not in segment(http).json()["info"]
+        noise = io.BytesIO()  # rough and grey, as photographs are
+        pixels = np.random.default_rng(0).integers(0, 256, (60, 80), np.uint8)
+        PillowImage.fromarray(pixels).save(noise, "PNG")
+        files = {"image": ("noise.png", noise.getvalue())}
+        answer = http.post("/api/segment", data={"queries": "sheep"}, files=files).json()
+        assert answer["info"]["warning"].startswith("This looks like a photograph")
+
+    def test_a_path_in_a_file_name_is_removed(self, http):
         files = {"image": ("../../etc/holiday 1.jpg", SCENE.read_bytes())}
         answer = http.post("/api/segment", data={"queries": "sheep"}, files=files).json()
         assert answer["images"][0]["file_name"] == "holiday 1.jpg"
@@ -118,7 +128,7 @@ class TestSegment:
             ({"settings": "[]"}, "must be a JSON object"),
             ({"settings": '{"points": {"threshold": 2}}'}, "Threshold must be in"),
             ({"settings": '{"points": {"thresh": 0.5}}'}, "no setting 'thresh'"),
-            ({"settings": '{"dots": {}}'}, "Settings are like"),
+            ({"settings": '{"dots": {}}'}, "Settings must be like"),
             ({"segmentation": "png"}, "png"),
             ({"segmentation": ["rle", "rle"]}, "Segmentation is given 2 times; send it once"),
             ({"settings": ["{}", "{}"]}, "Settings is given 2 times"),
@@ -128,26 +138,26 @@ class TestSegment:
             ({"picture": "x"}, "No field is called picture"),
         ],
     )
-    def test_errors_are_words(self, http, fields, words):
+    def test_errors_have_messages(self, http, fields, words):
         data = {"queries": "sheep", **fields}
         answer = http.post("/api/segment", data=data, files={"image": SCENE.open("rb")})
         assert answer.status_code == 400
         assert words in answer.json()["error"]
 
-    def test_one_picture_is_needed(self, http):
+    def test_exactly_one_image_is_required(self, http):
         for files in ({}, [("image", b"a"), ("image", b"b")], {"image": ("", b"")}):
             answer = http.post("/api/segment", data={"queries": "sheep"}, files=files or {"x": b"y"})
             assert answer.status_code == 400
 
-    def test_callers_at_once_get_their_own(self, http, demo):
-        """Eight callers, four pictures, one pair of queries each."""
-        pictures = sorted(SCENES.glob("*.jpg"))[:4]
+    def test_concurrent_clients_get_their_own_answers(self, http, demo):
+        """Eight callers, four images, one pair of queries each."""
+        images = sorted(SCENES.glob("*.jpg"))[:4]
         things = [("sheep", "koala"), ("rocket", "bomb"), ("octopus", "bee"), ("clock", "car")]
         answers: dict[int, dict] = {}
 
         def call(number: int) -> None:
             queries = ",".join(things[number % 4])
-            answers[number] = segment(http, queries=queries, picture=pictures[number % 4]).json()
+            answers[number] = segment(http, queries=queries, image=images[number % 4]).json()
 
         callers = [threading.Thread(target=call, args=(number,)) for number in range(8)]
         for caller in callers:
@@ -155,8 +165,8 @@ class TestSegment:
         for caller in callers:
             caller.join()
         for number, answer in answers.items():
-            own = demo.segment(pictures[number % 4], ",".join(things[number % 4]))
-            assert answer["images"][0]["file_name"] == pictures[number % 4].name
+            own = demo.segment(images[number % 4], ",".join(things[number % 4]))
+            assert answer["images"][0]["file_name"] == images[number % 4].name
             assert [each["bbox"] for each in answer["annotations"]] == [[*each.box_xywh] for each in own.segments]
 
 
@@ -166,14 +176,14 @@ class TestExplain:
         assert [tool["name"] for tool in listed] == [*TOOLS]
         assert all(setting["help"] for tool in listed for setting in tool["settings"])
 
-    def test_an_exhibit_comes_with_its_pictures(self, http):
+    def test_a_result_includes_its_images(self, http):
         data = {"settings": json.dumps({"text": ["sheep"]})}
         answer = http.post("/api/explain/saliency", data=data, files={"image": SCENE.open("rb")}).json()
         assert answer["title"]
         panel = answer["panels"][0]
         assert PillowImage.open(io.BytesIO(base64.b64decode(panel["png"]))).format == "PNG"
 
-    def test_a_picture_among_the_settings_is_a_part(self, http):
+    def test_an_image_setting_is_a_form_part(self, http):
         files = {"image": SCENE.open("rb"), "target_image": (SCENES / "scene_0003.jpg").open("rb")}
         answer = http.post("/api/explain/saliency", files=files)
         assert answer.status_code == 200, answer.text
@@ -183,10 +193,10 @@ class TestExplain:
         [
             ("none", {}, "There is no tool 'none'"),
             ("saliency", {"settings": '{"method": "magic"}'}, "Method: input should be"),
-            ("saliency", {"target_image": "/etc/passwd"}, "target_image is no file"),
+            ("saliency", {"target_image": "/etc/passwd"}, "target_image is not a file"),
         ],
     )
-    def test_errors_are_words(self, http, tool, data, words):
+    def test_errors_have_messages(self, http, tool, data, words):
         answer = http.post(f"/api/explain/{tool}", data=data, files={"image": SCENE.open("rb")})
         assert answer.status_code == 400
         assert words in answer.json()["error"]
@@ -194,24 +204,24 @@ class TestExplain:
 
 FILE = {"meta": {"_type": "gradio.FileData"}}
 WRONG_CALLS = [
-    ("segment", [], "Image must be an uploaded picture"),
-    ("segment", [None, "sheep", None, "rle"], "Image must be an uploaded picture"),
+    ("segment", [], "Image must be an uploaded image"),
+    ("segment", [None, "sheep", None, "rle"], "Image must be an uploaded image"),
     ("segment", ["scene.jpg", "sheep"], "got 'scene.jpg'"),
     ("segment", [[], "sheep"], "got []"),
-    ("segment", [{}, "sheep"], "Image must be an uploaded picture"),
-    ("segment", [{"path": 5}, "sheep"], "Image must be an uploaded picture"),
+    ("segment", [{}, "sheep"], "Image must be an uploaded image"),
+    ("segment", [{"path": 5}, "sheep"], "Image must be an uploaded image"),
     ("segment", ["IMAGE"], "Queries are missing"),
     ("segment", ["IMAGE", 5], "Queries are one text or a list of texts, got 5"),
     ("segment", ["IMAGE", ["sheep", 3]], "A query is a text, got 3"),
     ("segment", ["IMAGE", ""], "Nothing to look for"),
     ("segment", ["IMAGE", "x" * 10_000], "10,000 letters"),
     ("segment", ["IMAGE", "\x1b[31msheep"], "control characters"),
-    ("segment", ["IMAGE", ", ".join(f"sheep {number}" for number in range(200))], "200 queries at once are too many"),
-    ("segment", ["IMAGE", "unicorn"], "does not know 'unicorn'. Did you mean corn or anchor? It knows 109"),
+    ("segment", ["IMAGE", ", ".join(f"sheep {number}" for number in range(200))], "200 queries are too many"),
+    ("segment", ["IMAGE", "unicorn"], "does not know 'unicorn'. Did you mean corn or anchor? Open “Model”"),
     ("segment", ["IMAGE", "sheep", "threshold"], "Settings must be a JSON object"),
     ("segment", ["IMAGE", "sheep", [1]], "Settings must be a JSON object"),
-    ("segment", ["IMAGE", "sheep", {"points": 3}], "Settings are like"),
-    ("segment", ["IMAGE", "sheep", {"dots": {}}], "Settings are like"),
+    ("segment", ["IMAGE", "sheep", {"points": 3}], "Settings must be like"),
+    ("segment", ["IMAGE", "sheep", {"dots": {}}], "Settings must be like"),
     ("segment", ["IMAGE", "sheep", {"points": {"dots": 3}}], "There is no setting 'dots'"),
     ("segment", ["IMAGE", "sheep", {"points": {"threshold": -1}}], "Threshold must be in"),
     ("segment", ["IMAGE", "sheep", {"points": {"threshold": "NaN"}}], "Threshold must be in"),
@@ -227,15 +237,15 @@ WRONG_CALLS = [
     ("explain", [], "There is no tool None"),
     ("explain", ["salient", ["IMAGE"]], "There is no tool 'salient'"),
     ("explain", [["saliency"], ["IMAGE"]], "There is no tool"),
-    ("explain", ["saliency"], "Saliency looks at one image, got 0"),
+    ("explain", ["saliency"], "Saliency takes one image, got 0"),
     ("explain", ["saliency", "IMAGE"], "Images must be a list"),
-    ("explain", ["saliency", ["scene.jpg"]], "must be an uploaded picture"),
+    ("explain", ["saliency", ["scene.jpg"]], "must be an uploaded image"),
     ("explain", ["saliency", ["IMAGE"], "sheep"], "Settings must be a JSON object"),
-    ("explain", ["saliency", ["IMAGE"], {}], "Nothing to ask the image about"),
+    ("explain", ["saliency", ["IMAGE"], {}], "No target"),
     ("explain", ["saliency", ["IMAGE"], {"text": 5}], "Text: must be a list, got 5"),
     ("explain", ["saliency", ["IMAGE"], {"text": ["sheep"], "size": -1}], "Input size"),
     ("explain", ["saliency", ["IMAGE"], {"text": ["sheep"], "alpha": "x"}], "Alpha: input should be"),
-    ("explain", ["saliency", ["IMAGE"], {"target_image": 5}], "Target image: must be an uploaded picture"),
+    ("explain", ["saliency", ["IMAGE"], {"target_image": 5}], "Target image: must be an uploaded image"),
     ("explain", ["saliency", ["IMAGE"], {"target_image": "/etc/passwd"}], "not uploaded here"),
     ("explain", ["board", ["IMAGE"], {}], "“Text”"),
     ("health", [1], "takes 0 values, got 1"),
@@ -267,7 +277,7 @@ def is_a_sentence(words) -> bool:
 
 class TestBadRequests:
     @pytest.mark.parametrize(("name", "data", "words"), WRONG_CALLS)
-    def test_of_a_client_get_a_sentence(self, http, uploaded, name, data, words, caplog):
+    def test_gradio_client_errors_have_a_message(self, http, uploaded, name, data, words, caplog):
         event = http.post(f"/gradio_api/call/{name}", json={"data": filled(data, uploaded)}).json()["event_id"]
         event, answer = http.get(f"/gradio_api/call/{name}/{event}").text.split("\n")[:2]
         assert event == "event: error"
@@ -317,16 +327,16 @@ class TestBadRequests:
             ("POST", "/gradio_api/upload", {}, 415),
         ],
     )
-    def test_over_http_get_a_sentence_and_a_status_of_their_own(self, http, method, path, more, status, caplog):
+    def test_http_errors_have_a_message_and_a_status(self, http, method, path, more, status, caplog):
         answer = http.request(method, path, **more)
         assert answer.status_code == status, answer.text
         assert is_a_sentence(answer.json()["error"]), answer.text
         assert not [record for record in caplog.records if record.exc_info]
 
-    def test_a_fault_of_our_own_is_told_as_one(self, http, uploaded, monkeypatch, caplog):
+    def test_an_internal_error_is_reported_as_one(self, http, uploaded, monkeypatch, caplog):
         monkeypatch.setattr("text2seg.app.api.health_json", lambda _: 1 / 0)
         event = http.post("/gradio_api/call/health", json={"data": []}).json()["event_id"]
-        assert "by a fault of text2seg" in http.get(f"/gradio_api/call/health/{event}").text
+        assert "because of an error in text2seg" in http.get(f"/gradio_api/call/health/{event}").text
         assert [record for record in caplog.records if record.exc_info], "the log has more"
 
 
@@ -336,32 +346,30 @@ def client(url):
 
 
 class TestTheClient:
-    def test_says_in_words_what_is_wrong(self, client):
+    def test_reports_what_is_wrong(self, client):
         with pytest.raises(AppError, match="does not know 'unicorn'"):
             client.predict(image=handle_file(SCENE), queries="unicorn", api_name="/segment")
 
     @pytest.mark.parametrize("image", [None, str(SCENE), 5, {"image": 1}])
-    def test_says_that_a_picture_is_missing(self, client, image):
-        with pytest.raises(
-            AppError, match="Image must be an uploaded picture, as gradio_client's handle_file makes it"
-        ):
+    def test_reports_a_missing_image(self, client, image):
+        with pytest.raises(AppError, match="Image must be an uploaded image, made by gradio_client's handle_file"):
             client.predict(image=image, queries="sheep", api_name="/segment")
 
-    def test_says_that_settings_are_no_text(self, client):
+    def test_reports_settings_that_are_text(self, client):
         with pytest.raises(AppError, match="Settings must be a JSON object"):
             client.predict(image=handle_file(SCENE), queries="sheep", settings="threshold=1", api_name="/segment")
 
-    def test_gives_settings_and_pictures_among_them(self, client):
+    def test_passes_settings_with_images(self, client):
         settings = {"target_image": handle_file(SCENES / "scene_0003.jpg")}
         result = client.predict(tool="saliency", images=[handle_file(SCENE)], settings=settings, api_name="/explain")
         assert result["panels"]
 
-    def test_is_told_that_all_is_well(self, client, http):
+    def test_health_answers(self, client, http):
         assert client.predict(api_name="/health") == http.get("/api/health").json()
         assert client.predict(api_name="/health")["status"] == "ok"
 
 
-def test_more_than_may_wait_are_sent_away(demo):
+def test_a_full_queue_refuses_requests(demo):
     """One at work and one that waits; the third is told to come again."""
     with live_app(demo, workers=1, waiting=1) as url, httpx.Client(base_url=url, timeout=120) as http:
         released = threading.Event()
@@ -387,18 +395,18 @@ def test_more_than_may_wait_are_sent_away(demo):
         assert answer.headers["retry-after"]
 
 
-def test_settings_in_a_file_are_told_so(http):
+def test_settings_sent_as_a_file_are_refused(http):
     files = {"image": SCENE.open("rb"), "settings": ("settings.json", b"{}")}
     answer = http.post("/api/segment", data={"queries": "sheep"}, files=files)
     assert answer.json()["error"] == "Settings must be text, got a file"
 
 
-def test_messages_leave_names_of_files_and_places_of_the_server_out():
-    from text2seg.app.messages import words_of
-    from text2seg.app.uploads import visitors_folder
+def test_messages_hide_folders_of_the_server():
+    from text2seg.app.checks import visitors_folder
+    from text2seg.app.messages import message_of
 
     def told(text):
-        return words_of(Exception(text))
+        return message_of(Exception(text))
 
     assert told("passwd is no image") == "passwd is no image"
     assert told("settings is not JSON") == "Settings is not JSON"
@@ -414,7 +422,7 @@ class TestForms:
     @pytest.mark.parametrize(
         ("parameters", "name"), [("; charset=punycode", "a.jpg"), ("; charset=undefined", "a.jpg"), ("", "a\0.jpg")]
     )
-    def test_that_no_codec_reads_are_refused(self, http, caplog, place, parameters, name):
+    def test_unreadable_forms_are_refused(self, http, caplog, place, parameters, name):
         body = (
             f'--x\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\nabc\r\n--x--\r\n'
         ).encode()
@@ -449,7 +457,7 @@ class TestGuard:
         return sent
 
     @pytest.mark.parametrize("more", [False, True])
-    def test_closes_an_answer_once(self, more):
+    def test_guard_closes_a_response_once(self, more):
         """Also where the app fails after the end, as in a task behind the answer."""
 
         async def app(scope, receive, send):
@@ -461,7 +469,7 @@ class TestGuard:
         assert start["status"] == 200
         assert [bool(each.get("more_body")) for each in bodies] == [True, False][not more :]
 
-    def test_answers_of_errors_come_in_words_and_once(self):
+    def test_error_responses_have_one_message(self):
         async def app(scope, receive, send):
             await send({"type": "http.response.start", "status": 500, "headers": []})
             await send({"type": "http.response.body", "body": b"Internal Server Error"})
@@ -469,4 +477,4 @@ class TestGuard:
 
         start, body = self.answers(app)
         assert start["status"] == 500
-        assert "by a fault of text2seg" in json.loads(body["body"])["error"]
+        assert "because of an error in text2seg" in json.loads(body["body"])["error"]

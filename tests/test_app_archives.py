@@ -1,4 +1,4 @@
-"""Zips from strangers: what is unpacked, what is left out, what is refused, and with which words."""
+"""Untrusted zip files: unpacked entries, skipped entries, refused archives, and their messages."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import zlib
 
 import pytest
 
-from text2seg.app import archives
-from text2seg.app.archives import Room, checked_path, unpack
+from text2seg.app.folder import archives
+from text2seg.app.folder.archives import UploadLimit, checked_path, unpack
 from text2seg.errors import Text2SegError
 
-ROOM = Room(pictures=10, total=10_000_000)
+ROOM = UploadLimit(images=10, total=10_000_000)
 SUFFIXES = {".jpg", ".png"}
 
 
@@ -34,7 +34,7 @@ def packed(tmp_path):
 
 @pytest.fixture
 def into(tmp_path):
-    folder = tmp_path / "private" / "pictures"
+    folder = tmp_path / "private" / "images"
     folder.mkdir(parents=True)
     return folder
 
@@ -57,7 +57,7 @@ def refused(archive, into, room=ROOM):
     return str(caught.value)
 
 
-def test_pictures_come_out_where_they_were(packed, into):
+def test_images_keep_their_paths(packed, into):
     archive = packed(("b.jpg", b"one"), ("front/a.PNG", b"three"), ("./left/./c.jpg", b""))
     unpacked = unpack(archive, into, ROOM, suffixes=SUFFIXES)
     assert unpacked.files == ("b.jpg", "front/a.PNG", "left/c.jpg")
@@ -67,7 +67,7 @@ def test_pictures_come_out_where_they_were(packed, into):
     assert (into / "front/a.PNG").read_bytes() == b"three"
 
 
-def test_what_is_harmless_is_left_out_and_told_of(packed, into):
+def test_harmless_entries_are_skipped_with_notes(packed, into):
     inner = io.BytesIO()
     with zipfile.ZipFile(inner, "w") as nested:
         nested.writestr("b.jpg", b"")
@@ -83,9 +83,9 @@ def test_what_is_harmless_is_left_out_and_told_of(packed, into):
     unpacked = unpack(archive, into, ROOM, suffixes=SUFFIXES)
     assert written(into) == ["a.jpg"]
     assert unpacked.skipped == (
-        "photos.zip: left out 3 hidden files",
-        "photos.zip: archives within archives are not opened: more.zip",
-        "photos.zip: left out what is no image: notes.txt, Thumbs.db",
+        "photos.zip: 3 hidden files",
+        "photos.zip: archives within the archive: more.zip",
+        "photos.zip: not images: notes.txt, Thumbs.db",
     )
 
 
@@ -100,24 +100,24 @@ def test_what_is_harmless_is_left_out_and_told_of(packed, into):
         ("\\\\host\\share\\evil.jpg", "absolute path"),
         ("C:/evil.jpg", "absolute path"),
         ("c:evil.jpg", "absolute path"),
-        ("nul.jpg", "every disk"),
-        ("a/COM1", "every disk"),
-        ("lpt9 .tar.jpg", "every disk"),
-        ("a.jpg:stream.jpg", "every disk"),
-        ("a\x01.jpg", "every disk"),
-        ("front /a.jpg", "every disk"),
-        ("front./a.jpg", "every disk"),
+        ("nul.jpg", "not valid on every system"),
+        ("a/COM1", "not valid on every system"),
+        ("lpt9 .tar.jpg", "not valid on every system"),
+        ("a.jpg:stream.jpg", "not valid on every system"),
+        ("a\x01.jpg", "not valid on every system"),
+        ("front /a.jpg", "not valid on every system"),
+        ("front./a.jpg", "not valid on every system"),
         (f"{'x' * 300}.jpg", "too long"),
         (f"{'x/' * 20}a.jpg", "too deep"),
         ("./", "empty"),
     ],
 )
-def test_a_name_that_reaches_out_or_cannot_stand_refuses_the_whole_archive(packed, into, name, words):
+def test_an_unsafe_name_refuses_the_whole_archive(packed, into, name, words):
     assert words in refused(packed(("fine.jpg", b"x"), (name, b"x")), into)
     assert written(into.parent) == []
 
 
-def test_names_that_only_look_odd_pass():
+def test_unusual_but_safe_names_pass():
     assert checked_path("console.jpg") == "console.jpg"
     assert checked_path("front\\left\\..a.jpg") == "front/left/..a.jpg"
     assert checked_path("Zürich – 東京 (1).jpg") == "Zürich – 東京 (1).jpg"
@@ -135,12 +135,12 @@ def test_links_and_devices_are_refused(packed, into, mode, words):
 @pytest.mark.parametrize(
     ("first", "second"), [("a.jpg", "A.JPG"), ("Ü.jpg", "u\u0308.jpg".upper()), ("b/a.jpg", "b\\a.jpg")]
 )
-def test_names_that_are_one_file_on_some_disks_are_refused(packed, into, first, second):
-    assert "one file on many disks" in refused(packed((first, b"1"), (second, b"2")), into)
+def test_names_that_differ_only_in_case_are_refused(packed, into, first, second):
+    assert "the same file on many systems" in refused(packed((first, b"1"), (second, b"2")), into)
     assert written(into) == []
 
 
-def test_a_name_is_not_both_file_and_folder(packed, into):
+def test_a_name_used_as_file_and_folder_is_refused(packed, into):
     assert "both a file and a folder" in refused(packed(("a.jpg", b"1"), ("A.jpg/b.jpg", b"2")), into)
 
 
@@ -179,26 +179,26 @@ def unicode_path(raw, name, *, crc=None):
         ("cp1252", ["été.jpg", "Müller.jpg"]),
     ],
 )
-def test_names_are_read_as_common_tools_write_them(tmp_path, into, code_page, names):
+def test_names_of_common_zip_tools_are_decoded(tmp_path, into, code_page, names):
     archive = with_names(tmp_path / "photos.zip", [name.encode(code_page) for name in names])
     unpacked = unpack(archive, into, ROOM, suffixes=SUFFIXES)
     assert list(unpacked.files) == names
     assert written(into) == sorted(names)
-    said = f"photos.zip: names in it are no Unicode; they were read as {code_page}"
+    said = f"photos.zip: its names are not Unicode; they were read as {code_page}"
     assert unpacked.skipped == (() if code_page == "utf-8" else (said,))
 
 
-def test_names_of_two_writers_in_one_archive(tmp_path, into):
+def test_names_of_two_tools_in_one_archive_are_decoded(tmp_path, into):
     archive = with_names(tmp_path / "photos.zip", ["né.jpg".encode(), "Zürich.jpg".encode("cp437"), b"plain.jpg"])
     assert unpack(archive, into, ROOM, suffixes=SUFFIXES).files == ("né.jpg", "Zürich.jpg", "plain.jpg")
 
 
-def test_bytes_that_look_like_nothing_are_what_the_format_says(tmp_path, into):
+def test_unknown_bytes_are_read_as_cp437(tmp_path, into):
     archive = with_names(tmp_path / "photos.zip", [b"a\xb0\xff.jpg"])
     assert unpack(archive, into, ROOM, suffixes=SUFFIXES).files == (b"a\xb0\xff.jpg".decode("cp437"),)
 
 
-def test_the_unicode_name_beside_the_other_one_counts_where_it_belongs_to_it(tmp_path, into):
+def test_the_unicode_extra_field_is_used_if_its_checksum_fits(tmp_path, into):
     raw = b"_____.jpg"
     extras = [
         unicode_path(b"1____.jpg", "写真.jpg".encode()),
@@ -227,19 +227,19 @@ def test_unusual_compression_is_refused(packed, into):
     assert "ordinary zip" in refused(packed(("a.jpg", b"x" * 99), compression=zipfile.ZIP_LZMA), into)
 
 
-def test_what_grows_like_no_picture_is_refused_before_it_is_all_out(packed, into):
+def test_a_zip_bomb_is_refused_while_unpacking(packed, into):
     assert "grows more than 200 times" in refused(packed(("a.png", bytes(9_000_000))), into)
     assert sum(path.stat().st_size for path in into.rglob("*")) < 2_000_000
 
 
-def test_the_bytes_that_come_out_are_counted_over_all_entries(packed, into):
+def test_unpacked_bytes_are_counted_over_all_entries(packed, into):
     noise = bytes(range(256)) * 4000
     archive = packed(*((f"{n}.png", noise) for n in range(3)), compression=zipfile.ZIP_STORED)
-    assert "more than 2 MB" in refused(archive, into, Room(pictures=10, total=2_000_000))
+    assert "more than 2 MB" in refused(archive, into, UploadLimit(images=10, total=2_000_000))
     assert sum(path.stat().st_size for path in into.rglob("*")) <= 2_000_000
 
 
-def test_a_header_that_lies_about_the_size_does_not_help(packed, into):
+def test_a_wrong_size_in_the_header_is_ignored(packed, into):
     archive = packed(("a.png", bytes(5_000_000)))
     content = bytearray(archive.read_bytes())
     for signature, offset in ((b"PK\x03\x04", 22), (b"PK\x01\x02", 24)):
@@ -250,9 +250,9 @@ def test_a_header_that_lies_about_the_size_does_not_help(packed, into):
     assert sum(path.stat().st_size for path in into.rglob("*")) <= 10
 
 
-def test_too_many_pictures_are_refused_before_any_is_written(packed, into):
+def test_too_many_images_are_refused_before_any_is_written(packed, into):
     archive = packed(*((f"{n}.jpg", b"x") for n in range(11)))
-    assert "holds 11 pictures; at most 10" in refused(archive, into)
+    assert "has 11 images; at most 10" in refused(archive, into)
     assert written(into) == []
 
 
@@ -264,19 +264,19 @@ def test_entries_are_counted_before_the_list_is_read(packed, into, monkeypatch):
     assert "lists more than 50 files" in refused(archive, into)
 
 
-def test_just_so_many_entries_pass(packed, into, monkeypatch):
+def test_the_largest_allowed_number_of_entries_passes(packed, into, monkeypatch):
     monkeypatch.setattr(archives, "ENTRIES", 51)
     archive = packed(("a.jpg", b""), *((f"{n}.txt", b"") for n in range(50)))
     assert unpack(archive, into, ROOM, suffixes=SUFFIXES).files == ("a.jpg",)
 
 
 @pytest.mark.parametrize("content", [b"", b"no zip", b"PK\x05\x06" + bytes(10), b"PK\x03\x04" * 9])
-def test_what_is_no_zip_is_said_to_be_none(tmp_path, into, content):
+def test_a_file_that_is_not_a_zip_is_refused(tmp_path, into, content):
     (tmp_path / "photos.zip").write_bytes(content)
-    assert refused(tmp_path / "photos.zip", into).startswith("photos.zip is damaged or no zip")
+    assert refused(tmp_path / "photos.zip", into).startswith("photos.zip is damaged or not a zip")
 
 
-def test_a_damaged_entry_is_said_to_be_damaged(packed, into):
+def test_a_damaged_entry_is_reported(packed, into):
     archive = packed(("a.jpg", bytes(range(256)) * 9), compression=zipfile.ZIP_STORED)
     content = bytearray(archive.read_bytes())
     content[200] ^= 0xFF
@@ -284,7 +284,7 @@ def test_a_damaged_entry_is_said_to_be_damaged(packed, into):
     assert "damaged" in refused(archive, into)
 
 
-def test_a_cut_archive_is_said_to_be_damaged(packed, into):
+def test_a_truncated_archive_is_reported(packed, into):
     archive = packed(("a.jpg", bytes(range(256)) * 9))
     archive.write_bytes(archive.read_bytes()[:-30])
     assert "damaged" in refused(archive, into)

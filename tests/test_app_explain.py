@@ -1,10 +1,9 @@
-"""Tools on the page: fields from any dataclass, a run, its exhibit; the app knows no tool by name."""
+"""Explanation tools on the page: fields made from a dataclass, a run and its result; the app knows no tool by name."""
 
 from __future__ import annotations
 
 import ast
-import sys
-import types
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,15 +12,19 @@ import gradio as gr
 import numpy as np
 import pytest
 from app_builders import SCENE, CountingModels
+from PIL import Image as PillowImage
 
 from text2seg.app import explain_tab
+from text2seg.app.checks import visitors_folder
 from text2seg.app.explain_tab import explain
 from text2seg.app.fields import read_settings, settings_of, shown_settings, widget
+from text2seg.app.messages import note_of
 from text2seg.app.model_pool import ModelPool
 from text2seg.app.settings import AppSettings
-from text2seg.app.uploads import visitors_folder
 from text2seg.errors import ImageError, SettingsError
-from text2seg.explain import TOOLS, Panel, Progress, Result, Table, Tool
+from text2seg.explain import GROUPS, TOOLS, Panel, Progress, Result, Table, Tool
+from text2seg.explain.estimate import Speed, Work, estimate
+from text2seg.explain.tool import EMPTY
 
 APP = Path(explain_tab.__file__).parent
 
@@ -77,25 +80,25 @@ class TestFields:
             "words": "lines",
             "point": "list",
             "sides": "list",
-            "target_image": "picture",
+            "target_image": "image",
             "output": "path",
             "images": "path",
             "datasets": "path",
         }
 
-    def test_help_is_what_stands_under_a_field_parents_too(self):
+    def test_help_is_the_docstring_also_of_parent_classes(self):
         words = {each.name: each.help for each in settings_of(Everything)}
         assert words["text"] == "What to ask; has to be given."
         assert words["strength"] == "How much, over two lines."
         assert words["way"] == "Which way."
 
-    def test_places_on_this_machine_are_not_offered(self):
+    def test_paths_on_this_machine_are_not_offered(self):
         for name, place in (("output", "/tmp"), ("images", "/tmp"), ("datasets", ["/etc/passwd"])):
             assert name not in {each.name for each in shown_settings(Everything)}
             with pytest.raises(SettingsError, match=f"no setting '{name}'"):
                 read_settings(Everything, {"text": "a", name: place})
 
-    def test_what_widgets_give_becomes_settings(self):
+    def test_form_values_become_settings(self):
         """Texts for lists, empty texts for nothing, whole numbers that came as floats."""
         given = {
             "text": "a",
@@ -128,7 +131,7 @@ class TestFields:
         )
         assert read_settings(Everything, given) == expected
 
-    def test_what_programs_give_does_too(self):
+    def test_json_values_become_settings(self):
         settings = read_settings(Everything, {"text": "a", "words": ["b"], "point": [1, 2], "sides": [384, 640]})
         assert (settings.words, settings.point, settings.sides) == (("b",), (1, 2), (384, 640))
         assert read_settings(Everything, {"text": "a"}) == Everything("a")
@@ -152,12 +155,12 @@ class TestFields:
             ({"text": "a", "__class__": "x"}, "no setting '__class__'"),
         ],
     )
-    def test_wrong_ones_are_refused_in_words(self, given, words):
+    def test_wrong_values_have_error_messages(self, given, words):
         with pytest.raises(SettingsError, match=words):
             read_settings(Everything, given)
 
     @pytest.mark.parametrize("tool", TOOLS.values(), ids=TOOLS)
-    def test_every_tool_can_be_filled_in(self, tool):
+    def test_every_tool_has_a_form(self, tool):
         """Each setting has help and a widget whose first value is the default."""
         with gr.Blocks(analytics_enabled=False):
             values = {each.name: widget(each).value for each in shown_settings(tool.settings)}
@@ -172,7 +175,7 @@ class TestFields:
 
 
 @pytest.fixture
-def fake(monkeypatch):
+def fake():
     """A tool that answers with what it was given."""
 
     def run(models, images, settings, progress):
@@ -182,14 +185,11 @@ def fake(monkeypatch):
         panels = tuple(Panel(image.file_name, image.pixels) for image in images)
         return Result("All of it", panels, (Table("numbers", ("a", "b"), (("x", None),)),), tuple(notes))
 
-    module = types.ModuleType("text2seg.explain.fake_tool")
-    module.run = run
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    return Tool("fake", "answers with what it was given.", Everything, "fake_tool:run")
+    return Tool("fake", "Fake", "answers with what it was given.", Everything, run)
 
 
 @pytest.fixture
-def picture(tmp_path) -> Path:
+def image(tmp_path) -> Path:
     path = visitors_folder() / f"{tmp_path.name}.jpg"
     path.write_bytes(SCENE.read_bytes())
     yield path
@@ -202,33 +202,33 @@ def model_pool() -> ModelPool:
 
 
 class TestARun:
-    def test_shows_what_the_tool_shows(self, model_pool, fake, picture):
+    def test_returns_the_result_of_the_tool(self, model_pool, fake, image):
         told = []
         progress = Progress(lambda *step: told.append(step))
-        result = explain(model_pool, fake, [picture], {"text": "a", "steps": 2}, progress)
+        result = explain(model_pool, fake, [image], {"text": "a", "steps": 2}, progress)
         assert result.notes == ("a 2", "0", "1")
-        assert result.panels[0].caption == picture.name
+        assert result.panels[0].caption == image.name
         assert told == [(0, 2, "counting"), (1, 2, "counting"), (2, 2, "counting")]
 
-    def test_looks_at_uploads_only(self, model_pool, fake, picture):
+    def test_opens_uploads_only(self, model_pool, fake, image):
         with pytest.raises(ImageError, match="not uploaded here"):
             explain(model_pool, fake, [SCENE], {"text": "a"})
         with pytest.raises(ImageError, match="not uploaded here"):
-            explain(model_pool, fake, [picture], {"text": "a", "target_image": str(SCENE)})
-        assert explain(model_pool, fake, [picture], {"text": "a", "target_image": str(picture)}).notes
+            explain(model_pool, fake, [image], {"text": "a", "target_image": str(SCENE)})
+        assert explain(model_pool, fake, [image], {"text": "a", "target_image": str(image)}).notes
 
-    def test_takes_many_pictures_but_not_any_number(self, model_pool, fake, picture):
-        many = Tool("many", "", Everything, fake.function, "many")
-        assert len(explain(model_pool, many, [picture] * 3, {"text": "a"}).panels) == 3
-        with pytest.raises(ImageError, match="51 pictures are too many"):
-            explain(model_pool, many, [picture] * 51, {"text": "a"})
+    def test_limits_the_number_of_images(self, model_pool, fake, image):
+        many = Tool("many", "Many", "", Everything, fake.run, "many")
+        assert len(explain(model_pool, many, [image] * 3, {"text": "a"}).panels) == 3
+        with pytest.raises(ImageError, match="51 images are too many"):
+            explain(model_pool, many, [image] * 51, {"text": "a"})
 
-    def test_leaves_its_turn_to_others_after_an_error(self, fake, picture):
+    def test_releases_its_turn_after_an_error(self, fake, image):
         model_pool = ModelPool(CountingModels(), AppSettings(workers=1))
         for _ in range(2):
-            with pytest.raises(SettingsError, match="looks at one image"):
+            with pytest.raises(SettingsError, match="takes one image"):
                 explain(model_pool, fake, [], {"text": "a"})
-        assert explain(model_pool, fake, [picture], {"text": "a"}).notes
+        assert explain(model_pool, fake, [image], {"text": "a"}).notes
 
 
 def test_the_app_names_no_tool():
@@ -239,14 +239,90 @@ def test_the_app_names_no_tool():
 
 
 def test_every_tool_is_listed_once_under_a_group():
-    listed = [tool.name for tools in explain_tab.groups_of_tools().values() for tool in tools]
+    listed = [tool.name for tools in GROUPS.values() for tool in tools]
     assert sorted(listed) == sorted(TOOLS)
 
 
-def test_cells_are_short_and_nothing_is_a_dash():
+def test_cells_are_rounded_and_none_is_a_dash():
     assert [explain_tab._cell(value) for value in (None, 0.123456, "a", 3)] == ["–", 0.1235, "a", 3]
 
 
-def test_pictures_and_numbers_can_be_taken_home(fake):
-    result = Result("t", (Panel("a", np.zeros((4, 6, 3), np.uint8)),), (), ("note",))
-    assert explain_tab._gallery(result).columns == 1
+def test_panels_become_files_in_columns(tmp_path):
+    """The place of an empty panel stays free."""
+    drawn = Panel("a", np.full((4, 6, 3), 7, np.uint8))
+    one = explain_tab._panels(Result("t", (drawn,)), str(tmp_path))
+    assert (one["columns"], [panel["caption"] for panel in one["panels"]]) == (1, ["a"])
+    path = Path(one["panels"][0]["file"]["path"])
+    assert path.is_relative_to(tmp_path)
+    assert (np.asarray(PillowImage.open(path)) == 7).all()
+    two = explain_tab._panels(Result("t", (drawn, Panel("", EMPTY)), columns=2), str(tmp_path))
+    assert [bool(panel["file"]) for panel in two["panels"]] == [True, False]
+    assert explain_tab._panels(Result("t"), str(tmp_path)) is None
+
+
+def test_files_of_a_tool_are_packed_with_their_folder(tmp_path):
+    folder = tmp_path / "run-all"
+    (folder / "words").mkdir(parents=True)
+    (folder / "run-all.html").write_text("page")
+    (folder / "words" / "a.png").write_bytes(b"image")
+    (folder / ".text2seg-written").write_text("{}")
+    packed = explain_tab._packed(folder)
+    with zipfile.ZipFile(packed) as archive:
+        assert sorted(archive.namelist()) == ["run-all/run-all.html", "run-all/words/a.png"]
+        assert archive.read("run-all/run-all.html") == b"page"
+    assert not folder.exists()
+
+
+def test_a_tool_that_writes_files_gets_a_folder(model_pool, image, tmp_path):
+    @dataclass(frozen=True, slots=True)
+    class Writing:
+        """Where it writes."""
+
+        folder: Path | None = None
+        """The folder."""
+
+    def run(models, images, settings, progress):
+        return Result("t", notes=(f"All is in {settings.folder}/page.html. Run the same command again.",))
+
+    tool = Tool("writing", "Writing", "", Writing, run)
+    with pytest.raises(SettingsError, match="no setting 'folder'"):
+        explain(model_pool, tool, [image], {"folder": "/tmp"})
+    (said,) = explain(model_pool, tool, [image], {}, folder=visitors_folder() / "x" / "writing").notes
+    assert note_of(said) == "All is in page.html."
+
+
+class TestRun:
+    """The busy state of a run."""
+
+    def test_says_what_it_waits_for_and_the_time_left(self, fake, monkeypatch):
+        now = [100.0]
+        monkeypatch.setattr(explain_tab.time, "monotonic", lambda: now[0])
+        run = explain_tab.Run(fake)
+        assert "Starting" in run.html()
+        now[0] = 102.0
+        assert "busy with other visitors" in run.html()
+        run.begin()
+        assert "Starting" in run.html()
+        run.report(0, 10, "counting")
+        now[0] = 106.0
+        run.report(2, 10, "<b>")
+        assert run.seconds_left == 16
+        assert "2 of 10 steps, about 15 s left" in run.html()
+        assert "&lt;b&gt;" in run.html()
+        run.stop.set()
+        assert "Stopping" in run.html()
+
+
+def test_an_estimate_is_the_work_times_the_speed(monkeypatch):
+    speed = Speed(CountingModels())
+    for name, seconds in (("_clip_image", 0.1), ("_sam_image", 1.0), ("_text_step", 0.05)):
+        monkeypatch.setattr(Speed, name, lambda self, seconds=seconds: seconds)
+    assert speed.seconds(Work(clip_images=30, sam_images=2, text_steps=100)) == pytest.approx(10.0)
+    opinion = TOOLS["opinion"]
+    assert estimate(opinion, speed, 1, opinion.settings(steps=200)) == pytest.approx(64 * 0.1 + 200 * 0.05)
+    twice = opinion.settings(steps=200, candidates=32)
+    assert estimate(opinion, speed, 1, twice) == pytest.approx(64 * 0.1 + 400 * 0.05)
+    run_all = TOOLS["run-all"]
+    one, three = (estimate(run_all, speed, count, run_all.settings()) for count in (1, 3))
+    assert three == pytest.approx(3 * one)
+    assert estimate(TOOLS["board"], speed, 1, TOOLS["board"].settings()) is None

@@ -1,40 +1,62 @@
-"""The tab without a browser: where pictures come from, the ontology, decisions, what is taken home, whose is whose."""
+"""The folder tab without a browser: sources of images, the ontology, decisions, downloads, owners of jobs."""
 
 from __future__ import annotations
 
+import gc
 import json
 import os
+import shutil
+import weakref
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
+from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 from types import SimpleNamespace
 
 import labelling_builders
+import numpy as np
 import pytest
+from app_builders import SCENE
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image as PillowImage
 from pycocotools.coco import COCO
 
-from text2seg.app.archives import Room
-from text2seg.app.folder import download, views
-from text2seg.app.folder.decisions import Decisions
-from text2seg.app.folder.editor import LETTERS, WITH_LIMITS, Checked, as_yaml, check, demo_things
-from text2seg.app.folder.jobs import Job
-from text2seg.app.folder.session import Visits
-from text2seg.app.folder.sheet import PAGE, ContactSheet
-from text2seg.app.folder.sources import folders_in, take_folder, take_uploads
+from text2seg.app.checks import read_image
+from text2seg.app.folder import editing, layout
+from text2seg.app.folder.archives import UploadLimit
+from text2seg.app.folder.inputs import (
+    LETTERS,
+    WITH_LIMITS,
+    Checked,
+    as_yaml,
+    check,
+    copy_uploads,
+    folders_in,
+    known_things,
+    link_folder,
+)
+from text2seg.app.folder.jobs import Job, Jobs, VisitorJobs
+from text2seg.app.folder.review import LARGE, PAGE, ContactSheet, Decisions, dataset_zip, failures_text, review_page
+from text2seg.app.model_pool import ModelPool
+from text2seg.app.segment.session import EditSession, KeptSessions, add_point, find, open_image
+from text2seg.app.segment.tab import NOT_RECORDED, view_of, why
 from text2seg.app.settings import AppSettings
 from text2seg.coco.dataset import write_dataset
+from text2seg.coco.rle import encode, mask_of
 from text2seg.config import LabelSettings
-from text2seg.errors import ImageError, Text2SegError
+from text2seg.errors import ImageError, QueryError, Text2SegError
+from text2seg.grids import iou
 from text2seg.labelling.job import label_folder
+from text2seg.model_card import ClosedVocabulary, card_of
 from text2seg.ontology import ontology_of_queries
 from text2seg.ontology.read import parse
-from text2seg.queries import Things
 
-ROOM = Room(pictures=9, total=1_000_000)
-DEMO = SimpleNamespace(things=Things.of_demo())
-DEMO.check = lambda queries: [DEMO.things.check(each) for query in queries for part in query.parts for each in part]
+ROOM = UploadLimit(images=9, total=1_000_000)
+DEMO = SimpleNamespace(closed_vocabulary=card_of("demo").closed_vocabulary)
+DEMO.known_queries = DEMO.closed_vocabulary.split
 
 
 @pytest.fixture
@@ -46,7 +68,7 @@ def into(tmp_path):
 
 @pytest.fixture
 def uploads(tmp_path):
-    """Makes uploads: pictures, zips of pictures, or what is neither."""
+    """Makes uploads: images, zips of images, or what is neither."""
 
     def upload(*names):
         made = []
@@ -69,13 +91,13 @@ def written(folder):
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
 
 
-def test_a_single_zip_lies_as_it_was_packed(uploads, into):
-    assert take_uploads(uploads("photos.zip"), into, ROOM) == ()
+def test_a_single_zip_keeps_its_layout(uploads, into):
+    assert copy_uploads(uploads("photos.zip"), into, ROOM) == ()
     assert written(into) == ["a.jpg", "front/b.jpg"]
 
 
-def test_several_uploads_keep_apart(uploads, into):
-    notes = take_uploads(uploads("photos.zip", "Photos.zip", "a.jpg", "A.JPG", ".c.jpg", "notes.txt"), into, ROOM)
+def test_several_uploads_get_separate_names(uploads, into):
+    notes = copy_uploads(uploads("photos.zip", "Photos.zip", "a.jpg", "A.JPG", ".c.jpg", "notes.txt"), into, ROOM)
     assert written(into) == [
         "A_2.JPG",
         "Photos_2/a.jpg",
@@ -85,29 +107,29 @@ def test_several_uploads_keep_apart(uploads, into):
         "photos/a.jpg",
         "photos/front/b.jpg",
     ]
-    assert notes == ("left out what is neither picture nor zip: notes.txt",)
+    assert notes == ("neither image nor zip: notes.txt",)
 
 
-@pytest.mark.parametrize(("count", "room"), [(3, Room(2, 1000)), (3, Room(9, 2))])
-def test_uploads_have_so_much_room(uploads, into, count, room):
+@pytest.mark.parametrize(("count", "room"), [(3, UploadLimit(2, 1000)), (3, UploadLimit(9, 2))])
+def test_uploads_have_limits(uploads, into, count, room):
     with pytest.raises(Text2SegError, match="at most"):
-        take_uploads(uploads(*(f"{n}.jpg" for n in range(count))), into, room)
+        copy_uploads(uploads(*(f"{n}.jpg" for n in range(count))), into, room)
 
 
-def test_zips_share_the_room(uploads, into):
-    with pytest.raises(Text2SegError, match="holds 2 pictures; at most 1"):
-        take_uploads(uploads("a.zip", "b.zip"), into, Room(3, 1000))
+def test_zips_share_the_limits(uploads, into):
+    with pytest.raises(Text2SegError, match="has 2 images; at most 1"):
+        copy_uploads(uploads("a.zip", "b.zip"), into, UploadLimit(3, 1000))
 
 
 @pytest.mark.parametrize("names", [(), ("notes.txt",)])
-def test_no_picture_is_said_so(uploads, into, names):
-    with pytest.raises(Text2SegError, match="no image in what you uploaded"):
-        take_uploads(uploads(*names), into, ROOM)
+def test_an_upload_without_images_is_refused(uploads, into, names):
+    with pytest.raises(Text2SegError, match="no image in your upload"):
+        copy_uploads(uploads(*names), into, ROOM)
 
 
 @pytest.fixture
 def root(tmp_path):
-    """A root with pictures, and links within it and out of it."""
+    """A root with images, and links within it and out of it."""
     root, outside = tmp_path / "root", tmp_path / "outside"
     for path in (root / "a.jpg", root / "front" / "b.jpg", root / "front" / "deep" / "c.jpg", root / ".git" / "d.jpg"):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -126,61 +148,72 @@ def test_only_folders_below_the_root_can_be_chosen(root):
     assert folders_in(root) == [".", "front", "front/deep"]
 
 
-def test_a_folder_is_labelled_in_place_without_what_leads_out(root, into):
-    notes = take_folder(root, "front", into, ROOM)
+def test_links_out_of_the_folder_are_skipped(root, into):
+    notes = link_folder(root, "front", into, ROOM)
     assert written(into) == ["b.jpg", "deep/c.jpg", "same.jpg"]
-    assert notes == ("left out what leads out of the folder or may not be read: secret.jpg",)
+    assert notes == ("links out of the folder, or not readable: secret.jpg",)
     assert (into / "b.jpg").resolve() == root / "front" / "b.jpg"
 
 
 @pytest.mark.parametrize("name", ["..", "../outside", "away", "front/out", "/", "front/..", "", ".git", "none"])
-def test_what_is_no_folder_of_the_root_is_refused(root, into, name):
+def test_other_folders_are_refused(root, into, name):
     with pytest.raises(Text2SegError, match="no folder"):
-        take_folder(root, name, into, ROOM)
+        link_folder(root, name, into, ROOM)
     assert written(into) == []
 
 
-def test_a_folder_has_so_much_room(root, into):
-    with pytest.raises(Text2SegError, match="at most 2 pictures"):
-        take_folder(root, ".", into, Room(2, 1000))
+def test_a_folder_has_limits(root, into):
+    with pytest.raises(Text2SegError, match="at most 2 images"):
+        link_folder(root, ".", into, UploadLimit(2, 1000))
 
 
 @pytest.mark.skipif(os.name != "posix", reason="names are Unicode there")
-def test_names_that_are_no_text_are_left_out(root, into):
+def test_names_that_are_not_unicode_are_skipped(root, into):
     (root / os.fsdecode(b"\xff.jpg")).write_bytes(b"x")
-    assert take_folder(root, ".", into, ROOM)[-1] == "left out 1 files whose names are no Unicode"
+    assert link_folder(root, ".", into, ROOM)[-1] == "1 files with names that are not Unicode"
 
 
-def test_every_fault_of_an_ontology_has_its_line():
+def test_each_ontology_error_names_its_line():
     text = "categories:\n  sheep: {threshold: 3, queris: [lamb]}\n  dog:\n  Sheep: [ewe]\n"
     checked = check(text, DEMO)
     assert checked.ontology is None
-    assert [fault.line for fault in checked.faults] == [2, 2, 4]
-    threshold, queris, name = (fault.words for fault in checked.faults)
+    assert [error.line for error in checked.errors] == [2, 2, 4]
+    threshold, queris, name = (error.message for error in checked.errors)
     assert threshold.startswith("categories.sheep.threshold: must be a number above 0")
     assert queris.startswith("categories.sheep.queris: is not a key of a category (did you mean 'queries'?)")
     assert name == "categories.Sheep: 'Sheep' is there already, in line 2"
 
 
 @pytest.mark.parametrize("text", ["", "categories: [", "- a", "a" * (LETTERS + 1), "\x00", "categories: &a [*a]"])
-def test_whatever_is_typed_has_a_fault_in_words(text):
-    faults = check(text, DEMO).faults
-    assert faults
-    assert all(fault.words and "ontology:" not in fault.words for fault in faults)
+def test_invalid_ontology_text_gives_an_error_message(text):
+    errors = check(text, DEMO).errors
+    assert errors
+    assert all(error.message and "ontology:" not in error.message for error in errors)
 
 
-def test_things_that_the_models_do_not_know_are_faults_with_a_hint():
+def test_unknown_queries_are_errors_with_a_suggestion():
     checked = check("categories:\n- sheep\n- name: dragon\n  queries: [dragon, koala]\n- sheeb\n", DEMO)
-    assert [(fault.line, fault.words.split(":")[0]) for fault in checked.faults] == [(3, "dragon"), (5, "sheeb")]
-    assert "Did you mean sheep" in checked.faults[1].words
+    assert [(error.line, error.message.split(":")[0]) for error in checked.errors] == [(3, "dragon"), (5, "sheeb")]
+    assert "Did you mean sheep" in checked.errors[1].message
     assert "fire engine" in checked.known
 
 
-@pytest.mark.parametrize("text", [WITH_LIMITS, demo_things(), as_yaml("sheep, koala, fire engine")])
-def test_examples_are_fine(text):
+@pytest.mark.parametrize(
+    "text", [WITH_LIMITS, known_things(DEMO.closed_vocabulary), as_yaml("sheep, koala, fire engine")]
+)
+def test_examples_are_valid(text):
     checked = check(text, DEMO)
-    assert checked.faults == ()
+    assert checked.errors == ()
     assert len(checked.ontology.categories) >= 3
+
+
+def test_all_that_a_model_knows_is_an_ontology_of_its_own_vocabulary():
+    vocabulary = ClosedVocabulary({"dog": ["dog", "hound"], "yes": ["it: # 'so'"]})
+    dog, yes = parse(known_things(vocabulary), "ontology")[0].categories
+    assert (dog.name, dog.queries) == ("dog", ("dog", "hound"))
+    assert (yes.name, yes.queries) == ("yes", ("yes", "it: # 'so'"))
+    scenes = resources.files("text2seg.demo").joinpath("scenes/things.yaml").read_text(encoding="utf-8")
+    assert parse(known_things(DEMO.closed_vocabulary), "o")[0].categories == parse(scenes, "o")[0].categories
 
 
 words = st.text("abc yesno019.#:{}[]'\"%&*!>éß", min_size=1, max_size=8).map(str.strip).filter(bool)
@@ -188,7 +221,7 @@ queries = st.lists(st.tuples(words, st.lists(words, max_size=2), st.sampled_from
 
 
 @given(queries)
-def test_a_list_of_queries_becomes_a_file_that_means_the_same(given_queries):
+def test_queries_become_an_equivalent_ontology_file(given_queries):
     texts = [
         sign.join([first, *more]) + (f" -{more[0]}" if more and sign == "|" and more[0] != first else "")
         for first, more, sign in given_queries
@@ -205,13 +238,13 @@ def test_a_list_of_queries_becomes_a_file_that_means_the_same(given_queries):
 
 @pytest.fixture
 def job(tmp_path):
-    """A job that is done: 30 pictures, of which some have segments, one is broken."""
+    """A job that is done: 30 images, of which some have segments, one is broken."""
     made = Job(
         "id", "anna", "My photos <b>.zip", tmp_path, labelling_builders.FakeModels(), labelling_builders.ONTOLOGY
     )
-    labelling_builders.fill(made.pictures, 30)
-    (made.pictures / "broken.png").write_bytes(b"\x89PNG")
-    made.report = label_folder(made.models, made.pictures, made.ontology, LabelSettings(output=made.dataset))
+    labelling_builders.fill(made.images, 30)
+    (made.images / "broken.png").write_bytes(b"\x89PNG")
+    made.report = label_folder(made.models, made.images, made.ontology, LabelSettings(output=made.dataset))
     made.failures = [failure.message for failure in made.report.failures]
     made.state, made.total, made.done = "done", 31, 31
     return made
@@ -219,20 +252,20 @@ def job(tmp_path):
 
 @pytest.fixture
 def sheet(job):
-    return ContactSheet(job.dataset, job.pictures)
+    return ContactSheet(job.dataset, job.images)
 
 
 def place_of(sheet, *, segments):
-    return next(n for n, picture in enumerate(sheet.contents.images) if len(picture.items) == segments)
+    return next(n for n, image in enumerate(sheet.contents.images) if len(image.items) == segments)
 
 
-def test_the_most_doubtful_pictures_come_first(job, sheet):
-    doubts = [tile["doubt"] for n in range(3) for tile in sheet.page(job.decisions, "all", n).tiles]
-    assert len(doubts) == 30
-    assert doubts == sorted(doubts, reverse=True)
+def test_the_most_uncertain_images_come_first(job, sheet):
+    uncertainties = [tile["uncertainty"] for n in range(3) for tile in sheet.page(job.decisions, "all", n).tiles]
+    assert len(uncertainties) == 30
+    assert uncertainties == sorted(uncertainties, reverse=True)
 
 
-def test_pages_hold_so_many_and_end(job, sheet):
+def test_pages_have_a_fixed_size_and_an_end(job, sheet):
     first, last = sheet.page(job.decisions, "all", 0), sheet.page(job.decisions, "all", 99)
     assert (len(first.tiles), first.pages, first.number) == (PAGE, 3, 0)
     assert (len(last.tiles), last.number) == (30 - 2 * PAGE, 2)
@@ -240,7 +273,7 @@ def test_pages_hold_so_many_and_end(job, sheet):
     assert sheet.page(job.decisions, "accepted", 5).tiles == ()
 
 
-def test_verdicts_sort_the_sheet(job, sheet):
+def test_verdicts_filter_the_sheet(job, sheet):
     sheet.decide(job.decisions, {"place": 3, "verdict": "rejected"})
     sheet.decide(job.decisions, {"place": 5, "verdict": "accepted"})
     shown = {kind: sheet.page(job.decisions, kind, 0).fitting for kind in ("all", "undecided", "accepted", "rejected")}
@@ -263,14 +296,17 @@ def test_verdicts_sort_the_sheet(job, sheet):
         {"place": 0, "segment": 10_000, "keep": False},
         {"place": 0, "segment": "1", "keep": False},
         {"place": 0, "segment": {}, "keep": False},
+        {"place": 0, "segment": 10_000, "category": "ball"},
+        {"place": 0, "segment": 1, "category": "unicorn"},
+        {"place": 0, "segment": 1, "category": None},
     ],
 )
-def test_what_comes_from_no_page_of_ours_changes_nothing(job, sheet, change):
+def test_invalid_decisions_are_ignored(job, sheet, change):
     sheet.decide(job.decisions, change)
     assert job.decisions == Decisions()
 
 
-def test_a_segment_is_rejected_with_its_own_picture_only(job, sheet):
+def test_a_segment_is_rejected_with_its_own_image_only(job, sheet):
     place = place_of(sheet, segments=2)
     other = place_of(sheet, segments=1)
     number = sheet.contents.images[place].items[0].annotation["id"]
@@ -282,15 +318,15 @@ def test_a_segment_is_rejected_with_its_own_picture_only(job, sheet):
     assert job.decisions.segments == set()
 
 
-def test_what_is_rejected_is_not_taken_home(job, sheet, tmp_path):
+def test_rejected_items_are_not_in_the_download(job, sheet, tmp_path):
     two, one = place_of(sheet, segments=2), place_of(sheet, segments=1)
     dropped = sheet.contents.images[two].items[1].annotation["id"]
     gone = sheet.contents.images[one].file_name
     sheet.decide(job.decisions, {"place": two, "segment": dropped, "keep": False})
     sheet.decide(job.decisions, {"place": two, "verdict": "accepted"})
     sheet.decide(job.decisions, {"place": one, "verdict": "rejected"})
-    path = download.dataset_zip(job, sheet, pictures=True)
-    assert path.name == "My-photos--b-with-pictures.zip"
+    path = dataset_zip(job, sheet, images=True)
+    assert path.name == "My-photos--b-coco-with-images.zip"
     with zipfile.ZipFile(path) as archive:
         archive.extractall(tmp_path / "home")
     dataset = json.loads((tmp_path / "home" / "dataset.json").read_bytes())
@@ -301,46 +337,216 @@ def test_what_is_rejected_is_not_taken_home(job, sheet, tmp_path):
         "accepted": [sheet.contents.images[two].file_name],
         "rejected": [gone],
         "rejected_annotations": [dropped],
+        "edited_annotations": [],
+        "added_annotations": [],
+        "corrected_categories": {},
     }
     names = {image["file_name"] for image in dataset["images"]}
     assert gone not in names
-    assert set(written(tmp_path / "home" / "pictures")) == names
+    assert set(written(tmp_path / "home" / "images")) == names
     coco = COCO(tmp_path / "home" / "dataset.json")
     assert all(coco.annToMask(each).sum() == each["area"] for each in coco.dataset["annotations"])
     assert (tmp_path / "home" / "failures.txt").read_text().startswith("broken.png")
     assert b"review" not in job.dataset.read_bytes()
 
 
-def test_a_dataset_without_pictures_the_page_and_the_failures(job, sheet):
-    with zipfile.ZipFile(download.dataset_zip(job, sheet, pictures=False)) as archive:
+def test_a_corrected_category_is_in_the_download(job, sheet, tmp_path):
+    place = place_of(sheet, segments=2)
+    item = next(each for each in sheet.contents.images[place].items if each.category == "ball")
+    number = item.annotation["id"]
+    sheet.decide(job.decisions, {"place": place, "segment": number, "category": "red car"})
+    (tile,) = [each for each in sheet.page(job.decisions, "all", 0).tiles if each["place"] == place]
+    assert {each["id"]: each["name"] for each in tile["segments"]}[number] == "red car"
+    dataset = downloaded(job, sheet, tmp_path)
+    names = {each["id"]: each["name"] for each in dataset["categories"]}
+    assert names[annotation_of(dataset, number)["category_id"]] == "red car"
+    assert dataset["info"]["review"]["corrected_categories"] == {str(number): "ball"}
+    sheet.decide(job.decisions, {"place": place, "segment": number, "category": "ball"})
+    assert job.decisions.categories == {}
+    dataset = downloaded(job, sheet, tmp_path)
+    assert names[annotation_of(dataset, number)["category_id"]] == "ball"
+
+
+def test_the_large_image_has_the_segments(sheet):
+    place = place_of(sheet, segments=1)
+    large = sheet.large(place)
+    assert max(large.width, large.height) == LARGE
+    assert large.url.startswith("data:image/jpeg")
+    assert sheet.large(-1) is sheet.large(99) is None
+
+
+class TestEditing:
+    """An image of a job in the editor, with the demo model."""
+
+    @pytest.fixture
+    def labelled(self, demo, tmp_path):
+        """A job of one scene that is done, and a pool with its models."""
+        ontology = ontology_of_queries("sheep|lamb, fire engine, koala")
+        job = Job("id", "anna", "photos.zip", tmp_path, demo, ontology)
+        job.images.mkdir()
+        shutil.copy(SCENE, job.images)
+        job.report = label_folder(demo, job.images, ontology, LabelSettings(output=job.dataset))
+        job.state = "done"
+        return job, ContactSheet(job.dataset, job.images), ModelPool(demo, AppSettings())
+
+    def test_what_is_not_edited_does_not_change(self, labelled):
+        job, sheet, pool = labelled
+        before = deepcopy(sheet.content["annotations"])
+        held = EditSession(texts=("before",))
+        session, number = editing.begin(pool, job, sheet, 0, before[1]["id"], held)
+        opened = session.editing
+        assert opened.numbers[number] == before[1]["id"]
+        assert len(session.document.pieces) == len(before)
+        editing.finish(opened, session, job, sheet)
+        assert sheet.content["annotations"] == before
+        assert job.decisions == Decisions()
+        assert opened.before is held
+
+    def test_edited_added_and_deleted_segments_reach_the_dataset(self, labelled, tmp_path):
+        job, sheet, pool = labelled
+        items = sheet.contents.images[0].items
+        sheep = [each.annotation["id"] for each in items if each.category == "sheep|lamb"]
+        engine = next(each.annotation for each in items if each.category == "fire engine")
+        session, number = editing.begin(pool, job, sheet, 0, engine["id"], EditSession())
+        opened = session.editing
+        xy = tuple(float(value) for value in session.document.piece(number).segment.points.xy[0])
+        session = add_point(session, number, "", (xy[0] + 9, xy[1] + 9), positive=False)
+        changed = session.document.piece(number).segment.mask
+        session = add_point(session, 0, "koala", (20.0, 20.0), positive=True)
+        gone = next(each for each, annotation in opened.numbers.items() if annotation == sheep[0])
+        session = replace(session, history=session.history.step(session.document.deleted(gone)))
+        editing.finish(opened, session, job, sheet)
+        dataset = downloaded(job, sheet, tmp_path)
+        edited = annotation_of(dataset, engine["id"])
+        assert (mask_of(edited, changed.shape) == changed).all()
+        assert edited["category_id"] == engine["category_id"]
+        assert edited["attributes"]["by_hand"] is True
+        (added,) = [each for each in dataset["annotations"] if each["id"] not in {*sheep, engine["id"]}]
+        assert added["category_id"] == next(each["id"] for each in dataset["categories"] if each["name"] == "koala")
+        assert sheep[0] not in {each["id"] for each in dataset["annotations"]}
+        review = dataset["info"]["review"]
+        assert (review["edited_annotations"], review["added_annotations"]) == ([engine["id"]], [added["id"]])
+        assert review["rejected_annotations"] == [sheep[0]]
+        COCO(tmp_path / "download" / "dataset.json")
+
+    def test_another_image_in_the_editor_is_refused(self, labelled):
+        job, sheet, pool = labelled
+        session, _ = editing.begin(pool, job, sheet, 0, 0, EditSession())
+        same_name = open_image(pool, read_image(SCENE, pool.settings))
+        for other in (EditSession(), replace(same_name, found=session.found, history=session.history)):
+            with pytest.raises(Text2SegError, match="the editor does not show"):
+                editing.finish(session.editing, other, job, sheet)
+
+    def test_a_second_image_is_refused_while_one_is_edited(self, labelled):
+        job, sheet, pool = labelled
+        session, _ = editing.begin(pool, job, sheet, 0, 0, EditSession())
+        with pytest.raises(Text2SegError, match=r"still holds scene_0019\.jpg; first save it there"):
+            editing.begin(pool, job, sheet, 0, 0, session)
+
+    def test_a_reloaded_page_goes_on_with_what_it_edits(self, labelled):
+        job, sheet, pool = labelled
+        session, _ = editing.begin(pool, job, sheet, 0, 0, EditSession(texts=("before",)))
+        kept = KeptSessions()
+        again = kept.find(kept.keep(session).token)
+        assert view_of(again)["isLabelled"]
+        assert (again.editing.job, again.editing.name) == ("id", "scene_0019.jpg")
+        assert again.editing.before.texts == ("before",)
+
+    @pytest.mark.parametrize(("threshold", "presence"), [(None, None), (0.5, None), (None, 1.0)])
+    def test_a_search_changes_no_segment_of_the_dataset(self, labelled, threshold, presence):
+        job, sheet, pool = labelled
+        before = deepcopy(sheet.content["annotations"])
+        rejected = before[0]["id"]
+        sheet.decide(job.decisions, {"place": 0, "segment": rejected, "keep": False})
+        session, _ = editing.begin(pool, job, sheet, 0, 0, EditSession())
+        opened = session.document.pieces
+        session = find(session, pool, session.texts, threshold=threshold, presence=presence)
+        assert [piece for piece in session.document.pieces if piece.is_labelled] == [*opened]
+        mask = mask_of(before[0], session.image_session.image.hw)
+        assert all(iou(piece.segment.mask, mask) < 0.5 for piece in session.document.pieces)
+        editing.finish(session.editing, session, job, sheet)
+        assert sheet.content["annotations"][: len(before)] == before
+        assert job.decisions.segments == {rejected}
+        added = sheet.content["annotations"][len(before) :]
+        assert not any(each["attributes"].get("by_hand") for each in added)
+
+    def test_words_that_are_left_out_and_come_back_change_no_segment(self, labelled):
+        job, sheet, pool = labelled
+        before = deepcopy(sheet.content["annotations"])
+        session, _ = editing.begin(pool, job, sheet, 0, 0, EditSession())
+        texts, opened = session.texts, session.editing
+        without = find(session, pool, texts[1:], threshold=None, presence=None)
+        editing.finish(opened, without, job, sheet)
+        assert (sheet.content["annotations"], job.decisions) == (before, Decisions())
+        none = find(without, pool, (), threshold=None, presence=None)
+        session = find(none, pool, texts, threshold=None, presence=None)
+        assert not {piece.number for piece in session.document.pieces} & {*opened.numbers}
+        editing.finish(opened, session, job, sheet)
+        assert (sheet.content["annotations"], job.decisions) == (before, Decisions())
+
+    def test_a_mask_that_is_not_found_again_gets_no_invented_reason(self, labelled):
+        job, sheet, pool = labelled
+        elsewhere = np.zeros(sheet.contents.images[0].items[0].hw, bool)
+        elsewhere[:9, :9] = True
+        number = sheet.content["annotations"][0]["id"]
+        annotation = {**sheet.content["annotations"][0], "segmentation": encode(elsewhere), "area": 81}
+        sheet.correct(job.decisions, 0, {number: annotation}, [], [])
+        session, chosen = editing.begin(pool, job, sheet, 0, number, EditSession())
+        explanation, _ = why(session, chosen)
+        assert explanation["candidates"] == []
+        assert explanation["reason"] == NOT_RECORDED
+        other = next(piece for piece in session.document.pieces if piece.number != chosen)
+        assert len(why(session, other.number)[0]["candidates"]) == 3
+
+    def test_models_that_do_not_know_the_categories_are_refused(self, labelled):
+        job, sheet, pool = labelled
+        job.ontology = ontology_of_queries("dragon")
+        with pytest.raises(QueryError, match="dragon"):
+            editing.begin(pool, job, sheet, 0, 0, EditSession())
+
+
+def downloaded(job, sheet, tmp_path):
+    """The dataset in the download."""
+    with zipfile.ZipFile(dataset_zip(job, sheet, images=False)) as archive:
+        archive.extractall(tmp_path / "download")
+    return json.loads((tmp_path / "download" / "dataset.json").read_bytes())
+
+
+def annotation_of(dataset, number):
+    return next(each for each in dataset["annotations"] if each["id"] == number)
+
+
+def test_other_downloads(job, sheet):
+    with zipfile.ZipFile(dataset_zip(job, sheet, images=False)) as archive:
         assert sorted(archive.namelist()) == ["README.txt", "dataset.json", "failures.txt"]
     gone = sheet.contents.images[0].file_name
     sheet.decide(job.decisions, {"place": 0, "verdict": "rejected"})
-    page = download.review_page(job, sheet).read_text()
+    page = review_page(job, sheet).read_text()
     assert page.count("<article") == 29
     assert f'data-name="{gone}"' not in page
     assert str(job.folder) not in page
-    assert download.failures_text(job).read_text().count("\n") == 1
+    assert failures_text(job).read_text().count("\n") == 1
 
 
-def test_nothing_of_a_file_becomes_a_part_of_the_page(tmp_path):
+def test_names_are_escaped_on_the_page(tmp_path):
     name = "<img src=x onerror=alert(1)>.png"
     job = Job("id", "anna", name, tmp_path, labelling_builders.FakeModels(), labelling_builders.ONTOLOGY)
     job.state, job.failures, job.notes, job.message = "failed", [name], (name,), name
-    job.pictures.mkdir()
-    PillowImage.new("RGB", (8, 6)).save(job.pictures / name)
+    job.images.mkdir()
+    PillowImage.new("RGB", (8, 6)).save(job.images / name)
     dataset = {
         "info": {},
         "images": [{"id": 1, "file_name": name, "width": 8, "height": 6}],
         "categories": [{"id": 1, "name": "<i>"}],
         "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 4, 4], "segmentation": []}],
     }
-    sheet = ContactSheet(write_dataset(dataset, job.dataset), job.pictures)
+    sheet = ContactSheet(write_dataset(dataset, job.dataset), job.images)
     pieces = [
-        views.status_html(job, 0),
-        views.sheet_html(sheet.page(job.decisions, "all", 0)),
-        views.checked_html(check(f"categories: {{a: {{'{name}': 1}}}}", DEMO)),
-        views.checked_html(Checked(ontology_of_queries([name]), ())),
+        layout.status_html(job, 0),
+        layout.sheet_html(sheet.page(job.decisions, "all", 0), sheet.categories),
+        layout.return_html(name, name),
+        layout.checked_html(check(f"categories: {{a: {{'{name}': 1}}}}", DEMO)),
+        layout.checked_html(Checked(ontology_of_queries([name]), ())),
     ]
     for piece in pieces:
         assert "&lt;img src=x" in piece
@@ -351,19 +557,58 @@ def test_nothing_of_a_file_becomes_a_part_of_the_page(tmp_path):
 @pytest.fixture
 def visits(tmp_path):
     models = labelling_builders.FakeModels()
-    models.things = None
-    made = Visits(SimpleNamespace(models=models, settings=AppSettings(root=tmp_path, megapixels=1)))
+    models.closed_vocabulary = None
+    made = VisitorJobs(SimpleNamespace(models=models, settings=AppSettings(root=tmp_path, megapixels=1)))
     yield made
     made.jobs.close()
 
 
 @pytest.mark.parametrize("kept", [None, "", [], {}, {"visitor": "", "job": ""}, {"visitor": "short", "job": "x"}, 7])
-def test_a_browser_that_kept_nothing_of_ours_gets_a_token(visits, kept):
+def test_a_new_browser_gets_a_token(visits, kept):
     first, second = visits.known(kept), visits.known(kept)
     assert first["job"] == ""
     assert len(first["visitor"]) == 32
     assert first["visitor"] != second["visitor"]
     assert visits.known(first) == first
+
+
+def test_requests_of_one_page_get_one_token(visits):
+    """Two requests may come before the browser knows its token; a job of a lost token could not be seen."""
+    first, second, other = visits.known(None, "page"), visits.known({}, "page"), visits.known(None, "other")
+    assert first == second
+    assert first["visitor"] != other["visitor"]
+    visits.forget("page")
+    assert visits.known(None, "page")["visitor"] != first["visitor"]
+
+
+def test_a_request_that_comes_twice_starts_one_job(visits, uploads):
+    (upload,) = uploads("a.png")
+    PillowImage.new("RGB", (8, 6)).save(upload)
+    anna, bert = visits.known(None), visits.known(None)
+    with ThreadPoolExecutor(4) as pool:
+        jobs = list(pool.map(lambda _: visits.upload(anna, [upload], "categories: [ball]"), range(4)))
+    assert len({job.id for job in jobs}) == len(visits.jobs_of(anna)) == 1
+    assert visits.upload(bert, [upload], "categories: [ball]") is not jobs[0]
+    assert visits.upload(anna, [upload], "categories: [red car]") is not jobs[0]
+    visits.jobs.remove(jobs[0])
+    assert visits.upload(anna, [upload], "categories: [ball]") is not jobs[0]
+
+
+def test_a_start_keeps_neither_its_job_nor_what_was_asked_long_ago(visits, uploads, monkeypatch):
+    (upload,) = uploads("a.png")
+    PillowImage.new("RGB", (8, 6)).save(upload)
+    anna, bert = visits.known(None), visits.known(None)
+    job = visits.upload(anna, [upload], "categories: [ball]")
+    assert len(visits._starting) == 0
+    visits.jobs.remove(job)
+    visits.jobs.close()
+    held, job = weakref.ref(job.stop), None  # the job itself has slots
+    gc.collect()
+    assert held() is None
+    monkeypatch.setattr("text2seg.app.folder.jobs.AGAIN", 0.0)
+    visits.jobs = Jobs()
+    visits.upload(bert, [upload], "categories: [ball]")
+    assert [*visits._starts] == [bert["visitor"]]
 
 
 def test_visitors_do_not_reach_each_others_jobs(visits, uploads, tmp_path):
@@ -378,32 +623,32 @@ def test_visitors_do_not_reach_each_others_jobs(visits, uploads, tmp_path):
     assert visits.jobs_of(anna) == [job]
 
 
-def test_a_job_does_not_begin_with_a_faulty_ontology(visits, uploads):
-    with pytest.raises(Text2SegError, match="the ontology has 1 fault to mend first"):
+def test_a_job_does_not_start_with_an_invalid_ontology(visits, uploads):
+    with pytest.raises(Text2SegError, match="the ontology has 1 error; see the list below it"):
         visits.upload(visits.known(None), uploads("a.png"), "categories: ]")
 
 
-def test_what_a_job_lacks_is_said(visits, uploads):
-    with pytest.raises(Text2SegError, match="choose pictures first"):
+def test_a_job_without_images_or_ontology_is_refused(visits, uploads):
+    with pytest.raises(Text2SegError, match="choose images or a zip file first"):
         visits.upload(visits.known(None), [], "categories: [ball]")
-    with pytest.raises(Text2SegError, match="say what to look for"):
+    with pytest.raises(Text2SegError, match="nothing to find yet"):
         visits.upload(visits.known(None), uploads("a.png"), " ")
 
 
-def test_a_folder_is_called_by_its_name(visits, tmp_path):
+def test_a_job_has_the_name_of_its_folder(visits, tmp_path):
     (tmp_path / "front").mkdir()
     PillowImage.new("RGB", (8, 6)).save(tmp_path / "front" / "a.png")
     assert visits.choose(visits.known(None), "front", "categories: [ball]").name == "front"
 
 
-def test_without_a_root_there_is_no_folder_to_choose():
+def test_without_a_root_no_folder_can_be_chosen():
     models = labelling_builders.FakeModels()
-    visits = Visits(SimpleNamespace(models=models, settings=AppSettings()))
-    with pytest.raises(Text2SegError, match="upload the pictures"):
+    visits = VisitorJobs(SimpleNamespace(models=models, settings=AppSettings()))
+    with pytest.raises(Text2SegError, match="upload the images"):
         visits.choose(visits.known(None), ".", "categories: [ball]")
 
 
-def test_pictures_over_the_limit_are_refused_by_their_header(visits, tmp_path):
+def test_too_large_images_are_refused_by_their_header(visits, tmp_path):
     PillowImage.new("RGB", (2000, 1000)).save(tmp_path / "a.png")
     with pytest.raises(ImageError, match="2000 x 1000"):
         visits._load(tmp_path / "a.png", "front/a.png")

@@ -1,4 +1,4 @@
-"""Folder jobs without a page: the queue, stopping and going on, whose they are, and what is left of them."""
+"""Folder jobs without a page: the queue, stopping and resuming, owners, and deletion."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HANGS = 120  # seconds after which a test has hung; no test waits that long
 
 
 class Gated(builders.FakeModels):
-    """Models that wait at a gate before each batch, and say when they have come to it."""
+    """Models that wait at a gate before each batch, and signal when they reach it."""
 
     def __init__(self, **options):
         super().__init__(**options)
@@ -46,7 +46,7 @@ def jobs():
     made.close()
 
 
-def pictures(count=5):
+def images(count=5):
     def fill(into):
         builders.fill(into, count)
         return ("one note",)
@@ -55,7 +55,7 @@ def pictures(count=5):
 
 
 def add(jobs, owner="anna", *, models=None, fill=None, name="photos.zip"):
-    return jobs.add(owner, name, models or builders.FakeModels(), builders.ONTOLOGY, fill or pictures())
+    return jobs.add(owner, name, models or builders.FakeModels(), builders.ONTOLOGY, fill or images())
 
 
 def reach(job, *states):
@@ -65,33 +65,33 @@ def reach(job, *states):
         time.sleep(0.01)
 
 
-def test_a_job_does_what_the_command_line_does(jobs, tmp_path):
+def test_a_job_equals_the_command_line(jobs, tmp_path):
     job = add(jobs)
     reach(job, "done")
     assert (job.total, job.done, job.notes, job.failures) == (5, 5, ("one note",), [])
-    builders.fill(tmp_path / "pictures", 5)
+    builders.fill(tmp_path / "images", 5)
     settings = LabelSettings(output=tmp_path / "dataset.json", batch=BATCH, workers=WORKERS)
-    label_folder(builders.FakeModels(), tmp_path / "pictures", builders.ONTOLOGY, settings)
+    label_folder(builders.FakeModels(), tmp_path / "images", builders.ONTOLOGY, settings)
     assert job.dataset.read_bytes() == (tmp_path / "dataset.json").read_bytes()
 
 
-def test_its_folder_is_private_and_goes_with_it(jobs):
+def test_the_folder_of_a_job_is_private_and_deleted_with_it(jobs):
     job = add(jobs)
     reach(job, "done")
-    for folder in (job.folder.parent, job.folder, job.pictures):
+    for folder in (job.folder.parent, job.folder, job.images):
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     jobs.remove(job)
     assert not job.folder.exists()
     assert jobs.of("anna") == []
 
 
-def test_all_folders_go_with_the_app():
+def test_all_folders_are_deleted_with_the_app():
     jobs = Jobs()
     job = add(jobs)
     reach(job, "done")
     jobs.close()
     assert not job.folder.parent.exists()
-    with pytest.raises(Text2SegError, match="as there is room for"):
+    with pytest.raises(Text2SegError, match="too many jobs"):
         add(jobs)
 
 
@@ -124,7 +124,7 @@ def test_progress_and_time_left_come_with_the_batches(jobs):
     assert job.seconds_left == 0
 
 
-def test_a_stopped_job_goes_on_where_it_was(jobs):
+def test_a_stopped_job_resumes(jobs):
     models = Gated()
     job = add(jobs, models=models)
     models.arrive()
@@ -140,7 +140,7 @@ def test_a_stopped_job_goes_on_where_it_was(jobs):
     )
 
 
-def test_the_queue_has_places_and_lets_go(jobs):
+def test_queue_positions_and_cancelling(jobs):
     models = Gated()
     first = add(jobs, models=models)
     models.arrive()
@@ -155,17 +155,17 @@ def test_the_queue_has_places_and_lets_go(jobs):
     assert second.state == "stopped"
 
 
-def test_a_visitor_has_so_many_jobs(jobs, monkeypatch):
+def test_jobs_of_one_visitor_are_limited(jobs, monkeypatch):
     monkeypatch.setattr(module, "PER_VISITOR", 2)
     first, _ = add(jobs), add(jobs)
-    with pytest.raises(Text2SegError, match="delete one of them first"):
+    with pytest.raises(Text2SegError, match="delete one first"):
         add(jobs)
     add(jobs, "bert")
     jobs.remove(first)
     add(jobs)
 
 
-def test_all_visitors_have_so_many_jobs(jobs, monkeypatch):
+def test_jobs_of_all_visitors_are_limited(jobs, monkeypatch):
     monkeypatch.setattr(module, "MOST", 2)
     add(jobs, "anna")
     add(jobs, "bert")
@@ -173,7 +173,7 @@ def test_all_visitors_have_so_many_jobs(jobs, monkeypatch):
         add(jobs, "carl")
 
 
-def test_what_is_refused_leaves_nothing_behind(jobs):
+def test_a_refused_job_leaves_no_files(jobs):
     def refuse(into):
         (into / "a.jpg").write_bytes(b"x")
         seen.append(into.parent)
@@ -186,16 +186,16 @@ def test_what_is_refused_leaves_nothing_behind(jobs):
     assert not seen[0].exists()
 
 
-def test_a_full_disk_is_said_in_words(jobs):
+def test_a_full_disk_has_an_error_message(jobs):
     def full(into):
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(Text2SegError, match="No space left on device; please try again later"):
+    with pytest.raises(Text2SegError, match="No space left on device; try again later"):
         add(jobs, fill=full)
     assert jobs.of("anna") == []
 
 
-def test_a_picture_that_fails_is_a_line(jobs):
+def test_a_failed_image_is_listed(jobs):
     def fill(into):
         builders.fill(into, 3)
         (into / "broken.png").write_bytes(b"\x89PNG")
@@ -209,13 +209,14 @@ def test_a_picture_that_fails_is_a_line(jobs):
     assert (job.report.failed, job.done, job.total) == (1, 4, 4)
 
 
-def test_pictures_are_read_as_the_app_says():
+def test_images_are_read_with_the_limits_of_the_app():
     def refuse(path, name):
         raise ImageError(f"{name} is too large")
 
     jobs = Jobs(load=refuse)
     job = add(jobs)
-    reach(job, "done")
+    reach(job, "failed")
+    assert job.message.startswith("None of the 5 images could be labelled, so there is no result. The first: 0")
     assert len(job.failures) == 5
     assert job.failures[0].endswith(" is too large")
     jobs.close()
@@ -234,7 +235,7 @@ def test_a_job_that_fails_lets_the_next_one_run(jobs):
     assert failed.message == "RuntimeError: out of order"
 
 
-def test_a_message_does_not_name_our_folders(jobs, monkeypatch):
+def test_a_message_hides_the_folder_of_the_job(jobs, monkeypatch):
     def refuse(models, folder, *_, **__):
         raise Text2SegError(f"{folder.parent}/dataset.json cannot be written: the disk is full")
 
@@ -244,7 +245,7 @@ def test_a_message_does_not_name_our_folders(jobs, monkeypatch):
     assert job.message == "dataset.json cannot be written: the disk is full"
 
 
-def test_a_job_removed_at_work_is_deleted_when_it_stops(jobs):
+def test_a_running_job_is_deleted_when_it_stops(jobs):
     models = Gated()
     job = add(jobs, models=models)
     models.arrive()
@@ -257,7 +258,7 @@ def test_a_job_removed_at_work_is_deleted_when_it_stops(jobs):
     assert not job.folder.exists()
 
 
-def test_old_jobs_go_unless_they_are_at_work(jobs):
+def test_old_jobs_are_removed_unless_they_run(jobs):
     models = Gated()
     done, at_work = add(jobs), add(jobs, models=models)
     reach(done, "done")
@@ -272,7 +273,7 @@ def test_old_jobs_go_unless_they_are_at_work(jobs):
     reach(at_work, "done")
 
 
-def test_looking_at_a_job_keeps_it(jobs):
+def test_opening_a_job_keeps_it(jobs):
     job = add(jobs)
     reach(job, "done")
     job.touched -= module.KEEP + 1
@@ -281,7 +282,7 @@ def test_looking_at_a_job_keeps_it(jobs):
     assert jobs.of("anna") == [job]
 
 
-def test_what_a_page_sees_does_not_change_while_it_is_made(jobs):
+def test_the_status_shows_a_copy_of_the_job(jobs):
     models = Gated()
     job = add(jobs, models=models)
     models.arrive()

@@ -12,9 +12,10 @@ from app_builders import CountingModels
 from checkpoint_builders import serving
 
 from text2seg.app.model_pool import ModelPool
-from text2seg.app.models_panel import ModelsPanel, at_work, name_of, weights_table
+from text2seg.app.models_panel import ModelsPanel, chip, models_now, name_of, weights_table
 from text2seg.app.settings import AppSettings
 from text2seg.errors import CheckpointError
+from text2seg.model_card import NO_CARD
 from text2seg.weights import folder, registry
 
 CONTENT = os.urandom(3_000_000)
@@ -37,6 +38,8 @@ class NamedModels(CountingModels):
     def __init__(self, clip: str, sam: str) -> None:
         super().__init__()
         self._origin = {"clip": {"name": clip}, "sam": {"name": sam}}
+        self.card = NO_CARD
+        self.names = f"CLIP {clip} with SAM {sam}"
 
     def provenance(self, settings=None):
         return self._origin
@@ -61,11 +64,11 @@ class Steps:
         self.then(len(self.told))
 
 
-def test_both_weights_of_a_pair_come_with_progress(published):
+def test_both_weights_of_a_pair_are_downloaded_with_progress(published):
     steps = Steps()
     said, table = panel()._download("base", steps)
-    assert "hashes are right" in said
-    assert "<td>yes</td>" in table
+    assert "hashes are correct" in said
+    assert ">yes</td>" in table
     assert {path.name for path in folder().glob("[!.]*")} == {"ViT-B-16.pt", "sam_vit_b_01ec64.pth"}
     for name in ("ViT-B/16", "vit_b"):
         parts = [told[1][0] for told in steps.told if told[0].startswith(f"{name}, in MiB")]
@@ -73,14 +76,14 @@ def test_both_weights_of_a_pair_come_with_progress(published):
         assert parts[-1] == 2
 
 
-def test_what_is_here_is_not_fetched_again(published):
+def test_existing_weights_are_not_downloaded_again(published):
     panel()._download("base", Steps())
     before = len(published.ranges)
     panel()._download("base", Steps())
     assert len(published.ranges) == before
 
 
-def test_a_stopped_download_goes_on_where_it_was(published):
+def test_a_stopped_download_resumes(published):
     ours = panel()
 
     def stop(count: int) -> None:
@@ -94,26 +97,27 @@ def test_a_stopped_download_goes_on_where_it_was(published):
     had = part.stat().st_size
     assert 0 < had < len(CONTENT)
     _, (said, *_) = ours._downloading("base", Steps())
-    assert "hashes are right" in said
+    assert "hashes are correct" in said
     assert published.ranges[1] == f"bytes={had}-"
 
 
-def test_what_fails_is_said_in_full(published):
+def test_a_failed_download_shows_the_whole_message(published):
     published.shutdown()
     published.server_close()
     said, table = panel()._download("large", Steps())
     assert 'role="alert"' in said
     assert "cannot reach the server" in said
     assert "by other means and put it in" in said
-    assert "<td>no</td>" in table
+    assert ">no</td>" in table
 
 
-def test_everyone_gets_the_other_models(published):
+def test_switching_models_is_for_everyone(published):
     ours = panel()
     ours._download("base", Steps())
-    said, now = ours._use("base", Steps())
+    said, panel_now, now = ours._use("base", Steps())
     assert "Everyone" in said
     assert "CLIP ViT-B/16 with SAM of base" in now
+    assert panel_now.label == "Model: ViT-B/16 + of base"
     assert name_of(ours._model_pool.models) == "CLIP ViT-B/16 with SAM of base"
 
 
@@ -123,23 +127,51 @@ def test_models_that_cannot_be_loaded_change_nothing(published):
 
     ours = panel(load)
     ours._download("base", Steps())
-    said, now = ours._use("base", Steps())
+    said, panel_now, now = ours._use("base", Steps())
     assert "These are &lt;no&gt; weights" in said
     assert "demo" in now
+    assert panel_now.label == "Model: demo"
     assert name_of(ours._model_pool.models) == "CLIP demo with SAM demo"
 
 
-def test_weights_that_are_not_here_are_not_used(published):
-    said, _ = panel()._use("huge", Steps())
+def test_missing_weights_are_not_used(published):
+    said, *_ = panel()._use("huge", Steps())
     assert "ViT-B/16 and vit_h of huge: not on this machine yet" in said
 
 
-def test_the_line_above_says_what_the_models_know(demo):
-    assert "109 drawn things and nothing else" in at_work(demo)
-    assert "fire engine" in at_work(demo)
-    assert "anything in words" in at_work(NamedModels("ViT-B/16", "vit_b"))
+def test_the_table_says_which_weights_are_missing(published):
+    panel()._download("base", Steps())
+    (folder() / "sam_vit_b_01ec64.pth").unlink()
+    assert ">SAM vit_b (358 MiB) is missing</td>" in weights_table()
+    assert ">SAM vit_l (1,192 MiB) is missing</td>" in weights_table()
+
+
+def test_the_panel_says_since_when_the_models_are_in_use(published):
+    ours = panel()
+    before = ours._model_pool.since
+    assert f"in use since {before:%d %B, %H:%M}" in ours._now()[1]
+    ours._download("base", Steps())
+    ours._use("base", Steps())
+    assert ours._model_pool.since > before
+
+
+def test_the_panel_says_what_the_models_know(demo):
+    assert "109 drawn things and nothing else" in models_now(demo)
+    assert "fire engine" in models_now(demo)
+    assert "Presence is calibrated: below 0.50 a thing counts as not found." in models_now(demo)
+    other = models_now(NamedModels("ViT-B/16", "vit_b"))
+    assert "anything in words" in other
+    assert "Presence is not calibrated." in other
+
+
+@pytest.mark.parametrize(
+    ("clip", "sam", "label"),
+    [("demo", "demo", "demo"), ("ViT-B/16", "vit_b", "base"), ("ViT-B/16", "my.pt", "ViT-B/16 + my.pt")],
+)
+def test_the_chip_names_the_pair_or_both_models(clip, sam, label):
+    assert chip(NamedModels(clip, sam)) == f"Model: {label}"
 
 
 def test_the_table_has_every_published_pair():
-    for words in ("base", "large", "huge", "2,446 MiB", "MIT (OpenAI), Apache 2.0 (Meta)"):
+    for words in ("base", "light", "large", "huge", "2,446 MiB", "MIT (OpenAI), Apache 2.0 (Meta)", "(MobileSAM)"):
         assert words in weights_table()

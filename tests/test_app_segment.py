@@ -1,4 +1,4 @@
-"""The Segment tab without a browser: documents, outlines, what the page may ask."""
+"""The Segment tab without a browser: documents, outlines, allowed requests."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ import pytest
 from app_builders import CountingModels
 from builders import HW, box_mask, points, ring_mask, segment
 
+from text2seg.app.checks import visitors_folder
 from text2seg.app.model_pool import ModelPool
-from text2seg.app.segment.document import MOST_STEPS, Document, History, with_point
-from text2seg.app.segment.outline import outline_of, parts_of
-from text2seg.app.segment.requests import Point, read_ask
-from text2seg.app.segment.session import Visit
+from text2seg.app.segment.document import MOST_STEPS, Document, History, outline_of, parts_of, with_point
+from text2seg.app.segment.session import EditSession
+from text2seg.app.segment.tab import Point, read_request
 from text2seg.app.settings import AppSettings
-from text2seg.app.uploads import visitors_folder
 from text2seg.errors import ImageError, Text2SegError
 
 LEFT, RIGHT = box_mask(left=2, width=8), box_mask(left=20, width=8)
@@ -31,32 +30,32 @@ class TestDocument:
         pieces = document(segment("bat"), segment("ball")).pieces
         assert [(piece.number, piece.segment.query) for piece in pieces] == [(2, "ball"), (1, "bat")]
 
-    def test_a_new_look_replaces_what_nobody_touched(self):
+    def test_a_new_search_replaces_untouched_segments(self):
         again = document().found([segment(mask=LEFT)], ["ball"])
         assert [piece.number for piece in again.pieces] == [3]
 
-    def test_a_new_look_keeps_what_was_accepted_and_does_not_double_it(self):
+    def test_a_new_search_keeps_accepted_segments_without_duplicates(self):
         accepted = document().accepted(1)
         again = accepted.found([segment(mask=LEFT), segment(mask=RIGHT)], ["ball"])
         assert [(piece.number, piece.accepted) for piece in again.pieces] == [(1, True), (3, False)]
 
-    def test_a_new_look_does_not_bring_back_what_was_deleted(self):
+    def test_a_new_search_does_not_restore_deleted_segments(self):
         again = document().deleted(2).found([segment(mask=LEFT), segment(mask=RIGHT)], ["ball"])
         assert [piece.segment.box_xywh[0] for piece in again.pieces] == [2]
 
-    def test_what_was_touched_goes_with_its_query(self):
+    def test_edited_segments_are_removed_with_their_query(self):
         assert document().accepted(1).found([], ["bat"]).pieces == ()
 
-    def test_a_correction_keeps_number_and_place_and_takes_acceptance_back(self):
+    def test_an_edit_keeps_number_and_place_but_not_acceptance(self):
         corrected = document().accepted(1).corrected(1, segment(mask=RIGHT))
         assert [piece.number for piece in corrected.pieces] == [1, 2]
         assert corrected.piece(1).by_hand
         assert not corrected.piece(1).accepted
 
-    def test_accepting_twice_takes_it_back(self):
+    def test_accepting_twice_undoes_it(self):
         assert not document().accepted(1).accepted(1).piece(1).accepted
 
-    def test_splitting_gives_a_piece_for_each_part_with_points_on_it(self):
+    def test_splitting_gives_one_segment_for_each_part(self):
         both = segment(mask=LEFT | box_mask(left=20, width=10), sam_score=0.7)
         both = replace(both, points=points((4.5, 5.5, 1, 0.9), (1.0, 20.0, 0, 0.1)))
         split = document(both).split(1)
@@ -69,34 +68,34 @@ class TestDocument:
             assert own.mask[on[:, 1], on[:, 0]].all()
             assert (own.points.labels == 0).sum() == 1
 
-    def test_what_is_in_one_part_cannot_be_split(self):
+    def test_a_segment_with_one_part_cannot_be_split(self):
         with pytest.raises(Text2SegError, match="one part"):
             document().split(1)
 
-    def test_a_piece_that_is_gone_is_named_as_such(self):
-        with pytest.raises(Text2SegError, match="not there any more"):
+    def test_a_deleted_segment_gives_an_error(self):
+        with pytest.raises(Text2SegError, match="no longer exists"):
             document().deleted(1).accepted(1)
 
 
 class TestHistory:
-    def test_undo_and_redo_go_back_and_forth(self):
+    def test_undo_and_redo(self):
         first = History(document())
         second = first.step(first.present.deleted(1))
         assert second.undo().present is first.present
         assert second.undo().redo().present is second.present
         assert not second.undo().past
 
-    def test_a_new_step_forgets_what_was_undone(self):
+    def test_a_new_edit_clears_redo(self):
         start = History(document())
         other = start.step(start.present.deleted(1)).undo().step(start.present.deleted(2))
         assert other.redo() is other
 
-    def test_at_the_ends_nothing_happens(self):
+    def test_undo_and_redo_stop_at_the_ends(self):
         history = History(document())
         assert history.undo() is history
         assert history.redo() is history
 
-    def test_it_does_not_grow_without_end(self):
+    def test_history_has_a_limit(self):
         history = History(document())
         for _ in range(MOST_STEPS + 5):
             history = history.step(history.present.accepted(1))
@@ -116,7 +115,7 @@ def drawn(path: str, hw: tuple[int, int]) -> np.ndarray:
 
 class TestOutline:
     @pytest.mark.parametrize("scale", [1, 12, 90])
-    def test_it_covers_what_the_mask_covers_holes_left_out(self, scale):
+    def test_outline_covers_the_mask_without_holes(self, scale):
         mask = ring_mask().repeat(scale, 0).repeat(scale, 1)
         outline = outline_of(segment(mask=mask))
         inside = cv2.erode(mask.view(np.uint8), np.ones((5, 5))) > 0
@@ -127,7 +126,7 @@ class TestOutline:
         assert outline.area == np.count_nonzero(mask)
         assert len(outline.path) < 3000
 
-    def test_specks_are_no_parts(self):
+    def test_specks_are_not_parts(self):
         mask = np.zeros((100, 120), bool)
         mask[10:50, 10:60] = mask[60:90, 70:110] = mask[1, 1] = True
         parts = parts_of(mask)
@@ -135,7 +134,7 @@ class TestOutline:
         assert np.array_equal(parts[0] | parts[1], mask)
         assert outline_of(segment(mask=mask)).parts == 2
 
-    def test_an_empty_mask_has_none(self):
+    def test_an_empty_mask_has_no_parts(self):
         assert parts_of(np.zeros(HW, bool)) == []
         assert outline_of(segment(mask=np.zeros(HW, bool))).path == ""
 
@@ -149,14 +148,14 @@ class TestPoints:
         assert more.similarity[-1] == pytest.approx(3 / 8)
 
     @pytest.mark.parametrize("xy", [(-1, 3), (3, 25), (33, 3)])
-    def test_it_must_lie_in_the_picture(self, xy):
+    def test_a_point_must_be_inside_the_image(self, xy):
         with pytest.raises(Text2SegError, match="outside"):
             with_point(points(), xy, positive=True, scores=np.zeros((2, 2), np.float32), hw=HW)
 
 
 class TestAsks:
-    def test_a_good_one_is_read(self):
-        ask = read_ask({"do": "point", "piece": 3, "x": 1, "y": 2.5, "positive": False})
+    def test_a_valid_request_is_read(self):
+        ask = read_request({"do": "point", "piece": 3, "x": 1, "y": 2.5, "positive": False})
         assert ask == Point(do="point", piece=3, x=1, y=2.5, positive=False)
 
     @pytest.mark.parametrize(
@@ -166,11 +165,11 @@ class TestAsks:
             [],
             "look",
             {"do": "format"},
-            {"do": "look"},
-            {"do": "look", "texts": ["x" * 200_000]},
-            {"do": "look", "texts": ["dog"] * 2000},
-            {"do": "look", "texts": ["dog"], "threshold": 0},
-            {"do": "look", "texts": ["dog"], "presence": "sure"},
+            {"do": "find"},
+            {"do": "find", "texts": ["x" * 200_000]},
+            {"do": "find", "texts": ["dog"] * 2000},
+            {"do": "find", "texts": ["dog"], "threshold": 0},
+            {"do": "find", "texts": ["dog"], "presence": "sure"},
             {"do": "point", "piece": 1, "x": float("nan"), "y": 1, "positive": True},
             {"do": "open", "path": 7},
             {"do": "undo", "path": "/etc/passwd"},
@@ -178,9 +177,9 @@ class TestAsks:
             {"do": "example", "number": -1},
         ],
     )
-    def test_anything_else_is_refused_in_words(self, data):
+    def test_invalid_requests_are_refused(self, data):
         with pytest.raises(Text2SegError, match="cannot be done"):
-            read_ask(data)
+            read_request(data)
 
     @pytest.mark.parametrize(
         "path",
@@ -188,4 +187,4 @@ class TestAsks:
     )
     def test_no_file_but_an_upload_is_opened(self, path):
         with pytest.raises(ImageError, match="was not uploaded here"):
-            read_ask({"do": "open", "path": path}).answered(Visit(), ModelPool(CountingModels(), AppSettings()))
+            read_request({"do": "open", "path": path}).answer(EditSession(), ModelPool(CountingModels(), AppSettings()))

@@ -1,4 +1,4 @@
-"""The app as others meet it on the network: what it refuses, what it never opens, and what it says about itself."""
+"""The app on the network: refused requests, access to files, passwords, limits, and the headers of the page."""
 
 from __future__ import annotations
 
@@ -18,11 +18,10 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image as PillowImage
 
-from text2seg.app import page, theme
-from text2seg.app.limits import check_effort, check_request, read_picture, read_pipeline_settings
+from text2seg.app import serve
+from text2seg.app.checks import check_effort, check_request, read_image, read_pipeline_settings, visitors_folder
 from text2seg.app.serve import listening
 from text2seg.app.settings import PASSWORD_VARIABLE, AppSettings
-from text2seg.app.uploads import visitors_folder
 from text2seg.cli import main
 from text2seg.config import Settings
 from text2seg.errors import ImageError, QueryError, SettingsError
@@ -50,18 +49,18 @@ def upload(http, content: bytes, name: str = "one.jpg") -> str:
     return answer.json()[0]
 
 
-def ask(http, **image) -> httpx.Response:
-    """Call the public function that takes a picture, by hand."""
+def call_segment(http, **image) -> httpx.Response:
+    """Post a call of the public function `segment` with these fields of the image."""
     return http.post(f"{BASE}/call/segment", json={"data": [image, "sheep", None, "rle"]})
 
 
 def outcome(http, answer: httpx.Response) -> str:
-    """What the queue says of a call in the end."""
+    """Return the final event of a call from the queue."""
     answer.raise_for_status()
     return http.get(f"{BASE}/call/segment/{answer.json()['event_id']}").text
 
 
-class TestFilesOfThisMachine:
+class TestFilesOfTheServer:
     @pytest.mark.parametrize("meta", [{"meta": FILE}, {}], ids=["file", "bare"])
     @pytest.mark.parametrize(
         "image",
@@ -79,26 +78,26 @@ class TestFilesOfThisMachine:
         ],
         ids=str,
     )
-    def test_are_not_opened_for_a_request_and_neither_are_urls(self, http, image, meta):
-        answer = ask(http, **image, **meta)
+    def test_a_request_with_a_path_or_url_is_refused(self, http, image, meta):
+        answer = call_segment(http, **image, **meta)
         assert answer.status_code == 403
         assert "not uploaded here" in answer.json()["error"]
 
-    def test_nor_by_way_of_the_page_s_own_events(self, http):
-        """Every event that takes something: none gets as far as a file."""
+    def test_an_event_of_the_page_with_a_path_is_refused(self, http):
+        """No event of the page opens a file."""
         for event in http.get("/config").json()["dependencies"]:
             data = [{"path": "/etc/passwd", "meta": FILE} for _ in event["inputs"]] or [{"path": "/etc/passwd"}]
             body = {"data": data, "fn_index": event["id"], "session_hash": "attacker"}
             assert http.post(f"{BASE}/queue/join", json=body).status_code == 403
 
-    def test_nor_deep_inside_other_values(self, http):
+    def test_a_path_nested_in_other_values_is_refused(self, http):
         hidden = {"a": [{"b": [[{"path": "/etc/passwd"}]]}]}
         answer = http.post(f"{BASE}/call/segment", json={"data": [hidden, "sheep", None, "rle"]})
         assert answer.status_code == 403
 
     @pytest.mark.parametrize("field", ["path", "url"])
-    def test_a_body_is_read_the_same_way_by_everyone(self, http, field):
-        """Of two values under one name one could be checked and the other used."""
+    def test_a_body_with_a_repeated_key_is_refused(self, http, field):
+        """If a key is repeated, one value could be checked and the other used."""
         mine = upload(http, SCENE.read_bytes())
         twice = f'{{"data": [{{"{field}": "/etc/passwd", "path": "{mine}"}}, "sheep", null, "rle"]}}'
         status = http.post(f"{BASE}/call/segment", content=twice, headers={"content-type": "application/json"})
@@ -107,31 +106,31 @@ class TestFilesOfThisMachine:
             assert "passwd" not in outcome(http, status)
 
     @pytest.mark.parametrize("place", ["/etc/passwd", "setup.cfg", "http://127.0.0.1:9/", "file:///etc/passwd", "../x"])
-    def test_cannot_be_fetched(self, http, place):
+    def test_files_of_the_server_cannot_be_fetched(self, http, place):
         for route in (f"{BASE}/file=", f"{BASE}/proxy=", f"{BASE}/file/", "/file="):
             assert http.get(route + place).status_code in (403, 404), route
 
-    def test_not_even_by_a_way_round_the_folder(self, http):
+    def test_a_path_out_of_the_folder_cannot_be_fetched(self, http):
         folder = visitors_folder()
         for place in (f"{folder}/../../etc/passwd", f"{folder}", f"{folder}/.", f"{folder}%00"):
             assert http.get(f"{BASE}/file={place}").status_code in (403, 404), place
 
-    def test_in_settings_are_refused_too(self, http):
+    def test_a_path_in_settings_is_refused(self, http):
         given = {"settings": json.dumps({"target_image": "/etc/passwd"})}
         answer = http.post("/api/explain/saliency", data=given, files={"image": SCENE.read_bytes()})
         assert answer.status_code == 400
         assert "not uploaded here" in answer.json()["error"]
 
-    def test_nor_do_clients_get_round_it(self, url):
+    def test_a_url_from_a_gradio_client_is_refused(self, url):
         client = Client(url, verbose=False)
         with pytest.raises(httpx.HTTPStatusError, match="403"):
             client.predict(image={"path": "http://127.0.0.1:9/one.png", "meta": FILE}, queries="a", api_name="/segment")
-        with pytest.raises((AppError, httpx.HTTPError), match="no image"):
+        with pytest.raises((AppError, httpx.HTTPError), match="not an image"):
             client.predict(image=handle_file("/etc/hostname"), queries="sheep", api_name="/segment")
 
 
 class TestFilesOfVisitors:
-    def test_have_names_that_nobody_guesses(self, http):
+    def test_uploads_have_unguessable_names(self, http):
         first, second = (upload(http, SCENE.read_bytes() + salt) for salt in (b"a", b"b"))
         for path in (first, second):
             assert path.startswith(f"{visitors_folder()}/")
@@ -139,28 +138,25 @@ class TestFilesOfVisitors:
             assert http.get(f"{BASE}/file={path}").status_code == 200
         assert first.split("/")[-2] != second.split("/")[-2]
 
-    def test_lie_where_only_this_user_looks(self):
+    def test_the_upload_folder_is_private(self):
         assert visitors_folder().stat().st_mode & 0o077 == 0
 
-    def test_cannot_be_listed(self, http):
+    def test_the_upload_folder_cannot_be_listed(self, http):
         assert http.get(f"{BASE}/file={visitors_folder()}").status_code == 404
 
-    def test_are_deleted_after_a_while_and_examples_are_not(self, demo, monkeypatch):
-        assert page.OFTEN_SECONDS <= page.AGE_SECONDS <= 3600
-        monkeypatch.setattr(page, "OFTEN_SECONDS", 1)
-        monkeypatch.setattr(page, "AGE_SECONDS", 1)
+    def test_uploads_are_deleted_after_a_while_and_a_new_page_needs_none(self, demo, monkeypatch):
+        assert serve.OFTEN_SECONDS <= serve.AGE_SECONDS <= 3600
+        monkeypatch.setattr(serve, "OFTEN_SECONDS", 1)
+        monkeypatch.setattr(serve, "AGE_SECONDS", 1)
         with live_app(demo) as url, httpx.Client(base_url=url, timeout=60) as http:
             mine = Path(upload(http, SCENE.read_bytes() + b"mine"))
             until = time.monotonic() + START_SECONDS
             while mine.exists() and time.monotonic() < until:
                 time.sleep(0.5)
             assert not mine.exists()
-            examples = set(re.findall(rf"{visitors_folder()}/[^\"]+", http.get("/config").text))
-            assert len(examples) >= 3
-            for path in examples:
-                assert http.get(f"{BASE}/file={path}").status_code == 200
+            assert re.findall(rf"{visitors_folder()}/[^\"]+", http.get("/config").text) == []
 
-    def test_are_downloads_where_a_browser_would_run_them(self, http):
+    def test_html_uploads_are_served_as_downloads(self, http):
         path = upload(http, b"<script>alert(1)</script>", "page.html")
         answer = http.get(f"{BASE}/file={path}")
         assert answer.headers["content-type"].startswith("application/octet-stream")
@@ -168,8 +164,8 @@ class TestFilesOfVisitors:
         assert answer.headers["x-content-type-options"] == "nosniff"
 
 
-class TestWhoMayAsk:
-    def test_pages_of_other_sites_may_not(self, http):
+class TestOrigins:
+    def test_requests_from_pages_of_other_sites_are_refused(self, http):
         for headers in (
             {"origin": "https://evil.example"},
             {"origin": "null"},
@@ -181,10 +177,10 @@ class TestWhoMayAsk:
                 assert http.post(route, headers=headers).status_code == 403, (headers, route)
             assert http.get("/api/health", headers=headers).status_code == 403
 
-    def test_a_link_from_another_site_may(self, http):
+    def test_a_link_from_another_site_opens_the_page(self, http):
         assert http.get("/", headers={"sec-fetch-site": "cross-site"}).status_code == 200
 
-    def test_names_that_are_not_ours_are_refused(self, http):
+    def test_unknown_host_names_are_refused(self, http):
         """A page of evil.example may let that name lead to this machine (DNS rebinding)."""
         headers = {"host": "evil.example", "origin": "http://evil.example"}
         assert http.get("/api/health", headers=headers).status_code == 421
@@ -193,7 +189,7 @@ class TestWhoMayAsk:
         for host in ("localhost:7860", "127.0.0.1", "[::1]:7860", "192.168.0.7:80"):
             assert http.get("/api/health", headers={"host": host}).status_code == 200, host
 
-    def test_its_own_page_may(self, url, http):
+    def test_requests_from_the_page_itself_are_accepted(self, url, http):
         assert http.get("/api/health", headers={"origin": url, "sec-fetch-site": "same-origin"}).status_code == 200
 
 
@@ -204,7 +200,7 @@ def guarded(demo):
 
 
 class TestPasswords:
-    def test_guard_every_route(self, guarded):
+    def test_every_route_needs_a_password(self, guarded):
         for method, route in (
             ("GET", "/"),
             ("GET", "/config"),
@@ -220,37 +216,37 @@ class TestPasswords:
             assert answer.headers["www-authenticate"].startswith("Basic")
 
     @pytest.mark.parametrize("who", [("ann", "se:cret"), ("bob", "öffne")])
-    def test_let_the_right_ones_in(self, guarded, who):
+    def test_correct_passwords_are_accepted(self, guarded, who):
         token = base64.b64encode(":".join(who).encode()).decode()
         assert httpx.get(f"{guarded}/", headers={"authorization": f"Basic {token}"}).status_code == 200
 
     @pytest.mark.parametrize("who", [("ann", "secret"), ("ann", "öffne"), ("eve", ""), ("", "")])
-    def test_and_no_others(self, guarded, who):
+    def test_wrong_passwords_are_refused(self, guarded, who):
         assert httpx.get(f"{guarded}/", auth=who).status_code == 401
 
-    def test_are_told_to_clients(self, guarded):
+    def test_a_gradio_client_can_use_a_password(self, guarded):
         client = Client(guarded, verbose=False, httpx_kwargs={"auth": ("ann", "se:cret")})
         assert any("/health" in str(name) for name in client.view_api(return_format="dict")["named_endpoints"])
 
-    def test_come_from_the_environment_too(self, monkeypatch):
+    def test_passwords_come_from_the_environment(self, monkeypatch):
         monkeypatch.setenv(PASSWORD_VARIABLE, "geheim")
         assert AppSettings(auth=("ann", "bob:x")).users() == {"ann": "geheim", "bob": "x"}
 
     @pytest.mark.parametrize("auth", [("ann",), ("ann:",), (":x",), ("ann:x", "ann:y")])
-    def test_that_are_none_are_refused(self, monkeypatch, auth):
+    def test_invalid_users_or_passwords_are_refused(self, monkeypatch, auth):
         monkeypatch.delenv(PASSWORD_VARIABLE, raising=False)
         with pytest.raises(SettingsError, match="auth"):
             AppSettings(auth=auth)
 
 
 class TestLimits:
-    def test_a_large_upload_is_refused_in_words(self, http):
+    def test_a_large_upload_is_refused_with_a_message(self, http):
         for route, field, megabytes in ((f"{BASE}/upload", "files", 2), ("/api/segment", "image", 1)):
             answer = http.post(route, files={field: b"x" * (megabytes * 1_000_000 + 200_000)})
             assert answer.status_code == 413
             assert f"{megabytes} MB at most" in answer.json()["error"]
 
-    def test_also_where_its_length_is_not_told(self, http):
+    def test_a_large_upload_without_a_length_is_refused(self, http):
         def chunks():
             yield b'--x\r\ncontent-disposition: form-data; name="image"; filename="a"\r\n\r\n'
             for _ in range(40):
@@ -264,10 +260,10 @@ class TestLimits:
         assert http.post(f"{BASE}/queue/join", content=body).status_code == 413
 
     @pytest.mark.parametrize("body", [b"{", b"[" * 100_000, b"\xff"])
-    def test_what_is_no_json_is_refused(self, http, body):
+    def test_invalid_json_is_refused(self, http, body):
         assert http.post(f"{BASE}/queue/join", content=body).status_code == 400
 
-    def test_a_picture_of_too_many_pixels_is_not_decoded(self, http):
+    def test_an_image_with_too_many_pixels_is_not_decoded(self, http):
         file = io.BytesIO()
         PillowImage.new("1", (10_000, 6_000)).save(file, "PNG")
         answer = http.post("/api/segment", data={"queries": "sheep"}, files={"image": ("sky.png", file.getvalue())})
@@ -276,30 +272,30 @@ class TestLimits:
 
     @pytest.mark.parametrize(
         ("content", "words"),
-        [(b"", "no image"), (b"no image", "no image"), (b"%!PS-Adobe-3.0 EPSF-3.0", "no image")],
+        [(b"", "not an image"), (b"no image", "not an image"), (b"%!PS-Adobe-3.0 EPSF-3.0", "not an image")],
     )
-    def test_what_is_no_picture_is_refused(self, content, words):
+    def test_a_file_that_is_not_an_image_is_refused(self, content, words):
         with pytest.raises(ImageError, match=words):
-            read_picture(content, AppSettings(), name="../x/one.png")
+            read_image(content, AppSettings(), name="../x/one.png")
 
-    def test_a_picture_that_is_cut_short_is_refused_by_its_name(self):
+    def test_a_truncated_image_is_refused_by_name(self):
         with pytest.raises(ImageError, match=r"one\.jpg cannot be decoded"):
-            read_picture(SCENE.read_bytes()[:2000], AppSettings(), name="/tmp/one.jpg")
+            read_image(SCENE.read_bytes()[:2000], AppSettings(), name="/tmp/one.jpg")
 
-    def test_a_file_that_is_gone_is_missed_in_words(self, tmp_path):
-        with pytest.raises(ImageError, match=r"one\.png is not here any more"):
-            read_picture(tmp_path / "one.png", AppSettings())
+    def test_a_deleted_file_has_an_error_message(self, tmp_path):
+        with pytest.raises(ImageError, match=r"one\.png has been deleted"):
+            read_image(tmp_path / "one.png", AppSettings())
 
-    def test_a_picture_is_upright_and_keeps_its_name_only(self):
+    def test_an_image_is_upright_and_keeps_only_its_name(self):
         turned = PillowImage.fromarray(np.arange(24 * 32 * 3, dtype=np.uint8).reshape(24, 32, 3))
         exif = turned.getexif()
         exif[0x0112] = 6
         file = io.BytesIO()
         turned.save(file, "PNG", exif=exif)
-        image = read_picture(file.getvalue(), AppSettings(), name="C:\\photos\\one.png", image_id=4)
+        image = read_image(file.getvalue(), AppSettings(), name="C:\\photos\\one.png", image_id=4)
         assert (image.hw, image.file_name, image.image_id) == ((32, 24), "one.png", 4)
 
-    def test_one_request_asks_for_so_much_work(self):
+    def test_the_work_of_one_request_is_limited(self):
         queries, hw = parse_queries("a, b"), (360, 270)
         check_request(queries, Settings(), hw)
         for given, error in (
@@ -313,11 +309,11 @@ class TestLimits:
         with pytest.raises(QueryError, match="101 queries"):
             check_request(queries[:1] * 101, Settings(), hw)
 
-    def test_whole_numbers_are_bounded_by_what_is_usual(self):
-        from text2seg.explain.catalogue.opinion import OpinionSettings
+    def test_whole_numbers_are_limited_by_their_default(self):
+        from text2seg.explain.opinion import OpinionSettings
 
         check_effort(OpinionSettings(seed=2**60, steps=6000))
-        with pytest.raises(SettingsError, match="Candidates: 320 is the most here, got 321"):
+        with pytest.raises(SettingsError, match="Candidates: must be at most 320 in the app, got 321"):
             check_effort(OpinionSettings(candidates=321))
 
 
@@ -333,7 +329,7 @@ class TestSettings:
             {"upload_mb": 0},
         ],
     )
-    def test_that_make_no_sense_are_refused(self, wrong):
+    def test_invalid_app_settings_are_refused(self, wrong):
         with pytest.raises(SettingsError, match=next(iter(wrong))):
             AppSettings(**wrong)
 
@@ -352,36 +348,36 @@ class TestSettings:
             ({"manage_models": "never"}, False),
         ],
     )
-    def test_only_who_is_alone_changes_the_models(self, settings, may):
+    def test_only_a_private_app_switches_models(self, settings, may):
         assert AppSettings(**settings).may_manage_models is may
 
-    def test_it_listens_on_loopback_and_takes_the_next_free_port(self):
+    def test_the_app_listens_on_loopback_and_takes_the_next_free_port(self):
         with listening(AppSettings()) as first, listening(AppSettings()) as second:
             assert first.getsockname()[0] == second.getsockname()[0] == "127.0.0.1"
             assert first.getsockname()[1] < second.getsockname()[1]
 
-    def test_a_port_that_is_taken_is_one_line(self, capsys):
+    def test_a_port_in_use_is_a_one_line_error(self, capsys):
         with socket.create_server(("127.0.0.1", 0)) as taken:
             assert main(["app", "--port", str(taken.getsockname()[1])]) == 1
-        assert "choose others with --host and --port" in capsys.readouterr().err
+        assert "choose another with --host or --port" in capsys.readouterr().err
 
 
 class TestThePage:
-    def test_tells_browsers_what_it_may_do(self, http):
+    def test_the_page_has_a_content_security_policy(self, http):
         policy = http.get("/").headers["content-security-policy"]
         assert "default-src 'self'" in policy
         assert "frame-ancestors 'none'" in policy
         assert "http" not in policy
         assert "*" not in policy
 
-    def test_names_no_other_host_for_fonts_styles_or_scripts(self, http):
+    def test_the_page_loads_fonts_styles_and_scripts_from_its_host_only(self, http):
         html = http.get("/").text
         loaded = re.findall(r"<(?:script|link|img)[^>]*(?:src|href)=\"([^\"]+)\"", html)
         assert loaded
         assert not [address for address in loaded if address.startswith(("http", "//"))]
         assert not re.findall(r"url\(.?(?:http|//)|@import", http.get("/theme.css").text)
 
-    def test_has_neither_gradio_s_history_nor_its_analytics(self, http):
+    def test_history_and_analytics_of_gradio_are_off(self, http):
         config = http.get("/config").json()
         assert config["analytics_enabled"] is False
         assert not config.get("run_history")
@@ -394,11 +390,11 @@ class TestThePage:
     def test_only_documented_functions_are_public(self, http):
         assert set(http.get(f"{BASE}/info").json()["named_endpoints"]) == {"/segment", "/explain", "/health"}
 
-    def test_has_every_style_sheet_and_script_of_its_tabs(self):
-        assert theme.style_sheets()[0].parent.name == "assets"
-        assert theme.scripts().count("<script") == len([*theme.ROOM.rglob("*.js")])
+    def test_the_page_has_every_style_sheet_and_script_of_its_tabs(self):
+        assert serve.style_sheets()[0].parent.name == "assets"
+        assert serve.scripts().count("<script") == len([*serve.ROOM.rglob("*.js")])
 
-    def test_behind_a_proxy_it_names_the_public_address(self, demo):
+    def test_behind_a_proxy_the_page_names_the_public_address(self, demo):
         public = "https://seg.example.org/tool"
         with live_app(demo, public_url=public) as url:
             headers = {"host": "seg.example.org", "origin": "https://seg.example.org"}

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import math
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from types import SimpleNamespace
 from typing import get_args, get_type_hints
 
@@ -15,14 +12,14 @@ import builders
 import numpy as np
 import pytest
 import torch
+from benchmark_scripts import import_benchmark
 from closeness import TINY_NETWORK, about, assert_close
 from torch import nn
 
-from text2seg.clip.attention import PRIOR_SIGMA, RULES, neighbour_prior
-from text2seg.clip.build import import_clip
+from text2seg.clip.build import openai_networks
+from text2seg.clip.encoders import PRIOR_SIGMA, RULES, encode_vit, neighbour_prior, resize_positions
 from text2seg.clip.model import Clip
-from text2seg.clip.vit import encode_vit, resize_positions
-from text2seg.config import MapSettings, PresenceSettings, Settings
+from text2seg.config import Architecture, MapSettings, PresenceSettings, Settings
 from text2seg.errors import SettingsError
 from text2seg.pipeline import Text2Seg
 from text2seg.records import Image
@@ -36,7 +33,7 @@ SHORT = ("a {}.",)
 def tiny_clip(kind: str = "vit") -> Clip:
     torch.manual_seed(5)
     layers, width, patch = (4, 128, 16) if kind == "vit" else ((1, 1, 1, 1), 16, None)
-    model = import_clip().model.CLIP(32, 64, layers, width, patch, 77, 49408, 64, 1, 2)
+    model = openai_networks().CLIP(32, 64, layers, width, patch, 77, 49408, 64, 1, 2)
     with torch.no_grad():
         for parameter in model.visual.parameters():
             if parameter.ndim > 1:
@@ -176,7 +173,7 @@ def test_rule_against_naive_loops(exact, pixels, name):
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_float32_and_bf16_are_near(clip, exact, pixels, name):
+def test_float32_and_bf16_are_close_to_float64(clip, exact, pixels, name):
     expected = encode_vit(exact, pixels.double(), rule=RULES[name])
     single = encode_vit(clip.model.visual, pixels, rule=RULES[name])
     assert_close(single, expected, terms=TINY_NETWORK)
@@ -193,20 +190,20 @@ def test_rules_differ_in_the_patches_and_agree_on_cls(clip, pixels):
             assert (name == other_name) == bool((one[:, 1:] - other[:, 1:]).abs().max() < 1e-2)
 
 
-def test_every_rule_has_its_name_in_the_settings_and_surgery_is_the_default():
+def test_settings_name_every_rule_and_surgery_is_the_default():
     assert set(get_args(get_type_hints(MapSettings)["architecture"])) == set(RULES) == set(NAIVE)
     assert MapSettings().architecture == "surgery"
 
 
 @pytest.mark.parametrize("depth", [1, 2, 11, 12, 24])
-def test_changed_blocks(depth):
+def test_number_of_changed_blocks_follows_the_depth(depth):
     changed = {name: rule.changed(depth) for name, rule in RULES.items()}
     several = 6 if depth >= 12 else max(depth // 2, 1)
     last = dict.fromkeys(["maskclip", "sclip", "clearclip", "naclip"], 1)
     assert changed == {"raw": 0, "surgery": several, "gem": several, **last}
 
 
-def test_neighbour_prior_on_a_rectangle():
+def test_neighbour_prior_on_a_rectangular_grid():
     assert PRIOR_SIGMA == 5
     found = neighbour_prior((3, 4), 1.5)
     assert_close(found, prior((3, 4), 1.5), terms=4)
@@ -224,7 +221,7 @@ def test_gradients_flow_to_pixels_and_weights(clip, pixels, name):
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_batches_threads_and_other_sizes_give_what_one_gives(clip, name):
+def test_batches_threads_and_other_sizes_do_not_change_features(clip, name):
     images = [Image(builders.pixels((40, 60), seed=seed)) for seed in range(4)]
     alone = [clip.encode_images([each], size=(32, 48), architecture=name)[0].features for each in images]
     clip.encode_images(images, size=(64, 48), architecture=name)
@@ -238,7 +235,7 @@ def test_batches_threads_and_other_sizes_give_what_one_gives(clip, name):
 
 
 @pytest.mark.parametrize("name", sorted(set(RULES) - {"surgery", "raw"}))
-def test_resnets_refuse_what_only_transformers_can_before_any_image_is_read(name):
+def test_resnets_refuse_transformer_rules_before_an_image_is_read(name):
     models = Text2Seg(tiny_clip("resnet"), sam=None)
     for attempt in (
         lambda: models.check(["dog"], Settings(MapSettings(architecture=name))),
@@ -251,15 +248,11 @@ def test_resnets_refuse_what_only_transformers_can_before_any_image_is_read(name
 
 @pytest.fixture(scope="module")
 def script():
-    path = Path(__file__).parents[1] / "scripts" / "compare_attention.py"
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
+    """benchmarks/attention.py."""
+    return import_benchmark("attention")
 
 
-def test_the_comparison_scores_a_map_as_naive_ranking_does(script):
+def test_the_comparison_script_scores_maps_like_naive_ranking(script):
     rng = np.random.default_rng(0)
     mask = builders.box_mask((8, 12), left=3, top=2, width=5, height=3)
     scores = rng.integers(0, 11, (8, 12)).astype(np.float32) + 3 * mask  # whole numbers, so with ties
@@ -277,7 +270,7 @@ def test_the_comparison_scores_a_map_as_naive_ranking_does(script):
         assert ious[level] == about((chosen & mask).sum() / (chosen | mask).sum(), terms=1, dtype=torch.float64)
 
 
-def test_thresholds_come_from_the_other_parts(script):
+def test_thresholds_of_a_fold_come_from_the_other_folds(script):
     ious = np.zeros((3, 1001))
     ious[0, 100], ious[0, 700] = 0.9, 0.4  # part 0 is best at 0.1, part 1 at 0.7
     ious[1:, 700], ious[1:, 100] = 0.8, 0.2
@@ -297,3 +290,7 @@ def test_a_session_keeps_tokens_of_each_rule(clip):
     assert len(session.tokens) == 3
     assert not np.allclose(maps["surgery"], maps["naclip"])
     assert not np.allclose(maps["raw"], maps["naclip"])
+
+
+def test_settings_list_every_attention_rule():
+    assert set(get_args(Architecture)) == set(RULES)

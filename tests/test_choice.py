@@ -1,4 +1,4 @@
-"""Choosing a candidate and dropping masks that show the same, by hand and with the demo model."""
+"""Choice of a candidate and suppression of duplicate masks, by hand and with the demo model."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from text2seg import MaskSettings, PointSettings, PresenceSettings, Settings
 from text2seg.errors import SettingsError
 from text2seg.records import Candidates
-from text2seg.sam.candidates import by_map, by_sam, separation
-from text2seg.sam.nms import CONTAINED, suppress
+from text2seg.sam.candidates import CONTAINED, by_map, by_sam, separation, suppress
 
 HW = (6, 8)
 SCENES = Path(__file__).parents[1] / "text2seg" / "demo" / "scenes"
@@ -29,18 +28,18 @@ def scored(*scores: float) -> Candidates:
     return Candidates(np.zeros((len(scores), *HW), np.float32), np.array(scores, np.float32))
 
 
-THING = (1, 1, 3, 3)
-PART, WHOLE, ALL = (2, 2, 1, 1), THING, (0, 0, 8, 6)
+OBJECT = (1, 1, 3, 3)
+PART, WHOLE, ALL = (2, 2, 1, 1), OBJECT, (0, 0, 8, 6)
 
 
-def test_the_map_tells_the_thing_from_its_part_and_from_everything():
-    scores = boxes(THING)[0].astype(np.float32)
+def test_the_map_prefers_the_whole_object_to_its_part_and_to_the_whole_image():
+    scores = boxes(OBJECT)[0].astype(np.float32)
     quality = by_map(boxes(PART, WHOLE, ALL), scored(0.9, 0.8, 0.85), scores)
     assert quality.argmax() == 1
     assert by_sam(scored(0.9, 0.8, 0.85)).argmax() == 0
 
 
-def test_separation_is_what_a_plain_loop_gives():
+def test_separation_equals_a_plain_loop():
     rng = np.random.default_rng(0)
     scores, masks = rng.random(HW, np.float32), rng.random((3, *HW)) > 0.5
     wanted = [scores[mask].mean() - scores[~mask].mean() for mask in masks]
@@ -53,18 +52,18 @@ def test_empty_and_full_masks_and_flat_maps_have_finite_quality():
         assert np.isfinite(by_map(masks, scored(0.5, 0.5), scores)).all()
 
 
-def test_of_masks_that_show_the_same_the_best_stays():
+def test_suppress_keeps_the_best_of_duplicate_masks():
     masks = boxes((1, 1, 4, 4), (1, 1, 4, 3), (6, 0, 2, 2))
     assert suppress(masks, np.array([0.5, 0.9, 0.7]), 0.6) == [1, 2]
 
 
-def test_a_part_goes_with_its_whole_and_a_whole_with_its_part():
+def test_suppress_removes_the_worse_of_part_and_whole():
     masks = boxes(PART, WHOLE)
     assert suppress(masks, np.array([0.5, 0.9]), 0.9) == [1]
     assert suppress(masks, np.array([0.9, 0.5]), 0.9) == [0]
 
 
-def test_empty_masks_never_stay():
+def test_suppress_removes_empty_masks():
     assert suppress(np.zeros((2, *HW), bool), np.array([1.0, 2.0]), 0.6) == []
 
 
@@ -74,7 +73,7 @@ masks_and_scores = st.lists(st.tuples(st.integers(0, 2**12 - 1), st.integers(0, 
 
 
 @given(masks_and_scores)
-def test_what_stays_is_apart_and_what_goes_is_like_a_better_one(given_masks):
+def test_kept_masks_differ_and_each_removed_mask_resembles_a_better_one(given_masks):
     masks, rows = given_masks
     scores = np.array([score for _, score in rows], float)
     kept = suppress(masks, scores, 0.5)
@@ -90,19 +89,19 @@ def test_what_stays_is_apart_and_what_goes_is_like_a_better_one(given_masks):
         assert not masks[index].any() or any(alike(index, k) and scores[k] >= scores[index] for k in kept)
 
 
-def test_reference_means_one_segment_by_sams_own_choice_and_nothing_not_found():
+def test_the_reference_method_uses_union_choice_of_sam_and_no_presence():
     settings = Settings(points=PointSettings(method="reference"))
     assert (settings.points.instances, settings.masks.choice, settings.presence.presence) == ("union", "sam", 0)
 
 
-def test_a_misspelt_choice_is_refused():
+def test_an_unknown_choice_is_refused():
     with pytest.raises(SettingsError, match="map, sam"):
         MaskSettings(choice="best")
     with pytest.raises(SettingsError, match="overlap"):
         MaskSettings(overlap=0)
 
 
-def test_the_demo_model_cuts_out_each_of_a_kind_apart_and_they_do_not_overlap(demo):
+def test_the_demo_model_separates_instances_without_overlap(demo):
     session = demo.open(SCENES / "new-scenes" / "images" / "scene_0019.jpg")
     union = session.segment("sheep", Settings(points=PointSettings(instances="union"), presence=PresenceSettings(0)))
     apart = session.segment("sheep")

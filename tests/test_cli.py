@@ -1,23 +1,36 @@
-"""The command line as a user sees it: exit status, what stands where, one line for each thing that went wrong."""
+"""The command line: exit status, standard output and error, one line for each error."""
 
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import logging
 import os
 import subprocess
 import sys
+import urllib.error
 import warnings
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
 
 import pytest
+import torch
+from packaging.requirements import Requirement
 from PIL import Image
 
-from text2seg.cli import main
-from text2seg.cli.commands import COMMANDS
+from text2seg._version import __version__
+from text2seg.cli import COMMANDS, Group, doctor, main
+from text2seg.cli.flags import described
 from text2seg.coco import rle
 from text2seg.coco.dataset import read_dataset
+from text2seg.coco.provenance import provenance_of
+from text2seg.errors import CheckpointError
+from text2seg.pipeline import Text2Seg
 
+GROUPS = [name for name, command in COMMANDS.items() if isinstance(command, Group)]
 SCENE = "text2seg/demo/scenes/new-scenes/images/scene_0001.jpg"
 
 
@@ -32,6 +45,77 @@ def test_help_names_every_setting(capsys):
         assert flag in text
 
 
+@pytest.mark.parametrize("columns", [60, 80, 120])
+@pytest.mark.parametrize("command", ["segment", "label", "search", "checkpoints show", "explain saliency", "app"])
+def test_help_fills_its_lines(command, columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with pytest.raises(SystemExit):
+        main([*command.split(), "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert not [line for line in lines if "None" in line]
+    assert max(map(len, lines)) <= columns
+    for line, following in itertools.pairwise(lines):
+        words, more = line.strip("│ ").split(), following.strip("│ ").split()
+        indent, goes_on = (len(each) - len(each.lstrip("│ ")) for each in (line, following))
+        is_text = words and indent == goes_on > 2 and not line.strip("│ ").startswith(("-", "─"))
+        if is_text and more and words[-1][-1] not in ".)":
+            assert indent + len(" ".join([*words, more[0]])) > columns - 3, line
+
+
+def test_optional_values_have_the_form_of_their_type():
+    @dataclass
+    class Flags:
+        one: int | None = None
+        """Docstring
+        of two lines."""
+        two: int | tuple[int, int] | None = None
+        three: Literal["a", "b"] | None = None
+        four: Path | None = None
+
+    before = dict(Flags.__annotations__)
+    with described(Flags):
+        said = {name: hint.__metadata__[-1] for name, hint in Flags.__annotations__.items()}
+    assert Flags.__annotations__ == before
+    forms = {name: each.metavar for name, each in said.items()}
+    assert forms == {"one": "INT", "two": "INT [INT]", "three": "{a,b}", "four": "PATH"}
+    assert {each.help_behavior_hint for each in said.values()} == {""}
+    assert said["one"].help == "Docstring of two lines."
+
+
+def test_doctor_shows_versions_device_weights_and_missing_extras(capsys, monkeypatch):
+    monkeypatch.setattr(doctor, "missing_extras", lambda: ["ray", "search"])
+    monkeypatch.setenv("COLUMNS", "120")
+    assert main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    for part in (__version__, torch.__version__, "device", "precision", "GiB available", "clip demo", "sam demo"):
+        assert part in text
+    assert 'pip install "text2seg[ray,search]"' in text
+    assert len(text.splitlines()) < 40
+
+
+@pytest.mark.parametrize(
+    ("versions", "extras"),
+    [
+        ({}, []),
+        ({"s3fs": "missing"}, ["cloud"]),
+        ({"onnxscript": "missing"}, ["onnx"]),
+        ({"transformers": "4.57.1"}, ["sam2"]),
+        ({"transformers": "4.40.0"}, ["openclip", "sam2"]),
+        ({"open_clip_torch": "4.0.0", "faiss-cpu": "missing"}, ["openclip", "search"]),
+    ],
+)
+def test_doctor_compares_each_package_of_an_extra_with_its_versions(versions, extras, monkeypatch):
+    wanted = [Requirement(line) for line in metadata.requires("text2seg")]
+    lowest = {each.name: next((s.version for s in each.specifier if s.operator == ">="), "1") for each in wanted}
+    here = lowest | {"transformers": "5.0.0"} | versions
+    monkeypatch.setattr(doctor, "_version", here.__getitem__)
+    assert sorted(doctor.missing_extras()) == extras
+
+
+def test_doctor_knows_a_package_that_is_missing():
+    assert doctor._version("text2seg-without-a-release") == doctor.MISSING
+
+
 def test_version(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["--version"])
@@ -39,7 +123,22 @@ def test_version(capsys):
     assert capsys.readouterr().out.startswith("text2seg 0.")
 
 
-def test_help_is_quick_because_it_imports_no_command(capsys):
+def test_auto_says_which_weights_are_used_and_what_to_download_for_photographs(tmp_path, capsys):
+    command = ["segment", SCENE, "--query", "sheep", "--save", "none", "--output", str(tmp_path)]
+    assert main(command) == 0
+    automatic = capsys.readouterr().err
+    assert "the models are CLIP demo with SAM demo" in automatic
+    assert "knows drawn things only; " in automatic
+    assert "For photographs, first run: text2seg checkpoints download base (693 MiB)" in automatic
+    recorded = json.loads((tmp_path / "dataset.json").read_text())["info"]["provenance"]
+    assert [recorded[kind]["name"] for kind in ("clip", "sam")] == ["demo", "demo"]
+    assert main([*command, "--model", "demo", "--overwrite"]) == 0
+    chosen = capsys.readouterr().err
+    assert "the models are CLIP demo with SAM demo" in chosen
+    assert "download" not in chosen
+
+
+def test_help_imports_no_command(capsys):
     code = (
         "import sys; from text2seg.cli import main\n"
         "try: main(['--help'])\n"
@@ -52,7 +151,106 @@ def test_help_is_quick_because_it_imports_no_command(capsys):
         assert command.summary[:30] in done.stdout
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "explain"])
+WITHOUT_SLOW_IMPORTS = """
+import sys
+from text2seg.cli import main
+for line in sys.stdin.read().splitlines():
+    try:
+        status = main(line.split())
+    except SystemExit as stop:
+        status = stop.code
+    slow = {"torch", "cv2", "gradio", "matplotlib", "scipy", "open_clip", "onnxruntime", "faiss"} & set(sys.modules)
+    assert not slow, (line, slow)
+    assert status == int(sys.argv[1]), (line, status)
+"""
+
+
+def run_without_slow_imports(lines, status, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_SLOW_IMPORTS, str(status)],
+        input="\n".join(lines),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TEXT2SEG_CHECKPOINTS": str(tmp_path / "checkpoints")},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def test_help_of_every_command_is_printed_without_slow_imports(tmp_path):
+    groups = [f"{group} {name}" for group in GROUPS for name in COMMANDS[group].commands()]
+    single = [name for name in COMMANDS if name not in GROUPS]
+    run_without_slow_imports([f"{name} --help" for name in [*single, *groups]], 0, tmp_path)
+
+
+def test_wrong_words_files_and_names_are_found_without_slow_imports(tmp_path):
+    folder, out = "text2seg/demo/scenes/new-scenes", tmp_path / "out"
+    errors = run_without_slow_imports(
+        [
+            f"segment nowhere.png --query sheep --output {out}",
+            f"segment {SCENE} --query unicycle --output {out}",
+            f"segment {SCENE} --query sheep --clip nowhere.pt --output {out}",
+            f"segment {SCENE} --query sheep --sam nowhere.pth --output {out}",
+            f"segment {SCENE} --query sheep --device gpu --output {out}",
+            f"segment {SCENE} --query sheep --runtime onnx --graphs nowhere --output {out}",
+            "search nowhere sheep",
+            f"search {folder} unicycle",
+            "tune nowhere --ontology text2seg/demo/scenes/things.yaml",
+            f"tune {folder} --ontology nowhere.yaml",
+            f"tune {folder} --ontology text2seg/demo/scenes/things.yaml --truth nowhere.json",
+            "replay nowhere.json --annotation 1",
+            f"merge nowhere.json --output {out}.json",
+            f"convert nowhere.json --to yolo-seg --output {out}",
+            f"explain saliency nowhere.png --text sheep --output {out}",
+            f"explain saliency {SCENE} --text unicycle --output {out}",
+            f"explain words {SCENE} --text unicycle --output {out}",
+            f"explain saliency {SCENE} --text sheep --clip nowhere.pt --output {out}",
+            f"benchmark coco --images {folder} --annotations nowhere.json",
+            f"benchmark coco --images nowhere --annotations {folder}/dataset.json",
+            "benchmark speed --device gpu",
+            f"export onnx --output {out} --clip nowhere.pt",
+            f"export onnx --output {out} --images nowhere --queries sheep",
+            "app --clip nowhere.pt",
+            "checkpoints show nowhere",
+        ],
+        1,
+        tmp_path,
+    )
+    assert len(errors.splitlines()) == 25  # each is one line
+    assert not out.exists()
+
+
+def test_a_label_job_is_checked_without_torch(tmp_path):
+    folder, out = "text2seg/demo/scenes/new-scenes", tmp_path / "x.json"
+    lines = [
+        f"label nowhere --query sheep --output {out}",
+        f"label {folder} --query unicycle --output {out}",
+        f"label {folder} --ontology nowhere.yaml --output {out}",
+        f"label {folder} --query sheep --categories-from nowhere.json --output {out}",
+        f"label {folder} --query sheep --sam3 nowhere --output {out}",
+        f"label {folder} --query sheep --sam nowhere.pth --output {out}",
+    ]
+    code = WITHOUT_SLOW_IMPORTS.replace(' "cv2",', "")
+    done = subprocess.run([sys.executable, "-c", code, "1"], input="\n".join(lines), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_missing_weights_are_all_named_if_there_is_no_network(tmp_path, monkeypatch, capsys):
+    def unreachable(*_, **__):
+        raise urllib.error.URLError("Name or service not known")
+
+    monkeypatch.setenv("TEXT2SEG_CHECKPOINTS", str(tmp_path / "checkpoints"))
+    monkeypatch.setattr("text2seg.weights.download._opener.open", unreachable)
+    assert main(["segment", SCENE, "--query", "sheep", "--model", "base", "--output", str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    for part in ("ViT-B-16.pt", "sam_vit_b_01ec64.pth from https://dl.fbaipublicfiles.com", str(tmp_path)):
+        assert part in error
+    with pytest.raises(CheckpointError, match="Missing too: sam_vit_b"):
+        Text2Seg.load("base")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in GROUPS])
 def test_every_command_has_help(name, capsys):
     with pytest.raises(SystemExit) as stop:
         main([name, "--help"])
@@ -61,7 +259,7 @@ def test_every_command_has_help(name, capsys):
 
 
 @pytest.mark.parametrize("arguments", [[], ["segmnt"], ["explain", "salience"]])
-def test_an_unknown_command_is_told_the_known_ones(arguments, capsys):
+def test_an_unknown_command_lists_the_known_ones(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     assert stop.value.code == 2
@@ -86,20 +284,20 @@ def test_segment_writes_images_and_coco_and_reports_bad_files(tmp_path, capsys):
     out = tmp_path / "out"
     status = main(["segment", str(good), str(bad), "--query", wanted(), "--device", "cpu", "--output", str(out)])
     text, errors = capsys.readouterr()
-    assert status == 1  # one file failed, and nothing else was lost by it
+    assert status == 3  # one file failed, and nothing else was lost by it
     assert errors.count("broken.jpg") == 1
     assert str(out / "dataset.json") in text
     assert (out / "größe ☂_overlay.png").exists()
-    assert (out / "größe ☂_maps.png").exists()
+    assert (out / "größe ☂_why.png").exists()
     dataset = json.loads((out / "dataset.json").read_text(encoding="utf-8"))
     assert len(dataset["images"]) == 1
     assert dataset["annotations"]
     for annotation in dataset["annotations"]:
         assert rle.decode(annotation["segmentation"]).sum() == annotation["area"]
-        assert len(annotation["attributes"]["provenance"]["clip"]["sha256"]) == 64
+        assert len(provenance_of(annotation, dataset)["clip"]["sha256"]) == 64
 
 
-def test_two_files_of_one_name_do_not_overwrite_each_other(tmp_path):
+def test_two_images_with_one_file_name_do_not_overwrite_each_other(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     files = [scene(tmp_path / folder, "same.png") for folder in "ab"]
@@ -125,17 +323,55 @@ def test_two_files_of_one_name_do_not_overwrite_each_other(tmp_path):
         ([SCENE, "--query", "dog", "--redundancy", "label-set"], "text2seg: a label set needs two labels"),
     ],
 )
-def test_what_cannot_be_done_is_one_clear_line(arguments, says, capsys):
+def test_invalid_arguments_are_a_one_line_error(arguments, says, capsys):
     assert main(["segment", *arguments]) == 1
-    error = capsys.readouterr().err.strip()
+    *before, error = capsys.readouterr().err.splitlines()
     assert says in error
-    assert len(error.splitlines()) == 1
+    assert all(line.startswith("text2seg: the models are ") for line in before)
 
 
-def test_missing_image_is_reported_by_name(tmp_path, capsys):
+def test_missing_images_are_reported_by_name_and_leave_nothing_behind(tmp_path, capsys):
     out = tmp_path / "out"
-    assert main(["segment", "nowhere.png", "--query", "dog", "--output", str(out)]) == 1
-    assert "nowhere.png" in capsys.readouterr().err
+    assert main(["segment", "nowhere.png", "gone.png", "--query", "dog", "--output", str(out)]) == 1
+    text, errors = capsys.readouterr()
+    assert "nowhere.png" in errors
+    assert "gone.png" in errors
+    assert text == ""
+    assert not out.exists()
+
+
+def test_segment_answers_known_words_and_names_unknown_ones(tmp_path, capsys):
+    out = tmp_path / "out"
+    queries = ["--query", f"{wanted()}, unicycle", "--query", "zebra crossing"]
+    assert main(["segment", SCENE, *queries, "--save", "none", "--output", str(out)]) == 3
+    text, errors = capsys.readouterr()
+    assert errors.splitlines()[:3] == [
+        "left out: the demo model does not know 'unicycle'. Did you mean bicycle?",
+        "left out: the demo model does not know 'zebra crossing'.",
+        "text2seg checkpoints show demo lists what it knows; for everything else take real weights: text2seg "
+        "checkpoints download base (693 MiB), then --model base",
+    ]
+    assert f"{wanted()}: " in text
+    dataset = read_dataset(out / "dataset.json")
+    assert [category["name"] for category in dataset["categories"]] == [wanted()]
+
+
+def test_segment_does_not_replace_an_earlier_dataset_without_overwrite(tmp_path, capsys):
+    command = ["segment", SCENE, "--query", wanted(), "--save", "none", "--output", str(tmp_path)]
+    assert main(command) == 0
+    before = (tmp_path / "dataset.json").read_bytes()
+    assert main(command) == 1
+    assert "dataset.json already exists; choose another --output or add --overwrite" in capsys.readouterr().err
+    assert (tmp_path / "dataset.json").read_bytes() == before
+    assert main([*command, "--overwrite"]) == 0
+
+
+def test_a_query_with_a_comma_is_two_queries_on_the_command_line_and_in_python(tmp_path, demo):
+    assert main(["segment", SCENE, "--query", "sheep, bomb", "--save", "none", "--output", str(tmp_path)]) == 0
+    names = [category["name"] for category in read_dataset(tmp_path / "dataset.json")["categories"]]
+    assert names == ["sheep", "bomb"]
+    assert list(demo.segment(SCENE, "sheep, bomb").maps.queries) == names
+    assert list(demo.segment(SCENE, ["sheep, bomb"]).maps.queries) == names
 
 
 def test_checkpoints_list_and_verify(capsys):
@@ -148,7 +384,7 @@ def test_checkpoints_list_and_verify(capsys):
 
 
 @pytest.mark.parametrize(("names", "says"), [([], "nothing to download"), (["demo", "vit_x"], "vit_b, vit_l, vit_h")])
-def test_what_cannot_be_downloaded(names, says, capsys):
+def test_an_unavailable_download_is_a_one_line_error(names, says, capsys):
     assert main(["checkpoints", "download", *names]) == 1
     text, error = capsys.readouterr()
     assert says in error
@@ -156,7 +392,7 @@ def test_what_cannot_be_downloaded(names, says, capsys):
 
 
 @pytest.mark.skipif(sys.platform == "win32" or sys.platform == "darwin", reason="file names are Unicode there")
-def test_file_names_that_are_no_unicode(tmp_path):
+def test_file_names_that_are_not_unicode_are_accepted(tmp_path):
     path = scene(tmp_path, "ungl\udcfcck.png")
     done = subprocess.run(
         [sys.executable, "-m", "text2seg", "segment", path, "--query", wanted(), "--output", tmp_path / "out"],
@@ -167,7 +403,7 @@ def test_file_names_that_are_no_unicode(tmp_path):
     assert rb"ungl\udcfcck_overlay.png" in done.stdout
 
 
-def test_large_images_bring_no_warnings(tmp_path, capsys, monkeypatch):
+def test_large_images_cause_no_warnings(tmp_path, capsys, monkeypatch):
     path = scene(tmp_path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)  # Pillow's own limit; it warns above and refuses at twice
     gc.collect()  # what other tests left unclosed warns here and not below
@@ -175,10 +411,10 @@ def test_large_images_bring_no_warnings(tmp_path, capsys, monkeypatch):
         warnings.simplefilter("default")
         assert main(["segment", str(path), "--query", wanted(), "--output", str(tmp_path / "out")]) == 0
     assert [str(warning.message) for warning in caught] == []
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err.startswith("text2seg: the models are ")
 
 
-def test_a_reader_that_has_seen_enough():
+def test_a_closed_output_pipe_ends_the_command_quietly():
     reading, writing = os.pipe()
     os.close(reading)
     command = [sys.executable, "-m", "text2seg", "checkpoints", "list"]
@@ -187,7 +423,7 @@ def test_a_reader_that_has_seen_enough():
     assert (done.returncode, done.stderr) == (1, "")
 
 
-def test_as_a_program():
+def test_python_m_text2seg_runs_the_command_line():
     done = subprocess.run([sys.executable, "-m", "text2seg", "segment"], capture_output=True, text=True)
     assert done.returncode == 1
     assert "nothing to look for" in done.stderr
@@ -197,10 +433,10 @@ HOSTILE = "a\x1b]0;owned\x07\x1b[2J\0\u202egpj.exe\x9b\r\nb"
 STEERING = ("\x1b", "\x07", "\0", "\u202e", "\x9b", "\r")
 
 
-def test_nothing_that_is_printed_steers_the_terminal(capsys, monkeypatch):
-    """Lines, errors, log messages and tables; names of others come into all of them."""
+def test_printed_text_contains_no_terminal_control_codes(capsys, monkeypatch):
+    """Lines, errors, log messages and tables can all contain untrusted names."""
     from text2seg.cli import terminal
-    from text2seg.cli.tables import PlainConsole, plain_table
+    from text2seg.cli.common import PlainConsole, plain_table
     from text2seg.errors import DatasetError
 
     def run_command(*arguments):
@@ -221,7 +457,7 @@ def test_nothing_that_is_printed_steers_the_terminal(capsys, monkeypatch):
     assert "\\u202egpj.exe" in out
 
 
-def test_the_folder_that_a_dataset_names_stands_in_messages_with_escapes(tmp_path):
+def test_messages_escape_the_folder_from_a_dataset(tmp_path):
     from text2seg.coco.lookup import ImageFinder
     from text2seg.errors import ImageError
 

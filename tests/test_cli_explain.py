@@ -1,17 +1,18 @@
-"""`text2seg explain` as a user sees it; what the tools show is tested with them."""
+"""The command `text2seg explain`. The results of the tools are tested in test_explain_*.py."""
 
 from __future__ import annotations
 
 import json
 import re
+import threading
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from text2seg.cli import main
-from text2seg.cli.commands import run_command
+from text2seg.cli import main, run_command
 from text2seg.cli.explain import ToolCommand
 from text2seg.errors import ImageError, SettingsError
 from text2seg.explain import TOOLS, Panel, Progress, Result, Table, Tool, run_tool, save_result
@@ -21,7 +22,7 @@ SCENE = "text2seg/demo/scenes/new-scenes/images/scene_0019.jpg"
 
 
 @pytest.mark.parametrize("name", TOOLS)
-def test_every_tool_has_help_and_says_what_it_shows(name, capsys):
+def test_every_tool_has_a_summary_and_help(name, capsys):
     assert re.fullmatch(r"[A-Z].+\.", TOOLS[name].summary)
     with pytest.raises(SystemExit) as stop:
         main(["explain", name, "--help"])
@@ -32,7 +33,13 @@ def test_every_tool_has_help_and_says_what_it_shows(name, capsys):
     assert ("FILE" in text) == (TOOLS[name].images != "none")
 
 
-def test_a_tool_writes_its_image_and_numbers(tmp_path, capsys):
+def test_docs_list_every_tool_with_its_title():
+    page = Path("docs/explain.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `([a-z-]+)` \| ([^|]+) \|", page, re.MULTILINE)
+    assert listed == [(tool.name, tool.title) for tool in TOOLS.values()]
+
+
+def test_tool_writes_an_image_and_numbers(tmp_path, capsys):
     assert main(["explain", "saliency", SCENE, "--text", "sheep", "--output", str(tmp_path)]) == 0
     image = tmp_path / "saliency_scene_0019.png"
     assert str(image) in capsys.readouterr().out
@@ -48,15 +55,15 @@ def test_a_tool_writes_its_image_and_numbers(tmp_path, capsys):
         (["saliency", SCENE, "--text", ""], "empty"),
         (["saliency", SCENE, "--text", "aardvark"], "does not know"),
         (["saliency", SCENE, "--text", "sheep", "--method", "layercam"], "surgery"),
-        (["run-all", "docs/training"], "docs/training"),
+        (["run-all", "training/logs"], "training/logs"),
         (["saliency", "text2seg/demo/scenes/new-scenes", "--text", "sheep"], "one image"),
     ],
 )
-def test_what_cannot_be_done_is_one_clear_line(arguments, says, tmp_path, capsys):
+def test_error_is_one_clear_line(arguments, says, tmp_path, capsys):
     assert main(["explain", *arguments, "--output", str(tmp_path)]) == 1
-    error = capsys.readouterr().err.strip()
+    *before, error = capsys.readouterr().err.splitlines()
     assert says in error
-    assert len(error.splitlines()) == 1
+    assert all(line.startswith("text2seg: the models are") for line in before)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +79,11 @@ def _show(models, images, settings, progress):
 
 
 @pytest.fixture
-def tool(monkeypatch):
-    import text2seg.explain.tool as module
-
-    monkeypatch.setattr(module, "show_test", _show, raising=False)
-    return Tool("counted", "Counts.", _Settings, "tool:show_test", "none")
+def tool():
+    return Tool("counted", "Counted", "Counts.", _Settings, _show, "none")
 
 
-def test_a_table_is_printed_as_it_is(tool, tmp_path, capsys):
+def test_table_is_printed_literally(tool, tmp_path, capsys):
     command = {"counted": ToolCommand(tool)}
     assert run_command(command, ["counted", "--times", "2", "--output", str(tmp_path)]) == 0
     text = capsys.readouterr().out
@@ -89,17 +93,37 @@ def test_a_table_is_printed_as_it_is(tool, tmp_path, capsys):
     assert (tmp_path / "counted.json").exists()
 
 
-def test_a_tool_is_watched_and_stopped(tool, demo):
+def test_tool_reports_progress_and_can_be_stopped(tool, demo):
     told = []
     run_tool(tool, demo, (), _Settings(2), Progress(lambda *what: told.append(what)))
     assert told == [(0, 2, "counting"), (1, 2, "counting"), (2, 2, "counting")]
-    progress = Progress(lambda *what: progress._stop.set())
-    assert list(progress.each([1, 2, 3])) == [1]
+
+
+def test_a_stop_yields_no_further_item():
+    """Not when the report sets it, while the caller works, or while the next item is made."""
+    stop = threading.Event()
+    assert list(Progress(lambda *what: stop.set(), stop).each([1, 2, 3])) == []
+    stop = threading.Event()
+    made, taken = [], []
+
+    def items(stop_at):
+        for item in range(3):
+            made.append(item)
+            if item == stop_at:
+                stop.set()
+            yield item
+
+    for item in Progress(stop=stop).each(items(None)):
+        taken.append(item)
+        stop.set()
+    assert (made, taken) == ([0], [0])
+    stop = threading.Event()
+    assert list(Progress(stop=stop).each(items(1))) == [0]
 
 
 @pytest.mark.parametrize(("images", "count", "says"), [("one", 2, "one image"), ("many", 0, "at least one")])
-def test_the_number_of_images_is_checked(tool, demo, images, count, says):
-    wanting = Tool("counted", "Counts.", _Settings, tool.function, images)
+def test_wrong_number_of_images_raises(tool, demo, images, count, says):
+    wanting = Tool("counted", "Counted", "Counts.", _Settings, tool.run, images)
     with pytest.raises(SettingsError, match=says):
         run_tool(wanting, demo, [object()] * count)
 
@@ -119,7 +143,7 @@ def test_images_of_a_folder_are_read_one_by_one(tmp_path):
         ImageFiles([tmp_path / "nowhere"])
 
 
-def test_an_result_without_images_writes_none(tmp_path):
+def test_result_without_panels_writes_no_image(tmp_path):
     panel = Panel("first", np.zeros((4, 6, 3), np.uint8))
     assert save_result(Result("Empty"), tmp_path, "empty") == []
     (image,) = save_result(Result("One", (panel,)), tmp_path / "deeper", "größe")

@@ -1,4 +1,4 @@
-"""COCO files: masks survive both encodings, and pycocotools itself opens and scores what is written."""
+"""COCO files: both mask encodings are lossless, and pycocotools reads and scores the files."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -23,11 +24,18 @@ from text2seg.coco.dataset import DatasetBuilder, build_dataset, read_dataset, w
 from text2seg.errors import OutputError, Text2SegError
 
 MASKS = hnp.arrays(np.bool_, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=12))
+VIEWS = {
+    "as it is": lambda mask: mask,
+    "a part of a larger one": lambda mask: np.pad(mask, 3)[3:-3, 3:-3],
+    "upside down": lambda mask: mask[::-1],
+    "every second column": lambda mask: np.repeat(mask, 2, axis=1)[:, ::2],
+    "down the columns": np.asfortranarray,
+}
 KEYS = {"id", "image_id", "category_id", "segmentation", "area", "bbox", "iscrowd", "score", "attributes"}
 
 
 def blob(seed: int, hw: tuple[int, int] = (61, 83), share: float = 0.5) -> np.ndarray:
-    """Random smooth regions, some with holes, some with holes in islands in holes."""
+    """Random smooth regions, some with holes, some with islands in holes."""
     noise = np.random.default_rng(seed).random(hw, np.float32)
     smooth = cv2.GaussianBlur(noise, (0, 0), 1 + seed % 4)
     return smooth > np.quantile(smooth, 1 - share)
@@ -40,7 +48,7 @@ def shoelace(corners: list[int]) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """As one of the settings."""
+    """A dataclass, as settings are."""
 
     threshold: float = 0.8
 
@@ -58,6 +66,20 @@ def ring_and_ball() -> list:
 # --- masks ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS.keys())
+@given(st.integers(0, 70), st.integers(0, 70), st.floats(0, 1), st.integers(0, 9))
+def test_rle_equals_pycocotools(view, height, width, share, seed):
+    mask = view(np.random.default_rng(seed).random((height, width)) < share)
+    mask.flags.writeable = False
+    encoded = rle.encode(mask)
+    assert encoded["counts"].encode() == coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"]
+    decoded = rle.decode(encoded)
+    np.testing.assert_array_equal(decoded, mask)
+    assert decoded.dtype == np.bool_
+    assert decoded.flags.c_contiguous
+    assert decoded.flags.writeable
+
+
 @given(MASKS)
 def test_rle_is_lossless(mask):
     encoded = rle.encode(mask)
@@ -69,7 +91,7 @@ def test_rle_is_lossless(mask):
     np.testing.assert_array_equal(decoded, mask)
 
 
-def test_rle_takes_views_and_reads_plain_runs_and_bytes():
+def test_rle_encodes_views_and_decodes_plain_runs_and_bytes():
     mask = builders.ring_mask()
     np.testing.assert_array_equal(rle.decode(rle.encode(mask.T)), mask.T)
     as_bytes = {"size": [24, 32], "counts": rle.encode(mask)["counts"].encode()}
@@ -82,14 +104,14 @@ def test_rle_takes_views_and_reads_plain_runs_and_bytes():
 
 @pytest.mark.parametrize("encode", [rle.encode, polygon.encode])
 @pytest.mark.parametrize("mask", [np.zeros((4, 5), np.uint8), np.zeros((1, 4, 5), np.bool_)])
-def test_only_masks_are_encoded(encode, mask):
+def test_arrays_that_are_not_masks_are_refused(encode, mask):
     with pytest.raises(ValueError, match=r"bool\[H, W\]"):
         encode(mask)
 
 
 @settings(max_examples=300)
 @given(MASKS)
-def test_polygons_give_back_every_pixel(mask):
+def test_polygons_are_lossless(mask):
     polygons = polygon.encode(mask)
     np.testing.assert_array_equal(polygon.decode(polygons, mask.shape), mask)
     assert sum(shoelace(corners) for corners in polygons) == mask.sum()
@@ -110,7 +132,7 @@ CHAIN = ["#####", "#.###", "##.##", "###.#", "####."]  # one pocket opens into t
 
 
 @pytest.mark.parametrize("rows", [POCKET, CHAIN])
-def test_a_pocket_is_cut_open(rows):
+def test_region_with_pocket_is_cut(rows):
     mask = np.array([[pixel == "#" for pixel in row] for row in rows])
     polygons = polygon.encode(mask)
     assert len(polygons) > 1
@@ -120,20 +142,20 @@ def test_a_pocket_is_cut_open(rows):
 
 @given(st.integers(0, 10_000), st.floats(0.1, 0.95))
 @settings(max_examples=60, deadline=None)
-def test_polygons_of_blobs_with_holes(seed, share):
+def test_polygons_of_blobs_with_holes_are_lossless(seed, share):
     mask = blob(seed, share=share)
     np.testing.assert_array_equal(polygon.decode(polygon.encode(mask), mask.shape), mask)
 
 
-def test_a_box_is_one_polygon_along_its_pixels_edges():
+def test_box_is_one_polygon_along_pixel_edges():
     assert polygon.encode(builders.box_mask(left=10, top=4, width=12, height=6)) == [[10, 4, 22, 4, 22, 10, 10, 10]]
 
 
-def test_pixels_that_touch_at_a_corner_stay_apart():
+def test_pixels_touching_at_a_corner_are_separate_polygons():
     assert len(polygon.encode(np.eye(3, dtype=np.bool_))) == 3
 
 
-def test_a_hole_splits_its_region_only():
+def test_hole_splits_only_its_own_region():
     mask = np.zeros((24, 48), np.bool_)
     mask[:, :32] = builders.ring_mask()
     mask[2:4, 40:44] = True
@@ -142,13 +164,13 @@ def test_a_hole_splits_its_region_only():
     assert [40, 2, 44, 2, 44, 4, 40, 4] in polygons
 
 
-def test_no_mask_no_polygons():
+def test_empty_mask_has_no_polygons():
     assert polygon.encode(np.zeros((4, 5), np.bool_)) == []
     assert not polygon.decode([], (4, 5)).any()
 
 
 @pytest.mark.parametrize("corners", [[0, 0, 1, 1], [0, 0, 1, 0, 1, 1, 2]])
-def test_a_polygon_that_is_none(corners):
+def test_invalid_polygons_are_refused(corners):
     with pytest.raises(ValueError, match="even count of at least 6"):
         polygon.decode([corners], (4, 5))
 
@@ -156,7 +178,7 @@ def test_a_polygon_that_is_none(corners):
 # --- datasets ------------------------------------------------------------------------------------------------------
 
 
-def test_all_keys_are_there_and_plain():
+def test_dataset_has_all_keys_with_plain_values():
     dataset = build_dataset(ring_and_ball())
     assert list(dataset) == ["info", "licenses", "images", "annotations", "categories"]
     assert dataset["info"]["exif_orientation"] == "applied"
@@ -184,7 +206,7 @@ def test_all_keys_are_there_and_plain():
     assert json.loads(json.dumps(dataset)) == dataset
 
 
-def test_attributes_are_enough_to_do_it_again():
+def test_attributes_record_what_replay_needs():
     provenance = {
         "sam": {"name": "vit_b", "sha256": "ab12"},
         "version": "1.0",
@@ -211,7 +233,7 @@ def test_attributes_are_enough_to_do_it_again():
 
 
 @given(st.floats(-1e6, 1e6, width=32))
-def test_points_come_back_as_the_same_floats(x):
+def test_recorded_points_are_the_same_float32(x):
     segment = builders.segment()
     moved = builders.points((x, 3.0, 1, 0.3))
     segment = type(segment)(segment.query, segment.mask, 0.9, 0.5, 0.25, moved, segment.candidates, 0)
@@ -219,14 +241,14 @@ def test_points_come_back_as_the_same_floats(x):
     assert np.float32(dataset["annotations"][0]["attributes"]["points"][0][0]) == np.float32(x)
 
 
-def test_empty_masks_are_dropped_and_ids_stay_without_gaps():
+def test_empty_masks_are_dropped_and_ids_have_no_gaps():
     nothing = builders.segment("nothing", np.zeros(builders.HW, np.bool_))
     dataset = build_dataset([builders.segmentation(nothing, builders.segment("ball"))])
     assert [each["id"] for each in dataset["annotations"]] == [1]
     assert [each["name"] for each in dataset["categories"]] == ["nothing", "ball"]
 
 
-def test_given_queries_make_the_categories():
+def test_queries_define_the_categories():
     dataset = build_dataset(ring_and_ball(), queries=("unicorn", "ball", "ring", "cup"), supercategory="toy")
     assert [each["name"] for each in dataset["categories"]] == ["unicorn", "ball", "ring", "cup"]
     assert [each["category_id"] for each in dataset["annotations"]] == [3, 2, 2]
@@ -235,7 +257,7 @@ def test_given_queries_make_the_categories():
         build_dataset(ring_and_ball(), queries=("ball",))
 
 
-def test_what_no_dataset_can_hold():
+def test_invalid_segmentations_are_refused():
     ball = builders.segment()
     with pytest.raises(OutputError, match="two images have the id 1"):
         build_dataset([builders.segmentation(ball), builders.segmentation(ball, file_name="two.png")])
@@ -251,7 +273,7 @@ def test_what_no_dataset_can_hold():
         build_dataset([], encoding="bitmap")
 
 
-def test_nothing_at_all_is_a_dataset_too():
+def test_dataset_without_images():
     dataset = build_dataset([])
     assert dataset["images"] == dataset["annotations"] == dataset["categories"] == []
 
@@ -282,7 +304,7 @@ def test_the_same_dataset_gives_the_same_bytes(tmp_path):
     assert write_dataset(build_dataset(iter(ring_and_ball())), tmp_path / "b.json").read_bytes() == first
 
 
-def test_unicode_is_written_as_it_is_and_reads_back(tmp_path):
+def test_unicode_is_written_unescaped_and_reads_back(tmp_path):
     odd = b"caf\xe9.png".decode("utf-8", "surrogateescape")  # a file name that is not UTF-8
     found = [
         builders.segmentation(builders.segment("кот 猫"), file_name="写真/é.png"),
@@ -295,7 +317,7 @@ def test_unicode_is_written_as_it_is_and_reads_back(tmp_path):
     assert COCO(str(path)).imgs[2]["file_name"] == odd
 
 
-def test_writing_makes_the_folder_replaces_the_file_and_leaves_nothing_behind(tmp_path):
+def test_writing_creates_the_folder_replaces_the_file_and_leaves_no_temporary_files(tmp_path):
     path = tmp_path / "new" / "found.json"
     write_dataset({"images": []}, path)
     write_dataset(build_dataset(ring_and_ball()), str(path))
@@ -317,7 +339,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["found.json"]
 
 
-def test_where_no_file_can_be_written(tmp_path, monkeypatch):
+def test_unwritable_path_raises_output_error(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="is not a folder"):
         write_dataset({}, tmp_path / "file" / "found.json")
@@ -346,21 +368,21 @@ def test_where_no_file_can_be_written(tmp_path, monkeypatch):
         (b'{"images": [], "annotations": {}}', "no list of annotations"),
     ],
 )
-def test_files_that_are_no_datasets(tmp_path, content, message):
+def test_files_that_are_not_datasets_are_refused(tmp_path, content, message):
     path = tmp_path / "found.json"
     path.write_bytes(content)
     with pytest.raises(Text2SegError, match=f"found.json.*{message}"):
         read_dataset(path)
 
 
-def test_reading_what_is_not_there(tmp_path):
+def test_reading_a_missing_file(tmp_path):
     with pytest.raises(Text2SegError, match="no such file"):
         read_dataset(tmp_path / "found.json")
     with pytest.raises(Text2SegError, match="cannot be read"):
         read_dataset(tmp_path)
 
 
-def test_what_cannot_be_added_leaves_the_builder_as_it_was():
+def test_failed_add_leaves_the_builder_unchanged():
     builder = DatasetBuilder()
     good, *_ = ring_and_ball()
     builder.add(good)

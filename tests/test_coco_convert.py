@@ -1,4 +1,4 @@
-"""COCO files in other tools' formats, read back by those tools (or their libraries): names, counts and pixels agree."""
+"""Converted files are read back by the other tools or their libraries: names, counts and pixels agree."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import logging
 import subprocess
 import sys
 import weakref
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import builders
 import numpy as np
@@ -18,24 +20,25 @@ from PIL import Image as PillowImage
 
 from text2seg.cli import main
 from text2seg.coco import polygon, rle
-from text2seg.coco.convert import WRITERS, convert
-from text2seg.coco.dataset import build_dataset, read_dataset, write_dataset
-from text2seg.coco.results import mask_of
+from text2seg.coco.convert import FORMATS, convert
+from text2seg.coco.dataset import ENCODERS, build_dataset, read_dataset, write_dataset
+from text2seg.coco.rle import mask_of
 from text2seg.coco.source import source_of
 from text2seg.coco.voc import palette
+from text2seg.config import Encoding
 from text2seg.demo import __file__ as demo_init
 from text2seg.errors import ImageError, OutputError, Text2SegError
 
 SCENES = Path(demo_init).parent / "scenes" / "held-out"
 FILE_NAMES = ["one.png", "写真/é 2.png", "sub/one.png", "sub/one.jpg", "sub/images/ONE.png"]
 STEMS = ["one", "写真/é 2", "sub/one", "sub/one_2", "sub/images/ONE"]
-FORMATS = pytest.mark.parametrize("to", list(WRITERS))
+EVERY_FORMAT = pytest.mark.parametrize("to", list(FORMATS))
 
 Images = dict[str, dict[str, np.ndarray]]
 
 
 def made(encoding: str = "rle") -> dict:
-    """Five images: a ring, a ball of two parts that does not meet it, and nothing in the last."""
+    """Five images with a ring and a ball of two parts that do not overlap; the last is empty."""
     ball = builders.box_mask(left=7, top=9, width=4, height=2) | builders.box_mask(left=25, top=3, width=5, height=8)
     found = (builders.segment("ring", builders.ring_mask()), builders.segment("мяч: a", ball))
     queries = ("unicorn", "ring", "мяч: a")
@@ -49,7 +52,7 @@ def made(encoding: str = "rle") -> dict:
 
 
 def voc_names(dataset: dict) -> dict:
-    """A labelmap.txt holds no colons."""
+    """Return names without colons, which a labelmap.txt cannot hold."""
     renamed = copy.deepcopy(dataset)
     for category in renamed["categories"]:
         category["name"] = category["name"].replace(": ", " ")
@@ -65,7 +68,7 @@ def saved_images(dataset: dict, folder: Path) -> Path:
 
 
 def unions(dataset: dict) -> Images:
-    """The union of each category's masks in each image, by its name in the output."""
+    """Union of each category's masks in each image, by name in the output."""
     names = {category["id"]: category["name"] for category in dataset["categories"]}
     images: Images = {}
     for entry, image in zip(dataset["images"], source_of(dataset).images, strict=True):
@@ -93,7 +96,7 @@ def sizes(dataset: dict) -> dict[str, tuple[int, int]]:
 
 
 def read_yolo(folder: Path, hw: dict[str, tuple[int, int]]) -> Images:
-    """As YOLO's own loaders do: a polygon a line, corners times the image's size."""
+    """Read labels as YOLO's loaders do: one polygon per line, corners relative to the image size."""
     names = yaml.safe_load((folder / "data.yaml").read_text(encoding="utf-8"))["names"]
     images: Images = {}
     for file in (folder / "labels").rglob("*.txt"):
@@ -140,9 +143,11 @@ def read_voc(folder: Path) -> Images:
 @pytest.mark.parametrize("encoding", ["rle", "polygon"])
 def test_yolo(tmp_path, encoding):
     dataset = made(encoding)
-    done = convert(dataset, "yolo-seg", tmp_path / "out", images=saved_images(dataset, tmp_path / "images"))
+    done = convert(
+        dataset, "yolo-seg", tmp_path / "out", polygon_tolerance=0, images=saved_images(dataset, tmp_path / "images")
+    )
     assert (done.images, done.annotations) == (5, 8)
-    assert done.notes == ("8 of 8 masks have several parts or holes; each of their parts is a line of its own",)
+    assert done.notes == ("8 of 8 masks have several parts or holes; each part becomes a line",)
     stems = [*STEMS[:4], "sub/images_/ONE"]  # readers look for the last folder `images` of a path
     ours = dict(zip(stems, unions(dataset).values(), strict=True))
     assert_same(ours, read_yolo(tmp_path / "out", dict.fromkeys(stems, builders.HW)))
@@ -154,11 +159,11 @@ def test_yolo(tmp_path, encoding):
 
 
 def test_yolo_in_supervision(tmp_path):
-    """It reads one folder only, and draws polygons with their outline."""
+    """supervision reads only one folder and draws polygons with their outline."""
     import supervision
 
     dataset = read_dataset(SCENES / "dataset.json")
-    convert(dataset, "yolo-seg", tmp_path, images=SCENES)
+    convert(dataset, "yolo-seg", tmp_path, images=SCENES, polygon_tolerance=0)
     opened = supervision.DetectionDataset.from_yolo(
         str(tmp_path / "images"), str(tmp_path / "labels"), str(tmp_path / "data.yaml"), force_masks=True
     )
@@ -188,7 +193,7 @@ def test_voc_in_pillow(tmp_path, encoding):
         np.testing.assert_array_equal(things == number, mask_of(each, builders.HW))
 
 
-def test_voc_colours_are_vocs_own():
+def test_palette_equals_vocs_palette():
     assert palette()[[0, 1, 2, 8, 15, 255]].tolist() == [
         [0, 0, 0],
         [128, 0, 0],
@@ -222,21 +227,21 @@ def test_voc_in_datumaro(tmp_path, which):
     assert_same(unions(dataset), theirs)
 
 
-def test_voc_gives_a_contested_pixel_to_the_smaller_mask(tmp_path):
+def test_voc_gives_overlapping_pixels_to_the_smaller_mask(tmp_path):
     large, small, buried = builders.box_mask(), builders.box_mask(width=3, height=3), builders.box_mask(width=3)
     found = [builders.segment(*each) for each in (("small", small), ("large", large), ("buried", buried & small))]
     done = convert(build_dataset([builders.segmentation(*found)]), "voc-png", tmp_path)
     assert done.notes == (
-        "9 pixels belong to several masks; they went to the smallest",
-        "1 of 3 masks lie wholly under smaller ones and are gone",
+        "9 pixels belong to several masks; the smallest mask has them",
+        "1 of 3 masks are completely covered by smaller ones and are lost",
     )
     painted = read_voc(tmp_path)["one"]
     np.testing.assert_array_equal(painted["buried"], small)
     np.testing.assert_array_equal(painted["large"], large & ~small)
 
 
-@FORMATS
-def test_one_mask_at_a_time_is_held_in_pixels(tmp_path, monkeypatch, to):
+@EVERY_FORMAT
+def test_only_one_mask_at_a_time_is_decoded(tmp_path, monkeypatch, to):
     alive: weakref.WeakSet[Held] = weakref.WeakSet()
     most = 0
 
@@ -259,13 +264,13 @@ def test_one_mask_at_a_time_is_held_in_pixels(tmp_path, monkeypatch, to):
 
 
 @pytest.mark.parametrize("name", ["a:b", "#1", " ring", "background"])
-def test_names_that_a_labelmap_cannot_hold(tmp_path, name):
+def test_class_names_that_a_labelmap_cannot_hold_are_refused(tmp_path, name):
     dataset = build_dataset([builders.segmentation(builders.segment(name))])
     with pytest.raises(OutputError, match=f"cannot hold the category {name!r}"):
         convert(dataset, "voc-png", tmp_path)
 
 
-def test_more_than_a_palette_can_number(tmp_path):
+def test_more_classes_or_masks_than_palette_numbers_are_refused(tmp_path):
     many = [f"thing {number}" for number in range(255)]
     with pytest.raises(OutputError, match="255 categories"):
         convert(build_dataset([], queries=many), "voc-png", tmp_path)
@@ -278,7 +283,9 @@ def test_more_than_a_palette_can_number(tmp_path):
 @pytest.mark.parametrize("encoding", ["rle", "polygon"])
 def test_labelme(tmp_path, encoding):
     dataset = made(encoding)
-    done = convert(dataset, "labelme", tmp_path / "out", images=saved_images(dataset, tmp_path / "images"))
+    done = convert(
+        dataset, "labelme", tmp_path / "out", polygon_tolerance=0, images=saved_images(dataset, tmp_path / "images")
+    )
     assert done.notes == ()
     assert_same(unions(dataset), read_labelme(tmp_path / "out"))
     document = json.loads((tmp_path / "out/sub/one_2.json").read_text(encoding="utf-8"))
@@ -294,11 +301,11 @@ def test_labelme(tmp_path, encoding):
 
 
 def test_labelme_in_supervision(tmp_path):
-    """Its parts of one group are one mask. It draws polygons with their outline, and reads one folder only."""
+    """supervision joins the parts of a group, draws polygons with their outline and reads only one folder."""
     import supervision
 
     dataset = read_dataset(SCENES / "dataset.json")
-    convert(dataset, "labelme", tmp_path, images=SCENES)
+    convert(dataset, "labelme", tmp_path, images=SCENES, polygon_tolerance=0)
     opened = supervision.DetectionDataset.from_labelme(str(tmp_path), str(tmp_path), force_masks=True)
     names = {category["id"]: category["name"] for category in dataset["categories"]}
     assert len(opened) == 24
@@ -312,15 +319,15 @@ def test_labelme_in_supervision(tmp_path):
             assert (mask.astype(bool) <= builders.grown(mine)).all()
 
 
-def test_without_images_labelme_names_the_one_to_put_beside(tmp_path):
+def test_labelme_without_images_names_the_original_file(tmp_path):
     convert(made(), "labelme", tmp_path)
     assert json.loads((tmp_path / "sub/one_2.json").read_text())["imagePath"] == "one.jpg"
 
 
-@FORMATS
-def test_bundled_scenes_survive(tmp_path, to):
+@EVERY_FORMAT
+def test_bundled_scenes_convert_without_loss(tmp_path, to):
     dataset = read_dataset(SCENES / "dataset.json")
-    done = convert(dataset, to, tmp_path, images=SCENES)
+    done = convert(dataset, to, tmp_path, images=SCENES, polygon_tolerance=0)
     assert (done.images, done.annotations) == (24, 70)
     read = {
         "yolo-seg": lambda: read_yolo(tmp_path, sizes(dataset)),
@@ -333,15 +340,25 @@ def test_bundled_scenes_survive(tmp_path, to):
 # --- all formats ---------------------------------------------------------------------------------------------------
 
 
-def test_stems_stay_in_the_folder_and_apart():
+@pytest.mark.parametrize("each", FORMATS.values(), ids=list(FORMATS))
+def test_the_docs_list_every_format(each):
+    docs = (Path(__file__).parents[1] / "docs" / "coco.md").read_text(encoding="utf-8")
+    assert f"| `{each.name}` | {each.writes} | {each.loses} |" in docs
+
+
+def test_every_mask_encoding_has_an_encoder():
+    assert list(ENCODERS) == list(get_args(Encoding))
+
+
+def test_output_names_are_unique_and_inside_the_folder():
     names = ["/data/a/one.png", "../data/a/One.jpg", "data/a/./b/one.png", "data/a/one.v1.png", "data/a/one"]
     entries = [{"id": number, "file_name": name, "width": 4, "height": 3} for number, name in enumerate(names)]
     source = source_of({"images": entries, "annotations": [], "categories": []})
     assert [image.stem for image in source.images] == ["one", "One_2", "b/one", "one.v1", "one_3"]
 
 
-@FORMATS
-def test_a_folder_with_something_in_it_is_left_alone(tmp_path, to):
+@EVERY_FORMAT
+def test_folder_that_is_not_empty_is_refused(tmp_path, to):
     dataset = voc_names(made())
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(OutputError, match="is not empty"):
@@ -353,8 +370,8 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path, to):
         convert(dataset, to, tmp_path / "mine.txt", overwrite=True)
 
 
-@FORMATS
-def test_the_same_files_every_time(tmp_path, to):
+@EVERY_FORMAT
+def test_conversion_is_deterministic(tmp_path, to):
     dataset = voc_names(made())
     for name in ("a", "b"):
         convert(dataset, to, tmp_path / name)
@@ -363,15 +380,15 @@ def test_the_same_files_every_time(tmp_path, to):
     assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in files)
 
 
-@FORMATS
-def test_images_that_do_not_fit(tmp_path, to):
+@EVERY_FORMAT
+def test_images_of_another_size_are_refused(tmp_path, to):
     dataset = voc_names(made())
     images = saved_images(dataset, tmp_path / "images")
     PillowImage.new("RGB", (24, 32)).save(images / "one.png")
     with pytest.raises(ImageError, match=r"one\.png is 24 x 32 pixels, the dataset says 32 x 24"):
         convert(dataset, to, tmp_path / "out", images=images)
     (images / "one.png").write_bytes(b"no image")
-    with pytest.raises(ImageError, match=r"one\.png is no image"):
+    with pytest.raises(ImageError, match=r"one\.png is not an image"):
         convert(dataset, to, tmp_path / "out", images=images)
     with pytest.raises(ImageError, match=r"one\.png"):
         convert(dataset, to, tmp_path / "out", images=tmp_path / "elsewhere")
@@ -379,18 +396,18 @@ def test_images_that_do_not_fit(tmp_path, to):
 
 
 @pytest.mark.parametrize("name", ["one.jpg", "one.tif", "one.png", "one.webp"])
-def test_a_turned_image_is_measured_upright(tmp_path, caplog, name):
+def test_rotated_image_is_measured_upright(tmp_path, caplog, name):
     exif = PillowImage.Exif()
     exif[0x0112] = 6
     PillowImage.fromarray(builders.pixels((32, 24))).save(tmp_path / name, exif=exif)
     dataset = build_dataset([builders.segmentation(builders.segment(), file_name=name)])
     with caplog.at_level(logging.WARNING):
         convert(dataset, "labelme", tmp_path / "out", images=tmp_path)
-    assert f"{name} is turned by its EXIF tag" in caplog.text
+    assert f"{name} is rotated by its EXIF tag" in caplog.text
 
 
 @pytest.mark.parametrize("tag", [0, 9, 99])
-def test_an_orientation_that_exif_does_not_know_turns_nothing(tmp_path, caplog, tag):
+def test_unknown_exif_orientation_is_ignored(tmp_path, caplog, tag):
     exif = PillowImage.Exif()
     exif[0x0112] = tag
     PillowImage.fromarray(builders.pixels((24, 32))).save(tmp_path / "one.jpg", exif=exif)
@@ -401,7 +418,7 @@ def test_an_orientation_that_exif_does_not_know_turns_nothing(tmp_path, caplog, 
 
 
 @pytest.mark.parametrize(("to", "suffix"), [("yolo-seg", ".txt"), ("voc-png", ".png"), ("labelme", ".json")])
-def test_a_file_where_a_folder_should_be_names_both_images(tmp_path, to, suffix):
+def test_output_file_and_folder_of_one_name_are_refused_with_both_images(tmp_path, to, suffix):
     data = voc_names(made())
     data["images"][0]["file_name"], data["images"][1]["file_name"] = "one.jpg", f"one{suffix}/two.jpg"
     with pytest.raises(Text2SegError, match=rf"one\.jpg .* one\{suffix}/two\.jpg.*rename"):
@@ -409,11 +426,11 @@ def test_a_file_where_a_folder_should_be_names_both_images(tmp_path, to, suffix)
     assert not list(tmp_path.iterdir())
 
 
-def test_messages_name_the_final_place(tmp_path, monkeypatch):
+def test_error_messages_name_the_final_path(tmp_path, monkeypatch):
     def fail(source: object, output: Path) -> list[str]:
         raise OutputError(f"{output / 'labels' / 'one.txt'} cannot be written: no room") from OSError(28, "no room")
 
-    monkeypatch.setitem(WRITERS, "yolo-seg", fail)
+    monkeypatch.setitem(FORMATS, "yolo-seg", replace(FORMATS["yolo-seg"], write=fail))
     for folder in (tmp_path, tmp_path / "new"):
         with pytest.raises(OutputError) as caught:
             convert(made(), "yolo-seg", folder)
@@ -421,7 +438,7 @@ def test_messages_name_the_final_place(tmp_path, monkeypatch):
         assert isinstance(caught.value.__cause__, OSError)
 
 
-def test_crowds_are_left_out_and_said(tmp_path):
+def test_crowds_are_left_out_with_a_note(tmp_path):
     dataset = made()
     dataset["annotations"][0]["iscrowd"] = 1
     done = convert(dataset, "labelme", tmp_path)
@@ -433,13 +450,13 @@ def test_crowds_are_left_out_and_said(tmp_path):
     [
         (lambda it: it["annotations"][0].update(image_id=99), "annotation 1: its image_id 99 is not among"),
         (lambda it: it["annotations"][0].update(category_id=99), "category_id 99"),
-        (lambda it: it["annotations"][0].update(segmentation=[]), "mask of annotation 1"),
+        (lambda it: it["annotations"][0].update(segmentation=[]), "annotation 1: its mask"),
         (lambda it: it["images"][0].pop("width"), "width"),
         (lambda it: it["images"][0].update(file_name=".."), "file name"),
         (lambda it: it["categories"].append("ring"), "no|not"),
     ],
 )
-def test_datasets_that_are_not_whole(tmp_path, damage, message):
+def test_damaged_datasets_are_refused(tmp_path, damage, message):
     dataset = made()
     damage(dataset)
     with pytest.raises(Text2SegError, match=message):
@@ -466,12 +483,12 @@ OUTSIDE = [[40.0, 2.0, 50.0, 2.0, 50.0, 9.0]]
 FLAT = [[1.0, 1.0, 5.0, 5.0, 9.0, 9.0]]
 
 
-@FORMATS
-def test_what_lies_beyond_the_image_is_cut_off_and_said(tmp_path, to):
+@EVERY_FORMAT
+def test_masks_are_clipped_to_the_image_with_a_note(tmp_path, to):
     done = convert(foreign(OVER, INSIDE, OUTSIDE, FLAT), to, tmp_path)
     assert (done.images, done.annotations) == (1, 2)
     assert done.notes == (
-        "1 mask reaches beyond the image; what is outside, 50.0% of the area, is cut off: annotation 1 of one.png",
+        "1 mask reaches beyond the image; the part outside, 50.0% of the area, is cut off: annotation 1 of one.png",
         "2 masks have no area in the image; left out: annotation 3 of one.png, annotation 4 of one.png",
     )
     if to == "yolo-seg":
@@ -487,8 +504,8 @@ def test_what_lies_beyond_the_image_is_cut_off_and_said(tmp_path, to):
         assert read_voc(tmp_path)["one"]["thing"][6:24, :16].all()
 
 
-@FORMATS
-def test_a_mask_without_pixels_is_left_out_and_said(tmp_path, to):
+@EVERY_FORMAT
+def test_empty_masks_are_left_out_with_a_note(tmp_path, to):
     dataset = foreign(INSIDE)
     dataset["annotations"][0]["segmentation"] = {"size": [24, 32], "counts": [24 * 32]}
     done = convert(dataset, to, tmp_path)
@@ -497,7 +514,7 @@ def test_a_mask_without_pixels_is_left_out_and_said(tmp_path, to):
 
 
 def simple_polygons(count: int) -> list[np.ndarray]:
-    """Concave polygons that do not cross themselves: around a centre, or with a base and whole numbers, so that they
+    """Concave polygons that do not cross themselves: around a centre, or with a base and integer corners, so that they
     have corners on the border."""
     rng = np.random.default_rng(3)
     found = []
@@ -515,8 +532,8 @@ def simple_polygons(count: int) -> list[np.ndarray]:
     return found
 
 
-def test_clipped_polygons_cover_what_they_covered_in_the_image():
-    """Points of a fine grid are in the same number of polygons as before, by the even-odd rule."""
+def test_clipped_polygons_cover_the_same_pixels():
+    """By the even-odd rule, points of a fine grid are in the same number of polygons before and after."""
     y, x = np.mgrid[0.037:24:0.29, 0.041:32:0.31]
 
     def covered(corners: np.ndarray) -> np.ndarray:
@@ -534,25 +551,25 @@ def test_clipped_polygons_cover_what_they_covered_in_the_image():
         np.testing.assert_array_equal(sum((covered(part).astype(int) for part in kept), 0 * x), covered(given))
 
 
-def test_a_comb_over_the_border_comes_apart_in_its_teeth():
+def test_comb_over_the_border_is_clipped_into_its_teeth():
     comb = [-4, 0, 8, 0, 8, 4, -2, 4, -2, 8, 8, 8, 8, 12, -4, 12]
     parts = polygon.clip([[float(each) for each in comb]], (24, 32))
     assert sorted(parts) == [[0, 0, 8, 0, 8, 4, 0, 4], [0, 8, 8, 8, 8, 12, 0, 12]]
 
 
-def test_a_polygon_that_crosses_itself_is_cut_by_its_pixels():
+def test_polygon_that_crosses_itself_is_clipped_as_pixels():
     bow = [[-4.0, 2.0, 12.0, 18.0, 12.0, 2.0, -4.0, 18.0]]
     parts = polygon.clip(bow, (24, 32))
     np.testing.assert_array_equal(polygon.decode(parts, (24, 32)), polygon.decode(bow, (24, 32)))
     assert min(map(min, parts)) >= 0
 
 
-def test_polygons_in_the_image_stay_as_they_are():
+def test_polygons_inside_the_image_are_unchanged():
     given = [[0.0, 0.0, 32.0, 0.0, 32.0, 24.0, 0.0, 24.0, 0.0, 0.0], [4, 4, 9, 4, 9, 9]]
     assert polygon.clip(given, (24, 32)) == given
 
 
-def test_no_such_format(tmp_path):
+def test_unknown_format_is_refused(tmp_path):
     with pytest.raises(OutputError, match="no format 'coco'; there are yolo-seg, voc-png, labelme"):
         convert(made(), "coco", tmp_path)
 
@@ -573,7 +590,7 @@ def test_the_command(tmp_path, capsys):
     assert main([*command, "--overwrite"]) == 0
 
 
-def test_it_needs_no_torch(tmp_path):
+def test_convert_does_not_import_torch(tmp_path):
     path = write_dataset(made(), tmp_path / "dataset.json")
     command = ["convert", str(path), "--to", "labelme", "--output", str(tmp_path / "out")]
     code = f"import sys; from text2seg.cli import main; sys.exit(main({command!r}) or 'torch' in sys.modules)"

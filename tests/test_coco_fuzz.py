@@ -1,4 +1,4 @@
-"""Datasets with odd values anywhere in them: every command ends with a sentence, none with a traceback or a signal.
+"""Datasets with odd values anywhere: every command ends with an error message, not with a traceback or a signal.
 
 The commands run in a child process with a memory limit, all examples in one, because what goes wrong in C code ends the
 process. `TEXT2SEG_FUZZ=2000 python -m pytest tests/test_coco_fuzz.py` tries more examples.
@@ -102,7 +102,7 @@ ODD = [
 
 
 def places(value: Any, way: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The way to every value inside one."""
+    """Yield the path to every value inside a value."""
     inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, each in inside:
         yield (*way, key)
@@ -115,7 +115,7 @@ EDITS = st.tuples(
 
 
 def edited(edits: list[tuple[tuple[Any, ...], str, Any]]) -> dict[str, Any]:
-    """The good dataset with values replaced, removed or put there twice."""
+    """The valid dataset with values replaced, removed or repeated."""
     dataset = copy.deepcopy(GOOD)
     for (*way, key), what, odd in edits:
         at: Any = dataset
@@ -134,7 +134,7 @@ def edited(edits: list[tuple[tuple[Any, ...], str, Any]]) -> dict[str, Any]:
 
 
 class Models:
-    """Finds nothing, at once."""
+    """A pipeline that finds nothing."""
 
     def __init__(self) -> None:
         from text2seg.config import Settings
@@ -158,14 +158,13 @@ class Models:
 
 
 def run_all(folder: Path, text: str) -> None:
-    """Every command that reads datasets; errors that are the project's own are what they should be."""
-    from text2seg.calibration import tune_by_truth
+    """Run every command that reads datasets; only the project's own errors are allowed."""
+    from text2seg.calibration.thresholds import tune_by_truth
     from text2seg.cli import main
-    from text2seg.coco.dataset import read_dataset
-    from text2seg.coco.results import results_of
+    from text2seg.coco.dataset import read_dataset, results_of
     from text2seg.config import LabelSettings
     from text2seg.errors import Text2SegError
-    from text2seg.labelling.job import scan_of, take_ids
+    from text2seg.labelling.job import assign_ids, scan_folder
     from text2seg.ontology import ontology_of_queries
     from text2seg.review.replay import replay
 
@@ -183,10 +182,10 @@ def run_all(folder: Path, text: str) -> None:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             assert main(command) in (0, 1), command
     ontology = ontology_of_queries("dog, cat")
-    scan = scan_of(Path(images), LabelSettings(output=Path(out)))
+    scan = scan_folder(Path(images), LabelSettings(output=Path(out)))
     calls = [
         lambda: tune_by_truth(Models(), ontology, Path(images), read_dataset(odd)),
-        lambda: take_ids(ontology, scan, Path(odd)),
+        lambda: assign_ids(ontology, scan, Path(odd)),
         lambda: replay(odd, 1, images=images, models=Models()),
         lambda: results_of(read_dataset(odd)),
     ]
@@ -219,7 +218,7 @@ def child(folder: Path) -> None:
     fuzz()
 
 
-def test_odd_datasets_end_in_sentences(tmp_path):
+def test_random_datasets_raise_no_traceback(tmp_path):
     done = subprocess.run(
         [sys.executable, "-X", "faulthandler", __file__, str(tmp_path)], capture_output=True, text=True, check=False
     )

@@ -1,4 +1,4 @@
-"""Shards put together are the whole."""
+"""Merging COCO files."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 from PIL import Image as PillowImage
 
 from text2seg.cli import main
-from text2seg.coco.dataset import build_dataset, read_dataset, write_dataset
-from text2seg.coco.merge import merge
+from text2seg.coco.dataset import build_dataset, merge, read_dataset, write_dataset
+from text2seg.coco.provenance import provenance_of
 from text2seg.errors import DatasetError
 
 NAMES = ("ball", "ring")
@@ -28,7 +28,7 @@ def part(*image_ids: int) -> dict:
     return build_dataset(found, queries=NAMES)
 
 
-def test_parts_put_together_are_the_whole_whatever_their_order():
+def test_merged_shards_equal_the_whole_in_any_order():
     whole = part(1, 2, 3, 4)
     for parts in ([part(1, 3), part(2, 4)], [part(4), part(2, 3), part(1)]):
         before = copy.deepcopy(parts)
@@ -36,7 +36,7 @@ def test_parts_put_together_are_the_whole_whatever_their_order():
         assert parts == before
 
 
-def test_an_image_in_two_parts_and_other_categories_are_refused():
+def test_shared_images_and_different_categories_are_refused():
     with pytest.raises(DatasetError, match=r"image 2 is in a\.json and in b\.json"):
         merge([part(1, 2), part(2, 3)], names=["a.json", "b.json"])
     other = part(2)
@@ -45,12 +45,23 @@ def test_an_image_in_two_parts_and_other_categories_are_refused():
         merge([part(1), other], names=["a.json", "b.json"])
 
 
-def test_failures_of_all_parts_are_kept():
+def test_failures_of_all_files_are_kept():
     parts = [part(1), part(2)]
     parts[0]["info"]["failures"] = [{"file_name": "y.png"}]
     parts[1]["info"]["failures"] = [{"file_name": "x.png"}]
     merged = merge(parts, names=["a", "b"])
     assert [failure["file_name"] for failure in merged["info"]["failures"]] == ["x.png", "y.png"]
+
+
+def test_annotations_keep_the_provenance_of_their_own_file():
+    parts = [part(1), part(2), part(3)]
+    for each, version in zip(parts, ("1", "2", "1"), strict=True):
+        each["info"]["provenance"] = {"text2seg": version}
+    parts[1]["annotations"][0]["attributes"]["provenance"] = {"text2seg": "0"}
+    merged = merge(parts, names=["a", "b", "c"])
+    made_by = [provenance_of(each, merged)["text2seg"] for each in merged["annotations"]]
+    assert made_by == ["1", "1", "0", "2", "1", "1"]
+    assert "provenance" not in merged["annotations"][0]["attributes"]
 
 
 def test_the_command(tmp_path, capsys):
@@ -60,10 +71,10 @@ def test_the_command(tmp_path, capsys):
     assert main(command) == 0
     assert read_dataset(tmp_path / "all.json") == json.loads(json.dumps(part(1, 2, 3)))
     assert main(command) == 1
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
 
 
-def test_no_output_is_an_input_or_an_image(tmp_path, capsys, monkeypatch):
+def test_output_must_not_be_an_input_or_an_image(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_dataset(part(1), "one.json")
     (tmp_path / "things.yaml").write_text("categories: [ball]")
@@ -79,15 +90,15 @@ def test_no_output_is_an_input_or_an_image(tmp_path, capsys, monkeypatch):
         "report one.json --output 1.png",
         "evaluate one.json one.json --json linked.json",
         "evaluate one.json one.json --report 1.png",
-        "label . --query ball --output 1.png",
-        "label . --query ball --output one.json --categories-from linked.json",
+        "label . --query sheep --output 1.png",
+        "label . --query sheep --output one.json --categories-from linked.json",
         "label . --ontology things.yaml --output things.yaml",
         "tune . --ontology things.yaml --plot 1.png",
         "benchmark coco --images . --annotations one.json --predictions one.json",
     ):
         assert main([*command.split(), "--overwrite"]), command
         said = capsys.readouterr().err
-        assert "not written over" in said, (command, said)
+        assert "not overwritten" in said, (command, said)
     write_dataset(part(1), tmp_path / "shapes" / "1.json")
     assert main(["convert", "shapes/1.json", "--to", "labelme", "--output", "shapes", "--overwrite"])
     assert "is an input of this command" in capsys.readouterr().err
@@ -96,7 +107,7 @@ def test_no_output_is_an_input_or_an_image(tmp_path, capsys, monkeypatch):
     assert main(["merge", "one.json", "--output", "new.json", "--overwrite"]) == 0
 
 
-def test_images_of_one_name_clash_only_between_files(tmp_path):
+def test_shared_file_names_are_refused_only_between_files(tmp_path):
     twins = part(1, 2, 3)
     for image, name in zip(twins["images"], ("\u00e9.png", "e\u0301.png", "\u00e9.png"), strict=True):
         image["file_name"] = name

@@ -1,4 +1,4 @@
-"""What COCO files of anyone are read as: odd forms are accepted or refused with a sentence, alike in all commands."""
+"""COCO files from any source: odd values are accepted with a warning or refused, in the same way by all commands."""
 
 from __future__ import annotations
 
@@ -16,16 +16,15 @@ from PIL import Image
 from text2seg.cli import main
 from text2seg.coco import rle
 from text2seg.coco.convert import convert
-from text2seg.coco.dataset import read_dataset
-from text2seg.coco.merge import merge
+from text2seg.coco.dataset import merge, read_dataset
 from text2seg.coco.reader import check_dataset, kept_categories
 from text2seg.coco.rle import checked_rle
-from text2seg.coco.truth import shown_in
+from text2seg.coco.truth import truth_images
 from text2seg.errors import DatasetError
 from text2seg.evaluation import evaluate, read_predictions, score_pairs
 from text2seg.evaluation.alignment import align
 from text2seg.io.scan import list_images
-from text2seg.labelling.job import take_ids
+from text2seg.labelling.job import assign_ids
 from text2seg.ontology import ontology_of_queries
 from text2seg.review.contents import contents_of
 
@@ -36,8 +35,8 @@ DELETED = object()
 
 def dataset() -> dict:
     return build.dataset(
-        [build.thing("dog", build.LEFT, score=0.9), build.thing("cat", build.RIGHT, score=0.8)],
-        [build.thing("cat", build.LEFT, score=0.7)],
+        [build.annotation("dog", build.LEFT, score=0.9), build.annotation("cat", build.RIGHT, score=0.8)],
+        [build.annotation("cat", build.LEFT, score=0.7)],
     )
 
 
@@ -51,12 +50,12 @@ def with_value(key: str, place: int, name: str, value: object) -> dict:
 
 
 def readers(path: Path, images: Path, out: Path) -> dict[str, object]:
-    """Every way in, with the file as the only dataset."""
+    """All functions that read a dataset file."""
 
     def tune() -> object:
         from test_tuning import FakeModels
 
-        from text2seg.calibration import tune_by_truth
+        from text2seg.calibration.thresholds import tune_by_truth
 
         models = FakeModels({"dog": 0.5, "cat": 0.5})
         return tune_by_truth(models, ontology_of_queries("dog, cat"), images, read_dataset(path))
@@ -67,7 +66,7 @@ def readers(path: Path, images: Path, out: Path) -> dict[str, object]:
         "merge": lambda: merge([read_dataset(path)], names=["one"]),
         "convert": lambda: convert(read_dataset(path), "labelme", out, overwrite=True),
         "tune": tune,
-        "label": lambda: take_ids(ontology_of_queries("dog, cat"), list_images(images), path),
+        "label": lambda: assign_ids(ontology_of_queries("dog, cat"), list_images(images), path),
     }
 
 
@@ -87,7 +86,7 @@ ACCEPTED = {
     "annotation id -1": (("annotations", 0, "id", -1), "id -1, below 1"),
     "annotation id 0": (("annotations", 0, "id", 0), "id 0, below 1"),
     "annotation without id": (("annotations", 0, "id", DELETED), "no. 1 of the annotations has no number as its id"),
-    "annotation id as a word": (("annotations", 0, "id", "a1"), "numbered anew"),
+    "annotation id as a word": (("annotations", 0, "id", "a1"), "gets a new one"),
     "annotation id twice": (("annotations", 0, "id", 2), "two annotations have the id 2"),
     "category id as text": (("categories", 0, "id", "10"), "'10', which is read as 10"),
     "category name a number": (("categories", 2, "name", 7), "category 24 has the number 7 as its name"),
@@ -108,7 +107,7 @@ ACCEPTED = {
 
 
 @pytest.mark.parametrize(("edit", "sentence"), ACCEPTED.values(), ids=ACCEPTED)
-def test_odd_but_clear_is_read_alike_by_all_with_one_sentence(tmp_path, images, caplog, edit, sentence):
+def test_odd_but_clear_values_are_read_by_all_commands_with_one_warning(tmp_path, images, caplog, edit, sentence):
     path, good = tmp_path / "odd.json", tmp_path / "good.json"
     path.write_text(json.dumps(with_value(*edit)), encoding="utf-8")
     good.write_text(json.dumps(dataset()), encoding="utf-8")
@@ -125,15 +124,15 @@ def test_odd_but_clear_is_read_alike_by_all_with_one_sentence(tmp_path, images, 
 
 REFUSED = {
     "image without id": (("images", 0, "id", DELETED), "no. 1 of the images has no id"),
-    "image id a list": (("images", 0, "id", [1]), r"no. 1 of the images has the id \[1\], which is no whole number"),
+    "image id a list": (("images", 0, "id", [1]), r"no. 1 of the images has the id \[1\], which is not a whole number"),
     "image id too large": (("images", 0, "id", 2**70), "over the limit"),
     "image without file name": (("images", 0, "file_name", DELETED), "image 5 has no file_name"),
-    "file name a number": (("images", 0, "file_name", 5), "image 5 has the file_name 5, which is no text"),
+    "file name a number": (("images", 0, "file_name", 5), "image 5 has the file_name 5, which is not text"),
     "file name with NUL": (
         ("images", 0, "file_name", "a\0.png"),
         "image 5 has the file_name .* which no file can have",
     ),
-    "size negative": (("images", 0, "width", -3), "image 5 has the width -3, which is no number of pixels"),
+    "size negative": (("images", 0, "width", -3), "image 5 has the width -3, which is not a number of pixels"),
     "size half": (("images", 0, "width", 31.5), "image 5 has the width 31.5"),
     "size beyond memory": (
         ("images", 0, "width", 10**9),
@@ -142,12 +141,15 @@ REFUSED = {
     "size of 400 digits": (("images", 0, "width", 10**400), "of 401 digits"),
     "category without name": (("categories", 0, "name", DELETED), "category 10 has no name"),
     "category without id": (("categories", 0, "id", None), "no. 1 of the categories has no id"),
-    "category id of an object": (("categories", 0, "id", {"a": 1}), "no whole number"),
+    "category id of an object": (("categories", 0, "id", {"a": 1}), "not a whole number"),
     "category of an annotation a list": (("annotations", 0, "category_id", [1]), "annotation 1 has the category_id"),
     "category not listed": (("annotations", 0, "category_id", -1), "annotation 1: its category_id -1 is not among"),
     "annotation of no image": (("annotations", 0, "image_id", DELETED), "annotation 1 has no image_id"),
     "annotation id too large": (("annotations", 0, "id", 2**70), "no. 1 of the annotations has the id"),
-    "score beyond sums": (("annotations", 0, "score", 1e308), r"annotation 1: its score 1e\+308 is no finite number"),
+    "score beyond sums": (
+        ("annotations", 0, "score", 1e308),
+        r"annotation 1: its score 1e\+308 is not a finite number",
+    ),
     "score of 400 digits": (("annotations", 0, "score", 10**400), "annotation 1: its score of 401 digits"),
     "score NaN": (("annotations", 0, "score", float("nan")), "annotation 1: its score nan"),
     "a corner NaN": (
@@ -159,7 +161,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("edit", "sentence"), REFUSED.values(), ids=REFUSED)
-def test_what_is_not_clear_is_refused_alike_by_all_and_named(tmp_path, images, edit, sentence):
+def test_unclear_values_are_refused_by_all_commands(tmp_path, images, edit, sentence):
     path = tmp_path / "odd.json"
     path.write_text(json.dumps(with_value(*edit)), encoding="utf-8")
     for read in readers(path, images, tmp_path / "out").values():
@@ -168,7 +170,7 @@ def test_what_is_not_clear_is_refused_alike_by_all_and_named(tmp_path, images, e
 
 
 @pytest.mark.parametrize("info", ["made by hand", ["x"], 5])
-def test_info_of_another_type_is_left_aside(tmp_path, images, caplog, info):
+def test_info_of_another_type_is_ignored(tmp_path, images, caplog, info):
     path = tmp_path / "odd.json"
     path.write_text(json.dumps({**dataset(), "info": info}), encoding="utf-8")
     for read in readers(path, images, tmp_path / "out").values():
@@ -178,7 +180,7 @@ def test_info_of_another_type_is_left_aside(tmp_path, images, caplog, info):
 
 
 @pytest.mark.parametrize("inner", ["x", 5, [1], {"categories": "x"}, {"categories": [1, {"name": []}], "settings": 5}])
-def test_what_info_holds_may_be_of_any_type(tmp_path, images, inner):
+def test_entries_of_info_may_have_any_type(tmp_path, images, inner):
     path = tmp_path / "odd.json"
     info = {"ontology": inner, "provenance": inner, "failures": inner, "folder": inner}
     path.write_text(json.dumps({**dataset(), "info": info}), encoding="utf-8")
@@ -186,8 +188,8 @@ def test_what_info_holds_may_be_of_any_type(tmp_path, images, inner):
         read()
 
 
-def test_categories_of_one_name_are_one(caplog):
-    """As one tool exports them: the first is only there as the other's supercategory."""
+def test_categories_with_the_same_name_are_read_as_one(caplog):
+    """One tool exports the first category only as the supercategory of the other."""
     truth, plain = dataset(), dataset()
     truth["categories"].insert(0, {"id": 0, "name": "dog", "supercategory": "none"})
     assert kept_categories(check_dataset(truth, "it")) == {0: 10, 10: 10, 17: 17, 24: 24}
@@ -197,7 +199,7 @@ def test_categories_of_one_name_are_one(caplog):
     assert score_pairs(align(truth, predicted)).by_category == {"cat": 0, "dog": 1}
 
 
-def test_a_file_of_nothing_but_crowds_is_read_as_single_things(tmp_path, images, caplog):
+def test_file_of_only_crowds_is_read_as_single_objects(tmp_path, images, caplog):
     data, path = dataset(), tmp_path / "odd.json"
     plain = evaluate(data, data)
     for each in data["annotations"]:
@@ -205,12 +207,12 @@ def test_a_file_of_nothing_but_crowds_is_read_as_single_things(tmp_path, images,
     path.write_text(json.dumps(data), encoding="utf-8")
     for read in readers(path, images, tmp_path / "out").values():
         read()
-    assert "every annotation says iscrowd 1" in caplog.text
+    assert "every annotation has iscrowd 1" in caplog.text
     assert evaluate(read_dataset(path), dataset()).instances == plain.instances
     assert convert(read_dataset(path), "labelme", tmp_path / "more").annotations == 3
 
 
-def test_text_ids_are_the_same_number_in_every_file():
+def test_text_ids_become_the_same_number_in_every_file():
     one, other = dataset(), dataset()
     for data in (one, other):
         for entry in (*data["images"], *data["annotations"]):
@@ -224,7 +226,7 @@ FILES = {
     "utf-8 with a mark": ("\ufeff{}", "utf-8", None),
     "utf-16": ("{}", "utf-16", None),
     "empty": ("", "utf-8", "it is empty"),
-    "latin-1": ("{}ä", "latin-1", "no utf-8 text"),
+    "latin-1": ("{}ä", "latin-1", "not utf-8 text"),
     "lists in lists": ("[" * 200_000, "utf-8", "nested more than 100 deep"),
     "objects in objects": ('{"a":' * 500 + "1" + "}" * 500, "utf-8", "nested more than 100 deep"),
     "a number of 5,000 digits": ("1" * 5000, "utf-8", "over 4300 digits"),
@@ -233,7 +235,7 @@ FILES = {
 
 
 @pytest.mark.parametrize(("text", "encoding", "message"), FILES.values(), ids=FILES)
-def test_files(tmp_path, text, encoding, message):
+def test_encodings_and_damaged_files(tmp_path, text, encoding, message):
     path = tmp_path / "odd.json"
     body = json.dumps({**dataset(), "note": "[" * 500}) if message is None else ""
     path.write_bytes((text.replace("{}", body) if body else text).encode(encoding))
@@ -244,7 +246,7 @@ def test_files(tmp_path, text, encoding, message):
             read_dataset(path)
 
 
-def test_what_is_read_can_be_written(tmp_path):
+def test_read_datasets_can_be_written(tmp_path):
     data = dataset()
     data["annotations"][0] |= {"area": float("nan"), "bbox": [float("inf")] * 4, "attributes": {"x": float("nan")}}
     data["annotations"][1]["wide"] = [10**400, 1.5, 1e308, 1e308]
@@ -256,7 +258,7 @@ def test_what_is_read_can_be_written(tmp_path):
     json.dumps(check_dataset(data, "it"), allow_nan=False)
 
 
-def test_keys_that_stand_twice(tmp_path, caplog):
+def test_repeated_keys_are_reported(tmp_path, caplog):
     path = tmp_path / "twice.json"
     text = json.dumps(dataset())
     path.write_text(text.replace('"id": 1,', '"id": 1, "area": 3, "area": 3,').replace('"id": 2,', '"id": 2, "id": 2,'))
@@ -269,7 +271,7 @@ def test_keys_that_stand_twice(tmp_path, caplog):
         read_dataset(path)
 
 
-def test_nothing_that_is_given_is_changed():
+def test_inputs_are_not_changed():
     data = with_value("images", 0, "width", "32")
     before = copy.deepcopy(data)
     assert check_dataset(data, "it")["images"][0]["width"] == 32
@@ -298,18 +300,18 @@ BAD_MASKS = {
 
 
 @pytest.mark.parametrize("segmentation", BAD_MASKS.values(), ids=BAD_MASKS)
-def test_wild_numbers_do_not_reach_c_code(segmentation):
+def test_extreme_numbers_are_refused_before_c_code(segmentation):
     with pytest.raises(ValueError, match=r"\w+ \w+"):
         checked_rle(segmentation, HW)
 
 
-def test_an_image_beyond_memory_has_no_mask():
+def test_image_over_the_size_limit_is_refused():
     with pytest.raises(ValueError, match="memory"):
         checked_rle([[10, 10, 30, 10, 30, 30]], (10**9, 10**9))
 
 
 @pytest.mark.parametrize("zeros", [1, 2, 99_999, 100_000])
-def test_runs_of_no_pixel_are_joined(zeros):
+def test_empty_runs_are_joined(zeros):
     full = checked_rle({"size": list(HW), "counts": [0, PIXELS, *[0] * zeros]}, HW)
     assert full == rle.encode(np.ones(HW, np.bool_))
     middle = {"size": list(HW), "counts": [100, *[0] * zeros, 5 + zeros % 2, *[0] * zeros, PIXELS - 105 - zeros % 2]}
@@ -320,7 +322,7 @@ def test_runs_of_no_pixel_are_joined(zeros):
     assert (rle.decode(middle) == mask.reshape(HW, order="F")).all()
 
 
-def test_runs_may_be_whole_floats():
+def test_runs_may_be_floats_with_integer_values():
     runs = [20, 10, PIXELS - 30]
     floats = {"size": list(HW), "counts": [float(run) for run in runs]}
     assert checked_rle(floats, HW) == checked_rle({"size": list(HW), "counts": runs}, HW)
@@ -329,7 +331,7 @@ def test_runs_may_be_whole_floats():
             checked_rle({"size": list(HW), "counts": [wrong, *runs]}, HW)
 
 
-def test_many_polygons_give_the_mask_of_all():
+def test_many_polygons_are_joined_into_one_mask():
     random = np.random.default_rng(0)
     corners = random.integers(0, 20, (3000, 2))
     polygons = [[int(x), int(y), int(x) + 3, int(y), int(x) + 3, int(y) + 3, int(x), int(y) + 3] for x, y in corners]
@@ -342,26 +344,26 @@ def test_many_polygons_give_the_mask_of_all():
 # --- crowds --------------------------------------------------------------------------------------------------------
 
 
-def test_a_crowd_is_no_thing_and_its_pixels_do_not_count():
+def test_crowds_make_no_category_present_and_their_pixels_do_not_count():
     data = build.dataset(
-        [build.thing("dog", build.LEFT), build.thing("dog", np.ones(HW, np.bool_), crowd=True)],
-        [build.thing("cat", build.RIGHT, crowd=True)],
+        [build.annotation("dog", build.LEFT), build.annotation("dog", np.ones(HW, np.bool_), crowd=True)],
+        [build.annotation("cat", build.RIGHT, crowd=True)],
     )
-    first, second = shown_in(check_dataset(data, "it"))
+    first, second = truth_images(check_dataset(data, "it"))
     assert (first.present(), second.present()) == ([10], [])
     assert first.true_of(10) == [rle.encode(build.LEFT)]
     assert second.crowds_of(17) == [rle.encode(build.RIGHT)]
 
 
-def test_tune_scores_as_evaluate_does(tmp_path, images):
+def test_tune_and_evaluate_give_the_same_iou(tmp_path, images):
     from test_tuning import FakeModels
 
-    from text2seg.calibration import tune_by_truth
+    from text2seg.calibration.thresholds import tune_by_truth
 
-    everything = build.thing("dog", np.ones(HW, np.bool_), crowd=True)
+    everything = build.annotation("dog", np.ones(HW, np.bool_), crowd=True)
     chosen = []
     for crowds in ([], [everything]):
-        truth = build.dataset([build.thing("dog", build.LEFT), *crowds], [*crowds])
+        truth = build.dataset([build.annotation("dog", build.LEFT), *crowds], [*crowds])
         tuning = tune_by_truth(FakeModels({"dog": 0.5}), ontology_of_queries("dog"), images, truth)
         (dog,) = tuning.categories
         chosen.append((dog.curve.images, dog.curve.scores))
@@ -377,7 +379,7 @@ def test_tune_scores_as_evaluate_does(tmp_path, images):
 
 
 @pytest.mark.skipif(not PHOTOS.is_dir(), reason="the photographs are not here")
-def test_real_masks_go_through_every_command_unharmed(tmp_path, caplog, capsys):
+def test_bundled_masks_pass_every_command_unchanged(tmp_path, caplog, capsys):
     truth = PHOTOS / "instances.json"
     content = json.loads(truth.read_text(encoding="utf-8"))
     assert read_dataset(truth) == content

@@ -1,4 +1,4 @@
-"""Datasets written piece by piece are those written whole, byte for byte, and cost no more memory when longer."""
+"""Datasets written piece by piece have the same bytes as those written at once, with constant memory."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def segmentations() -> Iterator:
 
 
 @pytest.mark.parametrize("encoding", ["rle", "polygon"])
-def test_the_same_bytes_as_written_whole(tmp_path, encoding):
+def test_stream_writes_the_same_bytes_as_write_dataset(tmp_path, encoding):
     categories = {"ring": 1, "кот": 2}
     provenance = {"version": "1"}
 
@@ -46,7 +46,7 @@ def test_the_same_bytes_as_written_whole(tmp_path, encoding):
 
     streamed = write_stream(
         tmp_path / "new" / "streamed.json",
-        info=dataset_info({"split": "test"}),
+        info=dataset_info({"split": "test", **({"polygon_tolerance": 1.0} if encoding == "polygon" else {})}),
         categories=iter(category_entries(categories)),
         images=(image_entry(each.image) for each in segmentations()),
         annotations=annotations(),
@@ -57,14 +57,14 @@ def test_the_same_bytes_as_written_whole(tmp_path, encoding):
     assert len(whole["annotations"]) == 6
 
 
-def test_nothing_at_all(tmp_path):
+def test_stream_without_images(tmp_path):
     path = write_stream(tmp_path / "a.json", info={}, categories=[], images=[], annotations=[])
     empty = {"info": {}, "licenses": [], "images": [], "annotations": [], "categories": []}
     assert path.read_bytes() == write_dataset(empty, tmp_path / "b.json").read_bytes()
     assert write_json(tmp_path / "c.json", {}).read_bytes() == b"{}\n"
 
 
-def test_memory_does_not_grow_with_the_file(tmp_path):
+def test_stream_memory_does_not_grow_with_the_file(tmp_path):
     def most_for(count: int) -> int:
         entries = ({"id": number, "segmentation": [[number] * 60]} for number in range(count))
         images = ({"id": number, "file_name": f"{number}.png"} for number in range(count))
@@ -81,7 +81,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
     assert most_for(5000) < few + 200_000
 
 
-def test_categories_may_be_known_last(tmp_path):
+def test_categories_may_depend_on_the_annotations(tmp_path):
     seen: dict[str, int] = {}
 
     def annotations() -> Iterator[dict]:
@@ -99,7 +99,7 @@ def test_categories_may_be_known_last(tmp_path):
 
 
 @pytest.mark.parametrize("bad", [{"score": float("nan")}, {"path": Path("a")}])
-def test_what_is_no_json_leaves_the_old_file(tmp_path, bad):
+def test_value_that_is_not_json_keeps_the_old_file(tmp_path, bad):
     path = write_dataset(build_dataset([]), tmp_path / "found.json")
     before = path.read_bytes()
     with pytest.raises(OutputError, match=r"found\.json: the dataset is not JSON"):
@@ -108,7 +108,7 @@ def test_what_is_no_json_leaves_the_old_file(tmp_path, bad):
     assert os.listdir(tmp_path) == ["found.json"]
 
 
-def test_a_generator_that_fails_leaves_the_old_file(tmp_path):
+def test_failing_generator_keeps_the_old_file(tmp_path):
     path = write_dataset(build_dataset([]), tmp_path / "found.json")
     before = path.read_bytes()
 

@@ -1,4 +1,4 @@
-"""A COCO file made by the real demo model, opened by the tools that people use: counts, names and pixels agree."""
+"""Common tools open a COCO file of the demo model: counts, names and pixels agree."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image as PillowImage
 
-from text2seg.coco.dataset import build_dataset, read_dataset, write_dataset
-from text2seg.coco.results import mask_of, results_of
+from text2seg.coco.dataset import build_dataset, read_dataset, results_of, write_dataset
+from text2seg.coco.rle import mask_of
 from text2seg.demo import __file__ as demo_init
 from text2seg.io.images import load_image
 from text2seg.records import Segmentation
@@ -26,7 +26,7 @@ IMAGES = {1: "scene_0001.jpg", 2: "写真/é 2.jpg", 3: "sub/scene_0005.jpg", 4:
 
 @dataclass(frozen=True)
 class Found:
-    """The files, by encoding, the folder that their file names start from, and what they were made from."""
+    """Files by encoding, the folder of the images, and the segmentations of the files."""
 
     files: dict[str, Path]
     images: Path
@@ -34,7 +34,7 @@ class Found:
 
     @property
     def masks(self) -> dict[int, list[np.ndarray]]:
-        """By image id, in the order of the annotations."""
+        """Masks by image id, in the order of the annotations."""
         return {each.image.image_id: [segment.mask for segment in each.segments] for each in self.segmentations}
 
     @property
@@ -44,7 +44,7 @@ class Found:
 
 @pytest.fixture(scope="module")
 def found(demo, tmp_path_factory) -> Found:
-    """Three scenes with what the demo model finds in them, one with a ring besides, and an image without anything."""
+    """Three scenes with results of the demo model, one with an added ring, and an empty image."""
     folder = tmp_path_factory.mktemp("found")
     images = folder / "images"
     truth = read_dataset(SCENES / "dataset.json")
@@ -66,7 +66,13 @@ def found(demo, tmp_path_factory) -> Found:
     queries = list(dict.fromkeys(segment.query for each in segmentations for segment in each.segments))
     files = {
         encoding: write_dataset(
-            build_dataset(segmentations, queries=queries, encoding=encoding, provenance=demo.provenance()),
+            build_dataset(
+                segmentations,
+                queries=queries,
+                encoding=encoding,
+                polygon_tolerance=0,
+                provenance=demo.provenance(),
+            ),
             folder / f"{encoding}.json",
         )
         for encoding in ("rle", "polygon")
@@ -82,8 +88,8 @@ def agree(ours: list[np.ndarray], theirs: list[np.ndarray], same: Callable[[np.n
     assert all(same(one, np.asarray(other, bool)) for one, other in zip(ours, theirs, strict=True))
 
 
-def test_the_file_is_worth_testing(found):
-    """Several masks in an image, one of them with a hole, one image without any, a name that is no ASCII."""
+def test_test_file_has_enough_annotations(found):
+    """It has several masks in an image, a mask with a hole, an image without masks and a non-ASCII name."""
     assert len(found.masks[1]) >= 3
     assert found.masks[4] == []
     assert found.names[1][-1] == "ring"
@@ -128,7 +134,7 @@ def test_faster_coco_eval(found, encoding, capsys):
 
 @ENCODINGS
 def test_supervision(found, encoding):
-    """RLE comes out exactly. Polygons it draws with their outline, which takes in the next pixel to the right and
+    """RLE is exact. supervision draws polygons with their outline, which adds the next pixel to the right and
     below: no more than that may differ."""
     import supervision
 
@@ -171,7 +177,7 @@ def test_datumaro(found, encoding, tmp_path):
 
 
 def datumaro_masks(item) -> tuple[list[np.ndarray], list[int]]:
-    """The masks of an item and their labels; the parts of one mask, which are a group to it, in one."""
+    """Return masks and labels of an item, with the parts of a group joined."""
     from datumaro import Mask, Polygon
     from pycocotools import mask as coco_mask
 
@@ -216,7 +222,7 @@ def test_label_studio_imports_polygons(found, tmp_path, capsys):
 
 
 @ENCODINGS
-def test_our_own_reader(found, encoding):
+def test_text2seg_reader(found, encoding):
     dataset = read_dataset(found.files[encoding])
     for number in IMAGES:
         hw = found.segmentations[number - 1].image.hw

@@ -1,4 +1,4 @@
-"""Settings check themselves when they are made: what is misspelt or cannot be is said, not quietly mistaken."""
+"""Settings check their values when they are created, and refuse unknown or impossible ones."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from text2seg.errors import SettingsError
         (lambda: PointSettings(downsample=2.5), "whole number"),
     ],
 )
-def test_what_cannot_be_is_said(make, says):
+def test_invalid_settings_are_refused(make, says):
     with pytest.raises(SettingsError, match=says):
         make()
 
 
-def test_lists_are_as_good_as_tuples():
+def test_lists_become_tuples():
     settings = MapSettings(labels=["sky"], templates=["a {}.", "the {}."], input_size=[256, 128])
     assert settings == MapSettings(labels=("sky",), templates=("a {}.", "the {}."), input_size=(256, 128))
     assert hash(settings)

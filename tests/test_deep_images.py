@@ -1,4 +1,4 @@
-"""Images of more than 8 bits look like what they show, whatever file they stand in, and what was decided is said."""
+"""Images of more than 8 bits are scaled correctly in every file format, and a chosen range is logged."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image as PillowImage
 
-from text2seg.app.limits import read_picture
+from text2seg.app.checks import read_image
 from text2seg.app.settings import AppSettings
 from text2seg.errors import ImageError
 from text2seg.io.images import load_image, open_image
@@ -25,8 +25,8 @@ KINDS = {"u": 1, "i": 2, "f": 3, "c": 6}
 def tiff(
     array: np.ndarray, tags: dict[int, tuple] | None = None, *, order: str = "<", data: bytes | None = None
 ) -> bytes:
-    """An uncompressed TIFF of [H, W, C]. `tags`: number → whole numbers, floats or bytes of text; `data` stands for the
-    array's own bytes."""
+    """Return an uncompressed TIFF of [H, W, C]. `tags`: number → integers, floats or bytes of text; `data` replaces
+    the bytes of the array."""
     height, width, count = array.shape
     data = np.ascontiguousarray(array.astype(array.dtype.newbyteorder(order))).tobytes() if data is None else data
     entries: dict[int, tuple | bytes] = {256: (width,), 257: (height,), 258: (array.itemsize * 8,) * count, 259: (1,)}
@@ -50,7 +50,7 @@ def tiff(
 
 
 def png(array: np.ndarray, *chunks: tuple[bytes, bytes]) -> bytes:
-    """A PNG of 16 bits, [H, W, C]."""
+    """Return a 16-bit PNG of [H, W, C]."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
@@ -110,14 +110,14 @@ def is_scene(pixels: np.ndarray, scene: np.ndarray, most: int = 1) -> bool:
         ("f8", 16, 0),
     ],
 )
-def test_every_type_of_sample_shows_the_scene(load, scene, order, kind, factor, shift):
+def test_every_sample_type_is_scaled_to_the_scene(load, scene, order, kind, factor, shift):
     values = (scene.astype(np.float64) * factor + shift).astype(kind)
     assert is_scene(load(tiff(values, order=order)), scene)
 
 
 @pytest.mark.parametrize("bits", [9, 10, 12, 14])
 @pytest.mark.parametrize("scene", [GREY, RGB], ids=["grey", "rgb"])
-def test_packed_bits_are_a_declared_range(load, caplog, bits, scene):
+def test_packed_bits_declare_their_range(load, caplog, bits, scene):
     dark = scene.astype(np.uint16) << (bits - 8) >> 2
     ones = (dark.reshape(len(dark), -1, 1) >> np.arange(bits)[::-1]) & 1
     data = np.packbits(ones.reshape(len(dark), -1).astype(np.uint8), axis=1).tobytes()
@@ -134,7 +134,7 @@ def test_compressed_files(load, compression):
     assert is_scene(load(stream.getvalue()), GREY)
 
 
-def test_differences_of_samples_and_of_bytes(load):
+def test_tiff_predictors_2_and_3_are_decoded(load):
     """Predictors 2 and 3, as GDAL writes them."""
     values = RGB.astype(np.uint16) * 16
     steps = np.diff(values, axis=1, prepend=np.zeros_like(values[:, :1]))
@@ -158,7 +158,7 @@ def test_tiles_and_planes(load):
     assert is_scene(load(tiff(values, tags, data=np.moveaxis(values, 2, 0).tobytes())), RGB)
 
 
-def test_what_was_decided_is_said_once_and_what_is_known_is_not(load, caplog):
+def test_a_chosen_range_is_logged_once_and_a_declared_one_is_not_logged(load, caplog):
     load(tiff(GREY.astype(np.uint16) * 16))
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
@@ -180,12 +180,12 @@ def test_dark_images_of_8_bits_are_never_stretched(load):
 
 
 @pytest.mark.parametrize("tags", [{280: (0,), 281: (1023,)}, {340: (0.0,), 341: (1023.0,)}])
-def test_a_declared_range_holds_unless_values_lie_beyond(load, tags):
+def test_a_declared_range_is_used_unless_values_exceed_it(load, tags):
     assert is_scene(load(tiff((RGB // 4).astype(np.uint16) * 4, tags)), RGB // 4)
     assert is_scene(load(tiff(RGB.astype(np.uint16) * 16, tags)), RGB)
 
 
-def test_low_values_are_white_where_the_file_says_so(load):
+def test_inverted_files_are_read_with_low_values_as_white(load):
     assert is_scene(load(tiff(4095 - GREY.astype(np.uint16) * 16, {262: (0,)})), GREY)
     assert is_scene(load(tiff(1 - GREY.astype(np.float32) / 255, {262: (0,)})), GREY)
 
@@ -212,7 +212,7 @@ HOLE[:10, 5:25] = True
     ],
 )
 @pytest.mark.parametrize("declared", [False, True])
-def test_no_data_does_not_decide_the_range(load, caplog, scene, kind, factor, value, declared):
+def test_no_data_values_do_not_affect_the_range(load, caplog, scene, kind, factor, value, declared):
     values = (scene.astype(np.float64) * factor).astype(kind)
     values[HOLE] = value
     pixels = load(tiff(values, {42113: f"{value}".encode() + b"\0"} if declared else None))
@@ -228,7 +228,7 @@ LARGE = np.tile(RGB, (3, 3, 1))
 
 
 @pytest.mark.parametrize("odd", [1.004, 1.2, -0.01, 4.5, 300.0, 1e6])
-def test_overshoot_and_glints_do_not_make_the_rest_dark(load, odd):
+def test_a_few_extreme_values_do_not_darken_the_image(load, odd):
     values = (LARGE / 255).astype(np.float32)
     values[3, 4:30] = odd
     pixels = load(tiff(values))
@@ -236,14 +236,14 @@ def test_overshoot_and_glints_do_not_make_the_rest_dark(load, odd):
     assert (pixels[3, 4:30] == (255 if odd > 1 else 0)).all()
 
 
-def test_dead_pixels_do_not_make_the_rest_dark(load):
+def test_dead_pixels_do_not_darken_the_image(load):
     deep = LARGE.astype(np.uint16) * 16
     deep[3, 4] = 65535
     deep[9, 9] = 60000
     np.testing.assert_allclose(load(tiff(deep))[10:], LARGE[10:], atol=1)
 
 
-def test_small_bright_things_on_a_dark_ground_stay_bright_and_the_ground_dark(load):
+def test_small_bright_objects_stay_bright_on_a_dark_background(load):
     """Cells under a microscope: 12 bits, noise below, a hundredth of the area bright."""
     noise = np.random.default_rng(0).integers(90, 130, (100, 100, 1)).astype(np.uint16)
     noise[40:50, 40:50] = np.arange(2000, 3000, 10).reshape(10, 10, 1)
@@ -253,7 +253,7 @@ def test_small_bright_things_on_a_dark_ground_stay_bright_and_the_ground_dark(lo
     assert len(np.unique(pixels[40:50, 40:50])) > 50
 
 
-def test_what_transparency_hides_does_not_decide_the_range(load):
+def test_transparent_pixels_do_not_affect_the_range(load):
     values = np.dstack([RGB.astype(np.uint16) * 16, np.full((24, 32), 65535, np.uint16)])
     values[:, :8] = (65535, 65535, 65535, 0)
     np.testing.assert_allclose(load(tiff(values, {338: (2,)}))[:, 8:], RGB[:, 8:], atol=1)
@@ -261,11 +261,11 @@ def test_what_transparency_hides_does_not_decide_the_range(load):
     assert (load(tiff(values, {338: (2,)})) == 255).all()
 
 
-def test_all_values_alike(load):
+def test_constant_images_have_one_value(load):
     for value in (0, 7, 1000, 65535):
         assert len(np.unique(load(tiff(np.full((24, 32, 1), value, np.uint16))))) == 1
     assert load(tiff(np.full((24, 32, 1), 0.5, np.float32)))[0, 0, 0] == 128
-    with pytest.raises(ImageError, match=r"deep\.tif has no pixel that holds a number"):
+    with pytest.raises(ImageError, match=r"deep\.tif has no pixel with a value"):
         load(tiff(np.full((24, 32, 1), np.nan, np.float32)))
 
 
@@ -285,7 +285,7 @@ def test_transparency(load):
     assert is_scene(load(png(np.dstack([GREY.astype(np.uint16) * 16, alpha])), "a.png"), grey)
 
 
-def test_more_channels_than_colours(load, caplog):
+def test_extra_channels_are_left_out(load, caplog):
     more = np.dstack([RGB, RGB]).astype(np.uint16) * 16
     assert is_scene(load(tiff(more[:, :, :4], {338: (0,)})), RGB)
     assert "are left out (1 of 4)" in caplog.text
@@ -333,7 +333,7 @@ def test_sgi_of_16_bits(load):
         if scale == 257:
             assert is_scene(load(content, "a.sgi"), RGB)
         else:
-            with pytest.raises(ImageError, match=r"a\.sgi: of its 16 bits the upper ones are not used"):
+            with pytest.raises(ImageError, match=r"a\.sgi: it uses only the lower of its 16 bits"):
                 load(content, "a.sgi")
 
 
@@ -391,7 +391,7 @@ def test_truncated_files(load, share):
             load(content[: int(len(content) * share)], name)
 
 
-def test_missing_strips_and_monstrous_sizes(load):
+def test_missing_strips_and_huge_sizes_are_refused(load):
     for tags, words in (
         ({278: (8,)}, "lacks parts"),
         ({256: (2**31,), 257: (2**31,)}, "over the limit"),
@@ -406,14 +406,14 @@ def test_missing_strips_and_monstrous_sizes(load):
             load(tiff(RGB.astype(np.uint16), tags))
 
 
-def test_all_ways_in_have_one_rule(tmp_path):
+def test_paths_bytes_and_pillow_images_are_scaled_alike(tmp_path):
     content = tiff((RGB / 255).astype(np.float16))
     path = tmp_path / "half.tif"
     path.write_bytes(content)
     wanted = load_image(path).pixels
     assert is_scene(wanted, RGB)
-    np.testing.assert_array_equal(read_picture(content, AppSettings(), name="half.tif").pixels, wanted)
-    np.testing.assert_array_equal(read_picture(path, AppSettings()).pixels, wanted)
+    np.testing.assert_array_equal(read_image(content, AppSettings(), name="half.tif").pixels, wanted)
+    np.testing.assert_array_equal(read_image(path, AppSettings()).pixels, wanted)
     with open_image(path, "half.tif") as image:
         assert image.size == (32, 24)
         np.testing.assert_array_equal(load_image(image).pixels, wanted)
@@ -426,7 +426,9 @@ def test_an_opened_pillow_image_is_read_from_its_file(tmp_path):
         assert is_scene(load_image(image).pixels, RGB)
     with PillowImage.open(path) as image:
         image.load()  # Pillow has dropped what counts
-        with pytest.raises(ImageError, match=r"deep\.tif: Pillow has kept the upper 8 of its bits only; give the path"):
+        with pytest.raises(
+            ImageError, match=r"deep\.tif: Pillow kept only the upper 8 bits of its samples; give the path"
+        ):
             load_image(image)
     path.write_bytes(tiff(GREY.astype(np.uint32) * 16_777_216))
     with PillowImage.open(path) as image:
@@ -446,7 +448,7 @@ def test_deep_files_are_turned_upright(load, orientation):
     ("start", "words"),
     [(b"\x76\x2f\x31\x01", "an OpenEXR"), (bytes(128) + b"DICM", "a DICOM"), (b"#?RADIANCE\n", "a Radiance HDR")],
 )
-def test_kinds_that_cannot_be_read_are_named(load, start, words):
+def test_unsupported_formats_are_named(load, start, words):
     with pytest.raises(
         ImageError, match=rf"a\.bin is {words} image, which cannot be read here; save it as PNG or JPEG"
     ):

@@ -1,4 +1,4 @@
-"""The whole thing with the real demo checkpoints: a demo run, and all ways in; `test_demo_scores.py` says how well."""
+"""The pipeline with the bundled demo checkpoints. Its scores are tested in test_demo_scores.py."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import clip
 import numpy as np
 import pytest
 import torch
@@ -14,7 +15,6 @@ from PIL import Image
 
 from text2seg import MapSettings, Settings, Text2Seg
 from text2seg.cli import main
-from text2seg.clip.build import import_clip
 from text2seg.coco.dataset import read_dataset
 from text2seg.evaluation import category_given
 
@@ -23,8 +23,8 @@ SCENES = DEMO / "scenes"
 SCENE = SCENES / "new-scenes" / "images" / "scene_0019.jpg"
 
 
-def test_the_readmes_demo_run(tmp_path, capsys):
-    """What `make demo` runs, judged by the COCO file that it writes."""
+def test_the_demo_run_of_the_readme(tmp_path, capsys):
+    """The command of `make demo`, checked by the COCO file that it writes."""
     queries = (SCENES / "queries.txt").read_text(encoding="utf-8").strip()
     name = f"images/{SCENE.name}"
     status = main(["segment", str(SCENE), "--queries", queries, "--output", str(tmp_path)])
@@ -37,7 +37,7 @@ def test_the_readmes_demo_run(tmp_path, capsys):
     image_id = truth["images"][0]["id"]
     truth["annotations"] = [a for a in truth["annotations"] if a["image_id"] == image_id and a["category_id"] in wanted]
     assert category_given(truth, found).mean_iou >= 0.6
-    for photo in ("scene_0019_overlay.png", "scene_0019_maps.png"):
+    for photo in ("scene_0019_overlay.png", "scene_0019_why.png"):
         assert Image.open(tmp_path / photo).width >= 400
 
 
@@ -47,7 +47,7 @@ def test_the_three_lines_of_the_readme(demo):
     assert all(segment.mask.shape == result.image.hw and segment.mask.dtype == bool for segment in result.segments)
 
 
-def test_path_pil_and_array_give_the_same(demo):
+def test_path_pillow_image_and_array_give_the_same_masks(demo):
     path = SCENE
     image = Image.open(path)
     masks = [demo.segment(source, "sheep").segments[0].mask for source in (path, image, np.asarray(image))]
@@ -55,7 +55,7 @@ def test_path_pil_and_array_give_the_same(demo):
     assert (masks[0] == masks[2]).all()
 
 
-def test_batch_session_and_threads_give_what_single_calls_give(demo):
+def test_batch_session_and_threads_equal_single_calls(demo):
     paths = sorted((SCENES / "new-scenes" / "images").iterdir())[10:14]
     queries = ["sheep", "monkey"]
     single = [demo.segment(path, queries) for path in paths]
@@ -84,7 +84,7 @@ def test_batch_session_and_threads_give_what_single_calls_give(demo):
     ],
     ids=["raw", "surgery", "single at 192", "single at 512", "label set on a rectangle"],
 )
-def test_every_mode_of_the_original_demo_runs_and_the_map_peaks_at_the_thing(demo, maps):
+def test_every_mode_of_the_original_demo_runs_and_the_map_peaks_on_the_object(demo, maps):
     result = demo.segment(SCENE, ["sheep", "monkey+fire engine"], Settings(maps))
     assert result.maps.scores.shape[0] == 2
     assert np.isfinite(result.maps.scores).all()
@@ -93,7 +93,7 @@ def test_every_mode_of_the_original_demo_runs_and_the_map_peaks_at_the_thing(dem
 
 def test_clip_load_takes_the_demo_checkpoint():
     """OpenAI's own loader, so that the file is really in the official format."""
-    model, preprocess = import_clip().load(str(DEMO / "clip_demo.pt"), device="cpu")
+    model, preprocess = clip.load(str(DEMO / "clip_demo.pt"), device="cpu")
     image = preprocess(Image.open(SCENE))[None]
     assert torch.isfinite(model.encode_image(image)).all()
 
@@ -112,5 +112,5 @@ def test_provenance_is_plain_json(demo):
     assert json.loads(text)["settings"]["points"]["threshold"] == 0.8
 
 
-def test_together_the_demo_checkpoints_are_small():
+def test_the_demo_checkpoints_are_at_most_25_mb():
     assert sum(path.stat().st_size for path in DEMO.glob("*.pt*")) <= 25e6

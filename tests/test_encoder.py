@@ -1,4 +1,4 @@
-"""The encoder with fused attention: equal to the stock one, whatever the windows, however positions get in."""
+"""The image encoder with fused attention equals the stock one, for all windows and both ways to add positions."""
 
 from __future__ import annotations
 
@@ -13,10 +13,8 @@ from closeness import TINY_NETWORK, assert_close, rounding
 import text2seg
 from text2seg.errors import SettingsError
 from text2seg.runtime import FULL, autocast, choose_precision
-from text2seg.sam import compiled as compiling
 from text2seg.sam import encoder as ours
-from text2seg.sam.build import SamShape, load_sam
-from text2seg.sam.sam import Sam
+from text2seg.sam.sam import Sam, SamShape, load_sam
 
 CPU = torch.device("cpu")
 DEMO = Path(text2seg.__file__).parent / "demo" / "sam_demo.pth"
@@ -78,7 +76,7 @@ def test_positions_matter_to_these_tests():
 
 @pytest.mark.parametrize("fusion", ["fold", "mask"])
 @torch.no_grad()
-def test_bf16_is_no_further_from_float32_than_the_stock_encoder_in_bf16(fusion):
+def test_bf16_error_is_at_most_that_of_the_stock_encoder(fusion):
     encoder, images = build.sam_module().image_encoder, pixels(2, build.TINY.image_size)
     exact = encoder(images)
     with autocast(CPU, choose_precision(CPU, "bf16")):
@@ -87,7 +85,7 @@ def test_bf16_is_no_further_from_float32_than_the_stock_encoder_in_bf16(fusion):
     assert 0 < relative_error(found, exact) < 1.2 * relative_error(stock, exact)
 
 
-def test_what_windows_are_filled_up_with_is_what_the_stock_encoder_projects_zeros_to():
+def test_window_padding_equals_the_projected_zeros_of_the_stock_encoder():
     packed, bias = torch.randn(2, 5, 5, 6), torch.randn(6)
     windows = ours._to_windows(packed, 3, bias)
     assert windows.shape == (8, 3, 3, 6)
@@ -98,13 +96,13 @@ def test_what_windows_are_filled_up_with_is_what_the_stock_encoder_projects_zero
     assert torch.equal(ours._from_windows(windows, 3, (5, 5)), packed)
 
 
-def test_windows_fold_and_the_whole_grid_does_not_on_a_cpu():
+def test_on_a_cpu_windows_use_fold_and_the_whole_grid_uses_mask():
     assert ours.fastest(CPU, 14) == "fold"
     assert ours.fastest(CPU, 64) == "mask"
     assert ours.fastest(torch.device("cuda"), 64) == "fold"
 
 
-def test_in_half_precision_matrices_are_kept_in_it_and_the_given_weights_are_not_touched():
+def test_half_precision_converts_matrices_and_keeps_the_given_weights():
     weights = build.random_weights()
     sam = Sam(load_sam(build.TINY, weights), CPU, choose_precision(CPU, "bf16"))
     kept = {name: tensor.dtype for name, tensor in sam.module.image_encoder.state_dict().items()}
@@ -113,10 +111,10 @@ def test_in_half_precision_matrices_are_kept_in_it_and_the_given_weights_are_not
     assert all(tensor.dtype == torch.float32 for tensor in weights.values())
 
 
-def test_images_are_framed_as_the_stock_predictor_does():
+def test_images_are_padded_as_by_the_stock_predictor():
     sam = Sam(build.sam_module(), CPU)
     images = [build.make_image(24, 32, seed=1), build.make_image(97, 41, seed=2)]
-    found, sizes = sam._frame.framed(images, CPU, sam.module.pixel_mean, sam.module.pixel_std)
+    found, sizes = sam._frame.framed(images, sam.module.pixel_mean, sam.module.pixel_std)
     assert sizes == [(60, 80), (80, 34)]
     for image, framed in zip(images, found, strict=True):
         resized = torch.from_numpy(sam._frame._resized(image)).permute(2, 0, 1)
@@ -139,7 +137,7 @@ def eager(monkeypatch):
     return shapes
 
 
-def test_compiled_code_sees_few_sizes_of_batch_and_changes_nothing(eager, monkeypatch):
+def test_compiled_encoder_gets_few_batch_sizes_and_gives_equal_results(eager, monkeypatch):
     images = [build.make_image(24, 32, seed=seed) for seed in range(3)]
     plain = Sam(build.sam_module(), CPU).embed(images)
     sam = Sam(build.sam_module(), CPU, compile_encoder=True)
@@ -149,28 +147,28 @@ def test_compiled_code_sees_few_sizes_of_batch_and_changes_nothing(eager, monkey
     monkeypatch.setattr(sam, "device", torch.device("cuda"))  # only asked for its kind in what follows
     eager.clear()
     with torch.no_grad():
-        filled = sam._encoded(sam._frame.framed(images, CPU, sam.module.pixel_mean, sam.module.pixel_std)[0])
+        filled = sam._encoded(sam._frame.framed(images, sam.module.pixel_mean, sam.module.pixel_std)[0])
     assert eager == [(4, 3, 80, 80)]
     for one, other, third in zip(plain, alone, filled, strict=True):
         assert_close(other.features, one.features, terms=TINY_NETWORK)
         assert_close(third, one.features, terms=TINY_NETWORK)
 
 
-def test_a_missing_compiler_shows_when_models_are_loaded(monkeypatch):
+def test_a_missing_compiler_is_reported_when_models_are_loaded(monkeypatch):
     def no_compiler(*_, **__):
         raise RuntimeError("no g++ was found\nand a long trace")
 
-    monkeypatch.setattr(compiling, "_compile", no_compiler)
+    monkeypatch.setattr(ours, "_compile", no_compiler)
     with pytest.raises(SettingsError, match=r"cannot compile for cpu here.*no g\+\+ was found; leave --compile out"):
         Sam(build.sam_module(), CPU, compile_encoder=True)
 
 
 @torch.no_grad()
-def test_really_compiled_code_gives_the_same():
+def test_the_compiled_encoder_equals_the_uncompiled_one():
     shape = replace(build.TINY, depth=2)  # one block with windows, one without: compiling takes long
     encoder, images = build.sam_module(shape).image_encoder, pixels(1, shape.image_size)
     try:
-        made = compiling.compiled(ours.encode, CPU)
+        made = ours.compiled(ours.encode, CPU)
     except SettingsError as error:
         pytest.skip(str(error))
     with autocast(CPU, FULL):

@@ -1,4 +1,4 @@
-"""The Ray engine on a real Ray of this machine with two workers and the demo model: the same bytes as one process."""
+"""The Ray engine with two workers and the demo model writes the same bytes as one process. Ray runs on this machine."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from test_labelling_kill import SCENES, records
 from text2seg.coco.dataset import read_dataset
 from text2seg.config import LabelSettings, ModelSettings, PointSettings, RaySettings, Settings
 from text2seg.errors import EngineError
-from text2seg.labelling.engines import ray_engine
-from text2seg.labelling.engines.local import LocalEngine
+from text2seg.labelling import ray_engine
+from text2seg.labelling.engine import LocalEngine
 from text2seg.labelling.job import label_folder
 from text2seg.ontology import ontology_of_queries
 
 pytest.importorskip("ray", reason="the extra ray")
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals")
 
-from text2seg.labelling.engines.ray_engine import RayEngine  # noqa: E402
+from text2seg.labelling.ray_engine import RayEngine  # noqa: E402
 
 ONTOLOGY = ontology_of_queries([each["name"] for each in read_dataset(SCENES / "dataset.json")["categories"][:2]])
 MODEL = ModelSettings(device="cpu", precision="fp32")
@@ -31,7 +31,7 @@ IMAGES = 7
 
 @pytest.fixture(scope="module", autouse=True)
 def _ray():
-    """One Ray for all tests here. Two of its processors are what the workers take."""
+    """Start one Ray for all tests of this file. The workers take two of its processors."""
     ray = ray_engine.import_ray()
     ray.init("local", num_cpus=2, object_store_memory=80 << 20, include_dashboard=False, log_to_driver=False)
     yield ray
@@ -40,7 +40,7 @@ def _ray():
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """Some of the bundled scenes, a JPEG that breaks off and one that is none."""
+    """Some of the bundled scenes, a truncated JPEG, and a file that is not an image."""
     folder = tmp_path_factory.mktemp("photos")
     scenes = sorted((SCENES / "images").iterdir())
     for scene in scenes[:IMAGES]:
@@ -51,8 +51,8 @@ def photos(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(photos, demo, tmp_path_factory):
-    """The bytes that one process writes."""
+def expected(photos, demo, tmp_path_factory):
+    """Bytes of the dataset that one process writes."""
     output = tmp_path_factory.mktemp("local") / "dataset.json"
     report = label_folder(demo, photos, ONTOLOGY, LabelSettings(output=output, batch=1))
     assert (report.failed, report.images) == (2, IMAGES + 2)
@@ -60,19 +60,19 @@ def undisturbed(photos, demo, tmp_path_factory):
     return output.read_bytes()
 
 
-class Watched(RayEngine):
-    """Calls `seen` with each answer, before it is delivered."""
+class ObservedEngine(RayEngine):
+    """Ray engine that calls `seen` with each answer before it is delivered."""
 
     def __init__(self, seen=lambda answer: None):
         super().__init__(MODEL, ray=TWO, workers=1)
         self.seen = seen
 
     def _stream(self, *arguments):
-        return Heard(super()._stream(*arguments), self.seen)
+        return ObservedDataset(super()._stream(*arguments), self.seen)
 
 
-class Heard:
-    """A dataset whose rows are looked at on their way."""
+class ObservedDataset:
+    """Ray dataset that calls `seen` with each row."""
 
     def __init__(self, dataset, seen):
         self.dataset, self.seen = dataset, seen
@@ -87,8 +87,8 @@ def label(demo, photos, output, engine=None, **more):
     return label_folder(demo, photos, ONTOLOGY, LabelSettings(output=output, batch=1), engine=engine, **more)
 
 
-def test_two_workers_that_are_killed_write_the_bytes_of_one_process(demo, photos, undisturbed, tmp_path):
-    """With a broken JPEG and a file that is none among the images, which are one failure each."""
+def test_a_job_whose_workers_are_killed_writes_the_bytes_of_one_process(demo, photos, expected, tmp_path):
+    """A truncated JPEG and a file that is not an image are one failure each."""
     processes, killed = set(), set()
 
     def kill(answer):
@@ -98,8 +98,8 @@ def test_two_workers_that_are_killed_write_the_bytes_of_one_process(demo, photos
             os.kill(answer["process"], signal.SIGKILL)
 
     output = tmp_path / "dataset.json"
-    report = label(demo, photos, output, Watched(kill))
-    assert output.read_bytes() == undisturbed
+    report = label(demo, photos, output, ObservedEngine(kill))
+    assert output.read_bytes() == expected
     assert {failure.file_name for failure in report.failures} == {"broken.jpg", "poison.jpg"}
     assert len(killed) == 2
     assert len(processes) > 2, "two workers were begun with, so one that was killed was begun anew"
@@ -107,7 +107,7 @@ def test_two_workers_that_are_killed_write_the_bytes_of_one_process(demo, photos
 
 
 class StopsEarly:
-    """An engine that is asked to stop once it has delivered something."""
+    """Engine that is stopped after its first delivery."""
 
     def __init__(self, engine):
         self.engine, self.stop = engine, threading.Event()
@@ -121,8 +121,8 @@ class StopsEarly:
 
 
 @pytest.mark.parametrize("begins", ["ray", "local"])
-def test_a_job_that_one_engine_began_goes_on_with_the_other(demo, photos, undisturbed, tmp_path, begins):
-    engines, output = {"ray": Watched(), "local": LocalEngine(demo)}, tmp_path / "dataset.json"
+def test_a_job_that_one_engine_began_resumes_with_the_other(demo, photos, expected, tmp_path, begins):
+    engines, output = {"ray": ObservedEngine(), "local": LocalEngine(demo)}, tmp_path / "dataset.json"
     early = StopsEarly(engines.pop(begins))
     begun = label(demo, photos, output, early, stop=early.stop)
     assert begun.interrupted
@@ -131,10 +131,10 @@ def test_a_job_that_one_engine_began_goes_on_with_the_other(demo, photos, undist
     assert not output.exists()
     (other,) = engines.values()
     label(demo, photos, output, other)
-    assert output.read_bytes() == undisturbed
+    assert output.read_bytes() == expected
 
 
-def test_a_worker_that_would_compute_otherwise_ends_the_job(demo, photos, tmp_path):
+def test_a_worker_with_other_settings_ends_the_job(demo, photos, tmp_path):
     wrong = RayEngine(MODEL, Settings(points=PointSettings(threshold=0.7)))
     with pytest.raises(EngineError, match=r"models differ .* settings.points.threshold: 0.8 → 0.7"):
         label(demo, photos, tmp_path / "dataset.json", wrong)

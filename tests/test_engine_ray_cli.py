@@ -1,4 +1,4 @@
-"""`text2seg label --engine ray` as a user runs it: flags, a Ray of its own, Ctrl-C, an address where nothing is."""
+"""The command `text2seg label --engine ray`: flags, Ctrl-C, and an address without a cluster."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def command(folder, output, *more):
     return [*asked, *more]
 
 
-def test_ctrl_c_keeps_what_is_done_and_the_local_engine_goes_on(tmp_path):
-    """SIGINT goes to the whole group, as a terminal sends it, and so to Ray's processes too."""
+def test_ctrl_c_keeps_finished_images_and_the_local_engine_resumes(tmp_path):
+    """SIGINT goes to the whole process group, as a terminal sends it, and thus also to Ray's processes."""
     pytest.importorskip("ray", reason="the extra ray")
     folder, output, whole = photos(tmp_path / "photos", 8), tmp_path / "dataset.json", tmp_path / "whole.json"
     with output.with_suffix(".log").open("wb") as log:
@@ -50,7 +50,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_local_engine_goes_on(tmp_path):
     assert output.read_bytes() == whole.read_bytes()
 
 
-def test_an_address_where_nothing_is_ends_soon_with_one_line(tmp_path, capsys):
+def test_an_address_without_a_cluster_fails_quickly_with_one_line(tmp_path, capsys):
     pytest.importorskip("ray", reason="the extra ray")
     folder, output = photos(tmp_path / "photos", 1), tmp_path / "dataset.json"
     began = time.monotonic()
@@ -62,7 +62,7 @@ def test_an_address_where_nothing_is_ends_soon_with_one_line(tmp_path, capsys):
     assert not output.exists()
 
 
-def test_flags_of_ray_without_ray_are_a_mistake(tmp_path, capsys):
+def test_ray_flags_without_the_ray_engine_are_refused(tmp_path, capsys):
     folder = photos(tmp_path / "photos", 1)
     assert main(command(folder, tmp_path / "dataset.json", "--max-workers", "4")) == FAILED
     assert "--engine ray" in capsys.readouterr().err

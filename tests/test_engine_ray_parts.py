@@ -1,4 +1,4 @@
-"""The parts of the Ray engine that need no Ray: gate, worker, addresses, settings, what is told of errors."""
+"""The parts of the Ray engine that need no Ray: gate, worker, addresses, settings, error messages."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ import pytest
 from text2seg.config import ModelSettings, RaySettings, Settings
 from text2seg.errors import EngineError, SettingsError
 from text2seg.io.storage import stamp_of
-from text2seg.labelling.engines import ray_engine, ray_worker
-from text2seg.labelling.engines.local import LocalEngine, Work, described
-from text2seg.labelling.engines.ray_engine import _receive
-from text2seg.labelling.engines.ray_worker import DEATHS, Gate, Worker, pack, unpack
-from text2seg.labelling.record import Task
+from text2seg.labelling import ray_engine, ray_worker
+from text2seg.labelling.engine import LocalEngine, Task, Work, model_identity
+from text2seg.labelling.ray_engine import _receive
+from text2seg.labelling.ray_worker import DEATHS, Gate, Worker, pack, unpack
 
 
 @pytest.fixture(autouse=True)
 def _level():
-    """A worker says what it says in a process of its own."""
+    """Restore the log level, because a worker sets it for its process."""
     log = logging.getLogger("text2seg")
     level = log.level
     yield
@@ -37,7 +36,9 @@ def work(tmp_path):
     models = jobs.FakeModels()
     queries = models.check(["ball", "red car"])
     return SimpleNamespace(
-        work=Work(tmp_path, queries, {"ball": 1, "red car": 2}, models=described(models)), tasks=tasks, models=models
+        work=Work(tmp_path, queries, {"ball": 1, "red car": 2}, models=model_identity(models)),
+        tasks=tasks,
+        models=models,
     )
 
 
@@ -51,7 +52,7 @@ def call(one, tasks, number=0):
     return {name: values[0] for name, values in columns.items()}
 
 
-def test_a_worker_answers_with_the_records_of_the_local_engine(monkeypatch, work):
+def test_a_worker_returns_the_records_of_the_local_engine(monkeypatch, work):
     delivered = []
     LocalEngine(jobs.FakeModels()).run(work.work, [work.tasks], delivered.append, lambda: False)
     answer = call(worker(monkeypatch, work, Gate()), work.tasks)
@@ -61,7 +62,7 @@ def test_a_worker_answers_with_the_records_of_the_local_engine(monkeypatch, work
     assert answer["fault"] == ""
 
 
-def test_behind_a_closed_gate_nothing_is_begun(monkeypatch, work):
+def test_a_closed_gate_lets_no_batch_begin(monkeypatch, work):
     gate = Gate()
     one = worker(monkeypatch, work, gate)
     call(one, work.tasks, number=5)
@@ -71,7 +72,7 @@ def test_behind_a_closed_gate_nothing_is_begun(monkeypatch, work):
     assert len(work.models.batches) == 1
 
 
-def test_a_batch_over_which_workers_die_again_and_again_is_written_off(monkeypatch, work):
+def test_a_batch_that_repeatedly_kills_workers_is_a_failure(monkeypatch, work):
     gate = Gate()
     for _ in range(DEATHS):
         gate.begin(3)  # and never ended
@@ -84,7 +85,7 @@ def test_a_batch_over_which_workers_die_again_and_again_is_written_off(monkeypat
     assert gate.begin(3) == 1  # ended
 
 
-def test_a_worker_that_does_not_fit_says_why(work, tmp_path):
+def test_a_worker_with_other_models_reports_the_difference(work, tmp_path):
     one = Worker(work.work, ModelSettings(device="cpu"), Settings(), Gate(), threads=1, decode=1)
     answer = call(one, work.tasks)
     assert json.loads(answer["records"]) == []
@@ -92,10 +93,10 @@ def test_a_worker_that_does_not_fit_says_why(work, tmp_path):
     assert 'text2seg: "test"' in answer["fault"]  # what the job's own models say of themselves
     elsewhere = Work(tmp_path / "gone", work.work.queries, work.work.categories)
     blind = Worker(elsewhere, ModelSettings(), Settings(), Gate(), threads=1, decode=1)
-    assert "does not see the folder" in call(blind, work.tasks)["fault"]
+    assert "cannot see the folder" in call(blind, work.tasks)["fault"]
 
 
-def test_names_that_are_no_text_survive_the_journey():
+def test_file_names_that_are_not_unicode_survive_packing():
     tasks = [Task(3, "b\udcff/ä.png", (1, 2), True), Task(4, "c.png", (-1, -1), False)]
     assert pack(tasks).isascii()
     assert unpack(pack(tasks)) == tasks
@@ -105,7 +106,7 @@ def answer(number, records=(), fault=""):
     return {"number": number, "records": json.dumps(records), "fault": fault}
 
 
-def test_each_batch_is_delivered_once_and_after_a_stop_only_what_was_begun():
+def test_each_batch_is_delivered_once_and_after_a_stop_only_begun_batches():
     delivered = []
     answers = iter([answer(1, [(4, {"a": 1})]), answer(1, [(4, {"a": 1})]), None, answer(0, []), answer(2, [(8, {})])])
     _receive(answers, {0, 1, 2, 3}, delivered.append, lambda: {1, 2})
@@ -113,18 +114,18 @@ def test_each_batch_is_delivered_once_and_after_a_stop_only_what_was_begun():
     assert list(answers) == []
 
 
-def test_a_fault_ends_the_job():
+def test_an_error_of_a_worker_ends_the_job():
     with pytest.raises(EngineError, match="no such device"):
         _receive(iter([answer(0, fault="no such device")]), {0}, print, set)
 
 
 @pytest.mark.parametrize("address", ["ray://head:10001", "head", "head:port", ":6379"])
-def test_an_address_that_cannot_be_used_is_refused(address):
+def test_an_invalid_address_is_refused(address):
     with pytest.raises(SettingsError, match="host:port"):
         ray_engine._check_answers(address)
 
 
-def test_where_nothing_listens_that_is_said():
+def test_an_address_without_a_cluster_raises():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -132,7 +133,7 @@ def test_where_nothing_listens_that_is_said():
         ray_engine._check_answers(f"127.0.0.1:{port}")
 
 
-def test_without_ray_the_way_to_install_it_is_told(monkeypatch):
+def test_without_ray_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(SettingsError, match=r'pip install "text2seg\[ray\]"'):
         ray_engine.import_ray()
@@ -145,12 +146,12 @@ def test_without_ray_the_way_to_install_it_is_told(monkeypatch):
         (RaySettings(min_workers=3, max_workers=3), {"CPU": 2.0}, "3 workers of 1 CPUs need 3, and this machine has 2"),
     ],
 )
-def test_a_machine_without_room_is_told_of(settings, there, says):
+def test_a_cluster_without_enough_resources_raises(settings, there, says):
     with pytest.raises(EngineError, match=says):
         ray_engine._check_room(SimpleNamespace(cluster_resources=lambda: there), settings)
 
 
-def test_half_a_gpu_each_is_room_for_two():
+def test_one_gpu_is_enough_for_two_workers_of_half_a_gpu():
     two = RaySettings(min_workers=2, max_workers=2, gpus_per_worker=0.5)
     ray_engine._check_room(SimpleNamespace(cluster_resources=lambda: {"CPU": 2.0, "GPU": 1.0}), two)
 
@@ -166,6 +167,6 @@ def test_half_a_gpu_each_is_room_for_two():
         {"gpus_per_worker": float("nan")},
     ],
 )
-def test_settings_that_make_no_sense_are_refused(wrong):
+def test_invalid_ray_settings_are_refused(wrong):
     with pytest.raises(SettingsError, match=r"workers|per worker"):
         RaySettings(**wrong)

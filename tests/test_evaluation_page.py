@@ -1,4 +1,4 @@
-"""The page and the command, as a user meets them."""
+"""The page of an evaluation and the command `text2seg evaluate`."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ import pytest
 from text2seg.cli import main
 from text2seg.errors import OutputError
 from text2seg.evaluation import evaluate
-from text2seg.evaluation.page import MOST_LABELS, render_page, write_page
+from text2seg.evaluation.evaluate import MOST_LABELS, render_page, write_page
 
 SCENES = Path(__file__).parents[1] / "text2seg" / "demo" / "scenes" / "held-out" / "dataset.json"
 
 
 class Page(HTMLParser):
-    """Checks that tags are closed in order, and keeps the texts of table cells."""
+    """Parser that checks that tags are closed in order, and keeps the texts of table cells."""
 
     VOID = ("meta", "br", "link", "img")
 
@@ -49,7 +49,7 @@ class Page(HTMLParser):
             self.rows[-1][-1] += data
 
 
-def test_the_page_says_what_was_measured_and_needs_nothing_else():
+def test_the_page_shows_all_scores_and_is_self_contained():
     result = evaluate(*build.random_pair(1))
     text = render_page(result, truth="truth.json", predicted="found.json")
     page = Page(text)
@@ -64,8 +64,8 @@ def test_the_page_says_what_was_measured_and_needs_nothing_else():
 
 def test_names_are_escaped():
     names = ("<b>dog</b>", "cat & 'co'", "red car")
-    things = [build.thing(names[0], build.LEFT)]
-    truth, found = build.dataset(things, names=names), build.dataset([], names=names)
+    annotations = [build.annotation(names[0], build.LEFT)]
+    truth, found = build.dataset(annotations, names=names), build.dataset([], names=names)
     text = render_page(evaluate(truth, found), predicted="<script>alert(1)</script>")
     assert "<b>dog" not in text
     assert "<script>alert" not in text
@@ -73,7 +73,7 @@ def test_names_are_escaped():
 
 
 @pytest.mark.parametrize("protocol", ["instances", "semantic", "category-given", "multilabel"])
-def test_a_page_of_one_protocol(protocol):
+def test_a_page_of_one_protocol_shows_only_that_protocol(protocol):
     text = render_page(evaluate(*build.random_pair(1), protocol=protocol))
     Page(text)
     assert f"· {protocol}<" in text
@@ -81,21 +81,23 @@ def test_a_page_of_one_protocol(protocol):
     assert ("why the rest" in text) == (protocol == "category-given")
 
 
-def test_of_many_labels_the_confused_ones_are_shown():
-    names = tuple(f"thing {number}" for number in range(40))
-    things = [build.thing(name, build.LEFT) for name in names]
-    truth = build.dataset(*([each] for each in things), names=names)
-    found = build.dataset(*([build.thing(name, build.LEFT, score=0.5)] for name in (names[1], *names[1:])), names=names)
+def test_the_confusion_table_of_many_labels_shows_the_confused_ones():
+    names = tuple(f"label {number}" for number in range(40))
+    annotations = [build.annotation(name, build.LEFT) for name in names]
+    truth = build.dataset(*([each] for each in annotations), names=names)
+    found = build.dataset(
+        *([build.annotation(name, build.LEFT, score=0.5)] for name in (names[1], *names[1:])), names=names
+    )
     page = Page(render_page(evaluate(truth, found, protocol="semantic")))
     heads = next(row for row in page.rows if row and row[0] == "true")
     assert len(heads) == MOST_LABELS + 2
-    assert heads[1:4] == ["background", "thing 0", "thing 1"]
+    assert heads[1:4] == ["background", "label 0", "label 1"]
     assert heads[-1] == f"{41 - MOST_LABELS} others"
-    row = next(row for row in page.rows if row and row[0] == "thing 0" and len(row) == len(heads))
+    row = next(row for row in page.rows if row and row[0] == "label 0" and len(row) == len(heads))
     assert row[3] == "100"
 
 
-def test_a_page_is_not_written_over(tmp_path):
+def test_an_existing_page_is_not_overwritten(tmp_path):
     result = evaluate(*build.random_pair(1))
     path = write_page(result, tmp_path / "page.html")
     first = path.read_bytes()
@@ -132,7 +134,7 @@ def test_the_command_prints_and_writes_the_numbers(tmp_path, capsys):
     assert main([*command, "--overwrite"]) == 0
 
 
-def test_an_input_is_never_written_over(tmp_path, capsys):
+def test_an_input_is_never_overwritten(tmp_path, capsys):
     truth, found = files(tmp_path)
     before = Path(found).read_bytes()
     assert main(["evaluate", truth, found, "--json", found, "--overwrite"]) == 1
@@ -141,7 +143,7 @@ def test_an_input_is_never_written_over(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("match", ["id", "file-name"])
-def test_the_bundled_truth_against_itself_is_perfect(tmp_path, capsys, match):
+def test_the_bundled_truth_scores_one_against_itself(tmp_path, capsys, match):
     numbers = tmp_path / "numbers.json"
     assert main(["evaluate", str(SCENES), str(SCENES), "--match", match, "--json", str(numbers)]) == 0
     found = json.loads(numbers.read_text(encoding="utf-8"))

@@ -13,8 +13,7 @@ from test_attention import tiny_clip
 import text2seg
 from text2seg.errors import QueryError, SettingsError
 from text2seg.explain import TOOLS, Progress, run_tool
-from text2seg.explain.attack import labelled
-from text2seg.explain.catalogue.board import AttackSettings, BoardSettings
+from text2seg.explain.board import AttackSettings, BoardSettings, with_label
 from text2seg.io.images import load_image
 from text2seg.pipeline import Text2Seg
 
@@ -41,7 +40,7 @@ def cells(result):
     return {row[0]: dict(zip(table.columns[1:], row[1:], strict=True)) for row in table.rows}
 
 
-def test_what_is_there_scores_higher_and_the_scores_are_what_they_are_called(demo, image):
+def test_present_objects_score_higher_and_each_score_follows_its_formula(demo, image):
     before = state(demo.clip.model)
     result = shown(demo, image, BoardSettings(text=("koala",), texts=" sheep ;fire engine; "))
     found = cells(result)
@@ -54,13 +53,13 @@ def test_what_is_there_scores_higher_and_the_scores_are_what_they_are_called(dem
     assert_close(
         [row["softmax"] for row in found.values()], expected / expected.sum(), terms=4, scale=float(logits.max())
     )
-    assert [panel.caption for panel in result.panels][:2] == ["the image", "its own map"]
+    assert [panel.caption for panel in result.panels][:2] == ["the image", "map of the image itself"]
     assert "sheep" in result.panels[3].caption
     assert f"{found['sheep']['cosine']:.3f}" in result.panels[3].caption
     assert state(demo.clip.model) == before
 
 
-def test_every_description_has_a_map_of_its_own_over_the_image(demo, image):
+def test_every_description_has_its_own_map_over_the_image(demo, image):
     result = shown(demo, image, BoardSettings(texts=THREE, method="surgery"))
     maps = [panel.pixels for panel in result.panels[1:]]
     assert len(maps) == 4
@@ -68,16 +67,16 @@ def test_every_description_has_a_map_of_its_own_over_the_image(demo, image):
     assert len({pixels.tobytes() for pixels in maps}) == 4
 
 
-def test_alpha_says_how_much_of_the_map_is_seen(demo, image):
+def test_alpha_is_the_opacity_of_the_map(demo, image):
     nothing = shown(demo, image, BoardSettings(texts="sheep", alpha=0.0)).panels[-1].pixels
     assert np.array_equal(nothing, image.pixels)
 
 
-def test_the_prefix_comparison_shows_both_and_how_far_scores_shift(demo, image):
+def test_prefix_comparison_shows_both_and_the_change_of_the_scores(demo, image):
     settings = BoardSettings(texts="a sheep; a koala", prefix="a photo of", prefix_comparison=True, score="softmax")
     result = shown(demo, image, settings)
     for row in cells(result).values():
-        assert row["shift"] == about(row["with “a photo of”"] - row["without prefix"], terms=2)
+        assert row["change"] == about(row["with “a photo of”"] - row["without prefix"], terms=2)
     assert result.columns == 3
     assert [panel.caption for panel in result.panels[::3]] == ["without prefix", "with “a photo of”"]
     assert result.panels[1].caption.endswith("%  a sheep")
@@ -86,7 +85,7 @@ def test_the_prefix_comparison_shows_both_and_how_far_scores_shift(demo, image):
     assert any("first word" in note for note in result.notes)
 
 
-def test_many_descriptions_stand_below_one_another(demo, image):
+def test_many_descriptions_get_rows_instead_of_columns(demo, image):
     many = ("sheep", "koala", "bomb", "monkey", "trophy", "fire engine", "banana")
     result = shown(demo, image, BoardSettings(text=many, prefix_comparison=True, method="surgery"))
     assert result.columns == 2
@@ -94,22 +93,22 @@ def test_many_descriptions_stand_below_one_another(demo, image):
     assert captions[:4] == ["without prefix", "with “an image of”", "sheep", "sheep"]
 
 
-def test_stopped_it_shows_what_is_done(demo, image):
+def test_stopped_run_shows_partial_results(demo, image):
     progress = Progress()
     progress.step = lambda done, total, note="": done == 2 and progress._stop.set()
     result = shown(demo, image, BoardSettings(texts=THREE), progress=progress)
-    assert len(result.panels) == 4  # the image, and those that were begun before the stop
+    assert len(result.panels) == 3  # the image, and those that were done before the stop
     assert len(result.tables[0].rows) == 3
 
 
 class TestAttack:
-    def test_the_word_that_fits_least_is_written_and_its_letters_told_from_its_label(self, demo, image):
+    def test_default_word_fits_least_and_letters_are_separated_from_label(self, demo, image):
         result = shown(demo, image, AttackSettings(texts=THREE), "typographic-attack")
         found = cells(result)
-        assert min(found, key=lambda text: found[text]["as it is"]) == "koala"
-        assert tuple(found["koala"]) == ("as it is", "an empty label", "“koala” on it", "the letters' doing")
+        assert min(found, key=lambda text: found[text]["unchanged"]) == "koala"
+        assert tuple(found["koala"]) == ("unchanged", "empty label", "“koala” on the label", "effect of the letters")
         for row in found.values():
-            assert row["the letters' doing"] == about(row["“koala” on it"] - row["an empty label"], terms=2)
+            assert row["effect of the letters"] == about(row["“koala” on the label"] - row["empty label"], terms=2)
         plain, covered, written = (panel.pixels for panel in result.panels[:: result.columns])
         assert np.array_equal(plain, image.pixels)
         changed = (covered != written).any(2)
@@ -117,14 +116,14 @@ class TestAttack:
         assert ((covered[changed] == 255).all(1)).all()  # letters stand on the label only
         assert any("cannot read" in note for note in result.notes)
 
-    def test_a_word_that_is_no_description_becomes_one(self, demo, image):
+    def test_word_outside_the_descriptions_is_added_to_them(self, demo, image):
         settings = AttackSettings(texts="sheep", word="bomb")
         found = cells(shown(demo, image, settings, "typographic-attack"))
         assert list(found) == ["sheep", "bomb"]
 
     @pytest.mark.parametrize("word", ["hi", "an extraordinarily long inscription that cannot fit in large letters"])
-    def test_letters_are_large_and_stay_in_the_image(self, image, word):
-        label, written = labelled(image, word, letters=False).pixels, labelled(image, word).pixels
+    def test_letters_are_large_and_inside_the_image(self, image, word):
+        label, written = with_label(image, word, letters=False).pixels, with_label(image, word).pixels
         height, width = image.hw
         ink = np.argwhere((label != written).any(2))
         (top, left), (bottom, right) = ink.min(0), ink.max(0)
@@ -135,14 +134,14 @@ class TestAttack:
 
 
 class TestResnet:
-    def test_the_usual_method_is_grad_cam_and_its_layer_can_be_chosen(self, resnet, image):
+    def test_default_method_is_grad_cam_and_the_layer_can_be_chosen(self, resnet, image):
         usual = shown(resnet, image, BoardSettings(texts="a sheep; a koala"))
         assert "gradcam" in usual.title
         earlier = shown(resnet, image, BoardSettings(texts="a sheep; a koala", layer="layer2.0.relu3"))
         assert usual.tables[0] == earlier.tables[0]
         assert not np.array_equal(usual.panels[2].pixels, earlier.panels[2].pixels)
 
-    def test_a_layer_that_it_does_not_have_is_refused_with_those_that_it_has(self, resnet, image):
+    def test_unknown_layer_raises_and_lists_the_layers(self, resnet, image):
         with pytest.raises(SettingsError, match=r"layer9.*layer4\.0\.relu3"):
             shown(resnet, image, BoardSettings(texts="a sheep", layer="layer9"))
 
@@ -156,12 +155,12 @@ class TestResnet:
         ({"text": ("sheep", " ")}, QueryError, "must not be empty"),
         ({"text": ("sheep " * 80,)}, QueryError, "too long: CLIP reads 77"),
         ({"text": ("xylophone",)}, QueryError, "does not know 'xylophone'"),
-        ({"texts": "sheep", "method": "layercam"}, SettingsError, "can do .*surgery"),
-        ({"texts": "sheep", "method": "nonsense"}, SettingsError, "can do .*surgery"),
-        ({"texts": "sheep", "layer": "layer4.0.relu3"}, SettingsError, "no choice"),
+        ({"texts": "sheep", "method": "layercam"}, SettingsError, "supports .*surgery"),
+        ({"texts": "sheep", "method": "nonsense"}, SettingsError, "supports .*surgery"),
+        ({"texts": "sheep", "layer": "layer4.0.relu3"}, SettingsError, "none with this CLIP"),
     ],
 )
-def test_what_cannot_be_done_is_said(demo, image, name, given, error, says):
+def test_bad_input_raises_with_the_reason(demo, image, name, given, error, says):
     with pytest.raises(error, match=says):
         shown(demo, image, TOOLS[name].settings(**given), name)
 
@@ -175,6 +174,6 @@ def test_what_cannot_be_done_is_said(demo, image, name, given, error, says):
         ({"prefix": " ", "prefix_comparison": True}, "give one"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(given, says):
+def test_bad_settings_raise(given, says):
     with pytest.raises(SettingsError, match=says):
         BoardSettings(**given)

@@ -16,8 +16,18 @@ from closeness import about, assert_close
 import text2seg
 from text2seg.errors import DatasetError, QueryError, SettingsError
 from text2seg.explain import TOOLS, Progress, run_tool
-from text2seg.explain.catalogue.faithfulness import FaithfulnessSettings
-from text2seg.explain.faithfulness import CHANCE, COLUMNS, MASK, MIDDLE, area, curves, filling, points_at, ranks
+from text2seg.explain.faithfulness import (
+    CENTRE,
+    COLUMNS,
+    MASK,
+    RANDOM,
+    FaithfulnessSettings,
+    area,
+    curves,
+    filling,
+    points_at,
+    ranks,
+)
 from text2seg.explain.labelled import demo_splits, labelled_sets
 
 SCENES = Path(text2seg.__file__).parent / "demo/scenes/new-scenes"
@@ -34,15 +44,15 @@ def mean(pixels):
 
 
 class TestCurves:
-    def test_a_score_that_counts_pixels_falls_and_rises_evenly(self):
+    def test_score_that_counts_pixels_gives_straight_curves(self):
         ones, zeros = torch.ones(3, *HW), torch.zeros(3, *HW)
         found = curves(mean, ones, zeros, distinct(), steps=6)
         assert_close(found.deletion, np.linspace(1, 0, 7), terms=PIXELS)
         assert_close(found.insertion, np.linspace(0, 1, 7), terms=PIXELS)
         assert found.gap == about(0, terms=PIXELS)
 
-    def test_a_map_that_knows_all_that_counts_has_the_areas_of_a_triangle(self):
-        """A quarter of the cells is the thing, so the score is gone, or back, after a quarter of the way."""
+    def test_perfect_map_gives_triangular_areas(self):
+        """The object covers a quarter of the cells, so the score is gone, or back, after a quarter of the steps."""
         thing = np.zeros(GRID, np.float32)
         thing[1:3, 1:4] = 1
         pixels = torch.from_numpy(np.kron(thing, np.ones((2, 2), np.float32))).expand(3, *HW)
@@ -53,7 +63,7 @@ class TestCurves:
         assert worst.gap == about(-found.gap, terms=PIXELS)
 
     @pytest.mark.parametrize("steps", [2, 5, 24])
-    def test_they_are_what_a_loop_over_cells_gives(self, steps):
+    def test_curves_equal_a_loop_over_cells(self, steps):
         generator = torch.Generator().manual_seed(1)
         pixels, filled = torch.randn(2, 3, *HW, generator=generator)
         weights = torch.randn(3, *HW, generator=generator)
@@ -75,7 +85,7 @@ class TestCurves:
             found = curves(score, pixels, filled, saliency, steps=steps)
             assert_close(getattr(found, name), expected, terms=PIXELS)
 
-    def test_all_images_go_through_the_model_at_once_and_known_ends_are_not_scored_again(self):
+    def test_all_steps_use_one_model_call_and_known_ends_are_not_scored_again(self):
         sizes = []
 
         def score(batch):
@@ -86,10 +96,10 @@ class TestCurves:
         assert sizes == [8]
         assert found.deletion[[0, -1]].tolist() == found.insertion[[-1, 0]].tolist() == [9, 7]
 
-    def test_the_area_is_the_mean_of_a_straight_line(self):
+    def test_area_of_a_straight_line_is_its_mean(self):
         assert area(np.linspace(3, 1, 5).astype(np.float32)) == pytest.approx(2)
 
-    def test_cells_that_are_alike_come_by_chance_but_always_the_same(self):
+    def test_equal_cells_are_ranked_at_random_but_reproducibly(self):
         flat = np.zeros((6, 8), np.float32)
         flat[2, 3] = 1
         places = ranks(flat)
@@ -99,13 +109,13 @@ class TestCurves:
         assert abs(places[:3].mean() - places[3:].mean()) < 12  # neither side first
 
     @pytest.mark.parametrize("fill", ["blur", "mean"])
-    def test_the_filling_shows_nothing(self, fill):
+    def test_filling_hides_the_image(self, fill):
         pixels = torch.randn(3, 40, 60, generator=torch.Generator().manual_seed(3))
         filled = filling(pixels, fill)
         assert filled.shape == pixels.shape
         assert filled.std() < 0.1 * pixels.std()
 
-    def test_blurring_keeps_the_colour(self):
+    def test_blur_keeps_the_mean_colour(self):
         plain = torch.tensor([0.5, -1, 2])[:, None, None].expand(3, 40, 60)
         assert_close(filling(plain, "blur"), plain, terms=PIXELS)
 
@@ -114,43 +124,43 @@ class TestPointing:
     MASK = builders.box_mask(left=16, top=4, width=8, height=8)  # of 24 by 32 pixels
 
     @pytest.mark.parametrize(("cell", "hit"), [((1, 4), True), ((4, 1), False), ((0, 4), False), ((1, 7), False)])
-    def test_the_middle_of_the_highest_cell_counts(self, cell, hit):
+    def test_centre_of_the_highest_cell_decides(self, cell, hit):
         saliency = np.random.default_rng(0).random((6, 8), np.float32)
         saliency[cell] = 2
         assert points_at(saliency, self.MASK) is hit
 
     @pytest.mark.parametrize("value", [0.0, 3.0, np.nan])
-    def test_a_flat_or_broken_map_points_nowhere(self, value):
+    def test_constant_or_broken_map_points_nowhere(self, value):
         assert points_at(np.full((6, 8), value, np.float32), np.ones((24, 32), bool)) is False
 
 
 @pytest.fixture(scope="module")
 def measured(demo):
-    """Four things in one image."""
+    """Results for four categories in one image."""
     settings = FaithfulnessSettings(
-        dataset=(SCENES / "dataset.json",), limit=1, steps=4, method=("surgery", "relevance-last", "raw")
+        dataset=(SCENES / "dataset.json",), limit=1, steps=4, method=("surgery", "gradcam", "raw")
     )
     return run_tool(TOOLS["faithfulness"], demo, [], settings)
 
 
 class TestTool:
-    def test_surgery_beats_chance_and_the_thing_itself_is_always_pointed_at(self, measured):
+    def test_surgery_beats_random_order_and_the_mask_always_hits(self, measured):
         (table,) = measured.tables
         assert table.columns == COLUMNS
         rows = {row[0]: dict(zip(COLUMNS[1:], row[1:], strict=True)) for row in table.rows}
-        assert set(rows) == {"surgery", "relevance-last", "raw", MASK, MIDDLE, CHANCE}
+        assert set(rows) == {"surgery", "gradcam", "raw", MASK, CENTRE, RANDOM}
         gaps = [row["gap"] for row in rows.values()]
         assert gaps == sorted(gaps, reverse=True)
         for row in rows.values():
             assert row["gap"] == about(row["insertion"] - row["deletion"], terms=2)
-        for name in ("surgery", "relevance-last"):
-            assert rows[name]["deletion"] < rows[CHANCE]["deletion"] - 0.1
-            assert rows[name]["insertion"] > rows[CHANCE]["insertion"]
+        for name in ("surgery", "gradcam"):
+            assert rows[name]["deletion"] < rows[RANDOM]["deletion"] - 0.1
+            assert rows[name]["insertion"] > rows[RANDOM]["insertion"]
             assert rows[name]["pointing"] >= 0.75
         assert rows[MASK]["pointing"] == 1
-        assert "4 of 4 things" in table.title
+        assert "4 of 4 categories" in table.title
 
-    def test_it_comes_with_its_curves_and_what_to_keep_in_mind(self, measured):
+    def test_result_has_curves_and_notes(self, measured):
         (panel,) = measured.panels
         assert panel.caption == "new-scenes"
         assert panel.pixels.shape[1] == 900
@@ -158,45 +168,45 @@ class TestTool:
         assert any("blurred image" in note and "4 steps" in note for note in measured.notes)
         assert any("trained through the surgery path" in note for note in measured.notes)
 
-    def test_stopped_it_shows_what_is_done(self, demo):
+    def test_stopped_run_shows_partial_results(self, demo):
         stop = threading.Event()
-        progress = Progress(lambda done, total, note: done == 1 and stop.set(), stop)
+        progress = Progress(lambda done, total, note: done == 2 and stop.set(), stop)
         settings = FaithfulnessSettings(dataset=(SCENES / "dataset.json",), limit=1, steps=2, method=("attention",))
         result = run_tool(TOOLS["faithfulness"], demo, [], settings, progress)
-        assert "2 of 4 things" in result.tables[0].title
+        assert "2 of 4 categories" in result.tables[0].title
 
-    def test_stopped_before_anything_is_done_it_shows_only_words(self, demo):
+    def test_run_stopped_at_the_start_shows_only_notes(self, demo):
         stop = threading.Event()
         stop.set()
         result = run_tool(TOOLS["faithfulness"], demo, [], FaithfulnessSettings(limit=1), Progress(stop=stop))
         assert result.tables == result.panels == ()
 
-    def test_an_image_that_is_missing_is_a_line_and_not_the_end(self, demo, tmp_path):
+    def test_missing_image_becomes_a_note(self, demo, tmp_path):
         path = two_scenes(tmp_path)
         (tmp_path / "images/scene_0001.jpg").unlink()
         settings = FaithfulnessSettings(dataset=(path,), steps=2, method=("attention",), fill="mean")
         result = run_tool(TOOLS["faithfulness"], demo, [], settings)
         assert any("scene_0001.jpg" in note for note in result.notes)
         assert any("mean colour" in note for note in result.notes)
-        assert result.tables[0].title == f"{tmp_path.name}: 1 of 2 things in images"
+        assert result.tables[0].title == f"{tmp_path.name}: 1 of 2 categories in images"
         assert result.tables[0].rows[0][4] is None  # one thing has no standard error
 
-    def test_a_thing_that_the_model_does_not_know_is_refused_before_anything_is_measured(self, demo, tmp_path):
+    def test_unknown_category_raises_before_any_measurement(self, demo, tmp_path):
         path = two_scenes(tmp_path, name="xylophone")
         with pytest.raises(QueryError, match="xylophone"):
             run_tool(TOOLS["faithfulness"], demo, [], FaithfulnessSettings(dataset=(path,)))
 
-    def test_it_takes_no_images(self, demo):
+    def test_images_raise(self, demo):
         with pytest.raises(SettingsError, match="takes no images, got 1"):
             run_tool(TOOLS["faithfulness"], demo, [builders.image()])
 
-    def test_a_method_for_other_clips_is_refused_with_those_that_this_one_can_do(self, demo):
-        with pytest.raises(SettingsError, match=r"layercam.*can do .*relevance"):
+    def test_method_for_other_clips_raises_and_lists_supported_methods(self, demo):
+        with pytest.raises(SettingsError, match=r"layercam.*supports .*relevance"):
             run_tool(TOOLS["faithfulness"], demo, [], FaithfulnessSettings(method=("layercam",)))
 
 
 def two_scenes(folder, name=None):
-    """A dataset of two images with one thing each; `name` renames the second thing."""
+    """Write a dataset of two images with one category each; `name` renames the second category."""
     whole = json.loads((SCENES / "dataset.json").read_text())
     kept = [next(a for a in whole["annotations"] if a["image_id"] == number) for number in (1, 2)]
     whole["images"] = whole["images"][:2]
@@ -214,22 +224,22 @@ def two_scenes(folder, name=None):
 
 
 class TestLabelled:
-    def test_the_usual_sets_are_both_splits_of_the_demo_scenes(self):
+    def test_default_datasets_are_both_splits_of_the_demo_scenes(self):
         sets = labelled_sets(())
         assert [each.name for each in sets] == ["new-scenes", "held-out"]
         assert [each.file for each in sets] == list(demo_splits())
         assert [len(each.pairs) for each in sets] == [81, 66]
 
-    def test_the_limit_counts_images(self):
+    def test_limit_counts_images(self):
         (few,) = labelled_sets([SCENES / "dataset.json"], limit=2)
         assert len({pair.scene.image_id for pair in few.pairs}) == 2
         assert few.image_of(few.pairs[0]).hw == few.pairs[0].scene.hw
 
-    def test_images_without_a_dataset_are_refused(self, tmp_path):
-        with pytest.raises(DatasetError, match="name the dataset"):
+    def test_images_without_dataset_raise(self, tmp_path):
+        with pytest.raises(DatasetError, match="needs a dataset: give --dataset"):
             labelled_sets((), images=tmp_path)
 
-    def test_an_image_of_another_size_is_refused(self, tmp_path):
+    def test_image_of_another_size_raises(self, tmp_path):
         path = two_scenes(tmp_path)
         shutil.copy(SCENES / "images/scene_0005.jpg", tmp_path / "images/scene_0001.jpg")
         (each,) = labelled_sets([path])
@@ -247,6 +257,6 @@ class TestLabelled:
         ({"size": 0}, "input size"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(given, says):
+def test_bad_settings_raise(given, says):
     with pytest.raises(SettingsError, match=says):
         FaithfulnessSettings(**given)

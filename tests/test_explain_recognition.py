@@ -1,4 +1,4 @@
-"""Recognition and segmentation against plain formulas on tiny models, and what they find in the demo's scenes."""
+"""Recognition and segmentation against plain formulas on tiny models, and their results on the demo scenes."""
 
 from __future__ import annotations
 
@@ -18,15 +18,14 @@ from text2seg.clip.model import ImageTokens
 from text2seg.errors import DatasetError, OutputError, QueryError, SettingsError
 from text2seg.evaluation import evaluate_files
 from text2seg.explain import TOOLS, Progress, run_tool
-from text2seg.explain.catalogue.recognition import RecognitionSettings, ScoresSettings, SemanticSettings
 from text2seg.explain.labelled import demo_splits
-from text2seg.explain.multilabel import recognise
-from text2seg.explain.semantic import label_map, painted
+from text2seg.explain.recognition import RecognitionSettings, SemanticSettings, label_map, painted, recognise
+from text2seg.explain.recognition_scores import ScoresSettings
 from text2seg.grids import resize
 from text2seg.io.images import load_image
 from text2seg.pipeline import Text2Seg
 from text2seg.records import Image
-from text2seg.render.bars import Bar, bars
+from text2seg.render.charts import Bar, bars
 
 LABELS = ("dog", "cat", "red car")
 SCENE = next(demo_splits()).parent / "images" / "scene_0019.jpg"
@@ -47,7 +46,7 @@ def image():
 
 
 class TestRecognise:
-    def test_feature_surgery_of_cls_is_the_papers_formula(self):
+    def test_feature_surgery_of_cls_follows_the_paper(self):
         cls, texts = unit(8), unit(5, 8, seed=1)
         cosines = (texts @ cls).double().numpy()
         weights = np.exp(2 * cosines) / np.exp(2 * cosines).sum()
@@ -55,11 +54,11 @@ class TestRecognise:
         expected = weighted - weighted.mean()
         assert_close(recognise(cls, texts, surgery=True), expected, terms=8 * 5, scale=1)
 
-    def test_without_surgery_it_is_the_cosine(self):
+    def test_without_surgery_the_score_is_the_cosine(self):
         cls, texts = unit(8), unit(5, 8, seed=1)
         assert_close(recognise(cls, texts, surgery=False), texts @ cls, terms=8, scale=1)
 
-    def test_surgery_keeps_a_images_own_order_and_its_scores_sum_to_0(self):
+    def test_surgery_keeps_the_order_within_an_image_and_scores_sum_to_zero(self):
         cls, texts = unit(64), unit(30, 64, seed=2)
         plain, scores = (recognise(cls, texts, surgery=surgery) for surgery in (False, True))
         assert plain.min() > -0.5
@@ -68,18 +67,18 @@ class TestRecognise:
 
 
 class TestLabelMap:
-    def test_it_is_the_argmax_of_the_maps_at_the_images_size(self):
+    def test_label_map_is_the_argmax_of_resized_maps(self):
         grid, hw, texts = (3, 4), (24, 32), unit(40, 8, seed=1)
         tokens = ImageTokens(unit(1 + 12, 8), grid, hw)
         maps = resize((tokens.features[1:] @ texts.T).T.reshape(40, *grid).numpy(), hw)
         np.testing.assert_array_equal(label_map(tokens, texts, 40), maps.argmax(0))
 
-    def test_all_backgrounds_are_one_label(self):
+    def test_all_background_labels_get_one_index(self):
         texts = unit(40, 8, seed=1)
         tokens = ImageTokens(unit(1 + 12, 8), (3, 4), (24, 32))
         np.testing.assert_array_equal(label_map(tokens, texts, 30), label_map(tokens, texts, 40).clip(max=30))
 
-    def test_the_background_stays_as_it_is(self, image):
+    def test_background_stays_unpainted(self, image):
         labels = np.full(image.hw, 2, np.int64)
         labels[:20, :30] = 0
         shown = painted(image, labels, ("dog", "cat", "background"))
@@ -89,7 +88,7 @@ class TestLabelMap:
 
 class TestTools:
     @pytest.mark.parametrize("name", ["multilabel", "semantic"])
-    def test_the_model_is_as_it_was_and_the_same_comes_out_twice(self, models, image, name):
+    def test_result_is_reproducible_and_model_is_unchanged(self, models, image, name):
         before = state(models.clip.model)
         tool = TOOLS[name]
         one, other = (run_tool(tool, models, [image], tool.settings(label=LABELS)) for _ in range(2))
@@ -102,7 +101,7 @@ class TestTools:
         assert {row[0] for row in table.rows} == set(LABELS)
         assert scores == sorted(scores, reverse=True)
 
-    def test_semantic_shares_are_of_all_pixels(self, models, image):
+    def test_semantic_shares_count_all_pixels(self, models, image):
         settings = SemanticSettings(label=LABELS, background=("sky", ""))
         (table,) = run_tool(TOOLS["semantic"], models, [image], settings).tables
         assert sum(row[1] for row in table.rows) == pytest.approx(1)
@@ -111,28 +110,28 @@ class TestTools:
 
     @pytest.mark.parametrize("name", ["multilabel", "semantic"])
     @pytest.mark.parametrize("labels", [("dog",), ("dog", "dog ")])
-    def test_one_label_alone_is_refused(self, models, image, name, labels):
-        with pytest.raises(QueryError, match="two labels or more"):
+    def test_single_label_raises(self, models, image, name, labels):
+        with pytest.raises(QueryError, match="give two or more"):
             run_tool(TOOLS[name], models, [image], TOOLS[name].settings(label=labels))
 
-    def test_bad_settings_are_refused(self, models, image):
+    def test_bad_settings_raise(self, models, image):
         with pytest.raises(SettingsError, match="label must be"):
             RecognitionSettings(label=("dog", " "))
         with pytest.raises(SettingsError, match="input size"):
             RecognitionSettings(size=0)
         with pytest.raises(SettingsError, match="one text"):
             SemanticSettings(background="sky")
-        with pytest.raises(SettingsError, match="at once"):
+        with pytest.raises(SettingsError, match="both a label and background"):
             run_tool(TOOLS["semantic"], models, [image], SemanticSettings(label=LABELS, background=("dog",)))
 
-    def test_a_resnet_says_which_rules_it_can_follow(self, image):
+    def test_resnet_lists_the_attention_rules_it_supports(self, image):
         models = Text2Seg(tiny_clip("resnet"), sam=None)
         with pytest.raises(SettingsError, match="surgery or raw"):
             run_tool(TOOLS["semantic"], models, [image], SemanticSettings(label=LABELS, architecture="gem"))
 
 
 class TestBars:
-    def test_bars_are_as_long_as_their_shares(self):
+    def test_length_of_bars_follows_their_shares(self):
         red, blue = (200, 0, 0), (0, 0, 200)
         drawn = bars([Bar("one", 1.0, "1.0", red), Bar("half", 0.5, "0.5", blue), Bar("none", -3.0, "", red)])
         long, short = ((drawn == colour).all(-1).sum(1).max() for colour in (red, blue))
@@ -142,7 +141,7 @@ class TestBars:
 class TestScores:
     @pytest.fixture
     def dataset(self, tmp_path):
-        """Two images of noise, each with a box of one category, whose ids are not 1..N."""
+        """Write two images of noise, each with a box of one category; the ids are not 1..N."""
         from PIL import Image as PillowImage
 
         from text2seg.coco import rle
@@ -161,7 +160,7 @@ class TestScores:
         path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
         return path
 
-    def test_text2seg_evaluate_gives_the_same_numbers_for_the_files(self, models, dataset, tmp_path):
+    def test_text2seg_evaluate_gives_the_same_numbers(self, models, dataset, tmp_path):
         settings = ScoresSettings(dataset=(dataset,), predictions=tmp_path / "said")
         (table,) = run_tool(TOOLS["recognition-scores"], models, [], settings).tables
         name = dataset.parent.name
@@ -172,38 +171,38 @@ class TestScores:
                 assert (score.semantic.miou, score.semantic.pixel_accuracy) == (miou, accuracy)
         assert [row[0] for row in table.rows] == ["raw", "surgery", "presence"]
 
-    def test_predictions_are_not_written_over(self, models, dataset, tmp_path):
+    def test_existing_predictions_are_not_overwritten(self, models, dataset, tmp_path):
         settings = ScoresSettings(dataset=(dataset,), predictions=tmp_path / "said")
         run_tool(TOOLS["recognition-scores"], models, [], settings)
         with pytest.raises(OutputError, match="already"):
             run_tool(TOOLS["recognition-scores"], models, [], settings)
 
-    def test_stopped_early_it_scores_what_is_done(self, models, dataset):
+    def test_stopped_run_scores_the_images_done(self, models, dataset):
         stop = threading.Event()
-        progress = Progress(lambda done, total, note: stop.set() if done == 0 else None, stop)
+        progress = Progress(lambda done, total, note: stop.set() if done == 1 else None, stop)
         result = run_tool(TOOLS["recognition-scores"], models, [], ScoresSettings(dataset=(dataset,)), progress)
         assert "1 image," in result.tables[0].title
         assert "stopped after 1 of 2" in result.notes[-1]
 
-    def test_a_dataset_that_is_missing_is_named(self, models, tmp_path):
+    def test_missing_dataset_raises_with_its_name(self, models, tmp_path):
         with pytest.raises(DatasetError, match=r"nowhere\.json"):
             run_tool(TOOLS["recognition-scores"], models, [], ScoresSettings(dataset=(tmp_path / "nowhere.json",)))
 
 
 class TestDemo:
-    def test_recognition_finds_what_is_in_the_scene(self, demo):
+    def test_recognition_ranks_the_objects_of_the_scene_first(self, demo):
         (table,) = run_tool(TOOLS["multilabel"], demo, [load_image(SCENE)]).tables
         assert len(table.rows) == 109
         assert {"sheep", "bomb", "fire engine"} == {row[0] for row in table.rows[:3]}
 
-    def test_segmentation_paints_what_is_in_the_scene(self, demo):
+    def test_segmentation_finds_the_objects_of_the_scene(self, demo):
         result = run_tool(TOOLS["semantic"], demo, [load_image(SCENE)])
         names = [row[0] for row in result.tables[0].rows]
         assert names[0] == "background"
         assert {"sheep", "bomb", "fire engine"} <= set(names)
         assert result.image() is not None
 
-    def test_what_it_does_not_know_is_refused(self, demo):
+    def test_unknown_label_raises(self, demo):
         for name, settings in (
             ("multilabel", RecognitionSettings(label=("dog", "gizmo"))),
             ("semantic", SemanticSettings(label=("dog", "cat"), background=("gizmo",))),
@@ -225,6 +224,6 @@ class TestDemo:
         assert rows["surgery"][1] > 0.5
 
 
-def test_an_image_without_a_name_will_do(models):
+def test_image_without_a_name_works(models):
     image = Image(builders.pixels((48, 72)))
     assert run_tool(TOOLS["multilabel"], models, [image], RecognitionSettings(label=LABELS)).tables

@@ -1,5 +1,5 @@
-"""The text side: relevance of tokens, words that an image lights up, keywords; on a tiny random CLIP against plain
-float64, and on the demo model against what is there."""
+"""Token relevance, token scores and keywords, on a tiny random CLIP against plain float64, and on the demo model
+against the objects of a scene."""
 
 from __future__ import annotations
 
@@ -17,12 +17,10 @@ from test_maps import CPU, image, tiny
 from text2seg.clip.model import Clip
 from text2seg.errors import QueryError, SettingsError
 from text2seg.explain import TOOLS, run_tool
-from text2seg.explain.catalogue.texts import KeywordsSettings, TextVisualisationSettings, TokenRelevanceSettings
-from text2seg.explain.keywords import keywords
-from text2seg.explain.text_visualisation import light_up, token_features
-from text2seg.explain.token_relevance import token_relevance
-from text2seg.explain.tokens import decode, joined, tokens_of, words_of
-from text2seg.explain.words import word_image
+from text2seg.explain.keywords import KeywordsSettings, keywords
+from text2seg.explain.text_visualisation import TextVisualisationSettings, score_tokens, token_features
+from text2seg.explain.tokens import decode, joined, tokens_of, word_image, words_of
+from text2seg.explain.words import TokenRelevanceSettings, token_relevance
 from text2seg.io.images import load_image
 from text2seg.pipeline import Text2Seg
 from text2seg.runtime import Precision
@@ -42,12 +40,12 @@ def vit():
 
 @cache
 def scene():
-    """Sheep, a bomb, a trophy, a monkey and a fire engine."""
+    """A scene with sheep, a bomb, a trophy, a monkey and a fire engine."""
     return load_image(SCENES / "scene_0019.jpg")
 
 
 class NaiveText:
-    """The text tower in float64, head by head, whose attentions can be replaced."""
+    """Text tower in float64, computed head by head, with replaceable attention."""
 
     def __init__(self, clip, ids):
         self.model = in_float64(clip.model)
@@ -55,7 +53,7 @@ class NaiveText:
         self.blocks = list(self.model.transformer.resblocks)
 
     def run(self, replaced=None):
-        """Attentions [heads, N, N] of each block, and features [N, C] of all tokens, not normalised."""
+        """Return attentions [heads, N, N] of each block and features [N, C] of all tokens, not normalised."""
         x, attentions = self.start, []
         for index, block in enumerate(self.blocks):
             normed, attn = layer_norm(block.ln_1, x), block.attn
@@ -75,37 +73,43 @@ class NaiveText:
         weights = np.tril(np.exp(logits))
         return weights / weights.sum(1, keepdims=True)
 
+    def dot(self, features, target):
+        return float(features[-1] @ target.double().numpy())
+
     def cosine(self, features, target):
         last = features[-1]
         return float(last @ target.double().numpy() / np.sqrt(last @ last))
 
 
-@pytest.mark.parametrize("last_only", [False, True])
-def test_token_relevance_against_central_differences(vit, last_only):
+@pytest.mark.parametrize("kind", ["cosine", "logit", "dot"])
+@pytest.mark.parametrize("start", [0, -1])
+def test_token_relevance_against_central_differences(vit, start, kind):
     tokens, target = tokens_of(vit, TEXT), -random_target(vit).features  # for the other sign hardly a token speaks
     naive, step = NaiveText(vit, tokens.ids), 1e-5
     attentions, features = naive.run()
     relevance = np.eye(tokens.end + 1)
-    for index in range(len(attentions) - 1 if last_only else 0, len(attentions)):
+    scale = float(vit.model.logit_scale.exp()) if kind == "logit" else 1
+    score = naive.dot if kind == "dot" else naive.cosine
+    for index in range(start % len(attentions), len(attentions)):
         gradient = np.zeros_like(attentions[index])
         for place in np.ndindex(gradient.shape):
             both = []
             for move in (step, -step):
                 moved = attentions[index].copy()
                 moved[place] += move
-                both.append(naive.cosine(naive.run({index: moved})[1], target))
+                both.append(scale * score(naive.run({index: moved})[1], target))
             gradient[place] = (both[0] - both[1]) / (2 * step)
         relevance = relevance + np.maximum(gradient * attentions[index], 0).mean(0) @ relevance
     assert relevance[-1, 1:-1].sum() > 1e-3, "shares of nothing are shares of rounding errors"
     expected = relevance[-1, 1:-1] / relevance[-1, 1:-1].sum()
-    cosine, shares = token_relevance(vit, tokens, target, last_only=last_only)
+    cosine, shares = token_relevance(vit, tokens, target, score=kind, start_block=start)
     assert cosine == about(naive.cosine(features, target), terms=TINY_NETWORK)
     assert_close(shares, expected, terms=2 * TINY_NETWORK)
     assert shares.sum() == about(1, terms=len(shares))
     assert shares.std() > 0.01  # nothing would be shown by shares that are all alike
 
 
-def test_features_of_all_tokens_against_float64_and_the_last_is_clips_own(vit):
+def test_token_features_against_float64_and_the_end_token_equals_clip(vit):
     tokens = tokens_of(vit, TEXT)
     expected = NaiveText(vit, tokens.ids).run()[1]
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
@@ -115,7 +119,7 @@ def test_features_of_all_tokens_against_float64_and_the_last_is_clips_own(vit):
 
 
 @pytest.mark.parametrize("redundancy", ["none", "empty", "label-set"])
-def test_what_an_image_lights_up_against_loops(vit, redundancy):
+def test_token_scores_against_loops(vit, redundancy):
     tokens = tokens_of(vit, TEXT)
     (seen,) = vit.encode_images([image()], size=(32, 64))
     texts = NaiveText(vit, tokens.ids).run()[1][1:]
@@ -126,22 +130,22 @@ def test_what_an_image_lights_up_against_loops(vit, redundancy):
     if redundancy == "label-set":
         weights = np.exp(2 * scores[0]) / np.exp(2 * scores[0]).mean()
         scores = scores * weights - (scores * weights).mean(1, keepdims=True)
-    lit = light_up(vit, seen, tokens, redundancy)
-    assert_close(lit.whole, scores[0], terms=TINY_NETWORK, scale=1)
-    assert_close(lit.places, scores[1:].T.reshape(-1, *seen.grid_hw), terms=TINY_NETWORK, scale=1)
+    found = score_tokens(vit, seen, tokens, redundancy)
+    assert_close(found.whole, scores[0], terms=TINY_NETWORK, scale=1)
+    assert_close(found.places, scores[1:].T.reshape(-1, *seen.grid_hw), terms=TINY_NETWORK, scale=1)
 
 
 def test_gradients_are_finite_in_half_precision_and_the_model_is_unchanged():
     clip = tiny("vit")
     before, target = state(clip.model), random_target(clip).features
     for dtype in (torch.bfloat16, torch.float16):
-        half = Clip(clip.model, device=CPU, precision=Precision(dtype, "asked for"))
+        half = Clip(clip.model, device=CPU, precision=Precision(dtype, "requested"))
         with torch.inference_mode():
             _, shares = token_relevance(half, tokens_of(half, TEXT), target)
         assert np.isfinite(shares).all()
         assert shares.any()
     (seen,) = clip.encode_images([image()])
-    light_up(clip, seen, tokens_of(clip, TEXT))
+    score_tokens(clip, seen, tokens_of(clip, TEXT))
     assert state(clip.model) == before
 
 
@@ -150,23 +154,23 @@ def test_gradients_are_finite_in_half_precision_and_the_model_is_unchanged():
     ("text", "says"),
     [("", "empty"), (" \n", "empty"), ("sheep " * 80, "too long: CLIP reads 77"), ("a xylophone", "does not know")],
 )
-def test_texts_that_cannot_be_used(demo, name, text, says):
+def test_unusable_texts_raise(demo, name, text, says):
     tool = TOOLS[name]
     with pytest.raises(QueryError, match=says):
         run_tool(tool, demo, [scene()], tool.settings(text=text))
 
 
-def test_the_longest_text_is_read_whole_and_one_token_more_is_refused(vit):
+def test_longest_text_is_read_and_one_token_more_raises(vit):
     tokens = tokens_of(vit, "bus " * 75)
     assert tokens.ids.shape == (1, 77)
     assert len(tokens.spelled) == 75
     with pytest.raises(QueryError, match="CLIP reads 77 tokens; shorten it by 1"):
         tokens_of(vit, "bus " * 76)
-    with pytest.raises(QueryError, match="reads nothing"):
+    with pytest.raises(QueryError, match="has no token"):
         tokens_of(vit, "")
 
 
-def test_tokens_are_spelled_as_they_were_read(vit):
+def test_spelling_of_tokens_gives_the_text(vit):
     tokens = tokens_of(vit, "Anthropomorphization, ok")
     assert "".join(tokens.spelled) == "anthropomorphization , ok "
     assert decode(tokens.ids[0, 1:-1].tolist()) == "anthropomorphization , ok "
@@ -178,10 +182,10 @@ def test_tokens_are_spelled_as_they_were_read(vit):
     assert words_of("ok … , 't!' \ufffd") == ["ok", "t"]
 
 
-@pytest.mark.parametrize("blocks", ["all", "last"])
-def test_the_thing_counts_most_in_a_photo_of_it(demo, blocks):
+@pytest.mark.parametrize("start", [0, -1])
+def test_name_of_the_object_has_the_highest_relevance(demo, start):
     shown = run_tool(
-        TOOLS["token-relevance"], demo, [scene()], TokenRelevanceSettings("a photo of a koala", blocks=blocks)
+        TOOLS["token-relevance"], demo, [scene()], TokenRelevanceSettings("a photo of a koala", start_block=start)
     )
     rows = {token: share for _, token, share in shown.tables[0].rows}
     assert rows.keys() == {"a", "photo", "of", "koala"}
@@ -189,7 +193,7 @@ def test_the_thing_counts_most_in_a_photo_of_it(demo, blocks):
     assert rows["koala"] > 0.9
 
 
-def test_things_that_are_there_light_up_where_they_are_and_others_do_not(demo):
+def test_present_objects_match_at_their_place_and_absent_ones_do_not(demo):
     settings = TextVisualisationSettings("a dog near a sheep beside the fire engine", point=(140, 247))
     shown = run_tool(TOOLS["text-visualisation"], demo, [scene()], settings)
     rows = {token: scores for token, *scores in shown.tables[0].rows}
@@ -202,16 +206,16 @@ def test_things_that_are_there_light_up_where_they_are_and_others_do_not(demo):
 
 
 @pytest.mark.parametrize("wrong", [{"words": 0}, {"redundancy": "all"}])
-def test_settings_that_cannot_be(wrong):
+def test_bad_settings_raise(wrong):
     with pytest.raises(SettingsError):
         TextVisualisationSettings("a sheep", **wrong)
     with pytest.raises(SettingsError):
-        TokenRelevanceSettings("a sheep", blocks="first")
+        TokenRelevanceSettings("a sheep", score="softmax")
 
 
 @pytest.mark.parametrize("point", [(-1, 0), (0, 100_000)])
-def test_a_point_outside_of_the_image_is_refused(demo, point):
-    with pytest.raises(SettingsError, match="not in the image"):
+def test_point_outside_the_image_raises(demo, point):
+    with pytest.raises(SettingsError, match="outside the image"):
         run_tool(TOOLS["text-visualisation"], demo, [scene()], TextVisualisationSettings("a sheep", point=point))
 
 
@@ -234,7 +238,7 @@ def test_keywords(sentence, expected):
     assert keywords(sentence) == expected
 
 
-def test_each_keyword_has_its_map_and_score(demo):
+def test_each_keyword_has_a_map_and_a_score(demo):
     settings = KeywordsSettings("Two sheep stand beside a fire engine, no pizza is there.")
     shown = run_tool(TOOLS["keywords"], demo, [scene()], settings)
     presence = {row[0]: row[1] for row in shown.tables[0].rows}
@@ -244,13 +248,13 @@ def test_each_keyword_has_its_map_and_score(demo):
     assert len(shown.panels) == 5
 
 
-def test_a_sentence_without_keywords_is_refused(demo):
+def test_sentence_without_keywords_raises(demo):
     knows_all = Text2Seg(demo.clip, demo.sam)
     with pytest.raises(QueryError, match="no keyword"):
         run_tool(TOOLS["keywords"], knows_all, [scene()], KeywordsSettings("it is what it is"))
 
 
-def test_words_in_an_image_wrap_and_the_heavy_ones_are_coloured():
+def test_drawn_words_wrap_and_high_weights_are_coloured():
     small = word_image(["a ", "sheep "], np.array([0, 1], np.float32), ["0%", "100%"])
     large = word_image(["sheep "] * 30 + ["x" * 200 + " "], np.linspace(0, 1, 31, dtype=np.float32), ["1"] * 31)
     assert small.shape[1] == large.shape[1]

@@ -1,4 +1,4 @@
-"""Every command with a path, and everything that can be wrong with a path: a sentence, never a traceback or a hang."""
+"""Faults of every path that a command takes give an error message, never a traceback or a hang."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ FILE_OUTPUTS = {
     "label": "label {photos} --query sheep --output {x}",
     "tune": "tune {photos} --ontology {ontology} --plot {x}",
     "replay": "replay {coco} --annotation 1 --image {x}",
-    "benchmark": "benchmark coco --images {photos} --annotations {coco} --predictions {x}",
-    "bench": "bench --quick --output {x}",
+    "benchmark coco": "benchmark coco --images {photos} --annotations {coco} --predictions {x}",
+    "benchmark speed": "benchmark speed --quick --output {x}",
 }
 FOLDER_OUTPUTS = {
     "convert": "convert {coco} --to yolo-seg --output {x}",
@@ -55,7 +55,7 @@ FILE_INPUTS = {
     "tune --ontology": "tune {photos} --ontology {x}",
     "tune --truth": "tune {photos} --ontology {ontology} --truth {x}",
     "replay": "replay {x} --annotation 1",
-    "benchmark": "benchmark coco --images {photos} --annotations {x}",
+    "benchmark coco": "benchmark coco --images {photos} --annotations {x}",
 }
 FOLDER_INPUTS = {
     "report --images": "report {coco} --images {x} --output {new}.html",
@@ -70,7 +70,7 @@ OF_ALL = ("long", "deep", "under a file", "closed", "circle", "device", "pipe")
 
 
 def fault(kind: str, folder: Path, *, wants: str) -> Path:
-    """A path with this fault; `wants` is what should be there, a file or a folder."""
+    """Return a path with this fault; `wants` is what the command expects, a file or a folder."""
     path = folder / "x"
     match kind:
         case "long":
@@ -103,7 +103,7 @@ def fault(kind: str, folder: Path, *, wants: str) -> Path:
 
 @pytest.fixture
 def places(tmp_path, monkeypatch):
-    """What a good command would name, by its name in the tables above."""
+    """Return valid paths for commands, by their names in the tables above."""
     monkeypatch.setenv("TEXT2SEG_TEXT_CACHE", "off")
     monkeypatch.setenv("TEXT2SEG_CHECKPOINTS", str(tmp_path / "weights"))
     photos, coco, ontology = tmp_path / "photos", tmp_path / "coco.json", tmp_path / "things.yaml"
@@ -123,7 +123,7 @@ def places(tmp_path, monkeypatch):
 
 @contextmanager
 def plain_user() -> Iterator[None]:
-    """Root may enter every folder, so for this long it is nobody."""
+    """Run as nobody, because root may enter every folder."""
     is_root = os.geteuid() == 0
     if is_root:
         os.seteuid(65534)
@@ -134,9 +134,9 @@ def plain_user() -> Iterator[None]:
             os.seteuid(0)
 
 
-def told(capsys, command: str, places, path: Path, kind: str = "", *, named: str = "") -> str:
-    """Run a command that is to fail; gives the one line that it says."""
-    before = scan(places)
+def error_of(capsys, command: str, places, path: Path, kind: str = "", *, named: str = "") -> str:
+    """Run a command that must fail and return its one-line message."""
+    before = all_files(places)
     arguments = [part.format(**places, x=path) for part in command.split()]
     if kind in ("closed", "read-only"):
         under_a_file = places["coco"] / "under" / path.name
@@ -150,19 +150,19 @@ def told(capsys, command: str, places, path: Path, kind: str = "", *, named: str
     assert len(said) == 1
     assert (named or str(path)[:40]) in said[0]
     assert "Traceback" not in said[0]
-    assert scan(places) == before  # nothing half written
+    assert all_files(places) == before  # nothing half written
     return said[0]
 
 
-def scan(places) -> list[str]:
-    """All files but the locks, which stay so that two processes agree on them."""
+def all_files(places) -> list[str]:
+    """Return all files except locks, which are kept for other processes."""
     root = places["new"].parent
     return sorted(str(Path(where) / name) for where, _, names in os.walk(root) for name in names if name[-4:] != "lock")
 
 
 @pytest.mark.parametrize("command", FILE_OUTPUTS)
 @pytest.mark.parametrize("kind", [*OF_ALL, "read-only", "other kind"])
-def test_a_file_that_cannot_be_written_is_told_before_any_work(command, kind, places, tmp_path, capsys):
+def test_an_unwritable_file_is_reported_before_any_work(command, kind, places, tmp_path, capsys):
     path = fault(kind, tmp_path / "faulty", wants="file")
     if command in ("tune", "replay") and kind != "device":  # their names say the format
         if kind in ("circle", "other kind", "pipe"):
@@ -174,39 +174,40 @@ def test_a_file_that_cannot_be_written_is_told_before_any_work(command, kind, pl
             path = Path(f"{path}.png")
     if command in ("tune", "replay") and kind == "device":
         pytest.skip("a device has no suffix")
-    said = told(capsys, FILE_OUTPUTS[command], places, path, kind)
+    said = error_of(capsys, FILE_OUTPUTS[command], places, path, kind)
     assert "choose another" in said or "permission" in said
 
 
 @pytest.mark.parametrize("command", FOLDER_OUTPUTS)
 @pytest.mark.parametrize("kind", [*OF_ALL, "read-only", "other kind"])
-def test_a_folder_that_cannot_be_written_is_told_before_any_work(command, kind, places, tmp_path, capsys):
+def test_an_unwritable_folder_is_reported_before_any_work(command, kind, places, tmp_path, capsys):
     path = fault(kind, tmp_path / "faulty", wants="folder")
     assert (
-        "choose another" in (said := told(capsys, FOLDER_OUTPUTS[command], places, path, kind)) or "permission" in said
+        "choose another" in (said := error_of(capsys, FOLDER_OUTPUTS[command], places, path, kind))
+        or "permission" in said
     )
 
 
 @pytest.mark.parametrize("command", FILE_INPUTS)
 @pytest.mark.parametrize("kind", [*OF_ALL, "dangling", "other kind"])
-def test_a_file_that_cannot_be_read_is_named(command, kind, places, tmp_path, capsys):
+def test_an_unreadable_file_is_named(command, kind, places, tmp_path, capsys):
     path = fault(kind, tmp_path / "faulty", wants="file")
-    told(capsys, FILE_INPUTS[command], places, path, kind)
+    error_of(capsys, FILE_INPUTS[command], places, path, kind)
 
 
 @pytest.mark.parametrize("command", FOLDER_INPUTS)
 @pytest.mark.parametrize("kind", [*OF_ALL, "dangling", "other kind"])
-def test_a_folder_that_cannot_be_read_is_named(command, kind, places, tmp_path, capsys):
+def test_an_unreadable_folder_is_named(command, kind, places, tmp_path, capsys):
     path = fault(kind, tmp_path / "faulty", wants="folder")
-    told(capsys, FOLDER_INPUTS[command], places, path, kind)
+    error_of(capsys, FOLDER_INPUTS[command], places, path, kind)
 
 
 @pytest.mark.parametrize("command", [*FILE_OUTPUTS, *FOLDER_OUTPUTS])
 @pytest.mark.parametrize("name", ["a\0b", "a\ud800b"])
-def test_a_name_that_no_file_can_have(command, name, places, tmp_path, capsys):
+def test_a_name_that_no_file_can_have_is_refused(command, name, places, tmp_path, capsys):
     suffix = ".png" if command in ("tune", "replay") else ".json"
     path = tmp_path / "faulty" / f"{name}{suffix}"
-    told(capsys, (FILE_OUTPUTS | FOLDER_OUTPUTS)[command], places, path, named="its name has")
+    error_of(capsys, (FILE_OUTPUTS | FOLDER_OUTPUTS)[command], places, path, named="its name contains")
 
 
 QUICK = {
@@ -220,11 +221,11 @@ QUICK = {
 
 
 @pytest.mark.parametrize("command", QUICK)
-def test_a_full_disk_leaves_nothing_and_the_same_command_works_with_room(command, places, tmp_path, capsys):
+def test_a_full_disk_leaves_no_files_and_the_same_command_succeeds_with_room(command, places, tmp_path, capsys):
     path, before = tmp_path / "faulty" / "x", resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
     try:
-        said = told(capsys, QUICK[command], places, path)
+        said = error_of(capsys, QUICK[command], places, path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert "make room and run the same command again" in said

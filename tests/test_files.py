@@ -11,11 +11,18 @@ import pytest
 
 from text2seg.errors import ImageError, OutputError, Text2SegError
 from text2seg.io import files
-from text2seg.io.files import check_writable, fitting, folder_aside, write_atomically, write_together
-from text2seg.io.outputs import RECORD, OutputFolder
+from text2seg.io.names import fit_file_name
+from text2seg.io.writing import (
+    RECORD,
+    OutputFolder,
+    check_writable,
+    temporary_folder_for,
+    write_atomically,
+    write_together,
+)
 
 
-def test_chunks_become_one_file_in_a_new_folder(tmp_path):
+def test_chunks_are_written_to_one_file_in_a_new_folder(tmp_path):
     path = write_atomically(str(tmp_path / "new" / "file.bin"), (bytes([number]) for number in range(3)))
     assert path == tmp_path / "new" / "file.bin"
     assert path.read_bytes() == b"\0\1\2"
@@ -23,7 +30,7 @@ def test_chunks_become_one_file_in_a_new_folder(tmp_path):
     assert os.listdir(path.parent) == ["file.bin"]
 
 
-def test_the_old_file_is_there_until_the_new_one_is_whole(tmp_path):
+def test_the_old_file_is_kept_until_the_new_one_is_complete(tmp_path):
     path = write_atomically(tmp_path / "file.bin", [b"old"])
 
     def chunks():
@@ -35,7 +42,7 @@ def test_the_old_file_is_there_until_the_new_one_is_whole(tmp_path):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(5, "a fault of another file"), ValueError("bad")])
-def test_what_the_chunks_raise_goes_on_as_it_is(tmp_path, error):
+def test_an_error_of_the_chunks_is_raised_unchanged(tmp_path, error):
     path = write_atomically(tmp_path / "file.bin", [b"old"])
 
     def chunks():
@@ -49,7 +56,7 @@ def test_what_the_chunks_raise_goes_on_as_it_is(tmp_path, error):
     assert os.listdir(tmp_path) == ["file.bin"]
 
 
-def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
+def test_a_full_disk_keeps_the_old_file(tmp_path, monkeypatch):
     path = write_atomically(tmp_path / "file.bin", [b"old"])
 
     def refuse(*_):
@@ -62,7 +69,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["file.bin"]
 
 
-def test_where_no_file_can_be(tmp_path, monkeypatch):
+def test_an_impossible_path_raises_output_error(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="is not a folder"):
         write_atomically(tmp_path / "file" / "more", [])
@@ -77,7 +84,7 @@ def test_where_no_file_can_be(tmp_path, monkeypatch):
         write_atomically(tmp_path / "found.json", [])
 
 
-def test_a_link_stays_and_the_file_at_its_end_is_written(tmp_path):
+def test_a_symbolic_link_is_kept_and_its_target_is_written(tmp_path):
     (tmp_path / "large" / "disk").mkdir(parents=True)
     (tmp_path / "large" / "disk" / "file.json").write_bytes(b"old")
     (tmp_path / "second").symlink_to("large/disk/file.json")
@@ -89,7 +96,7 @@ def test_a_link_stays_and_the_file_at_its_end_is_written(tmp_path):
     assert (tmp_path / "large" / "disk" / "file.json").read_bytes() == b"new"
 
 
-def test_a_link_to_nothing_yet_makes_the_file_at_its_end(tmp_path):
+def test_writing_to_a_broken_link_creates_its_target(tmp_path):
     (tmp_path / "link").symlink_to("new/file.json")
     write_atomically(tmp_path / "link", [b"new"])
     assert (tmp_path / "link").is_symlink()
@@ -99,11 +106,11 @@ def test_a_link_to_nothing_yet_makes_the_file_at_its_end(tmp_path):
     assert (tmp_path / "elsewhere" / "a.json").read_bytes() == b"a"
 
 
-def test_links_that_lead_round_or_to_a_folder_or_a_stream_are_refused(tmp_path):
+def test_cyclic_links_and_links_to_a_folder_or_stream_are_refused(tmp_path):
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")
     (tmp_path / "c").symlink_to(".")
-    for name, words in (("a", "lead round in a circle"), ("c", "is not a file but a folder")):
+    for name, words in (("a", "links form a circle"), ("c", "is not a file but a folder")):
         with pytest.raises(OutputError, match=words):
             write_atomically(tmp_path / name, [b"new"])
         with pytest.raises(OutputError, match=words):
@@ -122,7 +129,7 @@ def test_standard_output_in_a_file_is_not_replaced(tmp_path):
 
 @pytest.mark.skipif(os.name != "posix", reason="no permissions here")
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o664])
-def test_the_new_file_has_the_old_ones_permissions_from_the_first_byte_on(tmp_path, mode):
+def test_the_new_file_has_the_permissions_of_the_old_one_from_the_first_byte(tmp_path, mode):
     path = write_atomically(tmp_path / "file.bin", [b"old"])
     path.chmod(mode)
 
@@ -134,7 +141,7 @@ def test_the_new_file_has_the_old_ones_permissions_from_the_first_byte_on(tmp_pa
     assert stat.S_IMODE(write_atomically(path, chunks()).stat().st_mode) == mode
 
 
-def test_files_that_belong_together_take_their_places_once_all_are_whole(tmp_path):
+def test_several_files_are_replaced_only_when_all_are_complete(tmp_path):
     one, other = write_atomically(tmp_path / "one", [b"1"]), tmp_path / "other"
 
     def chunks():
@@ -146,9 +153,9 @@ def test_files_that_belong_together_take_their_places_once_all_are_whole(tmp_pat
     assert (one.read_bytes(), os.listdir(tmp_path)) == (b"1", ["one"])
 
 
-def test_an_error_on_its_way_is_not_hidden_by_closing_the_file(tmp_path, monkeypatch):
+def test_an_error_is_not_hidden_by_a_failed_close(tmp_path, monkeypatch):
     class Full:
-        """A file on a full disk: what was written waits in its buffer, and closing it fails."""
+        """A file on a full disk: writing only fills its buffer, and closing it fails."""
 
         name = "full"
 
@@ -167,7 +174,7 @@ def test_an_error_on_its_way_is_not_hidden_by_closing_the_file(tmp_path, monkeyp
         write_atomically(tmp_path / "file.bin", chunks())
 
 
-def test_questions_are_answered_or_refused_in_words(tmp_path, monkeypatch):
+def test_file_checks_return_or_raise_a_named_error(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     (tmp_path / "loop").symlink_to("loop")
     for name in ("n" * 300, "d/" * 3000, "file/under", "loop", "a\0b", "a\ud800b", "nothing"):
@@ -179,25 +186,25 @@ def test_questions_are_answered_or_refused_in_words(tmp_path, monkeypatch):
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(os, "stat", refuse)
-    with pytest.raises(ImageError, match=r"file cannot be looked at: Permission denied"):
+    with pytest.raises(ImageError, match=r"file cannot be accessed: Permission denied"):
         files.is_file(tmp_path / "file", ImageError)
 
 
 @pytest.mark.parametrize("letter", ["M", "é", "漢", "😀", "\udcff"])
-def test_long_names_are_cut_so_that_they_fit_and_differ(tmp_path, letter):
-    names = {fitting(letter * 251 + end, "_overlay.png") for end in ("", letter, letter * 2)}
+def test_long_names_are_shortened_and_stay_different(tmp_path, letter):
+    names = {fit_file_name(letter * 251 + end, "_overlay.png") for end in ("", letter, letter * 2)}
     assert len(names) == 3
     for name in names:
         (tmp_path / name).touch()
         assert name.endswith("_overlay.png")
-    assert fitting("scene", ".png") == "scene.png"
+    assert fit_file_name("scene", ".png") == "scene.png"
 
 
-def test_a_folder_is_filled_when_all_of_it_is_there(tmp_path):
+def test_an_output_folder_is_filled_when_all_files_are_complete(tmp_path):
     output = tmp_path / "out"
 
     def half():
-        with folder_aside(output) as work:
+        with temporary_folder_for(output) as work:
             (work / "a").touch()
             raise Text2SegError("bad")
 
@@ -207,13 +214,13 @@ def test_a_folder_is_filled_when_all_of_it_is_there(tmp_path):
     output.mkdir()
     (output / "mine").touch()
     (output / "sub").mkdir()
-    with folder_aside(output) as work:
+    with temporary_folder_for(output) as work:
         (work / "sub").mkdir()
         (work / "sub" / "a").touch()
     assert sorted(str(each.relative_to(output)) for each in output.rglob("*")) == ["mine", "sub", "sub/a"]
 
 
-def test_what_was_changed_by_hand_is_not_written_over(tmp_path):
+def test_files_changed_by_hand_are_not_overwritten(tmp_path):
     folder = OutputFolder(tmp_path)
     folder.write([("a.json", [b"1"]), ("b\n.json", [b"1"])])
     folder.write([("a.json", [b"2"])])
@@ -227,7 +234,7 @@ def test_what_was_changed_by_hand_is_not_written_over(tmp_path):
     assert (tmp_path / "b\n.json").read_bytes() == b"3"
 
 
-def test_a_record_that_was_cut_short_is_gone_on_with(tmp_path):
+def test_a_truncated_record_of_written_files_is_continued(tmp_path):
     OutputFolder(tmp_path).write([("a", [b"1"])])
     record = tmp_path / RECORD
     record.write_bytes(record.read_bytes() + b"0123456")

@@ -1,4 +1,4 @@
-"""What the program around text2seg may have set for itself: answers are the same, and what it has set is left alone."""
+"""Global settings of the host program do not change results, and text2seg does not change them."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ MAKERS = {
 
 
 def calls(path: Path):
-    """Calls of torch's functions that make tensors."""
+    """Return the calls of torch functions that make tensors."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call) and ast.unparse(node.func) in MAKERS:
             yield node
 
 
 def test_every_tensor_is_made_with_a_dtype_on_a_device():
-    """`torch.set_default_dtype` and `torch.set_default_device` of the program around must not matter. What is made
-    under `Unfilled`, which says both, is left out."""
+    """`torch.set_default_dtype` and `torch.set_default_device` of the host program must have no effect. Tensors made
+    under `Unfilled`, which sets both, are skipped."""
     package = Path(text2seg.__file__).parent
     found = 0
     for path in package.rglob("*.py"):
@@ -108,7 +108,7 @@ def usual():
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_the_answer_is_the_same(host, usual):
+def test_results_do_not_depend_on_settings_of_the_host(host, usual):
     with HOSTS[host]():
         models = Text2Seg.load("demo", device="cpu", precision="fp32")
         assert answer(models) == usual
@@ -116,7 +116,7 @@ def test_the_answer_is_the_same(host, usual):
 
 
 @pytest.mark.parametrize("host", ["float64", "device meta", "autocast"])
-def test_models_of_open_clip_with_a_tokenizer_of_their_own(host, tmp_path):
+def test_results_of_open_clip_models_with_their_own_tokenizer_do_not_depend_on_the_host(host, tmp_path):
     pytest.importorskip("open_clip")
     pytest.importorskip("transformers")
     from openclip_builders import CONFIGS, module, opened, write_folder
@@ -142,7 +142,7 @@ def test_models_loaded_in_inference_mode_can_be_explained():
         assert not any(tensor.is_inference() for tensor in (*module.parameters(), *module.buffers()))
 
 
-def test_nothing_of_the_program_around_is_changed(demo):
+def test_global_settings_of_the_host_are_unchanged(demo):
     def state():
         return (
             torch.get_default_dtype(),
@@ -169,7 +169,7 @@ def test_nothing_of_the_program_around_is_changed(demo):
     assert state() == before
 
 
-def test_defaults_hold_in_this_thread_whatever_is_set():
+def test_defaults_override_settings_of_the_host_in_this_thread():
     with default_dtype(torch.float64), default_device("meta"), Defaults():
         made = [torch.zeros(2), torch.tensor([0.5]), torch.full((1,), 0.5), torch.linspace(0, 1, 2), torch.randn(1)]
         assert {(each.dtype, each.device.type) for each in made} == {(torch.float32, "cpu")}
@@ -177,7 +177,7 @@ def test_defaults_hold_in_this_thread_whatever_is_set():
         assert torch.zeros(1, dtype=torch.float64).dtype == torch.float64
 
 
-def test_modules_made_unfilled_take_no_memory_and_have_their_shapes():
+def test_unfilled_modules_have_their_shapes_and_need_no_memory():
     with default_dtype(torch.float64), Unfilled():
         vast = torch.nn.Linear(1 << 20, 1 << 20)
         attention = torch.nn.MultiheadAttention(1 << 16, 8)

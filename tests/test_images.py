@@ -1,4 +1,4 @@
-"""Images of every kind come in as RGB uint8, upright; those that cannot are named in the error."""
+"""Images of all kinds are loaded as upright RGB uint8; errors name the image."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HEIGHT, WIDTH = builders.HW
 
 
 def ramp(dtype: type = np.uint8, top: int = 255) -> np.ndarray:
-    """Grey from 0 to top, [24, 32]."""
+    """Return a grey ramp from 0 to top, [24, 32]."""
     return np.linspace(0, top, HEIGHT * WIDTH).reshape(HEIGHT, WIDTH).astype(dtype)
 
 
@@ -78,18 +78,18 @@ def test_the_array_is_copied():
         np.zeros((4, 6), np.bool_),
     ],
 )
-def test_a_wrong_array_says_what_is_wanted(array):
+def test_a_wrong_array_is_refused_with_the_expected_dtype_and_shape(array):
     with pytest.raises(ImageError, match=r"RGB uint8\[H, W, 3\].*got " + str(array.dtype)):
         load_image(array)
 
 
 @pytest.mark.parametrize("source", [None, 3, b"bytes", [1, 2]])
-def test_other_things_are_no_images(source):
+def test_objects_of_other_types_are_refused(source):
     with pytest.raises(ImageError, match=f"got {type(source).__name__}"):
         load_image(source)
 
 
-def test_a_missing_file_a_folder_and_an_empty_file(tmp_path):
+def test_a_missing_file_a_folder_and_an_empty_file_are_refused(tmp_path):
     with pytest.raises(ImageError, match=r"nowhere\.png: there is no such file"):
         load_image(tmp_path / "nowhere.png")
     with pytest.raises(ImageError, match="is a folder"):
@@ -100,20 +100,20 @@ def test_a_missing_file_a_folder_and_an_empty_file(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
-def test_a_pipe_is_refused_without_waiting_on_it(tmp_path):
+def test_a_pipe_is_refused_without_blocking(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(ImageError, match="not a regular file"):
         load_image(tmp_path / "pipe.png")
 
 
-def test_names_that_no_file_can_have():
+def test_names_that_no_file_can_have_are_refused():
     with pytest.raises(ImageError, match="cannot be read: its name"):
         load_image("a\0b.png")
     with pytest.raises(ImageError, match="cannot be read: File name too long"):
         load_image("a" * 5000)
 
 
-def test_no_permission(tmp_path, monkeypatch):
+def test_a_file_without_read_permission_is_refused(tmp_path, monkeypatch):
     path = saved(tmp_path, PillowImage.fromarray(builders.pixels()), "secret.png")
 
     def refuse(*_):
@@ -127,13 +127,13 @@ def test_no_permission(tmp_path, monkeypatch):
 def test_text_is_not_an_image(tmp_path):
     path = tmp_path / "notes.jpg"
     path.write_text("no image")
-    with pytest.raises(ImageError, match=r"notes\.jpg is no image"):
+    with pytest.raises(ImageError, match=r"notes\.jpg is not an image"):
         load_image(path)
 
 
 @pytest.mark.parametrize("lenient", [False, True])
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
-def test_truncated_files_are_never_filled_up(tmp_path, monkeypatch, kind, lenient):
+def test_truncated_files_are_refused_whatever_pillow_allows(tmp_path, monkeypatch, kind, lenient):
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", lenient)
     whole = as_bytes(PillowImage.fromarray(builders.pixels((96, 128))), kind)
     path = tmp_path / "half.bin"
@@ -144,14 +144,14 @@ def test_truncated_files_are_never_filled_up(tmp_path, monkeypatch, kind, lenien
     assert lenient == ImageFile.LOAD_TRUNCATED_IMAGES
 
 
-def test_a_truncated_progressive_jpeg(tmp_path):
+def test_a_truncated_progressive_jpeg_is_refused(tmp_path):
     whole = as_bytes(PillowImage.fromarray(builders.pixels((96, 128))), "JPEG", progressive=True)
     (tmp_path / "half.jpg").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ImageError, match="truncated"):
         load_image(tmp_path / "half.jpg")
 
 
-def test_huge_images_name_the_limit(tmp_path, monkeypatch):
+def test_an_image_over_the_pixel_limit_is_refused(tmp_path, monkeypatch):
     path = saved(tmp_path, PillowImage.fromarray(builders.pixels()), "a.png")
     monkeypatch.setattr(images, "PIXEL_LIMIT", 700)
     with pytest.raises(ImageError, match=r"a\.png is 32 x 24, over the limit of 700 pixels"):
@@ -173,7 +173,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path):
 @pytest.mark.parametrize("kind", ["PNG", "GIF", "ICO", "TIFF"])
 @pytest.mark.parametrize("limit", [10, 500])  # over which Pillow refuses, and over which it warns
 @pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning")
-def test_a_limit_of_the_host_does_not_decide(tmp_path, monkeypatch, kind, limit):
+def test_the_pixel_limit_of_pillow_has_no_effect(tmp_path, monkeypatch, kind, limit):
     path = saved(tmp_path, PillowImage.fromarray(builders.pixels()), f"a.{kind.lower()}")
     wanted = load_image(path).pixels
     monkeypatch.setattr(PillowImage, "MAX_IMAGE_PIXELS", limit)
@@ -183,7 +183,7 @@ def test_a_limit_of_the_host_does_not_decide(tmp_path, monkeypatch, kind, limit)
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
-def test_the_first_frame_of_an_animation(tmp_path, caplog, kind):
+def test_the_first_frame_of_an_animation_is_read(tmp_path, caplog, kind):
     frames = [PillowImage.new("RGB", (WIDTH, HEIGHT), colour) for colour in ("red", "blue", "lime")]
     options = {"lossless": True} if kind == "WEBP" else {}
     path = tmp_path / f"moving.{kind.lower()}"
@@ -218,8 +218,8 @@ def test_exif_orientation(tmp_path, orientation, kind):
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "I;16"])
 @pytest.mark.parametrize("compression", [None, "tiff_lzw"])
-def test_a_turned_tiff_of_any_mode(tmp_path, orientation, mode, compression):
-    """Pillow maps some of them into memory, and then takes columns for rows."""
+def test_a_rotated_tiff_of_any_mode(tmp_path, orientation, mode, compression):
+    """Pillow maps some of these files into memory and then swaps rows and columns."""
     image = PillowImage.fromarray(builders.pixels()).convert("L" if mode == "I;16" else mode)
     image = PillowImage.fromarray(np.asarray(image).astype(np.uint16) * 257) if mode == "I;16" else image
     path = tmp_path / "a.tif"
@@ -260,8 +260,8 @@ def test_the_size_is_known_before_decoding(tmp_path, kind, orientation, where):
         assert found == orientation
 
 
-def test_an_image_is_read_from_the_file_that_is_open_and_from_no_other(tmp_path, monkeypatch):
-    """Pillow would map the file that has the image's name."""
+def test_an_image_is_read_only_from_its_open_file(tmp_path, monkeypatch):
+    """Pillow would map the file with the name of the image."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes.txt").write_bytes(b"secret" * 1000)
     grey = ramp()
@@ -272,7 +272,7 @@ def test_an_image_is_read_from_the_file_that_is_open_and_from_no_other(tmp_path,
     assert (image.file_name, photo.filename) == ("notes.txt", "notes.txt")
 
 
-def test_orientation_6_turns_right():
+def test_orientation_6_rotates_clockwise():
     pixels = builders.pixels()
     image = PillowImage.fromarray(pixels)
     image.getexif()[images.EXIF_ORIENTATION] = 6
@@ -280,7 +280,7 @@ def test_orientation_6_turns_right():
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
-def test_a_broken_exif_block_does_not_spoil_the_image(tmp_path):
+def test_an_image_with_a_damaged_exif_block_is_read(tmp_path):
     path = tmp_path / "a.jpg"
     path.write_bytes(as_bytes(PillowImage.fromarray(builders.pixels()), "JPEG", exif=b"Exif\0\0MM\0*broken!"))
     assert load_image(path).hw == (HEIGHT, WIDTH)
@@ -311,7 +311,7 @@ def test_16_bit_is_scaled_and_not_clipped(tmp_path, name):
         (np.full((4, 6), -2.0, np.float32), np.zeros((4, 6))),
     ],
 )
-def test_integers_and_floats(values, expected):
+def test_integer_and_float_images_are_scaled(values, expected):
     image = load_image(PillowImage.fromarray(values))
     assert np.abs(image.pixels[..., 1] - expected.astype(float)).max() <= 1
 
@@ -366,7 +366,7 @@ def test_postscript_is_refused(tmp_path):
         load_image(path)
 
 
-def test_a_pillow_image_without_pixels_and_one_whose_file_is_closed(tmp_path):
+def test_an_empty_and_a_closed_pillow_image_are_refused(tmp_path):
     with pytest.raises(ImageError, match="is empty"):
         load_image(PillowImage.new("RGB", (0, 5)))
     with PillowImage.open(saved(tmp_path, PillowImage.new("RGB", (WIDTH, HEIGHT)), "a.png")) as image:

@@ -1,4 +1,4 @@
-"""The labelling job with fake models: what it writes, what it goes on from, what it refuses."""
+"""The labelling job with fake models: the dataset it writes, how it resumes, the errors it raises."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ import logging
 import os
 import random
 import resource
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import builders
 import labelling_builders as jobs
+import numpy as np
 import pytest
 from PIL import Image as PillowImage
 from pycocotools.coco import COCO
@@ -19,7 +23,7 @@ from text2seg.coco import rle
 from text2seg.coco.dataset import read_dataset
 from text2seg.errors import ImageError, OntologyError, OutputError, SettingsError
 from text2seg.io.images import load_image
-from text2seg.labelling.engines.local import LocalEngine
+from text2seg.labelling.engine import LocalEngine
 from text2seg.labelling.journal import Journal
 from text2seg.labelling.output import journal_path
 from text2seg.ontology import ontology_of_queries
@@ -45,8 +49,8 @@ def names(dataset):
     return [image["file_name"] for image in dataset["images"]]
 
 
-def stopping_after(count, models):
-    """A stop that is asked for while the models work on batch number `count`."""
+def stop_after(count, models):
+    """Stop signal that is set while the models work on batch number `count`."""
     stop, run = threading.Event(), models.segment_sessions
 
     def counted(sessions, queries):
@@ -58,7 +62,7 @@ def stopping_after(count, models):
     return stop
 
 
-def test_every_image_stands_in_a_coco_file_that_pycocotools_reads(folder, output):
+def test_every_image_is_in_the_coco_file_and_pycocotools_reads_it(folder, output):
     report = jobs.run(folder, output)
     dataset = read_dataset(output)
     coco = COCO(str(output))
@@ -76,18 +80,18 @@ def test_every_image_stands_in_a_coco_file_that_pycocotools_reads(folder, output
     assert report.found + report.empty == report.done == 13
     assert 0 < report.empty < 13
     balls = [a for a in dataset["annotations"] if a["category_id"] == 1]
-    assert report.categories[0].images == report.categories[0].segments == len(balls)
-    assert report.categories[0].score == pytest.approx(sum(a["score"] for a in balls) / len(balls))
-    assert report.categories[0].area_share == pytest.approx(72 / (24 * 32))
+    assert report.categories[0].values["images"] == report.categories[0].segments == len(balls)
+    assert report.categories[0].values["score"] == pytest.approx(sum(a["score"] for a in balls) / len(balls))
+    assert report.categories[0].values["area_share"] == pytest.approx(72 / (24 * 32))
 
 
 @pytest.mark.parametrize("encoding", ["rle", "polygon"])
-def test_stopped_after_each_batch_the_bytes_are_the_same(folder, tmp_path, encoding):
+def test_a_job_stopped_after_each_batch_writes_the_same_bytes(folder, tmp_path, encoding):
     whole, pieces = tmp_path / "whole.json", tmp_path / "pieces.json"
     jobs.run(folder, whole, segmentation=encoding, batch=3)
     for expected in (3, 6, 9, 12):
         models = jobs.FakeModels()
-        report = jobs.run(folder, pieces, models=models, stop=stopping_after(1, models), segmentation=encoding, batch=3)
+        report = jobs.run(folder, pieces, models=models, stop=stop_after(1, models), segmentation=encoding, batch=3)
         assert report.interrupted
         assert report.done == expected
         assert not pieces.exists()
@@ -96,7 +100,7 @@ def test_stopped_after_each_batch_the_bytes_are_the_same(folder, tmp_path, encod
     assert pieces.read_bytes() == whole.read_bytes()
 
 
-def test_a_journal_cut_anywhere_gives_the_same_bytes(folder, output):
+def test_a_journal_truncated_anywhere_gives_the_same_bytes(folder, output):
     jobs.run(folder, output)
     whole, journal = output.read_bytes(), journal_path(output).read_bytes()
     dice = random.Random(1)
@@ -123,7 +127,7 @@ def test_the_order_of_images_in_the_journal_does_not_matter(folder, output):
     assert output.read_bytes() == whole
 
 
-def test_a_damaged_line_is_reported_and_only_its_image_is_done_again(folder, output, caplog):
+def test_a_damaged_journal_line_is_reported_and_its_image_is_labelled_again(folder, output, caplog):
     jobs.run(folder, output)
     whole, journal = output.read_bytes(), lines(output)
     flipped = journal[3].replace(b'"width":32', b'"width":33')  # still JSON: only the checksum tells
@@ -150,7 +154,7 @@ def test_a_damaged_line_is_reported_and_only_its_image_is_done_again(folder, out
         ({"shard": "1/2"}, 'shard: "" → "1/2"'),
     ],
 )
-def test_other_settings_are_refused_with_what_differs(folder, output, changed, says):
+def test_resuming_with_other_settings_is_refused_and_names_the_difference(folder, output, changed, says):
     jobs.run(folder, output)
     before = journal_path(output).read_bytes()
     with pytest.raises(OutputError) as refused:
@@ -162,7 +166,7 @@ def test_other_settings_are_refused_with_what_differs(folder, output, changed, s
     assert len([line for line in lines(output) if b'"file"' in line]) == len(read_dataset(output)["images"])
 
 
-def test_a_changed_file_is_done_again_and_an_added_one_is_labelled(folder, output):
+def test_changed_and_added_files_are_labelled(folder, output):
     files = jobs.fill(folder, 13)
     jobs.run(folder, output)
     PillowImage.fromarray(builders.pixels((20, 30), seed=99)).save(folder / files[5])
@@ -176,7 +180,7 @@ def test_a_changed_file_is_done_again_and_an_added_one_is_labelled(folder, outpu
     assert models.batches == [sorted(files)[4:8], [files[12], "zz.png"]]
 
 
-def test_a_removed_file_leaves_the_dataset(folder, output):
+def test_a_removed_file_is_removed_from_the_dataset(folder, output):
     files = jobs.fill(folder, 13)
     jobs.run(folder, output)
     (folder / files[2]).unlink()
@@ -184,7 +188,7 @@ def test_a_removed_file_leaves_the_dataset(folder, output):
     assert names(read_dataset(output)) == [*files[:2], *files[3:]]
 
 
-def poison(folder):
+def add_bad_files(folder):
     files = jobs.fill(folder, 13)
     whole = (folder / files[0]).read_bytes()
     (folder / "cut.png").write_bytes(whole[: len(whole) // 2])
@@ -194,8 +198,8 @@ def poison(folder):
     return files, ["cut.png", "empty.jpg", "gone.png", "text.jpg"]
 
 
-def test_files_that_are_no_images_are_one_line_each_and_nothing_else_is_lost(folder, output):
-    good, bad = poison(folder)
+def test_each_unreadable_file_is_one_failure_and_the_others_are_labelled(folder, output):
+    good, bad = add_bad_files(folder)
     report = jobs.run(folder, output)
     dataset = read_dataset(output)
     assert names(dataset) == good
@@ -212,8 +216,8 @@ def test_files_that_are_no_images_are_one_line_each_and_nothing_else_is_lost(fol
     assert output.read_bytes() == whole
 
 
-def test_failures_are_tried_again_only_when_asked(folder, output):
-    good, bad = poison(folder)
+def test_failures_are_retried_only_on_request(folder, output):
+    good, bad = add_bad_files(folder)
     name = good[3]
     jobs.run(folder, output, models=jobs.FakeModels(raises={name: RuntimeError("CUDA out of\nmemory")}))
     (failure,) = (each for each in read_dataset(output)["info"]["failures"] if each["file_name"] == name)
@@ -226,7 +230,7 @@ def test_failures_are_tried_again_only_when_asked(folder, output):
     assert [failure.file_name for failure in report.failures] == bad
 
 
-def test_out_of_memory_costs_only_the_image_at_fault(folder, output):
+def test_out_of_memory_fails_only_the_image_that_caused_it(folder, output):
     files = jobs.fill(folder, 13)
     models = jobs.FakeModels(raises={files[5]: MemoryError()})
     report = jobs.run(folder, output, models=models)
@@ -234,7 +238,7 @@ def test_out_of_memory_costs_only_the_image_at_fault(folder, output):
     assert models.batches[1:6] == [files[4:8], [files[4]], [files[5]], [files[6]], [files[7]]]
 
 
-def test_a_result_that_cannot_be_written_is_a_failure_of_its_image(folder, output):
+def test_a_result_that_cannot_be_encoded_is_a_failure_of_its_image(folder, output):
     files, models = jobs.fill(folder, 13), jobs.FakeModels()
     good = models._segmentation
 
@@ -249,7 +253,7 @@ def test_a_result_that_cannot_be_written_is_a_failure_of_its_image(folder, outpu
     assert "[9, 9]" in failure.message
 
 
-def test_shards_are_together_the_whole(folder, tmp_path):
+def test_merged_shards_equal_the_whole_dataset(folder, tmp_path):
     jobs.run(folder, tmp_path / "whole.json", batch=1)
     whole = read_dataset(tmp_path / "whole.json")
     images, annotations = [], []
@@ -263,7 +267,7 @@ def test_shards_are_together_the_whole(folder, tmp_path):
     assert [{**each, "id": n} for n, each in enumerate(annotations, start=1)] == whole["annotations"]
 
 
-def test_ids_of_categories_and_images_from_another_file(folder, output, tmp_path):
+def test_category_and_image_ids_come_from_another_dataset(folder, output, tmp_path):
     files = jobs.fill(folder, 13)
     truth = {
         "images": [{"id": 1000 - n, "file_name": file, "width": 32, "height": 24} for n, file in enumerate(files)],
@@ -288,7 +292,7 @@ def test_ids_of_categories_and_images_from_another_file(folder, output, tmp_path
         jobs.run(folder, output, categories_from=path, ontology=ontology_of_queries("bal"))
 
 
-def test_an_output_of_somebody_else_is_not_written_over(folder, output):
+def test_a_foreign_output_is_not_overwritten(folder, output):
     output.parent.mkdir()
     output.write_text("{}", encoding="utf-8")
     with pytest.raises(OutputError, match="--overwrite"):
@@ -303,40 +307,40 @@ def test_an_output_of_somebody_else_is_not_written_over(folder, output):
     assert output.read_bytes() == made
 
 
-class Cut(BaseException):
-    """What ends a process in the middle, for a test that goes on."""
+class SimulatedKill(BaseException):
+    """Exception that stands for the sudden end of the process."""
 
 
-def cut_short(folder, output, monkeypatch, at):
-    """A run that dies at a record: the first of images, or what the journal says of the output."""
+def kill_at(folder, output, monkeypatch, at):
+    """Run a job that dies at a journal record: the first record of images, or the record of the output."""
     whole = Journal.append
 
     def dying(self, records):
         records = list(records)
         if at in (records[0].get("output"), "image"):
-            raise Cut
+            raise SimulatedKill
         return whole(self, records)
 
     monkeypatch.setattr(Journal, "append", dying)
-    with pytest.raises(Cut):
+    with pytest.raises(SimulatedKill):
         jobs.run(folder, output)
     monkeypatch.setattr(Journal, "append", whole)
 
 
-def grow(folder):
+def add_images(folder):
     names = [f"new-{number}.png" for number in range(6)]
     for name in names:
         (folder / name).write_bytes(next(folder.rglob("0*.png")).read_bytes())
 
 
 @pytest.mark.parametrize("at", ["image", "writing", "written"])
-def test_what_a_person_mended_is_safe_however_the_last_run_ended(folder, output, monkeypatch, at):
+def test_a_corrected_output_is_kept_however_the_last_run_ended(folder, output, monkeypatch, at):
     jobs.run(folder, output)
-    grow(folder)
-    cut_short(folder, output, monkeypatch, at)
+    add_images(folder)
+    kill_at(folder, output, monkeypatch, at)
     first = output.read_bytes()
     output.write_bytes(mended := first.replace(b"ball", b"BALL"))
-    with pytest.raises(OutputError, match="was changed since this job wrote it; --overwrite"):
+    with pytest.raises(OutputError, match="was changed since this job wrote it; replace it with --overwrite"):
         jobs.run(folder, output)
     assert output.read_bytes() == mended
     output.write_bytes(first)
@@ -346,13 +350,13 @@ def test_what_a_person_mended_is_safe_however_the_last_run_ended(folder, output,
 
 @pytest.mark.parametrize("lines", [1, 2])
 @pytest.mark.parametrize("torn", [True, False], ids=["torn", "damaged"])
-def test_damage_at_the_end_of_the_journal_leaves_the_output_alone(folder, output, lines, torn):
+def test_a_damaged_end_of_the_journal_keeps_the_output(folder, output, lines, torn):
     jobs.run(folder, output)
     first, journal = output.read_bytes(), journal_path(output)
     *kept, last = journal.read_bytes().splitlines(keepends=True)[: None if lines == 1 else -1]
     journal.write_bytes(b"".join(kept) + (last[:20] if torn else last.replace(b"sha256", b"sha257")))
     if lines == 2:  # then nothing says whose the output is
-        with pytest.raises(OutputError, match="the journal does not say that this job made it"):
+        with pytest.raises(OutputError, match="the journal does not say that this job wrote it"):
             jobs.run(folder, output)
     else:
         jobs.run(folder, output)
@@ -362,7 +366,7 @@ def test_damage_at_the_end_of_the_journal_leaves_the_output_alone(folder, output
     assert output.read_bytes() == mended
 
 
-def test_a_restart_may_still_replace_what_the_job_wrote_and_nothing_else(folder, output, monkeypatch):
+def test_a_restart_replaces_only_the_output_of_the_job(folder, output, monkeypatch):
     jobs.run(folder, output)
     first = output.read_bytes()
     jobs.run(folder, output, restart=True)
@@ -375,9 +379,9 @@ def test_a_restart_may_still_replace_what_the_job_wrote_and_nothing_else(folder,
         jobs.run(folder, output, restart=True)
 
 
-def test_an_output_that_is_changed_while_the_job_runs_is_kept(folder, output):
+def test_an_output_changed_during_the_job_is_kept(folder, output):
     jobs.run(folder, output)
-    grow(folder)
+    add_images(folder)
 
     class Meanwhile(jobs.FakeModels):
         def segment_sessions(self, sessions, queries):
@@ -392,23 +396,23 @@ def test_an_output_that_is_changed_while_the_job_runs_is_kept(folder, output):
     assert not models.batches  # all was in the journal
 
 
-def test_an_output_that_is_a_link_stays_one(folder, output, tmp_path):
+def test_an_output_that_is_a_symbolic_link_stays_a_link(folder, output, tmp_path):
     (tmp_path / "large").mkdir()
     output.parent.mkdir()
     output.symlink_to(tmp_path / "large" / "d.json")
     jobs.run(folder, output)
-    grow(folder)
+    add_images(folder)
     jobs.run(folder, output)
     assert output.is_symlink()
     assert len(read_dataset(tmp_path / "large" / "d.json")["images"]) == sum(1 for _ in folder.rglob("*.png"))
 
 
-def test_a_disk_that_fills_up_is_told_once_and_lets_go_of_the_lock(folder, output):
+def test_a_full_disk_is_one_error_and_the_lock_is_released(folder, output):
     """A limit on the size of files stands for the full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1500, before[1]))
     try:
-        with pytest.raises(OutputError, match=r"journal cannot be written: .*the same command goes on"):
+        with pytest.raises(OutputError, match=r"journal cannot be written: .*run the same command again"):
             jobs.run(folder, output)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -419,7 +423,7 @@ def test_a_disk_that_fills_up_is_told_once_and_lets_go_of_the_lock(folder, outpu
     assert output.read_bytes() == other.read_bytes()
 
 
-def test_an_error_goes_on_when_the_journal_cannot_be_closed(output, monkeypatch):
+def test_an_error_is_kept_when_closing_the_journal_fails(output, monkeypatch):
     class Broken:
         def close(self):
             raise OSError(5, "Input/output error")
@@ -432,11 +436,11 @@ def test_an_error_goes_on_when_the_journal_cannot_be_closed(output, monkeypatch)
     Journal.open(journal_path(output), {}).close()  # the lock is free
 
 
-def test_a_journal_that_is_none_is_left_alone(folder, output):
+def test_a_file_that_is_no_journal_is_refused_and_kept(folder, output):
     output.parent.mkdir()
     journal_path(output).write_text("my diary\n", encoding="utf-8")
     for restart in (False, True):
-        with pytest.raises(OutputError, match="no journal of text2seg"):
+        with pytest.raises(OutputError, match="is not a journal of text2seg"):
             jobs.run(folder, output, restart=restart)
     assert journal_path(output).read_text(encoding="utf-8") == "my diary\n"
 
@@ -448,7 +452,7 @@ def test_two_jobs_cannot_share_a_journal(folder, output):
     jobs.run(folder, output)
 
 
-def test_a_full_disk_stops_the_job_and_what_was_done_counts(folder, output, monkeypatch):
+def test_a_full_disk_stops_the_job_and_finished_images_are_kept(folder, output, monkeypatch):
     append, calls = Journal.append, []
 
     def full(self, records):
@@ -466,7 +470,7 @@ def test_a_full_disk_stops_the_job_and_what_was_done_counts(folder, output, monk
     assert len(models.batches) == 2  # of four
 
 
-def test_candidates_that_were_not_chosen_can_be_kept(folder, output):
+def test_keep_candidates_records_the_candidates_not_chosen(folder, output):
     jobs.run(folder, output, keep_candidates=True)
     for annotation in read_dataset(output)["annotations"]:
         kept = annotation["attributes"]["candidates"]
@@ -475,7 +479,71 @@ def test_candidates_that_were_not_chosen_can_be_kept(folder, output):
         assert not rle.decode(kept[1])[:, 0].any()  # candidate 1 begins at column 1
 
 
-def test_nothing_is_read_before_a_fault_in_the_settings_shows(folder, output):
+SAVED = {"save": "overlay,why,masks,cutouts"}
+
+
+def saved(output):
+    """Return the content of each file that `--save` wrote, by its name."""
+    folder = output.with_name(f"{output.stem}_images")
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_save_writes_files_for_each_image_and_does_not_change_the_dataset(folder, output, tmp_path):
+    jobs.run(folder, output, **SAVED)
+    dataset, files = read_dataset(output), saved(output)
+    jobs.run(folder, tmp_path / "plain.json")
+    assert read_dataset(tmp_path / "plain.json")["annotations"] == dataset["annotations"]
+    for image in dataset["images"]:
+        assert {f"{image['file_name']}_overlay.png", f"{image['file_name']}_why.png"} <= set(files)
+    assert sum(name.startswith("masks/") for name in files) == len(dataset["annotations"])
+    assert sum(name.startswith("cutouts/") for name in files) == len(dataset["annotations"])
+    first = dataset["annotations"][0]
+    name = next(image["file_name"] for image in dataset["images"] if image["id"] == first["image_id"])
+    mask = np.asarray(PillowImage.open(output.with_name("dataset_images") / "masks" / f"{name}_ball_1.png"))
+    assert (mask == rle.decode(first["segmentation"]) * 255).all()
+
+
+def test_a_resumed_job_saves_the_same_bytes(folder, tmp_path):
+    whole, pieces = tmp_path / "a" / "d.json", tmp_path / "b" / "d.json"
+    jobs.run(folder, whole, **SAVED)
+    for _ in range(3):
+        models = jobs.FakeModels()
+        jobs.run(folder, pieces, models=models, stop=stop_after(1, models), **SAVED)
+        done = [json.loads(line)["file"] for line in lines(pieces) if b'"file"' in line]
+        assert all(f"{name}_overlay.png" in saved(pieces) for name in done)
+    jobs.run(folder, pieces, **SAVED)
+    assert saved(pieces) == saved(whole)
+    assert pieces.read_bytes() == whole.read_bytes()
+
+
+def test_files_saved_before_a_crash_are_written_again(folder, output, monkeypatch):
+    append = Journal.append
+    monkeypatch.setattr(Journal, "append", lambda *_: (_ for _ in ()).throw(SimulatedKill))
+    with pytest.raises(SimulatedKill):
+        jobs.run(folder, output, **SAVED)
+    monkeypatch.setattr(Journal, "append", append)
+    before = saved(output)
+    assert before
+    jobs.run(folder, output, **SAVED)
+    assert before.items() <= saved(output).items()
+
+
+def test_save_refuses_to_overwrite_files_or_to_label_its_own_output(folder, output):
+    (output.with_name("dataset_images")).mkdir(parents=True)
+    (output.with_name("dataset_images") / "mine.png").write_bytes(b"x")
+    with pytest.raises(OutputError, match="dataset_images has files"):
+        jobs.run(folder, output, **SAVED)
+    jobs.run(folder, output, overwrite=True, **SAVED)
+    assert saved(output)["mine.png"] == b"x"
+    with pytest.raises(SettingsError, match="inside the folder of images"):
+        jobs.run(folder, folder / "dataset.json", **SAVED)
+    with pytest.raises(SettingsError, match="must be a path, not a URL"):
+        jobs.run(folder, "memory://dataset.json", **SAVED)
+    with pytest.raises(OutputError, match=r'save: \["overlay", "why", "masks", "cutouts"\] → null'):
+        jobs.run(folder, output)
+
+
+def test_invalid_settings_are_refused_before_an_image_is_read(folder, output):
     seen = []
     engine = LocalEngine(jobs.FakeModels(), load=lambda path, name: seen.append(name) or load_image(path))
     for wrong in ({"shard": "3/2"}, {"shard": "x"}, {"glob": ("*.tif",)}):
@@ -488,7 +556,7 @@ def test_nothing_is_read_before_a_fault_in_the_settings_shows(folder, output):
             jobs.run(folder, output, **wrong)
 
 
-def test_few_images_are_held_at_once(folder, output):
+def test_few_decoded_images_are_in_memory_at_once(folder, output):
     """Decoding runs ahead by a few batches, not by the whole folder."""
     decoded, gaps = [], []
     models = jobs.FakeModels(seconds=0.02)
@@ -505,7 +573,7 @@ def test_few_images_are_held_at_once(folder, output):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="file names are text there")
-def test_a_file_name_that_is_no_unicode_is_kept(folder, output):
+def test_a_file_name_that_is_not_unicode_is_kept(folder, output):
     name = os.fsdecode(b"caf\xe9.png")
     (folder / name).write_bytes((folder / "0002.png").read_bytes())
     jobs.run(folder, output)
@@ -515,7 +583,7 @@ def test_a_file_name_that_is_no_unicode_is_kept(folder, output):
     assert output.read_bytes() == first
 
 
-def test_the_engine_is_told_of_no_file_that_is_done(folder, output):
+def test_the_engine_gets_no_finished_files(folder, output):
     class Nothing:
         def run(self, work, batches, deliver, stopping):
             assert list(batches) == []
@@ -524,3 +592,20 @@ def test_the_engine_is_told_of_no_file_that_is_done(folder, output):
     jobs.run(folder, output, engine=Nothing())
     with pytest.raises(RuntimeError, match="13 of 13"):
         jobs.run(folder, output.with_name("b.json"), engine=type("Idle", (), {"run": lambda *_: None})())
+
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "jobs.py"
+BYTES_PER_IMAGE = 1_500  # a record has more than this in the journal, and parsed several times as much
+
+
+def peak(count: int) -> float:
+    """Peak bytes of Python's allocators in a process that labels `count` images."""
+    command = [sys.executable, str(SCRIPT), "memory", "--one", str(count), "--trace"]
+    told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert told["journal"] * 1e6 > 1500 * count
+    return told["traced"] * 1e6
+
+
+def test_one_more_image_needs_less_memory_than_its_record():
+    few, many = peak(100), peak(1500)
+    assert many - few < BYTES_PER_IMAGE * (1500 - 100), (few, many)

@@ -1,8 +1,7 @@
-"""`text2seg label` as a user sees it, with the demo model."""
+"""The command `text2seg label` with the demo model."""
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -32,12 +31,12 @@ def label(folder, output, *more):
     return main(["label", str(folder), "--output", str(output), "--device", "cpu", *map(str, more)])
 
 
-def test_an_ontology_a_bad_file_a_table_and_strict(folder, tmp_path, capsys):
+def test_ontology_damaged_image_printed_table_and_a_run_with_nothing_to_do(folder, tmp_path, capsys):
     ontology = tmp_path / "things.yaml"
     ontology.write_text(f"categories:\n- name: wanted [x]\n  queries: [{names()[0]}]\n- name: {names()[1]}\n", "utf-8")
     (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff")
     output = tmp_path / "dataset.json"
-    assert label(folder, output, "--ontology", ontology) == 0
+    assert label(folder, output, "--ontology", ontology) == 3
     text, errors = capsys.readouterr()
     assert "wanted [x]" in text
     assert "mean score" in text
@@ -49,33 +48,44 @@ def test_an_ontology_a_bad_file_a_table_and_strict(folder, tmp_path, capsys):
     assert len(dataset["info"]["provenance"]["clip"]["sha256"]) == 64
     assert set(dataset["images"][0]["attributes"]["presence"]) == {"wanted [x]", names()[1]}
     before = output.read_bytes()
-    assert (
-        label(folder, output, "--ontology", ontology, "--strict") == 1
-    )  # nothing was left to do, and it says so again
+    assert "nothing to do" not in text
+    assert label(folder, output, "--ontology", ontology) == 3
+    text, errors = capsys.readouterr()
+    assert "nothing to do: earlier runs labelled all images; --restart labels them again" in text
+    assert errors.count("broken.jpg") == 1
     assert output.read_bytes() == before
     assert label(folder, output, "--ontology", ontology, "--threshold", "0.7") == 1
     assert "settings.points.threshold: 0.8 → 0.7" in capsys.readouterr().err
     assert output.read_bytes() == before
 
 
-def test_nothing_could_be_labelled(tmp_path, capsys):
+def test_a_job_in_which_every_image_fails_exits_with_1_and_writes_no_dataset(tmp_path, capsys):
     (tmp_path / "photos").mkdir()
     for number in range(12):
         (tmp_path / "photos" / f"{number:02}.jpg").write_text("no image", encoding="utf-8")
     assert label(tmp_path / "photos", tmp_path / "dataset.json", "--query", names()[0]) == 1
     errors = capsys.readouterr().err
-    assert errors.count("failed: ") == 11
-    assert f"failed: 2 more; all stand in info.failures of {tmp_path / 'dataset.json'}" in errors
-    dataset = json.loads((tmp_path / "dataset.json").read_text(encoding="utf-8"))
-    assert len(dataset["info"]["failures"]) == 12
-    assert dataset["images"] == []
+    assert f"none of the 12 images could be labelled, so {tmp_path / 'dataset.json'} was not written" in errors
+    assert "The first: 00.jpg" in errors
+    assert not (tmp_path / "dataset.json").exists()
+    assert (tmp_path / "dataset.json.journal").read_text(encoding="utf-8").count('"failure"') == 12
+
+
+def test_one_unknown_category_does_not_block_the_others(folder, tmp_path, capsys):
+    known, output = names()[0], tmp_path / "dataset.json"
+    assert label(folder, output, "--query", f"{known}, unicycle", "--limit", "1") == 3
+    errors = capsys.readouterr().err
+    assert "left out: the demo model does not know 'unicycle'. Did you mean bicycle?" in errors
+    assert "--model base" in errors
+    assert [category["name"] for category in read_dataset(output)["categories"]] == [known]
+    assert label(folder, output, "--query", known, "--limit", "1") == 0  # the same job
 
 
 def test_a_dry_run_writes_nothing(folder, tmp_path, capsys):
     (folder / "broken.png").write_bytes(b"\x89PNG")
     before = sorted(tmp_path.rglob("*"))
     output = tmp_path / "out" / "dataset.json"
-    assert label(folder, output, "--query", names()[0], "--dry-run") == 0
+    assert label(folder, output, "--query", names()[0], "--dry-run") == 3
     text, errors = capsys.readouterr()
     assert "in 4 images" in text
     assert errors.count("broken.png") == 1
@@ -85,9 +95,9 @@ def test_a_dry_run_writes_nothing(folder, tmp_path, capsys):
     assert label(folder, output, "--query", names()[0], "--dry-run") == 1
     assert "--overwrite" in capsys.readouterr().err
     output.unlink()
-    assert label(folder, output, "--query", names()[0]) == 0
+    assert label(folder, output, "--query", names()[0]) == 3
     capsys.readouterr()
-    assert label(folder, output, "--query", names()[0], "--dry-run") == 0
+    assert label(folder, output, "--query", names()[0], "--dry-run") == 3
     assert "in 0 images" in (text := capsys.readouterr().out)
     assert "4 more are done already" in text
 
@@ -103,12 +113,12 @@ def test_a_dry_run_writes_nothing(folder, tmp_path, capsys):
         (["--query", "ball", "--clip", "nothing", "--dry-run"], "nothing"),
     ],
 )
-def test_faults_are_one_line_and_nothing_is_written(folder, tmp_path, capsys, arguments, says):
+def test_errors_are_one_line_and_nothing_is_written(folder, tmp_path, capsys, arguments, says):
     output = tmp_path / "dataset.json"
     assert label(folder, output, *arguments) == 1
-    errors = capsys.readouterr().err.strip()
-    assert says in errors
-    assert "\n" not in errors
+    *before, error = capsys.readouterr().err.splitlines()
+    assert says in error
+    assert all(line.startswith("text2seg: the models are ") for line in before)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photos"]
 
 
@@ -118,12 +128,12 @@ def test_help_names_every_flag(capsys):
     text = capsys.readouterr().out
     for flag in ("ontology", "output", "segmentation", "no-recursive", "glob", "limit", "shard", "batch", "workers"):
         assert f"--{flag}" in text
-    for flag in ("categories-from", "keep-candidates", "restart", "resume", "retry-failures", "overwrite", "strict"):
+    for flag in ("categories-from", "keep-candidates", "restart", "resume", "retry-failures", "overwrite"):
         assert f"--{flag}" in text
     assert "--dry-run" in text
 
 
-def test_an_output_that_another_process_writes_is_refused_before_models_are_loaded(folder, tmp_path, capsys):
+def test_an_output_locked_by_another_process_is_refused_before_models_are_loaded(folder, tmp_path, capsys):
     output = tmp_path / "dataset.json"
     with FileLock(f"{output}.journal.lock"):
         assert label(folder, output, "--query", "ball", "--clip", "nothing") == 1

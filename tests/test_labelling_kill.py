@@ -1,4 +1,4 @@
-"""Killed at any moment and started again, a job ends with the bytes of one that was never disturbed."""
+"""A job that is killed at any moment and started again writes the same bytes as an uninterrupted job."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ PATIENCE = 300
 
 
 @pytest.mark.parametrize(("encoding", "seed"), [("rle", 1), ("polygon", 2)])
-def test_killed_25_times_the_bytes_are_the_same(tmp_path, encoding, seed):
-    """Two hundred tiny images, fake models whose answer depends on the whole batch, the real journal and writer."""
-    folder, output, undisturbed = tmp_path / "photos", tmp_path / "killed.json", tmp_path / "whole.json"
+def test_a_job_killed_25_times_writes_the_same_bytes(tmp_path, encoding, seed):
+    """Two hundred tiny images, fake models whose result depends on the whole batch, the real journal and writer."""
+    folder, output, uninterrupted = tmp_path / "photos", tmp_path / "killed.json", tmp_path / "whole.json"
     (folder).mkdir()
     jobs.fill(folder, 200)
     command = [sys.executable, jobs.__file__, folder, output, encoding, "25", str(seed)]
@@ -36,8 +36,8 @@ def test_killed_25_times_the_bytes_are_the_same(tmp_path, encoding, seed):
     assert int(done.stdout) >= 15  # the others had ended just before
     report = jobs.run(folder, output, segmentation=encoding)
     assert report.done == 200
-    jobs.run(folder, undisturbed, segmentation=encoding)
-    assert output.read_bytes() == undisturbed.read_bytes()
+    jobs.run(folder, uninterrupted, segmentation=encoding)
+    assert output.read_bytes() == uninterrupted.read_bytes()
 
 
 def photos(folder: Path, count: int) -> Path:
@@ -52,7 +52,7 @@ def queries() -> str:
 
 
 def start(folder: Path, output: Path, *more: str) -> subprocess.Popen[bytes]:
-    """The real command in a process of its own; its messages go to a file beside the output."""
+    """Start the real command in a separate process; its messages go to a file beside the output."""
     command = [sys.executable, "-m", "text2seg", "label", str(folder), "--output", str(output), "--device", "cpu"]
     with output.with_suffix(".log").open("wb") as log:
         return subprocess.Popen(
@@ -64,8 +64,8 @@ def start(folder: Path, output: Path, *more: str) -> subprocess.Popen[bytes]:
         )
 
 
-def wait_for_the_bar(process: subprocess.Popen[bytes], output: Path) -> None:
-    """Until the models are loaded and the first batch is at work, or the process has ended."""
+def wait_for_progress(process: subprocess.Popen[bytes], output: Path) -> None:
+    """Wait until the models are loaded and the first batch has begun, or the process has ended."""
     end = time.monotonic() + PATIENCE
     while b"image/s" not in output.with_suffix(".log").read_bytes() and process.poll() is None:
         assert time.monotonic() < end
@@ -73,7 +73,7 @@ def wait_for_the_bar(process: subprocess.Popen[bytes], output: Path) -> None:
 
 
 def wait_for_records(process: subprocess.Popen[bytes], output: Path, enough: int) -> None:
-    """Until so many images are done, or the process has ended."""
+    """Wait until the journal has `enough` images, or the process has ended."""
     end = time.monotonic() + PATIENCE
     while records(output) < enough and process.poll() is None:
         assert time.monotonic() < end
@@ -84,13 +84,13 @@ def records(output: Path) -> int:
     return journal_path(output).read_bytes().count(b'{"file"')
 
 
-def test_the_real_command_killed_three_times(tmp_path):
+def test_the_real_command_killed_three_times_writes_the_same_bytes(tmp_path):
     """Twelve of the bundled scenes, the demo model, SIGKILL at random moments."""
-    folder, output, undisturbed = photos(tmp_path / "photos", 12), tmp_path / "killed.json", tmp_path / "whole.json"
+    folder, output, uninterrupted = photos(tmp_path / "photos", 12), tmp_path / "killed.json", tmp_path / "whole.json"
     dice, grown = random.Random(7), [0]
     for grow in (0, 2, 2):
         process = start(folder, output, "--batch", "2")
-        wait_for_the_bar(process, output)
+        wait_for_progress(process, output)
         wait_for_records(process, output, min(grown[-1] + grow, 11))
         time.sleep(dice.uniform(0, 0.05))
         process.kill()
@@ -99,18 +99,18 @@ def test_the_real_command_killed_three_times(tmp_path):
     assert grown == sorted(grown)
     assert len(set(grown)) > 2
     assert start(folder, output, "--batch", "2").wait(PATIENCE) == 0
-    assert start(folder, undisturbed, "--batch", "2").wait(PATIENCE) == 0
-    assert output.read_bytes() == undisturbed.read_bytes()
+    assert start(folder, uninterrupted, "--batch", "2").wait(PATIENCE) == 0
+    assert output.read_bytes() == uninterrupted.read_bytes()
     dataset = read_dataset(output)
     assert len(dataset["images"]) == 12
     assert dataset["annotations"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_after_the_batch_and_says_how_to_go_on(tmp_path, number):
+def test_a_signal_stops_after_the_batch_and_the_message_says_how_to_resume(tmp_path, number):
     folder, output = photos(tmp_path / "photos", 8), tmp_path / "dataset.json"
     process = start(folder, output, "--batch", "1")
-    wait_for_the_bar(process, output)
+    wait_for_progress(process, output)
     wait_for_records(process, output, 1)
     process.send_signal(number)
     assert process.wait(PATIENCE) == 130
@@ -118,7 +118,7 @@ def test_a_signal_stops_after_the_batch_and_says_how_to_go_on(tmp_path, number):
     done = records(output)
     assert 1 <= done < 8
     assert f"stopped with {done} of 8 images done" in message
-    assert "the same command goes on" in message
+    assert "run the same command again" in message
     assert "Traceback" not in message
     for line in journal_path(output).read_text(encoding="utf-8").splitlines():
         json.loads(line)

@@ -1,25 +1,30 @@
-"""Maps on tiny random CLIPs: equal to CLIP where they must be, to naive loops elsewhere, and the model unharmed."""
+"""Similarity maps of tiny random CLIPs equal CLIP, naive loops and values of the original code."""
 
 from __future__ import annotations
 
 import copy
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import builders
+import golden
+import numpy as np
 import pytest
 import torch
+from clip import tokenize as openai_tokenize
 from closeness import TINY_NETWORK, assert_close
 from torch.nn import functional as F
 
-from text2seg.clip.attention import RULES
-from text2seg.clip.build import import_clip
-from text2seg.clip.maps import without_empty_text, without_label_set
+from text2seg.clip.build import openai_networks
+from text2seg.clip.encoders import RULES, encode_resnet, encode_vit
+from text2seg.clip.maps import cosines, without_empty_text, without_label_set
 from text2seg.clip.model import Clip, preprocess
 from text2seg.clip.text import encode_tokens, tokenize
-from text2seg.clip.vit import encode_vit
-from text2seg.config import MapSettings
+from text2seg.config import MapSettings, PointSettings
 from text2seg.errors import CheckpointError, QueryError, SettingsError
+from text2seg.grids import minmax, resize
+from text2seg.prompts import text2points
 from text2seg.runtime import FULL
 
 CPU = torch.device("cpu")
@@ -30,7 +35,7 @@ def tiny(kind: str) -> Clip:
     torch.manual_seed(3)
     vision = (4, 128, 16) if kind == "vit" else ((1, 1, 1, 1), 16, None)
     layers, width, patch = vision
-    model = import_clip().model.CLIP(32, 64, layers, width, patch, 77, 49408, 64, 1, 2)
+    model = openai_networks().CLIP(32, 64, layers, width, patch, 77, 49408, 64, 1, 2)
     with torch.no_grad():
         for parameter in model.visual.parameters():
             if parameter.ndim > 1:
@@ -54,7 +59,7 @@ def image(seed: int = 0, hw: tuple[int, int] = (48, 72)):
     return Image(builders.pixels(hw, seed=seed))
 
 
-def test_cls_is_clips_own_with_and_without_surgery(clip):
+def test_cls_feature_equals_that_of_clip_with_and_without_surgery(clip):
     pixels = preprocess(image(), (64, 64))[None]
     expected = F.normalize(clip.model.encode_image(pixels), dim=-1)
     for architecture in ("surgery", "raw"):
@@ -62,11 +67,11 @@ def test_cls_is_clips_own_with_and_without_surgery(clip):
         assert_close(tokens.features[:1], expected, terms=TINY_NETWORK)
 
 
-def test_texts_are_clips_own():
+def test_text_features_equal_those_of_clip():
     clip = tiny("vit")
     tokens, over = tokenize(["a dog.", "a photo of a very long red fire engine."], 77)
     assert over <= 0
-    assert torch.equal(tokens, import_clip().tokenize(["a dog.", "a photo of a very long red fire engine."]).long())
+    assert torch.equal(tokens, openai_tokenize(["a dog.", "a photo of a very long red fire engine."]).long())
     expected = F.normalize(clip.model.encode_text(tokens), dim=-1)
     assert_close(encode_tokens(clip.model, tokens), expected, terms=TINY_NETWORK)
 
@@ -77,7 +82,7 @@ def test_query_features_are_the_normalised_mean_over_templates(vit):
     assert_close(vit.encode_texts(["dog"], SHORT)[0], expected, terms=TINY_NETWORK)
 
 
-def test_braces_are_letters_in_queries_and_templates(vit):
+def test_braces_in_queries_and_templates_are_literal(vit):
     odd = vit.encode_texts(["{x} {0}"], ("a {} {y} {0} {",))
     expected = encode_tokens(vit.model, tokenize(["a {x} {0} {y} {0} {"], 77)[0])
     assert_close(odd, expected, terms=TINY_NETWORK)
@@ -123,7 +128,7 @@ def naive_attention(attn, q, k, v, heads):
     return torch.stack(rows) @ attn.out_proj.weight.T + attn.out_proj.bias
 
 
-def test_feature_surgery_against_the_originals_large_tensor():
+def test_feature_surgery_equals_the_large_tensor_of_the_original():
     generator = torch.Generator().manual_seed(0)
     tokens = F.normalize(torch.randn(2, 7, 16, generator=generator, dtype=torch.float64), dim=-1)
     texts = F.normalize(torch.randn(5, 16, generator=generator, dtype=torch.float64), dim=-1)
@@ -142,7 +147,7 @@ def test_feature_surgery_against_the_originals_large_tensor():
     )
 
 
-def test_label_set_of_one_is_refused_where_it_would_be_zero_everywhere(vit):
+def test_a_label_set_of_one_is_refused(vit):
     with pytest.raises(ValueError, match="two labels"):
         without_label_set(torch.ones(3, 4), torch.ones(1, 4))
     (tokens,) = vit.encode_images([image()])
@@ -150,7 +155,7 @@ def test_label_set_of_one_is_refused_where_it_would_be_zero_everywhere(vit):
         vit.similarity(tokens, ["dog"], MapSettings(redundancy="label-set", templates=SHORT))
 
 
-def test_label_set_gives_the_chosen_targets_of_a_larger_set(vit):
+def test_label_set_maps_of_chosen_targets_equal_those_of_the_full_set(vit):
     (tokens,) = vit.encode_images([image()])
     labels = ["dog", "cat", "bus"]
     full = vit.similarity(tokens, labels, MapSettings(redundancy="label-set", templates=SHORT))
@@ -159,7 +164,7 @@ def test_label_set_gives_the_chosen_targets_of_a_larger_set(vit):
 
 
 @pytest.mark.parametrize("redundancy", ["empty", "label-set", "none"])
-def test_a_batch_gives_what_each_image_gives_alone(clip, redundancy):
+def test_a_batch_equals_single_images(clip, redundancy):
     """The original applies the label-set weights of one image to the other."""
     images = [image(1), image(2, (50, 40))]
     settings = MapSettings(redundancy=redundancy, templates=SHORT)
@@ -169,13 +174,13 @@ def test_a_batch_gives_what_each_image_gives_alone(clip, redundancy):
         assert_close(clip.similarity(tokens, ["dog", "cat"], settings).scores, maps.scores, terms=TINY_NETWORK, scale=1)
 
 
-def test_features_are_unit_over_channels(clip):
+def test_features_are_unit_vectors(clip):
     (tokens,) = clip.encode_images([image()])
     assert_close(tokens.features.norm(dim=-1), torch.ones(len(tokens.features)), terms=32)
 
 
-def test_another_size_leaves_the_model_as_it_was(clip):
-    """The original overwrites its position embeddings, so that 224, 512, 224 ends with another answer."""
+def test_another_input_size_does_not_change_the_model(clip):
+    """The original overwrites its position embeddings, so that the sizes 224, 512, 224 end with another result."""
     before = {name: tensor.clone() for name, tensor in clip.model.state_dict().items()}
     (first,) = clip.encode_images([image()], size=64)
     clip.encode_images([image()], size=(96, 160))
@@ -186,7 +191,7 @@ def test_another_size_leaves_the_model_as_it_was(clip):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_rectangles(clip):
+def test_rectangular_inputs_have_rectangular_grids(clip):
     (tokens,) = clip.encode_images([image()], size=(64, 128))
     rows, columns = 64 // clip.stride, 128 // clip.stride
     assert tokens.grid_hw == (rows, columns)
@@ -197,14 +202,14 @@ def test_rectangles(clip):
 
 def test_the_grid_always_covers_the_image():
     """The original drops the last 8 of 512 px with patches of 14 and stretches the map over them."""
-    model = import_clip().model.CLIP(32, 70, 2, 64, 14, 77, 100, 64, 1, 1).eval()
+    model = openai_networks().CLIP(32, 70, 2, 64, 14, 77, 100, 64, 1, 1).eval()
     clip = Clip(model, device=CPU, precision=FULL)
     assert clip.input_hw(512) == (518, 518)
     assert clip.input_hw(None) == (70, 70)
     assert clip.input_hw((1, 30)) == (14, 28)
 
 
-def test_threads_give_what_one_gives(clip):
+def test_threads_do_not_change_features(clip):
     images = [image(seed) for seed in range(8)]
     alone = [clip.encode_images([each])[0].features for each in images]
     with ThreadPoolExecutor(4) as pool:
@@ -212,7 +217,7 @@ def test_threads_give_what_one_gives(clip):
     assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
 
 
-def test_a_query_that_is_too_long_is_cut_off_and_said(vit, caplog):
+def test_a_query_that_is_too_long_is_truncated_and_logged(vit, caplog):
     with caplog.at_level(logging.WARNING):
         features = vit.encode_texts(["dog " * 1250], SHORT)
     assert "cut off" in caplog.text
@@ -220,24 +225,86 @@ def test_a_query_that_is_too_long_is_cut_off_and_said(vit, caplog):
 
 
 @pytest.mark.parametrize("queries", [[], [" "], ["dog", ""]])
-def test_no_query_and_empty_ones_are_refused(vit, queries):
+def test_missing_and_empty_queries_are_refused(vit, queries):
     (tokens,) = vit.encode_images([image()])
     with pytest.raises(QueryError):
         vit.similarity(tokens, queries, MapSettings(templates=SHORT))
 
 
-def test_surgical_blocks_stay_as_published():
+def test_the_number_of_surgery_blocks_equals_the_published_one():
     assert [RULES["surgery"].changed(depth) for depth in (2, 6, 12, 24)] == [1, 3, 6, 6]
 
 
 @pytest.mark.parametrize("wrong", [{"input_size": 0}, {"input_size": (64, -1)}, {"templates": ("no place",)}])
-def test_settings_that_cannot_be(wrong):
+def test_invalid_map_settings_are_refused(wrong):
     with pytest.raises(SettingsError):
         MapSettings(**wrong)
 
 
-def test_damaged_weights_are_noticed():
+def test_weights_that_are_not_finite_are_refused():
     clip = tiny("vit")
     clip.model.visual.proj.data[0, 0] = torch.nan
     with pytest.raises(CheckpointError, match="not finite"):
         clip.encode_images([image()])
+
+
+ENCODERS = {"vit": partial(encode_vit, blocks=6), "rn": encode_resnet}
+
+
+@pytest.fixture(scope="module", params=["vit", "rn"])
+def model(request):
+    values = golden.load(request.param)
+    return request.param, values, golden.visual(request.param, values)
+
+
+@pytest.fixture(scope="module", params=[64, 128])
+def tokens(request, model):
+    name, values, visual = model
+    features = ENCODERS[name](visual, torch.from_numpy(values[f"{request.param}/pixels"]))
+    return request.param, F.normalize(features, dim=-1)
+
+
+def first(name: str) -> int:
+    """The ResNet's golden CLS is not CLIP's, so there only the patches count."""
+    return 0 if name == "vit" else 1
+
+
+def test_features_and_cosines(model, tokens):
+    name, values, _ = model
+    size, features = tokens
+    text = torch.from_numpy(values["text"])
+    assert_close(features[:, first(name) :], values[f"{size}/features"][:, first(name) :], terms=TINY_NETWORK, scale=1)
+    assert_close(
+        cosines(features, text)[:, first(name) :], values[f"{size}/raw"][:, first(name) :], terms=TINY_NETWORK, scale=1
+    )
+
+
+def test_single_query_similarity(model, tokens):
+    name, values, _ = model
+    size, features = tokens
+    text, empty = (torch.from_numpy(values[key]) for key in ("text", "empty_text"))
+    ours = without_empty_text(features, text, empty[0])
+    assert_close(
+        ours[:, first(name) :], values[f"{size}/similarity_single"][:, first(name) :], terms=TINY_NETWORK, scale=1
+    )
+
+
+def test_label_set_similarity_maps_and_points(model, tokens):
+    name, values, _ = model
+    size, features = tokens
+    text = torch.from_numpy(values["text"])
+    if name == "rn":  # its weights come from CLS, so the original's CLS is put in to compare what follows
+        features = torch.cat([torch.from_numpy(values[f"{size}/features"][:, :1]), features[:, 1:]], dim=1)
+    similarity = without_label_set(features, text)
+    assert_close(similarity, values[f"{size}/similarity_label_set"], terms=TINY_NETWORK, scale=1)
+
+    side = round((similarity.shape[1] - 1) ** 0.5)
+    scores = similarity[:, 1:].transpose(1, 2).unflatten(-1, (side, side)).contiguous().numpy()
+    for image in range(2):
+        maps = resize(minmax(scores[image]), (60, 90))
+        spread = float(np.ptp(scores[image], axis=(1, 2)).min())  # to which each map is stretched
+        assert_close(maps.transpose(1, 2, 0), values[f"{size}/map_60x90"][image], terms=TINY_NETWORK, scale=1 / spread)
+    settings = PointSettings(method="reference", downsample=2 if size == 128 else 1)
+    for query, prompts in enumerate(text2points(scores[0], (60, 90), settings)):
+        np.testing.assert_array_equal(prompts.xy, values[f"{size}/points_{query}"])
+        np.testing.assert_array_equal(prompts.labels, values[f"{size}/point_labels_{query}"])

@@ -1,5 +1,5 @@
-"""How points become masks in other ways than by default: boxes, rough masks, the map's own region, competition, and the
-peaks of negatives. With fakes, with random SAMs against the stock predictor, and with the demo model."""
+"""Options of mask prompts: boxes, rough masks, regions of the map, resolved overlaps, and the peaks of negatives.
+Tested with fakes, with random SAMs against the stock predictor, and with the demo model."""
 
 from __future__ import annotations
 
@@ -26,13 +26,10 @@ from text2seg.io.images import load_image
 from text2seg.ontology import ontology_of_queries
 from text2seg.prompts import sam_prompts
 from text2seg.queries import parse_query
-from text2seg.records import Candidates, PointPrompts, SamPrompt, Segment, SimilarityMaps
-from text2seg.render import maps_with_points
+from text2seg.records import PointPrompts, Segment, SimilarityMaps
 from text2seg.review.replay import replay
-from text2seg.sam import candidates as choices
 from text2seg.sam.base import MASK_PROMPT_SCALE
-from text2seg.sam.candidates import cut
-from text2seg.sam.overlap import settle
+from text2seg.sam.candidates import resolve_overlaps
 from text2seg.sam.sam import Sam
 
 CPU = torch.device("cpu")
@@ -41,32 +38,32 @@ REGIONS = PointSettings(instances="regions", floor=0.4, prominence=0.2)
 GRID, HW = (5, 9), (50, 90)  # cells of 10 pixels
 
 
-def hills() -> np.ndarray:
-    """A hill of 1.0 on the left with a slope of 0.75 and 0.5 at its right, one of 0.9 on the right."""
+def two_peaks() -> np.ndarray:
+    """Map with a peak of 1.0 on the left, that falls to 0.75 and 0.5, and a peak of 0.9 on the right."""
     scores = np.zeros(GRID, np.float32)
     scores[2, 2:5], scores[1, 6], scores[4, 0] = (1.0, 0.75, 0.5), 0.9, 0.1
     return scores
 
 
-def aims_of(scores: np.ndarray, settings: PointSettings = REGIONS, **options):
-    return sam_prompts(scores[None], np.ones(GRID, np.float32), HW, settings, least_presence=0.5, **options)
+def prompts_of(scores: np.ndarray, settings: PointSettings = REGIONS, **options):
+    return sam_prompts(scores[None], np.ones(GRID, np.float32), HW, settings, min_presence=0.5, **options)
 
 
 # The settings
 
 
-def test_options_are_off_by_default_and_a_misspelt_one_is_refused():
-    assert (MaskSettings().prompt, MaskSettings().fallback, MaskSettings().compete) == ("points", False, False)
+def test_mask_options_are_off_by_default_and_an_unknown_one_is_refused():
+    assert (MaskSettings().prompt, MaskSettings().resolve_overlaps) == ("points", False)
     with pytest.raises(SettingsError, match="points, box, box-mask"):
         MaskSettings(prompt="mask")
-    given = Settings(masks=MaskSettings(prompt="box", fallback=True, compete=True))
-    assert settings_from_dict({"masks": {"prompt": "box", "fallback": True, "compete": True}}) == given
+    given = Settings(masks=MaskSettings(prompt="box", resolve_overlaps=True))
+    assert settings_from_dict({"masks": {"prompt": "box", "resolve_overlaps": True}}) == given
 
 
-def test_the_reference_knows_none_of_them():
-    asked = MaskSettings(prompt="box", fallback=True, compete=True)
+def test_the_reference_method_ignores_mask_options():
+    asked = MaskSettings(prompt="box", resolve_overlaps=True)
     masks = Settings(points=PointSettings(method="reference"), masks=asked).masks
-    assert (masks.prompt, masks.fallback, masks.compete, masks.choice) == ("points", False, False, "sam")
+    assert (masks.prompt, masks.resolve_overlaps, masks.choice) == ("points", False, "sam")
 
 
 # Boxes and rough masks
@@ -81,43 +78,43 @@ def test_the_reference_knows_none_of_them():
         ({"masks": np.zeros((3, 4), np.float32)}, r"masks must be float32\[M, gh, gw\]"),
     ],
 )
-def test_a_set_has_one_box_and_one_rough_mask_at_most(wrong, message):
+def test_a_point_set_has_at_most_one_box_and_one_rough_mask(wrong, message):
     with pytest.raises(ValueError, match=message):
         replace(builders.points(), **wrong)
 
 
-def test_of_a_region_the_box_is_tight_the_point_its_peak_and_the_mask_its_part_of_the_map():
-    left, right = aims_of(hills(), prompt="box-mask")
+def test_a_region_gives_a_tight_box_its_peak_and_its_part_of_the_map():
+    left, right = prompts_of(two_peaks(), prompt="box-mask")
     assert left.points.boxes_xyxy.tolist() == [[20, 20, 40, 30]]
     assert right.points.boxes_xyxy.tolist() == [[60, 10, 70, 20]]
     assert (left.points.xy.tolist(), left.points.labels.tolist()) == ([[25, 25]], [1])
     assert left.points.masks.sum() == pytest.approx(2.25)  # neither the other hill nor what is below the floor
     assert right.points.masks[0, 1, 6] == right.points.masks.sum() == np.float32(0.9)
-    boxed = aims_of(hills(), prompt="box")
+    boxed = prompts_of(two_peaks(), prompt="box")
     assert [sam_prompt.points.boxes_xyxy.tolist() for sam_prompt in boxed] == [[[20, 20, 40, 30]], [[60, 10, 70, 20]]]
     assert all(len(sam_prompt.points.masks) == 0 for sam_prompt in boxed)
 
 
-def test_by_default_there_is_neither_box_nor_mask_and_the_region_is_known():
-    for sam_prompt in aims_of(hills()):
+def test_default_prompts_have_no_box_or_mask_but_a_region():
+    for sam_prompt in prompts_of(two_peaks()):
         assert (len(sam_prompt.points.boxes_xyxy), len(sam_prompt.points.masks)) == (0, 0)
         assert sam_prompt.region[sam_prompt.scores >= sam_prompt.scores[sam_prompt.region].max()].any()
-    (whole,) = aims_of(hills(), replace(REGIONS, instances="union", downsample=1))
-    np.testing.assert_array_equal(whole.region, hills() >= 0.4)
+    (whole,) = prompts_of(two_peaks(), replace(REGIONS, instances="union", downsample=1))
+    np.testing.assert_array_equal(whole.region, two_peaks() >= 0.4)
 
 
-def test_all_of_a_kind_have_one_box_together_and_so_have_joined_queries():
+def test_union_and_combined_queries_have_one_common_box():
     union = replace(REGIONS, instances="union", downsample=1)
-    (whole,) = aims_of(hills(), union, prompt="box")
+    (whole,) = prompts_of(two_peaks(), union, prompt="box")
     assert whole.points.boxes_xyxy.tolist() == [[20, 10, 70, 30]]
     parts = np.zeros((3, *GRID), np.float32)
     parts[0, 0, 0], parts[1, 4, 8], parts[2, 2, 4] = 1, 1, 1  # their mean is nowhere above the floor
-    (joined,) = sam_prompts(parts, np.ones(GRID, np.float32), HW, union, prompt="box", least_presence=0)
+    (joined,) = sam_prompts(parts, np.ones(GRID, np.float32), HW, union, prompt="box", min_presence=0)
     assert joined.points.boxes_xyxy.tolist() == [[0, 0, 90, 50]]
 
 
 def mixed_sets(images) -> list[tuple[int, PointPrompts]]:
-    """Sets with and without box and rough mask, in no order, on images that are not square."""
+    """Point sets with and without box and rough mask, in mixed order, on images that are not square."""
     rng = np.random.default_rng(5)
 
     def box(place):
@@ -140,7 +137,7 @@ def mixed_sets(images) -> list[tuple[int, PointPrompts]]:
     ]
 
 
-def assert_mixed_batch_is_as_one_by_one_and_as_stock(sam: Sam, images) -> None:
+def assert_mixed_batch_equals_single_sets_and_stock(sam: Sam, images) -> None:
     sets = mixed_sets(images)
     embeddings = sam.embed(images)
     together = sam.decode([(embeddings[place], points) for place, points in sets])
@@ -163,7 +160,7 @@ def assert_mixed_batch_is_as_one_by_one_and_as_stock(sam: Sam, images) -> None:
 
 
 def stock_mask(sam, embedding, points):
-    """The rough mask as the stock predictor wants it, made the long way."""
+    """The rough mask in the form that the stock predictor takes, computed step by step."""
     if not len(points.masks):
         return None
     side = sam.module.prompt_encoder.mask_input_size[0]
@@ -173,18 +170,18 @@ def stock_mask(sam, embedding, points):
     return mask
 
 
-def test_a_batch_of_all_kinds_is_as_each_alone_and_as_the_stock_predictor():
+def test_a_mixed_batch_equals_single_sets_and_the_stock_predictor():
     images = [build.make_image(24, 32, seed=1), build.make_image(97, 41, seed=2)]
-    assert_mixed_batch_is_as_one_by_one_and_as_stock(Sam(build.sam_module(), CPU), images)
-    assert_mixed_batch_is_as_one_by_one_and_as_stock(Sam(build.sam_module(), CPU, sets_per_call=2), images)
+    assert_mixed_batch_equals_single_sets_and_stock(Sam(build.sam_module(), CPU), images)
+    assert_mixed_batch_equals_single_sets_and_stock(Sam(build.sam_module(), CPU, sets_per_call=2), images)
 
 
-def test_the_same_on_the_demo_weights(demo):
+def test_a_mixed_batch_equals_the_stock_predictor_on_the_demo_weights(demo):
     images = [build.make_image(120, 90, seed=1), build.make_image(61, 200)]
-    assert_mixed_batch_is_as_one_by_one_and_as_stock(demo.sam, images)
+    assert_mixed_batch_equals_single_sets_and_stock(demo.sam, images)
 
 
-def test_box_and_mask_change_what_the_demo_sam_answers(demo):
+def test_box_and_mask_change_the_result_of_the_demo_sam(demo):
     image = build.make_image(120, 90, seed=1)
     (embedding,) = demo.sam.embed([image])
     plain = build.points(image, 2)
@@ -194,88 +191,6 @@ def test_box_and_mask_change_what_the_demo_sam_answers(demo):
     answers = demo.sam.decode([(embedding, points) for points in (boxed, elsewhere, masked)])
     for other in answers[1:]:
         assert np.abs(answers[0].logits - other.logits).max() > 0.1
-
-
-# The map's own region
-
-
-class PlainSam:
-    """SAM's low resolution is 16 × 16 and the image fills the upper 12 rows of it; full size is twice that."""
-
-    HW = (24, 32)
-
-    def filled(self, embedding, side):
-        return 12, 16
-
-    def coarse_masks(self, embedding, candidates):
-        return candidates.logits[:, :12] > 0
-
-    def mask(self, embedding, candidates, index):
-        return resize(candidates.logits[index : index + 1, :12], self.HW)[0] > 0
-
-
-def answered(quality: float, *, apart: bool) -> tuple[SimilarityMaps, SamPrompt, Candidates]:
-    """A map whose region is on the left, and a candidate of SAM's there or on the right, of that predicted IoU."""
-    scores = np.zeros((6, 8), np.float32)
-    scores[1:4, 1:4] = 1.0
-    logits = np.full((3, 16, 16), -1.0, np.float32)
-    logits[:, 2:8, (slice(10, 15) if apart else slice(2, 8))] = 1
-    maps = SimilarityMaps(("ball",), scores[None], np.ones(1, np.float32), PlainSam.HW)
-    sam_prompt = SamPrompt(builders.points((10, 10, 1, 1.0)), scores, scores > 0.5)
-    return maps, sam_prompt, Candidates(logits, np.full(3, quality, np.float32))
-
-
-def cut_once(quality: float, *, apart: bool, **settings) -> tuple[Segment, Candidates]:
-    maps, sam_prompt, candidates = answered(quality, apart=apart)
-    (segment,) = cut(PlainSam(), None, maps, 0, [(sam_prompt, candidates)], MaskSettings(**settings))
-    return segment, candidates
-
-
-@pytest.mark.parametrize("choice", ["map", "sam"])
-def test_sam_gives_way_to_the_region_where_it_is_elsewhere_and_bad(choice):
-    segment, candidates = cut_once(0.6, apart=True, fallback=True, choice=choice)
-    assert (segment.chosen, segment.sam_score, len(segment.candidates)) == (3, 0, 4)
-    np.testing.assert_array_equal(segment.candidates.logits[:3], candidates.logits)
-    inside = np.zeros(PlainSam.HW, bool)
-    inside[4:16, 4:16] = True  # rows and columns 1 to 3 of cells of 4 pixels
-    assert not (segment.mask & ~inside).any()  # from 1 to 0 the map falls below 0.7 before the cell ends
-    assert segment.mask.sum() / inside.sum() > 0.6
-
-
-def test_sam_stays_where_it_agrees_or_is_good_or_nobody_asked():
-    assert cut_once(0.6, apart=False, fallback=True)[0].chosen < 3
-    assert cut_once(0.6, apart=True)[0].chosen < 3
-    _, sam_prompt, candidates = answered(1.0, apart=True)
-    assert choices.or_region(PlainSam(), None, sam_prompt, candidates, 1, 0.9) == (candidates, 1)
-
-
-def test_of_two_regions_each_keeps_to_its_own_and_an_aim_without_one_has_no_fallback():
-    _, sam_prompt, candidates = answered(0.6, apart=True)
-    both = sam_prompt.scores.copy()
-    both[4, 6:8] = 0.9
-    other = np.zeros(both.shape, bool)
-    other[4, 6:8] = True
-    of_other = choices.with_region(PlainSam(), None, SamPrompt(sam_prompt.points, both, other), candidates)
-    mask = PlainSam().mask(None, of_other, 3)
-    assert mask[18, 28]
-    assert not mask[:12, :16].any()
-    unknown = SamPrompt(sam_prompt.points, both)
-    assert choices.or_region(PlainSam(), None, unknown, candidates, 0, 0.1) == (candidates, 0)
-
-
-def test_the_demo_model_falls_back_to_a_mask_that_fits_the_thing_and_shows_it(demo, monkeypatch):
-    monkeypatch.setattr(choices, "WORST_QUALITY", np.inf)
-    monkeypatch.setattr(choices, "LEAST_SHARED", np.inf)  # every segment is the map's
-    session = demo.open(SCENES / "held-out" / "images" / "scene_0006.jpg")
-    found = session.segment("sunflower", Settings(masks=MaskSettings(fallback=True)))
-    (segment,) = found.segments
-    assert (segment.chosen, segment.sam_score) == (len(segment.candidates) - 1, 0)
-    true = true_mask(6, "sunflower")
-    assert (segment.mask & true).sum() / (segment.mask | true).sum() > 0.5
-    (usual,) = session.segment("sunflower").segments
-    assert maps_with_points(found).shape[1] > maps_with_points(session.segment("sunflower")).shape[1]
-    assert (segment.mask != usual.mask).any()
-    np.testing.assert_array_equal(session.candidate_mask(segment, segment.chosen), segment.mask)
 
 
 # Negatives
@@ -288,44 +203,48 @@ def negative_at(*cells: tuple[int, int]) -> np.ndarray:
     return maps
 
 
-def test_a_negatives_peak_takes_the_place_of_the_maps_lowest_cell():
-    left, right = aims_of(hills(), negatives=negative_at((3, 8)))
+def test_the_peak_of_a_negative_replaces_the_lowest_cell_of_the_map():
+    left, right = prompts_of(two_peaks(), negatives=negative_at((3, 8)))
     for sam_prompt in (left, right):
         assert sam_prompt.points.labels.tolist() == [1, 0]
         assert sam_prompt.points.xy[1].tolist() == [85, 35]
         assert sam_prompt.points.similarity[1] == 0
 
 
-def test_as_many_lowest_cells_stay_as_are_missing_to_one_for_each_positive():
-    scores = hills()
+def test_lowest_cells_fill_up_to_one_negative_for_each_positive():
+    scores = two_peaks()
     scores[2, 3] = 0.95
-    left, _ = aims_of(scores, negatives=negative_at((3, 8)))
-    before, _ = aims_of(scores)
+    left, _ = prompts_of(scores, negatives=negative_at((3, 8)))
+    before, _ = prompts_of(scores)
     assert left.points.labels.tolist() == before.points.labels.tolist() == [1, 1, 0, 0]
     assert left.points.xy[2].tolist() == [85, 35]
     np.testing.assert_array_equal(left.points.xy[3], before.points.xy[2])
 
 
-def test_a_peak_in_the_region_is_none_and_the_other_aims_have_it():
-    left, right = aims_of(hills(), negatives=negative_at((2, 3)))
-    plain_left, _ = aims_of(hills())
+def test_a_negative_peak_inside_a_region_is_left_out_for_that_region_only():
+    left, right = prompts_of(two_peaks(), negatives=negative_at((2, 3)))
+    plain_left, _ = prompts_of(two_peaks())
     np.testing.assert_array_equal(left.points.xy, plain_left.points.xy)
     assert right.points.xy[1].tolist() == [35, 25]
 
 
-def test_peaks_of_all_negatives_count_and_empty_ones_do_not():
+def test_peaks_of_all_negatives_count_except_empty_maps():
     negatives = np.concatenate([negative_at((0, 8), (4, 8)), negative_at((0, 0)), np.zeros((1, *GRID), np.float32)])
-    left, _ = aims_of(hills(), replace(REGIONS, floor=0.2), negatives=negatives)
+    left, _ = prompts_of(two_peaks(), replace(REGIONS, floor=0.2), negatives=negatives)
     assert {(85.0, 5.0), (85.0, 45.0), (5.0, 5.0)} == set(map(tuple, left.points.xy[left.points.labels == 0].tolist()))
-    nothing = [aims_of(hills(), replace(REGIONS, floor=0), negatives=each) for each in (negatives[2:], negatives[:0])]
+    nothing = [
+        prompts_of(two_peaks(), replace(REGIONS, floor=0), negatives=each) for each in (negatives[2:], negatives[:0])
+    ]
     np.testing.assert_array_equal(nothing[0][0].points.xy, nothing[1][0].points.xy)
 
 
-def test_with_a_box_a_negatives_peak_is_the_only_negative_point_and_the_reference_has_none():
-    left, _ = aims_of(hills(), prompt="box", negatives=negative_at((3, 8)))
+def test_with_a_box_the_only_negative_point_is_the_peak_and_the_reference_has_none():
+    left, _ = prompts_of(two_peaks(), prompt="box", negatives=negative_at((3, 8)))
     assert (left.points.labels.tolist(), len(left.points.boxes_xyxy)) == ([1, 0], 1)
     reference = PointSettings(method="reference", downsample=1, instances="union")
-    with_it, without = (aims_of(hills(), reference, negatives=each) for each in (negative_at((3, 8)), negative_at()))
+    with_it, without = (
+        prompts_of(two_peaks(), reference, negatives=each) for each in (negative_at((3, 8)), negative_at())
+    )
     np.testing.assert_array_equal(with_it[0].points.xy, without[0].points.xy)
 
 
@@ -341,7 +260,7 @@ def true_mask(image_id: int, name: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("wanted", "unwanted"), [("sunflower", "sun"), ("sun", "sunflower")])
-def test_the_demo_model_points_at_what_is_not_wanted(demo, wanted, unwanted):
+def test_the_demo_model_puts_a_negative_point_on_the_negative_object(demo, wanted, unwanted):
     session = demo.open(SCENES / "held-out" / "images" / "scene_0006.jpg")
     other = true_mask(6, unwanted)
     for query, expected in ((wanted, False), (f"{wanted} -{unwanted}", True)):
@@ -351,7 +270,7 @@ def test_the_demo_model_points_at_what_is_not_wanted(demo, wanted, unwanted):
             assert not segment.mask[other].any()
 
 
-def test_where_the_query_itself_scores_higher_a_negative_has_no_peak(demo):
+def test_a_negative_has_no_peak_where_the_query_scores_higher(demo):
     session = demo.open(SCENES / "held-out" / "images" / "scene_0006.jpg")
     session.segment("sunflower")
     (tokens,) = session.tokens.values()
@@ -367,8 +286,8 @@ def test_where_the_query_itself_scores_higher_a_negative_has_no_peak(demo):
 # Competition
 
 
-def competing(strength: dict[str, float], **masks: np.ndarray) -> tuple[list[Segment], SimilarityMaps]:
-    """Segments of these queries; the map of each is its mask's, so high; all maps have a 0 and a 1."""
+def overlapping(strength: dict[str, float], **masks: np.ndarray) -> tuple[list[Segment], SimilarityMaps]:
+    """Segments of these queries, and maps that have the value `strength` on their masks; each map contains 0 and 1."""
     hw = (24, 32)
     scores = np.zeros((len(strength), *hw), np.float32)
     scores[:, 0, 0] = 1
@@ -383,9 +302,9 @@ LEFT, RIGHT = builders.box_mask(left=4, width=12), builders.box_mask(left=10, wi
 MOST = builders.box_mask(left=4, width=11)
 
 
-def test_a_contested_pixel_goes_to_the_query_whose_map_is_higher():
-    segments, maps = competing({"ball": 0.6, "dog": 0.9}, ball=LEFT, dog=RIGHT)
-    ball, dog = settle(segments, maps)
+def test_a_shared_pixel_goes_to_the_query_with_the_higher_map():
+    segments, maps = overlapping({"ball": 0.6, "dog": 0.9}, ball=LEFT, dog=RIGHT)
+    ball, dog = resolve_overlaps(segments, maps)
     np.testing.assert_array_equal(dog.mask, RIGHT)
     np.testing.assert_array_equal(ball.mask, LEFT & ~RIGHT)
     assert dog is segments[1]
@@ -393,46 +312,46 @@ def test_a_contested_pixel_goes_to_the_query_whose_map_is_higher():
     np.testing.assert_array_equal(segments[0].mask, LEFT)  # what was given stays as it was
 
 
-def test_presence_counts_and_of_equals_the_first_asked_for_wins():
-    segments, maps = competing({"ball": 0.6, "dog": 0.9}, ball=LEFT, dog=RIGHT)
-    ball, dog = settle(segments, replace(maps, presence=np.array([0.9, 0.5], np.float32)))
+def test_presence_weights_the_map_and_ties_go_to_the_first_query():
+    segments, maps = overlapping({"ball": 0.6, "dog": 0.9}, ball=LEFT, dog=RIGHT)
+    ball, dog = resolve_overlaps(segments, replace(maps, presence=np.array([0.9, 0.5], np.float32)))
     np.testing.assert_array_equal(ball.mask, LEFT)
     np.testing.assert_array_equal(dog.mask, RIGHT & ~LEFT)
-    segments, maps = competing({"ball": 0.7, "dog": 0.7}, ball=LEFT, dog=RIGHT)
-    np.testing.assert_array_equal(settle(segments, maps)[0].mask, LEFT)
+    segments, maps = overlapping({"ball": 0.7, "dog": 0.7}, ball=LEFT, dog=RIGHT)
+    np.testing.assert_array_equal(resolve_overlaps(segments, maps)[0].mask, LEFT)
 
 
-def test_one_that_loses_more_than_85_percent_is_dropped_and_what_it_held_goes_back():
-    segments, maps = competing({"ball": 0.6, "dog": 0.9}, ball=MOST, dog=LEFT)
-    assert [each.query for each in settle(segments, maps)] == ["dog"]
+def test_a_segment_that_loses_more_than_85_percent_is_dropped_and_its_pixels_go_back():
+    segments, maps = overlapping({"ball": 0.6, "dog": 0.9}, ball=MOST, dog=LEFT)
+    assert [each.query for each in resolve_overlaps(segments, maps)] == ["dog"]
     # cat keeps one column of twelve, which is all that it takes from pig; without cat, pig has it again
     cat, pig = LEFT, builders.box_mask(left=15, width=5)
-    segments, maps = competing({"dog": 0.9, "cat": 0.6, "pig": 0.3}, dog=MOST, cat=cat, pig=pig)
-    settled = {each.query: each.mask for each in settle(segments, maps)}
-    assert list(settled) == ["dog", "pig"]
-    np.testing.assert_array_equal(settled["pig"], pig)
+    segments, maps = overlapping({"dog": 0.9, "cat": 0.6, "pig": 0.3}, dog=MOST, cat=cat, pig=pig)
+    resolved = {each.query: each.mask for each in resolve_overlaps(segments, maps)}
+    assert list(resolved) == ["dog", "pig"]
+    np.testing.assert_array_equal(resolved["pig"], pig)
 
 
-def test_one_that_gets_smaller_than_its_query_allows_is_dropped():
-    segments, maps = competing({"ball": 0.6, "dog": 0.9}, ball=LEFT, dog=RIGHT)
+def test_a_segment_that_becomes_smaller_than_min_area_is_dropped():
+    segments, maps = overlapping({"ball": 0.6, "dog": 0.9}, ball=LEFT, dog=RIGHT)
     left = np.count_nonzero(LEFT & ~RIGHT)
-    assert len(settle(segments, maps, (left, 0))) == 2
-    assert [each.query for each in settle(segments, maps, (left + 1, 0))] == ["dog"]
+    assert len(resolve_overlaps(segments, maps, (left, 0))) == 2
+    assert [each.query for each in resolve_overlaps(segments, maps, (left + 1, 0))] == ["dog"]
 
 
-def test_segments_of_one_query_may_overlap_and_what_is_alone_stays_as_it_is():
-    segments, maps = competing({"ball": 0.6}, ball=LEFT)
+def test_segments_of_one_query_may_overlap_and_segments_without_overlap_are_unchanged():
+    segments, maps = overlapping({"ball": 0.6}, ball=LEFT)
     both = [*segments, builders.segment("ball", RIGHT)]
-    assert settle(both, maps) == both
-    assert settle([], maps) == []
+    assert resolve_overlaps(both, maps) == both
+    assert resolve_overlaps([], maps) == []
 
 
-def test_with_the_demo_model_no_pixel_is_two_things(demo):
+def test_segments_of_the_demo_model_do_not_overlap(demo):
     session = demo.open(SCENES / "held-out" / "images" / "scene_0006.jpg")
     queries = ["sun", "sunflower", "turtle", "whale"]
     everything = Settings(presence=PresenceSettings(0))
     plain = session.segment(queries, everything).segments
-    apart = session.segment(queries, replace(everything, masks=MaskSettings(compete=True))).segments
+    apart = session.segment(queries, replace(everything, masks=MaskSettings(resolve_overlaps=True))).segments
 
     def shared(segments):
         queries_at = np.zeros(session.image.hw, int)
@@ -464,16 +383,12 @@ def written(demo, settings: Settings, queries=("koala", "alarm clock -sun")) -> 
     [
         MaskSettings(prompt="box"),
         MaskSettings(prompt="box-mask"),
-        MaskSettings(fallback=True),
-        MaskSettings(compete=True),
-        MaskSettings(prompt="box-mask", fallback=True, compete=True),
+        MaskSettings(resolve_overlaps=True),
+        MaskSettings(prompt="box-mask", resolve_overlaps=True),
     ],
-    ids=["box", "box-mask", "fallback", "compete", "all"],
+    ids=["box", "box-mask", "resolve_overlaps", "both"],
 )
-def test_every_way_can_be_replayed(demo, masks, monkeypatch):
-    if masks.fallback:
-        monkeypatch.setattr(choices, "WORST_QUALITY", np.inf)
-        monkeypatch.setattr(choices, "LEAST_SHARED", np.inf)
+def test_every_mask_option_can_be_replayed(demo, masks):
     content = written(demo, Settings(masks=masks))
     assert len(content["annotations"]) >= 2
     for annotation in content["annotations"]:
@@ -486,7 +401,7 @@ def test_every_way_can_be_replayed(demo, masks, monkeypatch):
         assert again.recorded_points.boxes_xyxy.shape == (int("box_prompt" in known), 4)
 
 
-def test_a_tampered_box_is_told_with_its_distance(demo):
+def test_a_changed_box_is_reported_with_its_distance(demo):
     content = written(demo, Settings(masks=MaskSettings(prompt="box")))
     content["annotations"][0]["attributes"]["box_prompt"][0] += 3
     again = replay(content, 1, images=SCENES / "held-out", models=demo)
@@ -494,16 +409,25 @@ def test_a_tampered_box_is_told_with_its_distance(demo):
     assert again.points_distance == pytest.approx(3)
 
 
-def test_what_cannot_be_replayed_says_why(demo):
-    content = written(demo, Settings(masks=MaskSettings(fallback=True)))
+@pytest.mark.parametrize(
+    ("masks", "chosen", "message"),
+    [
+        (MaskSettings(), 3, "candidate 3, SAM has 3 only"),
+        (MaskSettings(), 4, "candidate 4, SAM has 3 only"),
+        (
+            MaskSettings(resolve_overlaps=True),
+            None,
+            "its overlaps with other queries were resolved, which is not recorded",
+        ),
+    ],
+)
+def test_the_reason_is_given_when_replay_is_impossible(demo, masks, chosen, message):
+    content = written(demo, Settings(masks=masks))
     known = content["annotations"][0]["attributes"]
-    known["chosen_candidate"] = 3
-    with pytest.raises(Text2SegError, match="region of the map itself, which is not recorded"):
-        replay(content, 1, images=SCENES / "held-out", models=demo)
-    known["chosen_candidate"] = 4
-    with pytest.raises(Text2SegError, match="candidate 4, SAM has 3 only"):
+    known["chosen_candidate"] = (known["chosen_candidate"] + 1) % 3 if chosen is None else chosen
+    with pytest.raises(Text2SegError, match=message):
         replay(content, 1, images=SCENES / "held-out", models=demo)
 
 
-def test_the_scale_of_the_rough_mask_is_the_published_one():
+def test_the_scale_of_the_rough_mask_equals_the_published_one():
     assert MASK_PROMPT_SCALE == 0.005

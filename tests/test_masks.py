@@ -1,10 +1,11 @@
-"""SAM's masks: equal to the stock predictor's, for any number of images and point sets at once."""
+"""Masks of SAM equal those of the stock predictor, for any number of images and point sets at once."""
 
 from __future__ import annotations
 
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,11 +15,10 @@ from closeness import DEMO_NETWORK, TINY_NETWORK, assert_close
 from segment_anything import SamPredictor, sam_model_registry
 from torch import nn
 
+import text2seg
 from text2seg.errors import CheckpointError, ImageError, SettingsError
-from text2seg.records import Candidates
 from text2seg.runtime import FULL, choose_precision
-from text2seg.sam.build import SamShape, build_sam, load_sam
-from text2seg.sam.sam import Sam
+from text2seg.sam.sam import Sam, SamShape, build_sam, load_sam
 
 CPU = torch.device("cpu")
 IMAGES = [build.make_image(24, 32, seed=1), build.make_image(97, 41, seed=2), build.make_image(60, 80, seed=3)]
@@ -45,7 +45,7 @@ def test_equals_the_stock_predictor_one_image_and_one_set_at_a_time(sam):
     build.assert_equals_stock(sam, IMAGES, list(zip([place for place, _ in SETS], prompts_of(), strict=True)))
 
 
-def test_records_have_the_shapes_they_promise(sam):
+def test_embeddings_and_candidates_have_the_documented_shapes(sam):
     pairs, found = all_candidates(sam)
     for (embedding, _), candidates in zip(pairs, found, strict=True):
         assert embedding.features.shape == (build.TINY.embedding, 5, 5)
@@ -58,7 +58,7 @@ def test_records_have_the_shapes_they_promise(sam):
     assert (mask.shape, mask.dtype) == ((97, 41), np.bool_)
 
 
-def test_the_order_and_company_of_sets_change_nothing(sam):
+def test_results_do_not_depend_on_the_order_and_number_of_sets(sam):
     pairs, found = all_candidates(sam)
     backwards = sam.decode(pairs[::-1])[::-1]
     alone = [sam.decode([pair])[0] for pair in pairs]
@@ -67,8 +67,8 @@ def test_the_order_and_company_of_sets_change_nothing(sam):
         assert_close(third.logits, one.logits, terms=TINY_NETWORK)
 
 
-def test_as_many_sets_as_images_in_another_order_with_and_without_rough_masks(sam):
-    """What sets of one image share until the first layer is by image, not by the place of the set."""
+def test_sets_in_another_order_than_images_with_and_without_rough_masks(sam):
+    """Sets share computations by their image, not by their position in the batch."""
     embeddings = sam.embed(IMAGES)
     order = [2, 0, 1]
     plain = [build.points(IMAGES[place], 3, seed=place) for place in order]
@@ -80,7 +80,7 @@ def test_as_many_sets_as_images_in_another_order_with_and_without_rough_masks(sa
     build.assert_equals_stock(sam, IMAGES, list(zip(order, plain, strict=True)))
 
 
-def test_many_sets_go_through_the_decoder_in_parts(sam):
+def test_many_sets_are_decoded_in_parts(sam):
     pairs, found = all_candidates(sam)
     in_parts = Sam(build.sam_module(), CPU, sets_per_call=4).decode(pairs)
     for one, other in zip(found, in_parts, strict=True):
@@ -89,7 +89,7 @@ def test_many_sets_go_through_the_decoder_in_parts(sam):
         Sam(build.sam_module(), CPU, sets_per_call=0)
 
 
-def test_filling_up_with_label_minus_one_changes_the_answer_and_ours_does_not(sam):
+def test_padding_with_label_minus_one_would_change_masks_and_is_not_used(sam):
     image, short = IMAGES[0], build.points(IMAGES[0], 2)
     stock = SamPredictor(sam.module)
     stock.set_image(image.pixels)
@@ -102,7 +102,7 @@ def test_filling_up_with_label_minus_one_changes_the_answer_and_ours_does_not(sa
     assert_close(ours.logits, alone, terms=TINY_NETWORK)
 
 
-def test_a_decoder_of_the_official_size():
+def test_a_decoder_of_official_size_equals_the_stock_predictor():
     sam = Sam(build.sam_module(build.FULL_SIZE_DECODER), CPU)
     image = build.make_image(30, 44)
     build.assert_equals_stock(
@@ -110,7 +110,7 @@ def test_a_decoder_of_the_official_size():
     )
 
 
-def test_nothing_in_nothing_out(sam):
+def test_empty_input_gives_empty_output(sam):
     assert sam.embed([]) == []
     assert sam.decode([]) == []
 
@@ -127,7 +127,7 @@ def test_bad_input_is_named(sam):
         sam.embed([build.make_image(1, 900)])
 
 
-def test_features_that_are_not_finite_are_noticed():
+def test_features_that_are_not_finite_raise():
     weights = build.random_weights()
     weights["image_encoder.neck.0.weight"][0] = torch.nan
     with pytest.raises(CheckpointError, match="not finite in fp32"):
@@ -135,7 +135,7 @@ def test_features_that_are_not_finite_are_noticed():
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_two_threads_get_what_one_gets(precision):
+def test_threads_do_not_change_masks(precision):
     sam = Sam(build.sam_module(), CPU, choose_precision(CPU, precision))
     points = prompts_of([(place, 3) for place in range(3)])
 
@@ -153,7 +153,7 @@ def test_two_threads_get_what_one_gets(precision):
 
 
 @pytest.mark.parametrize("name", ["bf16", "fp16"])
-def test_half_precision_stays_close_and_gives_the_same_types(sam, name):
+def test_half_precision_is_close_and_gives_the_same_dtypes(sam, name):
     half = Sam(build.sam_module(), CPU, choose_precision(CPU, name))
     pairs, exact = all_candidates(sam)
     half_pairs, near = all_candidates(half)
@@ -167,7 +167,7 @@ def test_half_precision_stays_close_and_gives_the_same_types(sam, name):
             assert (mask & half_mask).sum() > 0.95 * (mask | half_mask).sum()
 
 
-def test_norms_compute_in_float32_whatever_the_precision():
+def test_norms_compute_in_float32_in_every_precision():
     sam = Sam(build.sam_module(), CPU, choose_precision(CPU, "bf16"))
     norms, products = {}, {}
     for name, layer in sam.module.named_modules():
@@ -177,7 +177,7 @@ def test_norms_compute_in_float32_whatever_the_precision():
             layer.register_forward_hook(lambda _, taken, given, name=name: products.update({name: given.dtype}))
     all_candidates(sam)
     assert set(norms.values()) == {torch.float32}
-    assert {"image_encoder.neck.1", "image_encoder.neck.3", "mask_decoder.output_upscaling.1"} < norms.keys()
+    assert {"image_encoder.neck.1", "image_encoder.neck.3", "mask_decoder.transformer.norm_final_attn"} < norms.keys()
     encoder = {dtype for name, dtype in products.items() if name.startswith("image_encoder")}
     decoder = {dtype for name, dtype in products.items() if name.startswith("mask_decoder")}
     assert (encoder, decoder) == ({torch.bfloat16}, {torch.float32})
@@ -191,12 +191,12 @@ def test_an_autocast_of_the_caller_changes_nothing(sam):
         np.testing.assert_array_equal(other.logits, one.logits)
 
 
-def test_from_weights_reads_half_precision_and_says_what_runs_where(caplog):
+def test_from_weights_reads_half_precision_and_logs_device_and_precision(caplog):
     weights = build.random_weights()
     halved = {name: tensor.half() for name, tensor in weights.items()}
     with caplog.at_level(logging.INFO):
         sam = Sam.from_weights(halved, device=CPU, precision="fp32")
-    assert "SAM with 3 blocks of width 48 on cpu in fp32: asked for" in caplog.messages
+    assert "SAM with 3 blocks of width 48 on cpu in fp32: requested" in caplog.messages
     for name, tensor in sam.module.state_dict().items():
         assert tensor.dtype == torch.float32
         assert torch.equal(tensor, halved[name].float())
@@ -205,7 +205,7 @@ def test_from_weights_reads_half_precision_and_says_what_runs_where(caplog):
     assert not sam.module.training
 
 
-def test_building_draws_no_random_numbers():
+def test_from_weights_does_not_change_the_random_state():
     before = torch.get_rng_state()
     Sam.from_weights(build.random_weights(), device=CPU)
     assert torch.equal(torch.get_rng_state(), before)
@@ -219,7 +219,7 @@ def test_building_draws_no_random_numbers():
         ({"image_encoder.patch_embed.proj.weight": torch.zeros(3)}, "other shapes than a SAM's"),
     ],
 )
-def test_weights_of_another_kind(fault, message):
+def test_weights_of_another_kind_are_refused(fault, message):
     with pytest.raises(CheckpointError, match=message):
         Sam.from_weights(fault, device=CPU)
 
@@ -234,7 +234,7 @@ def test_weights_of_another_kind(fault, message):
         ("image_encoder.blocks.0.attn.rel_pos_h", torch.zeros(5, 7), "no SAM has the architecture|unfit"),
     ],
 )
-def test_weights_that_are_nearly_right(name, tensor, message):
+def test_weights_with_one_wrong_tensor_are_refused(name, tensor, message):
     weights = build.random_weights()
     weights.pop(name, None)
     if tensor is not None:
@@ -263,7 +263,7 @@ ALL_OFFICIAL = {
 
 
 @pytest.mark.parametrize("name", OFFICIAL)
-def test_every_official_architecture_is_read_off_its_weights(name):
+def test_every_official_architecture_is_read_from_its_weights(name):
     with torch.device("meta"):
         weights = sam_model_registry[name]().state_dict()
         shape = SamShape.of(weights)
@@ -272,7 +272,7 @@ def test_every_official_architecture_is_read_off_its_weights(name):
     assert shape.fp16_safe == (name != "vit_h")
 
 
-def test_fp16_gives_way_for_the_largest_encoder(monkeypatch, caplog):
+def test_fp16_is_replaced_for_the_largest_encoder(monkeypatch, caplog):
     monkeypatch.setattr(SamShape, "fp16_safe", False)
     sam = Sam.from_weights(build.random_weights(), device=CPU, precision="fp16")
     assert sam.precision.name in ("bf16", "fp32")
@@ -284,7 +284,7 @@ def test_an_unknown_precision_is_refused():
         Sam.from_weights(build.random_weights(), device=CPU, precision="int8")
 
 
-def test_loading_shares_float32_and_leaves_the_weights_alone():
+def test_load_sam_shares_float32_tensors_and_does_not_change_them():
     weights = build.random_weights()
     copies = {name: tensor.clone() for name, tensor in weights.items()}
     sam = Sam(load_sam(SamShape.of(weights), weights), CPU, FULL)
@@ -292,5 +292,13 @@ def test_loading_shares_float32_and_leaves_the_weights_alone():
     assert all(torch.equal(weights[name], copy) for name, copy in copies.items())
 
 
-def candidates_scoring(*scores):
-    return Candidates(np.zeros((len(scores), 4, 4), np.float32), np.array(scores, np.float32))
+WEIGHTS = Path(text2seg.__file__).parent / "demo" / "sam_demo.pth"
+
+
+def test_the_demo_sam_equals_the_stock_predictor():
+    weights = torch.load(WEIGHTS, weights_only=True, map_location="cpu")
+    sam = Sam.from_weights(weights, device=torch.device("cpu"), precision="fp32")
+    images = [build.make_image(120, 90, seed=1), build.make_image(61, 200, seed=2)]
+    sizes = [(1, 1), (0, 5), (1, 8), (0, 2)]
+    sets = [(place, build.points(images[place], count, seed=seed)) for seed, (place, count) in enumerate(sizes)]
+    build.assert_equals_stock(sam, images, sets)

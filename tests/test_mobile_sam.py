@@ -16,19 +16,29 @@ from torch import nn
 
 from text2seg import Text2Seg
 from text2seg.errors import CheckpointError
+from text2seg.loading import open_sam
 from text2seg.sam.base import lower
-from text2seg.sam.build import MobileSamShape, build_sam, load_sam, shape_of
-from text2seg.sam.families import open_sam
-from text2seg.sam.mobile_sam import TinyViT, TinyViTShape
-from text2seg.sam.sam import Sam
+from text2seg.sam.mobile_sam import MobileSam, MobileSamShape, TinyViT, TinyViTShape
+from text2seg.sam.sam import build_sam, load_sam
 from text2seg.weights import registry
-from text2seg.weights.tensors import load_sam_weights
+from text2seg.weights.load import load_sam_weights
 
 CPU = torch.device("cpu")
 PUBLISHED_ENCODER = TinyViTShape(
     widths=(64, 128, 160, 320), depths=(2, 2, 6, 2), heads=(4, 5, 10), windows=(7, 14, 7), expansion=4, embedding=256
 )
-PUBLISHED = MobileSamShape(PUBLISHED_ENCODER, 256, 16, 2, 2048, 3, 3, 256)
+PUBLISHED = MobileSamShape(
+    image_size=1024,
+    patch=16,
+    embedding=256,
+    mask_in_channels=16,
+    decoder_depth=2,
+    decoder_mlp=2048,
+    candidates=3,
+    iou_depth=3,
+    iou_width=256,
+    encoder=PUBLISHED_ENCODER,
+)
 SMALL_ENCODER = TinyViTShape(
     widths=(8, 16, 24, 32),
     depths=(1, 2, 2, 1),
@@ -39,17 +49,22 @@ SMALL_ENCODER = TinyViTShape(
     image_size=80,
 )  # windows fit into none of the grids of 10, 5 and 5
 SMALL = MobileSamShape(
-    SMALL_ENCODER,
-    *(getattr(TINY, name) for name in ("embedding", "mask_in_channels", "decoder_depth", "decoder_mlp")),
-    3,
-    3,
-    24,
+    image_size=80,
+    patch=16,
+    embedding=TINY.embedding,
+    mask_in_channels=TINY.mask_in_channels,
+    decoder_depth=TINY.decoder_depth,
+    decoder_mlp=TINY.decoder_mlp,
+    candidates=3,
+    iou_depth=3,
+    iou_width=24,
+    encoder=SMALL_ENCODER,
 )
 
 
 @pytest.fixture(scope="module")
 def sam():
-    return Sam(load_sam(SMALL, random_weights(SMALL)), CPU)
+    return MobileSam(load_sam(SMALL, random_weights(SMALL)), CPU)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +89,7 @@ def names_of_timm(name: str) -> str:
     return ".".join(["stages", str(stage), *parts[2:]])
 
 
-def test_the_trunk_equals_timms():
+def test_the_encoder_equals_that_of_timm():
     torch.manual_seed(0)
     ours = TinyViT(SMALL_ENCODER).eval()
     prefix = "image_encoder."
@@ -101,7 +116,7 @@ def test_the_trunk_equals_timms():
     assert_close(found, wanted, terms=TINY_NETWORK)
 
 
-def test_points_are_answered_as_the_stock_predictor_does(sam):
+def test_masks_equal_those_of_the_stock_predictor(sam):
     images = [make_image(60, 100, seed=1), make_image(97, 41, seed=2)]
     assert_equals_stock(
         sam, images, [(n % 2, points(images[n % 2], count, seed=n)) for n, count in enumerate((1, 5, 2))]
@@ -109,10 +124,12 @@ def test_points_are_answered_as_the_stock_predictor_does(sam):
 
 
 @pytest.mark.parametrize("shape", [SMALL, PUBLISHED])
-def test_the_architecture_is_read_off_the_weights(shape):
+def test_the_architecture_is_read_from_the_weights(shape):
     with torch.device("meta"):
-        found = shape_of(build_sam(shape).state_dict())
-    assert found == replace(shape, encoder=replace(shape.encoder, image_size=1024))  # no tensor tells it
+        found = MobileSamShape.of(build_sam(shape).state_dict())
+    assert found == replace(
+        shape, image_size=1024, encoder=replace(shape.encoder, image_size=1024)
+    )  # no tensor tells it
 
 
 def test_tensors_have_the_published_names_and_sizes():
@@ -139,13 +156,13 @@ def test_tensors_have_the_published_names_and_sizes():
     assert round(learnt / 1e6, 1) == 9.8  # 10.1 million with the classifier that is not used
 
 
-def test_a_file_as_published_goes_from_words_to_segments(published, caplog):
+def test_a_published_file_segments_an_image(published, caplog):
     with caplog.at_level(logging.INFO):
         models = Text2Seg.load("demo", sam=str(published), device="cpu", precision="fp32")
     assert "MobileSAM with stages of width 64, 128, 160, 320 on cpu in fp32" in caplog.text
     scenes = Path(registry.__file__).parents[1] / "demo" / "scenes"
     session = models.open(sorted(scenes.rglob("*.jpg"))[0])
-    name = models.things.names[0]
+    name = models.closed_vocabulary.names[0]
     session.segment([name])
     segment = session.segment_points(name, points(session.image, 2))
     assert session.embedding.features.shape == (256, 64, 64)
@@ -153,9 +170,9 @@ def test_a_file_as_published_goes_from_words_to_segments(published, caplog):
     assert len(segment.candidates) == 3
 
 
-def test_half_precision_keeps_norms_and_comes_near(sam):
+def test_half_precision_keeps_norms_in_float32_and_is_close(sam):
     image = make_image(60, 100)
-    half = Sam(load_sam(SMALL, random_weights(SMALL)), CPU, replace(sam.precision, dtype=torch.bfloat16))
+    half = MobileSam(load_sam(SMALL, random_weights(SMALL)), CPU, replace(sam.precision, dtype=torch.bfloat16))
     coarse, exact = half.embed([image])[0].features, sam.embed([image])[0].features
     assert 0 < (coarse - exact).abs().max() / exact.abs().max() < 0.1
     kept = {name: tensor.dtype for name, tensor in half.module.image_encoder.state_dict().items()}
@@ -164,8 +181,8 @@ def test_half_precision_keeps_norms_and_comes_near(sam):
     lower(half.module.image_encoder, torch.float32)
 
 
-def test_a_file_that_lacks_a_tensor_is_refused_by_its_name(published, tmp_path):
-    weights = load_sam_weights(published)
+def test_a_file_without_a_tensor_is_refused_and_the_tensor_named(published, tmp_path):
+    weights = load_sam_weights(published, formats=MobileSam.formats)
     del weights["image_encoder.layers.3.blocks.1.local_conv.bn.running_mean"]
     torch.save(weights, tmp_path / "cut.pt")
     with pytest.raises(CheckpointError, match=r"1 missing, as 'image_encoder\.layers\.3\.blocks\.1\.local_conv\.bn"):
@@ -176,7 +193,7 @@ def test_a_file_that_lacks_a_tensor_is_refused_by_its_name(published, tmp_path):
         open_sam(tmp_path / "cut.pt", device=CPU)
 
 
-def test_it_is_known_by_name():
+def test_mobile_sam_is_in_the_registry():
     known = registry.find("mobile_sam", "sam")
     assert known.url.endswith("ChaoningZhang/MobileSAM/raw/master/weights/mobile_sam.pt")
     assert known.sha256 is None

@@ -1,8 +1,9 @@
-"""One rule of which file, or which image of another dataset, a name means: the same in all commands."""
+"""All commands use one rule to match names to files or to images of another dataset."""
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,22 +11,22 @@ import builders
 import pytest
 from PIL import Image as PillowImage
 
-from text2seg.calibration import tune_by_truth
+from text2seg.calibration.thresholds import tune_by_truth
 from text2seg.coco.convert import convert
+from text2seg.coco.dataset import merge
 from text2seg.coco.lookup import ImageFinder
-from text2seg.coco.merge import merge
 from text2seg.coco.source import source_of
 from text2seg.config import Settings
 from text2seg.errors import DatasetError, ImageError, QueryError, Text2SegError
 from text2seg.evaluation.alignment import align
 from text2seg.evaluation.benchmark import benchmark_coco
 from text2seg.explain.labelled import Labelled
-from text2seg.io.names import Names, identity, pair_names, parts_of, unique_names
+from text2seg.io.names import NameIndex, canonical_name, pair_names, parts_of, unique_names
 from text2seg.io.scan import Scan
-from text2seg.labelling.job import take_ids
+from text2seg.labelling.job import assign_ids
 from text2seg.ontology import ontology_of_queries
 from text2seg.review import write_review
-from text2seg.review.provenance import image_of
+from text2seg.review.replay import image_of
 
 BOX = [[2, 2, 20, 2, 20, 12, 2, 12]]
 TABLE = [
@@ -62,7 +63,7 @@ TABLE = [
 
 
 def dataset_of(*names: str, first: int = 1) -> dict:
-    """An image of each name, each with one thing in it."""
+    """Return a dataset with one image for each name, each with one annotation."""
     numbers = range(first, first + len(names))
     height, width = builders.HW
     return {
@@ -89,7 +90,7 @@ def folder_of(tmp_path: Path, *files: str) -> Path:
 
 
 class Opened(QueryError):
-    """Raised by models that see an image: so its file was found."""
+    """Raised by models that get an image, which shows that its file was found."""
 
 
 def models() -> SimpleNamespace:
@@ -102,7 +103,7 @@ def models() -> SimpleNamespace:
 
 
 def in_evaluate(names, files, tmp_path):
-    """Files are the ground truth's images."""
+    """The files are the images of the ground truth."""
     try:
         scenes = align(dataset_of(*files), dataset_of(*names, first=9), match="file-name").scenes
     except DatasetError as error:
@@ -115,12 +116,12 @@ def in_evaluate(names, files, tmp_path):
 def in_label(names, files, tmp_path):
     (tmp_path / "truth.json").write_text(json.dumps(dataset_of(*names)), encoding="utf-8")
     try:
-        _, image_id = take_ids(ontology_of_queries("sheep"), Scan(tmp_path, files), tmp_path / "truth.json")
+        plan = assign_ids(ontology_of_queries("sheep"), Scan(tmp_path, files), tmp_path / "truth.json")
     except ImageError as error:
         if "has no image" in str(error):
             return False
         raise
-    return image_id(0) == 1
+    return plan.image_id(0) == 1
 
 
 def in_convert(names, files, tmp_path):
@@ -189,12 +190,12 @@ BY_ALL = pytest.mark.parametrize("command", COMMANDS, ids=lambda command: comman
 
 @BY_ALL
 @pytest.mark.parametrize(("name", "file", "same"), TABLE)
-def test_the_same_pairs_belong_together_in_all_commands(tmp_path, command, name, file, same):
+def test_all_commands_match_the_same_pairs_of_name_and_file(tmp_path, command, name, file, same):
     assert command((name,), (file,), tmp_path) is same
 
 
 @BY_ALL
-def test_a_name_that_could_be_several_is_refused_by_all_commands(tmp_path, command):
+def test_an_ambiguous_name_is_refused_by_all_commands(tmp_path, command):
     names, files = ("a.png",), ("x/a.png", "y/a.png")
     if command is in_label:  # whose files are looked for in the dataset
         names, files = ("x/a.png", "y/a.png"), ("a.png",)
@@ -203,8 +204,8 @@ def test_a_name_that_could_be_several_is_refused_by_all_commands(tmp_path, comma
 
 
 @BY_ALL
-def test_the_name_with_the_most_parts_in_common_is_meant(tmp_path, command):
-    """Here `c` is the folder in front."""
+def test_a_name_matches_the_file_with_the_most_common_parts(tmp_path, command):
+    """Here `c` is the parent folder."""
     names, files = ("c/b/a.png",), ("a.png", "b/a.png")
     if command is in_label:
         names, files = ("b/a.png", "a.png"), ("c/b/a.png",)
@@ -213,7 +214,9 @@ def test_the_name_with_the_most_parts_in_common_is_meant(tmp_path, command):
 
 @pytest.mark.parametrize("command", [in_evaluate, in_tune])
 def test_two_names_of_one_file_are_refused(tmp_path, command):
-    with pytest.raises(Text2SegError, match=r"two images of the predictions|one name in several folders"):
+    with pytest.raises(
+        Text2SegError, match=r"two images of the predictions|several images of the ground truth match one file"
+    ):
         command(("a.png", "./a.png"), ("a.png",), tmp_path)
 
 
@@ -222,7 +225,7 @@ def test_two_files_of_one_name_are_refused(tmp_path):
         in_label(("a.png",), ("x/a.png", "y/a.png"), tmp_path)
 
 
-def test_ids_that_belong_together_may_spell_names_in_any_way():
+def test_matching_by_id_accepts_other_spellings_of_a_name():
     truth = dataset_of("train\\E\u0301.PNG")
     assert align(truth, dataset_of("/val/\u00e9.png")).scenes[0].predicted
     with pytest.raises(DatasetError, match="--match file-name"):
@@ -230,42 +233,42 @@ def test_ids_that_belong_together_may_spell_names_in_any_way():
 
 
 @pytest.mark.parametrize(("one", "other"), [("./a.png", "a.png"), ("x\\a.png", "x/a.png"), ("e\u0301", "\u00e9")])
-def test_merge_refuses_one_image_that_is_spelled_in_two_ways(one, other):
+def test_merge_refuses_one_image_in_two_spellings(one, other):
     with pytest.raises(DatasetError, match="is in a and in b"):
         merge([dataset_of(one), dataset_of(other, first=2)], names=["a", "b"])
 
 
-def test_merge_keeps_images_that_only_could_be_the_same():
+def test_merge_keeps_images_that_are_only_possibly_the_same():
     merged = merge([dataset_of("a.png", "A.png"), dataset_of("x/a.png", first=3)], names=["a", "b"])
     assert [image["file_name"] for image in merged["images"]] == ["a.png", "A.png", "x/a.png"]
 
 
-def test_what_comes_first_wins():
+def test_an_exact_name_comes_before_similar_names():
     names = ["a.png", "A.png", "x/a.png", "y/x/a.png", "X\\b.png"]
-    found = {name: [names[place] for place in Names(names).find(name)] for name in ("a.png", "A.png", "./A.png")}
+    found = {name: [names[place] for place in NameIndex(names).find(name)] for name in ("a.png", "A.png", "./A.png")}
     assert found == {"a.png": ["a.png"], "A.png": ["A.png"], "./A.png": ["A.png"]}
-    assert Names(names).find("x/b.png") == [4]
-    assert Names(names).find("z/x/a.png") == [2]
-    assert Names(names).find("y/x/a.png") == [3]
-    assert Names(names).find("z/a.png") == [0]
-    assert Names(names).find("z/c.png") == []
+    assert NameIndex(names).find("x/b.png") == [4]
+    assert NameIndex(names).find("z/x/a.png") == [2]
+    assert NameIndex(names).find("y/x/a.png") == [3]
+    assert NameIndex(names).find("z/a.png") == [0]
+    assert NameIndex(names).find("z/c.png") == []
 
 
 @pytest.mark.parametrize("name", ["", ".", "/", "..", "a/..", "\\", "C:\\"])
-def test_what_names_no_file(tmp_path, name):
+def test_a_name_without_parts_matches_no_file(tmp_path, name):
     assert parts_of(name) == ()
-    assert Names(["a", "", "/"]).find(name) in ([], [1], [2])
-    assert ImageFinder(images=folder_of(tmp_path, "a.png")).look(name) is None
+    assert NameIndex(["a", "", "/"]).find(name) in ([], [1], [2])
+    assert ImageFinder(images=folder_of(tmp_path, "a.png")).find_or_none(name) is None
 
 
-def test_many_names_of_one_file_name_do_not_take_long():
+def test_many_paths_with_one_file_name_are_matched_quickly():
     inside = [f"{number:06}/image.png" for number in range(5_000)]
     pairs = pair_names(inside, [f"train/{name}" for name in inside], ours="", theirs="")
     assert len(pairs) == len(inside)
-    assert identity("train\\./x.png") == "train/x.png"
+    assert canonical_name("train\\./x.png") == "train/x.png"
 
 
-def test_unique_names_are_apart_on_every_disk():
+def test_unique_names_differ_on_every_file_system():
     name = unique_names()
     assert [name("a", ""), name("A", ""), name("a_2", ""), name("e\u0301", ""), name("\u00e9", "")] == [
         "a",
@@ -279,45 +282,45 @@ def test_unique_names_are_apart_on_every_disk():
 # --- files on disk ---------------------------------------------------------------------------------------------------
 
 
-def test_nothing_outside_the_folder_of_images_is_opened(tmp_path):
+def test_no_file_outside_the_image_folder_is_opened(tmp_path):
     folder = folder_of(tmp_path, "a.png")
     PillowImage.new("RGB", (3, 3)).save(tmp_path / "private.png")
     finder = ImageFinder(tmp_path / "dataset.json", folder, {"folder": str(tmp_path)})
     for name in ("../private.png", str(tmp_path / "private.png"), "x/../../private.png", "..\\private.png"):
-        assert finder.look(name) is None
+        assert finder.find_or_none(name) is None
         with pytest.raises(ImageError, match="is not in"):
             finder.find(name)
 
 
-def test_a_name_may_start_above_the_folder_of_images_and_go_through_it(tmp_path):
+def test_a_name_may_begin_above_the_image_folder(tmp_path):
     folder = folder_of(tmp_path, "a.png", "backup/images/a.png")
     for name in ("images/a.png", str(folder / "a.png"), "C:\\data\\images\\a.png"):
         assert ImageFinder(images=folder).find(name) == folder / "a.png"
 
 
 @pytest.mark.parametrize("place", ["https://host/images", "//host/share", "\\\\host\\share", "s3://bucket/x", "/data"])
-def test_a_folder_elsewhere_that_a_dataset_names_is_not_opened(tmp_path, monkeypatch, place):
+def test_a_folder_elsewhere_in_a_dataset_is_not_opened(tmp_path, monkeypatch, place):
     monkeypatch.chdir(tmp_path)
     looked: list[str] = []
-    monkeypatch.setattr(Path, "is_file", lambda path: looked.append(str(path)) and False)
-    with pytest.raises(ImageError, match=r"lies in .* --images"):
+    monkeypatch.setattr("text2seg.coco.lookup.is_file", lambda path, _: looked.append(str(path)) and False)
+    with pytest.raises(ImageError, match=r"is in .* --images"):
         ImageFinder(tmp_path / "d.json", info={"folder": place}).find(f"{place}/a.png")
     assert all(Path(path).resolve().is_relative_to(tmp_path) for path in looked)
 
 
-def test_without_a_folder_names_are_tried_from_the_dataset_on_in_any_spelling(tmp_path, monkeypatch):
+def test_without_an_image_folder_names_are_searched_beside_the_dataset_in_any_spelling(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder_of(tmp_path, "X/e\u0301.png", "deep/b.png")
     finder = ImageFinder(tmp_path / "images/dataset.json")
     for name in ("x\\\u00e9.png", "C:\\data\\X\\\u00e9.PNG", "/data/X/e\u0301.png"):
         assert finder.find(name).read_bytes() == (tmp_path / "images/X/e\u0301.png").read_bytes()
-    assert finder.look("b.png") is None  # folders are not looked through
+    assert finder.find_or_none("b.png") is None  # folders are not looked through
     moved = ImageFinder(tmp_path / "dataset.json", info={"folder": "images"})
     assert moved.find("deep/b.png") == tmp_path / "images/deep/b.png"
 
 
 @pytest.mark.parametrize("name", ["x" * 300 + ".png", "a\0.png", "\ud800.png", "x/" * 3000 + "a.png", "?*|<>.png"])
-def test_names_that_no_disk_has_are_not_there(tmp_path, name):
+def test_names_that_no_file_can_have_are_not_found(tmp_path, name):
     folder = folder_of(tmp_path, "b.png")
     for finder in (ImageFinder(images=folder), ImageFinder(folder / "dataset.json")):
         with pytest.raises(ImageError, match="is not in") as caught:
@@ -325,41 +328,41 @@ def test_names_that_no_disk_has_are_not_there(tmp_path, name):
         assert len(str(caught.value)) < 600
 
 
-def test_a_name_that_is_absolute_or_leads_out_is_looked_for_from_the_dataset_on(tmp_path, monkeypatch):
+def test_an_absolute_or_escaping_name_is_searched_only_beside_the_dataset(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder_of(tmp_path, "in/b.png")
     PillowImage.new("RGB", (3, 3)).save(tmp_path / "private.png")
     finder = ImageFinder(tmp_path / "images/in/dataset.json", info={"folder": "."})
     monkeypatch.chdir(tmp_path / "images")
     for name in (f"{tmp_path}/private.png", "../private.png", "../../private.png"):
-        assert finder.look(name) is None
-    assert finder.look("/somewhere/else/in/b.png") == Path("in/b.png")
+        assert finder.find_or_none(name) is None
+    assert finder.find_or_none("/somewhere/else/in/b.png") == Path("in/b.png")
 
 
-def test_a_folder_that_may_not_be_entered_is_named(tmp_path, monkeypatch):
-    def refuse(path):
+def test_a_folder_without_permission_is_named(tmp_path, monkeypatch):
+    def refuse(path, **_):
         raise PermissionError(13, "Permission denied", str(path))
 
     folder = tmp_path / "images"
-    monkeypatch.setattr(Path, "is_file", refuse)
-    with pytest.raises(ImageError, match=r"a\.png cannot be looked for in .*images: Permission denied"):
+    monkeypatch.setattr(os, "stat", refuse)
+    with pytest.raises(ImageError, match=r"cannot search .*images for a\.png: Permission denied"):
         ImageFinder(images=folder).find("a.png")
 
 
-def test_links_in_a_circle_end(tmp_path):
+def test_cyclic_links_are_followed_once(tmp_path):
     folder = folder_of(tmp_path, "x/a.png")
     (folder / "x/up").symlink_to(folder, target_is_directory=True)
     assert ImageFinder(images=folder).find("a.png") == folder / "x/a.png"
 
 
-def test_output_names_come_from_the_same_parts():
+def test_output_names_are_made_of_the_parts_of_a_name():
     images = source_of(dataset_of("x\\a.png", "./x/A.jpg", "https://host/x/b%20c.png?s=1")).images
     assert [image.stem for image in images] == ["x/a", "x/A_2", "host/x/b c"]
     assert [image.suffix for image in images] == [".png", ".jpg", ".png"]
 
 
 @pytest.mark.parametrize("to", ["yolo-seg", "voc-png", "labelme"])
-def test_names_that_no_disk_has_are_written_in_others(tmp_path, to):
+def test_invalid_characters_in_output_names_are_replaced(tmp_path, to):
     convert(dataset_of("x\na.png", "b\x7f.png"), to, tmp_path / "out")
     stems = {path.stem for path in tmp_path.rglob("*") if path.is_file()}
     assert {"x_a", "b_"} <= stems

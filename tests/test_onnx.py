@@ -1,4 +1,4 @@
-"""ONNX graphs of the demo model: equal to torch call by call and mask by mask, and refused where they do not fit."""
+"""ONNX graphs of the demo model equal torch in every call and mask, and unfitting graphs are refused."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import shlex
 import shutil
 import sys
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,16 +19,14 @@ from triton_builders import check_against_graph, parse
 from text2seg import MapSettings, Settings, Text2Seg
 from text2seg.cli import main
 from text2seg.coco.dataset import build_dataset, write_dataset
-from text2seg.coco.results import mask_of
+from text2seg.coco.rle import mask_of
 from text2seg.config import ModelSettings
 from text2seg.errors import CheckpointError, OutputError, SettingsError
-from text2seg.export.check import SCENES, agreement, bundled_scenes
-from text2seg.export.graphs import convert, save
-from text2seg.export.onnx import Plan, export
-from text2seg.export.triton import write_repository
 from text2seg.io.images import load_image
-from text2seg.onnx.manifest import GRAPHS, read_manifest
-from text2seg.onnx.networks import Graph
+from text2seg.onnx.graphs import agreement, convert, save
+from text2seg.onnx.networks import GRAPHS, Graph, engines_of, read_manifest
+from text2seg.onnx.triton import write_repository
+from text2seg.onnx_export import SCENES, Plan, bundled_scenes, export
 from text2seg.records import PointPrompts
 from text2seg.review.replay import replay
 from text2seg.sam.decoder import FILLING, NOT_A_POINT
@@ -64,7 +63,7 @@ def spoilt(exported, tmp_path):
     return shutil.copytree(exported[0] / "fp32", tmp_path / "graphs")
 
 
-def test_each_graph_is_torch_within_its_tolerance_and_int8_is_worse_than_fp32(exported):
+def test_each_graph_equals_torch_within_its_tolerance_and_int8_is_worse_than_fp32(exported):
     base, (fp32, int8) = exported
     assert [each.name for each in fp32.graphs] == list(GRAPHS)
     assert all(each.error < rounding(DEMO_NETWORK) for each in fp32.graphs)
@@ -122,13 +121,13 @@ def test_the_decoder_takes_any_number_of_images_sets_and_points(demo, full, imag
             assert_close(ours, theirs, terms=DEMO_NETWORK)
 
 
-def test_a_persons_own_points_work_too(demo, full, scenes):
+def test_segment_points_works_with_graphs(demo, full, scenes):
     points = PointPrompts(np.array([[100, 90]], np.float32), np.array([1], np.int8), np.ones(1, np.float32))
     wanted, found = (m.open(scenes[0].image).segment_points(scenes[0].queries[0], points) for m in (demo, full))
     assert (wanted.mask == found.mask).mean() > 0.999
 
 
-def test_half_precision_is_near_torch(demo, exported, scenes, tmp_path):
+def test_a_half_precision_graph_is_close_to_torch(demo, exported, scenes, tmp_path):
     convert(exported[0] / "fp32" / "clip_text.onnx", tmp_path / "clip_text.onnx", "fp16")
     graph = Graph(tmp_path / "clip_text.onnx", CPU)
     tokens = torch.tensor([[49406, 320, 3638, 49407], [49406, 3638, 49407, 0]])
@@ -140,10 +139,10 @@ def test_half_precision_is_near_torch(demo, exported, scenes, tmp_path):
     assert (tmp_path / "clip_text.onnx").stat().st_size < 0.6 * source.stat().st_size
 
 
-def test_large_weights_lie_beside_their_graph_in_every_precision(exported, tmp_path, monkeypatch):
+def test_large_weights_are_stored_beside_their_graph_in_every_precision(exported, tmp_path, monkeypatch):
     import onnx
 
-    monkeypatch.setattr("text2seg.export.graphs.LARGEST_FILE", 1000)
+    monkeypatch.setattr("text2seg.onnx.graphs.LARGEST_FILE", 1000)
     source, tokens = exported[0] / "fp32" / "clip_text.onnx", torch.tensor([[49406, 320, 3638, 49407]])
     wanted = Graph(source, CPU)(tokens)[0]
     save(onnx.load(str(source)), tmp_path / "fp32.onnx")
@@ -155,7 +154,7 @@ def test_large_weights_lie_beside_their_graph_in_every_precision(exported, tmp_p
         assert float((Graph(path, CPU)(tokens)[0] - wanted).abs().max()) <= allowed
 
 
-def test_provenance_says_runtime_precision_and_graphs(demo, full, exported):
+def test_provenance_records_runtime_precision_and_graphs(demo, full, exported):
     origin = json.loads(json.dumps(full.provenance()))
     assert (origin["runtime"], origin["precision"], demo.provenance()["runtime"]) == ("onnx", "fp32", "torch")
     assert origin["clip"] == demo.provenance()["clip"]
@@ -183,9 +182,9 @@ def test_segment_and_label_run_from_the_command_line(exported, tmp_path, scenes,
         assert any(origin and origin["runtime"] == "onnx" for origin in origins)
 
 
-def test_another_size_or_rule_than_the_exported_is_refused(full, scenes):
+def test_an_input_size_or_rule_that_was_not_exported_is_refused(full, scenes):
     for maps, says in (
-        (MapSettings(input_size=256), "384×384 pixels, not 256×256: say --input-size 384 384"),
+        (MapSettings(input_size=256), "384×384 pixels, not 256×256: use --input-size 384 384"),
         (MapSettings(architecture="naclip"), "for --architecture surgery, not naclip"),
     ):
         with pytest.raises(SettingsError, match=says):
@@ -211,12 +210,12 @@ def test_folders_without_graphs_are_refused(spoilt, tmp_path):
     [
         (lambda m: m["clip"].update(sha256="ab" * 32), "are of the CLIP 'demo' with sha256 abab"),
         (lambda m: m["sam"].update(sha256="ab" * 32), "are of the SAM 'demo'"),
-        (lambda m: m.update(format=99), "of format 99, this text2seg reads 1"),
+        (lambda m: m.update(format=99), "has format 99, but this text2seg reads format 1"),
         (lambda m: m.update(precision="int4"), "cannot be read .*int4"),
         (lambda m: m.pop("opset"), "cannot be read"),
-        (lambda m: m["graphs"].pop(), "knows no graph sam_decoder_masked"),
-        (lambda m: m["files"].update({"../x.onnx": "0"}), "outside of the folder"),
-        (lambda m: m["graphs"][0].update(file="*"), "outside of the folder"),
+        (lambda m: m["graphs"].pop(), "lacks the graphs sam_decoder_masked"),
+        (lambda m: m["files"].update({"../x.onnx": "0"}), "outside the folder"),
+        (lambda m: m["graphs"][0].update(file="*"), "outside the folder"),
         (lambda m: m["graphs"].append({**m["graphs"][0], "name": "../../x"}), r"has a graph '\.\./\.\./x'"),
     ],
 )
@@ -237,7 +236,7 @@ def test_a_damaged_graph_is_refused(spoilt):
         Graph(path, CPU)
 
 
-def test_what_contradicts_the_graphs_is_refused(exported):
+def test_settings_that_contradict_the_graphs_are_refused(exported):
     with pytest.raises(SettingsError, match="are in fp32, not bf16"):
         load(exported[0] / "fp32", precision="bf16")
     with pytest.raises(SettingsError, match="leave --compile out"):
@@ -248,7 +247,7 @@ def test_what_contradicts_the_graphs_is_refused(exported):
         ModelSettings(graphs=exported[0])
 
 
-def test_without_onnxruntime_the_way_out_is_named(exported, monkeypatch, tmp_path, scenes):
+def test_without_onnxruntime_the_error_says_what_to_install(exported, monkeypatch, tmp_path, scenes):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(SettingsError, match=r'pip install "text2seg\[onnx\]"'):
         load(exported[0] / "fp32")
@@ -257,14 +256,81 @@ def test_without_onnxruntime_the_way_out_is_named(exported, monkeypatch, tmp_pat
         next(export(Plan(tmp_path / "graphs"), scenes))
 
 
-def test_a_folder_of_something_else_is_not_replaced(tmp_path, scenes):
+class FakeRuntime:
+    """ONNX Runtime of a machine with an NVIDIA GPU; it records the providers of its sessions."""
+
+    def __init__(self, providers, started=None):
+        self.providers, self.started, self.asked = providers, started or providers, []
+
+    def get_available_providers(self):
+        return self.providers
+
+    def SessionOptions(self):
+        return SimpleNamespace()
+
+    def InferenceSession(self, path, options, providers):
+        self.asked.append(providers)
+        return SimpleNamespace(get_providers=lambda: self.started, get_inputs=list, get_outputs=list)
+
+
+CPU_PROVIDER, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+
+
+def test_a_session_gets_the_chosen_provider_and_its_options(monkeypatch, tmp_path):
+    runtime = FakeRuntime([TENSORRT, CUDA, CPU_PROVIDER])
+    monkeypatch.setitem(sys.modules, "onnxruntime", runtime)
+    second = torch.device("cuda", 1)
+    for device, provider in ((CPU, "auto"), (second, "auto"), (second, "cpu"), (CPU, "cuda")):
+        Graph(tmp_path / "x.onnx", device, provider)
+    on_first, on_second = (CUDA, {"device_id": 0}), (CUDA, {"device_id": 1})
+    assert runtime.asked == [[CPU_PROVIDER], [on_second, CPU_PROVIDER], [CPU_PROVIDER], [on_first, CPU_PROVIDER]]
+    for provider, half in (("tensorrt", False), ("tensorrt-fp16", True)):
+        engines = engines_of(tmp_path / "graphs", "ab" * 32, provider)
+        assert engines == tmp_path.resolve() / "graphs-tensorrt" / ("ab" * 8 + ("-fp16" if half else ""))
+        Graph(tmp_path / "x.onnx", second, provider, engines)
+        options = {
+            "device_id": 1,
+            "trt_fp16_enable": half,
+            "trt_engine_cache_enable": True,
+            "trt_engine_cache_path": str(engines),
+        }
+        assert runtime.asked[-1] == [(TENSORRT, options), on_second, CPU_PROVIDER]
+    assert engines_of(tmp_path, "ab" * 32, "cuda") is None
+
+
+def test_a_provider_that_does_not_start_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "onnxruntime", FakeRuntime([TENSORRT, CUDA, CPU_PROVIDER], [CUDA, CPU_PROVIDER]))
+    with pytest.raises(SettingsError, match=r"has TensorrtExecutionProvider, but cannot start it.*gpu tensorrt"):
+        Graph(tmp_path / "x.onnx", CPU, "tensorrt")
+
+
+def test_a_provider_that_is_not_installed_is_refused(exported, monkeypatch):
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: [CPU_PROVIDER])
+    for provider, package in (("cuda", "onnxruntime-gpu"), ("tensorrt-fp16", "onnxruntime-gpu tensorrt")):
+        says = rf"--onnx-provider {provider}: the installed ONNX Runtime has no .*pip install {package}\)"
+        with pytest.raises(SettingsError, match=says):
+            load(exported[0] / "fp32", onnx_provider=provider)
+    with pytest.raises(SettingsError, match="--onnx-provider is for --runtime onnx"):
+        ModelSettings(onnx_provider="cpu")
+    with pytest.raises(SettingsError, match="give their folder too"):
+        Text2Seg.load("demo", onnx_provider="cpu")
+
+
+def test_a_chosen_provider_is_recorded(exported, full, scenes):
+    models = load(exported[0] / "fp32", onnx_provider="cpu")
+    assert models.provenance() == full.provenance() | {"onnx_provider": "cpu"}
+    wanted, found = (each.segment(scenes[0].image, scenes[0].queries) for each in (full, models))
+    assert min(agreement([wanted], [found]).ious) > 0.999
+
+
+def test_a_folder_without_graphs_is_not_overwritten(tmp_path, scenes):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "me.jpg").touch()
-    with pytest.raises(OutputError, match="is there already and is no folder of graphs"):
+    with pytest.raises(OutputError, match="exists already and is not a folder of graphs"):
         next(export(Plan(tmp_path / "photos"), scenes))
 
 
-def test_the_manifest_says_what_the_files_are(exported):
+def test_the_manifest_describes_the_files(exported):
     import onnx
 
     manifest = read_manifest(exported[0] / "int8")
@@ -279,7 +345,7 @@ def test_the_manifest_says_what_the_files_are(exported):
     assert manifest.graph("clip_image").precision == "fp32"
 
 
-def test_the_repository_for_triton_fits_the_schema_and_the_graphs(exported, tmp_path):
+def test_the_triton_repository_fits_the_schema_and_the_graphs(exported, tmp_path):
     folders = write_repository(exported[0] / "int8", tmp_path)
     assert [folder.name for folder in folders] == list(GRAPHS)
     for folder in folders:
@@ -297,7 +363,7 @@ def labelled(full, scenes):
     return json.loads(json.dumps(build_dataset([result], provenance=full.provenance())))
 
 
-def test_a_mask_by_graphs_is_made_again_with_those_graphs(labelled, exported, full, tmp_path, capsys):
+def test_a_mask_from_graphs_is_replayed_with_the_same_graphs(labelled, exported, full, tmp_path, capsys):
     assert labelled["annotations"]
     for annotation in labelled["annotations"]:
         again = replay(labelled, annotation["id"], images=SCENES / "images", device="cpu", graphs=exported[0] / "fp32")
@@ -309,30 +375,30 @@ def test_a_mask_by_graphs_is_made_again_with_those_graphs(labelled, exported, fu
     assert "mask: identical" in capsys.readouterr().out
     assert main(command) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.endswith("was made by ONNX graphs; say with --graphs FOLDER where they lie")
+    assert line.endswith("was made with ONNX graphs; name their folder with --graphs FOLDER")
 
 
-def test_a_mask_is_not_made_again_with_other_graphs_or_none(labelled, exported, demo, spoilt):
+def test_replay_with_other_graphs_or_without_graphs_is_refused(labelled, exported, demo, spoilt):
     def again(dataset, **given):
         return replay(dataset, 1, images=SCENES / "images", device="cpu", **given)
 
-    with pytest.raises(CheckpointError, match=r"made by other ONNX graphs than those in .*int8; find those"):
+    with pytest.raises(CheckpointError, match=r"made with other ONNX graphs than those in .*int8; find those"):
         again(labelled, graphs=exported[0] / "int8")
-    with pytest.raises(CheckpointError, match="not of the same ONNX graphs; find those"):
+    with pytest.raises(CheckpointError, match="from different ONNX graphs; find those"):
         again(labelled, models=demo)
     (spoilt / "sam_decoder.onnx").write_bytes(b"another")
     with pytest.raises(CheckpointError, match="is not the file that was exported"):
         again(labelled, graphs=spoilt)
     by_torch = copy.deepcopy(labelled)
     by_torch["annotations"][0]["attributes"]["provenance"] = demo.provenance() | {"settings": asdict(demo.settings)}
-    with pytest.raises(SettingsError, match="was not made by ONNX graphs; leave out --graphs"):
+    with pytest.raises(SettingsError, match="was not made with ONNX graphs; leave out --graphs"):
         again(by_torch, graphs=exported[0] / "fp32")
 
 
-def test_what_the_app_copies_gives_the_masks_of_its_graphs(exported, full, tmp_path, monkeypatch):
+def test_commands_copied_from_the_app_give_the_masks_of_its_graphs(exported, full, tmp_path, monkeypatch):
     from text2seg.app.model_pool import ModelPool
-    from text2seg.app.segment.command import as_command, as_python
-    from text2seg.app.segment.session import looked, opened
+    from text2seg.app.segment.export import as_command, as_python
+    from text2seg.app.segment.session import find, open_image
     from text2seg.app.settings import AppSettings
 
     monkeypatch.chdir(tmp_path)
@@ -340,16 +406,17 @@ def test_what_the_app_copies_gives_the_masks_of_its_graphs(exported, full, tmp_p
     for precision in ("fp32", "int8"):
         models = full if precision == "fp32" else load(exported[0] / precision)
         model_pool = ModelPool(models, AppSettings())
-        visit = opened(model_pool, load_image("scene_0019.jpg"))
-        visit = looked(visit, model_pool, ("sheep",), threshold=0.7, presence=None)
-        wanted = [piece.segment.mask for piece in visit.document.pieces]
-        program, *words = shlex.split(as_command(visit))
+        session = open_image(model_pool, load_image("scene_0019.jpg"))
+        session = find(session, model_pool, ("sheep",), threshold=0.7, presence=None)
+        wanted = [piece.segment.mask for piece in session.document.pieces]
+        program, *words = shlex.split(as_command(session))
         assert (program, words[words.index("--runtime") + 1]) == ("text2seg", "onnx")
-        assert main(words) == 0
+        assert main([*words, "--overwrite"]) == 0
         dataset = json.loads((tmp_path / "outputs" / "dataset.json").read_text())
+        shutil.rmtree(tmp_path / "outputs")
         found = [mask_of(annotation, wanted[0].shape) for annotation in dataset["annotations"]]
         names: dict = {}
-        exec(as_python(visit), names)
+        exec(as_python(session), names)
         assert names["seg"].provenance()["graphs"] == models.provenance()["graphs"]
         assert len(wanted) == 2
         for of_app, of_command, of_python in zip(

@@ -1,4 +1,4 @@
-"""Ontology files as people write them, with the slips they make."""
+"""Ontology files: reading, errors, and writing thresholds."""
 
 from __future__ import annotations
 
@@ -36,28 +36,28 @@ def written(folder: Path, text: str, name: str = "things.yaml") -> Path:
 
 
 def faults(folder: Path, text: str, name: str = "things.yaml") -> list[str]:
-    """What is wrong with a text, without the folder."""
+    """Return the error message of a text, without the folder."""
     path = written(folder, text, name)
     with pytest.raises(OntologyError) as caught:
         read_ontology(path)
     return str(caught.value).replace(f"{folder}/", "").splitlines()
 
 
-def test_the_example_of_the_docs_reads(tmp_path):
+def test_example_of_the_docs_is_read(tmp_path):
     dog, cat, seat = read_ontology(written(tmp_path, FULL)).categories
     assert dog == Category("dog", 18, "animal", ("dog", "hound"), ("cat",), 0.75, 0.3, 100, "#ff8800")
     assert cat == Category("cat", 1, "thing", ("cat",), (), None, None, 0, None)
     assert (seat.id, seat.queries) == (2, ("person+bench",))
 
 
-def test_the_short_form_of_the_docs_reads(tmp_path):
+def test_short_form_of_the_docs_is_read(tmp_path):
     dog, cat, horse = read_ontology(written(tmp_path, SHORT)).categories
     assert (dog.id, dog.queries, dog.threshold) == (1, ("dog", "hound"), None)
     assert (cat.id, cat.queries, cat.threshold) == (2, ("cat", "kitty"), 0.7)
     assert (horse.id, horse.queries) == (3, ("horse",))
 
 
-def test_the_faults_of_the_docs_are_told_so(tmp_path):
+def test_errors_in_the_docs_are_reported_as_shown(tmp_path):
     wrong = "categories:\n- name: dog\n\n  queries: [dog, puppy]\n  treshold: 0.5\n  threshold: 1.5\n\n"
     told = faults(tmp_path, wrong + "- cat\n- name: x\n\n\n  queries: [puppy]\n")
     shown = re.findall(r"```\n(things.*?)```", DOCS, re.DOTALL)[0].splitlines()
@@ -65,7 +65,7 @@ def test_the_faults_of_the_docs_are_told_so(tmp_path):
         assert line.startswith(example.rstrip("…"))
 
 
-def test_names_alone_and_json_read_too(tmp_path):
+def test_names_only_and_json_are_read(tmp_path):
     assert read_ontology(written(tmp_path, "categories: [dog, red car]")).names == ("dog", "red car")
     dumped = '\ufeff{\r\n\t"categories": [\r\n\t\t{"name": "\\ud83d\\ude00 dog", "id":7}, "cat"]}'
     for name in ("things.json", "THINGS.JSON"):
@@ -73,7 +73,7 @@ def test_names_alone_and_json_read_too(tmp_path):
         assert [(each.name, each.id) for each in ontology.categories] == [("😀 dog", 7), ("cat", 1)]
 
 
-def test_given_ids_stay_and_the_lowest_free_ones_fill_up(tmp_path):
+def test_missing_ids_get_the_lowest_free_numbers(tmp_path):
     text = "categories: [{name: a, id: 2}, b, {name: c, id: 1}, d, {name: e, id: 5}, f, g]"
     assert [each.id for each in read_ontology(written(tmp_path, text)).categories] == [2, 3, 1, 4, 5, 6, 7]
 
@@ -135,35 +135,35 @@ ITEM = "categories:\n- name: dog\n  {}\n"
         ("categories:\n- !!python/name:os.system x\n", 2, "tags such as tag:yaml.org,2002:python/name:os.system"),
         ("categories:\n- name: x\n  id: !!int 'seven'\n", 3, "categories[0].id: cannot be read as int"),
         ("categories:\n- &a dog\n- *a\n", 2, "categories[1]: aliases (*name) are not read"),
-        ('categories: ["\\ud83d dog"]', 1, "half a letter"),
+        ('categories: ["\\ud83d dog"]', 1, "half a character"),
     ],
 )
-def test_each_fault_names_line_and_key_and_what_would_be_right(tmp_path, text, line, says):
+def test_error_names_line_key_and_remedy(tmp_path, text, line, says):
     first, *_ = faults(tmp_path, text)
     assert first.startswith(f"things.yaml:{line}: ")
     assert says in first
 
 
-def test_a_wording_in_two_categories_names_both_lines(tmp_path):
+def test_shared_wording_error_names_both_lines(tmp_path):
     (fault,) = faults(
         tmp_path, "categories:\n- name: dog\n  queries: [dog, puppy]\n\n- name: pet\n  queries:\n  - Puppy\n"
     )
     assert fault.startswith("things.yaml:7: categories[1].queries[0]: 'Puppy' is a wording of 'dog' too, in line 3")
 
 
-def test_all_faults_are_told_in_the_order_of_the_file(tmp_path):
+def test_all_errors_are_reported_in_file_order(tmp_path):
     dog, again = "- name: dog\n  id: 0\n  treshold: 1\n", "- name: DOG\n  id: 1\n  presence: 2\n"
     text = f"categories:\n{dog}{again}- name: cat\n  id: 1\nx: y\n"
     assert [int(fault.split(":")[1]) for fault in faults(tmp_path, text)] == [3, 4, 5, 7, 9, 10]
 
 
-def test_very_many_faults_are_cut_short(tmp_path):
+def test_number_of_reported_errors_is_limited(tmp_path):
     told = faults(tmp_path, "categories:\n" + "- name: dog\n" * 100)
     assert len(told) == 21
     assert told[-1] == "things.yaml: and 79 more"
 
 
-def test_json_says_where_it_breaks(tmp_path):
+def test_json_error_names_the_line(tmp_path):
     assert faults(tmp_path, '{"categories":\n ["dog",]}', "a.json")[0].startswith("a.json:2: is not JSON")
     assert faults(tmp_path, "categories: [dog]", "a.json")[0].startswith("a.json:1: is not JSON")
     assert faults(tmp_path, '{"categories":\n [{"name": "x", "id": 0}]}', "a.json")[0].startswith(
@@ -171,7 +171,7 @@ def test_json_says_where_it_breaks(tmp_path):
     )
 
 
-def test_files_that_cannot_be_read(tmp_path):
+def test_unreadable_files_are_reported(tmp_path):
     with pytest.raises(OntologyError, match=r"nowhere\.yaml: there is no such file"):
         read_ontology(tmp_path / "nowhere.yaml")
     with pytest.raises(OntologyError, match="cannot be read"):
@@ -199,13 +199,13 @@ def test_hostile_files_are_refused_quickly(tmp_path):
 
 
 @given(st.text(max_size=40), st.sampled_from(["{}", "categories: {}", "categories:\n- {}", "categories: [{{{}}}]"]))
-def test_whatever_is_in_a_file_nothing_but_an_ontology_error_comes_out(tmp_path_factory, text, frame):
+def test_random_files_raise_only_ontology_error(tmp_path_factory, text, frame):
     path = written(tmp_path_factory.getbasetemp(), frame.format(text.encode("utf-8", "replace").decode()))
     with suppress(OntologyError):
         assert read_ontology(path).categories
 
 
-def test_to_dict_is_a_file_that_reads_the_same(tmp_path):
+def test_to_dict_round_trip(tmp_path):
     ontology = read_ontology(written(tmp_path, FULL))
     again = written(tmp_path, json.dumps(ontology.to_dict()), "again.json")
     assert read_ontology(again) == ontology
@@ -217,19 +217,19 @@ def test_coco_categories(tmp_path):
     assert second == {"id": 1, "name": "cat", "supercategory": "thing"}
 
 
-def test_queries_of_a_file(tmp_path):
+def test_queries_of_an_ontology(tmp_path):
     dog, _, seat = queries_of(read_ontology(written(tmp_path, FULL)))
     assert dog == Query("dog", (("dog", "hound"),), ("cat",), 0.75, 0.3, 100)
     assert seat == Query("seat", (("person",), ("bench",)))
 
 
-def test_queries_of_mixed_wordings_made_by_hand():
+def test_queries_of_mixed_wordings_are_refused():
     (category,) = ontology_of_queries("dog").categories
     with pytest.raises(OntologyError, match=r"dog: 'a\+b'"):
         queries_of(Ontology((replace(category, queries=("a+b", "c")),)))
 
 
-def test_typed_queries_come_back_as_they_were():
+def test_typed_queries_round_trip_through_an_ontology():
     ontology = ontology_of_queries("dog, red  car|taxi -bus, person+bench|seat, dog")
     assert ontology.names == ("dog", "red car|taxi", "person+bench|seat")
     assert [category.id for category in ontology.categories] == [1, 2, 3]
@@ -261,12 +261,12 @@ def test_ids_from_a_coco_file():
 
 
 def changed(before: str, after: str) -> list[tuple[str, str]]:
-    """Lines that went and lines that came."""
+    """Return removed and added lines."""
     old, new = before.splitlines(), after.splitlines()
     return [("-", line) for line in old if line not in new] + [("+", line) for line in new if line not in old]
 
 
-def test_thresholds_are_written_back_and_nothing_else_moves(tmp_path):
+def test_write_thresholds_changes_nothing_else(tmp_path):
     path = written(tmp_path, FULL)
     write_thresholds(path, {"dog": 0.65, "seat": 0.9})
     after = path.read_text(encoding="utf-8")
@@ -317,7 +317,7 @@ LAYOUTS = [
 
 
 @pytest.mark.parametrize(("before", "after"), LAYOUTS)
-def test_every_layout_takes_a_threshold_or_says_that_it_does_not(tmp_path, before, after):
+def test_write_thresholds_in_every_layout(tmp_path, before, after):
     path = written(tmp_path, before, "a.json" if before.startswith("{") else "a.yaml")
     if after is None:
         with pytest.raises(OntologyError, match=r"dog: 0\.5"):
@@ -330,7 +330,7 @@ def test_every_layout_takes_a_threshold_or_says_that_it_does_not(tmp_path, befor
     assert list(read_ontology(path).categories) == wanted
 
 
-def test_thresholds_that_cannot_be_written_leave_the_file_alone(tmp_path):
+def test_failed_write_thresholds_keeps_the_file(tmp_path):
     path = written(tmp_path, FULL)
     with pytest.raises(OntologyError, match=r"no category 'dogs' \(did you mean 'dog'\?\)"):
         write_thresholds(path, {"dog": 0.5, "dogs": 0.5})
@@ -339,7 +339,7 @@ def test_thresholds_that_cannot_be_written_leave_the_file_alone(tmp_path):
     assert path.read_text(encoding="utf-8") == FULL
 
 
-def test_a_link_stays_a_link(tmp_path):
+def test_write_thresholds_keeps_a_symbolic_link(tmp_path):
     path = written(tmp_path, "categories: [dog]", "real.yaml")
     link = tmp_path / "link.yaml"
     link.symlink_to(path)

@@ -1,4 +1,4 @@
-"""Parts of packages without the whole, and that the whole is there when it is asked for."""
+"""Networks of `clip` and `segment_anything` are imported without the rest of their packages, which stay untouched."""
 
 from __future__ import annotations
 
@@ -10,58 +10,61 @@ from pathlib import Path
 
 import pytest
 
-from text2seg.packages import opened
+from text2seg.runtime import import_part
 
 ROOT = Path(__file__).parents[1]
 SCENE = ROOT / "text2seg" / "demo" / "scenes" / "new-scenes" / "images" / "scene_0019.jpg"
-COMES_WHEN_ASKED_FOR = """
-import sys, warnings
-warnings.simplefilter("error", UserWarning)
-from text2seg.packages import opened
-opened("clip")
-import {first}
-assert "torchvision" not in sys.modules
-import clip
-part = clip.model.CLIP if "{first}" == "clip.model" else None
-assert clip.tokenize("a dog").shape == (1, 77)
-assert "torchvision" in sys.modules and clip.load and clip.available_models()
-assert part in (None, clip.model.CLIP), "the part is not imported again"
+PARTS = """
+import sys
+from text2seg.runtime import import_part
+for package, part in (("clip", "model"), ("clip", "simple_tokenizer"), ("segment_anything", "modeling")):
+    import_part(package, part)
 """
 CODE = {
-    "a first mask imports neither torchvision nor torch's compiler": """
+    "first_mask_imports_neither_torchvision_nor_the_compiler_nor_either_package": """
 import sys
 from text2seg.cli import main
 assert main(["segment", sys.argv[1], "--query", "sheep", "--device", "cpu", "--output", sys.argv[2]]) == 0
-heavy = {"torchvision", "torch._dynamo", "torch._inductor", "sympy", "transformers", "timm"} & set(sys.modules)
-assert not heavy, heavy
+heavy = {"torchvision", "torch._dynamo", "torch._inductor", "sympy", "transformers", "timm"}
+heavy |= {"clip", "segment_anything"}
+found = [name for name in sys.modules if name in heavy or name.startswith(("clip.", "segment_anything."))]
+assert not found, found
 """,
-    "the rest of clip comes after clip.model": COMES_WHEN_ASKED_FOR.format(first="clip.model"),
-    "the rest of clip comes after clip.simple_tokenizer": COMES_WHEN_ASKED_FOR.format(first="clip.simple_tokenizer"),
-    "from a package that is opened names are imported as ever": """
-from text2seg.packages import opened
-opened("segment_anything")
+    "import_of_clip_afterwards_gives_the_whole_package": f"""{PARTS}
+import clip
+assert clip.tokenize("a dog").shape == (1, 77)
+assert clip.load and clip.available_models() and clip.model.CLIP and clip.simple_tokenizer.SimpleTokenizer
+assert clip.__spec__.name == "clip" and clip.model is sys.modules["clip.model"]
+assert "torchvision" in sys.modules
+""",
+    "import_of_segment_anything_afterwards_gives_the_whole_package": f"""{PARTS}
 from segment_anything.modeling import Sam
 from segment_anything import SamPredictor, sam_model_registry
 from segment_anything.predictor import Sam as same
 assert Sam is same and SamPredictor and "vit_b" in sam_model_registry
 """,
-    "what a package does not have is an error as ever": """
-from text2seg.packages import opened
-opened("clip")
+    "packages_imported_before_stay_as_they_are": f"""
+import clip, segment_anything, sys
+before = {{name: id(module) for name, module in sys.modules.items() if name.startswith(("clip", "segment_anything"))}}
+{PARTS}
+after = {{name: id(module) for name, module in sys.modules.items() if name.startswith(("clip", "segment_anything"))}}
+assert before == after
+""",
+    "attribute_that_clip_does_not_have_is_an_attribute_error": f"""{PARTS}
 import clip
 try:
-    clip.no_such_thing
+    clip.no_such_attribute
 except AttributeError as error:
-    assert "no_such_thing" in str(error)
+    assert "no_such_attribute" in str(error)
 else:
     raise AssertionError
 """,
 }
-# A process that has imported torch and nothing else is copied for each code: what the code imports is its own.
-COPIES = """
+# A process that has imported only torch forks once for each piece of code, so that each starts without other imports.
+FORKS = """
 import json, os, sys, traceback
 import torch
-told = {}
+errors = {}
 for name, code in json.loads(sys.stdin.read()).items():
     reader, writer = os.pipe()
     if not (child := os.fork()):
@@ -73,27 +76,32 @@ for name, code in json.loads(sys.stdin.read()).items():
             os._exit(1)
     os.close(writer)
     failed = os.waitpid(child, 0)[1]
-    told[name] = os.read(reader, 4000).decode() or str(failed) if failed else ""
-print("TOLD", json.dumps(told))
+    errors[name] = os.read(reader, 4000).decode() or str(failed) if failed else ""
+print("ERRORS", json.dumps(errors))
 """
 
 
 @pytest.fixture(scope="module")
-def faults(tmp_path_factory):
-    """What went wrong with each code, by name; the empty string where nothing did."""
+def errors(tmp_path_factory):
+    """Traceback of each piece of code, by its name; empty if it ran."""
     if not hasattr(os, "fork"):
-        pytest.skip("processes cannot be copied here")
-    command = [sys.executable, "-c", COPIES, str(SCENE), str(tmp_path_factory.mktemp("first"))]
+        pytest.skip("this system cannot fork")
+    command = [sys.executable, "-c", FORKS, str(SCENE), str(tmp_path_factory.mktemp("first"))]
     done = subprocess.run(command, input=json.dumps(CODE), capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.split("TOLD ")[-1])
+    return json.loads(done.stdout.split("ERRORS ")[-1])
 
 
 @pytest.mark.parametrize("name", CODE)
-def test_in_a_process_of_its_own(faults, name):
-    assert faults[name] == ""
+def test_part_is_imported_in_a_fresh_process(errors, name):
+    assert errors[name] == ""
 
 
-def test_a_package_that_is_not_there():
-    with pytest.raises(ModuleNotFoundError, match="no_such_package"):
-        opened("no_such_package")
+def test_part_is_imported_once():
+    assert import_part("clip", "model") is import_part("clip", "model")
+
+
+@pytest.mark.parametrize(("package", "part"), [("no_such_package", "model"), ("clip", "no_such_part")])
+def test_missing_package_or_part_is_a_module_not_found_error(package, part):
+    with pytest.raises(ModuleNotFoundError, match=f"{package}.{part}"):
+        import_part(package, part)

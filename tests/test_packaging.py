@@ -1,4 +1,4 @@
-"""What is handed on: the wheel, the image's recipe, the lock and the list of licences. No image is built here."""
+"""The wheel, the Dockerfile, the lock and the list of licences. No Docker image is built here."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from text2seg.app.guard import ALLOWED
-from text2seg.cli.commands import COMMANDS
+from text2seg.cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 
 
 def instructions():
-    """The Dockerfile's instructions, (name, rest), its continued lines joined."""
+    """Return the Dockerfile's instructions as (name, rest), with continued lines joined."""
     lines = [line for line in (ROOT / "Dockerfile").read_text("utf-8").splitlines() if not line.startswith("#")]
     joined = re.sub(r"\\\n\s*", "", "\n".join(lines))
     return [tuple(line.split(maxsplit=1)) for line in joined.splitlines() if line.strip()]
@@ -41,7 +41,7 @@ def exclude_patterns():
 
 
 def is_sent(path):
-    """Whether the builder gets to see this path: of the rules that fit it or a folder above it, the last decides."""
+    """Return whether the builder gets a path. The last rule that matches it or a parent folder applies."""
     sent = True
     for rule in exclude_patterns():
         pattern = rule.removeprefix("!")
@@ -52,7 +52,7 @@ def is_sent(path):
     return sent
 
 
-def test_what_the_image_copies_is_there_and_sent_and_nothing_else():
+def test_the_build_context_has_exactly_the_files_that_the_image_copies():
     copied = [source for rest in of("COPY") if "--from" not in rest for source in rest.split()[:-1]]
     assert {"setup.cfg", "pyproject.toml", "README.md", "LICENSE", "text2seg"} == set(copied)
     for source in copied:
@@ -63,7 +63,7 @@ def test_what_the_image_copies_is_there_and_sent_and_nothing_else():
     assert is_sent("text2seg/demo/clip_demo.pt")
 
 
-def test_the_image_runs_as_a_user_with_a_health_check_on_the_apps_own_route():
+def test_the_image_runs_as_a_user_with_the_health_check_of_the_app():
     assert of("USER") == ["text2seg"]
     names = [name for name, _ in instructions()]
     assert names.index("USER") < names.index("CMD")
@@ -79,7 +79,7 @@ def test_the_image_runs_as_a_user_with_a_health_check_on_the_apps_own_route():
     assert (app.app.host, app.app.port) == ("0.0.0.0", int(port))
 
 
-def test_compose_lets_this_machine_in_only_and_keeps_checkpoints():
+def test_compose_listens_on_loopback_and_keeps_checkpoints():
     compose = yaml.safe_load((ROOT / "compose.yaml").read_text("utf-8"))
     stages = {rest.split(" AS ")[1] for rest in of("FROM")}
     environment = dict(each.split("=", 1) for rest in of("ENV") for each in rest.split())
@@ -113,7 +113,7 @@ def test_the_wheel_holds_every_file_of_the_package(tmp_path):
 
 
 def locked():
-    """Versions in the lock by package; one may have several, for different Pythons."""
+    """Return the versions in the lock by package; different Pythons may need different ones."""
     found = {}
     for line in (ROOT / "requirements.lock").read_text("utf-8").splitlines():
         if match := re.match(r"([A-Za-z0-9._-]+)(?:\[[^]]*\])?==([^ ;\\]+)", line):
@@ -122,14 +122,14 @@ def locked():
 
 
 def asked():
-    """The requirements of the package and of each extra."""
+    """Return the requirements of the package and of each extra."""
     setup = configparser.ConfigParser(inline_comment_prefixes="#")
     setup.read(ROOT / "setup.cfg", encoding="utf-8")
     all_of = {"": setup["options"]["install_requires"], **setup["options.extras_require"]}
     return {name: [Requirement(line) for line in lines.split("\n") if line.strip()] for name, lines in all_of.items()}
 
 
-def test_the_lock_holds_all_that_tests_need_with_hashes_and_names_no_place():
+def test_the_lock_has_hashes_for_all_packages_of_tests_and_no_urls():
     text = (ROOT / "requirements.lock").read_text("utf-8")
     assert "://" not in text
     blocks = re.split(r"\n(?=\S)", text.strip())
@@ -152,7 +152,7 @@ def test_each_target_installs_only_what_it_needs(tmp_path, target, package):
 
 
 @pytest.mark.parametrize("extra", ["", "app", "explain", "search"])
-def test_the_list_of_licences_has_all_that_users_install(extra):
+def test_the_list_of_licences_has_all_packages_of_every_extra(extra):
     text = (ROOT / "docs" / "licences.md").read_text("utf-8")
     listed = {canonicalize_name(name) for name in re.findall(r"^\| ([A-Za-z0-9._-]+) \|", text, re.MULTILINE)}
     missing = {canonicalize_name(one.name) for one in asked()[extra]} - listed

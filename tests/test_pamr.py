@@ -14,7 +14,7 @@ from test_attention import SHORT, tiny_clip
 
 from text2seg.clip.maps import affinity, on_grid, pamr, refine_maps
 from text2seg.clip.model import ImageTokens
-from text2seg.config import MapSettings, Settings
+from text2seg.config import MapSettings, PointSettings, Settings
 from text2seg.pipeline import Text2Seg
 from text2seg.records import Image
 
@@ -56,7 +56,7 @@ def naive_weights(guide, row, column, dilations):
 
 
 @pytest.mark.parametrize("dilations", [(1,), (1, 3), (8, 16)])
-def test_against_naive_loops(dilations):
+def test_pamr_equals_naive_loops(dilations):
     """The last dilations are larger than the image."""
     rng = np.random.default_rng(0)
     guide, maps = rng.random((3, 5, 7)), rng.random((2, 5, 7))
@@ -64,14 +64,14 @@ def test_against_naive_loops(dilations):
     assert_close(found, naive(guide, maps, 3, dilations), terms=3 * 8 * 8, dtype=torch.float64)
 
 
-def test_the_published_numbers_are_the_defaults():
+def test_the_defaults_are_the_published_values():
     rng = np.random.default_rng(1)
     guide, maps = torch.from_numpy(rng.random((3, 40, 36))), torch.from_numpy(rng.random((1, 40, 36)))
     assert torch.equal(pamr(guide, maps), pamr(guide, maps, iterations=10, dilations=(8, 16)))
     assert affinity(guide, (8, 16)).shape == (16, 40, 36)
 
 
-def test_weights_sum_to_one_also_where_the_image_has_one_colour():
+def test_weights_sum_to_one_also_in_areas_of_one_colour():
     guide = torch.full((3, 6, 9), 0.3)
     guide[:, :, 7:] = 0.9
     weights = affinity(guide, (1, 2))
@@ -81,7 +81,7 @@ def test_weights_sum_to_one_also_where_the_image_has_one_colour():
     assert_close(pamr(guide, constant), constant, terms=10 * 16)
 
 
-def test_a_blurred_map_is_drawn_to_the_edge_of_a_thing():
+def test_a_blurred_map_is_refined_to_the_edge_of_an_object():
     pixels = np.full((90, 120, 3), (200, 60, 40), np.uint8)
     thing = builders.box_mask((90, 120), left=36, top=22, width=50, height=44)
     pixels[thing] = (30, 90, 220)
@@ -98,14 +98,14 @@ def test_a_blurred_map_is_drawn_to_the_edge_of_a_thing():
     assert best_iou(refined) > 0.98
 
 
-def test_the_working_resolution_is_the_image_with_a_long_side_of_448_at_most():
+def test_the_working_resolution_is_that_of_the_image_with_at_most_448_pixels():
     coarse = torch.rand(2, 4, 4)
     assert refine_maps(coarse, Image(builders.pixels((30, 50)))).shape == (2, 30, 50)
     assert refine_maps(coarse, Image(builders.pixels((900, 600)))).shape == (2, 448, 299)
     assert refine_maps(coarse, Image(builders.pixels((1, 2000)))).shape == (2, 1, 448)
 
 
-def test_on_grid_averages_and_leaves_its_own_grid_alone():
+def test_on_grid_averages_and_returns_maps_of_that_grid_unchanged():
     maps = np.arange(24, dtype=np.float32).reshape(1, 4, 6)
     np.testing.assert_allclose(on_grid(maps, (2, 3))[0, 0], [3.5, 5.5, 7.5])
     assert on_grid(maps, (4, 6)) is maps
@@ -116,7 +116,7 @@ def clip():
     return tiny_clip()
 
 
-def test_maps_become_finer_and_nothing_else_changes(clip):
+def test_refinement_changes_only_the_resolution_of_maps(clip):
     image = Image(builders.pixels((60, 100)))
     (tokens,) = clip.encode_images([image], size=(48, 64))
     plain = clip.similarity(tokens, ["dog", "cat"], MapSettings(templates=SHORT))
@@ -136,12 +136,13 @@ def test_tokens_without_an_image_cannot_be_refined(clip):
 
 
 @pytest.mark.parametrize("query", ["dog", "dog+cat", "dog -cat"])
-def test_points_are_taken_on_the_usual_grid(clip, query):
+def test_points_are_chosen_on_the_grid_of_patches(clip, query):
     asked = []
     sam = SimpleNamespace(embed=lambda images: [object()] * len(images), decode=lambda jobs: asked.extend(jobs) or [])
     models = Text2Seg(clip, sam, input_size=64)
+    settings = Settings(MapSettings(templates=SHORT, refine="pamr"), PointSettings(instances="union"))
     with pytest.raises(ValueError, match="shorter"):  # this SAM answers nothing
-        models.segment(builders.pixels((60, 100)), [query], Settings(MapSettings(templates=SHORT, refine="pamr")))
+        models.segment(builders.pixels((60, 100)), [query], settings)
     ((_, points),) = asked
     assert 0 < len(points) <= 16
     centres = (np.mgrid[:4, :4].reshape(2, -1)[::-1].T + 0.5) * (25, 15)

@@ -1,5 +1,4 @@
-"""The order of the stages, with fakes: a CLIP that lights up what is bright, a SAM that cuts out around its points.
-The same with real models is in test_demo.py."""
+"""The stages of the pipeline with a fake CLIP and a fake SAM. Tests with real models are in test_demo.py."""
 
 from __future__ import annotations
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 from closeness import about
 from PIL import Image as PilImage
+from test_attention import tiny_clip
 
 from text2seg import weights
 from text2seg.clip.maps import PresenceModel
@@ -17,9 +17,9 @@ from text2seg.clip.model import ImageTokens
 from text2seg.coco.dataset import build_dataset
 from text2seg.config import MapSettings, PointSettings, Settings
 from text2seg.errors import ImageError, QueryError, Text2SegError
-from text2seg.grids import map_score
+from text2seg.grids import map_score, minmax, resize
+from text2seg.model_card import ModelCard
 from text2seg.pipeline import Text2Seg
-from text2seg.queries import Things
 from text2seg.records import Candidates, PointPrompts
 from text2seg.runtime import FULL
 from text2seg.sam.base import SamEmbedding
@@ -29,7 +29,8 @@ HW = (24, 32)
 
 @dataclass
 class FakeClip:
-    """`left` lights up the left half of every image, `right` the right half, `nothing` nothing at all."""
+    """CLIP whose map of `left` is high in the left half of every image, that of `right` in the right half, and that of
+    `nothing` nowhere."""
 
     encoded: list[int] = field(default_factory=list)
     presence: PresenceModel = field(default_factory=lambda: PresenceModel(("thing",)))
@@ -61,7 +62,8 @@ class FakeClip:
 
 @dataclass
 class FakeSam:
-    """Candidates: the box around the positive points, a smaller one, a larger one; the second scores best."""
+    """SAM whose candidates are the box around the positive points, a smaller one and a larger one. The second has the
+    highest score."""
 
     precision: object = FULL
     embedded: list[int] = field(default_factory=list)
@@ -96,7 +98,7 @@ def models():
     return Text2Seg(FakeClip(), FakeSam(), settings=Settings(points=PointSettings(downsample=1)))
 
 
-def test_segments_come_in_the_order_asked_for_and_lie_where_the_map_is(models):
+def test_segments_are_in_the_order_of_the_queries_and_on_their_maps(models):
     result = models.segment(builders.pixels(HW), ["right", "left"])
     assert [segment.query for segment in result.segments] == ["right", "left"]
     right, left = result.segments
@@ -106,7 +108,7 @@ def test_segments_come_in_the_order_asked_for_and_lie_where_the_map_is(models):
     assert (right.chosen, right.sam_score) == (1, pytest.approx(0.9))
 
 
-def test_what_has_no_map_is_not_found_and_needs_no_sam(models):
+def test_a_query_with_a_flat_map_is_not_found_and_needs_no_sam(models):
     result = models.segment(builders.pixels(HW), ["nothing"])
     assert result.segments == ()
     assert result.maps.queries == ("nothing",)
@@ -122,7 +124,7 @@ def test_combined_query_is_one_segment_with_the_points_of_both(models):
     assert segment.mask[12, 28]
 
 
-def test_a_batch_is_one_pass_of_each_model_and_gives_what_single_images_give(models):
+def test_a_batch_is_one_pass_of_each_model_and_equals_single_images(models):
     images = [builders.pixels(HW, seed=seed) for seed in range(3)]
     together = models.segment_many(images, "left, nothing, right")
     assert (models.clip.encoded, models.sam.embedded, models.sam.decoded) == ([3], [3], [6])
@@ -132,7 +134,7 @@ def test_a_batch_is_one_pass_of_each_model_and_gives_what_single_images_give(mod
         assert all((a.mask == b.mask).all() for a, b in zip(single.segments, many.segments, strict=True))
 
 
-def test_a_session_computes_only_what_it_must(models):
+def test_a_session_encodes_an_image_once_for_each_input_size(models):
     session = models.open(builders.pixels(HW))
     session.segment(["left"])
     session.segment(["right"])
@@ -142,7 +144,7 @@ def test_a_session_computes_only_what_it_must(models):
     assert (models.clip.encoded, models.sam.embedded) == ([1, 1], [1])
 
 
-def test_a_batch_can_be_written_as_it_is(models, tmp_path):
+def test_the_results_of_a_batch_can_be_written_as_coco(models, tmp_path):
     paths = [tmp_path / "a.png", tmp_path / "b.png"]
     for path in paths:
         PilImage.fromarray(builders.pixels(HW)).save(path)
@@ -161,27 +163,27 @@ def test_a_label_set_of_one_is_refused_before_any_image_is_encoded(models):
 
 
 @pytest.mark.parametrize("wrong", [{"sam": "vit_x"}, {"sam": "nowhere.pth"}, {"device": "cuda:99"}])
-def test_what_is_wrong_shows_before_anything_is_downloaded(wrong, monkeypatch):
+def test_invalid_arguments_are_refused_before_a_download(wrong, monkeypatch):
     monkeypatch.setattr(weights, "fetch", lambda *_, **__: pytest.fail("downloads"))
     with pytest.raises(Text2SegError):
         Text2Seg.load("huge", **wrong)
 
 
-def test_ones_own_points(models):
+def test_segment_points_uses_the_given_points(models):
     points = PointPrompts(np.array([[8, 8], [12, 14]], np.float32), np.ones(2, np.int8), np.ones(2, np.float32))
     segment = models.open(builders.pixels(HW)).segment_points("left", points)
     assert segment.points is points
     assert segment.mask[10, 10]
 
 
-def test_the_query_of_ones_own_points_is_checked_before_the_image_is_encoded(models):
+def test_segment_points_checks_the_query_before_the_image_is_encoded(models):
     points = PointPrompts(np.array([[8, 8]], np.float32), np.ones(1, np.int8), np.ones(1, np.float32))
     with pytest.raises(QueryError):
         models.open(builders.pixels(HW)).segment_points(" ", points)
     assert models.clip.encoded == []
 
 
-def test_of_what_clip_could_not_read_to_the_end_it_is_told(models):
+def test_a_truncated_query_is_reported_in_the_verdict(models):
     result = models.segment(builders.pixels(HW), ["left", "right|a long story"])
     assert result.cut == ("right|a long story",)
     assert result.verdict("right|a long story").endswith("; too long, its end was not read")
@@ -191,18 +193,36 @@ def test_of_what_clip_could_not_read_to_the_end_it_is_told(models):
 def test_queries_are_checked_before_any_image_is_encoded(models):
     with pytest.raises(QueryError):
         models.segment(builders.pixels(HW), ["left", " "])
-    models.things = Things({"left": ["left"]})
+    models.card = ModelCard(vocabulary={"left": ("left",)})
     with pytest.raises(QueryError, match="does not know 'right'"):
         models.segment(builders.pixels(HW), ["left+right"])
     assert models.clip.encoded == []
 
 
-def test_an_image_that_is_none(models, tmp_path):
+def test_models_sessions_and_explanations_without_a_sam_describe_themselves(models):
+    assert repr(models.open(builders.pixels(HW))) == f"Session(Image('', {HW[0]} x {HW[1]} pixels), 0.0 MB)"
+    alone = Text2Seg(tiny_clip("vit"), sam=None)
+    assert alone.describe_models()["precision"] == "fp32"
+    assert alone.describe_models()["compiled"] is False
+    assert repr(alone) == "Text2Seg(CLIP custom with SAM custom, cpu)"
+
+
+def test_known_queries_splits_off_those_with_unknown_words(models):
+    known, unknown = models.known_queries(["left", "right"])
+    assert [query.name for query in known] == ["left", "right"]
+    assert unknown == {}
+    models.card = ModelCard(vocabulary={"left": ("left",)})
+    known, unknown = models.known_queries(["left", "right"])
+    assert [query.name for query in known] == ["left"]
+    assert unknown == {"right": "this model does not know 'right'."}
+
+
+def test_a_missing_image_raises(models, tmp_path):
     with pytest.raises(ImageError, match="nowhere"):
         models.segment(tmp_path / "nowhere.png", ["left"])
 
 
-def test_map_score_is_inside_less_outside():
+def test_map_score_is_the_mean_inside_minus_the_mean_outside():
     scores = np.array([[1.0, 0.0]], np.float32)
     mask = np.zeros((10, 20), bool)
     mask[:, :5] = True
@@ -211,3 +231,15 @@ def test_map_score_is_inside_less_outside():
     assert map_score(scores, mask) == about(1 - np.mean(outside), terms=scores.size)
     assert map_score(scores, ~mask) == about(-map_score(scores, mask), terms=scores.size)
     assert map_score(scores, np.zeros((10, 20), bool)) == map_score(scores, np.ones((10, 20), bool)) == 0
+
+
+@pytest.mark.parametrize("grid", [(3, 5), (1, 1), (40, 2), (24, 24)])
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.999])
+def test_map_score_equals_that_of_the_resized_map(grid, share):
+    random = np.random.default_rng(0)
+    scores, mask = random.normal(size=grid).astype(np.float32), np.zeros((37, 53), bool)
+    mask[5:30, 8:50] = random.random((25, 42)) < share
+    for each in (mask, ~mask):
+        whole = resize(minmax(scores)[None], each.shape)[0].astype(np.float64)
+        wanted = whole[each].mean() - whole[~each].mean()
+        assert map_score(scores, each) == about(wanted, terms=each.size)

@@ -23,7 +23,7 @@ def unit(*shape, seed):
     return F.normalize(torch.from_numpy(np.random.default_rng(seed).normal(size=shape)), dim=-1)
 
 
-def by_hand(patches, text, words, others, model, scale):
+def naive_presence(patches, text, words, others, model, scale):
     mean = others[:-1].mean(0)
     best = 0.0
     for patch in patches:
@@ -38,13 +38,13 @@ def by_hand(patches, text, words, others, model, scale):
     return 1 / (1 + np.exp(-(model.slope * np.log(best) + model.offset)))
 
 
-def test_presence_is_what_a_plain_loop_gives():
+def test_presence_equals_a_plain_loop():
     patches, texts, others = unit(12, 8, seed=1), unit(3, 8, seed=2), unit(5, 8, seed=3)
     texts[2] = F.normalize(others[3] + 0.05 * texts[2], dim=0)  # "heaven" says nearly what "sky" says
     names = (("dog",), ("car", "motor car"), ("heaven",))
     found = patch_presence(patches, texts, names, others, MODEL, scale=12.0).amax(0)
     for q, words in enumerate(({"dog"}, {"car", "motor"}, {"heaven"})):
-        assert float(found[q]) == pytest.approx(by_hand(patches, texts[q], words, others, MODEL, 12.0), abs=1e-9)
+        assert float(found[q]) == pytest.approx(naive_presence(patches, texts[q], words, others, MODEL, 12.0), abs=1e-9)
 
 
 def test_high_scales_do_not_overflow():
@@ -54,7 +54,7 @@ def test_high_scales_do_not_overflow():
     assert ((found >= 0) & (found <= 1)).all()
 
 
-def test_what_is_there_is_present_and_what_is_not_is_not_found(demo):
+def test_present_objects_are_found_and_absent_ones_are_not(demo):
     result = demo.segment(SCENE, ["sheep", "frog", "bus", "pizza"])
     assert [segment.query for segment in result.segments] == ["sheep", "frog"]
     assert (result.maps.presence[:2] > 0.5).all()
@@ -63,7 +63,7 @@ def test_what_is_there_is_present_and_what_is_not_is_not_found(demo):
     assert result.verdict("bus").endswith(" < 0.50)")
 
 
-def test_the_wanted_presence_can_be_set_for_all_and_for_one_query(demo):
+def test_the_presence_threshold_can_be_set_for_all_queries_and_for_one(demo):
     session = demo.open(SCENE)
     everything = session.segment(["sheep", "bus"], Settings(presence=PresenceSettings(0)))
     assert {segment.query for segment in everything.segments} == {"sheep", "bus"}
@@ -74,14 +74,14 @@ def test_the_wanted_presence_can_be_set_for_all_and_for_one_query(demo):
         PresenceSettings(1.5)
 
 
-def test_small_segments_are_dropped_where_the_query_says_so(demo):
+def test_segments_below_min_area_of_the_query_are_dropped(demo):
     session = demo.open(SCENE)
     area = session.segment("sheep").segments[0].area
     assert session.segment([Query("sheep", (("sheep",),), min_area=area)]).segments
     assert not session.segment([Query("sheep", (("sheep",),), min_area=area + 1)]).segments
 
 
-def test_a_querys_own_threshold_is_the_points_threshold(demo):
+def test_the_threshold_of_a_query_is_used_for_its_points(demo):
     session = demo.open(SCENE)
     few, many = (
         len(session.segment([Query("sheep", (("sheep",),), threshold=t)]).segments[0].points) for t in (0.99, 0.5)
@@ -89,7 +89,7 @@ def test_a_querys_own_threshold_is_the_points_threshold(demo):
     assert few < many
 
 
-def test_wordings_are_averaged_and_negatives_are_taken_off(demo):
+def test_wordings_are_averaged_and_negatives_are_subtracted(demo):
     session = demo.open(SCENE)
     scores = {text: session.segment([text]).maps.scores[0] for text in ("sheep", "cow", "sheep|cow", "sheep -cow")}
     averaged = demo.clip.encode_texts([("sheep", "cow")])[0]
@@ -99,12 +99,12 @@ def test_wordings_are_averaged_and_negatives_are_taken_off(demo):
     assert_close(scores["sheep -cow"], scores["sheep"] - scores["cow"].clip(min=0), terms=DEMO_NETWORK, scale=1)
 
 
-def test_queries_of_one_name_that_differ_are_refused(demo):
+def test_different_queries_with_one_name_are_refused(demo):
     with pytest.raises(QueryError, match="called 'dog'"):
         demo.check(["dog", Query("dog", (("hound",),))])
 
 
-def test_hyphens_inside_words_are_no_negatives():
+def test_hyphens_inside_words_are_not_negatives():
     assert parse_query("four-leaf clover").parts == (("four-leaf clover",),)
     with pytest.raises(QueryError, match="part is empty"):
         parse_query("mouse -")

@@ -14,7 +14,7 @@ from PIL import Image
 from text2seg.cli import main
 from text2seg.coco.dataset import read_dataset
 from text2seg.explain import TOOLS
-from text2seg.explain.saliency.methods import METHODS
+from text2seg.explain.saliency.methods import METHODS, methods_for
 
 ROOT = Path(__file__).parents[1]
 PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md")}
@@ -48,6 +48,22 @@ def test_python(monkeypatch, tmp_path, capsys):
     assert mask.size == (image["width"], image["height"])
     assert set(np.unique(np.asarray(mask.convert("L")))) == {0, 255}
     assert overlay.width >= image["width"]
+
+
+def test_python_of_the_explain_page(monkeypatch, tmp_path, capsys):
+    """The blocks, one after the other, as a reader types them."""
+    monkeypatch.chdir(ROOT)
+    names: dict[str, object] = {}
+    blocks = re.findall(r"```python\n(.*?)```", PAGES["docs/explain.md"], re.DOTALL)
+    assert len(blocks) == 2
+    for number, block in enumerate(blocks):
+        code = block.replace('"outputs/', f'"{tmp_path.as_posix()}/')
+        exec(compile(code, f"docs/explain.md, block {number}", "exec"), names)
+    assert [path.suffix for path in names["files"]] == [".png", ".json"]
+    assert all(path.is_relative_to(tmp_path) and path.is_file() for path in names["files"])
+    assert set(names["maps"]) == set(methods_for(names["models"].clip))
+    assert all(found.ndim == 2 and found.dtype == np.float32 for found in names["maps"].values())
+    assert "legrad (" in capsys.readouterr().out
 
 
 def test_a_folder_becomes_a_dataset(monkeypatch, tmp_path, capsys):
@@ -87,9 +103,11 @@ def test_flags_exist(capsys):
         "evaluate",
         "convert",
         "replay",
-        "benchmark",
+        "benchmark coco",
+        "checkpoints verify",
+        "calibrate",
         "app",
-        "bench",
+        "benchmark speed",
         *explain,
     ):
         with pytest.raises(SystemExit):

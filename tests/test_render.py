@@ -1,4 +1,4 @@
-"""Images of results: the right things in the right places, for any size and any name."""
+"""Rendered images of results: overlays, cut-outs, heat maps and texts, for images of any size and any name."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from text2seg.records import Candidates, Segment, Segmentation, SimilarityMaps
-from text2seg.render import colour_of, cut_out, lettering, maps_with_points, overlay, plot
-from text2seg.render.colours import NEGATIVE, POSITIVE, heat
-from text2seg.render.lettering import fitted, printable, text_width
+from text2seg.render import charts, colour_of, cut_out, drawing, maps_with_points, overlay
+from text2seg.render.drawing import NEGATIVE, POSITIVE, fitted, heat, printable, text_width
 from text2seg.render.panels import LARGEST, _candidate
 
 NAMES = ["cat", "красный мяч", "猫 🐈", "e\u0301te\u0301", "two\nlines\x00", "\udcff", "", " ", "x" * 500, "نص"]
@@ -55,7 +54,7 @@ def test_colours_are_bright_but_not_white(query):
     assert max(colour) - min(colour) > 60
 
 
-def test_colours_differ():
+def test_colours_of_queries_differ():
     assert len({colour_of(f"query {number}") for number in range(100)}) > 95
 
 
@@ -67,9 +66,19 @@ def test_heat_is_brightest_where_the_map_is_highest():
 
 
 @pytest.mark.parametrize("value", [0.0, 3.0, np.nan, np.inf])
-def test_flat_and_broken_maps_are_drawn_as_nothing(value):
+def test_flat_maps_and_maps_with_nan_are_drawn_without_colours(value):
     image = heat(np.full((3, 4), value, np.float32), builders.pixels())
     assert image.shape == (24, 32, 3)
+    assert (image[..., 0] == image[..., 2]).mean() > 0.5  # pale grey behind the words, not the colours of a heat map
+
+
+def test_map_within_rounding_of_a_constant_is_drawn_without_colours():
+    """Stretched to the full range, rounding noise would look like hot spots."""
+    image = np.full((60, 80, 3), 100, np.uint8)
+    noise = np.random.default_rng(0).integers(-2, 3, (3, 4)).astype(np.float32)
+    rounding = np.float32(0.3) * (1 + noise * np.finfo(np.float32).eps)
+    np.testing.assert_array_equal(heat(rounding, image), heat(np.zeros((3, 4), np.float32), image))
+    assert (heat(np.float32(0.3) * (1 + noise * 1e-3), image) != heat(rounding, image)).any()
 
 
 # --- overlays ------------------------------------------------------------------------------------------------------
@@ -85,7 +94,7 @@ def test_without_a_legend_the_overlay_has_the_images_size():
     assert np.abs(image[mask] - expected).max() <= 1
 
 
-def test_a_small_segment_lies_on_top_of_a_large_one():
+def test_a_small_segment_is_drawn_over_a_large_one():
     large = builders.segment("large", builders.box_mask(left=2, top=2, width=28, height=20))
     small = builders.segment("small", builders.box_mask())
     for order in ((large, small), (small, large)):
@@ -104,20 +113,20 @@ def test_an_overlay_of_any_size_has_room_for_its_legend(hw):
     assert not has(image[-28:], colour_of("unicorn"))
 
 
-def test_a_legend_of_many_queries_goes_on_in_the_next_line():
+def test_a_legend_of_many_queries_has_several_lines():
     few = overlay(builders.segmentation(queries=("a", "b")))
     many = overlay(builders.segmentation(queries=[f"query number {number}" for number in range(30)]))
     assert many.shape[0] > few.shape[0]
     assert many.shape[1] == few.shape[1]
 
 
-def test_an_overlay_of_nothing_is_the_image():
+def test_an_overlay_without_segments_is_the_image():
     segmentation = builders.segmentation(queries=())
     image = overlay(segmentation)
     np.testing.assert_array_equal(image[::15, ::15], segmentation.image.pixels)
 
 
-def test_the_image_itself_is_not_painted():
+def test_overlay_does_not_change_the_image():
     segmentation = builders.segmentation(builders.segment())
     before = segmentation.image.pixels.copy()
     overlay(segmentation)
@@ -125,7 +134,7 @@ def test_the_image_itself_is_not_painted():
     np.testing.assert_array_equal(segmentation.image.pixels, before)
 
 
-def test_a_mask_of_another_size():
+def test_a_mask_of_another_size_is_refused():
     segmentation = builders.segmentation(builders.segment(), hw=(32, 24))
     with pytest.raises(ValueError, match=r"size \[32, 24\], got \[24, 32\]"):
         overlay(segmentation)
@@ -134,7 +143,7 @@ def test_a_mask_of_another_size():
 # --- cut-outs ------------------------------------------------------------------------------------------------------
 
 
-def test_a_cut_out_is_the_image_inside_and_nothing_outside():
+def test_a_cut_out_is_the_image_inside_and_transparent_outside():
     image, segment = builders.image(), builders.segment(mask=builders.ring_mask())
     cut = cut_out(segment, image)
     assert cut.shape == (24, 32, 4)
@@ -150,8 +159,8 @@ def test_a_cut_out_of_an_empty_mask_is_all_transparent():
     assert not cut_out(nothing, builders.image(), crop=True).any()
 
 
-def test_a_cut_out_of_another_image():
-    with pytest.raises(ValueError, match="image's size"):
+def test_a_cut_out_of_an_image_of_another_size_is_refused():
+    with pytest.raises(ValueError, match="the image size"):
         cut_out(builders.segment(), builders.image((32, 24)))
 
 
@@ -159,14 +168,14 @@ def test_a_cut_out_of_another_image():
 
 
 @pytest.mark.parametrize("hw", [(1, 1), (24, 32), (3, 900), (900, 3), (500, 700)])
-def test_maps_of_any_size(hw):
+def test_maps_with_points_of_images_of_any_size(hw):
     image = maps_with_points(scene(hw))
     assert image.dtype == np.uint8
     assert image.shape[1] < 6 * (LARGEST + 30)
     assert image.shape[0] < 2 * (LARGEST + 100)
 
 
-def test_points_are_green_and_red_and_where_they_belong():
+def test_points_are_green_or_red_at_their_positions():
     points = builders.points((8.0, 6.0, 1, 1.0), (24.0, 18.0, 0, 0.0))
     plain = builders.segment()
     segment = Segment("ball", plain.mask, 0.9, 0.5, 0.25, points, plain.candidates, 2)
@@ -181,7 +190,7 @@ def test_points_are_green_and_red_and_where_they_belong():
     assert right == pytest.approx(16 * scale, abs=1)
 
 
-def test_candidates_are_cut_from_sams_square():
+def test_candidates_are_cropped_from_the_square_of_sam():
     logits = np.full((16, 16), -1.0, np.float32)
     logits[:12, 8:] = 1  # the right half of an image of 24 x 32; below lies only padding
     logits[12:] = 1
@@ -191,7 +200,7 @@ def test_candidates_are_cut_from_sams_square():
     assert not mask[:85, :55].any()
 
 
-def test_a_row_for_each_segment_and_for_each_query_that_was_not_found():
+def test_each_segment_and_each_query_not_found_has_a_row():
     one = maps_with_points(builders.segmentation(builders.segment("a")))
     pair = builders.segment("a"), builders.segment("a")
     three = maps_with_points(builders.segmentation(*pair, queries=("a", "unicorn")))
@@ -214,12 +223,12 @@ def test_maps_without_a_query_are_the_image():
     assert maps_with_points(builders.segmentation(queries=())).shape == (195, 260, 3)
 
 
-def test_a_map_need_not_have_the_images_shape():
+def test_a_map_may_have_another_aspect_ratio_than_the_image():
     maps = SimilarityMaps(("a",), np.eye(7, 5, dtype=np.float32)[None], np.zeros(1, np.float32), builders.HW)
     assert maps_with_points(Segmentation(builders.image(), (), maps)).shape[2] == 3
 
 
-# --- lettering -----------------------------------------------------------------------------------------------------
+# --- text -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -237,26 +246,26 @@ def test_fitted_text_fits(text, width):
     assert short == printable(text) or short.endswith("…")
 
 
-def test_text_that_fits_stays_whole():
+def test_text_that_fits_is_not_shortened():
     assert fitted("red ball", 16, 500) == "red ball"
 
 
 @pytest.fixture
 def bare(monkeypatch):
     """A machine without fonts of its own; gives a function that adds one."""
-    caches = (lettering._runs, lettering._font_with, lettering._usual_fonts, lettering._letters, lettering._has)
+    caches = (drawing._runs, drawing._font_with, drawing._usual_fonts, drawing._letters, drawing._has)
 
     def forget():
         for cache in caches:
             cache.cache_clear()
 
     def add(file):
-        monkeypatch.setattr(lettering, "_system_fonts", lambda: (str(file),))
+        monkeypatch.setattr(drawing, "_system_fonts", lambda: (str(file),))
         forget()
 
-    monkeypatch.delenv(lettering.FONT_VARIABLE, raising=False)
-    monkeypatch.setattr(lettering, "_system_fonts", lambda: ())
-    monkeypatch.setattr(lettering, "_said", [])
+    monkeypatch.delenv(drawing.FONT_VARIABLE, raising=False)
+    monkeypatch.setattr(drawing, "_system_fonts", lambda: ())
+    monkeypatch.setattr(drawing, "_said", [])
     forget()
     yield add
     forget()
@@ -266,8 +275,8 @@ DEJAVU = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 
 
 @pytest.mark.parametrize("text", ["Schäfchen žluťoučký kůň", "овца", "πρόβατο", "خروف أبيض", "כבש", "ABC ≠ ☃"])
-def test_scripts_that_need_no_font_of_the_machine(bare, caplog, text):
-    assert lettering.readable(text)[0] == text
+def test_bundled_fonts_draw_common_scripts(bare, caplog, text):
+    assert drawing.readable(text)[0] == text
     assert not caplog.records
 
 
@@ -284,12 +293,12 @@ def test_scripts_that_need_no_font_of_the_machine(bare, caplog, text):
         ("Ａ１", "A1"),
     ],
 )
-def test_letters_that_no_font_has_are_spelled_out(bare, text, spelled):
-    assert lettering.readable(text)[0] == spelled
+def test_letters_missing_in_all_fonts_are_spelled_out(bare, text, spelled):
+    assert drawing.readable(text)[0] == spelled
     assert text_width(text, 16) == text_width(spelled, 16)
 
 
-def test_lacking_letters_are_said_once_with_the_way_out(bare, caplog):
+def test_missing_letters_are_logged_once_with_a_remedy(bare, caplog):
     for query in ("羊", "山羊", "แกะ"):
         overlay(scene(builders.HW, query))
     (record,) = caplog.records
@@ -297,8 +306,8 @@ def test_lacking_letters_are_said_once_with_the_way_out(bare, caplog):
     assert "TEXT2SEG_FONT" in record.getMessage()
 
 
-def test_no_name_is_drawn_as_boxes(bare):
-    """Names of different letters look different, which boxes of the same number do not."""
+def test_missing_letters_are_not_drawn_as_boxes(bare):
+    """Names with different letters look different; the same number of boxes would look equal."""
     images = [overlay(scene((120, 160), name))[160:].tobytes() for name in ("羊毛", "山羊", "แก", "양털")]
     assert len(set(images)) == 4
 
@@ -306,42 +315,42 @@ def test_no_name_is_drawn_as_boxes(bare):
 def test_each_letter_comes_from_the_first_font_that_has_it(bare):
     script = DEJAVU / "STIXGeneral.ttf"
     dejavu = str(DEJAVU / "DejaVuSans.ttf")
-    assert lettering._runs("sheep") == (("sheep", lettering.PILLOWS_OWN),)
-    assert lettering._runs("Schäfchen weiß") == (("Schäfchen weiß", dejavu),)  # not a mixture
+    assert drawing._runs("sheep") == (("sheep", drawing.PILLOWS_OWN),)
+    assert drawing._runs("Schäfchen weiß") == (("Schäfchen weiß", dejavu),)  # not a mixture
     bare(script)
-    letter = next(chr(code) for code in sorted(lettering._letters(str(script))) if not _is_usual(chr(code)))
-    assert lettering._runs(f"a{letter}b") == (("a", ""), (letter, str(script)), ("b", ""))
-    assert lettering.readable(letter) == (letter, (str(script),))
+    letter = next(chr(code) for code in sorted(drawing._letters(str(script))) if not _is_usual(chr(code)))
+    assert drawing._runs(f"a{letter}b") == (("a", ""), (letter, str(script)), ("b", ""))
+    assert drawing.readable(letter) == (letter, (str(script),))
 
 
 def _is_usual(letter: str) -> bool:
-    return not letter.isprintable() or any(lettering._has(file, letter) for file in lettering._usual_fonts())
+    return not letter.isprintable() or any(drawing._has(file, letter) for file in drawing._usual_fonts())
 
 
-def test_a_font_of_the_users_own_comes_first(bare, monkeypatch, caplog):
-    monkeypatch.setenv(lettering.FONT_VARIABLE, str(DEJAVU / "DejaVuSerif.ttf"))
-    lettering._usual_fonts.cache_clear()
-    assert lettering._runs("sheep овца") == (("sheep овца", str(DEJAVU / "DejaVuSerif.ttf")),)
+def test_a_font_chosen_by_the_user_comes_first(bare, monkeypatch, caplog):
+    monkeypatch.setenv(drawing.FONT_VARIABLE, str(DEJAVU / "DejaVuSerif.ttf"))
+    drawing._usual_fonts.cache_clear()
+    assert drawing._runs("sheep овца") == (("sheep овца", str(DEJAVU / "DejaVuSerif.ttf")),)
     for wrong in ("/nowhere/font.ttf", __file__):
-        monkeypatch.setenv(lettering.FONT_VARIABLE, wrong)
-        for cache in (lettering._usual_fonts, lettering._font_with, lettering._runs):
+        monkeypatch.setenv(drawing.FONT_VARIABLE, wrong)
+        for cache in (drawing._usual_fonts, drawing._font_with, drawing._runs):
             cache.cache_clear()
-        assert lettering._runs("sheep") == (("sheep", lettering.PILLOWS_OWN),)
-        assert f"TEXT2SEG_FONT={wrong} is no font file that can be used" in caplog.text
+        assert drawing._runs("sheep") == (("sheep", drawing.PILLOWS_OWN),)
+        assert f"TEXT2SEG_FONT={wrong} is not a usable font file" in caplog.text
 
 
-def test_a_machine_without_bidirectional_layout_turns_letters_itself(bare, monkeypatch):
-    monkeypatch.setattr(lettering.features, "check", lambda name: False)
-    assert lettering.readable("ab כבש לבן 2")[0] == "ab ןבל שבכ 2"
+def test_without_bidirectional_layout_right_to_left_text_is_reordered(bare, monkeypatch):
+    monkeypatch.setattr(drawing.features, "check", lambda name: False)
+    assert drawing.readable("ab כבש לבן 2")[0] == "ab ןבל שבכ 2"
 
 
-def test_plots_spell_out_as_well(bare):
-    figure, (axes,) = plot.strip_and_panels([("羊", builders.pixels())], 1)
+def test_plots_spell_out_missing_letters(bare):
+    figure, (axes,) = charts.strip_and_panels([("羊", builders.pixels())], 1)
     axes.plot([0, 1], label="🐑 овца")
-    plot.draw_legend(axes)
+    charts.draw_legend(axes)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # matplotlib warns of letters that it lacks
-        plot.pixels_of(figure)
+        charts.pixels_of(figure)
     texts = [text.get_text() for text in figure.findobj(matplotlib.text.Text)]
     assert r"\u7f8a" in texts
     assert "[sheep] овца" in texts
@@ -356,3 +365,8 @@ def test_very_long_names_do_not_widen_an_image(bare, name):
     assert maps_with_points(segmentation).shape[1] == maps_with_points(scene((120, 160), "a")).shape[1]
     nothing = builders.segmentation(queries=(name,))
     assert overlay(nothing).shape[1] == overlay(builders.segmentation(queries=("a",))).shape[1]
+
+
+def test_white_stays_white_where_there_is_nothing_to_show():
+    shown = heat(np.zeros((2, 3), np.float32), np.full((24, 320, 3), 255, np.uint8))
+    assert (shown[0] == 255).all()

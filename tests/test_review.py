@@ -28,7 +28,7 @@ def annotation(**attributes):
     return {"segmentation": encode(builders.box_mask()), "score": 1.0, "attributes": attributes}
 
 
-def test_each_part_of_the_uncertainty_follows_its_definition():
+def test_parts_of_the_uncertainty():
     wide, apart = encode(builders.box_mask()), encode(builders.box_mask(left=16))  # half of it, so an IoU of 1/3
     doubt = uncertainty_of(
         {
@@ -50,16 +50,16 @@ def test_each_part_of_the_uncertainty_follows_its_definition():
 
 
 @pytest.mark.parametrize(("presence", "part"), [(0.0, 0), (0.2, 0.5), (0.4, 1), (0.7, 0.5), (1.0, 0)])
-def test_presence_counts_most_at_its_threshold(presence, part):
+def test_presence_part_is_highest_at_the_threshold(presence, part):
     assert uncertainty_of(annotation(presence=presence), threshold=0.4).parts["presence"] == pytest.approx(part)
 
 
 @pytest.mark.parametrize("threshold", [None, 0.0])
-def test_presence_says_nothing_where_there_was_no_threshold(threshold):
+def test_presence_part_needs_a_threshold(threshold):
     assert "presence" not in uncertainty_of(annotation(presence=0.01), threshold=threshold).parts
 
 
-def test_candidates_that_score_alike_but_are_alike_raise_no_doubt():
+def test_similar_candidates_do_not_raise_the_uncertainty():
     same = encode(builders.box_mask())
     known = annotation(candidate_scores=[0.8, 0.8], chosen_candidate=1, candidates=[same])
     assert uncertainty_of(known, hw=builders.HW).parts["candidates"] == 0
@@ -67,7 +67,7 @@ def test_candidates_that_score_alike_but_are_alike_raise_no_doubt():
     assert "candidates" not in uncertainty_of(known, hw=builders.HW).parts
 
 
-def test_without_our_attributes_the_score_alone_speaks_and_without_any_the_doubt_is_unknown():
+def test_uncertainty_without_attributes_or_score():
     assert uncertainty_of({"score": 0.7}).value == pytest.approx(0.3)
     assert uncertainty_of({"bbox": [1, 2, 3, 4]}).value is None
     assert uncertainty_of({"score": "high", "attributes": ["occluded"]}).value is None
@@ -75,7 +75,7 @@ def test_without_our_attributes_the_score_alone_speaks_and_without_any_the_doubt
 
 @pytest.fixture
 def folder(tmp_path):
-    """Three images: one surely found and one doubtfully, none with anything nearly found, and one that is missing."""
+    """Four images: certain, uncertain, empty with a nearly found category, and missing."""
     segments = {
         "sure.png": builders.segment("ball", sam_score=0.95),
         "doubtful.png": builders.segment("box & <cup>", builders.ring_mask(), sam_score=0.3),
@@ -95,17 +95,17 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_images_come_in_the_order_of_their_doubt_with_the_numbers_of_the_whole(folder):
+def test_contents_are_sorted_by_uncertainty_with_category_counts(folder):
     contents = contents_of(json.loads((folder / "dataset.json").read_text(encoding="utf-8")))
     assert [image.file_name for image in contents.images] == ["empty.png", "doubtful.png", "sure.png", "gone.png"]
     assert contents.images[0].uncertainty == pytest.approx(0.96)
     ball, box = contents.categories
-    assert (ball.images, ball.annotations, ball.area_share) == (1, 1, 72 / (24 * 32))
-    assert (box.score, box.presence) == (pytest.approx(0.3), 0.25)
+    assert (ball.values["images"], ball.segments, ball.values["area_share"]) == (1, 1, 72 / (24 * 32))
+    assert (box.values["score"], box.values["presence"]) == (pytest.approx(0.3), 0.25)
     assert len(contents.failures) == 1
 
 
-def test_the_page_needs_nothing_else_and_takes_no_name_for_markup(folder):
+def test_page_is_self_contained_and_escapes_names(folder):
     review = write_review(folder / "dataset.json", folder / "page.html")
     page = (folder / "page.html").read_text(encoding="utf-8")
     assert (review.shown, review.left_out, review.unseen) == (4, 0, 1)
@@ -118,21 +118,31 @@ def test_the_page_needs_nothing_else_and_takes_no_name_for_markup(folder):
     assert page.count("<img") == page.count('alt="') == 3
 
 
-def test_the_same_dataset_gives_the_same_page(folder):
+def test_images_have_the_chosen_size(folder):
+    write_review(folder / "dataset.json", folder / "page.html", image_side=64)
+    page = (folder / "page.html").read_text(encoding="utf-8")
+    assert page.count('width="64" height="48"') == 3
+    for side in (15, 4097):
+        with pytest.raises(Text2SegError, match="from 16 to 4096"):
+            write_review(folder / "dataset.json", folder / "other.html", image_side=side)
+    assert not (folder / "other.html").exists()
+
+
+def test_page_is_deterministic(folder):
     for name in ("one.html", "two.html"):
         write_review(folder / "dataset.json", folder / name)
     assert (folder / "one.html").read_bytes() == (folder / "two.html").read_bytes()
 
 
-def test_a_limit_leaves_out_the_least_doubtful_and_says_how_many(folder):
+def test_limit_leaves_out_the_least_uncertain_images(folder):
     review = write_review(folder / "dataset.json", folder / "page.html", limit=2)
     page = (folder / "page.html").read_text(encoding="utf-8")
     assert (review.shown, review.left_out) == (2, 2)
     assert re.findall(r'data-name="(\S+)"', page) == ["empty.png", "doubtful.png"]
-    assert "2 less uncertain left out" in page
+    assert "2 less uncertain images not on this page" in page
 
 
-def test_what_is_there_is_not_written_over(folder):
+def test_existing_files_are_not_overwritten(folder):
     page = folder / "page.html"
     page.write_text("mine", encoding="utf-8")
     with pytest.raises(OutputError, match="--overwrite"):
@@ -145,7 +155,7 @@ def test_what_is_there_is_not_written_over(folder):
         write_review(folder / "dataset.json", folder / "other.html", limit=0)
 
 
-def test_an_image_of_another_size_or_a_broken_mask_is_told_of(folder):
+def test_wrong_image_size_and_damaged_mask_are_reported(folder):
     dataset = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
     dataset["annotations"][1]["segmentation"] = {"size": [5, 5], "counts": "?"}
     write_dataset(dataset, folder / "dataset.json")
@@ -153,10 +163,10 @@ def test_an_image_of_another_size_or_a_broken_mask_is_told_of(folder):
     assert write_review(folder / "dataset.json", folder / "page.html").unseen == 2
     page = (folder / "page.html").read_text(encoding="utf-8")
     assert "not the image that was labelled" in page
-    assert "no mask that can be read: box &amp; &lt;cup&gt;" in page
+    assert "masks that cannot be read: box &amp; &lt;cup&gt;" in page
 
 
-def test_a_dataset_of_someone_else_with_boxes_only_is_shown(tmp_path):
+def test_foreign_dataset_with_only_boxes_is_shown(tmp_path):
     Image.fromarray(builders.pixels()).save(tmp_path / "a.png")
     dataset = {
         "images": [{"id": "x", "file_name": "a.png"}],
@@ -175,54 +185,58 @@ def test_a_dataset_of_someone_else_with_boxes_only_is_shown(tmp_path):
     assert ">unknown<" in page
 
 
-def test_the_thumbnail_has_each_segment_in_its_categorys_colour(folder):
-    from text2seg.review.page import tile
+def test_thumbnail_colours_segments_by_category(folder):
+    from text2seg.review.thumbnail import thumbnail
 
     contents = contents_of(json.loads((folder / "dataset.json").read_text(encoding="utf-8")))
     sure = next(image for image in contents.images if image.file_name == "sure.png")
-    url, size, words = tile(sure, {"ball": (255, 0, 0)}, finder=ImageFinder(folder / "dataset.json"))
-    assert size == (360, 270)
-    assert words == ""
+    small = thumbnail(sure, {"ball": (255, 0, 0)}, finder=ImageFinder(folder / "dataset.json"))
+    assert (small.width, small.height, small.note) == (360, 270, "")
     import base64
     import io
 
-    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))), dtype=int)
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(small.url.partition(",")[2]))), dtype=int)
     redness = shown[:, :, 0] - shown[:, :, 1:].mean(2)
     inside = np.kron(builders.box_mask(), np.ones((11, 11), bool))  # 24 x 32 at 11.25, near enough for the middle
     inside = np.pad(inside, ((0, 6), (0, 8)))
     assert redness[inside].mean() > 80 > 30 > redness[~inside].mean()
 
 
-def test_the_command_says_what_it_wrote(folder, capsys):
+def test_report_command_prints_what_it_wrote(folder, capsys):
     output = folder / "out" / "page.html"
     arguments = ["report", str(folder / "dataset.json"), "--images", str(folder), "--output", str(output)]
     assert main([*arguments, "--limit", "3"]) == 0
     printed = capsys.readouterr().out
-    assert "3 images shown, 1 less doubtful ones left out" in printed
+    assert "3 images shown, 1 less uncertain left out" in printed
     assert output.is_file()
     assert main(arguments) == 1
 
 
 DRIVER = """
 <pre id="answers"></pre><script>
-const names = () => [...document.querySelectorAll(".tile:not([hidden])")].map((tile) => tile.dataset.name);
+const names = () => [...document.querySelectorAll(".card:not([hidden])")].map((card) => card.dataset.name);
 const set = (id, value) => {
   const control = document.getElementById(id);
   control.value = value;
   control.dispatchEvent(new Event("input"));
 };
 const press = (key) => document.body.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
-const current = () => document.querySelector(".tile.current")?.dataset.name ?? null;
+const current = () => document.querySelector(".card.current")?.dataset.name ?? null;
 const answers = { start: names() };
 set("order", "name"); answers.byName = names(); answers.address = location.hash;
-set("order", "fewest"); answers.fewest = names(); set("order", "most");
-set("least", "0.7"); answers.least = names(); set("least", "0");
+set("order", "least"); answers.fewest = names(); set("order", "most");
+set("uncertainty", "0.7"); answers.least = names(); set("uncertainty", "0");
 set("category", "ball"); answers.ball = names(); set("category", "box & <cup>"); answers.box = names();
-set("category", ""); set("reason", "missed"); answers.missed = names(); set("reason", "");
+set("category", ""); set("reason", "nearly found"); answers.nearly = names(); set("reason", "");
 set("name", "SURE"); answers.name = names(); answers.count = document.getElementById("count").textContent;
 set("name", "nowhere"); answers.nothing = !document.getElementById("nothing").hidden;
 document.getElementById("reset").click(); answers.reset = names();
 press("j"); answers.first = current(); press("j"); answers.second = current(); press("k"); answers.back = current();
+const large = document.getElementById("large");
+document.querySelector(".card[data-name='sure.png'] .open").click();
+answers.large = [large.open, document.getElementById("large-name").textContent, large.querySelector("img").alt];
+large.querySelector("[data-do=in]").click(); answers.zoom = document.getElementById("zoom").textContent;
+large.querySelector("[data-do=close]").click(); answers.closed = !large.open;
 answers.wide = document.documentElement.scrollWidth <= window.innerWidth;
 document.getElementById("answers").textContent = JSON.stringify(answers);
 </script>
@@ -248,7 +262,7 @@ def test_in_chromium_filters_order_and_keys_work(folder, width):
         "least": ["empty.png", "doubtful.png"],
         "ball": ["sure.png"],
         "box": ["empty.png", "doubtful.png"],
-        "missed": ["empty.png"],
+        "nearly": ["empty.png"],
         "name": ["sure.png"],
         "count": "1 of 4 images",
         "nothing": True,
@@ -256,5 +270,8 @@ def test_in_chromium_filters_order_and_keys_work(folder, width):
         "first": "empty.png",
         "second": "doubtful.png",
         "back": "empty.png",
+        "large": [True, "sure.png", "sure.png with ball marked"],
+        "zoom": "150 %",
+        "closed": True,
         "wide": True,
     }

@@ -1,4 +1,4 @@
-"""The device and the precision that are chosen, and that a precision stays inside its context."""
+"""Choice of device and precision, and the scope of a precision."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 
 @pytest.fixture
 def machine(monkeypatch):
-    """Pretend: a number of GPUs of one capability, a CPU with or without bf16, MPS or not."""
+    """Simulate a machine: number and capability of GPUs, a CPU with or without bf16, with or without MPS."""
 
     def pretend(*, gpus=0, capability=(8, 0), bf16=False, mps=False):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
@@ -41,7 +41,7 @@ def test_auto_takes_the_best_device(machine):
     assert choose_device() == CUDA
 
 
-def test_a_device_by_name(machine):
+def test_a_device_is_chosen_by_name(machine):
     machine(gpus=2)
     assert choose_device("cpu") == CPU
     assert choose_device("cuda").type == "cuda"
@@ -49,13 +49,13 @@ def test_a_device_by_name(machine):
 
 
 @pytest.mark.parametrize("name", ["cuda", "cuda:0", "mps", "gpu", "", "cpu:1", "cuda:x"])
-def test_a_device_that_is_not_there(machine, name):
+def test_a_missing_device_is_refused(machine, name):
     machine()
     with pytest.raises(SettingsError, match=f"no device '{name}' here; choose auto, cpu"):
         choose_device(name)
 
 
-def test_what_is_there_is_said(machine):
+def test_the_error_lists_the_available_devices(machine):
     machine(gpus=2)
     with pytest.raises(SettingsError, match="choose auto, cuda:0 or cuda:1 or cpu"):
         choose_device("cuda:2")
@@ -70,27 +70,27 @@ def test_what_is_there_is_said(machine):
         (CUDA, {"capability": (6, 1)}, FP32, "neither"),
         (CPU, {"bf16": True}, BF16, "this CPU has bf16 instructions"),
         (CPU, {"bf16": False}, FP32, "no bf16 instructions"),
-        (MPS, {}, FP32, "not been checked on mps"),
+        (MPS, {}, FP32, "not been tested on mps"),
     ],
 )
-def test_auto_takes_the_arithmetic_that_the_device_has(machine, device, here, dtype, reason):
+def test_auto_takes_a_precision_that_the_device_supports(machine, device, here, dtype, reason):
     machine(**here)
     precision = choose_precision(device, "auto")
     assert precision.dtype == dtype
     assert reason in precision.reason
 
 
-def test_what_is_asked_for_is_given_with_a_word_of_warning(machine):
+def test_the_requested_precision_is_used_and_warns_if_slow(machine):
     machine(bf16=False)
-    assert choose_precision(CPU, "fp32") == Precision(FP32, "asked for")
+    assert choose_precision(CPU, "fp32") == Precision(FP32, "requested")
     emulated = choose_precision(CPU, "bf16")
     assert emulated.dtype == BF16
-    assert emulated.reason.startswith("asked for, though this CPU has no bf16")
+    assert emulated.reason.startswith("requested, although this CPU has no bf16")
     machine(bf16=True)
-    assert choose_precision(CPU, "bf16") == Precision(BF16, "asked for")
+    assert choose_precision(CPU, "bf16") == Precision(BF16, "requested")
 
 
-def test_what_the_device_cannot_run_is_refused(machine, monkeypatch):
+def test_an_unsupported_precision_is_refused(machine, monkeypatch):
     machine()
     with pytest.raises(SettingsError, match="precision must be one of auto, bf16, fp16, fp32, got 'tf32'"):
         choose_precision(CPU, "tf32")
@@ -99,7 +99,7 @@ def test_what_the_device_cannot_run_is_refused(machine, monkeypatch):
         choose_precision(CPU, "fp16")
 
 
-def test_a_layer_that_is_missing_in_half_precision_is_a_refusal(machine, monkeypatch):
+def test_a_layer_without_half_precision_is_refused(machine, monkeypatch):
     def missing(*_):
         raise RuntimeError("not implemented for 'Half'")
 
@@ -118,7 +118,7 @@ def test_a_layer_that_is_missing_in_half_precision_is_a_refusal(machine, monkeyp
         (CPU, {"bf16": False}, FP32),
     ],
 )
-def test_fp16_gives_way_where_it_overflows(machine, caplog, device, here, dtype):
+def test_fp16_is_replaced_where_it_overflows(machine, caplog, device, here, dtype):
     machine(**here)
     precision = choose_precision(device, "fp16", fp16_safe=False)
     assert (precision.dtype, precision.reason) == (dtype, "this network overflows in fp16")
@@ -132,12 +132,12 @@ def test_fp16_gives_way_where_it_overflows(machine, caplog, device, here, dtype)
     ("capabilities", "known"),
     [({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"avx512_f": True}, False), ({"bf16": True}, False)],
 )
-def test_bf16_of_the_cpu(monkeypatch, capabilities, known):
+def test_bf16_of_the_cpu_is_read_from_its_capabilities(monkeypatch, capabilities, known):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
     assert runtime._cpu_has_bf16() == known
 
 
-def test_bf16_of_the_cpu_as_older_torch_tells(monkeypatch):
+def test_bf16_of_the_cpu_is_detected_with_older_torch(monkeypatch):
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
     assert runtime._cpu_has_bf16()
@@ -168,7 +168,7 @@ def test_precision_holds_in_its_thread_only():
     assert seen == [FP32]
 
 
-def test_full_precision_is_full_inside_an_autocast_of_the_caller():
+def test_full_precision_ignores_an_autocast_of_the_caller():
     with torch.autocast("cpu", BF16):
         with autocast(CPU, FULL):
             assert linear_dtype() == FP32

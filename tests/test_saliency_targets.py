@@ -1,4 +1,4 @@
-"""What a saliency map can be asked about, and what it refuses."""
+"""Targets of saliency maps, and the errors for bad ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from text2seg.clip.model import preprocess
 from text2seg.errors import QueryError
 from text2seg.explain.saliency.methods import methods_for, saliency
 from text2seg.explain.saliency.targets import image_target, score, text_target, words_target
-from text2seg.queries import TEMPLATES, Things
+from text2seg.model_card import ClosedVocabulary
+from text2seg.templates import TEMPLATES
 
 SHORT = ("a {}.",)
 
@@ -26,7 +27,7 @@ def clip(request):
     return tiny_clip(request.param)
 
 
-def test_a_text_is_its_mean_over_templates(clip):
+def test_text_target_is_the_mean_over_templates(clip):
     assert_close(text_target(clip, "dog").features, clip.encode_texts(["dog"], TEMPLATES)[0], terms=TINY_NETWORK)
     tokens = clip.model.encode_text(torch.tensor([[49406, *clip_tokens("dog"), 49407, *[0] * 74]]))
     expected = F.normalize(tokens, dim=-1)[0]
@@ -40,7 +41,7 @@ def clip_tokens(text):
     return row[1 : int(row.argmax())].tolist()
 
 
-def test_an_image_is_clips_own_answer_whatever_its_size(clip):
+def test_image_target_equals_clips_features_at_any_size(clip):
     image, other = builders.image((40, 56)), builders.image((90, 21), file_name="other.png")
     target = image_target(clip, other)
     expected = F.normalize(clip.model.encode_image(preprocess(other, (64, 64))[None]), dim=-1)[0]
@@ -51,7 +52,7 @@ def test_an_image_is_clips_own_answer_whatever_its_size(clip):
         assert bool(np.isfinite(saliency(clip, image, target, name)).all())
 
 
-def test_the_score_is_the_cosine_and_gradients_flow_to_the_pixels(clip):
+def test_score_is_the_cosine_and_gradients_reach_the_pixels(clip):
     target = text_target(clip, "dog", SHORT)
     images = (builders.image((40, 56)), builders.image((24, 32)))
     pixels = torch.stack([preprocess(each, (64, 64)) for each in images])
@@ -64,7 +65,7 @@ def test_the_score_is_the_cosine_and_gradients_flow_to_the_pixels(clip):
     assert_close(score(clip, pixels, target.negated()), -expected, terms=TINY_NETWORK, scale=1)
 
 
-def test_weighted_words_are_a_distribution(clip):
+def test_weighted_words_are_scored_as_a_distribution(clip):
     weights = {"dog": 3.0, "red car": 1.0, "tree": 0.0}
     target = words_target(clip, weights, SHORT)
     assert target.name == "dog 75%, red car 25%, tree 0%"
@@ -76,7 +77,7 @@ def test_weighted_words_are_a_distribution(clip):
     divergence = 0.75 * math.log(0.75 / said[0]) + 0.25 * math.log(0.25 / said[1])
     assert float(score(clip, pixels, target)) == about(-divergence, terms=TINY_NETWORK, scale=scale)
     assert float(score(clip, pixels, target.negated())) == about(divergence, terms=TINY_NETWORK, scale=scale)
-    assert target.said(features.float()).tolist() == about(said, terms=TINY_NETWORK, scale=scale)
+    assert target.probabilities(features.float()).tolist() == about(said, terms=TINY_NETWORK, scale=scale)
     mean = F.normalize(0.75 * target.texts[0] + 0.25 * target.texts[1], dim=0)
     assert_close(target.features, mean, terms=32)
     same = words_target(clip, dict(zip(weights, (0.3, 0.1, 0.0), strict=True)), SHORT)
@@ -89,18 +90,18 @@ def test_weighted_words_are_a_distribution(clip):
     ("weights", "message"),
     [
         ({"dog": 1.0}, "needs two or more"),
-        ({"dog": 1.0, "cat": -0.5}, "numbers from 0 up"),
-        ({"dog": 1.0, "cat": math.nan}, "numbers from 0 up"),
-        ({"dog": 0.0, "cat": 0.0}, "must weigh more than 0"),
+        ({"dog": 1.0, "cat": -0.5}, "must be 0 or more"),
+        ({"dog": 1.0, "cat": math.nan}, "must be 0 or more"),
+        ({"dog": 0.0, "cat": 0.0}, "needs a weight above 0"),
         ({"dog": 1.0, " ": 1.0}, "must not be empty"),
     ],
 )
-def test_words_that_cannot_be_weighted(weights, message):
+def test_bad_weights_raise(weights, message):
     with pytest.raises(QueryError, match=message):
         words_target(tiny_clip(), weights, SHORT)
 
 
-def test_texts_that_cannot_be_asked_for():
+def test_unusable_texts_raise():
     clip = tiny_clip()
     for empty in ("", " \n"):
         with pytest.raises(QueryError, match="a text must not be empty"):
@@ -112,5 +113,5 @@ def test_texts_that_cannot_be_asked_for():
     with pytest.raises(QueryError, match="too long"):
         text_target(clip, long, SHORT)
     with pytest.raises(QueryError, match=r"does not know 'dgo'\. Did you mean dog\?"):
-        text_target(clip, "dgo", SHORT, things=Things({"dog": ["dog"]}))
-    text_target(clip, "a big dog", SHORT, things=Things({"dog": ["dog"]}))
+        text_target(clip, "dgo", SHORT, closed_vocabulary=ClosedVocabulary({"dog": ["dog"]}))
+    text_target(clip, "a big dog", SHORT, closed_vocabulary=ClosedVocabulary({"dog": ["dog"]}))

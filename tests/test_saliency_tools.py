@@ -1,8 +1,9 @@
-"""The tools `saliency` and `compare` on the demo model, and that the methods find what is there."""
+"""The tools `saliency` and `compare` on the demo model; the methods find the objects of a scene."""
 
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import builders
@@ -13,15 +14,14 @@ from test_attention import tiny_clip
 
 import text2seg
 from text2seg import Text2Seg
-from text2seg.clip.attention import RULES
+from text2seg.clip.encoders import RULES
 from text2seg.coco.dataset import read_dataset
 from text2seg.coco.rle import decode
 from text2seg.errors import ImageError, QueryError, SettingsError
 from text2seg.explain import TOOLS, Progress, run_tool
-from text2seg.explain.catalogue.saliency import SaliencySettings, TargetSettings
 from text2seg.explain.saliency.methods import METHODS, methods_for, saliency
 from text2seg.explain.saliency.targets import text_target
-from text2seg.explain.show_saliency import weights_of
+from text2seg.explain.saliency_maps import CompareSettings, SaliencySettings, parse_weights
 from text2seg.grids import minmax
 from text2seg.io.images import load_image
 
@@ -46,7 +46,7 @@ def load(number):
 
 
 def mask_of(truth, number, thing):
-    """All things of this kind in the scene, bool [H, W]."""
+    """Return the mask bool [H, W] of all objects of a category in the scene."""
     image_id = next(each["id"] for each in truth["images"] if each["file_name"].endswith(f"scene_{number:04}.jpg"))
     category = next(each["id"] for each in truth["categories"] if each["name"] == thing)
     pairs = ((each["image_id"], each["category_id"], each["segmentation"]) for each in truth["annotations"])
@@ -54,7 +54,7 @@ def mask_of(truth, number, thing):
 
 
 def touched(mask, grid_hw):
-    """Which cells of a grid over the mask have some of it, bool [gh, gw]."""
+    """Return the cells bool [gh, gw] of a grid that contain a part of the mask."""
     rows, columns = np.nonzero(mask)
     cells = np.zeros(grid_hw, bool)
     cells[rows * grid_hw[0] // mask.shape[0], columns * grid_hw[1] // mask.shape[1]] = True
@@ -65,7 +65,7 @@ def touched(mask, grid_hw):
 # and gem point at the thing in a quarter of all cases only.
 @pytest.mark.parametrize(("number", "thing"), [(4, "elephant"), (8, "pig"), (9, "sun"), (11, "monkey"), (19, "sheep")])
 @pytest.mark.parametrize("name", CLEAR)
-def test_the_peak_lies_on_the_thing_by_a_margin(demo, truth, number, thing, name):
+def test_peak_is_on_the_object_by_a_margin(demo, truth, number, thing, name):
     found = minmax(saliency(demo.clip, load(number), text_target(demo.clip, thing), name))
     inside = touched(mask_of(truth, number, thing), found.shape)
     assert inside.mean() < 0.2
@@ -118,10 +118,13 @@ def test_alpha_negative_and_size_change_the_image(demo):
     assert not np.array_equal(against.pixels, usual.pixels)
 
 
-def test_compare_shows_every_method_and_stops_when_asked(demo):
-    settings, stop, seen = TargetSettings(("sheep",), templates=SHORT), threading.Event(), []
+def test_compare_shows_every_method_and_can_be_stopped(demo):
+    settings, stop, seen = CompareSettings(("sheep",), templates=SHORT), threading.Event(), []
     result = run_tool(TOOLS["compare"], demo, [load(19)], settings)
     assert [panel.caption for panel in result.panels] == ["the image", *methods_for(demo.clip)]
+    few = CompareSettings(("sheep",), templates=SHORT, method=("surgery", "relevance-last"))
+    named = run_tool(TOOLS["compare"], demo, [load(19)], few)
+    assert [panel.caption for panel in named.panels] == ["the image", "surgery", "gradcam"]
     assert result.title.startswith("scene_0019.jpg: sheep · score 0.")
 
     def report(done, total, note):
@@ -131,40 +134,45 @@ def test_compare_shows_every_method_and_stops_when_asked(demo):
 
     stopped = run_tool(TOOLS["compare"], demo, [load(19)], settings, Progress(report, stop))
     assert seen[0] == (0, len(methods_for(demo.clip)), "sheep")
-    assert len(stopped.panels) == 1 + 3
+    assert len(stopped.panels) == 1 + 2
 
 
 def test_compare_on_a_resnet():
     models = Text2Seg(tiny_clip("resnet"), sam=None)
-    result = run_tool(TOOLS["compare"], models, [builders.image((40, 56))], TargetSettings(("dog",), templates=SHORT))
-    names = [name for name, method in METHODS.items() if "resnet" in method.kinds]
+    image, settings = builders.image((40, 56)), CompareSettings(("dog",), templates=SHORT)
+    result = run_tool(TOOLS["compare"], models, [image], settings)
+    names = [name for name, method in METHODS.items() if "resnet" in method.kinds and not method.slow]
     assert [panel.caption for panel in result.panels] == ["the image", *names]
+    slow = replace(settings, method=("scorecam", "ablationcam"))
+    result = run_tool(TOOLS["compare"], models, [image], slow)
+    assert [panel.caption for panel in result.panels] == ["the image", "scorecam", "ablationcam"]
+    assert all("slow: one forward for each channel" in note for note in result.notes)
 
 
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        (SaliencySettings(), QueryError, "nothing to ask the image about"),
+        (SaliencySettings(), QueryError, "no target"),
         (SaliencySettings(("",)), QueryError, "a text must not be empty"),
         (SaliencySettings(("dgo",)), QueryError, "does not know 'dgo'"),
         (SaliencySettings(("dog " * 80,)), QueryError, "too long"),
-        (SaliencySettings(("dog",), method="layercam"), SettingsError, "this ViT can do attention"),
+        (SaliencySettings(("dog",), method="layercam"), SettingsError, "this ViT supports attention"),
         (SaliencySettings(("dog",), method="gradcam", layer="x"), SettingsError, "gradcam has no layer 'x'"),
         (SaliencySettings(target_image=Path("nowhere.png")), ImageError, r"nowhere\.png"),
-        (SaliencySettings(word=("dog",)), QueryError, "written \"word=number\", got 'dog'"),
+        (SaliencySettings(word=("dog",)), QueryError, "has the form \"word=number\", got 'dog'"),
     ],
 )
-def test_bad_input_is_refused_before_anything_is_drawn(demo, settings, error, message):
+def test_bad_input_raises_before_drawing(demo, settings, error, message):
     with pytest.raises(error, match=message):
         run_tool(TOOLS["saliency"], demo, [builders.image()], settings)
 
 
 def test_compare_takes_one_target(demo):
     with pytest.raises(QueryError, match="compared on one target, got 2: dog, cat"):
-        run_tool(TOOLS["compare"], demo, [builders.image()], TargetSettings(("dog", "cat"), templates=SHORT))
+        run_tool(TOOLS["compare"], demo, [builders.image()], CompareSettings(("dog", "cat"), templates=SHORT))
 
 
-def test_settings_that_contradict_themselves():
+def test_bad_settings_raise():
     for settings, message in (
         ({"alpha": 1.5}, "alpha must be from 0 to 1"),
         ({"size": 0}, "input size must be positive"),
@@ -174,8 +182,8 @@ def test_settings_that_contradict_themselves():
             SaliencySettings(("dog",), **settings)
 
 
-def test_weights_are_read_from_texts():
-    assert weights_of(["a=b=2", "dog = .5"]) == {"a=b": 2.0, "dog": 0.5}
-    for bad, message in ((["dog=x"], "word=number"), (["dog=1", "dog =2"], "'dog' is weighted twice")):
+def test_weights_are_parsed():
+    assert parse_weights(["a=b=2", "dog = .5"]) == {"a=b": 2.0, "dog": 0.5}
+    for bad, message in ((["dog=x"], "word=number"), (["dog=1", "dog =2"], "'dog' has two weights")):
         with pytest.raises(QueryError, match=message):
-            weights_of(bad)
+            parse_weights(bad)

@@ -1,4 +1,4 @@
-"""SAM 2 through the interface of SAM: equal to transformers' own model and processor, one image and set at a time."""
+"""SAM 2 through the interface of SAM equals the model and processor of transformers for single images and sets."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from sam_builders import make_image, points
 from transformers import Sam2Config, Sam2ImageProcessor, Sam2Model, Sam2Processor
 
 from text2seg.errors import CheckpointError, SettingsError
+from text2seg.loading import open_sam
 from text2seg.sam.base import MASK_PROMPT_SCALE
-from text2seg.sam.families import open_sam
 from text2seg.sam.sam2 import PUBLISHED, Sam2, config_of, to_transformers
 from text2seg.weights import registry
 
@@ -77,13 +77,34 @@ def assert_equals_stock(sam, stock, images, sets):
             assert np.mean(sam.mask(embeddings[place], candidates, index) != wanted) < 0.01
 
 
-def test_ragged_sets_on_two_images_in_one_call_are_answered_as_one_by_one(sam, stock):
+def test_sets_of_different_sizes_in_one_call_equal_single_sets(sam, stock):
     images = [make_image(60, 100, seed=1), make_image(141, 77, seed=2)]
     sets = [(n % 2, points(images[n % 2], count, seed=n)) for n, count in enumerate((1, 4, 2, 1, 7, 4))]
     assert_equals_stock(sam, stock, images, sets)
 
 
-def test_with_a_box_it_is_one_candidate_and_with_a_rough_mask_another_answer(sam, stock):
+def test_predicted_iou_is_that_of_stock_for_points_and_boxes_with_and_without_candidates(sam, stock):
+    image = make_image(60, 100, seed=1)
+    (embedding,) = sam.embed([image])
+    plain = points(image, 3)
+    boxed = replace(plain, boxes_xyxy=np.array([[10, 5, 70, 50]], np.float32))
+    assert_close(
+        np.array(sam.predicted_iou(embedding, plain, single=False)),
+        answer_of_stock(stock, image, plain)[1],
+        terms=TINY_NETWORK,
+        scale=1,
+    )
+    assert_close(
+        np.array(sam.predicted_iou(embedding, boxed, single=True)),
+        answer_of_stock(stock, image, boxed)[1],
+        terms=TINY_NETWORK,
+        scale=1,
+    )
+    alone = replace(boxed, xy=boxed.xy[:0], labels=boxed.labels[:0], similarity=boxed.similarity[:0])
+    assert len(sam.predicted_iou(embedding, alone, single=False)) == 3
+
+
+def test_a_box_gives_one_candidate_and_a_rough_mask_changes_the_result(sam, stock):
     image = make_image(60, 100, seed=1)
     plain = points(image, 3)
     boxed = replace(plain, boxes_xyxy=np.array([[10, 5, 70, 50]], np.float32))
@@ -98,8 +119,8 @@ def test_with_a_box_it_is_one_candidate_and_with_a_rough_mask_another_answer(sam
     assert_equals_stock(sam, stock, [image], [(0, full)])
 
 
-def test_filling_up_as_transformers_does_would_change_the_answer(stock):
-    """Why sets are answered with others of their size."""
+def test_the_padding_of_transformers_would_change_masks(stock):
+    """This is the reason why only sets of equal size share a call."""
     model, _ = stock
     pixels = torch.rand(1, 3, SIDE, SIDE)
     xy, labels = torch.tensor([[[[30.0, 40.0], [0, 0]]]]), torch.tensor([[[1, -10]]])
@@ -109,7 +130,7 @@ def test_filling_up_as_transformers_does_would_change_the_answer(stock):
     assert (alone.pred_masks - filled.pred_masks).abs().max() > 1e-3
 
 
-def test_sets_are_answered_in_the_order_they_came_however_few_fit_into_a_call(sam):
+def test_results_are_in_the_order_of_the_sets_for_every_call_size(sam):
     image = make_image(60, 100)
     (embedding,) = sam.embed([image])
     sets = [(embedding, points(image, count, seed=count)) for count in (3, 1, 2, 1, 3)]
@@ -120,14 +141,14 @@ def test_sets_are_answered_in_the_order_they_came_however_few_fit_into_a_call(sa
         sam.decode([(embedding, points(image, 0))])
 
 
-def test_the_image_fills_the_whole_frame(sam):
+def test_the_image_is_stretched_over_the_whole_input(sam):
     embedding = sam.embed([make_image(30, 100)])[0]
     assert embedding.input_hw == (SIDE, SIDE)
     assert sam.filled(embedding, 32) == (32, 32)
     assert [tuple(tensor.shape) for tensor in embedding.tensors] == [(32, 8, 8), (4, 32, 32), (8, 16, 16)]
 
 
-def test_in_bf16_the_encoder_alone_is_less_precise(weights, sam):
+def test_bf16_affects_only_the_encoder(weights, sam):
     config = json.loads(small_config().to_json_string())
     half = Sam2.from_weights(weights, device=CPU, precision="bf16", config=config)
     image = make_image(60, 100)
@@ -138,7 +159,7 @@ def test_in_bf16_the_encoder_alone_is_less_precise(weights, sam):
     assert all(p.dtype == torch.float32 for p in half.module.mask_decoder.parameters())
 
 
-def test_metas_own_files_are_read_by_their_names(tmp_path, weights, sam):
+def test_tensors_with_the_names_of_meta_are_read(tmp_path, weights, sam):
     found = to_transformers(as_meta_wrote_it(weights))
     assert found.keys() == weights.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in weights.items())
@@ -162,7 +183,7 @@ def test_a_folder_of_transformers_is_opened_by_its_config(tmp_path, weights, sam
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"vision_config": 3}'])
-def test_a_config_that_is_none_is_refused(tmp_path, weights, content):
+def test_an_invalid_config_is_refused(tmp_path, weights, content):
     (tmp_path / "config.json").write_text(content)
     save_file({name: tensor.clone() for name, tensor in weights.items()}, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"config\.json"):
@@ -178,7 +199,7 @@ def test_tensors_that_do_not_fit_are_named(weights):
         Sam2.from_weights(weights, device=CPU, config=config, compile_encoder=True)
 
 
-def test_a_config_whose_blocks_attend_to_too_much(weights):
+def test_a_config_with_too_many_patches_in_global_attention_is_refused(weights):
     backbone = small_config().to_dict()["vision_config"]["backbone_config"] | {"image_size": [1024, 1024]}
     config = {"vision_config": {"backbone_config": backbone | {"global_attention_blocks": [0]}}}
     with pytest.raises(CheckpointError, match="stage 1 of its architecture has 256 x 256 patches"):
@@ -208,7 +229,7 @@ def test_published_shapes_are_known_without_a_config(width, depths):
     assert config_of(tensors).to_dict() == wanted.to_dict()
 
 
-def test_hiera_tiny_in_its_real_size():
+def test_hiera_tiny_in_full_size():
     sam = Sam2.from_weights(random_weights(Sam2Config()), device=CPU, precision="fp32")
     image = make_image(60, 100)
     (embedding,) = sam.embed([image])
@@ -218,7 +239,7 @@ def test_hiera_tiny_in_its_real_size():
     assert sam.mask(embedding, candidates, 0).shape == (60, 100)
 
 
-def test_without_transformers_it_says_what_to_install(weights, monkeypatch):
+def test_without_transformers_the_error_says_what_to_install(weights, monkeypatch):
     real = builtins.__import__
 
     def without(name, *args, **kwargs):
@@ -231,7 +252,7 @@ def test_without_transformers_it_says_what_to_install(weights, monkeypatch):
         Sam2.from_weights(weights, device=CPU)
 
 
-def test_names_of_the_hub_mean_the_same_files():
+def test_names_of_the_hub_refer_to_the_same_files():
     known = registry.find("sam2.1_hiera_base_plus", "sam")
     assert registry.find("facebook/sam2.1-hiera-base-plus", "sam") == known
     assert known.url.endswith("/092824/sam2.1_hiera_base_plus.pt")
@@ -239,7 +260,7 @@ def test_names_of_the_hub_mean_the_same_files():
         registry.find("facebook/sam2.1-hiera-huge", "sam")
 
 
-def test_from_words_to_segments_with_a_sam_2(tmp_path, weights):
+def test_the_pipeline_segments_with_sam_2(tmp_path, weights):
     from text2seg import Text2Seg
     from text2seg.demo import __file__ as demo
 
@@ -247,7 +268,7 @@ def test_from_words_to_segments_with_a_sam_2(tmp_path, weights):
     save_file({name: tensor.clone() for name, tensor in weights.items()}, tmp_path / "model.safetensors")
     models = Text2Seg.load("demo", sam=str(tmp_path), device="cpu", precision="fp32")
     scene = sorted((Path(demo).parent / "scenes").rglob("*.jpg"))[0]
-    name = models.things.names[0]
+    name = models.closed_vocabulary.names[0]
     session = models.open(scene)
     session.segment([name])
     segment = session.segment_points(name, points(session.image, 3))

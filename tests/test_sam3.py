@@ -1,4 +1,4 @@
-"""SAM 3 in the place of the pipeline: equal to transformers' own answer, and a COCO file that can be compared."""
+"""SAM 3 in place of the pipeline: masks equal those of transformers, and the COCO file can be evaluated."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from text2seg.cli import main
 from text2seg.cli.label import Label
 from text2seg.config import PresenceSettings, Settings, TileSettings
 from text2seg.errors import CheckpointError, SettingsError
-from text2seg.evaluation.run import as_json, evaluate_files
+from text2seg.evaluation.evaluate import as_json, evaluate_files
 from text2seg.sam.sam3 import Sam3
 from text2seg.sam3_pipeline import Sam3Pipeline
 
@@ -78,7 +78,7 @@ def sam3(folder):
     return Sam3.open(folder, device=CPU, precision="fp32")
 
 
-def test_words_are_answered_as_by_transformers(folder, sam3):
+def test_masks_for_a_query_equal_those_of_transformers(folder, sam3):
     image, text = make_image(60, 100, seed=1), "red car"
     model, tokenizer = Sam3Model.from_pretrained(folder).eval(), CLIPTokenizer.from_pretrained(folder)
     processor = Sam3ImageProcessor(size={"height": SIDE, "width": SIDE})
@@ -101,7 +101,7 @@ def test_words_are_answered_as_by_transformers(folder, sam3):
         assert np.mean(sam3.mask(logits, (60, 100)) != mask) < 0.01
 
 
-def test_segments_are_what_is_sure_enough_and_no_repeats(sam3):
+def test_segments_have_a_sufficient_score_and_no_duplicates(sam3):
     image = make_image(60, 100, seed=1)
     models = Sam3Pipeline(sam3, settings=ANYTHING)
     result = models.open(image)
@@ -119,7 +119,7 @@ def test_segments_are_what_is_sure_enough_and_no_repeats(sam3):
     assert not models.segment(image, "car", Settings(presence=PresenceSettings(1.0))).segments
 
 
-def test_a_folder_is_labelled_and_the_file_compared(folder, tmp_path):
+def test_a_folder_is_labelled_and_evaluated(folder, tmp_path):
     images = tmp_path / "images"
     images.mkdir()
     for path in sorted(SCENES.glob("*.jpg"))[:2]:
@@ -146,11 +146,11 @@ def test_a_folder_is_labelled_and_the_file_compared(folder, tmp_path):
         as_json(evaluate_files(tmp_path / "truth.json", path, match="file-name")) for path in (other, output)
     )
     assert ours["instances"]["ap"] > 0.3 > theirs["instances"]["ap"], "weights at random know no bells"
-    with pytest.raises(SettingsError, match="goes with none of"):
+    with pytest.raises(SettingsError, match="cannot be combined with"):
         Label(images, queries="car", sam3=folder, dry_run=True).run()
 
 
-def test_what_is_no_sam_3_is_refused(folder, tmp_path):
+def test_a_folder_without_a_sam_3_is_refused(folder, tmp_path):
     with pytest.raises(CheckpointError, match=r"has no config\.json.*facebook/sam3"):
         Sam3.open(tmp_path, device=CPU)
     shutil.copytree(folder, tmp_path / "damaged")
@@ -173,7 +173,7 @@ def test_code_in_the_folder_is_not_run(folder, tmp_path):
     assert not ran.exists()
 
 
-def test_weights_that_lack_a_tensor_are_refused(folder, tmp_path):
+def test_weights_without_a_tensor_are_refused(folder, tmp_path):
     from safetensors.torch import load_file, save_file
 
     shutil.copytree(folder, tmp_path / "cut")
@@ -184,7 +184,7 @@ def test_weights_that_lack_a_tensor_are_refused(folder, tmp_path):
         Sam3.open(tmp_path / "cut", device=CPU)
 
 
-def test_long_words_are_cut_loudly_and_tiles_refused(sam3, caplog):
+def test_long_queries_are_truncated_with_a_warning_and_tiles_are_refused(sam3, caplog):
     with caplog.at_level(logging.WARNING):
         sam3.find(make_image(60, 100), ["a very long description"])
     assert "the end of this query is cut off: a very long description" in caplog.text

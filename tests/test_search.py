@@ -1,4 +1,4 @@
-"""Vectors of an image and the index that they are kept in, with vectors made up here."""
+"""Vectors of an image, and the index that stores them, with random vectors."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from PIL import Image as PillowImage
 from text2seg.errors import SettingsError
 from text2seg.records import Failure
 from text2seg.search.fill import index_key, index_path
-from text2seg.search.index import VECTORS, VectorIndex, image_vectors, import_faiss
-from text2seg.search.rank import Hit, write_results
+from text2seg.search.index import VECTORS, Hit, VectorIndex, image_vectors, import_faiss, write_results
 
 KEY = {"clip": "one"}
 
@@ -39,7 +38,7 @@ def distances(a, b):
 
 
 @given(st.integers(1, 40), st.integers(1, 20), st.integers(0, 1000))
-def test_no_patch_is_left_farther_than_twice_the_best_cover(count, kept, seed):
+def test_image_vectors_cover_patches_within_twice_the_optimal_radius(count, kept, seed):
     patches = unit(count, 8, seed=seed)
     vectors = image_vectors(tokens(patches), kept)
     assert vectors.shape == (min(count, kept), 8)
@@ -51,13 +50,13 @@ def test_no_patch_is_left_farther_than_twice_the_best_cover(count, kept, seed):
     assert radius <= between.min(initial=2) + 1e-3
 
 
-def test_one_small_thing_on_a_plain_ground_is_kept():
-    ground, thing = unit(2, 32)
-    patches = np.stack([ground + 0.02 * noise for noise in unit(576, 32, seed=1)])
-    patches[301] = thing
+def test_a_small_object_on_a_plain_background_is_kept():
+    background, small = unit(2, 32)
+    patches = np.stack([background + 0.02 * noise for noise in unit(576, 32, seed=1)])
+    patches[301] = small
     patches /= np.linalg.norm(patches, axis=1, keepdims=True)
     vectors = image_vectors(tokens(patches))
-    assert (vectors @ thing).max() == about(1, terms=32)
+    assert (vectors @ small).max() == about(1, terms=32)
     assert len(vectors) == VECTORS
 
 
@@ -68,7 +67,7 @@ def filled(path, count=5):
     return index
 
 
-def test_an_index_comes_back_from_disk(tmp_path):
+def test_a_saved_index_is_read_back(tmp_path):
     index = filled(tmp_path / "one.index")
     index.put("2.png", (9, 9), (3, 4), unit(VECTORS, 8, seed=77))
     assert index.drop(["4.png", "unknown.png"]) == 1
@@ -84,7 +83,7 @@ def test_an_index_comes_back_from_disk(tmp_path):
     np.testing.assert_array_equal(again.vectors(["0.png"]), found[1:])
 
 
-def test_nearest_are_the_images_of_the_nearest_vectors_among_those_asked_for(tmp_path):
+def test_nearest_ranks_the_given_images_by_their_nearest_vector(tmp_path):
     index = filled(tmp_path / "one.index")
     wanted = unit(VECTORS, 8, seed=3)[7]
     every = [f"{number}.png" for number in range(5)]
@@ -96,7 +95,7 @@ def test_nearest_are_the_images_of_the_nearest_vectors_among_those_asked_for(tmp
     assert index.nearest(wanted, 3, []) == []
 
 
-def test_an_empty_index_can_be_saved_and_asked(tmp_path):
+def test_an_empty_index_can_be_saved_and_queried(tmp_path):
     index = filled(tmp_path / "one.index", 1)
     index.drop(["0.png"])
     index.save()
@@ -107,7 +106,7 @@ def test_an_empty_index_can_be_saved_and_asked(tmp_path):
 
 
 @pytest.mark.parametrize("harm", ["cut", "flip", "text", "key"])
-def test_a_damaged_index_or_one_of_other_weights_is_begun_anew(tmp_path, harm, caplog):
+def test_a_damaged_index_or_one_of_other_weights_is_rebuilt(tmp_path, harm, caplog):
     path = tmp_path / "one.index"
     filled(path).save()
     content = bytearray(path.read_bytes())
@@ -122,8 +121,8 @@ def test_a_damaged_index_or_one_of_other_weights_is_begun_anew(tmp_path, harm, c
     assert "begun anew" in caplog.text
 
 
-def test_an_index_of_another_kind_is_not_handed_to_faiss(tmp_path, monkeypatch, caplog):
-    """FAISS has kinds that name a file, which it opens as it reads them."""
+def test_an_index_of_another_kind_is_not_read_by_faiss(tmp_path, monkeypatch, caplog):
+    """Some kinds of FAISS indexes name a file, and FAISS opens that file when it reads the index."""
     faiss = import_faiss()
     index = VectorIndex(tmp_path / "x", {})
     index.put("a.png", (1, 2), (3, 4), np.ones((1, 8), np.float32))
@@ -134,26 +133,26 @@ def test_an_index_of_another_kind_is_not_handed_to_faiss(tmp_path, monkeypatch, 
     assert "holds another kind of index" in caplog.text
 
 
-def test_without_faiss_it_says_what_to_install(tmp_path, monkeypatch):
+def test_without_faiss_the_error_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(SettingsError, match=r'pip install "text2seg\[search\]"'):
         VectorIndex.open(tmp_path / "one.index", KEY)
 
 
-def test_models_that_know_no_hash_have_no_index(demo):
+def test_models_without_a_weights_hash_have_no_index(demo):
     assert len(index_key(demo)["clip"]) == 64
     unknown = SimpleNamespace(provenance=lambda: {}, clip=demo.clip, settings=demo.settings)
     with pytest.raises(SettingsError, match="hash of their weights"):
         index_key(unknown)
 
 
-def test_other_folders_and_keys_have_other_files(tmp_path):
+def test_index_files_differ_by_folder_and_key(tmp_path):
     paths = {index_path(tmp_path / a, {"clip": b}, tmp_path) for a in "ab" for b in "cd"}
     assert len(paths) == 4
     assert {path.parent for path in paths} == {tmp_path}
 
 
-def test_results_as_json_and_sheets(tmp_path):
+def test_results_are_written_as_json_and_contact_sheets(tmp_path):
     (tmp_path / "in").mkdir()
     PillowImage.fromarray(builders.pixels()).save(tmp_path / "in" / "ä.png")
     found = {

@@ -1,4 +1,4 @@
-"""A folder searched, and labelled only where something may be, with the demo model."""
+"""Search of a folder, and labelling with the prefilter, with the demo model."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from text2seg.config import LabelSettings, TileSettings
 from text2seg.errors import SettingsError
 from text2seg.io.images import load_image
 from text2seg.io.scan import list_images
-from text2seg.labelling.engines.local import LocalEngine
+from text2seg.labelling.engine import LocalEngine
 from text2seg.labelling.job import label_folder
 from text2seg.labelling.journal import read_records
 from text2seg.ontology import ontology_of_queries
 from text2seg.search.fill import filled_index, indexed_images
-from text2seg.search.rank import best_images, presence_in
+from text2seg.search.index import best_images, presence_in
 
 SCENES = Path("text2seg/demo/scenes/new-scenes/images")
 HORSES = {"scene_0002.jpg", "scene_0003.jpg", "scene_0004.jpg"}
@@ -45,7 +45,7 @@ def fill(demo, folder, where, **more):
         return index, filled
 
 
-def test_presence_by_the_index_is_that_of_the_image_or_less(demo, folder, tmp_path):
+def test_presence_from_the_index_is_at_most_that_of_the_image(demo, folder, tmp_path):
     index, filled = fill(demo, folder, tmp_path / "index")
     assert (filled.encoded, filled.held, filled.failures, filled.stopped) == (5, 0, [], False)
     queries = demo.check(["horse", "pig|hog", "bell+horse"])
@@ -62,7 +62,7 @@ def test_presence_by_the_index_is_that_of_the_image_or_less(demo, folder, tmp_pa
     assert best_images(demo, index, queries[0], 3, {"scene_0001.jpg"})[0].file == "scene_0001.jpg"
 
 
-def test_only_what_is_new_or_changed_is_encoded_and_what_has_gone_is_dropped(demo, folder, tmp_path):
+def test_only_new_and_changed_images_are_encoded_and_removed_ones_are_dropped(demo, folder, tmp_path):
     for number in (4, 7):
         (folder / f"scene_{number:04}.jpg").unlink()
     (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff")
@@ -86,7 +86,7 @@ def test_only_what_is_new_or_changed_is_encoded_and_what_has_gone_is_dropped(dem
     assert (index.vectors(["scene_0002.jpg"]) == before).all()
 
 
-def test_what_was_encoded_before_a_stop_or_a_fault_is_kept(demo, folder, tmp_path, monkeypatch):
+def test_vectors_encoded_before_a_stop_or_an_error_are_kept(demo, folder, tmp_path, monkeypatch):
     asked = iter([False] * 3 + [True] * 9)
     index, filled = fill(demo, folder, tmp_path / "index", stopping=lambda: next(asked))
     assert filled.stopped
@@ -104,7 +104,7 @@ def test_what_was_encoded_before_a_stop_or_a_fault_is_kept(demo, folder, tmp_pat
     assert fill(demo, folder, tmp_path / "index")[1].held == held
 
 
-def test_another_process_that_fills_the_index_is_waited_for(demo, folder, tmp_path, caplog):
+def test_fill_waits_for_another_process_that_fills_the_index(demo, folder, tmp_path, caplog):
     index, _ = fill(demo, folder, tmp_path / "index", listed={"limit": 1})
     stop = threading.Event()
     with FileLock(f"{index.path}.lock"):
@@ -122,8 +122,8 @@ def label(demo, folder, output, **more):
     return label_folder(demo, folder, ontology, settings, engine=engine, stop=stop)
 
 
-class Watched(LocalEngine):
-    """Keeps what it was given; sets the event once it has begun so many batches."""
+class RecordingEngine(LocalEngine):
+    """Engine that records the files it gets, and sets `stop` once it has begun `batches` batches."""
 
     def __init__(self, models, stop=None, batches=99):
         super().__init__(models)
@@ -144,11 +144,11 @@ class Watched(LocalEngine):
         super().run(work, given(), deliver, asked)
 
 
-def test_images_that_show_nothing_are_not_looked_at_and_a_stop_changes_no_byte(demo, folder, tmp_path):
+def test_the_prefilter_skips_images_without_the_queries_and_a_stop_changes_no_byte(demo, folder, tmp_path):
     (folder / "scene_0005x.jpg").write_bytes(b"no image")
     whole = tmp_path / "whole.json"
     everything = label_folder(demo, folder, ontology_of_queries("bell, pig"), LabelSettings(output=whole, batch=2))
-    engine = Watched(demo)
+    engine = RecordingEngine(demo)
     report = label(demo, folder, tmp_path / "only.json", engine=engine)
     looked_at = {file for batch in engine.seen for file in batch}
     assert looked_at == {"scene_0001.jpg", "scene_0002.jpg", "scene_0005x.jpg"}
@@ -171,21 +171,21 @@ def test_images_that_show_nothing_are_not_looked_at_and_a_stop_changes_no_byte(d
 
     (tmp_path / "again").mkdir()
     again, stop = tmp_path / "again" / "only.json", threading.Event()
-    assert label(demo, folder, again, engine=Watched(demo, stop, 1), stop=stop).interrupted
+    assert label(demo, folder, again, engine=RecordingEngine(demo, stop, 1), stop=stop).interrupted
     shutil.rmtree(again.parent / "index")  # what is skipped does not hang on when an image was encoded
     assert label(demo, folder, again).skipped == report.skipped
     assert without_folder(again) == without_folder(tmp_path / "only.json")
 
 
 def without_folder(path):
-    """The file's bytes, but for where the images lie as seen from it."""
+    """Bytes of the file without the path from it to the images."""
     content = path.read_bytes()
     folder = json.dumps(read_dataset(path)["info"]["folder"]).encode()
     assert content.count(folder) == 1
     return content.replace(folder, b"FOLDER")
 
 
-def test_a_job_that_is_killed_among_the_skipped_goes_on_with_the_same_bytes(demo, folder, tmp_path):
+def test_a_job_killed_between_skipped_images_resumes_with_the_same_bytes(demo, folder, tmp_path):
     output = tmp_path / "only.json"
     label(demo, folder, output)
     before = output.read_bytes()
@@ -198,7 +198,7 @@ def test_a_job_that_is_killed_among_the_skipped_goes_on_with_the_same_bytes(demo
     assert output.read_bytes() == before
 
 
-def test_settings_that_change_what_is_skipped_are_another_job(demo, folder, tmp_path):
+def test_resuming_with_other_prefilter_settings_is_refused(demo, folder, tmp_path):
     from text2seg.errors import OutputError
 
     output = tmp_path / "only.json"
@@ -209,7 +209,7 @@ def test_settings_that_change_what_is_skipped_are_another_job(demo, folder, tmp_
         label_folder(demo, folder, ontology_of_queries("bell, pig"), LabelSettings(output=output, batch=2, limit=1))
 
 
-def test_tiles_and_skipping_do_not_go_together(demo, folder, tmp_path):
+def test_tiles_and_prefilter_together_are_refused(demo, folder, tmp_path):
     tiled = Text2Seg(demo.clip, demo.sam, settings=Settings(tiles=TileSettings(256)), provenance=demo._provenance)
     with pytest.raises(SettingsError, match="--tile"):
         label(tiled, folder, tmp_path / "only.json")
@@ -217,14 +217,14 @@ def test_tiles_and_skipping_do_not_go_together(demo, folder, tmp_path):
         LabelSettings(skip_below=2)
 
 
-def test_the_commands(folder, tmp_path, capsys):
+def test_search_and_label_commands(folder, tmp_path, capsys):
     (folder / "broken.png").write_bytes(b"\x89PNG")
     where = ["--index", str(tmp_path / "index"), "--device", "cpu"]
     command = ["search", str(folder), "horse", "fire engine", "--top", "3", *where]
-    assert main([*command, "--output", str(tmp_path / "out")]) == 0
+    assert main([*command, "--output", str(tmp_path / "out")]) == 3
     text, errors = capsys.readouterr()
     assert errors.count("failed: broken.png") == 1
-    assert "5 images, 5 of them encoded now" in text
+    assert "5 images, 5 of them encoded now; index: " in text
     found = json.loads((tmp_path / "out" / "search.json").read_text(encoding="utf-8"))["queries"]
     assert {hit["file"] for hit in found["horse"]} == HORSES
     assert found["fire engine"][0]["file"] == "scene_0007.jpg"
@@ -232,8 +232,8 @@ def test_the_commands(folder, tmp_path, capsys):
         assert sheet.size[0] > 900
     output = tmp_path / "only.json"
     flags = ["--output", str(output), "--query", "horse", "--only-if-present", *where]
-    assert main(["label", str(folder), *flags]) == 0
-    assert "of them not looked at" in capsys.readouterr().out
+    assert main(["label", str(folder), *flags]) == 3
+    assert "of them skipped" in capsys.readouterr().out
     skipped = {image["file_name"] for image in read_dataset(output)["images"] if image["attributes"].get("skipped")}
     assert skipped
     assert not skipped & HORSES
@@ -241,7 +241,7 @@ def test_the_commands(folder, tmp_path, capsys):
     assert main(["search", str(folder), "horse", "--top", "0", *where]) == 1
 
 
-def test_an_unreadable_index_folder_is_an_error_of_ours(demo, folder, tmp_path):
+def test_an_unreadable_index_folder_raises_output_error(demo, folder, tmp_path):
     from text2seg.errors import OutputError
 
     (tmp_path / "file").write_text("", encoding="utf-8")
@@ -249,7 +249,7 @@ def test_an_unreadable_index_folder_is_an_error_of_ours(demo, folder, tmp_path):
         fill(demo, folder, tmp_path / "file")
 
 
-def test_the_same_file_gives_the_same_vectors_whatever_is_beside_it(demo, folder, tmp_path):
+def test_vectors_of_a_file_do_not_depend_on_the_other_files(demo, folder, tmp_path):
     index, _ = fill(demo, folder, tmp_path / "one", listed={"globs": ["*_0003*"]})
     other, _ = fill(demo, folder, tmp_path / "other", listed={"limit": 4})
     assert (index.vectors(["scene_0003.jpg"]) == other.vectors(["scene_0003.jpg"])).all()

@@ -1,19 +1,23 @@
-"""A run over files, with a model that finds a ball in every image."""
+"""`segment_files` with a model that finds a ball in every image."""
 
 from __future__ import annotations
 
 import weakref
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import builders
+import numpy as np
 import pytest
 from PIL import Image
 
 from text2seg.coco.dataset import read_dataset
-from text2seg.config import OutputSettings
+from text2seg.config import OutputSettings, SaveKind
 from text2seg.errors import OutputError, QueryError
 from text2seg.queries import parse_queries
 from text2seg.records import Segmentation
+from text2seg.render.saving import WRITERS
 from text2seg.segmenting import segment_files
 
 
@@ -24,8 +28,8 @@ class Watched(Segmentation):
 class FakeModels:
     """Raises what stands in `raises` under the name of an image."""
 
-    def __init__(self, raises=None):
-        self.raises = raises or {}
+    def __init__(self, query="ball", raises=None):
+        self.query, self.raises = query, raises or {}
         self.seen, self.made, self.alive = [], [], []
 
     def check(self, queries):
@@ -40,7 +44,7 @@ class FakeModels:
         self.alive.append(sum(made() is not None for made in self.made))
         if name in self.raises:
             raise self.raises[name]
-        found = Watched(image, (builders.segment(),), builders.maps([query.name for query in queries]))
+        found = Watched(image, (builders.segment(self.query),), builders.maps([query.name for query in queries]))
         self.made.append(weakref.ref(found))
         return found
 
@@ -53,19 +57,50 @@ def images(folder: Path, count: int = 5) -> list[Path]:
 
 
 def no_images(folder: Path) -> OutputSettings:
-    return OutputSettings(folder / "out", overlay=False, explain=False)
+    return OutputSettings(folder / "out", save="none")
 
 
-@pytest.mark.parametrize(("overlay", "explain", "names"), [(True, False, "overlay"), (False, True, "maps")])
-def test_each_kind_of_image_is_written_where_it_is_asked_for(tmp_path, overlay, explain, names):
-    output = OutputSettings(tmp_path / "out", overlay=overlay, explain=explain)
-    report = segment_files(FakeModels(), images(tmp_path, 1), "ball", output)
-    assert [path.name for path in report.written] == [f"0_{names}.png"]
-    assert [path.name for path in output.output.glob("*.png")] == [f"0_{names}.png"]
+@pytest.mark.parametrize(
+    ("save", "names"),
+    [
+        ("overlay", ["0_overlay.png"]),
+        ("why", ["0_why.png"]),
+        ("masks", ["masks/0_red-ball_1.png"]),
+        ("cutouts", ["cutouts/0_red-ball_1.png"]),
+        (("overlay", "masks"), ["0_overlay.png", "masks/0_red-ball_1.png"]),
+        ("overlay,why", ["0_overlay.png", "0_why.png"]),
+        ("none", []),
+    ],
+)
+def test_save_writes_the_kinds_of_files_it_names(tmp_path, save, names):
+    output = OutputSettings(tmp_path / "out", save=save)
+    report = segment_files(FakeModels("red ball"), images(tmp_path, 1), "red ball", output)
+    written = [path.relative_to(output.output).as_posix() for path in report.written]
+    assert written == names
+    assert sorted(path.relative_to(output.output).as_posix() for path in output.output.rglob("*.png")) == names
 
 
-def test_interrupted_the_file_holds_what_was_done(tmp_path):
-    models = FakeModels({"3.png": KeyboardInterrupt()})
+def test_saved_masks_are_255_inside_and_cutouts_are_cropped_and_transparent(tmp_path):
+    output = OutputSettings(tmp_path / "out", save="masks,cutouts")
+    (path,) = images(tmp_path, 1)
+    segment_files(FakeModels(), [path], "ball", output)
+    segment = builders.segment()
+    mask = np.asarray(Image.open(output.output / "masks" / "0_ball_1.png"))
+    assert mask.dtype == np.uint8
+    assert (mask == segment.mask * 255).all()
+    x, y, width, height = segment.box_xywh
+    cutout = np.asarray(Image.open(output.output / "cutouts" / "0_ball_1.png"))
+    box = np.s_[y : y + height, x : x + width]
+    assert (cutout[..., 3] == segment.mask[box] * 255).all()
+    assert (cutout[..., :3] == np.asarray(Image.open(path))[box] * segment.mask[box][..., None]).all()
+
+
+def test_every_kind_of_file_has_a_writer():
+    assert tuple(WRITERS) == get_args(SaveKind)
+
+
+def test_an_interrupted_run_writes_the_finished_images(tmp_path):
+    models = FakeModels(raises={"3.png": KeyboardInterrupt()})
     with pytest.raises(KeyboardInterrupt):
         segment_files(models, images(tmp_path), "ball", OutputSettings(tmp_path / "out"))
     names = [Path(image["file_name"]).name for image in read_dataset(tmp_path / "out" / "dataset.json")["images"]]
@@ -82,8 +117,8 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
 @pytest.mark.parametrize(
     "error", [RuntimeError("CUDA out of\nmemory"), MemoryError(), QueryError("without the name of a file")]
 )
-def test_one_image_too_many_for_the_machine_is_not_the_end_of_the_run(tmp_path, error):
-    models = FakeModels({"1.png": error})
+def test_out_of_memory_fails_one_image_and_not_the_run(tmp_path, error):
+    models = FakeModels(raises={"1.png": error})
     paths = images(tmp_path, 3)
     report = segment_files(models, paths, "ball", no_images(tmp_path))
     assert (report.images, report.found) == (2, {"ball": 2})
@@ -92,14 +127,14 @@ def test_one_image_too_many_for_the_machine_is_not_the_end_of_the_run(tmp_path, 
     assert len(failure.message.splitlines()) == 1
 
 
-def test_an_image_named_twice_is_done_once(tmp_path):
+def test_an_image_given_twice_is_segmented_once(tmp_path):
     models = FakeModels()
     (path,) = images(tmp_path, 1)
     assert segment_files(models, [path, path], "ball", OutputSettings(tmp_path / "out")).images == 1
     assert models.seen == ["0.png"]
 
 
-def test_a_file_that_cannot_be_written_is_known_before_the_first_image(tmp_path):
+def test_an_unwritable_output_is_reported_before_the_first_image(tmp_path):
     models = FakeModels()
     (tmp_path / "out" / "dataset.json").mkdir(parents=True)
     with pytest.raises(OutputError, match="--output"):
@@ -107,22 +142,45 @@ def test_a_file_that_cannot_be_written_is_known_before_the_first_image(tmp_path)
     assert models.seen == []
 
 
-def test_only_what_was_written_here_and_left_as_it_was_is_written_over(tmp_path):
-    files, out, models = images(tmp_path, 1), OutputSettings(tmp_path / "out", explain=False), FakeModels()
+def test_results_of_an_earlier_run_are_replaced_with_overwrite_only(tmp_path):
+    files, out, models = images(tmp_path, 1), OutputSettings(tmp_path / "out", save="overlay"), FakeModels()
     dataset = segment_files(models, files, "ball", out).dataset
-    made = dataset.read_bytes()
-    segment_files(models, files, "ball", out)
-    assert dataset.read_bytes() == made
-    for content in (made.replace(b"ball", b"BALL"), b'{"images": [], "annotations": [], "categories": []}'):
-        dataset.write_bytes(content)
-        with pytest.raises(OutputError, match=r"changed since text2seg wrote it, or text2seg did not make it; move it"):
-            segment_files(models, files, "ball", out)
-        assert dataset.read_bytes() == content
-    assert models.seen == ["0.png"] * 2  # it is known before the first image
+    before = {path: path.read_bytes() for path in out.output.iterdir()}
+    with pytest.raises(OutputError, match=r"dataset\.json already exists; choose another --output or add --overwrite"):
+        segment_files(models, files, "ball", out)
+    assert models.seen == ["0.png"]  # it is known before the first image
+    assert {path: path.read_bytes() for path in out.output.iterdir()} == before
+    dataset.write_bytes(before[dataset].replace(b"ball", b"BALL"))
+    (out.output / "0_overlay.png").write_bytes(b"drawn on by hand")
+    segment_files(models, files, "ball", replace(out, overwrite=True))
+    assert {path: path.read_bytes() for path in out.output.iterdir() if path.suffix} == {
+        path: content for path, content in before.items() if path.suffix
+    }
 
 
-def test_an_image_that_cannot_be_written_is_one_line_and_the_rest_goes_on(tmp_path):
-    out = OutputSettings(tmp_path / "out", explain=False)
+def test_not_even_overwrite_replaces_an_image_that_is_read(tmp_path):
+    files = [tmp_path / "a.png", tmp_path / "a_overlay.png"]
+    for path in files:
+        Image.fromarray(builders.pixels()).save(path)
+    before = files[1].read_bytes()
+    report = segment_files(FakeModels(), files, "ball", OutputSettings(tmp_path, save="overlay", overwrite=True))
+    assert "a_overlay.png is an input of this command" in report.failures[0].message
+    assert files[1].read_bytes() == before
+
+
+def test_nothing_is_written_if_no_image_can_be_segmented(tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG")
+    out = OutputSettings(tmp_path / "out")
+    report = segment_files(FakeModels(), [tmp_path / "broken.png", tmp_path / "nowhere.png"], "ball", out)
+    assert (report.images, len(report.failures)) == (0, 2)
+    assert not out.output.exists()
+    with pytest.raises(KeyboardInterrupt):
+        segment_files(FakeModels(raises={"0.png": KeyboardInterrupt()}), images(tmp_path, 1), "ball", out)
+    assert not out.output.exists()
+
+
+def test_an_image_that_cannot_be_saved_is_one_failure_and_the_others_are_saved(tmp_path):
+    out = OutputSettings(tmp_path / "out", save="overlay")
     (tmp_path / "out" / "1_overlay.png").mkdir(parents=True)
     (tmp_path / "out" / "2_overlay.png").write_bytes(b"drawn on by hand")
     report = segment_files(FakeModels(), images(tmp_path, 4), "ball", out)
@@ -133,18 +191,18 @@ def test_an_image_that_cannot_be_written_is_one_line_and_the_rest_goes_on(tmp_pa
     assert (tmp_path / "out" / "2_overlay.png").read_bytes() == b"drawn on by hand"
 
 
-def test_names_as_long_as_disks_take_are_cut_in_what_is_written(tmp_path):
+def test_the_longest_file_names_are_shortened_in_outputs(tmp_path):
     paths = [tmp_path / f"{'M' * 250}{end}.png" for end in "ab"]
     for path in paths:
         Image.fromarray(builders.pixels()).save(tmp_path / "short.png")
         (tmp_path / "short.png").rename(path)
     report = segment_files(FakeModels(), paths, "ball", OutputSettings(tmp_path / "out"))
-    assert (report.images, report.failures, len(set(report.written))) == (2, (), 4)
+    assert (report.images, report.failures, len(set(report.written))) == (2, [], 4)
     assert all(path.is_file() for path in report.written)
     assert [image["file_name"] for image in read_dataset(report.dataset)["images"]] == [path.name for path in paths]
 
 
-def test_a_full_disk_is_told_and_not_what_came_of_it(tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_and_not_its_consequences(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
@@ -152,5 +210,7 @@ def test_a_full_disk_is_told_and_not_what_came_of_it(tmp_path, monkeypatch):
     with pytest.raises(OutputError, match=r"0_overlay\.png cannot be written: No space left on device; make room"):
         segment_files(FakeModels(), images(tmp_path, 2), "ball", OutputSettings(tmp_path / "out"))
     with pytest.raises(KeyboardInterrupt):
-        segment_files(FakeModels({"0.png": KeyboardInterrupt()}), images(tmp_path, 2), "ball", no_images(tmp_path))
+        segment_files(
+            FakeModels(raises={"0.png": KeyboardInterrupt()}), images(tmp_path, 2), "ball", no_images(tmp_path)
+        )
     assert [path.name for path in (tmp_path / "out").iterdir()] in ([], [".text2seg-written"])

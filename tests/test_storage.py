@@ -1,4 +1,4 @@
-"""Places at URLs: what is taken for one, and jobs between folders here and fsspec's store in memory."""
+"""URLs of storage: parsing, the scan of a URL, and jobs between local folders and the memory store of fsspec."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ import numpy as np
 import pytest
 from app_builders import SCENE, live_app
 
-from text2seg.app.archives import Room
-from text2seg.app.folder.sources import take_folder, take_uploads
+from text2seg.app.folder.archives import UploadLimit
+from text2seg.app.folder.inputs import copy_uploads, link_folder
 from text2seg.cli import main
 from text2seg.coco.dataset import read_dataset
-from text2seg.coco.lookup import find_image, relative_folder
+from text2seg.coco.lookup import ImageFinder, relative_folder
 from text2seg.config import LabelSettings
 from text2seg.errors import DatasetError, ImageError, OntologyError, OutputError, SettingsError, Text2SegError
 from text2seg.io import storage
 from text2seg.io.images import load_image
 from text2seg.io.scan import list_images
 from text2seg.io.storage import Url, place_of
-from text2seg.labelling.engines.local import LocalEngine, Work
+from text2seg.labelling.engine import LocalEngine, Work
 from text2seg.labelling.output import journal_path, local_file
 from text2seg.ontology import read_ontology
 
@@ -39,7 +39,7 @@ TREE = ("b.jpg", "B.PNG", "a/z.webp", "a/b/y.tiff", "ä.jpeg", "notes.txt", ".hi
 
 @pytest.fixture
 def memory(tmp_path, monkeypatch):
-    """The store in memory, empty; journals lie in the test's own folder."""
+    """Yield the empty store in memory; journals are written to the test's own folder."""
     monkeypatch.setenv("TEXT2SEG_STATE", str(tmp_path / "state"))
     store = fsspec.filesystem("memory")
     store.rm("/", recursive=True)
@@ -61,7 +61,7 @@ def photos(tmp_path):
 
 
 class TestUrls:
-    def test_what_is_a_path_and_what_a_url(self):
+    def test_place_of_tells_paths_from_urls(self):
         assert place_of("s3://bucket/photos/") == Url("s3://bucket/photos")
         assert place_of("S3://Bucket/Photos") == Url("s3://Bucket/Photos")
         for path in ("photos", "/a/photos", r"C:\photos", "C://photos", "a:b"):
@@ -71,38 +71,38 @@ class TestUrls:
         assert place_of(Url("s3://b")) == Url("s3://b")
 
     @pytest.mark.parametrize("text", ["s3://", "gs:///", "sftp://me:secret@host/photos"])
-    def test_what_is_refused(self, text):
+    def test_unusable_urls_are_refused_without_showing_secrets(self, text):
         with pytest.raises(SettingsError) as caught:
             place_of(text)
         assert "secret" not in str(caught.value)
 
-    def test_parts(self):
+    def test_join_name_and_scheme_of_a_url(self):
         url = place_of("gs://bucket/a") / "b/c d.jpg"
         assert (str(url), url.name, url.scheme) == ("gs://bucket/a/b/c d.jpg", "c d.jpg", "gs")
         with pytest.raises(TypeError):
             open(url)  # type: ignore[call-overload]  # noqa: SIM115
 
-    def test_settings_take_both(self):
+    def test_settings_accept_paths_and_urls(self):
         assert LabelSettings(output="s3://b/x.json").output == Url("s3://b/x.json")
         assert LabelSettings(output=Path("x.json"), categories_from="truth.json").categories_from == Path("truth.json")
 
-    def test_what_an_engine_gets_can_be_sent_away(self):
+    def test_work_with_a_url_can_be_pickled(self):
         work = Work(place_of("s3://bucket/photos"), (), {"ball": 1})
         assert pickle.loads(pickle.dumps(work)) == work
 
-    def test_fsspec_waits_until_it_is_needed(self):
+    def test_fsspec_is_imported_only_when_needed(self):
         code = "import sys, text2seg.io.scan; assert not {'fsspec', 's3fs'} & set(sys.modules)"
         subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_threads_share_what_may_be_shared(memory):
-    """Or each of a cluster's many short-lived threads would connect anew."""
+def test_threads_share_one_store(memory):
+    """Otherwise each of a cluster's many short-lived threads would open a new connection."""
     with ThreadPoolExecutor(4) as pool:
         stores = [future.result()[0] for future in [pool.submit(storage._opened, Url("http://h/x")) for _ in range(8)]]
     assert len({id(store) for store in stores}) == 1
 
 
-class TestListing:
+class TestScan:
     @pytest.fixture
     def both(self, memory, tmp_path):
         for name in TREE:
@@ -127,23 +127,23 @@ class TestListing:
         ],
         ids=str,
     )
-    def test_is_that_of_the_same_folder_here(self, both, how):
+    def test_scan_of_a_url_equals_scan_of_a_local_folder(self, both, how):
         here, there = (list_images(folder, **how) for folder in both)
         assert there.files == here.files
         assert [there.place(n) for n in range(len(there))] == [here.place(n) for n in range(len(here))]
         assert len(there.stamps) == 2 * len(there)
         assert there.stamp(0)[0] == 1
 
-    def test_own_files_are_passed_over(self, both):
+    def test_skipped_files_are_left_out(self, both):
         _, there = both
         assert "notes.txt" not in list_images(there, globs=["*"], skip=[there / "notes.txt"]).files
 
-    def test_what_is_no_folder(self, both):
+    def test_a_url_that_is_no_folder_raises(self, both):
         _, there = both
         for place, words in [
             (there / "b.jpg", "is not a folder"),
             (there / "nowhere", "no such folder"),
-            (place_of("nostore://bucket"), "no storage is called nostore://"),
+            (place_of("nostore://bucket"), "unknown storage nostore://"),
         ]:
             with pytest.raises(Text2SegError, match=words):
                 list_images(place)
@@ -165,7 +165,7 @@ class TestListing:
 
 class TestJobs:
     @pytest.mark.parametrize("encoding", ["rle", "polygon"])
-    def test_the_file_differs_in_the_folder_s_name_only(self, memory, photos, tmp_path, encoding):
+    def test_datasets_of_url_and_local_folder_differ_only_in_the_folder(self, memory, photos, tmp_path, encoding):
         (photos / "a" / "broken.jpg").write_bytes((SCENE.read_bytes())[:5000])
         (photos / "a" / "empty.jpg").write_bytes(b"")
         (photos / "text.png").write_bytes(b"no image")
@@ -184,17 +184,17 @@ class TestJobs:
         jobs.run("memory://photos", tmp_path / "there.json", segmentation=encoding)
         assert (tmp_path / "there.json").read_bytes() == wanted
 
-    def test_from_here_to_a_url_the_folder_is_a_whole_path(self, memory, photos):
+    def test_a_dataset_at_a_url_records_the_absolute_local_folder(self, memory, photos):
         jobs.run(photos, "memory://out/labels.json")
         assert json.loads(memory.cat_file("/out/labels.json"))["info"]["folder"] == photos.as_posix()
 
-    def test_file_is_a_path_like_any_other(self, photos, tmp_path):
+    def test_a_file_url_is_a_local_path(self, photos, tmp_path):
         jobs.run(photos, tmp_path / "a.json")
         jobs.run(f"file://{photos}", f"file://{tmp_path}/b.json")
         assert (tmp_path / "b.json").read_bytes() == (tmp_path / "a.json").read_bytes()
         assert (tmp_path / "b.json.journal").read_bytes() == (tmp_path / "a.json.journal").read_bytes()
 
-    def test_the_journal_lies_in_the_state_folder_and_a_stopped_job_goes_on(self, memory, photos, tmp_path):
+    def test_the_journal_is_in_the_state_folder_and_a_stopped_job_resumes(self, memory, photos, tmp_path):
         upload(memory, photos, "/photos")
         output = place_of("memory://out/labels.json")
         journal = journal_path(output)
@@ -221,7 +221,7 @@ class TestJobs:
         jobs.run("memory://photos", output, models=again)
         assert again.batches == []
 
-    def test_a_changed_object_is_done_again_and_a_new_one_labelled(self, memory, photos):
+    def test_changed_and_new_objects_are_labelled(self, memory, photos):
         upload(memory, photos, "/photos")
         jobs.run("memory://photos", "memory://out.json", batch=1)
         memory.pipe_file("/photos/a/0000.png", SCENE.read_bytes())
@@ -230,7 +230,7 @@ class TestJobs:
         jobs.run("memory://photos", "memory://out.json", batch=1, models=models)
         assert models.batches == [["a/0000.png"], ["zzz.png"]]
 
-    def test_an_object_that_vanishes_is_one_failure(self, memory, photos):
+    def test_a_vanished_object_is_one_failure(self, memory, photos):
         upload(memory, photos, "/photos")
 
         class Late:
@@ -242,9 +242,9 @@ class TestJobs:
         assert [(each.file_name, each.stage) for each in report.failures] == [("a/0003.png", "read")]
         assert "no such object" in report.failures[0].message
 
-    def test_an_output_of_somebody_else_is_not_written_over(self, memory, photos):
+    def test_a_foreign_output_is_not_overwritten(self, memory, photos):
         memory.pipe_file("/out.json", b"{}")
-        with pytest.raises(OutputError, match=r"memory://out.json is there already.*--overwrite"):
+        with pytest.raises(OutputError, match=r"memory://out.json exists.*--overwrite"):
             jobs.run(photos, "memory://out.json")
         assert memory.cat_file("/out.json") == b"{}"
         jobs.run(photos, "memory://out.json", overwrite=True)
@@ -256,13 +256,13 @@ class TestJobs:
         with pytest.raises(OutputError, match="it is a folder"):
             jobs.run(photos, "memory://out.json")
 
-    def test_a_put_that_fails_loses_nothing(self, memory, photos, monkeypatch):
+    def test_a_failed_upload_loses_nothing(self, memory, photos, monkeypatch):
         def refuse(self, *_, **__):
             raise OSError(28, "the store is full")
 
         with monkeypatch.context() as broken:
             broken.setattr(type(memory), "put_file", refuse)
-            with pytest.raises(OutputError, match=r"the store is full.*the same command tries again") as caught:
+            with pytest.raises(OutputError, match=r"the store is full.*run the same command again") as caught:
                 jobs.run(photos, "memory://out.json")
         assert str(local_file(place_of("memory://out.json"))) in str(caught.value)
         models = jobs.FakeModels()
@@ -270,7 +270,7 @@ class TestJobs:
         assert models.batches == []
         assert len(json.loads(memory.cat_file("/out.json"))["images"]) == 10
 
-    def test_a_store_that_takes_nothing_is_told_before_the_first_image(self, memory, photos):
+    def test_a_read_only_store_is_reported_before_the_first_image(self, memory, photos):
         class ReadOnly(type(memory)):
             protocol = "read-only"
 
@@ -279,13 +279,13 @@ class TestJobs:
 
         fsspec.register_implementation("read-only", ReadOnly, clobber=True)
         models = jobs.FakeModels()
-        with pytest.raises(OutputError, match="read-only:// cannot do that: write it"):
+        with pytest.raises(OutputError, match="read-only:// does not support this: write it"):
             jobs.run(photos, "read-only://out.json", models=models)
         assert models.batches == []
 
 
-class TestTheCommand:
-    def test_ontology_and_ids_from_urls_and_a_dry_run(self, memory, tmp_path, capsys):
+class TestCommands:
+    def test_label_reads_ontology_and_ids_from_urls_and_makes_a_dry_run(self, memory, tmp_path, capsys):
         scenes = SCENE.parent
         memory.pipe_file("/photos/scene.jpg", SCENE.read_bytes())
         memory.pipe_file("/photos/cut.jpg", SCENE.read_bytes()[:100])
@@ -296,13 +296,13 @@ class TestTheCommand:
         command = ["label", "memory://photos", "--output", "memory://labels.json", "--device", "cpu"]
         command += ["--ontology", "memory://things.yaml", "--categories-from", "memory://truth.json"]
         before = memory.find("/")
-        assert main([*command, "--dry-run"]) == 0
+        assert main([*command, "--dry-run"]) == 3
         text, errors = capsys.readouterr()
         assert "in 2 images of memory://photos" in text
         assert "would write memory://labels.json" in text
         assert errors.count("cut.jpg") == 1
         assert memory.find("/") == before
-        assert main(command) == 0
+        assert main(command) == 3
         assert f"journal of this job is {tmp_path / 'state'}" in capsys.readouterr().err
         dataset = json.loads(memory.cat_file("/labels.json"))
         assert [image["id"] for image in dataset["images"]] == [70]
@@ -311,7 +311,7 @@ class TestTheCommand:
             load_image(place_of("memory://photos/scene.jpg")).pixels, load_image(scenes / SCENE.name).pixels
         )
 
-    def test_what_is_missing_is_one_line(self, memory):
+    def test_a_missing_object_is_one_line(self, memory):
         for read, error in [(read_ontology, OntologyError), (read_dataset, DatasetError), (load_image, ImageError)]:
             with pytest.raises(error, match="memory://gone: there is no such object"):
                 read(place_of("memory://gone"))
@@ -328,9 +328,9 @@ class TestTheCommand:
         ],
         ids=" ".join,
     )
-    def test_commands_that_take_no_urls_say_so(self, command, capsys):
+    def test_commands_without_support_for_urls_refuse_them(self, command, capsys):
         assert main(command) == 1
-        assert "is a URL, and here a path is wanted" in capsys.readouterr().err
+        assert "is a URL, but this must be a path" in capsys.readouterr().err
 
     @pytest.mark.parametrize(("scheme", "package"), [("s3", "s3fs"), ("gs", "gcsfs")])
     def test_a_missing_package_is_named(self, scheme, package):
@@ -340,45 +340,47 @@ class TestTheCommand:
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert done.returncode == 1
-        assert f'{scheme}:// needs {package}; pip install "text2seg[cloud]"' in done.stderr
+        assert f'{scheme}:// needs {package}; install it with pip install "text2seg[cloud]"' in done.stderr
 
 
-class TestImagesOfAFile:
-    def test_a_url_in_a_file_is_not_opened(self, memory, photos, tmp_path, monkeypatch):
-        """A COCO file may be anyone's; what it names is looked for here only."""
+class TestImagesOfADataset:
+    def test_a_url_in_a_dataset_is_not_opened(self, memory, photos, tmp_path, monkeypatch):
+        """A COCO file is not trusted, so its images are only searched on this machine."""
         upload(memory, photos, "/photos")
         jobs.run("memory://photos", tmp_path / "labels.json")
         monkeypatch.setattr(storage, "_opened", lambda url: pytest.fail(f"{url} was opened"))
         info = read_dataset(tmp_path / "labels.json")["info"]
-        with pytest.raises(ImageError, match=r"lies in memory://photos; copy that folder here .*--images"):
-            find_image("a/0000.png", tmp_path / "labels.json", info=info)
-        assert find_image("a/0000.png", tmp_path / "labels.json", photos, info) == photos / "a" / "0000.png"
+        with pytest.raises(ImageError, match=r"is in memory://photos; copy that folder here .*--images"):
+            ImageFinder(tmp_path / "labels.json", info=info).find("a/0000.png")
+        assert ImageFinder(tmp_path / "labels.json", photos, info).find("a/0000.png") == photos / "a" / "0000.png"
         with pytest.raises(ImageError, match="is a URL"):
             load_image("memory://photos/a/0000.png")
 
     @pytest.mark.parametrize("name", ["../secret.png", "a/../../secret.png", "{outside}/secret.png"])
-    def test_a_name_never_leads_out_of_its_folder(self, photos, tmp_path, name):
+    def test_a_file_name_outside_the_image_folder_is_refused(self, photos, tmp_path, name):
         (tmp_path / "secret.png").write_bytes((photos / "a" / "0000.png").read_bytes())
         name = name.format(outside=tmp_path.as_posix())
         for images in (None, photos):
             with pytest.raises(ImageError, match=r"is not in .*--images"):
-                find_image(name, photos / "labels.json", images)
-        assert find_image("/theirs/a/0000.png", None, photos) == photos / "a" / "0000.png"
-        assert find_image("../theirs/a/0000.png", None, photos) == photos / "a" / "0000.png"
+                ImageFinder(photos / "labels.json", images).find(name)
+        assert ImageFinder(None, photos).find("/theirs/a/0000.png") == photos / "a" / "0000.png"
+        assert ImageFinder(None, photos).find("../theirs/a/0000.png") == photos / "a" / "0000.png"
 
-    def test_an_absolute_folder_in_a_file_is_named_and_not_opened(self, photos, tmp_path):
+    def test_an_absolute_folder_in_a_dataset_is_named_and_not_opened(self, photos, tmp_path):
         info = {"folder": photos.as_posix()}
-        with pytest.raises(ImageError, match=f"lies in {photos.as_posix()}, says the dataset; .* --images {photos}"):
-            find_image("a/0000.png", tmp_path / "labels.json", info=info)
-        assert find_image("a/0000.png", photos.parent / "labels.json", info={"folder": photos.name}).is_file()
+        with pytest.raises(
+            ImageError, match=f"according to the dataset, a/0000.png is in {photos.as_posix()}; .* --images {photos}"
+        ):
+            ImageFinder(tmp_path / "labels.json", info=info).find("a/0000.png")
+        assert ImageFinder(photos.parent / "labels.json", info={"folder": photos.name}).find("a/0000.png").is_file()
 
-    def test_folders_by_name(self):
+    def test_relative_folder_keeps_urls_and_shortens_paths(self):
         assert relative_folder(place_of("s3://b/photos"), Path("x.json")) == "s3://b/photos"
         assert relative_folder(Path("/a/photos"), Path("/a/x.json")) == "photos"
 
 
-class TestTheAppOpensNoUrl:
-    def test_none_of_its_modules_can_make_one(self):
+class TestTheAppOpensNoUrls:
+    def test_no_module_of_the_app_imports_urls(self):
         """`Url` and `place_of` are the only ways, and texts become URLs in three places that the app does not reach
         with a text: the command line, `label_folder` and `LabelSettings`, to which it gives paths of its own."""
         for path in (PACKAGE / "app").rglob("*.py"):
@@ -390,7 +392,7 @@ class TestTheAppOpensNoUrl:
 
     @pytest.fixture
     def opened(self, memory, monkeypatch):
-        """URLs that were opened. One is there, so that opening it would give an image."""
+        """Yield the list of opened URLs. One of them exists, so opening it would give an image."""
         memory.pipe_file("/photos/one.jpg", SCENE.read_bytes())
         urls = []
         real = storage._opened
@@ -399,7 +401,7 @@ class TestTheAppOpensNoUrl:
         assert urls.pop()
         return urls
 
-    def test_nor_does_a_request(self, opened, demo):
+    def test_a_request_with_a_url_is_refused(self, opened, demo):
         url = "memory://photos/one.jpg"
         with live_app(demo) as address, httpx.Client(base_url=address, timeout=60) as http:
             for image in ({"path": url}, {"path": None, "url": url}, {"path": url, "url": url}):
@@ -418,12 +420,12 @@ class TestTheAppOpensNoUrl:
                 assert http.get(route + url).status_code in (403, 404)
         assert opened == []
 
-    def test_nor_a_folder_or_upload_of_a_job(self, opened, tmp_path):
+    def test_a_job_with_a_url_as_folder_or_upload_is_refused(self, opened, tmp_path):
         (tmp_path / "root").mkdir()
         (tmp_path / "into").mkdir()
         with pytest.raises(Text2SegError, match="there is no folder"):
-            take_folder(tmp_path / "root", "memory://photos", tmp_path / "into", Room(9, 10**6))
+            link_folder(tmp_path / "root", "memory://photos", tmp_path / "into", UploadLimit(9, 10**6))
         with pytest.raises((Text2SegError, OSError)):
-            take_uploads([Path("memory://photos/one.jpg")], tmp_path / "into", Room(9, 10**6))
+            copy_uploads([Path("memory://photos/one.jpg")], tmp_path / "into", UploadLimit(9, 10**6))
         assert list((tmp_path / "into").iterdir()) == []
         assert opened == []

@@ -1,4 +1,4 @@
-"""Jobs from and to a real S3 server on this machine: the command, killed and resumed; what may not be read, written."""
+"""Jobs with a real S3 server on this machine: killed and resumed, and without permission to read or write."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ import torch
 from moto.server import ThreadedMotoServer
 
 from text2seg.cli import main
+from text2seg.cli.terminal import PARTLY
 from text2seg.coco.dataset import read_dataset
 from text2seg.errors import ImageError, OutputError
 from text2seg.io import storage
 from text2seg.io.scan import list_images
 from text2seg.io.storage import place_of
-from text2seg.labelling.engines.local import LocalEngine
+from text2seg.labelling.engine import LocalEngine
 from text2seg.labelling.output import journal_path
 from text2seg.ontology import read_ontology
 
@@ -36,7 +37,7 @@ MAY_ALL, MAY_READ = ["s3:*"], ["s3:GetObject", "s3:ListBucket"]
 
 
 def forget() -> None:
-    """The connections of before, which are made with what the environment said then."""
+    """Drop connections that were made with the environment of an earlier test."""
     storage._shared.cache_clear()
     s3fs.S3FileSystem.clear_instance_cache()
 
@@ -53,7 +54,7 @@ def server():
 
 @pytest.fixture
 def s3(server, tmp_path, monkeypatch):
-    """An empty server with one bucket, and the variables by which users name a server and who they are."""
+    """Yield an empty server with one bucket, and set the environment variables of server and credentials."""
     httpx.post(f"{server}/moto-api/reset")
     for name, value in {
         "AWS_ENDPOINT_URL": server,
@@ -94,7 +95,7 @@ def photos(tmp_path):
 
 @pytest.fixture
 def restricted(s3, server, monkeypatch):
-    """Be somebody who may do so much only; the server asks from then on."""
+    """Use credentials with these permissions only, which the server then checks."""
 
     def become(actions: list[str]) -> None:
         iam = boto3.client("iam")
@@ -117,8 +118,8 @@ def command(folder: object, output: object) -> list[str]:
     return ["label", str(folder), "--output", str(output), "--device", "cpu", "--queries", words, "--batch", "1"]
 
 
-def test_the_command_killed_and_resumed_with_a_damaged_image(s3, tmp_path):
-    """Five images of the demo model, one cut short, one in a folder; SIGKILL after the first records."""
+def test_a_killed_command_resumes_with_a_damaged_image(s3, tmp_path):
+    """Five images, one truncated and one in a subfolder; SIGKILL after the first records."""
     folder = tmp_path / "photos"
     (folder / "deep er").mkdir(parents=True)
     scenes = sorted((SCENES / "images").iterdir())[:5]
@@ -147,9 +148,9 @@ def test_the_command_killed_and_resumed_with_a_damaged_image(s3, tmp_path):
     assert "out/labels.json" not in keys(s3)
 
     before = journal.read_bytes()
-    assert main(command("s3://bucket/photos", output)) == 0
+    assert main(command("s3://bucket/photos", output)) == PARTLY
     assert journal.read_bytes().startswith(before[: before.rindex(b"\n") + 1])
-    assert main(command(folder, tmp_path / "labels.json")) == 0
+    assert main(command(folder, tmp_path / "labels.json")) == PARTLY
     here, there = (tmp_path / "labels.json").read_bytes(), content(s3, "out/labels.json")
     assert here.count(b'"folder": "photos"') == 1
     assert there == here.replace(b'"folder": "photos"', b'"folder": "s3://bucket/photos"')
@@ -162,7 +163,7 @@ def test_the_command_killed_and_resumed_with_a_damaged_image(s3, tmp_path):
     assert [key for key in keys(s3) if key.startswith(("out", "."))] == ["out/labels.json"]
 
 
-def test_odd_names(s3, photos, tmp_path):
+def test_unusual_object_names_are_labelled(s3, photos, tmp_path):
     for name in ("a b+c.png", "100%?#[x]*.png", "a::b.png", "ä/ß.png", "tilde~'\".png"):
         (photos / name).parent.mkdir(exist_ok=True)
         (photos / name).write_bytes((photos / "0002.png").read_bytes())
@@ -175,7 +176,7 @@ def test_odd_names(s3, photos, tmp_path):
     assert report.images == 16
 
 
-def test_more_objects_than_one_page_of_a_listing(s3, monkeypatch):
+def test_a_scan_of_several_pages_is_complete(s3, monkeypatch):
     monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "5")
     for number in range(23):
         s3.put_object(Bucket="bucket", Key=f"many/{number}.png", Body=b"x")
@@ -185,20 +186,20 @@ def test_more_objects_than_one_page_of_a_listing(s3, monkeypatch):
     assert list(scan.files) == sorted(scan.files)
 
 
-def test_what_is_not_there(s3, photos):
-    with pytest.raises(ImageError, match=r"s3://nobucket/photos.*no such bucket"):
+def test_a_missing_bucket_folder_or_object_is_reported(s3, photos):
+    with pytest.raises(ImageError, match=r"s3://nobucket/photos.*no such object or bucket"):
         list_images(place_of("s3://nobucket/photos"))
     with pytest.raises(ImageError, match=r"s3://bucket/nowhere: there is no such folder"):
         list_images(place_of("s3://bucket/nowhere"))
     models = jobs.FakeModels()
-    with pytest.raises(OutputError, match=r"s3://nobucket/labels.json.*no such bucket"):
+    with pytest.raises(OutputError, match=r"s3://nobucket/labels.json.*no such object or bucket"):
         jobs.run(photos, "s3://nobucket/labels.json", models=models)
     with pytest.raises(OutputError, match=r"s3://bucket"):
         jobs.run(photos, "s3://bucket", models=models)
     assert models.batches == []
 
 
-def test_no_permission_to_write_is_told_before_the_first_image(s3, photos, restricted):
+def test_no_permission_to_write_is_reported_before_the_first_image(s3, photos, restricted):
     upload(s3, photos, "photos")
     restricted(MAY_READ)
     models = jobs.FakeModels()
@@ -207,22 +208,23 @@ def test_no_permission_to_write_is_told_before_the_first_image(s3, photos, restr
     assert models.batches == []
 
 
-def test_no_permission_to_read(s3, photos, restricted):
+def test_no_permission_to_read_is_a_failure_of_each_image(s3, photos, restricted):
     upload(s3, photos, "photos")
     restricted(["s3:ListBucket"])
-    report = jobs.run("s3://bucket/photos", photos.parent / "labels.json")
-    assert report.failed == 10
-    assert report.failures[0].message.startswith("0002.png: no permission to read it; check the credentials")
+    message = r"none of the 10 images .* 0002\.png: no permission to read it; check the credentials"
+    with pytest.raises(ImageError, match=message):
+        jobs.run("s3://bucket/photos", photos.parent / "labels.json")
+    assert not (photos.parent / "labels.json").exists()
 
 
-def test_no_permission_to_list(s3, photos, restricted):
+def test_no_permission_to_list_raises(s3, photos, restricted):
     upload(s3, photos, "photos")
     restricted(["s3:GetObject"])
     with pytest.raises(ImageError, match=r"s3://bucket/photos: no permission to list it"):
         list_images(place_of("s3://bucket/photos"))
 
 
-def test_no_credentials(s3, photos, monkeypatch, tmp_path):
+def test_missing_credentials_raise(s3, photos, monkeypatch, tmp_path):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -231,7 +233,7 @@ def test_no_credentials(s3, photos, monkeypatch, tmp_path):
         list_images(place_of("s3://bucket/photos"))
 
 
-def test_no_server(s3, photos, monkeypatch):
+def test_an_unreachable_server_raises(s3, photos, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
@@ -240,13 +242,13 @@ def test_no_server(s3, photos, monkeypatch):
         list_images(place_of("s3://bucket/photos"))
 
 
-def test_a_bucket_that_goes_away_loses_nothing(s3, photos):
+def test_a_bucket_deleted_during_the_job_loses_nothing(s3, photos):
     class Late:
         def run(self, work, batches, deliver, stopping):
             LocalEngine(jobs.FakeModels()).run(work, batches, deliver, stopping)
             s3.delete_bucket(Bucket="bucket")
 
-    with pytest.raises(OutputError, match=r"no such bucket.*the same command tries again"):
+    with pytest.raises(OutputError, match=r"no such object or bucket.*run the same command again to upload it"):
         jobs.run(photos, "s3://bucket/labels.json", engine=Late())
     s3.create_bucket(Bucket="bucket")
     models = jobs.FakeModels()
@@ -255,9 +257,9 @@ def test_a_bucket_that_goes_away_loses_nothing(s3, photos):
     assert len(json.loads(content(s3, "labels.json"))["images"]) == 10
 
 
-def test_an_output_of_somebody_else(s3, photos):
+def test_a_foreign_output_is_not_overwritten(s3, photos):
     s3.put_object(Bucket="bucket", Key="labels.json", Body=b"{}")
-    with pytest.raises(OutputError, match="is there already"):
+    with pytest.raises(OutputError, match="exists, and no journal"):
         jobs.run(photos, "s3://bucket/labels.json")
     jobs.run(photos, "s3://bucket/labels.json", overwrite=True)
     jobs.run(photos, "s3://bucket/labels.json")
@@ -267,6 +269,6 @@ def test_an_output_of_somebody_else(s3, photos):
     assert content(s3, "labels.json") == b"{}"
 
 
-def test_an_ontology_in_a_bucket(s3):
+def test_an_ontology_is_read_from_a_bucket(s3):
     s3.put_object(Bucket="bucket", Key="things.yaml", Body=b"categories: [sheep]")
     assert [each.name for each in read_ontology(place_of("s3://bucket/things.yaml")).categories] == ["sheep"]

@@ -1,4 +1,4 @@
-"""Text features on disk: found again, by nobody else, never in the way."""
+"""The cache of text features on disk: keys, damage, concurrent writers, and its effect on results."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def features(value: float) -> np.ndarray:
     return np.full(8, value, np.float32) / 3
 
 
-def test_what_is_written_is_read_bit_by_bit(path):
+def test_written_features_are_read_bit_by_bit(path):
     TextCache(path, ENCODER).write({"dog": features(1), "": features(2)}, TEMPLATES)
     found = TextCache(path, ENCODER).read(["dog", "cat", ""], TEMPLATES)
     assert found.keys() == {"dog", ""}
@@ -51,20 +51,20 @@ def test_what_is_written_is_read_bit_by_bit(path):
 
 
 @pytest.mark.parametrize("encoder", [("other", "fp32", "cpu"), ("hash", "bf16", "cpu"), ("hash", "fp32", "cuda")])
-def test_another_encoder_finds_nothing(path, encoder):
+def test_features_of_another_encoder_are_not_read(path, encoder):
     TextCache(path, ENCODER).write({"dog": features(1)}, TEMPLATES)
     assert TextCache(path, encoder).read(["dog"], TEMPLATES) == {}
 
 
-def test_other_templates_find_nothing(path):
+def test_features_with_other_templates_are_not_read(path):
     cache = TextCache(path, ENCODER)
     cache.write({"dog": features(1)}, TEMPLATES)
     assert cache.read(["dog"], TEMPLATES[::-1]) == {}
     assert cache.read(["dog"], TEMPLATES[:1]) == {}
 
 
-def test_the_oldest_make_room(path):
-    cache = TextCache(path, ENCODER, most=3)
+def test_the_oldest_features_are_removed_first(path):
+    cache = TextCache(path, ENCODER, max_texts=3)
     for number in range(5):
         cache.write({str(number): features(number)}, TEMPLATES)
     cache.write({"3": features(9)}, TEMPLATES)
@@ -72,7 +72,7 @@ def test_the_oldest_make_room(path):
 
 
 @pytest.mark.parametrize("content", [b"", b"no database at all " * 100])
-def test_a_damaged_file_is_begun_anew(path, content, caplog):
+def test_a_damaged_file_is_replaced(path, content, caplog):
     path.parent.mkdir()
     path.write_bytes(content)
     cache = TextCache(path, ENCODER)
@@ -83,7 +83,7 @@ def test_a_damaged_file_is_begun_anew(path, content, caplog):
     assert cache.read(["dog"], TEMPLATES).keys() == {"dog"}
 
 
-def test_a_flipped_bit_is_noticed(path):
+def test_features_with_a_flipped_bit_are_not_read(path):
     cache = TextCache(path, ENCODER)
     cache.write({"dog": features(1)}, TEMPLATES)
     with sqlite3.connect(path) as file:
@@ -95,7 +95,7 @@ def test_a_flipped_bit_is_noticed(path):
     np.testing.assert_array_equal(cache.read(["dog"], TEMPLATES)["dog"], features(2))
 
 
-def test_a_folder_that_cannot_be_made_is_not_in_the_way(tmp_path, caplog):
+def test_without_a_writable_folder_features_are_not_cached(tmp_path, caplog):
     (tmp_path / "file").write_text("in the way")
     cache = TextCache(tmp_path / "file" / "texts.sqlite", ENCODER)
     with caplog.at_level(logging.INFO):
@@ -104,7 +104,7 @@ def test_a_folder_that_cannot_be_made_is_not_in_the_way(tmp_path, caplog):
     assert cache.read(["dog"], TEMPLATES) == {}
 
 
-def test_a_locked_file_is_not_in_the_way(path, monkeypatch, caplog):
+def test_with_a_locked_file_features_are_not_cached(path, monkeypatch, caplog):
     monkeypatch.setattr("text2seg.clip.text.WAIT_SECONDS", 0.01)
     cache = TextCache(path, ENCODER)
     cache.write({"dog": features(1)}, TEMPLATES)
@@ -118,7 +118,7 @@ def test_a_locked_file_is_not_in_the_way(path, monkeypatch, caplog):
     assert cache.read(["dog", "cat"], TEMPLATES).keys() == {"dog"}
 
 
-def test_many_write_at_once(path):
+def test_several_threads_write_at_once(path):
     caches = [TextCache(path, ENCODER) for _ in range(4)]
 
     def work(cache, first):
@@ -135,7 +135,7 @@ def test_many_write_at_once(path):
     np.testing.assert_array_equal(found["7"], features(7))
 
 
-def test_an_encoder_encodes_each_query_once_on_a_machine(counted, path):
+def test_each_query_is_encoded_once_for_all_encoders(counted, path):
     model, asked = counted
     with torch.inference_mode():
         first = TextEncoder(model, TextCache(path, ENCODER))(("sheep", "koala", "sheep"), TEMPLATES)
@@ -148,8 +148,8 @@ def test_an_encoder_encodes_each_query_once_on_a_machine(counted, path):
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_company_in_the_batch_changes_nothing(demo, count):
-    """With one template many queries share a batch, of which the longest decides how far it reaches."""
+def test_features_do_not_depend_on_the_other_queries_of_a_batch(demo, count):
+    """With one template many queries share a batch, and the longest one determines its length."""
     queries, templates = ("sheep", "a fire engine beside a very long wall", ""), TEMPLATES[:1] * count
     with torch.inference_mode():
         together = TextEncoder(demo.clip.model)(queries, templates)
@@ -157,7 +157,7 @@ def test_company_in_the_batch_changes_nothing(demo, count):
     assert_close(torch.stack(alone), together, terms=DEMO_NETWORK)
 
 
-def test_a_query_that_was_cut_off_is_warned_about_in_every_process(counted, path, caplog):
+def test_a_truncated_query_is_logged_also_when_cached(counted, path, caplog):
     model, _ = counted
     for _ in range(2):
         with torch.inference_mode():
@@ -165,7 +165,7 @@ def test_a_query_that_was_cut_off_is_warned_about_in_every_process(counted, path
     assert sum("too long" in message for message in caplog.messages) == 2
 
 
-def test_the_environment_says_where_or_not_at_all(tmp_path, monkeypatch):
+def test_the_environment_sets_the_folder_or_turns_the_cache_off(tmp_path, monkeypatch):
     monkeypatch.setenv("TEXT2SEG_TEXT_CACHE", "off")
     assert TextCache.of_user(ENCODER) is None
     monkeypatch.setenv("TEXT2SEG_TEXT_CACHE", str(tmp_path))
@@ -184,9 +184,9 @@ def test_loading_a_pair_uses_the_cache_and_gives_the_same_features(tmp_path, mon
 
 
 @pytest.mark.parametrize("templates", [("a photo of a {}.",), ("{}", "a {} in an image.", "two {}s.")])
-def test_features_do_not_hang_on_what_is_asked_together(demo, templates):
-    """To the last digit, or a file of features made by one job would change the bytes that another writes."""
-    names = list(demo.things.names)[:40]
+def test_features_are_bitwise_equal_in_every_combination_of_queries(demo, templates):
+    """Otherwise features cached by one job would change the bytes that another job writes."""
+    names = list(demo.closed_vocabulary.names)[:40]
     together = TextEncoder(demo.clip.model)(names, templates)
     for some in ([3], [7, 3, 21], list(range(39, 0, -2))):
         alone = TextEncoder(demo.clip.model)([names[n] for n in some], templates)

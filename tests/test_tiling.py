@@ -1,4 +1,4 @@
-"""Tiles: where they lie, what of their segments stays, and that they find small things."""
+"""Tiles: their positions, the merge of their segments, and the small objects that they find."""
 
 from __future__ import annotations
 
@@ -23,11 +23,13 @@ from text2seg.coco import rle
 from text2seg.coco.dataset import build_dataset, read_dataset
 from text2seg.config import MaskSettings, PointSettings, TileSettings
 from text2seg.errors import SettingsError, Text2SegError
+from text2seg.grids import place
 from text2seg.io.images import load_image
+from text2seg.model_card import ModelCard, PresenceCalibration
 from text2seg.records import Candidates, Image
 from text2seg.render import panels
 from text2seg.review.replay import replay
-from text2seg.tiling import KEPT_VIEWS, VIEWS_PER_CALL, Seen, crop, is_cut, merge, place, shift, tiles_of
+from text2seg.tiling import KEPT_VIEWS, VIEWS_PER_CALL, ViewSegment, crop, is_cut, merge, shift, tiles_of
 
 SCENES = Path(__file__).parents[1] / "text2seg" / "demo" / "scenes" / "new-scenes"
 
@@ -39,7 +41,7 @@ SCENES = Path(__file__).parents[1] / "text2seg" / "demo" / "scenes" / "new-scene
     tile=st.integers(32, 400),
     overlap=st.floats(0, 0.75),
 )
-def test_every_pixel_lies_in_a_tile_and_neighbours_overlap_as_wanted(hw, tile, overlap):
+def test_tiles_cover_every_pixel_and_overlap_as_set(hw, tile, overlap):
     tiles = tiles_of(hw, TileSettings(tile, overlap))
     if max(hw) <= tile:
         assert tiles == []
@@ -54,7 +56,7 @@ def test_every_pixel_lies_in_a_tile_and_neighbours_overlap_as_wanted(hw, tile, o
     assert len(tiles) == len({box[0] for box in tiles}) * len({box[1] for box in tiles})
 
 
-def test_tiles_of_a_known_image():
+def test_tiles_of_known_image_sizes():
     assert tiles_of((100, 250), TileSettings(100, 0.2)) == [(0, 0, 100, 100), (75, 0, 100, 100), (150, 0, 100, 100)]
     assert tiles_of((60, 150), TileSettings(100, 0.5)) == [(0, 0, 100, 60), (50, 0, 100, 60)]
     assert tiles_of((100, 100), TileSettings(100)) == []
@@ -62,12 +64,12 @@ def test_tiles_of_a_known_image():
 
 
 @pytest.mark.parametrize("wrong", [{"tile": 31}, {"tile": -1}, {"tile": 64.0}, {"tile_overlap": 0.8}])
-def test_settings_that_cannot_be(wrong):
+def test_invalid_tile_settings_are_refused(wrong):
     with pytest.raises(SettingsError, match="tile"):
         TileSettings(**wrong)
 
 
-def test_into_a_tile_and_back():
+def test_crop_and_place_are_inverse():
     image, box = builders.image((24, 32), file_name="a.png", image_id=7), (10, 4, 12, 6)
     part = crop(image, box)
     assert (part.hw, part.file_name, part.image_id) == ((6, 12), "a.png", 7)
@@ -83,7 +85,7 @@ def test_into_a_tile_and_back():
 # What stays of what the views show
 
 
-def test_what_is_cut():
+def test_is_cut_finds_masks_at_borders_inside_the_image():
     hw, view = (100, 200), (50, 0, 100, 100)  # its left and right borders lie inside the image
     whole = builders.box_mask((100, 100), left=30, top=0, width=40, height=100)
     left = builders.box_mask((100, 100), left=0, top=40, width=30, height=20)
@@ -98,20 +100,25 @@ def test_what_is_cut():
     assert not is_cut(speck, view, hw)
 
 
-def seen(mask, quality, view=None):
-    """A segment of the image as `merge` gets it."""
+def segment_in(mask, quality, view=None):
+    """Segment of the image in the form that `merge` takes."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     x, y, width, height = columns[0], rows[0], np.ptp(columns) + 1, np.ptp(rows) + 1
     small = mask[y : y + height, x : x + width]
-    return Seen(builders.segment(mask=small), view, small, (int(x), int(y), int(width), int(height)), quality)
+    return ViewSegment(builders.segment(mask=small), view, small, (int(x), int(y), int(width), int(height)), quality)
 
 
-def test_of_one_thing_in_several_views_the_best_stays():
+def test_merge_keeps_the_best_segment_of_overlapping_views():
     hw = (60, 90)
     one, better = builders.box_mask(hw, left=20, top=10), builders.box_mask(hw, left=21, top=10)
     part = builders.box_mask(hw, left=22, top=11, width=4, height=3)
     other = builders.box_mask(hw, left=33, top=10)
-    views = [seen(one, 0.6), seen(better, 0.8, (20, 0, 50, 50)), seen(part, 0.7, (0, 0, 50, 50)), seen(other, 0.5)]
+    views = [
+        segment_in(one, 0.6),
+        segment_in(better, 0.8, (20, 0, 50, 50)),
+        segment_in(part, 0.7, (0, 0, 50, 50)),
+        segment_in(other, 0.5),
+    ]
     assert merge(views, 0.6) == [views[1], views[3]]
     assert merge([], 0.6) == []
 
@@ -120,7 +127,8 @@ def test_of_one_thing_in_several_views_the_best_stays():
 
 
 class Bright(FakeClip):
-    """The query is a colour: what is of it is there, but for images larger than a tile. Cells are of 4 pixels."""
+    """CLIP whose queries are colours: present where the image has the colour, except in images larger than a tile.
+    A cell has 4 × 4 pixels."""
 
     def encode_images(self, images, *, size=None, architecture="surgery"):
         if images:
@@ -142,7 +150,7 @@ class Bright(FakeClip):
 
 
 class Bounded(FakeSam):
-    """The bright things that the positive points lie on; candidates as large as the image."""
+    """SAM whose masks are the bright boxes under the positive points; candidates have the size of the image."""
 
     def embed(self, images):
         return [replace(one, features=image) for one, image in zip(super().embed(images), images, strict=True)]
@@ -159,7 +167,7 @@ class Bounded(FakeSam):
 
 
 def make_image(*boxes, hw=(60, 150)):
-    """Black, with boxes of one brightness or colour each: (channel, left, top, width, height)."""
+    """Black image with boxes of one colour each: (channel, left, top, width, height)."""
     pixels = np.zeros((*hw, 3), np.uint8)
     for channel, left, top, width, height in boxes:
         pixels[top : top + height, left : left + width, channel] = 255
@@ -171,14 +179,15 @@ def models():
     settings = Settings(
         points=PointSettings(downsample=1, instances="regions"), tiles=TileSettings(64, 0.25), masks=MaskSettings()
     )
-    return Text2Seg(Bright(presence=PresenceModel(("thing",), threshold=0.5)), Bounded(), settings=settings)
+    card = ModelCard(presence=PresenceCalibration(distractors=("thing",), slope=1, offset=0, threshold=0.5))
+    return Text2Seg(Bright(presence=PresenceModel(("thing",))), Bounded(), settings=settings, card=card)
 
 
 def boxes_of(result):
     return sorted((segment.query, segment.box_xywh) for segment in result.segments)
 
 
-def test_things_in_two_tiles_are_found_in_the_images_own_pixels(models):
+def test_masks_of_two_tiles_are_in_pixels_of_the_image(models):
     image = make_image((0, 8, 8, 12, 12), (1, 120, 40, 12, 12))
     assert tiles_of(image.hw, models.settings.tiles) == [(0, 0, 64, 60), (43, 0, 64, 60), (86, 0, 64, 60)]
     assert models.segment(image, "red, green", replace(models.settings, tiles=TileSettings())).segments == ()
@@ -194,7 +203,7 @@ def test_things_in_two_tiles_are_found_in_the_images_own_pixels(models):
     assert result.maps.presence == pytest.approx([0.9, 0.9])
 
 
-def test_a_thing_across_a_border_is_found_once_and_whole(models):
+def test_an_object_across_a_border_is_found_once_and_whole(models):
     across = make_image((0, 56, 20, 12, 12))  # the first tile ends at 64, the second shows all of it
     assert boxes_of(models.segment(across, "red")) == [("red", (56, 20, 12, 12))]
     twice = make_image((0, 48, 20, 12, 12))  # in both tiles
@@ -203,11 +212,11 @@ def test_a_thing_across_a_border_is_found_once_and_whole(models):
     assert len(models.segment(apart, "red").segments) == 2
 
 
-def test_what_is_whole_nowhere_is_not_found_in_part(models):
+def test_an_object_larger_than_the_overlap_is_not_found_in_parts(models):
     assert models.segment(make_image((0, 30, 20, 90, 12)), "red").segments == ()
 
 
-def test_an_image_no_larger_than_a_tile_is_as_without(models):
+def test_an_image_no_larger_than_a_tile_has_the_result_without_tiles(models):
     image = make_image((0, 8, 8, 12, 12), hw=(48, 60))
     tiled = models.segment(image, "red")
     plain = models.segment(image, "red", replace(models.settings, tiles=TileSettings()))
@@ -216,7 +225,7 @@ def test_an_image_no_larger_than_a_tile_is_as_without(models):
     assert models.clip.encoded == [1, 1]
 
 
-def test_views_go_through_in_bounded_batches_and_further_words_cost_no_encoding(models):
+def test_views_are_encoded_in_bounded_batches_and_once_for_all_queries(models):
     image = make_image((0, 8, 8, 12, 12), (1, 120, 300, 12, 12), hw=(350, 200))
     count = len(tiles_of(image.hw, models.settings.tiles))
     assert VIEWS_PER_CALL < count <= KEPT_VIEWS
@@ -243,7 +252,7 @@ def test_a_session_keeps_a_bounded_number_of_tiles(models):
     assert sum(models.clip.encoded) == count - KEPT_VIEWS
 
 
-def test_candidates_lie_in_their_tile(models):
+def test_a_candidate_mask_is_placed_in_its_tile(models):
     session = models.open(make_image((1, 120, 40, 12, 12)))
     (green,) = session.segment("green").segments
     assert (session.candidate_mask(green, 0) == green.mask).all()
@@ -254,46 +263,46 @@ def test_candidates_lie_in_their_tile(models):
 
 @pytest.fixture(scope="module")
 def mosaic():
-    """1600 × 800: eight bundled scenes on grey, and their things, with names and masks."""
+    """Image of 1600 × 800 pixels with eight bundled scenes on grey, and the names and masks of their objects."""
     truth = read_dataset(SCENES / "dataset.json")
     names = {category["id"]: category["name"] for category in truth["categories"]}
     scenes = [entry for entry in truth["images"] if max(entry["width"], entry["height"]) <= 400][:8]
-    pixels, things = np.full((800, 1600, 3), 128, np.uint8), []
+    pixels, objects = np.full((800, 1600, 3), 128, np.uint8), []
     for number, entry in enumerate(scenes):
         box = (400 * (number % 4), 400 * (number // 4), entry["width"], entry["height"])
         pixels[box[1] : box[1] + box[3], box[0] : box[0] + box[2]] = load_image(SCENES / entry["file_name"]).pixels
         for annotation in truth["annotations"]:
             if annotation["image_id"] == entry["id"]:
                 mask = place(rle.decode(annotation["segmentation"]), box, (800, 1600))
-                things.append((names[annotation["category_id"]], mask))
-    return Image(pixels, "mosaic.png"), things
+                objects.append((names[annotation["category_id"]], mask))
+    return Image(pixels, "mosaic.png"), objects
 
 
-def share_found(result, things):
+def share_found(result, objects):
     found = 0
-    for name, mask in things:
+    for name, mask in objects:
         ious = [(s.mask & mask).sum() / (s.mask | mask).sum() for s in result.of(name)]
         found += max(ious, default=0) >= 0.5
-    return found / len(things)
+    return found / len(objects)
 
 
 @pytest.fixture(scope="module")
 def tiled(demo, mosaic):
-    image, things = mosaic
-    return demo.segment(image, sorted({name for name, _ in things}), Settings(tiles=TileSettings(400)))
+    image, objects = mosaic
+    return demo.segment(image, sorted({name for name, _ in objects}), Settings(tiles=TileSettings(400)))
 
 
-def test_tiles_find_small_things(demo, mosaic, tiled):
-    image, things = mosaic
+def test_tiles_find_small_objects(demo, mosaic, tiled):
+    image, objects = mosaic
     plain = demo.segment(image, tiled.maps.queries)
-    assert len(things) >= 20
-    assert share_found(tiled, things) >= share_found(plain, things) + 0.35
+    assert len(objects) >= 20
+    assert share_found(tiled, objects) >= share_found(plain, objects) + 0.35
     assert sum(segment.view_xywh is not None for segment in tiled.segments) >= 10
     assert (tiled.maps.scores == plain.maps.scores).all()
     assert (tiled.maps.presence >= plain.maps.presence).all()
 
 
-def test_the_file_says_in_which_tile_and_the_masks_come_out_the_same_again(demo, mosaic, tiled, tmp_path):
+def test_the_dataset_records_the_tile_and_replay_gives_the_same_masks(demo, mosaic, tiled, tmp_path):
     image, _ = mosaic
     PilImage.fromarray(image.pixels).save(tmp_path / "mosaic.png")
     origin = demo.provenance(Settings(tiles=TileSettings(400)))
@@ -310,8 +319,8 @@ def test_the_file_says_in_which_tile_and_the_masks_come_out_the_same_again(demo,
         replay(content, of_tiles[0]["id"], images=tmp_path, models=demo)
 
 
-def test_panels_of_a_tile_show_the_tile(mosaic, tiled):
-    """The candidate that was chosen, drawn on the tile, covers there what the mask covers in the image."""
+def test_panels_of_a_segment_show_its_tile(mosaic, tiled):
+    """The chosen candidate, drawn on the tile, covers the same pixels as the mask in the image."""
     one = next(segment for segment in tiled.segments if segment.view_xywh is not None)
     panel = np.zeros((300, 400, 3), np.uint8)
     (where,), candidates, (final,) = panels._stages(one, panel, panel, mosaic[0].pixels)
@@ -323,9 +332,9 @@ def test_panels_of_a_tile_show_the_tile(mosaic, tiled):
     assert (mask & drawn).sum() > 0.8 * (mask | drawn).sum()
 
 
-def test_the_command_line(mosaic, tmp_path, capsys):
-    image, things = mosaic
-    names = [name for name, mask in things if mask[:640, :840].sum() > 400][:3]
+def test_the_command_segments_with_tiles(mosaic, tmp_path, capsys):
+    image, objects = mosaic
+    names = [name for name, mask in objects if mask[:640, :840].sum() > 400][:3]
     PilImage.fromarray(image.pixels[:640, :840]).save(tmp_path / "large.png")
     query = ["--queries", ",".join(names), "--output", str(tmp_path / "out")]
     assert main(["segment", str(tmp_path / "large.png"), *query, "--tile", "400", "--tile-overlap", "0.3"]) == 0

@@ -11,9 +11,9 @@ from triton_builders import check_against_graph, parse
 
 from text2seg.cli import main
 from text2seg.errors import OutputError, SettingsError
-from text2seg.export.graphs import Network, Tower, describe, draw
-from text2seg.export.triton import write_repository
-from text2seg.onnx.manifest import GraphSpec, Manifest
+from text2seg.onnx.graphs import Network, Tower, describe, draw
+from text2seg.onnx.networks import GraphSpec, Manifest
+from text2seg.onnx.triton import write_repository
 
 
 def write_graphs(folder: Path) -> Path:
@@ -46,7 +46,7 @@ def graphs(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _two_graphs_are_enough(monkeypatch):
-    monkeypatch.setattr("text2seg.onnx.manifest.GRAPHS", ("sam_encoder", "sam_decoder"))
+    monkeypatch.setattr("text2seg.onnx.networks.GRAPHS", ("sam_encoder", "sam_decoder"))
 
 
 def test_the_repository_fits_the_schema_and_the_graphs(graphs, tmp_path):
@@ -63,9 +63,21 @@ def test_the_repository_fits_the_schema_and_the_graphs(graphs, tmp_path):
     assert encoder.parameters["text2seg_checkpoint"].string_value == 'a "näme"'
 
 
-def test_versions_lie_side_by_side_and_none_is_written_over(graphs, tmp_path):
+def test_tensorrt_is_an_accelerator_of_every_graph(graphs, tmp_path):
+    flags = ["--graphs", str(graphs), "--tensorrt", "fp16", "--output", str(tmp_path)]
+    assert main(["export", "triton", *flags]) == 0
+    for folder in tmp_path.iterdir():
+        check_against_graph(folder)
+        accelerators = parse(folder / "config.pbtxt").optimization.execution_accelerators
+        (chosen,) = accelerators.gpu_execution_accelerator
+        assert (chosen.name, dict(chosen.parameters)) == ("tensorrt", {"precision_mode": "FP16"})
+    with pytest.raises(OutputError, match="choose another --output"):
+        write_repository(graphs, tmp_path, version=2)
+
+
+def test_versions_are_kept_side_by_side_and_never_overwritten(graphs, tmp_path):
     write_repository(graphs, tmp_path)
-    with pytest.raises(OutputError, match="has a version 1 already; say --version 2"):
+    with pytest.raises(OutputError, match="has a version 1 already; use --version 2"):
         write_repository(graphs, tmp_path)
     write_repository(graphs, tmp_path, version=2)
     assert {path.name for path in (tmp_path / "sam_encoder").iterdir()} == {"1", "2", "config.pbtxt"}

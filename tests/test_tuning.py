@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image as PilImage
 
-from text2seg.calibration import (
+from text2seg.calibration.thresholds import (
     STABLE_THRESHOLDS,
     THRESHOLDS,
     Curve,
@@ -22,10 +22,10 @@ from text2seg.calibration import (
     Tuning,
     best,
     most_stable,
+    plot,
     tune_by_stability,
     tune_by_truth,
 )
-from text2seg.calibration.tune import plot
 from text2seg.cli import main
 from text2seg.coco import polygon, rle
 from text2seg.coco.dataset import read_dataset
@@ -37,7 +37,7 @@ from text2seg.records import Segmentation
 SCENES = Path("text2seg/demo/scenes/new-scenes")
 
 
-def of(*scores: float, at: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6, 0.7)) -> Curve:
+def curve_of(*scores: float, at: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6, 0.7)) -> Curve:
     return Curve(at[: len(scores)], scores, 3)
 
 
@@ -53,8 +53,8 @@ def of(*scores: float, at: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6, 0.7)) -> Cur
         ((), 0.8, None),
     ],
 )
-def test_the_best_threshold(scores, current, chosen):
-    assert best(of(*scores), current) == chosen
+def test_best_takes_the_threshold_of_the_highest_score(scores, current, chosen):
+    assert best(curve_of(*scores), current) == chosen
 
 
 STEPS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
@@ -72,12 +72,13 @@ STEPS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
         ((), None),
     ],
 )
-def test_the_most_stable_threshold(scores, chosen):
-    assert most_stable(of(*scores, at=(0.35, 0.45, 0.55, 0.65, 0.75)), STEPS) == chosen
+def test_most_stable_takes_the_middle_of_the_plateau(scores, chosen):
+    assert most_stable(curve_of(*scores, at=(0.35, 0.45, 0.55, 0.65, 0.75)), STEPS) == chosen
 
 
 class FakeModels:
-    """Finds a box as wide as the threshold is far from `right[name]`, and never what is `absent`. Counts encodings."""
+    """Models that find a box, as much too wide as the threshold is far from `right[name]`, but nothing for a query in
+    `absent`. They count the images that they encode."""
 
     def __init__(self, right, absent=()):
         self.right, self.absent, self.opened, self.asked = right, set(absent), 0, []
@@ -101,7 +102,7 @@ class FakeModels:
         return Segmentation(image, tuple(segments), builders.maps(self.asked[-1]))
 
     def mask(self, query, half):
-        """One half of the true box, and as much too wide as the threshold is off."""
+        """One half of the true box, as much too wide as the threshold is off."""
         off = round(abs(query.threshold - self.right[query.name]) * 20)
         return builders.box_mask(left=10 + 6 * half, width=6 + off * half)
 
@@ -115,7 +116,7 @@ def folder(tmp_path: Path, count: int = 3) -> Path:
 
 
 def truth(names: tuple[str, ...], shows: list[tuple[int, str]], count: int = 3) -> dict:
-    """Each thing as two annotations, the halves of a box, one of them a polygon."""
+    """Dataset with two annotations for each object, the halves of a box, one of them a polygon."""
     halves = (builders.box_mask(left=10, width=6), builders.box_mask(left=16, width=6))
     return {
         "images": [{"id": n + 1, "file_name": f"elsewhere/{n}.png", "height": 24, "width": 32} for n in range(count)],
@@ -128,7 +129,7 @@ def truth(names: tuple[str, ...], shows: list[tuple[int, str]], count: int = 3) 
     }
 
 
-def test_with_truth_each_category_gets_its_own_best_threshold_and_images_are_encoded_once(tmp_path):
+def test_tuning_by_truth_finds_the_best_threshold_of_each_category_and_encodes_images_once(tmp_path):
     models = FakeModels({"dog": 0.45, "cat": 0.9, "cow": 0.5})
     dataset = truth(("car", "dog", "cat"), [(0, "dog"), (0, "cat"), (1, "dog"), (2, "car")])
     tuning = tune_by_truth(models, ontology_of_queries("dog, cat, cow"), folder(tmp_path), dataset)
@@ -143,7 +144,7 @@ def test_with_truth_each_category_gets_its_own_best_threshold_and_images_are_enc
     assert models.asked == [["dog", "cat"]] * len(THRESHOLDS) + [["dog"]] * len(THRESHOLDS)
 
 
-def test_the_own_threshold_of_a_category_is_the_one_in_use(tmp_path):
+def test_the_current_threshold_of_a_category_is_the_one_in_use(tmp_path):
     (category,) = ontology_of_queries("dog").categories
     ontology = Ontology((replace(category, threshold=0.45),))
     dataset = truth(("dog",), [(0, "dog")])
@@ -152,14 +153,14 @@ def test_the_own_threshold_of_a_category_is_the_one_in_use(tmp_path):
     assert tuning.changes() == {}
 
 
-def test_what_is_never_found_is_named_and_its_threshold_stays(tmp_path):
+def test_a_category_that_is_never_found_is_named_and_keeps_its_threshold(tmp_path):
     dataset = truth(("dog",), [(0, "dog")])
     models = FakeModels({"dog": 0.5}, absent=["dog"])
     tuning = tune_by_truth(models, ontology_of_queries("dog"), folder(tmp_path), dataset)
     assert (tuning.never_found(), tuning.changes()) == (("dog",), {})
 
 
-def test_images_that_cannot_be_done_are_one_line_each_and_missing_ones_are_counted(tmp_path):
+def test_each_damaged_image_is_one_failure_and_missing_images_are_counted(tmp_path):
     images = folder(tmp_path)
     (images / "0.png").write_bytes(b"broken")
     (images / "1.png").unlink()
@@ -171,14 +172,14 @@ def test_images_that_cannot_be_done_are_one_line_each_and_missing_ones_are_count
     assert (tuning.missing, tuning.images, tuning.categories[0].curve.images) == (1, 2, 1)
 
 
-def test_a_limit_takes_the_first_images(tmp_path):
+def test_limit_takes_the_first_images(tmp_path):
     dataset = truth(("dog",), [(0, "dog"), (1, "dog"), (2, "dog")])
     models = FakeModels({"dog": 0.5})
     assert tune_by_truth(models, ontology_of_queries("dog"), folder(tmp_path), dataset, limit=2).images == 2
     assert models.opened == 2
 
 
-def test_truth_that_does_not_fit_says_so(tmp_path):
+def test_a_truth_that_does_not_fit_raises(tmp_path):
     models, ontology, images = FakeModels({"dog": 0.5}), ontology_of_queries("dog"), folder(tmp_path)
     with pytest.raises(Text2SegError, match="no image with dog; its own categories are Dog"):
         tune_by_truth(models, ontology, images, truth(("Dog",), [(0, "Dog")]))
@@ -186,7 +187,7 @@ def test_truth_that_does_not_fit_says_so(tmp_path):
     with pytest.raises(Text2SegError, match=r"none of the 2 images .* such as elsewhere/0\.png"):
         tune_by_truth(models, ontology, tmp_path, dataset)
     dataset["images"][1]["file_name"] = "other/0.png"
-    with pytest.raises(Text2SegError, match="one name in several folders"):
+    with pytest.raises(Text2SegError, match="match one file"):
         tune_by_truth(models, ontology, images, dataset)
     del dataset["images"][0]["file_name"]
     with pytest.raises(Text2SegError, match="file_name"):
@@ -194,7 +195,7 @@ def test_truth_that_does_not_fit_says_so(tmp_path):
 
 
 class Plateau(FakeModels):
-    """The same mask from `low` to `high`, another one at each threshold elsewhere."""
+    """Models that give one mask from `low` to `high`, and another mask at each other threshold."""
 
     def mask(self, query, half):
         low, high = self.right[query.name]
@@ -203,7 +204,7 @@ class Plateau(FakeModels):
         return builders.box_mask(left=5, width=width)
 
 
-def test_without_truth_the_middle_of_the_plateau_is_chosen(tmp_path):
+def test_tuning_by_stability_chooses_the_middle_of_the_plateau(tmp_path):
     models = Plateau({"dog": (0.65, 0.75), "cat": (0.8, 0.95), "cow": (0.6, 0.95), "pig": (0, 0)}, absent=["cow"])
     images = sorted(folder(tmp_path).iterdir())
     tuning = tune_by_stability(models, ontology_of_queries("dog, cat, cow, pig"), images)
@@ -217,13 +218,13 @@ def test_without_truth_the_middle_of_the_plateau_is_chosen(tmp_path):
 
 
 def tuning_of(*names: str) -> Tuning:
-    curves = [of(0.1, 0.5, 0.9, 0.4, 0.2), Curve((), (), 0)]
+    curves = [curve_of(0.1, 0.5, 0.9, 0.4, 0.2), Curve((), (), 0)]
     tuned = [Tuned(name, 0.8, 0.5 if k % 2 == 0 else None, curves[k % 2]) for k, name in enumerate(names)]
     return Tuning(tuple(tuned), 3, True, ())
 
 
 @pytest.mark.parametrize("count", [1, 5, 8])
-def test_the_image_shows_each_category_and_is_the_same_every_time(tmp_path, count):
+def test_the_plot_shows_each_category_and_is_deterministic(tmp_path, count):
     names = ["a $x_1 & \\frac", "größe", *map(str, range(count))][:count]
     first = plot(tuning_of(*names), tmp_path / "a" / "curves.png").read_bytes()
     assert plot(tuning_of(*names), tmp_path / "b.PNG").read_bytes() == first
@@ -233,7 +234,7 @@ def test_the_image_shows_each_category_and_is_the_same_every_time(tmp_path, coun
     assert len(lines) == len({k % 4 for k in range(0, count, 2)})  # one in each column with a choice
 
 
-def test_an_image_of_another_kind_is_refused(tmp_path):
+def test_a_plot_in_another_file_format_is_refused(tmp_path):
     with pytest.raises(SettingsError, match=r"must end in \.png"):
         plot(tuning_of("dog"), tmp_path / "curves.pdf")
     (tmp_path / "file").write_bytes(b"")
@@ -243,7 +244,7 @@ def test_an_image_of_another_kind_is_refused(tmp_path):
 
 @pytest.fixture
 def job(tmp_path):
-    """An ontology of what the first scenes show, and the scenes' folder."""
+    """Ontology of the objects in the first scenes, and the folder of the scenes."""
     dataset = read_dataset(SCENES / "dataset.json")
     names = {category["id"]: category["name"] for category in dataset["categories"]}
     shown = list(dict.fromkeys(names[a["category_id"]] for a in dataset["annotations"] if a["image_id"] in (1, 2)))
@@ -257,7 +258,7 @@ def job(tmp_path):
     return path, images
 
 
-def test_the_command_with_truth_writes_thresholds_that_are_better(job, tmp_path, capsys):
+def test_the_command_with_truth_writes_better_thresholds(job, tmp_path, capsys):
     path, images = job
     before = path.read_text(encoding="utf-8")
     image = tmp_path / "curves.png"
@@ -268,7 +269,7 @@ def test_the_command_with_truth_writes_thresholds_that_are_better(job, tmp_path,
     assert PilImage.open(image).format == "PNG"
     assert path.read_text(encoding="utf-8") == before
     assert main([*command, "--write"]) == 0
-    assert "now in" in capsys.readouterr().out
+    assert "written to" in capsys.readouterr().out
     after = path.read_text(encoding="utf-8")
     changed = [line for line in after.splitlines() if line not in before.splitlines()]
     assert changed
@@ -277,19 +278,19 @@ def test_the_command_with_truth_writes_thresholds_that_are_better(job, tmp_path,
     assert after.count("# a drawing") == before.count("# a drawing")
 
 
-def test_the_command_without_truth_passes_over_broken_images(job, capsys):
+def test_the_command_without_truth_skips_damaged_images(job, capsys):
     path, images = job
     (images / "broken.jpg").write_bytes(b"\xff\xd8\xff")
-    assert main(["tune", "--ontology", str(path), str(images), "--device", "cpu", "--write"]) == 0
+    assert main(["tune", "--ontology", str(path), str(images), "--device", "cpu", "--write"]) == 3
     text, errors = capsys.readouterr()
     assert [line for line in errors.splitlines() if line.startswith("failed:")] == [
         next(line for line in errors.splitlines() if "broken.jpg" in line)
     ]
-    assert "now in" in text
+    assert "written to" in text
     assert any(category.threshold != 0.31 for category in read_ontology(path).categories)
 
 
-def test_slips_are_told_before_a_model_is_loaded(job, tmp_path, capsys):
+def test_usage_errors_are_reported_before_a_model_is_loaded(job, tmp_path, capsys):
     path, images = job
     (tmp_path / "empty").mkdir()
     (tmp_path / "gt.json").write_text(json.dumps([]), encoding="utf-8")

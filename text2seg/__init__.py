@@ -1,11 +1,11 @@
-"""text2seg cuts things out of images by their names: CLIP Surgery points, SAM masks."""
+"""Segment objects in images by name: CLIP Surgery finds points, SAM turns them into masks."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from text2seg._version import __version__
-from text2seg.config import MapSettings, MaskSettings, PointSettings, PresenceSettings, Settings
+from text2seg.config import AutomaticSettings, MapSettings, MaskSettings, PointSettings, PresenceSettings, Settings
 from text2seg.errors import Text2SegError
 from text2seg.queries import Query
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from text2seg.pipeline import Session, Text2Seg
 
 __all__ = [
+    "AutomaticSettings",
     "MapSettings",
     "MaskSettings",
     "PointSettings",
@@ -27,7 +28,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """The pipeline is imported when it is first asked for, so that `import text2seg` does not wait for torch."""
+    """Import the pipeline on first use, so that `import text2seg` does not wait for torch."""
     if name in ("Text2Seg", "Session"):
         from text2seg import pipeline
 

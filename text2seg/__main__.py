@@ -1,4 +1,4 @@
-"""`python -m text2seg` is `text2seg`."""
+"""`python -m text2seg`: the same as `text2seg`."""
 
 import sys
 

@@ -1,8 +1,9 @@
-"""Settings: one frozen dataclass for each stage and for labelling jobs. The command line's flags are made from these,
-so a setting is described once."""
+"""Settings: one frozen dataclass per stage, and those of jobs. Flags of the command line are made from them."""
 
 from __future__ import annotations
 
+import re
+import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
@@ -13,21 +14,44 @@ from text2seg.errors import SettingsError
 from text2seg.io.storage import Url, place_of
 from text2seg.queries import names_in
 
+Architecture = Literal["surgery", "raw", "maskclip", "sclip", "clearclip", "naclip", "gem"]
+"""Names of the attention rules, `text2seg.clip.encoders.RULES`."""
 Prompt = Literal["points", "box", "box-mask"]
+
+POINT_THRESHOLD = 0.8
+"""Default of `--threshold`: cells of the min-max map at or above it become positive points."""
 
 LARGEST_INPUT = 4096  # a slip of the keyboard beyond it would take all memory
 SMALLEST_TILE, MOST_TILE_OVERLAP = 32, 0.75  # beyond them there would be tiles without end
+MOST_POINTS_PER_SIDE, MOST_CROP_LAYERS = 256, 4  # beyond them an image would take hours
 
 
 @cache
 def _choices_of(settings: type[Any]) -> dict[str, tuple[str, ...]]:
-    """The choices of each field that has some; reading them off the class takes long, and settings are made often."""
+    """Return the choices of each field that is a Literal. Cached, because reading type hints is slow."""
     hints = get_type_hints(settings)
     return {name: get_args(hint) for name, hint in hints.items() if get_origin(hint) is Literal}
 
 
+_parsing = threading.Lock()
+"""Python's own parser of code raises SystemError at times if two threads use it at once."""
+
+
+def help_of(settings: type[Any]) -> dict[str, str]:
+    """Return the docstring of each field of a dataclass, also of its parent classes, on one line."""
+    import docstring_parser
+
+    found: dict[str, str] = {}
+    for each in reversed(settings.__mro__[:-1]):
+        with _parsing:
+            documented = docstring_parser.parse_from_object(each)
+        for parameter in documented.params:
+            found[parameter.arg_name] = " ".join((parameter.description or "").split())
+    return found
+
+
 def check_choices(settings: object) -> None:
-    """Literals bind type checkers only, and a misspelt choice must not quietly mean another."""
+    """Check that every Literal field has one of its choices. Raises `SettingsError`."""
     kind: Any = type(settings)
     for name, choices in _choices_of(kind).items():
         value = getattr(settings, name)
@@ -36,7 +60,7 @@ def check_choices(settings: object) -> None:
 
 
 def freeze_texts(settings: object, name: str) -> None:
-    """Lists become tuples; one text is refused, because it would count as many of one letter each."""
+    """Turn a list of texts into a tuple. A single text is refused, because it would count as a list of letters."""
     given = getattr(settings, name)
     if isinstance(given, str):
         raise SettingsError(f"{name} must be a sequence of texts, got the one text {given!r}")
@@ -46,42 +70,78 @@ def freeze_texts(settings: object, name: str) -> None:
     object.__setattr__(settings, name, texts)
 
 
+def freeze_choices(settings: object, name: str, choices: tuple[str, ...]) -> None:
+    """Turn a sequence of choices, or a text with commas between them, into a tuple. `none` stands for no choice.
+
+    Raises:
+        SettingsError: A choice is unknown.
+    """
+    given = getattr(settings, name)
+    words = [word.strip() for word in (given.split(",") if isinstance(given, str) else given)]
+    if words == ["none"]:
+        words = []
+    for word in words:
+        if word not in choices:
+            raise SettingsError(f"{name} must be none, or a list of {', '.join(choices)}; got {word!r}")
+    object.__setattr__(settings, name, tuple(dict.fromkeys(words)))
+
+
 def freeze_names(settings: object, name: str) -> None:
-    """As `freeze_texts`, of names: a text may hold several, as people type them."""
+    """Like `freeze_texts`, for names; each text may hold several, as people type them."""
     freeze_texts(settings, name)
     object.__setattr__(settings, name, names_in(getattr(settings, name)))
 
 
+def check_device_name(name: str) -> None:
+    """Raise `SettingsError` unless a name has the form of a device. Only torch knows whether this machine has it."""
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
+        raise SettingsError(f"there is no device {name!r}; choose auto, cpu, cuda, cuda with a number (cuda:1) or mps")
+
+
+OnnxProvider = Literal["auto", "cpu", "cuda", "tensorrt", "tensorrt-fp16"]
+
+
 @dataclass(frozen=True, slots=True)
 class ModelSettings:
-    """Which weights, on which device, in which precision."""
+    """Which weights to use, on which device and in which precision."""
 
-    model: Literal["demo", "base", "large", "huge"] = "demo"
-    """A pair of CLIP and SAM: demo (bundled; knows drawn things only), or CLIP ViT-B/16 with SAM ViT-B, -L or -H."""
+    model: Literal["auto", "demo", "light", "base", "large", "huge"] = "auto"
+    """Pair of CLIP and SAM: demo (bundled; knows drawn things only), or CLIP ViT-B/16 with MobileSAM (light), SAM ViT-B
+    (base), -L (large) or -H (huge). auto: the first of base, light, large and huge whose weights are on this machine,
+    or else demo."""
     clip: str | None = None
-    """CLIP by name (`text2seg checkpoints list`) or file, in place of the pair's; openclip:… is one of open_clip."""
+    """Another CLIP, by name (see `text2seg checkpoints list`) or file; openclip:… is a model of open_clip."""
     sam: str | None = None
-    """SAM by name (vit_b, mobile_sam, sam2.1_hiera_tiny, …: see `checkpoints list`) or file, in place of the pair's."""
+    """Another SAM, by name (vit_b, mobile_sam, sam2.1_hiera_tiny, …; see `text2seg checkpoints list`) or file."""
+    card: Path | None = None
+    """Model card (JSON) of these weights, which `text2seg calibrate` writes. Default: the one found by their hashes."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps, …"""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """Arithmetic of the networks; auto picks for the device and says why in the log."""
+    """Precision of the networks. auto chooses for the device; --verbose says why."""
     compile: bool = False
-    """Let torch compile SAM's encoder: a minute at the start, faster after that. Needs a C++ compiler."""
+    """Compile SAM's encoder with torch: slower to start (about a minute), then faster. Needs a C++ compiler."""
     runtime: Literal["torch", "onnx"] = "torch"
-    """What runs the networks; onnx: ONNX Runtime, from `graphs`."""
+    """Library that runs the networks. onnx is ONNX Runtime and needs --graphs."""
     graphs: Path | None = None
-    """With --runtime onnx: the folder that `text2seg export onnx` wrote for these models."""
+    """Folder that `text2seg export onnx` wrote for these models. Only with --runtime onnx."""
+    onnx_provider: OnnxProvider = "auto"
+    """Execution provider of ONNX Runtime. auto: that of the device, cpu or cuda. tensorrt: NVIDIA TensorRT in the
+    precision of the graphs; tensorrt-fp16: in half precision where it is faster. Both build engines at the first run,
+    which takes minutes, and keep them beside the graphs."""
 
     def __post_init__(self) -> None:
         check_choices(self)
+        check_device_name(self.device)
         if self.runtime == "onnx" and self.graphs is None:
             raise SettingsError("--runtime onnx needs --graphs FOLDER, which `text2seg export onnx` writes")
         if self.runtime == "torch" and self.graphs is not None:
             raise SettingsError("--graphs is for --runtime onnx")
+        if self.runtime == "torch" and self.onnx_provider != "auto":
+            raise SettingsError("--onnx-provider is for --runtime onnx")
 
     def arguments(self) -> dict[str, Any]:
-        """As `Text2Seg.load` takes them; there the graphs say which runtime."""
+        """Return the arguments of `Text2Seg.load`, where `graphs` alone selects the runtime."""
         named = asdict(self)
         del named["runtime"]
         return named
@@ -91,18 +151,20 @@ class ModelSettings:
 class MapSettings:
     """From words to similarity maps."""
 
-    architecture: Literal["surgery", "raw", "maskclip", "sclip", "clearclip", "naclip", "gem"] = "surgery"
-    """How CLIP's patches attend: surgery, raw (as CLIP does), or a rule published later (vision transformers only)."""
+    architecture: Architecture = "surgery"
+    """How CLIP's patches attend: surgery (CLIP Surgery), raw (unchanged CLIP), or a later rule (vision transformers
+    only)."""
     redundancy: Literal["empty", "label-set", "none"] = "empty"
-    """What is taken off the map: what the empty text lights up too, what all labels light up, or nothing."""
+    """What to subtract from a map: the map of the empty text, the mean map of all labels, or nothing."""
     labels: tuple[str, ...] = ()
-    """Further labels for `label-set`; the queries themselves always belong to the set."""
+    """More labels for --redundancy label-set. The queries are always part of the set."""
     input_size: int | tuple[int, int] | None = None
-    """CLIP's input in pixels, one number or rows and columns; the image is squashed to it. Default: 512, demo 384."""
+    """Size of CLIP's input in pixels: one number, or rows and columns. Images are resized to it. Default: that of the
+    model card, or 512."""
     templates: tuple[str, ...] = ()
-    """Sentences with a {} for the query. Default: CLIP Surgery's 85."""
+    """Sentences with {} in place of the query. Default: CLIP Surgery's 85 templates."""
     refine: Literal["none", "pamr"] = "none"
-    """pamr: draw the maps to the image's edges (pixel-adaptive mask refinement)."""
+    """pamr: align the maps with edges in the image (pixel-adaptive mask refinement)."""
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -125,26 +187,28 @@ class PointSettings:
     """From a similarity map to point prompts."""
 
     method: Literal["auto", "reference"] = "auto"
-    """auto: CLIP Surgery's points, its faults mended, and what was measured to be better than it; reference: the whole
-    way as published, with one segment for each query, SAM's own choice of its candidates and nothing "not found"."""
-    threshold: float = 0.8
-    """Cells of the min-max map at or above this become positive points; with `regions`, this share of their peak."""
+    """auto: the points of CLIP Surgery with later improvements. reference: the method exactly as published, with one
+    segment per query, the candidate that SAM scores highest, and no "not found"."""
+    threshold: float = POINT_THRESHOLD
+    """Cells of the map (0 to 1) at or above this value become positive points. With regions: this share of the peak of
+    each region."""
     instances: Literal["auto", "regions", "union"] = "auto"
-    """regions: each thing of a kind is a segment of its own; union: all of a kind are one segment; auto: regions where
-    presence is fitted to the model (demo), because it sorts out false regions, otherwise union."""
-    floor: float = 0.5
-    """Cells of the min-max map below this belong to no region."""
-    prominence: float = 0.05
-    """Two regions stay apart where the lower peak rises at least this far above the saddle between them."""
+    """regions: one segment for each object. union: one segment for all objects of a query. auto: regions, and union
+    with --method reference."""
+    floor: float | None = None
+    """Cells of the map (0 to 1) below this value belong to no region. Default: that of the model card, or 0.5."""
+    prominence: float | None = None
+    """How far the lower of two peaks must rise above the saddle between them to be a region of its own. Default: that
+    of the model card, or 0.05."""
     downsample: int | None = None
-    """The map's grid is made this many times coarser first. Default: 2 where it is finer than 16 by 16, else 1."""
+    """Make the grid of the map this many times coarser first. Default: 2 if it is finer than 16 by 16, else 1."""
 
     def __post_init__(self) -> None:
         check_choices(self)
         if not 0 < self.threshold <= 1:
             raise SettingsError(f"threshold must be in (0, 1], got {self.threshold}")
         for name, value in (("floor", self.floor), ("prominence", self.prominence)):
-            if not 0 <= value <= 1:
+            if value is not None and not 0 <= value <= 1:
                 raise SettingsError(f"{name} must be in [0, 1], got {value}")
         if self.downsample is not None and not (isinstance(self.downsample, int) and self.downsample >= 1):
             raise SettingsError(f"downsample must be a whole number of 1 or more, got {self.downsample}")
@@ -155,23 +219,21 @@ class MaskSettings:
     """From SAM's candidates to segments."""
 
     choice: Literal["map", "sam"] = "map"
-    """Which candidate becomes the segment: by the map and SAM's score together, or by SAM's score alone."""
+    """How to choose among SAM's candidates: by the map and SAM's score together, or by SAM's score alone."""
     overlap: float = 0.6
-    """Of two segments of one query whose IoU is above this, or of which one lies in the other, the better one stays."""
+    """IoU above which two segments of one query show the same object, so that only the better one is kept."""
 
-    quality: float = 0.35
-    """Of several segments of one query, the best stays, and the others where the IoU to be expected of them is at least
-    this."""
+    quality: float | None = None
+    """Quality that a segment needs to be kept beside the best segment of its query. With a calibrated choice, this is
+    the expected IoU. Default: that of the model card; without one, a share of the best segment's quality."""
 
     prompt: Prompt = "points"
-    """What SAM is given of each region: many points; box: its tight box and its highest point, of which SAM makes one
-    mask instead of candidates; box-mask: the map as a rough mask as well (Trident's way; not for the demo SAM)."""
-    fallback: bool = False
-    """Where SAM's best candidate is expected to be bad and has little to do with the region of the map, take that
-    region itself, thresholded, as the segment."""
-    compete: bool = False
-    """Where segments of different queries overlap, give each pixel to the query whose map times presence is higher
-    there; drop a segment that loses more than 85 % of its pixels so."""
+    """What SAM gets for each region: points; its box and highest point (box), for which SAM returns one mask and no
+    other candidates; or the map as a rough mask as well (box-mask; not for the demo SAM, and not measured with
+    published ones)."""
+    resolve_overlaps: bool = False
+    """Give each pixel to one query only: the one with the higher map times presence. Segments that lose more than 85 %
+    of their pixels are dropped."""
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -181,15 +243,22 @@ class MaskSettings:
 
 @dataclass(frozen=True, slots=True)
 class PresenceSettings:
-    """Whether a thing is in the image at all."""
+    """Whether a query is in the image at all."""
 
     presence: float | None = None
-    """Things whose presence is below this, from 0 to 1, are "not found". Default: 0.5 for the demo model's usual maps
-    (surgery, 384 pixels), which presence is fitted to; otherwise 0, which never says "not found"."""
+    """Presence (0 to 1) below which a query is "not found". Default: the threshold of the model card, with
+    --architecture surgery at the card's input size; otherwise 0, which never says "not found"."""
 
     def __post_init__(self) -> None:
         if self.presence is not None and not 0 <= self.presence <= 1:
             raise SettingsError(f"presence must be in [0, 1], got {self.presence}")
+
+    def threshold(self, of_query: float | None, of_model: float | None) -> float | None:
+        """Return the threshold of the query if it has one, else this setting, else the default of the model
+        (`ModelCard.default_presence`)."""
+        if of_query is not None:
+            return of_query
+        return of_model if self.presence is None else self.presence
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,11 +266,11 @@ class TileSettings:
     """Small things in large images."""
 
     tile: int = 0
-    """Look at tiles of this many pixels a side too, beside the whole image, so that small things are found; takes
-    longer by as much as there are tiles. 0: the whole image only."""
+    """Also search tiles of this many pixels a side, to find small things. Each tile takes about as long as an image. 0:
+    the whole image only."""
     tile_overlap: float = 0.2
-    """How far each tile reaches into the next, at least, as a share of its side; what is smaller than that is whole in
-    one of them."""
+    """Lowest overlap of neighbouring tiles, as a share of their side. Things smaller than the overlap are whole in one
+    tile."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.tile, int) or (self.tile != 0 and self.tile < SMALLEST_TILE):
@@ -211,8 +280,68 @@ class TileSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class AutomaticSettings:
+    """Everything in an image, without words: a grid of points, each answered by SAM's candidates, which are filtered
+    and stripped of repeats. The defaults are those of `segment_anything.SamAutomaticMaskGenerator`.
+
+    Source: Kirillov et al., "Segment Anything" (arXiv 2304.02643), appendix B.
+    """
+
+    points_per_side: int = 32
+    """Points along each side of the image; SAM answers every one. Half as many take a quarter of the time."""
+    points_per_call: int = 64
+    """Points that are answered before their candidates are filtered. Fewer need less memory."""
+    predicted_iou: float = 0.88
+    """Keep candidates with a predicted IoU above this (0 to 1); 0 keeps all."""
+    stability: float = 0.95
+    """Keep candidates with at least this stability (0 to 1): the IoU of the masks at a higher and a lower threshold."""
+    stability_offset: float = 1.0
+    """How far the two thresholds of the stability are from the threshold of the mask, in logits."""
+    suppression: Literal["boxes", "masks", "parts"] = "boxes"
+    """Which candidates repeat a better one. boxes: those whose boxes overlap more than --box-overlap. masks: also those
+    whose masks do. parts: also those that lie inside the mask of a better one, or hold it."""
+    box_overlap: float = 0.7
+    """IoU above which two candidates are the same thing."""
+    crop_layers: int = 0
+    """Also search crops of the image, to find small things: 1 adds 4 crops, 2 adds 16 more. Each takes about as long as
+    the image."""
+    crop_overlap: float = 512 / 1500
+    """Overlap of neighbouring crops, as a share of the shorter side of the image; halved with each layer."""
+    crop_points_divisor: int = 1
+    """Divide the points per side by this in each layer of crops."""
+    min_region: int = 0
+    """Fill holes and remove islands of fewer pixels than this."""
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        least = {
+            "points_per_side": 1,
+            "points_per_call": 1,
+            "crop_layers": 0,
+            "crop_points_divisor": 1,
+            "min_region": 0,
+        }
+        for name, smallest in least.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
+                raise SettingsError(
+                    f"{name.replace('_', ' ')} must be a whole number of {smallest} or more, got {value!r}"
+                )
+        for name, most in (("points_per_side", MOST_POINTS_PER_SIDE), ("crop_layers", MOST_CROP_LAYERS)):
+            if getattr(self, name) > most:
+                raise SettingsError(f"{name.replace('_', ' ')} must be at most {most}, got {getattr(self, name)}")
+        for name in ("predicted_iou", "stability", "box_overlap"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise SettingsError(f"{name.replace('_', ' ')} must be in [0, 1], got {getattr(self, name)}")
+        if not 0 <= self.crop_overlap < 1:
+            raise SettingsError(f"crop overlap must be in [0, 1), got {self.crop_overlap}")
+        if not 0 <= self.stability_offset < float("inf"):
+            raise SettingsError(f"stability offset must be 0 or more, got {self.stability_offset}")
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
-    """How an image and words become segments."""
+    """How an image and words become segments; one field per stage, in the order of the pipeline."""
 
     maps: MapSettings = field(default_factory=MapSettings)
     points: PointSettings = field(default_factory=PointSettings)
@@ -223,16 +352,16 @@ class Settings:
     def __post_init__(self) -> None:
         if self.points.method == "reference":
             object.__setattr__(self, "points", replace(self.points, instances="union"))
-            published = replace(self.masks, choice="sam", prompt="points", fallback=False, compete=False)
+            published = replace(self.masks, choice="sam", prompt="points", resolve_overlaps=False)
             object.__setattr__(self, "masks", published)
             if self.presence.presence is None:
                 object.__setattr__(self, "presence", PresenceSettings(0))
 
 
 def settings_from_dict(values: Mapping[str, Any]) -> Settings:
-    """Settings from what `dataclasses.asdict` and JSON made of them; what is not there is as by default.
+    """Read settings from JSON that `dataclasses.asdict` gave; missing values get their defaults.
 
-    Raises `SettingsError` where a name is not known, as from a newer version, or a value is none that is allowed.
+    Raises `SettingsError` for unknown names, such as those of a newer version, and for values that are not allowed.
     """
     stages = get_type_hints(Settings)
     points = values.get("points")
@@ -244,67 +373,102 @@ def settings_from_dict(values: Mapping[str, Any]) -> Settings:
         raise SettingsError(f"these settings are not of this version of text2seg: {error}") from error
 
 
+SaveKind = Literal["overlay", "why", "masks", "cutouts"]
+"""Kinds of image files that `--save` writes; `render.saving` makes them."""
+
+Encoding = Literal["rle", "polygon"]
+"""How masks are written in COCO files. `text2seg.coco.dataset.ENCODERS` has the function for each."""
+
+POLYGON_TOLERANCE = 1.0
+"""Default of `--polygon-tolerance`, in pixels."""
+LARGEST_TOLERANCE = 100.0
+
+
+def check_tolerance(tolerance: object) -> None:
+    """Raise `SettingsError` unless a tolerance of polygons is a number of pixels from 0 to `LARGEST_TOLERANCE`."""
+    if not isinstance(tolerance, int | float) or not 0 <= tolerance <= LARGEST_TOLERANCE:
+        raise SettingsError(f"polygon tolerance must be from 0 to {LARGEST_TOLERANCE:g} pixels, got {tolerance!r}")
+
+
 @dataclass(frozen=True, slots=True)
 class OutputSettings:
-    """Where results go and which of them."""
+    """Output folder and the kinds of files to write."""
 
     output: Path = Path("outputs")
-    """Folder for the images and the COCO file; made if missing."""
-    overlay: bool = True
-    """Write each image with its masks on it."""
-    explain: bool = True
-    """Write why each mask is as it is, in one image for each image: the map with its points, SAM's candidates and the
-    one that was chosen."""
-    segmentation: Literal["rle", "polygon"] = "rle"
-    """How masks stand in the COCO file: rle is lossless, polygon is what labelling tools want."""
+    """Folder for the image files and the COCO file, dataset.json; it is made if it is missing."""
+    overwrite: bool = False
+    """Replace the results of an earlier run. Without this flag, a folder that has a dataset.json is refused."""
+    save: tuple[SaveKind, ...] = ("overlay", "why")
+    """Image files to write, with commas between them: overlay (masks on the image), why (map with points, SAM's
+    candidates and the chosen one), masks (a PNG per segment), cutouts (a transparent PNG per segment); or none."""
+    segmentation: Encoding = "rle"
+    """How masks are written in the COCO file: rle is lossless, polygon suits labelling tools."""
+    polygon_tolerance: float = POLYGON_TOLERANCE
+    """With polygons: how far, in pixels, a polygon may be off the edge of its mask, so that it has few corners. 0 is
+    exact. The IoU with the mask is at least 0.98."""
 
     def __post_init__(self) -> None:
         check_choices(self)
+        check_tolerance(self.polygon_tolerance)
+        freeze_choices(self, "save", get_args(SaveKind))
+
+    @property
+    def dataset(self) -> Path:
+        """The COCO file."""
+        return self.output / "dataset.json"
 
 
 @dataclass(frozen=True, slots=True)
 class LabelSettings:
-    """A labelling job: which files of the folder, where to, and how."""
+    """A labelling job: its files, its output, and how it runs."""
 
     output: Url | Path = Path("dataset.json")
-    """The COCO file, a path or a URL. A journal (.journal) beside it keeps what is done, so that a stopped job goes on;
-    that of a URL lies in the user's state folder, or in TEXT2SEG_STATE."""
-    segmentation: Literal["rle", "polygon"] = "rle"
-    """How masks stand in the COCO file: rle is lossless, polygon is what labelling tools want."""
+    """COCO file, a path or a URL. A journal (.journal) beside it keeps finished images, so that a stopped job can
+    continue. The journal of a URL is kept in the user's state folder or in TEXT2SEG_STATE."""
+    segmentation: Encoding = "rle"
+    """How masks are written in the COCO file: rle is lossless, polygon suits labelling tools."""
+    polygon_tolerance: float = POLYGON_TOLERANCE
+    """With polygons: how far, in pixels, a polygon may be off the edge of its mask, so that it has few corners. 0 is
+    exact. The IoU with the mask is at least 0.98."""
     recursive: bool = True
-    """Look through the folders in the folder as well."""
+    """Also read the subfolders."""
     glob: tuple[str, ...] = ()
-    """Only files of this pattern, such as "*.jpg" or "front/*"; repeat for more. Default: all that Pillow reads."""
+    """Only files that match this pattern, such as "*.jpg" or "front/*"; repeat for more. Default: all files that Pillow
+    reads."""
     limit: int | None = None
-    """Only the first so many files, in the order of their paths."""
+    """Only this many files, in the order of their paths."""
     shard: str = ""
-    """Only a part of the files: 2/5 is the second of five. Give each shard an output of its own."""
+    """Only one part of the files: 2/5 is the second of five. Give each part its own output."""
     batch: int = 4
-    """Images that go through the models at once; more need more memory."""
+    """Number of images that the models process together; more need more memory."""
     workers: int = 4
-    """Threads that read and decode images."""
+    """Number of threads that read and decode images."""
     categories_from: Url | Path | None = None
-    """Take the ids of categories and images from this COCO file, for instance the ground truth to compare with; a path
-    or a URL."""
+    """COCO file (path or URL) to take category and image ids from, for example the ground truth to compare with."""
     keep_candidates: bool = False
-    """Write the masks that SAM offered and that were not chosen as well, into attributes.candidates."""
+    """Also write SAM's other candidates of each segment, to attributes.candidates."""
+    save: tuple[SaveKind, ...] = ()
+    """Files to write for each image into the folder <output>_images, with commas between them: overlay, why, masks,
+    cutouts (see `segment --save`); or none."""
     restart: bool = False
-    """Throw away what an earlier run of this job has done."""
+    """Discard the results of earlier runs of this job."""
     only_if_present: bool = False
-    """Do not look for anything in images that, by a vector index of the folder, show none of the categories; they stand
-    in the COCO file without annotations. The index is made first, or brought up to date (`text2seg search`)."""
+    """Skip images that show none of the categories according to a vector index of the folder, which is built or updated
+    first (see `text2seg search`). Skipped images are in the COCO file without annotations."""
     skip_below: float = 0.1
-    """The presence, from 0 to 1, that every category must stay below in the index for an image to be left out so."""
+    """With --only-if-present: skip an image if the presence (0 to 1) of every category is below this."""
     index: Path | None = None
-    """The folder that indexes are kept in. Default: one in your cache folder."""
+    """Folder that keeps the indexes. Default: one in your cache folder."""
     retry_failures: bool = False
     """Try images again that failed in an earlier run."""
     overwrite: bool = False
-    """Write over an output that this job did not make."""
+    """Overwrite an output that this job did not write."""
 
     def __post_init__(self) -> None:
         check_choices(self)
+        check_tolerance(self.polygon_tolerance)
         freeze_texts(self, "glob")
+        freeze_choices(self, "save", get_args(SaveKind))
         object.__setattr__(self, "output", place_of(self.output))
         if self.categories_from is not None:
             object.__setattr__(self, "categories_from", place_of(self.categories_from))
@@ -318,20 +482,20 @@ class LabelSettings:
 
 @dataclass(frozen=True, slots=True)
 class RaySettings:
-    """The workers of `--engine ray`: processes of a Ray cluster that each hold the models."""
+    """Workers of `--engine ray`: processes of a Ray cluster, each with its own copy of the models."""
 
     address: str | None = None
-    """A Ray cluster that is there: host:port of its head, or auto for the one that this machine belongs to. Default: a
-    Ray of its own on this machine, which ends with the job."""
+    """Ray cluster to join: host:port of its head, or auto for the cluster of this machine. Default: start Ray on this
+    machine and stop it with the job."""
     min_workers: int = 1
-    """Workers that are kept all the time."""
+    """Lowest number of workers."""
     max_workers: int = 1
-    """Workers at most: between the two, Ray adds and removes some as there is work and room."""
+    """Highest number of workers. Ray adds and removes workers between the two limits, depending on work and room."""
     cpus_per_worker: int = 1
-    """CPUs that are set aside for each worker; torch computes with as many threads."""
+    """CPUs reserved for each worker; also its number of torch threads."""
     gpus_per_worker: float = 0.0
-    """GPUs that are set aside for each worker; with 0.5 two share one, and one can read images while the other
-    computes. The worker's device is --device as on one machine."""
+    """GPUs reserved for each worker. With 0.5 two workers share one GPU, so that one reads images while the other
+    computes. --device selects the device of a worker."""
 
     def __post_init__(self) -> None:
         for name in ("min_workers", "max_workers", "cpus_per_worker"):

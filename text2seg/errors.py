@@ -1,13 +1,14 @@
-"""The errors that text2seg raises on bad input. Each message names the thing at fault and a way out."""
+"""Errors that text2seg raises on bad input. Each message says what is wrong and what to do."""
 
 from __future__ import annotations
 
 
 class Text2SegError(Exception):
-    """Anything that a user of text2seg can do something about.
+    """Base class of errors that the user can fix.
 
-    The message speaks to whoever typed a command or a line of Python. `on_page` is what a visitor of the app is told
-    in its place, where the way out is another one there.
+    Args:
+        message: what is wrong and what to do, for users of the command line and of Python.
+        on_page: the message for users of the app, if they have to do something else.
     """
 
     def __init__(self, message: str = "", *, on_page: str = "") -> None:
@@ -27,24 +28,24 @@ class QueryError(Text2SegError):
 
 
 class OntologyError(Text2SegError):
-    """A file of categories that cannot be used; one line for each fault, with the file's line."""
+    """An ontology file that cannot be used. The message has a line for each fault, with its line in the file."""
 
 
 class DatasetError(Text2SegError):
-    """A COCO file that is missing, damaged or does not fit the one it is compared with."""
+    """A COCO file that is missing, damaged or does not match the one it is compared with."""
 
 
 class CheckpointError(Text2SegError):
-    """Weights that are missing, damaged, of the wrong kind or not to be trusted."""
+    """Weights that are missing, damaged, of the wrong kind or unsafe to read."""
 
 
 class SettingsError(Text2SegError):
-    """Settings that contradict each other or the machine."""
+    """Settings that are invalid, contradict each other or are not supported on this machine."""
 
 
 class EngineError(Text2SegError):
-    """Machines or workers that cannot be reached, do not fit the job or fail."""
+    """Machines or workers that cannot be reached, are not suited to the job or fail."""
 
 
 class OutputError(Text2SegError):
-    """A result that cannot be written."""
+    """An output that cannot be written."""

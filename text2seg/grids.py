@@ -1,18 +1,17 @@
-"""What every map goes through: stretching to [0, 1], changing its grid, comparing it with a mask. numpy in and out."""
+"""Arithmetic of similarity maps and masks in numpy: min-max, resizing, map score, boxes, intersection over union."""
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.nn import functional as F
 
 Maps = NDArray[np.float32]
 
 
 def minmax(maps: Maps) -> Maps:
-    """Each map of float32 [..., h, w] stretched to [0, 1]. A constant map has no peak, and one that is not
-    finite no meaning: both become 0 everywhere.
+    """Stretch each map of float32 [..., h, w] to [0, 1]. Maps that are constant or not finite become 0 everywhere.
 
     >>> minmax(np.array([[1.0, 3.0], [2.0, 1.0]], np.float32))
     array([[0. , 1. ],
@@ -26,25 +25,78 @@ def minmax(maps: Maps) -> Maps:
 
 
 def resize(maps: Maps, hw: tuple[int, int]) -> Maps:
-    """Maps float32 [Q, h, w] bilinear on another grid, pixel centres aligned, without antialiasing."""
+    """Resize maps float32 [Q, h, w] bilinearly to `hw`, with aligned pixel centres and without antialiasing."""
     if not len(maps):
         return np.zeros((0, *hw), np.float32)
+    # Imported here, because reading COCO files needs this module but not torch.
+    import torch
+    from torch.nn import functional as F
+
     grid = torch.from_numpy(np.array(maps))[None]
     return F.interpolate(grid, size=hw, mode="bilinear", align_corners=False)[0].numpy()
 
 
 def map_score(scores: NDArray[np.float32], mask: NDArray[np.bool_]) -> float:
-    """How well a map [gh, gw] separates a mask bool [H, W]: mean of the min-max map inside less outside, in [-1, 1];
-    0 where the mask is empty or full."""
-    inside = np.count_nonzero(mask)
-    if inside in (0, mask.size):
+    """Return how well a map [gh, gw] separates a mask bool [H, W] from the rest of the image.
+
+    It is the mean of the min-max map inside the mask minus the mean outside, in [-1, 1]; 0 for an empty or full mask.
+    """
+    count = np.count_nonzero(mask)
+    if count in (0, mask.size):
         return 0.0
-    height, width = mask.shape
-    stretched = resize(minmax(scores)[None], (height, width))[0]
-    return float(stretched[mask].mean() - stretched[~mask].mean())
+    # Instead of the map to the size of the mask, the mask is brought to the grid of the map, with the same weights: the
+    # sum over pixels of mask · (rows map columnsᵀ) is the sum over cells of (rowsᵀ mask columns) · map.
+    box = tight_box(mask)
+    assert box is not None  # the mask is not empty
+    left, top, width, height = box
+    rows, columns = (_axis(cells, length) for cells, length in zip(scores.shape, mask.shape, strict=True))
+    part = mask[top : top + height, left : left + width].astype(np.float64)
+    stretched = minmax(scores).astype(np.float64)
+    inside = ((rows[top : top + height].T @ part @ columns[left : left + width]) * stretched).sum()
+    everywhere = rows.sum(0) @ stretched @ columns.sum(0)
+    return float(inside / count - (everywhere - inside) / (mask.size - count))
+
+
+@lru_cache(16)
+def _axis(cells: int, length: int) -> NDArray[np.float64]:
+    """Return the matrix [length, cells] that `resize` applies along one axis."""
+    place = ((np.arange(length) + 0.5) * (cells / length) - 0.5).clip(0, cells - 1)
+    first = np.minimum(place.astype(np.int64), max(cells - 2, 0))
+    matrix = np.zeros((length, cells))
+    np.add.at(matrix, (np.arange(length), first), 1 - (place - first))
+    np.add.at(matrix, (np.arange(length), np.minimum(first + 1, cells - 1)), place - first)
+    matrix.flags.writeable = False
+    return matrix
+
+
+def tight_box(mask: NDArray[np.bool_]) -> tuple[int, int, int, int] | None:
+    """Return the tight box xywh of a mask bool[H, W], or None if it is empty."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        return None
+    left, top = int(columns[0]), int(rows[0])
+    return left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top
+
+
+def place(mask: NDArray[np.bool_], xywh: tuple[int, int, int, int] | None, hw: tuple[int, int]) -> NDArray[np.bool_]:
+    """Return the mask bool[h, w] of a part of an image as a mask bool[H, W] of the whole; None is the whole."""
+    if xywh is None:
+        return mask
+    x, y, width, height = xywh
+    placed = np.zeros(hw, np.bool_)
+    placed[y : y + height, x : x + width] = mask
+    return placed
 
 
 def iou(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
-    """Of two masks; 1 where both are empty."""
-    union = np.count_nonzero(one | other)
-    return np.count_nonzero(one & other) / union if union else 1.0
+    """Return the intersection over union of two masks of one shape; see `iou_of_areas` for empty masks."""
+    return iou_of_areas(np.count_nonzero(one & other), np.count_nonzero(one), np.count_nonzero(other))
+
+
+def iou_of_areas(shared: int, one: int, other: int) -> float:
+    """Return the intersection over union from the areas of two masks and of what they share.
+
+    Two empty masks are equal, so their IoU is 1.
+    """
+    union = one + other - shared
+    return shared / union if union else 1.0

@@ -1,41 +1,171 @@
-"""The order of the stages: words and an image to maps, maps to points, points to masks.
+"""The order of the stages: words and an image to similarity maps, maps to prompts, prompts to masks.
 
-The only file that knows this order. One image is a batch of one, and every way in comes through here.
+Jobs use `Pipeline`. `Text2Seg` is the pipeline of CLIP and SAM; `Session` keeps what was computed for one image. No
+other module knows the order of the stages.
 """
 
 from __future__ import annotations
 
+import copy
+import logging
 import os
+from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
-from functools import partial
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from text2seg._version import __version__
-from text2seg.clip.model import Clip, ImageTokens, label_set, query_maps, texts_of
-from text2seg.config import MapSettings, Settings
+from text2seg.clip.maps import QueryMap, label_set, texts_of
+from text2seg.clip.model import Clip, ImageTokens, query_maps
+from text2seg.config import AutomaticSettings, MapSettings, OnnxProvider, Settings, TileSettings
 from text2seg.errors import QueryError
-from text2seg.grids import minmax
+from text2seg.grids import minmax, place
 from text2seg.io.images import ImageSource as Source
 from text2seg.io.images import load_image
-from text2seg.loading import load_pair
+from text2seg.loading import load_pair, presence_model
+from text2seg.model_card import CALIBRATE, NO_CARD, ClosedVocabulary, ModelCard, is_photograph
 from text2seg.prompts import sam_prompts
-from text2seg.queries import Query, Things, parse_queries
-from text2seg.records import Box, Candidates, Image, PointPrompts, SamPrompt, Segment, Segmentation, SimilarityMaps
+from text2seg.queries import Query, parse_queries
+from text2seg.records import Box, Candidates, Image, PointPrompts, SamPrompt, Segment, Segmentation
 from text2seg.runtime import PrecisionName
+from text2seg.sam.automatic import automatic_masks
 from text2seg.sam.base import AnySam, SamEmbedding
-from text2seg.sam.candidates import by_sam, cut, segment_of
-from text2seg.sam.overlap import settle
-from text2seg.tiling import KEPT_VIEWS, crop, place, segment_views
+from text2seg.sam.candidates import by_sam, cut, resolve_overlaps, segment_of
+from text2seg.tiling import KEPT_VIEWS, VIEWS_PER_CALL, crop, merge_views, tiles_of, view_of
+from text2seg.weights import download_hint
+
+NOT_CALIBRATED = (
+    f"presence is not calibrated for these weights and settings, so nothing counts as absent; {CALIBRATE} calibrates it"
+)
+_log = logging.getLogger(__name__)
 
 ImageSource = Source | Image
 Queries = str | Iterable[str | Query]
 
 
-class Text2Seg:
-    """CLIP and SAM together: images and words to segments. Safe to share between threads."""
+class Pipeline(ABC):
+    """Interface of pipelines from images and words to segments. Safe to share between threads."""
+
+    def __init__(self, *, settings: Settings | None = None, provenance: dict[str, object] | None = None) -> None:
+        """
+        Args:
+            settings: The settings of calls that pass none.
+            provenance: Names and hashes of the models, written beside results.
+        """
+        self.settings = settings or Settings()
+        self._provenance = provenance or {}
+
+    def segment(self, image: ImageSource, queries: Queries, settings: Settings | None = None) -> Segmentation:
+        """Segment everything in one image that the queries name.
+
+        Args:
+            image: A path, a PIL image, an RGB array uint8 [H, W, 3] or an `Image`.
+            queries: One text or several, as people type names (see `queries.names_in`). `a+b` gives one segment for
+                both together. A word that the models do not know is an error; `known_queries` splits such queries off.
+            settings: Settings used instead of the pipeline's.
+
+        Returns:
+            Segments in the order of the queries. A query without a segment was not found.
+
+        Raises:
+            ImageError: The image cannot be read.
+            QueryError, SettingsError: See `check`.
+        """
+        return self.segment_sessions([self.open(image)], queries, settings)[0]
+
+    def segment_many(
+        self, images: Sequence[ImageSource], queries: Queries, settings: Settings | None = None
+    ) -> tuple[Segmentation, ...]:
+        """Segment a batch of images together. Their ids are 1, 2, …; an `Image` keeps its own id."""
+        sessions = [self.open(image, image_id=number) for number, image in enumerate(images, start=1)]
+        return self.segment_sessions(sessions, queries, settings)
+
+    def open(self, image: ImageSource, *, image_id: int = 1) -> Session:
+        """Open a session on one image, to segment it several times.
+
+        `image_id` is its number in a COCO file; an `Image` keeps its own. Raises `ImageError` if it cannot be read.
+        """
+        return Session(self, image if isinstance(image, Image) else load_image(image, image_id=image_id))
+
+    def presence_threshold(self, query: Query, settings: Settings) -> float:
+        """Return the presence below which a query counts as absent."""
+        return settings.presence.threshold(query.presence, self.default_presence(settings)) or 0.0
+
+    def provenance(self, settings: Settings | None = None) -> dict[str, object]:
+        """Describe what made a result (version, models with hashes, precision, settings) as plain JSON values."""
+        return {
+            "text2seg": __version__,
+            **self.describe_models(),
+            **self._provenance,
+            "presence": self._describe_presence(settings or self.settings),
+            "settings": asdict(settings or self.settings),
+        }
+
+    def _describe_presence(self, settings: Settings) -> dict[str, object]:
+        default = self.default_presence(settings)
+        described: dict[str, object] = {
+            "calibrated": default is not None,
+            "threshold": settings.presence.threshold(None, default) or 0.0,
+        }
+        return described if default is not None else {**described, "note": NOT_CALIBRATED}
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """The device that computes the masks."""
+
+    @abstractmethod
+    def describe_models(self) -> dict[str, object]:
+        """Describe how the models run (precision, compiled or not), as plain JSON values."""
+
+    @abstractmethod
+    def default_presence(self, settings: Settings) -> float | None:
+        """Return the presence threshold if neither query nor settings give one; None if presence is not calibrated for
+        these settings."""
+
+    @abstractmethod
+    def check(self, queries: Queries, settings: Settings | None = None) -> tuple[Query, ...]:
+        """Parse the queries and check them and the settings, before any image is read.
+
+        Raises:
+            QueryError: The queries cannot be read, or the models cannot look for them.
+            SettingsError: The models cannot work with these settings.
+        """
+
+    def known_queries(
+        self, queries: Queries, settings: Settings | None = None
+    ) -> tuple[tuple[Query, ...], dict[str, str]]:
+        """Parse and check queries like `check`, but split off those with words that the models do not know.
+
+        Returns:
+            The queries to segment, and for the name of each other query a short sentence that says which words are
+            unknown. The command line and the app segment the former and show the latter.
+        """
+        return self.check(queries, settings), {}
+
+    @abstractmethod
+    def segment_sessions(
+        self, sessions: Sequence[Session], queries: Queries, settings: Settings | None = None
+    ) -> tuple[Segmentation, ...]:
+        """Segment the images of several sessions together; see `segment`."""
+
+    @abstractmethod
+    def segment_points(
+        self, session: Session, query: str | Query, points: PointPrompts, settings: Settings | None = None
+    ) -> Segment:
+        """Segment with points that a person set; see `Session.segment_points`."""
+
+    @abstractmethod
+    def candidate_mask(self, session: Session, segment: Segment, index: int) -> NDArray[np.bool_]:
+        """Return one candidate of a segment as a mask; see `Session.candidate_mask`."""
+
+
+class Text2Seg(Pipeline):
+    """The pipeline of CLIP and SAM."""
 
     def __init__(
         self,
@@ -44,25 +174,25 @@ class Text2Seg:
         *,
         settings: Settings | None = None,
         input_size: int | None = None,
-        things: Things | None = None,
+        card: ModelCard = NO_CARD,
         provenance: dict[str, object] | None = None,
     ) -> None:
         """
         Args:
-            settings: what calls use that bring no settings of their own.
-            input_size: CLIP's input where the settings leave it open; default: what it was trained on.
-            things: all that the models know, where that is little; other queries are refused.
-            provenance: what to write beside results so that they can be made again.
+            settings: The settings of calls that pass none.
+            input_size: CLIP's input size if the settings give none. Default: the size CLIP was trained on.
+            card: What is known about the models: their vocabulary, calibration and bounds.
+            provenance: Names and hashes of the models, written beside results.
         """
-        self.clip, self.sam, self.things = clip, sam, things
-        self.settings = settings or Settings()
-        self.input_size = input_size
-        self._provenance = provenance or {}
+        super().__init__(settings=settings, provenance=provenance)
+        self.clip, self.sam = clip, sam
+        self.input_size, self.card = input_size, card
+        self._has_warned = False
 
     @classmethod
     def load(
         cls,
-        model: str = "demo",
+        model: str = "auto",
         *,
         clip: str | None = None,
         sam: str | None = None,
@@ -70,231 +200,330 @@ class Text2Seg:
         precision: PrecisionName = "auto",
         compile: bool = False,
         graphs: str | os.PathLike[str] | None = None,
+        onnx_provider: OnnxProvider = "auto",
+        card: str | os.PathLike[str] | None = None,
         settings: Settings | None = None,
     ) -> Text2Seg:
-        """Load a pair of models by name, downloading what is missing.
+        """Load a pair of models by name and download missing weights.
 
         Args:
-            model: demo, base, large or huge.
-            clip, sam: a name or a file in place of the pair's own.
-            device, precision: auto, or by name: cpu, cuda, mps, …; bf16, fp16, fp32.
-            compile: let torch compile SAM's encoder, which takes a while and is worth it for many images.
-            graphs: a folder of `text2seg export onnx` of the same pair; ONNX Runtime runs them in place of torch.
-            settings: what calls use that bring no settings of their own.
+            model: auto, demo, light, base, large or huge; see `ModelSettings`.
+            clip, sam: A name or a file that replaces one model of the pair.
+            device: auto, cpu, cuda, cuda:1, mps, …
+            precision: auto, bf16, fp16 or fp32.
+            compile: Let torch compile SAM's encoder: slow to start, faster for many images.
+            graphs: A folder that `text2seg export onnx` wrote for the same pair; ONNX Runtime then runs the models.
+            onnx_provider: With graphs, the execution provider of ONNX Runtime: auto, cpu, cuda, tensorrt or
+                tensorrt-fp16.
+            card: A model card for these weights. Default: the one found by their hashes, if there is one.
+            settings: The settings of calls that pass none.
 
         Raises:
-            CheckpointError: weights or graphs that are unknown, missing, damaged or of the wrong kind.
-            SettingsError: a device, a precision, a compiler or a runtime that this machine does not have.
+            CheckpointError: Weights or graphs are unknown, missing, damaged or of the wrong kind, or the card is for
+                other weights.
+            SettingsError: This machine lacks the device, precision, compiler or runtime.
         """
         pair = load_pair(
-            model, clip=clip, sam=sam, device=device, precision=precision, compile_sam=compile, graphs=graphs
+            model,
+            clip=clip,
+            sam=sam,
+            device=device,
+            precision=precision,
+            compile_sam=compile,
+            graphs=graphs,
+            onnx_provider=onnx_provider,
+            card=card,
         )
         return cls(
-            pair.clip, pair.sam, settings=settings, input_size=pair.size, things=pair.things, provenance=pair.provenance
+            pair.clip,
+            pair.sam,
+            settings=settings,
+            input_size=pair.card.input_size,
+            card=pair.card,
+            provenance=pair.provenance,
         )
 
-    def provenance(self, settings: Settings | None = None) -> dict[str, object]:
-        """What made a result: version, checkpoints with their hashes, precision, settings. Plain JSON values."""
-        return {
-            "text2seg": __version__,
-            "runtime": "torch",
-            "precision": self.sam.precision.name,
-            "compiled": self.sam.compiled,
-            **self._provenance,
-            "settings": asdict(settings or self.settings),
-        }
-
-    def check(self, queries: Queries, settings: Settings | None = None) -> tuple[Query, ...]:
-        """Read the queries, before any image is.
+    def everything(self, image: ImageSource, settings: AutomaticSettings | None = None) -> Segmentation:
+        """Segment everything in one image, without words; see `sam.automatic`. The query of all segments is "object".
 
         Raises:
-            QueryError: there is none, one is empty, these models know only some things and this is none of them, or
-                the settings ask for a label set and there is but one label.
-            SettingsError: the attention rule is for vision transformers and this CLIP is a ResNet.
+            ImageError: The image cannot be read.
         """
+        session = self.open(image)
+        return automatic_masks(
+            self.sam,
+            lambda box: self._embed([session.view(box)], [0])[0],
+            session.image,
+            settings or AutomaticSettings(),
+        )
+
+    @property
+    def names(self) -> str:
+        """The names of both models for people, such as "CLIP ViT-B/16 with SAM vit_b"."""
+        parts = (self._provenance.get(kind) for kind in ("clip", "sam"))
+        clip, sam = (part.get("name", "custom") if isinstance(part, dict) else "custom" for part in parts)
+        return f"CLIP {clip} with SAM {sam}"
+
+    def with_card(self, card: ModelCard) -> Text2Seg:
+        """Return these models, their weights shared, with another card."""
+        other = copy.copy(self)
+        other.clip = copy.copy(self.clip)
+        other.clip.presence = presence_model(card)
+        other.card, other.input_size = card, card.input_size
+        return other
+
+    @property
+    def closed_vocabulary(self) -> ClosedVocabulary | None:
+        """The only words the models know; other queries are refused. None: any word."""
+        return self.card.closed_vocabulary
+
+    @property
+    def device(self) -> torch.device:
+        return self._last.device
+
+    def describe_models(self) -> dict[str, object]:
+        compiled = getattr(self.sam, "compiled", False)
+        models = {"runtime": "torch", "precision": self._last.precision.name, "compiled": compiled}
+        return models | {"card": self.card.provenance()}
+
+    @property
+    def _last(self) -> Clip | AnySam:
+        """The SAM, or the CLIP if the explanation tools use it alone."""
+        return self.sam or self.clip
+
+    def __repr__(self) -> str:
+        return f"Text2Seg({self.names}, {self.device})"
+
+    def default_presence(self, settings: Settings) -> float | None:
+        return self.card.default_presence(settings.maps.architecture, settings.maps.input_size)
+
+    def check(self, queries: Queries, settings: Settings | None = None) -> tuple[Query, ...]:
+        known, unknown = self.known_queries(queries, settings)
+        if unknown and self.closed_vocabulary:
+            raise self.closed_vocabulary.error(unknown.values())
+        return known
+
+    def known_queries(
+        self, queries: Queries, settings: Settings | None = None
+    ) -> tuple[tuple[Query, ...], dict[str, str]]:
         maps = (settings or self.settings).maps
         self.clip.check(maps.architecture)
-        parsed = parse_queries(queries)
-        texts = texts_of(parsed)
-        if self.things:
-            for wording in dict.fromkeys(wording for wordings in texts for wording in wordings):
-                self.things.check(wording)
-        if maps.redundancy == "label-set":
-            label_set(texts, maps.labels)
-        return parsed
-
-    def open(self, image: ImageSource, *, image_id: int = 1) -> Session:
-        """A session on one image, as for `segment`, which keeps what was computed for it. `image_id` is its number in
-        a COCO file; an `Image` keeps its own. Raises `ImageError` where it cannot be read."""
-        return Session(self, image if isinstance(image, Image) else load_image(image, image_id=image_id))
-
-    def segment(self, image: ImageSource, queries: Queries, settings: Settings | None = None) -> Segmentation:
-        """Find what the queries name in one image.
-
-        Args:
-            image: a path, a PIL image, an RGB array uint8 [H, W, 3] or an `Image`.
-            queries: one string or several, each as people type names (`queries.names_in`: with commas, in lines, …);
-                `a+b` gives one segment for both together.
-            settings: in place of the model's own.
-
-        Returns:
-            Segments in the order of the queries; a query without one was not found.
-
-        Raises `ImageError` or `QueryError` where what was given cannot be read.
-        """
-        return self.open(image).segment(queries, settings)
-
-    def segment_many(
-        self, images: Sequence[ImageSource], queries: Queries, settings: Settings | None = None
-    ) -> tuple[Segmentation, ...]:
-        """`segment` for a batch: the models see all images at once. Their ids are 1, 2, …; an `Image` keeps its own."""
-        sessions = [self.open(image, image_id=number) for number, image in enumerate(images, start=1)]
-        return self.segment_sessions(sessions, queries, settings)
+        known, unknown = parse_queries(queries), dict[str, str]()
+        if self.closed_vocabulary:
+            known, unknown = self.closed_vocabulary.split(known)
+        if known and maps.redundancy == "label-set":
+            label_set(texts_of(known), maps.labels)
+        return known, unknown
 
     def segment_sessions(
         self, sessions: Sequence[Session], queries: Queries, settings: Settings | None = None
     ) -> tuple[Segmentation, ...]:
-        """`segment` for open sessions: only what they do not hold yet is computed."""
         settings = settings or self.settings
         parsed = self.check(queries, settings)
+        self._warn_of_photographs(sessions)
         if settings.tiles.tile:
-            smallest = tuple(query.min_area for query in parsed)
-            look = partial(self.segment_sessions, queries=parsed)
-            return tuple(segment_views(session, look, settings, smallest) for session in sessions)
-        tokens = self._encode(sessions, settings.maps)
-        found = [self._sam_prompts(each, parsed, settings) for each in tokens]
-        jobs = [(n, q, sam_prompt) for n, (_, wanted) in enumerate(found) for q, sam_prompt in wanted]
-        embeddings = self._embed(sessions, {n for n, _, _ in jobs})
-        candidates = self.sam.decode([(embeddings[n], sam_prompt.points) for n, _, sam_prompt in jobs])
-        answers: dict[tuple[int, int], list[tuple[SamPrompt, Candidates]]] = {}
-        for (n, q, sam_prompt), answer in zip(jobs, candidates, strict=True):
-            answers.setdefault((n, q), []).append((sam_prompt, answer))
-        thresholds = tuple(self._least_presence(query, settings) for query in parsed)
-        kept: list[list[Segment]] = [[] for _ in sessions]
-        for (n, q), own in answers.items():
-            segments = cut(self.sam, embeddings[n], found[n][0], q, own, settings.masks)
-            kept[n] += [segment for segment in segments if segment.area >= parsed[q].min_area]
-        if settings.masks.compete:
-            smallest = tuple(query.min_area for query in parsed)
-            kept = [settle(segments, maps, smallest) for segments, (maps, _) in zip(kept, found, strict=True)]
-        unread = tuple(query.name for query in parsed if self.clip.cuts(texts_of([query]), settings.maps))
-        return tuple(
-            Segmentation(session.image, tuple(segments), maps, thresholds, unread)
-            for session, segments, (maps, _) in zip(sessions, kept, found, strict=True)
-        )
+            return tuple(self._segment_tiles(session, parsed, settings) for session in sessions)
+        return self._segment_batch(sessions, parsed, settings)
 
-    def _least_presence(self, query: Query, settings: Settings) -> float:
-        """What was asked for, else the model's own threshold, which holds for maps as it was fitted to only."""
-        for asked in (query.presence, settings.presence.presence):
-            if asked is not None:
-                return asked
-        usual = settings.maps.architecture == "surgery" and settings.maps.input_size is None
-        return self.clip.presence.threshold if usual else 0.0
+    def is_unfamiliar(self, image: Image) -> bool:
+        """Return whether the image looks like a photograph, and the models know drawings only."""
+        return self.card.drawings_only and is_photograph(image)
+
+    def _warn_of_photographs(self, sessions: Sequence[Session]) -> None:
+        """Log a warning for the first image that looks like a photograph, if the models know drawings only."""
+        strange = None if self._has_warned else next((s.image for s in sessions if self.is_unfamiliar(s.image)), None)
+        if strange is not None:
+            self._has_warned = True
+            _log.warning(
+                "%s looks like a photograph. The %s model knows drawings only, so its masks and scores mean nothing "
+                "there; take real weights: %s",
+                strange.file_name or "an image",
+                self.card.name,
+                download_hint(),
+            )
+
+    def _segment_tiles(self, session: Session, queries: tuple[Query, ...], settings: Settings) -> Segmentation:
+        """Segment the whole image and then its tiles, a few at a time, and merge their segments."""
+        tiles = tiles_of(session.image.hw, settings.tiles)
+        one_view = replace(settings, tiles=TileSettings())
+        if not tiles:
+            return self._segment_batch([session], queries, one_view)[0]
+        # Overlaps between queries are resolved once, when all views are merged.
+        one_view = replace(one_view, masks=replace(settings.masks, resolve_overlaps=False))
+        (whole,) = self._segment_batch([session], queries, one_view)
+        views = [view_of(whole, None, session.image.hw, settings.masks, self.card.choice)]
+        for start in range(0, len(tiles), VIEWS_PER_CALL):
+            boxes = tiles[start : start + VIEWS_PER_CALL]
+            results = self._segment_batch([session.view(box) for box in boxes], queries, one_view)
+            views += [
+                view_of(result, box, session.image.hw, settings.masks, self.card.choice)
+                for result, box in zip(results, boxes, strict=True)
+            ]
+        merged = merge_views(whole, views, settings.masks.overlap)
+        if settings.masks.resolve_overlaps:
+            merged = _without_overlaps(merged, queries)
+        return merged
+
+    def _segment_batch(
+        self, sessions: Sequence[Session], queries: tuple[Query, ...], settings: Settings
+    ) -> tuple[Segmentation, ...]:
+        """Segment a batch of images, each as a whole."""
+        # Where is it? One similarity map per image and query.
+        found = [
+            query_maps(self.clip, tokens, queries, settings.maps) for tokens in self._encode(sessions, settings.maps)
+        ]
+        # Point at it: prompts for SAM, each with the numbers of its image and query.
+        prompts = [
+            (n, q, prompt)
+            for n, (maps, query_map) in enumerate(found)
+            for q, query in enumerate(queries)
+            for prompt in self._sam_prompts(query, query_map[q], maps.image_hw, settings)
+        ]
+        # Cut it out: SAM embeds the images that have prompts and answers all prompts together.
+        embeddings = self._embed(sessions, {n for n, _, _ in prompts})
+        candidates = self.sam.decode([(embeddings[n], prompt.points) for n, _, prompt in prompts])
+        answers: dict[tuple[int, int], list[tuple[SamPrompt, Candidates]]] = defaultdict(list)
+        for (n, q, prompt), answer in zip(prompts, candidates, strict=True):
+            answers[n, q].append((prompt, answer))
+        # Choose one candidate per prompt; drop duplicates and small segments.
+        segments: list[list[Segment]] = [[] for _ in sessions]
+        for (n, q), of_query in answers.items():
+            chosen = cut(self.sam, embeddings[n], found[n][0], q, of_query, settings.masks, self.card.choice)
+            segments[n] += [segment for segment in chosen if segment.area >= queries[q].min_area]
+        thresholds = tuple(self.presence_threshold(query, settings) for query in queries)
+        cut_off = tuple(query.name for query in queries if self.clip.cuts(texts_of([query]), settings.maps))
+        calibrated = self.default_presence(settings) is not None
+        results = tuple(
+            Segmentation(session.image, tuple(of_image), replace(maps, calibrated=calibrated), thresholds, cut_off)
+            for session, of_image, (maps, _) in zip(sessions, segments, found, strict=True)
+        )
+        if settings.masks.resolve_overlaps:
+            results = tuple(_without_overlaps(result, queries) for result in results)
+        return results
 
     def _encode(self, sessions: Sequence[Session], settings: MapSettings) -> list[ImageTokens]:
-        """CLIP tokens of every session; those not held yet are made in one batch."""
+        """Return the CLIP tokens of every session; missing ones are computed in one batch."""
         size = settings.input_size or self.input_size
-        rule = settings.architecture
-        key = (self.clip.input_hw(size), rule)
+        key = (self.clip.input_hw(size), settings.architecture)
         missing = [session for session in sessions if key not in session.tokens]
-        fresh = self.clip.encode_images([session.image for session in missing], size=size, architecture=rule)
+        images = [session.image for session in missing]
+        fresh = self.clip.encode_images(images, size=size, architecture=settings.architecture)
         for session, tokens in zip(missing, fresh, strict=True):
             session.tokens[key] = tokens
         return [session.tokens[key] for session in sessions]
 
-    def _embed(self, sessions: Sequence[Session], wanted: set[int]) -> dict[int, SamEmbedding]:
-        """SAM embeddings of the wanted sessions, by number; those not held yet are made in one batch."""
-        missing = [sessions[n] for n in sorted(wanted) if sessions[n].embedding is None]
+    def _sam_prompts(
+        self, query: Query, query_map: QueryMap, image_hw: tuple[int, int], settings: Settings
+    ) -> tuple[SamPrompt, ...]:
+        """Turn the map of one query into prompts for SAM."""
+        points, bounds = settings.points, self.card.regions
+        threshold = points.threshold if query.threshold is None else query.threshold
+        if points.instances == "auto":
+            points = replace(points, instances="regions")
+        if bounds:
+            floor = bounds.floor if points.floor is None else points.floor
+            prominence = bounds.prominence if points.prominence is None else points.prominence
+            points = replace(points, floor=floor, prominence=prominence)
+        return sam_prompts(
+            query_map.parts,
+            query_map.patch_presence,
+            image_hw,
+            replace(points, threshold=threshold),
+            query_map.negatives,
+            settings.masks.prompt,
+            min_presence=self.presence_threshold(query, settings),
+            far_below=bounds.far_below if bounds and self.default_presence(settings) is not None else None,
+        )
+
+    def _embed(self, sessions: Sequence[Session], numbers: Iterable[int]) -> dict[int, SamEmbedding]:
+        """Return the SAM embeddings of the numbered sessions; missing ones are computed in one batch."""
+        chosen = {n: sessions[n] for n in sorted(numbers)}
+        missing = [session for session in chosen.values() if session.embedding is None]
         for session, embedding in zip(missing, self.sam.embed([s.image for s in missing]), strict=True):
             session.embedding = embedding
-        return {n: held for n in wanted if (held := sessions[n].embedding) is not None}
+        return {n: session.embedding for n, session in chosen.items() if session.embedding is not None}
 
-    def _sam_prompts(
-        self, tokens: ImageTokens, queries: tuple[Query, ...], settings: Settings
-    ) -> tuple[SimilarityMaps, list[tuple[int, SamPrompt]]]:
-        """One map for every query, and what SAM is asked for: the query's number and the aim."""
-        maps, made = query_maps(self.clip, tokens, queries, settings.maps)
-        instances = settings.points.instances
-        if instances == "auto":
-            instances = "regions" if self.clip.presence.threshold > 0 else "union"
-        found = []
-        for number, (query, own) in enumerate(zip(queries, made, strict=True)):
-            threshold = settings.points.threshold if query.threshold is None else query.threshold
-            points = replace(settings.points, threshold=threshold, instances=instances)
-            least, prompt = self._least_presence(query, settings), settings.masks.prompt
-            of_query = sam_prompts(
-                own.parts, own.patch_presence, maps.image_hw, points, own.negatives, prompt, least_presence=least
-            )
-            found += [(number, sam_prompt) for sam_prompt in of_query]
-        return maps, found
-
-    def _segment_points(
-        self, session: Session, query: str | Query, points: PointPrompts, settings: Settings | None
+    def segment_points(
+        self, session: Session, query: str | Query, points: PointPrompts, settings: Settings | None = None
     ) -> Segment:
         settings = settings or self.settings
         parsed = self.check([query], settings)
         if len(parsed) > 1:
-            raise QueryError(f"points are of one query, got {len(parsed)}: {', '.join(each.name for each in parsed)}")
+            names = ", ".join(each.name for each in parsed)
+            raise QueryError(f"points belong to one query, got {len(parsed)}: {names}")
         maps, _ = query_maps(self.clip, self._encode([session], settings.maps)[0], parsed, settings.maps)
-        embedding = self._embed([session], {0})[0]
+        embedding = self._embed([session], [0])[0]
         (candidates,) = self.sam.decode([(embedding, points)])
-        chosen = int(by_sam(candidates).argmax())
-        sam_prompt = SamPrompt(points, minmax(maps.scores)[0], presence=float(maps.presence[0]))
-        return segment_of(self.sam, embedding, maps, 0, sam_prompt, candidates, chosen)
+        best = int(by_sam(candidates).argmax())
+        prompt = SamPrompt(points, minmax(maps.scores)[0], presence=float(maps.presence[0]))
+        return segment_of(self.sam, embedding, maps, 0, prompt, candidates, best)
+
+    def candidate_mask(self, session: Session, segment: Segment, index: int) -> NDArray[np.bool_]:
+        embedding = self._embed([session.view(segment.view_xywh)], [0])[0]
+        mask = self.sam.mask(embedding, segment.candidates, index)
+        return place(mask, segment.view_xywh, session.image.hw)
+
+
+def _without_overlaps(result: Segmentation, queries: tuple[Query, ...]) -> Segmentation:
+    """Give each pixel to one query only; see `resolve_overlaps`."""
+    min_areas = [query.min_area for query in queries]
+    return replace(result, segments=tuple(resolve_overlaps(result.segments, result.maps, min_areas)))
 
 
 class Session:
-    """One image with what was computed for it: CLIP's tokens for each input size and SAM's embedding.
+    """One image with the features computed for it, so that further calls are fast.
 
-    New queries or settings compute only what they must: other words no image encoding, another threshold
-    only points and masks. The same holds for its first `KEPT_VIEWS` tiles, so that memory is bounded; further ones are
-    encoded each time. Made by `Text2Seg.open`.
+    It keeps CLIP's tokens for each input size, SAM's embedding, and the same for the first `KEPT_VIEWS` tiles; further
+    tiles are encoded each time, so that memory is bounded. Calls with other words or settings compute only missing
+    features. `Pipeline.open` makes sessions.
     """
 
-    def __init__(self, models: Text2Seg, image: Image) -> None:
+    def __init__(self, models: Pipeline, image: Image) -> None:
         self.image = image
         self.tokens: dict[tuple[tuple[int, int], str], ImageTokens] = {}
+        """By CLIP's input size (rows, columns) and the name of the attention rule."""
         self.embedding: SamEmbedding | None = None
         self._models = models
-        self._tiles: dict[Box, Session] = {}
+        self._views: dict[Box, Session] = {}
+
+    def __repr__(self) -> str:
+        return f"Session({self.image!r}, {self.nbytes / 1e6:.1f} MB)"
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the image and of all that is kept of it, its tiles included."""
+        """Bytes of the image and of all features kept for it and its tiles."""
         tensors = [tokens.features for tokens in list(self.tokens.values())]
         if self.embedding is not None:
             tensors.extend(self.embedding.tensors)
         own = self.image.pixels.nbytes + sum(tensor.nbytes for tensor in tensors)
-        return own + sum(tile.nbytes for tile in list(self._tiles.values()))
+        return own + sum(view.nbytes for view in list(self._views.values()))
 
     def view(self, xywh: Box | None) -> Session:
-        """A session on a part of the image; none is all of it."""
+        """Return a session on a part of the image; None is the whole image."""
         if xywh is None:
             return self
-        session = self._tiles.get(xywh) or Session(self._models, crop(self.image, xywh))
-        if len(self._tiles) < KEPT_VIEWS:
-            self._tiles[xywh] = session
+        session = self._views.get(xywh) or Session(self._models, crop(self.image, xywh))
+        if len(self._views) < KEPT_VIEWS:
+            self._views[xywh] = session
         return session
 
     def segment(self, queries: Queries, settings: Settings | None = None) -> Segmentation:
-        """As `Text2Seg.segment`, on this image."""
+        """Segment this image; see `Pipeline.segment`."""
         return self._models.segment_sessions([self], queries, settings)[0]
 
     def segment_points(self, query: str | Query, points: PointPrompts, settings: Settings | None = None) -> Segment:
-        """The segment that a person's own points give.
+        """Segment with points that a person set.
 
         Args:
-            query: what the segment is called; its map says how well the mask agrees.
-            points: at least one, in pixels of the image.
+            query: The name of the segment. Its map scores the mask.
+            points: At least one point, in pixels of the image.
 
         Raises:
-            ValueError: there are no points.
-            QueryError: as for `segment`.
+            ValueError: There are no points.
+            QueryError: As for `segment`.
         """
-        return self._models._segment_points(self, query, points, settings)
+        return self._models.segment_points(self, query, points, settings)
 
     def candidate_mask(self, segment: Segment, index: int) -> NDArray[np.bool_]:
-        """One of the candidates of a segment of this image as a mask bool[H, W]; raises `ValueError` if it has none."""
-        embedding = self._models._embed([self.view(segment.view_xywh)], {0})[0]
-        mask = self._models.sam.mask(embedding, segment.candidates, index)
-        return place(mask, segment.view_xywh, self.image.hw)
+        """Return one candidate of a segment of this image as a mask bool[H, W]; `ValueError` if there is none."""
+        return self._models.candidate_mask(self, segment, index)

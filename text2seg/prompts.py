@@ -1,5 +1,7 @@
-"""From similarity maps to prompts for SAM: regions of a map, and positive and negative points in them
-(CLIP Surgery's text2points; arXiv 2304.05653, section 4.4)."""
+"""From similarity maps to prompts for SAM: regions of a map, and positive and negative points in them.
+
+Source: CLIP Surgery's text2points (Li et al., arXiv 2304.05653, section 4.4).
+"""
 
 from __future__ import annotations
 
@@ -13,23 +15,91 @@ from text2seg.config import PointSettings, Prompt
 from text2seg.grids import minmax, resize
 from text2seg.records import PointPrompts, SamPrompt
 
+log = logging.getLogger(__name__)
+
+MOST_POINTS = 8  # largest number of positive points of a region; more points near a peak tell SAM nothing new
+FLOOR, PROMINENCE = 0.5, 0.05  # bounds of regions for weights without a card; half of the peak, and any real saddle
+BOX_LEVEL = 0.7  # share of the peak; best of 0.5 to 0.9 on drawings: at 0.5, boxes are wider than the objects
+FINE_GRID = 16  # cells per side in the original: 512 px in patches of 16, halved
+
+NO_POINTS = PointPrompts(np.zeros((0, 2), np.float32), np.zeros(0, np.int8), np.zeros(0, np.float32))
+NO_MAPS = np.zeros((0, 1, 1), np.float32)
+
+
+def sam_prompts(
+    parts: NDArray[np.float32],
+    patch_presence: NDArray[np.float32],
+    image_hw: tuple[int, int],
+    settings: PointSettings,
+    negatives: NDArray[np.float32] = NO_MAPS,
+    prompt: Prompt = "points",
+    *,
+    min_presence: float,
+    far_below: float | None = None,
+) -> tuple[SamPrompt, ...]:
+    """Make SAM's prompts for one query: one prompt for each region of its map, or one for the whole map.
+
+    Args:
+        parts: float32 [parts, gh, gw], the maps of the query's parts. Several parts (`a+b`) give one prompt together.
+        patch_presence: float32 [gh, gw], the presence of the query in each patch.
+        image_hw: rows and columns of the image that the grid covers.
+        negatives: float32 [negatives, gh, gw] in [0, 1], the maps of the negative queries. Their peaks outside the
+            region of a prompt become negative points and replace some of the map's lowest cells; not with `reference`.
+        prompt: `box` gives the tight box and the peak of each region instead of many points; `box-mask` adds a rough
+            mask.
+        min_presence: regions, or whole maps, with a lower presence give no prompt.
+        far_below: regions whose odds of presence are this many times lower than the best ones give no prompt. None: no
+            such limit, for presence that is not calibrated.
+
+    Returns:
+        Prompts, the highest region first. Empty if the map is constant or not finite.
+    """
+    if not patch_presence.max() >= min_presence:
+        return ()
+    stretched = minmax(parts)
+    if len(parts) == 1 and settings.instances == "regions":
+        minimum = max(min_presence, _lower_odds(float(patch_presence.max()), far_below) if far_below else 0.0)
+        found = [cells for cells in regions(stretched[0], settings) if patch_presence.ravel()[cells].max() >= minimum]
+        prompts = [_region_prompt(stretched[0], cells, image_hw, settings) for cells in found]
+    else:
+        prompts = _whole_prompt(parts, stretched.mean(0), image_hw, settings)
+    prompts = [
+        replace(sam_prompt, presence=float(patch_presence[sam_prompt.region].max(initial=0))) for sam_prompt in prompts
+    ]
+    if prompt != "points":
+        prompts = [_boxed(sam_prompt, image_hw, with_mask=prompt == "box-mask") for sam_prompt in prompts]
+    if settings.method != "reference":
+        peaks = _peaks(negatives, settings)
+        prompts = [_away_from(sam_prompt, peaks, image_hw) for sam_prompt in prompts]
+    return tuple(prompts)
+
+
+def _lower_odds(presence: float, times: float) -> float:
+    """Return the presence whose odds are so many times lower."""
+    return presence / (presence + times * (1 - presence))
+
+
+def _floor(settings: PointSettings) -> float:
+    return FLOOR if settings.floor is None else settings.floor
+
 
 def regions(scores: NDArray[np.float32], settings: PointSettings) -> list[NDArray[np.int64]]:
-    """The regions of one min-max map [h, w] in [0, 1], the highest first.
+    """Split one min-max map [h, w] in [0, 1] into regions, the highest first.
 
-    Cells below `settings.floor` belong to none. Two regions stay apart where the lower peak is at least
+    Cells below `settings.floor` belong to no region. Two peaks are regions of their own if the lower one is at least
     `settings.prominence` above the saddle between them.
 
     Returns:
-        For each region its cells, as indices into the flattened map, the highest first. A constant map has none.
+        For each region the indices of its cells in the flattened map, the highest first. Empty for a constant map.
     """
     height, width = scores.shape
+    prominence = PROMINENCE if settings.prominence is None else settings.prominence
     flat = scores.ravel()
     order = np.argsort(-flat, kind="stable")
-    order = order[flat[order] >= settings.floor]
+    order = order[flat[order] >= _floor(settings)]
     if not len(order) or np.ptp(flat) == 0:
         return []
-    parent = np.full(flat.size, -1, np.int64)  # of each flooded cell; a root is its region's peak
+    parent = np.full(flat.size, -1, np.int64)  # parent of each flooded cell; the root is the region's peak
 
     def peak(cell: int) -> int:
         while parent[cell] != cell:
@@ -51,7 +121,7 @@ def regions(scores: NDArray[np.float32], settings: PointSettings) -> list[NDArra
         highest, *others = sorted(near, key=lambda p: (-flat[p], p))
         parent[cell] = highest
         for other in others:
-            if flat[other] - flat[cell] < settings.prominence:
+            if flat[other] - flat[cell] < prominence:
                 parent[other] = highest
     found: dict[int, list[int]] = {}
     for cell in order.tolist():
@@ -59,70 +129,14 @@ def regions(scores: NDArray[np.float32], settings: PointSettings) -> list[NDArra
     return [np.array(cells) for cells in found.values()]
 
 
-log = logging.getLogger(__name__)
-
-MOST_POINTS = 8  # positives of one region; more of one peak's neighbours tell SAM nothing new
-FAR_BELOW = 20.0  # keeps 0.95 of the right regions and drops half of the false ones (docs/measurements/experiments.md)
-BOX_LEVEL = 0.7  # of 0.5 to 0.9 the best on scenes of the demo world: at 0.5 boxes are wider than the things
-FINE_GRID = 16  # the original takes its points from 16 × 16 cells: 512 px of patches of 16, halved
-
-NO_POINTS = PointPrompts(np.zeros((0, 2), np.float32), np.zeros(0, np.int8), np.zeros(0, np.float32))
-NO_MAPS = np.zeros((0, 1, 1), np.float32)
-
-
-def sam_prompts(
-    parts: NDArray[np.float32],
-    patch_presence: NDArray[np.float32],
-    image_hw: tuple[int, int],
-    settings: PointSettings,
-    negatives: NDArray[np.float32] = NO_MAPS,
-    prompt: Prompt = "points",
-    *,
-    least_presence: float,
-) -> tuple[SamPrompt, ...]:
-    """What SAM is asked for one query: one aim for each region of its map, or one for all of it.
-
-    Args:
-        parts: float32 [parts, gh, gw], the maps of the query's parts. Several, as of `a+b`, give one aim together.
-        evidence: float32 [gh, gw], presence patch by patch.
-        image_hw: the image that the grid covers.
-        negatives: float32 [negatives, gh, gw], in [0, 1], where what is not wanted is. Its peaks outside an aim's
-            region become negative points, in place of some of the map's lowest cells; not in `reference`.
-        prompt: box gives each region's tight box and its peak in place of many points, box-mask a rough mask as well.
-        least_presence: no aim for what is less present, be it a region or the whole.
-
-    Returns:
-        The highest region first; none for a map that is constant or not finite.
-    """
-    if not patch_presence.max() >= least_presence:
-        return ()
-    stretched = minmax(parts)
-    if len(parts) == 1 and settings.instances == "regions":
-        least = max(least_presence, _far_below(float(patch_presence.max())))
-        found = [cells for cells in regions(stretched[0], settings) if patch_presence.ravel()[cells].max() >= least]
-        wanted = [_region_prompt(stretched[0], cells, image_hw, settings) for cells in found]
-    else:
-        wanted = _whole_prompt(parts, stretched.mean(0), image_hw, settings)
-    wanted = [
-        replace(sam_prompt, presence=float(patch_presence[sam_prompt.region].max(initial=0))) for sam_prompt in wanted
-    ]
-    if prompt != "points":
-        wanted = [_boxed(sam_prompt, image_hw, with_mask=prompt == "box-mask") for sam_prompt in wanted]
-    if settings.method != "reference":
-        peaks = _peaks(negatives, settings)
-        wanted = [_away_from(sam_prompt, peaks, image_hw) for sam_prompt in wanted]
-    return tuple(wanted)
-
-
-def _far_below(presence: float) -> float:
-    """The presence whose odds are `FAR_BELOW` times lower: what is less sure beside it is something else."""
-    return presence / (presence + FAR_BELOW * (1 - presence))
-
-
 def _region_prompt(
     scores: NDArray[np.float32], cells: NDArray[np.int64], image_hw: tuple[int, int], settings: PointSettings
 ) -> SamPrompt:
-    """Positives: the region's cells at `threshold` times its peak or above; negatives: as many of the map's lowest."""
+    """Make the prompt of one region.
+
+    Positive points are the region's cells at `threshold` times its peak or above; as many of the map's lowest cells
+    are negative points.
+    """
     flat = scores.ravel()
     positives = cells[flat[cells] >= settings.threshold * flat[cells[0]]][:MOST_POINTS]
     negatives = np.argsort(flat, kind="stable")[: len(positives)]
@@ -138,16 +152,98 @@ def _region_prompt(
 def _whole_prompt(
     parts: NDArray[np.float32], mean: NDArray[np.float32], image_hw: tuple[int, int], settings: PointSettings
 ) -> list[SamPrompt]:
-    """One aim for all that the maps show; its region is what lies at `floor` times the mean map's peak or above."""
+    """Make one prompt for the whole map. Its region has the cells at `floor` times the peak of the mean map or
+    above."""
     points = (
         text2points(parts, image_hw, settings)[0] if len(parts) == 1 else combined_points(parts, image_hw, settings)
     )
-    return [SamPrompt(points, mean, mean >= settings.floor * mean.max())] if len(points) else []
+    return [SamPrompt(points, mean, mean >= _floor(settings) * mean.max())] if len(points) else []
+
+
+def text2points(
+    scores: NDArray[np.float32], image_hw: tuple[int, int], settings: PointSettings
+) -> tuple[PointPrompts, ...]:
+    """Choose positive and negative points for every map.
+
+    The grid is made coarser by `settings.downsample` and stretched to [0, 1]. The n cells at or above the threshold,
+    but at most half of all cells, are positive; the n lowest cells are negative.
+
+    Args:
+        scores: float32 [Q, gh, gw], similarity per patch.
+        image_hw: rows and columns of the image that the grid covers. Points are centres of cells, in pixels of the
+            image.
+
+    Returns:
+        One set for each map, in ascending similarity, positives first. A map has no points if it is constant, not
+        finite, or a single cell.
+    """
+    maps = coarse_maps(scores, settings)
+    height, width = maps.shape[1:]
+    flat = maps.reshape(len(maps), height * width)
+    if flat.shape[1] == 1:
+        log.warning("the map has one cell only, so nothing can be found: enlarge the input size or lower downsample")
+    order = np.argsort(flat, axis=1, kind="stable")
+    counts = np.minimum((flat >= settings.threshold).sum(1), flat.shape[1] // 2)
+    centres = _centres(height, width, image_hw, whole=settings.method == "reference")
+    return tuple(
+        _extremes(order[query], flat[query], centres, int(counts[query])) if np.ptp(flat[query]) > 0 else NO_POINTS
+        for query in range(len(maps))
+    )
+
+
+def coarse_maps(scores: NDArray[np.float32], settings: PointSettings) -> NDArray[np.float32]:
+    """Return the min-max maps [Q, h, w] on the coarser grid that points are chosen on."""
+    height, width = scores.shape[1:]
+    factor = settings.downsample or (2 if min(height, width) > FINE_GRID else 1)
+    return minmax(resize(scores, (max(height // factor, 1), max(width // factor, 1))))
+
+
+def _extremes(order: NDArray, scores: NDArray, centres: NDArray, count: int) -> PointPrompts:
+    """Return the `count` highest cells as positive and the `count` lowest as negative points."""
+    cells = np.concatenate([order[len(order) - count :], order[:count]])
+    labels = np.repeat(np.array([1, 0], np.int8), count)
+    return PointPrompts(centres[cells], labels, scores[cells])
+
+
+def combined_points(scores: NDArray[np.float32], image_hw: tuple[int, int], settings: PointSettings) -> PointPrompts:
+    """Choose one set of points for several maps together, as CLIP Surgery does for `person+bench`.
+
+    Positive points are from each map, negative points from the mean of the min-max maps [Q, gh, gw]. A cell that
+    several maps choose is one point; `reference` repeats it.
+    """
+    stretched = minmax(scores)
+    (mean,) = text2points(stretched.mean(0, keepdims=True), image_hw, settings)
+    parts = [_take(prompts, 1) for prompts in text2points(stretched, image_hw, settings)]
+    if settings.method == "reference":
+        return _join([_take(mean, 0), *parts])
+    return _join([_distinct(_join(parts)), _take(mean, 0)])
+
+
+def _take(prompts: PointPrompts, label: int) -> PointPrompts:
+    """Return the points of one label."""
+    rows = prompts.labels == label
+    return PointPrompts(prompts.xy[rows], prompts.labels[rows], prompts.similarity[rows])
+
+
+def _join(parts: list[PointPrompts]) -> PointPrompts:
+    return PointPrompts(
+        np.concatenate([part.xy for part in parts]),
+        np.concatenate([part.labels for part in parts]),
+        np.concatenate([part.similarity for part in parts]),
+    )
+
+
+def _distinct(prompts: PointPrompts) -> PointPrompts:
+    """Return the points without repeated cells."""
+    _, first = np.unique(prompts.xy, axis=0, return_index=True)
+    first.sort()
+    return PointPrompts(prompts.xy[first], prompts.labels[first], prompts.similarity[first])
 
 
 def _boxed(sam_prompt: SamPrompt, image_hw: tuple[int, int], *, with_mask: bool) -> SamPrompt:
-    """The aim with the tight box around what lies at `BOX_LEVEL` times its region's peak or above, its highest cell as
-    the only point, and its part of the map as rough mask.
+    """Replace the points of a prompt by a box and its highest cell, and add the map of its region as a rough mask.
+
+    The box is the tight box around the cells at `BOX_LEVEL` times the region's peak or above.
 
     Source: Shi et al., "Harnessing Vision Foundation Models for High-Performance, Training-Free Open Vocabulary
     Segmentation" (Trident, arXiv 2411.09219).
@@ -170,15 +266,18 @@ def _boxed(sam_prompt: SamPrompt, image_hw: tuple[int, int], *, with_mask: bool)
 
 
 def _peaks(maps: NDArray[np.float32], settings: PointSettings) -> NDArray[np.int64]:
-    """The highest cell of each region of the maps [N, gh, gw], each once, the highest first, `MOST_POINTS` at most."""
-    found = [(-each.ravel()[cells[0]], int(cells[0])) for each in maps for cells in regions(each, settings)]
-    cells = dict.fromkeys(cell for height, cell in sorted(found) if height < 0)
-    return np.array(list(cells)[:MOST_POINTS], np.int64)
+    """Return the highest cell of each region of the maps [N, gh, gw], the highest first, at most `MOST_POINTS`
+    cells."""
+    found = [(-scores.ravel()[cells[0]], int(cells[0])) for scores in maps for cells in regions(scores, settings)]
+    peaks = dict.fromkeys(cell for negative_score, cell in sorted(found) if negative_score < 0)
+    return np.array(list(peaks)[:MOST_POINTS], np.int64)
 
 
 def _away_from(sam_prompt: SamPrompt, peaks: NDArray[np.int64], image_hw: tuple[int, int]) -> SamPrompt:
-    """The aim with these cells as negative points, unless they belong to its region. Of its own negatives as many stay,
-    the lowest first, as are wanted beside them to have one for each positive."""
+    """Add cells outside the region of a prompt as negative points.
+
+    The prompt keeps its own lowest negatives as far as they are needed to have one negative for each positive.
+    """
     outside = peaks[~sam_prompt.region.ravel()[peaks]]
     if not len(outside):
         return sam_prompt
@@ -198,86 +297,9 @@ def _away_from(sam_prompt: SamPrompt, peaks: NDArray[np.int64], image_hw: tuple[
     return replace(sam_prompt, points=both)
 
 
-def text2points(
-    scores: NDArray[np.float32], image_hw: tuple[int, int], settings: PointSettings
-) -> tuple[PointPrompts, ...]:
-    """Positive and negative points for every map.
-
-    The grid is made coarser by `settings.downsample`, then min-max. The n cells at or above the threshold, but
-    at most half of all cells, are positive; the n lowest cells are negative.
-
-    Args:
-        scores: float32 [Q, gh, gw], similarity per patch.
-        image_hw: the image that the grid covers; points are in its pixels, at the centres of the cells.
-
-    Returns:
-        One set per map, each in ascending similarity, positives first; a constant map, or one that is not
-        finite, has no points, and so has a grid of one cell.
-    """
-    maps = coarse_maps(scores, settings)
-    height, width = maps.shape[1:]
-    flat = maps.reshape(len(maps), height * width)
-    if flat.shape[1] == 1:
-        log.warning("the map has one cell only, so nothing can be found: enlarge the input size or lower downsample")
-    order = np.argsort(flat, axis=1, kind="stable")
-    counts = np.minimum((flat >= settings.threshold).sum(1), flat.shape[1] // 2)
-    centres = _centres(height, width, image_hw, whole=settings.method == "reference")
-    return tuple(
-        _prompts(order[query], flat[query], centres, int(counts[query])) if np.ptp(flat[query]) > 0 else NO_POINTS
-        for query in range(len(maps))
-    )
-
-
-def combined_points(scores: NDArray[np.float32], image_hw: tuple[int, int], settings: PointSettings) -> PointPrompts:
-    """One set for several maps together, as the original's `person+bench`: positives from each map,
-    negatives from the mean of the min-max maps [Q, gh, gw].
-
-    Where several maps choose the same cell it is one point, not several; `reference` keeps them all.
-    """
-    stretched = minmax(scores)
-    each = text2points(stretched, image_hw, settings)
-    (mean,) = text2points(stretched.mean(0, keepdims=True), image_hw, settings)
-    parts = [_take(prompts, 1) for prompts in each]
-    if settings.method == "reference":
-        return _join([_take(mean, 0), *parts])
-    return _join([_distinct(_join(parts)), _take(mean, 0)])
-
-
-def coarse_maps(scores: NDArray[np.float32], settings: PointSettings) -> NDArray[np.float32]:
-    """The min-max maps [Q, h, w] on the coarser grid that points are taken from."""
-    height, width = scores.shape[1:]
-    factor = settings.downsample or (2 if min(height, width) > FINE_GRID else 1)
-    return minmax(resize(scores, (max(height // factor, 1), max(width // factor, 1))))
-
-
 def _centres(height: int, width: int, image_hw: tuple[int, int], *, whole: bool) -> NDArray[np.float32]:
-    """Centres xy [h·w, 2] of the cells, in pixels of the image and inside it."""
+    """Return the centres xy [h·w, 2] of the cells in pixels, inside the image."""
     rows, columns = np.mgrid[:height, :width].reshape(2, -1)
     xy = np.stack([(columns + 0.5) * (image_hw[1] / width), (rows + 0.5) * (image_hw[0] / height)], axis=1)
     xy = np.minimum(xy, [image_hw[1] - 1, image_hw[0] - 1])
     return (np.trunc(xy) if whole else xy).astype(np.float32)
-
-
-def _prompts(order: NDArray, scores: NDArray, centres: NDArray, count: int) -> PointPrompts:
-    cells = np.concatenate([order[len(order) - count :], order[:count]])
-    labels = np.repeat(np.array([1, 0], np.int8), count)
-    return PointPrompts(centres[cells], labels, scores[cells])
-
-
-def _take(prompts: PointPrompts, label: int) -> PointPrompts:
-    wanted = prompts.labels == label
-    return PointPrompts(prompts.xy[wanted], prompts.labels[wanted], prompts.similarity[wanted])
-
-
-def _join(parts: list[PointPrompts]) -> PointPrompts:
-    return PointPrompts(
-        np.concatenate([part.xy for part in parts]),
-        np.concatenate([part.labels for part in parts]),
-        np.concatenate([part.similarity for part in parts]),
-    )
-
-
-def _distinct(prompts: PointPrompts) -> PointPrompts:
-    _, first = np.unique(prompts.xy, axis=0, return_index=True)
-    first.sort()
-    return PointPrompts(prompts.xy[first], prompts.labels[first], prompts.similarity[first])

@@ -1,22 +1,32 @@
-"""The frozen records that pass between the stages. Arrays are numpy and read-only.
+"""Frozen records that pass between the stages. Arrays are numpy and read-only.
 
-Frames: `_hw` is (rows, columns) of the original image, `_xy` and `_xywh` are pixels of it. A record checks its
-shapes when it is built and raises `ValueError`, saying what it wanted and what it got.
+Names tell the frame: `_hw` is (rows, columns), `_xy`, `_xyxy` and `_xywh` are pixels of the original image. Every
+record checks dtypes and shapes when it is made, and raises `ValueError` with the expected and the given ones.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from text2seg.errors import Text2SegError
+from text2seg.grids import tight_box
+
+UNNAMED = "object"
+"""Query of the segments that were found without words."""
+
 Shape = tuple[int | str, ...]
 Box = tuple[int, int, int, int]
 
+_log = logging.getLogger(__name__)
+
 
 def _checked(name: str, array: NDArray, dtype: DTypeLike, shape: Shape) -> NDArray:
-    """A read-only, contiguous view of the array, once dtype and shape are right; letters stand for any size."""
+    """Return a read-only, contiguous view of an array after checking dtype and shape; a letter stands for any size."""
     wanted = np.dtype(dtype)
     got = np.asarray(array)
     fits = got.ndim == len(shape) and all(isinstance(w, str) or g == w for g, w in zip(got.shape, shape, strict=True))
@@ -34,9 +44,24 @@ def _freeze(record: object, **arrays: NDArray) -> None:
         object.__setattr__(record, name, array)
 
 
+def _size(hw: tuple[int, int]) -> str:
+    return f"{hw[0]} x {hw[1]}"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 40 else f"{text[:39]}…"
+
+
+def _few(texts: Iterable[str]) -> str:
+    """Return the first few texts, for a short repr, and the number of the others."""
+    cut = [_cut(text) for text in texts]
+    shown = cut if len(cut) <= 5 else [*cut[:4], f"and {len(cut) - 4} more"]
+    return ", ".join(shown) or "none"
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Image:
-    """One image, as people see it: `pixels` uint8[H, W, 3], RGB, EXIF orientation applied."""
+    """An image in RGB with EXIF orientation applied: `pixels` uint8[H, W, 3]."""
 
     pixels: NDArray[np.uint8]
     file_name: str = ""
@@ -51,19 +76,24 @@ class Image:
     def hw(self) -> tuple[int, int]:
         return self.pixels.shape[0], self.pixels.shape[1]
 
+    def __repr__(self) -> str:
+        return f"Image({self.file_name!r}, {_size(self.hw)} pixels)"
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SimilarityMaps:
-    """CLIP's score per patch and query.
+    """CLIP's score for each query and patch.
 
-    `scores` float32[Q, gh, gw], not normalised, on a grid that need not be square and covers the whole image;
-    `presence` float32[Q], how sure we are that the thing is in the image at all, in [0, 1].
+    `scores` float32[Q, gh, gw] are not normalised. The grid covers the whole image and need not be square. `presence`
+    float32[Q], in [0, 1], is how sure CLIP is that the query is in the image at all; a number that means nothing by
+    itself unless it is `calibrated`.
     """
 
     queries: tuple[str, ...]
     scores: NDArray[np.float32]
     presence: NDArray[np.float32]
     image_hw: tuple[int, int]
+    calibrated: bool = True
 
     def __post_init__(self) -> None:
         count = len(self.queries)
@@ -77,15 +107,25 @@ class SimilarityMaps:
     def grid_hw(self) -> tuple[int, int]:
         return self.scores.shape[1], self.scores.shape[2]
 
+    def presence_of(self, query: str) -> str:
+        """Return the presence of a query for people, such as "presence 0.93" or "presence 0.12, not calibrated"."""
+        presence = self.presence[self.queries.index(query)]
+        return f"presence {presence:.2f}{'' if self.calibrated else ', not calibrated'}"
+
+    def __repr__(self) -> str:
+        return f"SimilarityMaps({_few(map(repr, self.queries))}; grid {_size(self.grid_hw)})"
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PointPrompts:
-    """Points for SAM: `xy` float32[N, 2] in the original image, `labels` int8[N] (1 positive, 0 negative),
-    `similarity` float32[N], the min-max map at the point, in [0, 1]. N may be 0.
+    """Points for SAM, and optionally a box and a rough mask.
 
-    With them may come a box and a rough mask. `boxes_xyxy` float32[B, 4], B 0 or 1: left, top, right, bottom; with a
-    box SAM gives its one mask, not several candidates. `masks` float32[M, gh, gw], M 0 or 1: how likely the thing is
-    there, in [0, 1], on a grid that covers the image.
+    `xy` float32[N, 2] is in pixels of the original image; `labels` int8[N] is 1 for positive and 0 for negative
+    points; `similarity` float32[N], in [0, 1], is the min-max map at the point. N may be 0.
+
+    `boxes_xyxy` float32[B, 4] is left, top, right, bottom, with B 0 or 1; with a box SAM gives one mask instead of
+    several candidates. `masks` float32[M, gh, gw], with M 0 or 1 and values in [0, 1], is a rough mask on a grid that
+    covers the image.
     """
 
     xy: NDArray[np.float32]
@@ -113,13 +153,18 @@ class PointPrompts:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __repr__(self) -> str:
+        positive = int((self.labels == 1).sum())
+        more = ", a box" * len(self.boxes_xyxy) + ", a mask" * len(self.masks)
+        return f"PointPrompts({positive} positive, {len(self) - positive} negative{more})"
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SamPrompt:
-    """One thing that SAM is asked for: its points, and the query's min-max map, `scores` float32[gh, gw] in [0, 1].
+    """A prompt for one object: its points, and the min-max map of the query, `scores` float32[gh, gw] in [0, 1].
 
-    `region` bool[gh, gw] are the cells of the map where the thing stands; none where nothing is known of it. `presence`
-    is how sure we are that it is there, in [0, 1].
+    `region` bool[gh, gw] marks the cells of the object; no cell is marked if the region is unknown. `presence`, in [0,
+    1], is how sure CLIP is of this object.
     """
 
     points: PointPrompts
@@ -132,11 +177,17 @@ class SamPrompt:
         region = self.region if self.region.size else np.zeros(self.scores.shape, np.bool_)
         _freeze(self, region=_checked("region", region, np.bool_, self.scores.shape))
 
+    def __repr__(self) -> str:
+        return f"SamPrompt({self.points!r}, region of {int(self.region.sum())} cells, presence {self.presence:.2f})"
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidates:
-    """SAM's masks for one set of points: `logits` float32[K, h, w] at SAM's low resolution (square, the image in
-    its top left corner), `scores` float32[K], the IoU that SAM predicts for each."""
+    """SAM's candidate masks for one prompt.
+
+    `logits` float32[K, h, w] are at SAM's low resolution: a square with the image in its top left corner. `scores`
+    float32[K] is the IoU that SAM predicts for each candidate.
+    """
 
     logits: NDArray[np.float32]
     scores: NDArray[np.float32]
@@ -152,17 +203,19 @@ class Candidates:
     def __len__(self) -> int:
         return len(self.scores)
 
+    def __repr__(self) -> str:
+        return f"Candidates({len(self)}, SAM {_few(f'{score:.2f}' for score in self.scores)})"
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Segment:
-    """One chosen mask, bool[H, W], with its query, scores and how it came about.
+    """One chosen mask, bool[H, W], with its query, its scores and how it was made.
 
-    `sam_score` is SAM's predicted IoU of the chosen candidate; `map_score` is the mean of the min-max map inside
-    the mask minus outside, in [-1, 1]; `presence` as in `SimilarityMaps`, but of this one.
+    `sam_score` is SAM's predicted IoU of the chosen candidate. `map_score`, in [-1, 1], is the mean of the min-max map
+    inside the mask minus the mean outside. `presence`, in [0, 1], is that of this object.
 
-    `view_xywh` is the tile of the image that the segment was seen in, none where it was seen in all of it. Both scores,
-    `presence`, the frame of the candidates and that of a rough mask are the tile's; mask and points are always those of
-    the whole image.
+    `view_xywh` is the tile that the segment was found in; None means the whole image. Scores, presence, candidates and
+    rough mask are in the frame of the tile. Mask and points are always in the frame of the whole image.
     """
 
     query: str
@@ -182,24 +235,29 @@ class Segment:
 
     @property
     def area(self) -> int:
-        """Pixels in the mask."""
+        """Number of pixels in the mask."""
         return int(np.count_nonzero(self.mask))
 
     @property
     def box_xywh(self) -> tuple[int, int, int, int]:
-        """The tight box around the mask; all zero where the mask is empty."""
-        rows, columns = np.flatnonzero(self.mask.any(1)), np.flatnonzero(self.mask.any(0))
-        if not len(rows):
-            return 0, 0, 0, 0
-        left, top = int(columns[0]), int(rows[0])
-        return left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top
+        """The tight box around the mask; all zero for an empty mask."""
+        return tight_box(self.mask) or (0, 0, 0, 0)
+
+    def __repr__(self) -> str:
+        return (
+            f"Segment({_cut(self.query)!r}, {self.area:,} pixels, box_xywh {self.box_xywh}, SAM {self.sam_score:.2f}, "
+            f"presence {self.presence:.2f})"
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Segmentation:
-    """All that one call found in one image. `maps` has one map per query, in the order they were asked for;
-    a query without a segment was not found. `thresholds` are the presences below which the queries count as absent;
-    none where nothing is known of them. `cut` are the queries of which CLIP could not read the end."""
+    """The result of segmenting one image.
+
+    `maps` has one map for each query, in the order of the queries. A query without a segment was not found.
+    `thresholds` are the presences below which the queries count as absent; empty if they are unknown. `cut` are the
+    queries that were longer than CLIP reads.
+    """
 
     image: Image
     segments: tuple[Segment, ...]
@@ -208,29 +266,44 @@ class Segmentation:
     cut: tuple[str, ...] = ()
 
     def of(self, query: str) -> tuple[Segment, ...]:
-        """The segments of one query."""
+        """Return the segments of one query."""
         return tuple(segment for segment in self.segments if segment.query == query)
 
     def verdict(self, query: str) -> str:
-        """What became of a query, for people: "2 x, best 0.93", "0.93" or "not found (0.12 < 0.50)", and whether the
-        query is longer than CLIP reads."""
+        """Describe the result of a query for people: "2 found, best 0.93", "0.93" or "not found (0.12 < 0.50)"."""
         return f"{self._found(query)}{'; too long, its end was not read' if query in self.cut else ''}"
 
     def _found(self, query: str) -> str:
         scores = [segment.sam_score for segment in self.of(query)]
         if scores:
-            return f"{len(scores)} x, best {max(scores):.2f}" if len(scores) > 1 else f"{scores[0]:.2f}"
+            return f"{len(scores)} found, best {max(scores):.2f}" if len(scores) > 1 else f"{scores[0]:.2f}"
         place = self.maps.queries.index(query)
         presence = float(self.maps.presence[place])
         if self.thresholds and presence < self.thresholds[place]:
-            return f"not found ({presence:.2f} < {self.thresholds[place]:.2f})"
+            note = "" if self.maps.calibrated else ", not calibrated"
+            return f"not found ({presence:.2f} < {self.thresholds[place]:.2f}{note})"
         return "not found"
+
+    def __repr__(self) -> str:
+        found = _few(f"{_cut(query)} {self.verdict(query)}" for query in self.maps.queries)
+        return f"Segmentation({self.image!r}: {found})"
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An image that could not be done: where it stopped and why, in one line."""
+    """An image that could not be processed: the stage that failed and the reason in one line."""
 
     file_name: str
     stage: str
     message: str
+
+    @classmethod
+    def from_error(cls, file_name: str, stage: str, error: BaseException, path: object) -> Failure:
+        """Make the message from an error. It names the file as `file_name`, also where the error names its `path`."""
+        if isinstance(error, Text2SegError):
+            message = str(error).replace(str(path), file_name)
+        else:
+            _log.info("%s", path, exc_info=error)
+            message = f"not enough memory, or a fault of the machine or of text2seg ({type(error).__name__}: {error})"
+        message = " ".join(message.split())
+        return cls(file_name, stage, message if file_name in message else f"{file_name}: {message}")

@@ -1,13 +1,18 @@
-"""Where the networks run and in which arithmetic, with the reason in words.
+"""Choice of the device and precision in which networks run.
 
-Nothing here changes global state: a device and a precision are values, and autocast is entered per call.
+Nothing here changes global state: device and precision are values, and autocast is entered for each call.
 """
 
 from __future__ import annotations
 
 import logging
+import sys
+import threading
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, get_args
 
 import torch
@@ -25,7 +30,7 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """The dtype that matrix products run in (bfloat16, float16 or float32), and why this one."""
+    """Dtype of matrix products (bfloat16, float16 or float32), and the reason for it."""
 
     dtype: torch.dtype
     reason: str
@@ -40,13 +45,13 @@ FULL = Precision(torch.float32, "exact")
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """The device of that name; `auto` takes the first CUDA device, else MPS, else the CPU.
+    """Return a device by name.
 
     Args:
-        name: auto, cpu, mps, cuda, or cuda with a number, as in cuda:1.
+        name: cpu, mps, cuda, cuda with a number (cuda:1), or auto for the first CUDA device, else MPS, else the CPU.
 
     Raises:
-        SettingsError: there is no such device here; says what there is.
+        SettingsError: this machine has no such device. The message lists the devices.
     """
     here = _devices()
     if name == "auto":
@@ -57,7 +62,7 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def _devices() -> list[str]:
-    """The devices of this machine, best first."""
+    """Return the devices of this machine, best first."""
     names = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     if torch.backends.mps.is_available():
         names.append("mps")
@@ -65,17 +70,20 @@ def _devices() -> list[str]:
 
 
 def choose_precision(device: torch.device, wanted: PrecisionName = "auto", *, fp16_safe: bool = True) -> Precision:
-    """The arithmetic for the networks on that device.
+    """Return the precision for a network on a device.
 
-    `auto` is the fastest that the device has circuits for: bf16 on CUDA from capability 8 on, fp16 on CUDA 7, bf16
-    on an x86 CPU with bf16 instructions, else fp32. (bf16 without such instructions is emulated and slower than fp32.)
+    `auto` is the fastest precision with hardware support: bf16 on CUDA with capability 8 or higher, fp16 on capability
+    7, bf16 on x86 CPUs with bf16 instructions, else fp32. (Without such instructions, bf16 is emulated and slower than
+    fp32.)
 
     Args:
-        fp16_safe: false for a network whose activations leave the range of fp16. fp16 then gives way to bf16
-            where the device has it, else to fp32; if it was asked for, a warning says so.
+        device: where the network runs.
+        wanted: bf16, fp16, fp32 or auto.
+        fp16_safe: False for a network whose activations exceed the range of fp16. It runs in bf16 if the device
+            supports that, else in fp32. If fp16 was requested, a warning is logged.
 
     Raises:
-        SettingsError: no such precision, or the device cannot run it.
+        SettingsError: there is no such precision, or the device does not support it.
     """
     if wanted not in get_args(PrecisionName):
         raise SettingsError(f"precision must be one of {', '.join(get_args(PrecisionName))}, got {wanted!r}")
@@ -91,11 +99,11 @@ def choose_precision(device: torch.device, wanted: PrecisionName = "auto", *, fp
     dtype = _DTYPES[wanted]
     if dtype != torch.float32 and not _runs(device, dtype):
         raise SettingsError(f"{device} cannot run in {wanted}; use fp32 or auto")
-    return Precision(dtype, "asked for" if dtype in (native, torch.float32) else f"asked for, though {why}")
+    return Precision(dtype, "requested" if dtype in (native, torch.float32) else f"requested, although {why}")
 
 
 def _native(device: torch.device) -> tuple[torch.dtype, str]:
-    """The fastest arithmetic that the device has circuits for, and how we know."""
+    """Return the fastest dtype with hardware support, and the reason."""
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         chip = f"a GPU of CUDA capability {major}.{minor}"
@@ -108,11 +116,11 @@ def _native(device: torch.device) -> tuple[torch.dtype, str]:
         if _cpu_has_bf16():
             return torch.bfloat16, "this CPU has bf16 instructions"
         return torch.float32, "this CPU has no bf16 instructions that are known to be fast"
-    return torch.float32, f"less than fp32 has not been checked on {device.type}"
+    return torch.float32, f"lower precision than fp32 has not been tested on {device.type}"
 
 
 def _cpu_has_bf16() -> bool:
-    """Whether an x86 CPU multiplies bf16 natively; false where torch cannot tell. (ARM's has not been measured.)"""
+    """Return whether an x86 CPU has bf16 instructions. False if torch cannot tell. (ARM has not been measured.)"""
     capabilities = getattr(torch.cpu, "get_capabilities", None)
     if capabilities is not None:
         found = capabilities()
@@ -122,7 +130,7 @@ def _cpu_has_bf16() -> bool:
 
 
 def _runs(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the kinds of layers we use run on the device in that dtype, found by running small ones."""
+    """Return whether the layers that we use run on a device in a dtype, by running small ones."""
     try:
         with torch.no_grad(), autocast(device, Precision(dtype, "trial")):
             image = torch.ones(1, 8, 4, 4, dtype=torch.float32, device=device)
@@ -135,13 +143,13 @@ def _runs(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
-    """A context in which networks with float32 weights run in this precision, in this thread only.
+    """Return a context in which networks with float32 weights run in this precision, in this thread only.
 
-    fp32 switches off an autocast that the caller may be in, so a precision means the same everywhere.
+    fp32 disables an autocast of the caller, so a precision means the same everywhere.
     """
     if precision.dtype == torch.float32:
         return torch.autocast(device.type, enabled=False)
-    # No cache of cast weights: threads share it, and one call uses each weight once.
+    # No cache of cast weights: threads would share it, and each call uses each weight only once.
     return torch.autocast(device.type, dtype=precision.dtype, cache_enabled=False)
 
 
@@ -150,11 +158,17 @@ _TAKEN = (torch.tensor, torch.as_tensor, torch.full, torch.arange, torch.linspac
 
 
 class Defaults(TorchFunctionMode):
-    """In this thread, tensors that are made without a dtype or a device are float32 (or integers) on one device,
-    whatever `torch.set_default_dtype` and `torch.set_default_device` have set for the program around."""
+    """Context with fixed defaults for new tensors, in this thread only.
+
+    Tensors without an explicit dtype or device are float32 (or integers) on one device, whatever the program has set
+    with `torch.set_default_dtype` and `torch.set_default_device`.
+    """
 
     def __init__(self, device: torch.device | None = None) -> None:
-        """`device` is the CPU by default."""
+        """
+        Args:
+            device: the default device; None is the CPU.
+        """
         super().__init__()
         self.device = device or torch.device("cpu")
 
@@ -173,10 +187,12 @@ class Defaults(TorchFunctionMode):
 
 
 class Unfilled(Defaults):
-    """Modules that are made under it have the right shapes, but take no memory for their weights and no random numbers,
-    because others take their place: each tensor is one number that is seen everywhere. So the shapes of a checkpoint
-    can be held against an architecture of any size. The device "meta" would do the same, but it imports torch's
-    compiler: seconds of every start."""
+    """Context in which new modules have the right shapes but need no memory and no random numbers for their weights.
+
+    Each weight is one number expanded to its shape. So the shapes of a checkpoint can be compared with an architecture
+    of any size before its weights are loaded. The device "meta" would do the same, but it imports torch's compiler,
+    which adds seconds to every start.
+    """
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -196,3 +212,36 @@ class Unfilled(Defaults):
 
 
 _SCALES = ("mul", "__mul__", "__rmul__", "div", "__truediv__")
+
+
+_IMPORT_LOCK = threading.Lock()
+
+
+def import_part(package: str, part: str) -> ModuleType:
+    """Import one module or subpackage of an installed package without running the package's own `__init__`.
+
+    `clip` and `segment_anything` import torchvision in their `__init__`, and with it torch's compiler, which triples
+    the start-up time; their networks need neither. The part is loaded from its file under a module name of ours, so
+    `import clip` elsewhere in the program is not affected.
+
+    Raises:
+        ModuleNotFoundError: the package is not installed, or has no such part.
+    """
+    name = f"_text2seg_{package}_{part}"
+    with _IMPORT_LOCK:
+        if name in sys.modules:
+            return sys.modules[name]
+        found = find_spec(package)  # finds a top-level package without importing it
+        folder = Path(found.submodule_search_locations[0]) if found and found.submodule_search_locations else None
+        files = [folder / f"{part}.py", folder / part / "__init__.py"] if folder else []
+        file = next((file for file in files if file.is_file()), None)
+        spec = spec_from_file_location(name, file) if file else None
+        if spec is None or spec.loader is None:
+            raise ModuleNotFoundError(f"No module named '{package}.{part}'", name=package)
+        module = sys.modules[name] = module_from_spec(spec)  # the part's relative imports look it up there
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+        return module

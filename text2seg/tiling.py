@@ -1,61 +1,55 @@
-"""Small things in large images: tiles that overlap are looked at beside the whole, and what is seen is put together.
+"""Tiles for small things in large images: where tiles are, and how segments of several views are merged.
 
-The idea is that of SAHI (Akyon et al., "Slicing Aided Hyper Inference and Fine-tuning for Small Object Detection",
-arXiv 2202.06934), which puts boxes together; here it is masks. A view is the whole image or a tile of it. Boxes of
-views are `xywh` in pixels of the image; `None` is the whole image.
+A view is the whole image or one of its tiles. Boxes are `xywh` in pixels of the image; None stands for the whole image.
+Everything here is computed from records; the pipeline runs the models on the views.
 
-Which segments of a query stay:
+The idea is from SAHI (Akyon et al., "Slicing Aided Hyper Inference and Fine-tuning for Small Object Detection",
+arXiv 2202.06934), which merges boxes. Here masks are merged, query by query:
 
-1. One that is cut goes: one most of which hangs together with pixels at a border that its tile has inside the image.
-   What is smaller than the tiles' overlap is whole in another tile, what is large enough is found in the whole image,
-   and what is in between and whole in no view is not found: larger tiles or more overlap find it.
-2. One of a tile goes where an IoU below `LEAST_QUALITY` is to be expected of it, even if it is the best of its tile:
-   many tiles make many mistakes. Those of the whole image stay as they are without tiles.
-3. Of those that show the same thing, by the rule that holds within an image (`sam.nms`), the one stays of which the
-   highest IoU is to be expected, be it seen in the whole image or in a tile.
+1. A segment that its tile cuts is dropped: most of its mask is connected to a border of the tile inside the image.
+   Things smaller than the overlap of tiles are whole in another tile, and large things are found in the whole image.
+   Things between the two that are whole in no view are not found; larger tiles or more overlap find them.
+2. A segment of a tile is dropped if its expected IoU is below `MIN_QUALITY`, because many tiles make many mistakes.
+   Segments of the whole image are filtered as without tiles.
+3. Of segments that show the same thing (see `sam.candidates.suppress`), the one with the highest expected IoU is kept,
+   whether it is from a tile or from the whole image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil
-from typing import Protocol, TypeVar
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from text2seg.config import MaskSettings, Settings, TileSettings
-from text2seg.grids import minmax, resize
+from text2seg.config import MaskSettings, TileSettings
+from text2seg.grids import minmax, place, resize
+from text2seg.model_card import Choice
 from text2seg.records import Box, Candidates, Image, PointPrompts, Segment, Segmentation
-from text2seg.sam.candidates import by_map
-from text2seg.sam.nms import best_of_each
-from text2seg.sam.overlap import settle
+from text2seg.sam.candidates import by_map, least_quality, suppress_by_intersection
 
-VIEWS_PER_CALL = 8  # tiles that go through the models at once
-KEPT_VIEWS = 32  # tiles of one image whose tokens and embeddings are kept: about 6 MB each with ViT-B
-MARGIN = 0.01  # of a tile's side: SAM's masks may end a pixel of its low resolution before the border
-MOST_CUT = 0.5  # of a mask's pixels; so specks at a border do not count, nor one cut thing in a mask of many
-LEAST_QUALITY = 0.5
-GRID = 256  # cells, at most, along a side on which the expected IoU is computed
-
-
-class Viewable(Protocol):
-    """What is open on an image and can be opened on a part of it."""
-
-    @property
-    def image(self) -> Image: ...
-
-    def view(self: V, xywh: Box | None) -> V: ...
-
-
-V = TypeVar("V", bound=Viewable)
+VIEWS_PER_CALL = 8
+"""Number of tiles in one call of the models."""
+KEPT_VIEWS = 32
+"""Tiles of one image whose tokens and embeddings are kept: about 6 MB each with ViT-B."""
+MARGIN = 0.01
+"""Share of a tile's side that counts as its border, because SAM's masks may end a low-resolution pixel before it."""
+MAX_CUT = 0.5
+"""Share of a mask's pixels that may be connected to a border; so specks at the border do not count."""
+MIN_QUALITY = 0.5
+"""Expected IoU that a segment of a tile must have."""
+QUALITY_GRID = 256
+"""Largest side, in cells, of the grid on which the expected IoU is computed."""
 
 
 def tiles_of(hw: tuple[int, int], settings: TileSettings) -> list[Box]:
-    """The tiles of an image, row by row: all of one size, evenly spread, each over its neighbours by `tile_overlap` of
-    its side or more. A side of the image that is shorter than a tile is not cut. None where one tile is all of it.
+    """Return the tiles of an image, row by row; empty if one tile covers the whole image.
+
+    All tiles have one size and are evenly spread. Neighbours overlap by `tile_overlap` of the side or more. A side of
+    the image that is shorter than a tile is not cut.
     """
     height, width = (min(side, settings.tile) for side in hw)
     if not settings.tile or (height, width) == hw:
@@ -66,78 +60,32 @@ def tiles_of(hw: tuple[int, int], settings: TileSettings) -> list[Box]:
 
 
 def _starts(length: int, side: int, overlap: float) -> list[int]:
-    """Where tiles of `side` begin along `length`, the first at 0 and the last at its end."""
-    furthest = max(int(side * (1 - overlap)), 1)
-    steps = ceil((length - side) / furthest)
+    """Return where tiles of `side` begin along `length`; the first begins at 0 and the last ends at `length`."""
+    max_step = max(int(side * (1 - overlap)), 1)
+    steps = ceil((length - side) / max_step)
     return [(length - side) * step // steps for step in range(steps)] + [length - side]
 
 
 def crop(image: Image, xywh: Box) -> Image:
-    """A part of the image, with the image's name and number."""
+    """Return a part of an image, with the image's name and id."""
     x, y, width, height = xywh
     return replace(image, pixels=image.pixels[y : y + height, x : x + width])
 
 
-def place(mask: NDArray[np.bool_], xywh: Box | None, hw: tuple[int, int]) -> NDArray[np.bool_]:
-    """A mask of a part of the image as a mask bool[H, W] of all of it."""
-    if xywh is None:
-        return mask
-    x, y, width, height = xywh
-    placed = np.zeros(hw, np.bool_)
-    placed[y : y + height, x : x + width] = mask
-    return placed
-
-
 def shift(points: PointPrompts, xywh: Box | None, *, back: bool = False) -> PointPrompts:
-    """Points of a view in pixels of the image; `back` is the other way round, to the last bit or the one before."""
+    """Move points from pixels of a view to pixels of the image, or `back`, which is exact up to the last bit."""
     if xywh is None:
         return points
     by = np.array(xywh[:2], np.float32) * (-1 if back else 1)
     return replace(points, xy=points.xy + by, boxes_xyxy=points.boxes_xyxy + np.tile(by, 2))
 
 
-def segment_views(
-    whole: V,
-    segment: Callable[..., Sequence[Segmentation]],
-    settings: Settings,
-    smallest: Sequence[int],
-) -> Segmentation:
-    """All views of one image, a few at a time, and their segments together.
-
-    Between calls a segment's mask is kept as its tight box only. The presence of a query is the highest of all views;
-    the maps are those of the whole image.
-
-    Args:
-        whole: the image.
-        segment: called as `segment(views, settings=…)`, with settings without tiles.
-        smallest: the least area of each query's segments.
-    """
-    tiles = tiles_of(whole.image.hw, settings.tiles)
-    plain = replace(settings, tiles=TileSettings())
-    if not tiles:
-        return segment([whole], settings=plain)[0]
-    plain = replace(plain, masks=replace(settings.masks, compete=False))  # over all views together, in the end
-    result = segment([whole], settings=plain)[0]
-    seen = _seen(result, None, whole.image.hw, settings.masks)
-    presence = result.maps.presence
-    for start in range(0, len(tiles), VIEWS_PER_CALL):
-        boxes = tiles[start : start + VIEWS_PER_CALL]
-        for box, found in zip(boxes, segment([whole.view(box) for box in boxes], settings=plain), strict=True):
-            seen += _seen(found, box, whole.image.hw, settings.masks)
-            presence = np.maximum(presence, found.maps.presence)
-    of_query = ([one for one in seen if one.segment.query == query] for query in result.maps.queries)
-    kept = [one for own in of_query for one in merge(own, settings.masks.overlap)]
-    segments = [one.in_image(whole.image.hw) for one in kept]
-    maps = replace(result.maps, presence=presence)
-    if settings.masks.compete:
-        segments = settle(segments, maps, smallest)
-    return replace(result, segments=tuple(segments), maps=maps)
-
-
 @dataclass(frozen=True, slots=True, eq=False)
-class Seen:
-    """A segment as one view shows it: `mask` bool[h, w] is what lies in its tight box, `xywh` in the image; `quality`
-    the IoU to be expected of it."""
+class ViewSegment:
+    """A segment that one view shows. Its mask is kept as the tight box only, so that many fit into memory.
+
+    `mask` bool[h, w] is the mask inside its box `xywh` of the image. `quality` is that of `candidates.by_map`.
+    """
 
     segment: Segment
     view: Box | None
@@ -146,82 +94,120 @@ class Seen:
     quality: float
 
     def within(self, xywh: Box) -> NDArray[np.bool_]:
-        """The part of the mask in a box of the image that lies in the mask's own box."""
+        """Return the part of the mask inside another box of the image."""
         x, y, width, height = xywh
         left, top = x - self.xywh[0], y - self.xywh[1]
         return self.mask[top : top + height, left : left + width]
 
     def in_image(self, hw: tuple[int, int]) -> Segment:
-        return replace(
-            self.segment,
-            mask=place(self.mask, self.xywh, hw),
-            points=shift(self.segment.points, self.view),
-            view_xywh=self.view,
-        )
+        """Return the segment with its mask and points in the frame of the image."""
+        mask, points = place(self.mask, self.xywh, hw), shift(self.segment.points, self.view)
+        return replace(self.segment, mask=mask, points=points, view_xywh=self.view)
 
 
-def _seen(found: Segmentation, view: Box | None, hw: tuple[int, int], settings: MaskSettings) -> list[Seen]:
-    """The segments of one view that can stay, their masks reduced to their boxes until all views are there."""
-    maps = dict(zip(found.maps.queries, minmax(found.maps.scores), strict=True))
-    left, top = view[:2] if view else (0, 0)
-    seen = []
-    for segment in found.segments:
-        quality = _quality(segment, maps[segment.query], settings)
-        if view and (quality < max(LEAST_QUALITY, settings.quality) or is_cut(segment.mask, view, hw)):
+@dataclass(frozen=True, slots=True, eq=False)
+class View:
+    """What one view shows: segments that may be kept, and the presence float32[Q] of the queries."""
+
+    segments: tuple[ViewSegment, ...]
+    presence: NDArray[np.float32]
+
+
+def view_of(
+    result: Segmentation,
+    box: Box | None,
+    image_hw: tuple[int, int],
+    settings: MaskSettings,
+    fitted: Choice | None = None,
+) -> View:
+    """Reduce the segmentation of one view to what is needed for merging; drop its bad and cut segments if it is a tile.
+
+    Args:
+        box: The view.
+        image_hw: Rows and columns of the whole image.
+        fitted: The calibrated choice of the models.
+    """
+    maps = dict(zip(result.maps.queries, minmax(result.maps.scores), strict=True))
+    left, top = box[:2] if box else (0, 0)
+    segments = []
+    for segment in result.segments:
+        quality = _quality(segment, maps[segment.query], settings, fitted)
+        if box and (
+            quality < max(MIN_QUALITY, least_quality(0, settings, fitted)) or is_cut(segment.mask, box, image_hw)
+        ):
             continue
         x, y, width, height = segment.box_xywh
         mask = segment.mask[y : y + height, x : x + width].copy()
-        seen.append(Seen(replace(segment, mask=mask), view, mask, (x + left, y + top, width, height), quality))
-    return seen
+        xywh = (x + left, y + top, width, height)
+        segments.append(ViewSegment(replace(segment, mask=mask), box, mask, xywh, quality))
+    return View(tuple(segments), result.maps.presence)
 
 
-def _quality(segment: Segment, scores: NDArray[np.float32], settings: MaskSettings) -> float:
-    """The IoU that is to be expected of a segment in its view, by the same rule that chose it there."""
+def _quality(segment: Segment, scores: NDArray[np.float32], settings: MaskSettings, fitted: Choice | None) -> float:
+    """Return the quality of a segment in its view, by the rule that chose it there."""
     if settings.choice == "sam":
         return segment.sam_score
-    step = ceil(max(segment.mask.shape) / GRID)
+    step = ceil(max(segment.mask.shape) / QUALITY_GRID)
     mask = segment.mask[::step, ::step]
     chosen = slice(segment.chosen, segment.chosen + 1)
     candidate = Candidates(segment.candidates.logits[chosen], segment.candidates.scores[chosen])
-    return float(by_map(mask[None], candidate, resize(scores[None], (mask.shape[0], mask.shape[1]))[0])[0])
+    return float(by_map(mask[None], candidate, resize(scores[None], (mask.shape[0], mask.shape[1]))[0], fitted)[0])
 
 
-def is_cut(mask: NDArray[np.bool_], view: Box, hw: tuple[int, int]) -> bool:
-    """Whether more than `MOST_CUT` of a tile's mask bool[h, w] hangs together with what is within `MARGIN` of a border
-    of the tile that is none of the image's."""
-    x, y, width, height = view
+def is_cut(mask: NDArray[np.bool_], tile: Box, image_hw: tuple[int, int]) -> bool:
+    """Return whether a tile cuts its mask bool[h, w].
+
+    It does if more than `MAX_CUT` of the mask is connected to pixels within `MARGIN` of a border of the tile that is
+    not a border of the image.
+    """
+    x, y, width, height = tile
     rows, columns = ceil(MARGIN * height), ceil(MARGIN * width)
     border = np.zeros(mask.shape, np.bool_)
     border[:rows] = y > 0
-    border[height - rows :] = y + height < hw[0]
+    border[height - rows :] = y + height < image_hw[0]
     border[:, :columns] |= x > 0
-    border[:, width - columns :] |= x + width < hw[1]
+    border[:, width - columns :] |= x + width < image_hw[1]
     touching = mask & border
     if not touching.any():
         return False
     _, parts = cv2.connectedComponents(mask.view(np.uint8), connectivity=8)
     at_border = np.isin(parts, np.unique(np.asarray(parts)[touching]))
-    return bool(np.count_nonzero(at_border) > MOST_CUT * np.count_nonzero(mask))
+    return bool(np.count_nonzero(at_border) > MAX_CUT * np.count_nonzero(mask))
 
 
-def merge(seen: Sequence[Seen], overlap: float) -> list[Seen]:
-    """Of the segments of one query in all views of an image, one of each thing, the best first."""
-    shared = np.zeros((len(seen), len(seen)))
-    for i, one in enumerate(seen):
-        for j, other in enumerate(seen[: i + 1]):
-            shared[i, j] = shared[j, i] = _shared(one, other)
-    quality = np.array([one.quality for one in seen])
-    return [seen[index] for index in best_of_each(shared, quality, overlap)]
+def merge_views(whole: Segmentation, views: Sequence[View], overlap: float) -> Segmentation:
+    """Merge what all views of an image show.
+
+    Args:
+        whole: The segmentation of the whole image. Its maps are kept; the presence of a query is the highest of all
+            views.
+        views: All views, the whole image among them.
+        overlap: IoU above which two segments show the same thing.
+    """
+    segments = []
+    for query in whole.maps.queries:
+        of_query = [each for view in views for each in view.segments if each.segment.query == query]
+        segments += [each.in_image(whole.image.hw) for each in merge(of_query, overlap)]
+    presence = np.max([view.presence for view in views], axis=0)
+    return replace(whole, segments=tuple(segments), maps=replace(whole.maps, presence=presence))
 
 
-def _shared(one: Seen, other: Seen) -> int:
-    """Pixels that are in both masks."""
-    box = common(one.xywh, other.xywh)
-    return int(np.count_nonzero(one.within(box) & other.within(box))) if box else 0
+def merge(segments: Sequence[ViewSegment], overlap: float) -> list[ViewSegment]:
+    """Return one segment for each thing, the best first, from the segments of one query in all views."""
+    shared = np.zeros((len(segments), len(segments)))
+    for i, one in enumerate(segments):
+        for j, other in enumerate(segments[: i + 1]):
+            shared[i, j] = shared[j, i] = _shared_pixels(one, other)
+    quality = np.array([each.quality for each in segments])
+    return [segments[index] for index in suppress_by_intersection(shared, quality, overlap)]
 
 
-def common(one: Box, other: Box) -> Box | None:
-    """The box that two boxes share, if any."""
-    left, top = max(one[0], other[0]), max(one[1], other[1])
-    right, bottom = min(one[0] + one[2], other[0] + other[2]), min(one[1] + one[3], other[1] + other[3])
-    return (left, top, right - left, bottom - top) if right > left and bottom > top else None
+def _shared_pixels(one: ViewSegment, other: ViewSegment) -> int:
+    """Return the number of pixels that are in both masks."""
+    left, top = max(one.xywh[0], other.xywh[0]), max(one.xywh[1], other.xywh[1])
+    right = min(one.xywh[0] + one.xywh[2], other.xywh[0] + other.xywh[2])
+    bottom = min(one.xywh[1] + one.xywh[3], other.xywh[1] + other.xywh[3])
+    if right <= left or bottom <= top:
+        return 0
+    box = (left, top, right - left, bottom - top)
+    return int(np.count_nonzero(one.within(box) & other.within(box)))

@@ -1,8 +1,8 @@
-"""A real server with the demo model, and real browsers that look at it.
+"""A real server with the demo model, and pages in a real browser.
 
-`page` and `visitor()` fail their test at its end if the browser's console showed an error, a script failed, a request
-failed or was answered with an error, or anything but the app's own address was asked. What a test expects to go wrong
-it says beforehand: `page.expected.append("413")`, part of the line that is reported.
+`page` and `visitor()` fail their test at its end if the console of the browser showed an error, a script failed, a
+request failed, a response was an error, or a request went to another host. A test announces the problems that it
+expects: `page.expected.append("413")`, part of the reported line.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ SAID: dict[str, Callable[[], str]] = {}
 
 
 def find_chromium() -> str | None:
-    """Chromium as installed, or as Playwright itself has fetched it."""
+    """Return the installed Chromium, or the one that Playwright has downloaded."""
     for name in ("chromium", "chromium-browser", "google-chrome", "chrome"):
         if found := shutil.which(name):
             return found
@@ -78,8 +78,8 @@ def _missing(reason: str) -> None:
 
 @contextmanager
 def _served(**environment: str) -> Iterator[str]:
-    """The address of the app as a process of its own on a free port, from when it answers. What it says goes to a file,
-    because a pipe that nobody reads would stop it when full."""
+    """Start the app as a process on a free port and yield its address once it answers. Its output goes to a file,
+    because a full pipe that nobody reads would block it."""
     command = [sys.executable, "app.py", "--port", "0", "--device", "cpu", "--precision", "fp32"]
     with tempfile.TemporaryFile("w+", encoding="utf-8") as said:
         process = subprocess.Popen(command, cwd=ROOT, env=os.environ | environment, stdout=said, stderr=said)
@@ -99,13 +99,13 @@ def _served(**environment: str) -> Iterator[str]:
 
 
 def _read(said: IO[str]) -> str:
-    """What stands in a file that another process writes to, whose place in it must not move."""
+    """Return the content of a file to which another process writes, without moving the file position."""
     return os.pread(said.fileno(), os.fstat(said.fileno()).st_size, 0).decode(errors="replace")
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
-    """A test that fails also shows what the apps said that run at the time."""
+    """Add the output of the running apps to the report of a failed test."""
     report = yield
     if report.failed:
         for address, said in SAID.items():
@@ -115,29 +115,29 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def app_url(tmp_path_factory) -> Iterator[str]:
-    """The app on the demo model, one for all tests. Tests that need it in another way use `live_app`."""
+    """App with the demo model, one for all tests. Tests that need other settings use `live_app`."""
     with _served(TEXT2SEG_CHECKPOINTS=str(tmp_path_factory.mktemp("checkpoints"))) as url:
         yield url
 
 
 @pytest.fixture(scope="session")
 def scene() -> Path:
-    """A picture with a sheep, a fire engine and a koala."""
+    """Path of an image with a sheep, a fire engine and a koala."""
     return SCENES / "new-scenes" / "images" / "scene_0019.jpg"
 
 
 @pytest.fixture
 def servers() -> Iterator[ExitStack]:
-    """For a test's own apps, `servers.enter_context(live_app(demo))`; they end after the pages that look at them."""
+    """Stack for the apps of one test, `servers.enter_context(live_app(demo))`; they end after the pages that use it."""
     with ExitStack() as stack:
         yield stack
 
 
 @pytest.fixture
 def visitor(browser, servers) -> Iterator[Callable]:
-    """Makes a fresh visitor's page, `visitor(url, viewport="phone", dark=True)`, and looks after it; call it again for
-    a second visitor. `prepare` is called with the page before it asks for anything; further keywords go to Playwright's
-    `new_context`."""
+    """Function that opens the page as a new visitor, `visitor(url, viewport="phone", dark=True)`, and records problems;
+    a second call makes a second visitor. `prepare` is called with the page before the first request; further keywords
+    go to Playwright's `new_context`."""
     opened: list[tuple] = []
 
     def open_page(
@@ -155,7 +155,7 @@ def visitor(browser, servers) -> Iterator[Callable]:
         page = context.new_page()
         page.set_default_timeout(PATIENCE_MS)
         page.expected, problems = [], []
-        _watch(page, urlsplit(url).netloc, problems)
+        _record_problems(page, urlsplit(url).netloc, problems)
         opened.append((context, page, problems))
         prepare(page)
         page.goto(url)
@@ -171,7 +171,7 @@ def visitor(browser, servers) -> Iterator[Callable]:
     assert not unexpected, "\n".join(unexpected)
 
 
-def _watch(page, netloc: str, problems: list[str]) -> None:
+def _record_problems(page, netloc: str, problems: list[str]) -> None:
     def failed(request) -> None:
         # A stream of events that the page itself has closed counts as failed for Chromium.
         if request.failure != "net::ERR_ABORTED":
@@ -200,5 +200,5 @@ def _watch(page, netloc: str, problems: list[str]) -> None:
 
 @pytest.fixture
 def page(visitor, app_url):
-    """The app's page on a wide screen."""
+    """Page of the app on a wide screen."""
     return visitor(app_url)

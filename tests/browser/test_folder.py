@@ -1,8 +1,9 @@
-"""The tab "Label a folder" in a real browser: upload, wait, look, decide, take home."""
+"""The tab "Label a folder" in a real browser: upload, progress, review, download."""
 
 from __future__ import annotations
 
 import io
+import json
 import re
 import tempfile
 import zipfile
@@ -18,8 +19,8 @@ TILE = "#folder-sheet .t2s-tile"
 
 
 @pytest.fixture
-def packed(tmp_path):
-    """Makes a zip of names and content."""
+def make_zip(tmp_path):
+    """Function that makes a zip of names and contents."""
 
     def pack(*entries, name="photos.zip"):
         path = tmp_path / name
@@ -32,21 +33,21 @@ def packed(tmp_path):
 
 
 @pytest.fixture
-def six(packed):
-    """Six scenes and a picture that is cut short, beside what is no image."""
+def six(make_zip):
+    """Zip with six scenes, a truncated image, and files that are not images."""
     scenes = [(f"day/{name}", (IMAGES / name).read_bytes()) for name in SIX]
-    return packed(*scenes, ("day/cut.jpg", scenes[0][1][:3000]), ("__MACOSX/._a.jpg", b""), ("notes.txt", b"hello"))
+    return make_zip(*scenes, ("day/cut.jpg", scenes[0][1][:3000]), ("__MACOSX/._a.jpg", b""), ("notes.txt", b"hello"))
 
 
 @pytest.fixture
-def many(packed):
-    """Enough scenes that a job lasts for a while."""
+def many(make_zip):
+    """Zip with 120 scenes, so that a job takes some time."""
     scenes = [path.read_bytes() for path in sorted(IMAGES.glob("*.jpg"))]
-    return packed(*((f"{n:03}.jpg", scenes[n % len(scenes)]) for n in range(120)), name="many.zip")
+    return make_zip(*((f"{n:03}.jpg", scenes[n % len(scenes)]) for n in range(120)), name="many.zip")
 
 
 def folder_tab(page):
-    """Open the tab, which on a narrow screen may stand in a menu. Waits for nothing in it."""
+    """Open the tab, which may be in a menu on a narrow screen, without waiting for its content."""
     page.get_by_role("tab", name="Segment").wait_for()
     tab, menu = page.get_by_role("tab", name="Label a folder"), page.get_by_role("button", name="More tabs")
     if menu.is_visible():
@@ -60,19 +61,19 @@ def choose(page, archive):
     page.locator("#folder-files").get_by_text(archive.name[:5]).first.wait_for()
 
 
-def look_for(page, things):
-    page.get_by_label("Things, with commas between them").fill(things)
-    page.get_by_role("button", name="Write the ontology").click()
-    page.locator(".t2s-fine").wait_for()
+def set_queries(page, things):
+    page.get_by_label("Things to find, separated by commas").fill(things)
+    page.get_by_role("button", name="Convert to ontology").click()
+    page.locator(".t2s-valid").wait_for()
 
 
 def start(page):
-    page.get_by_role("button", name="Label the pictures").click()
+    page.get_by_role("button", name="Label images").click()
 
 
 def begin(page, archive, things="sheep, koala, fire engine"):
     folder_tab(page)
-    look_for(page, things)
+    set_queries(page, things)
     choose(page, archive)
     start(page)
     status(page)
@@ -85,36 +86,36 @@ def status(page, *states):
 
 
 def reload(page):
-    """A page that is left hangs up on answers that it waits for, and its script may say so."""
+    """Reload the page. The browser then aborts pending requests, and the script may log that."""
     page.expected += ["Connection errored out", "Failed to fetch"]
     page.reload()
     folder_tab(page)
 
 
-def tally(page, words):
+def wait_for_tally(page, words):
     page.locator("#folder-tally").get_by_text(re.compile(words)).wait_for()
 
 
-def downloaded(page, name):
+def download(page, name):
     with page.expect_download() as download:
         page.get_by_role("button", name=name, exact=True).click()
     return Path(download.value.path()), download.value.suggested_filename
 
 
-def test_a_zip_becomes_a_dataset_that_was_looked_through(page, six, tmp_path):
+def test_a_zip_becomes_a_reviewed_dataset(page, six, tmp_path):
     begin(page, six)
     done = status(page, "done")
-    assert "7 of 7 pictures" in done.inner_text()
+    assert "7 of 7 images" in done.inner_text()
     assert done.get_by_role("progressbar").get_attribute("aria-valuenow") == "7"
-    assert "1 picture failed" in done.inner_text()
+    assert "1 image failed" in done.inner_text()
     assert re.search(r"day/cut\.jpg: .*truncated", done.inner_text())
-    assert "photos.zip: left out 1 hidden file" in done.inner_text()
-    assert "no image: notes.txt" in done.inner_text()
+    assert "photos.zip: 1 hidden file" in done.inner_text()
+    assert "not images: notes.txt" in done.inner_text()
 
     tiles = page.locator(TILE)
     tiles.first.wait_for()
     assert tiles.count() == 6
-    doubts = [float(text.split()[1]) for text in page.locator(f"{TILE} .doubt").all_inner_texts()]
+    doubts = [float(text.split()[1]) for text in page.locator(f"{TILE} .uncertainty").all_inner_texts()]
     assert doubts == sorted(doubts, reverse=True)
     assert all(page.locator(f"{TILE} img").evaluate_all("each => each.map(image => image.naturalWidth > 100)"))
 
@@ -123,21 +124,21 @@ def test_a_zip_becomes_a_dataset_that_was_looked_through(page, six, tmp_path):
     first = found.get_by_role("checkbox").first
     dropped = int(first.get_attribute("data-segment"))
     first.uncheck()
-    tally(page, "1 segment left out")
+    wait_for_tally(page, "1 segment rejected")
     gone = page.locator(TILE, has_text="scene_0001.jpg")
     gone.get_by_role("button", name="Reject").click()
     found.get_by_role("button", name="Accept").click()
-    tally(page, "1 accepted · 1 rejected · 1 segment left out · 4 not decided")
+    wait_for_tally(page, "1 accepted · 1 rejected · 1 segment rejected · 4 undecided")
     assert gone.get_by_role("button", name="Reject").get_attribute("aria-pressed") == "true"
 
-    path, name = downloaded(page, "COCO dataset with pictures")
-    assert name == "photos-with-pictures.zip"
+    path, name = download(page, "COCO dataset with images")
+    assert name == "photos-coco-with-images.zip"
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
         (tmp_path / "dataset.json").write_bytes(archive.read("dataset.json"))
         assert "day/cut.jpg" in archive.read("failures.txt").decode()
-    assert {each for each in names if each.startswith("pictures/")} == {
-        f"pictures/day/{name}" for name in SIX if name != "scene_0001.jpg"
+    assert {each for each in names if each.startswith("images/")} == {
+        f"images/day/{name}" for name in SIX if name != "scene_0001.jpg"
     }
     coco = COCO(tmp_path / "dataset.json")
     assert {image["file_name"] for image in coco.dataset["images"]} == {
@@ -148,58 +149,56 @@ def test_a_zip_becomes_a_dataset_that_was_looked_through(page, six, tmp_path):
     assert all(coco.annToMask(each).sum() == each["area"] for each in coco.dataset["annotations"])
     assert coco.dataset["info"]["review"]["rejected"] == ["day/scene_0001.jpg"]
 
-    path, name = downloaded(page, "COCO dataset")
-    assert name == "photos.zip"
+    path, name = download(page, "COCO dataset")
+    assert name == "photos-coco.zip"
     assert zipfile.ZipFile(path).namelist() == ["dataset.json", "README.txt", "failures.txt"]
-    path, name = downloaded(page, "Review page")
+    path, name = download(page, "Review page")
     assert name == "photos-review.html"
     assert path.read_text().count("<article") == 5
-    path, name = downloaded(page, "Failures")
+    path, name = download(page, "Failures")
     assert path.read_text().count("\n") == 1
 
 
-def test_things_need_not_be_written_as_an_ontology_first(page, six):
+def test_typed_queries_are_converted_to_an_ontology_on_start(page, six):
     folder_tab(page)
-    page.get_by_label("Things, with commas between them").fill("sheep, fire engine")
+    page.get_by_label("Things to find, separated by commas").fill("sheep, fire engine")
     start(page)
-    page.locator("#folder-problem").get_by_text("Choose pictures first").wait_for()
+    page.locator("#folder-problem").get_by_text("Choose images or a zip file first").wait_for()
     choose(page, six)
     start(page)
-    assert "7 of 7 pictures" in status(page, "done").inner_text()
+    assert "7 of 7 images" in status(page, "done").inner_text()
     assert page.locator("#folder-file").is_hidden()
 
 
-def test_decisions_and_the_job_are_found_again_after_a_reload(page, six):
+def test_a_reload_keeps_the_job_and_its_decisions(page, six):
     begin(page, six)
     status(page, "done")
     page.locator(TILE).nth(2).wait_for()
     name = page.locator(f"{TILE} .name").nth(2).inner_text()
     page.locator(TILE).nth(2).get_by_role("button", name="Reject").click()
-    tally(page, "1 rejected")
+    wait_for_tally(page, "1 rejected")
     reload(page)
     status(page, "done")
-    tally(page, "1 rejected")
+    wait_for_tally(page, "1 rejected")
     page.locator("#folder-shown").get_by_text("Rejected").click()
     page.locator(f"{TILE}.rejected").wait_for()
     page.wait_for_function(f"document.querySelectorAll('{TILE}').length === 1")
     assert page.locator(f"{TILE} .name").all_inner_texts() == [name]
 
 
-def test_a_job_goes_on_over_a_reload_until_it_is_cancelled_and_then_where_it_was(page, many):
+def test_a_job_runs_during_a_reload_and_resumes_after_cancel(page, many):
     begin(page, many)
     status(page, "running")
     page.wait_for_function("Number(document.querySelector('.t2s-status .track').ariaValueNow) >= 4")
     reload(page)
-    assert "of 120 pictures" in status(page, "running").inner_text()
-    before = int(page.get_by_role("progressbar", name="Pictures done").get_attribute("aria-valuenow"))
+    assert "of 120 images" in status(page, "running").inner_text()
+    before = int(page.get_by_role("progressbar", name="Images done").get_attribute("aria-valuenow"))
     page.wait_for_function(f"Number(document.querySelector('.t2s-status .track').ariaValueNow) > {before}")
     assert re.search(r"about [\d.]+ (s|min) left", page.locator(".t2s-status").inner_text())
     page.get_by_role("button", name="Cancel").click()
-    stopped = int(
-        status(page, "stopped").get_by_role("progressbar", name="Pictures done").get_attribute("aria-valuenow")
-    )
+    stopped = int(status(page, "stopped").get_by_role("progressbar", name="Images done").get_attribute("aria-valuenow"))
     assert before < stopped < 120
-    page.get_by_role("button", name="Go on").click()
+    page.get_by_role("button", name="Resume").click()
     status(page, "running")
     page.wait_for_function(f"Number(document.querySelector('.t2s-status .track').ariaValueNow) > {stopped}")
     page.get_by_role("button", name="Cancel").click()
@@ -210,7 +209,7 @@ def test_a_job_goes_on_over_a_reload_until_it_is_cancelled_and_then_where_it_was
     assert page.locator("#folder-jobs").is_hidden()
 
 
-def test_two_visitors_wait_for_each_other_and_see_only_their_own(visitor, app_url, many, six):
+def test_two_visitors_share_the_queue_and_see_only_their_own_jobs(visitor, app_url, many, six):
     anna, bert = visitor(app_url), visitor(app_url, viewport="phone")
     begin(anna, many)
     status(anna, "running")
@@ -227,11 +226,11 @@ def test_two_visitors_wait_for_each_other_and_see_only_their_own(visitor, app_ur
     assert anna.locator("#folder-jobs").get_by_role("radio").count() == 2
 
 
-def test_an_ontology_shows_its_faults_as_it_is_typed(page, six):
+def test_an_ontology_shows_its_errors_while_typing(page, six):
     folder_tab(page)
     editor = page.locator("#folder-ontology .cm-content")
     editor.fill("categories:\n  sheep: {threshold: 3, queris: [lamb]}\n  dog:\n  Sheep: [ewe]")
-    faults = page.locator(".t2s-faults li")
+    faults = page.locator(".t2s-errors li")
     faults.nth(2).wait_for()
     texts = [" ".join(text.split()) for text in faults.all_inner_texts()]
     assert texts[0].startswith("line 2 categories.sheep.threshold: must be a number above 0")
@@ -240,17 +239,17 @@ def test_an_ontology_shows_its_faults_as_it_is_typed(page, six):
     choose(page, six)
     start(page)
     assert page.locator("#folder-problem").get_by_role("alert").inner_text() == (
-        "The ontology has 3 faults to mend first"
+        "The ontology has 3 errors; see the list below it"
     )
     editor.fill("categories: [sheep, dragon]")
     page.get_by_text("dragon: the demo model does not know").wait_for()
     assert page.locator("#folder-problem").get_by_role("alert").count() == 0
     editor.fill("categories: [sheep, dog]")
-    assert "2 categories: sheep, dog" in page.locator(".t2s-fine").inner_text()
-    for example in ("Example: a few things", "Example: wordings and limits", "All the demo model knows"):
+    assert "2 categories: sheep, dog" in page.locator(".t2s-valid").inner_text()
+    for example in ("Example: a few things", "Example: all options", "All the model knows"):
         page.get_by_role("button", name=example).click()
-        page.locator(".t2s-fine").wait_for()
-    page.locator(".t2s-fine", has_text="109 categories").wait_for()
+        page.locator(".t2s-valid").wait_for()
+    page.locator(".t2s-valid", has_text="109 categories").wait_for()
 
 
 @pytest.mark.parametrize(
@@ -258,17 +257,17 @@ def test_an_ontology_shows_its_faults_as_it_is_typed(page, six):
     [
         (("../evil.jpg", b"x"), "leads out of its folder"),
         (("bomb.png", bytes(30_000_000)), "grows more than 200 times"),
-        (("notes.txt", b"x"), "no image in what you uploaded"),
+        (("notes.txt", b"x"), "no image in your upload"),
     ],
 )
-def test_an_archive_that_is_refused_leaves_a_sentence_and_no_job(page, packed, entry, words):
+def test_a_refused_archive_shows_an_error_and_makes_no_job(page, make_zip, entry, words):
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(*entry)
-    path = packed()
+    path = make_zip()
     path.write_bytes(content.getvalue())
     folder_tab(page)
-    look_for(page, "sheep")
+    set_queries(page, "sheep")
     choose(page, path)
     start(page)
     page.locator("#folder-problem").get_by_text(words).wait_for()
@@ -283,26 +282,181 @@ def test_a_folder_of_the_server_is_labelled_in_place(visitor, servers, demo, tmp
             (folder / name).write_bytes((IMAGES / name).read_bytes())
     page = visitor(servers.enter_context(live_app(demo, root=tmp_path / "photos")))
     folder_tab(page)
-    look_for(page, "sheep, koala, fire engine")
-    page.get_by_text("A folder of this server").click()
+    set_queries(page, "sheep, koala, fire engine")
+    page.get_by_text("A folder on the server").click()
     page.locator("#folder-files").wait_for(state="hidden")
     page.get_by_label("Folder", exact=True).click()
     page.get_by_role("option", name="front").click()
     start(page)
-    assert "2 of 2 pictures" in status(page, "done").inner_text()
+    assert "2 of 2 images" in status(page, "done").inner_text()
     page.locator(TILE).first.wait_for()
     assert set(page.locator(f"{TILE} .name").all_inner_texts()) == {*SIX[:2]}
     assert {path.name for path in front.iterdir()} == {*SIX[:2]}
 
 
-def test_nothing_uploaded_is_said_so(page):
+def test_starting_without_images_shows_an_error(page):
     folder_tab(page)
-    look_for(page, "sheep")
+    set_queries(page, "sheep")
     start(page)
-    page.locator("#folder-problem").get_by_text("Choose pictures first, or a zip of them").wait_for()
+    page.locator("#folder-problem").get_by_text("Choose images or a zip file first").wait_for()
 
 
-def test_the_contact_sheet_is_worked_through_by_keys(page, six):
+def test_the_focus_follows_a_job_and_its_pages(page, make_zip):
+    scenes = [path.read_bytes() for path in sorted(IMAGES.glob("*.jpg"))[:3]]
+    archive = make_zip(*((f"{n:02}.jpg", scenes[n % len(scenes)]) for n in range(14)))
+    folder_tab(page)
+    set_queries(page, "sheep")
+    choose(page, archive)
+    page.locator("#folder-start").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.activeElement.id === 'folder-status'")
+    status(page, "done")
+    page.get_by_text("1 of 2", exact=True).wait_for()
+    page.locator("#folder-next").focus()
+    page.keyboard.press("Enter")  # the last page, where this button is disabled
+    page.wait_for_function("document.activeElement.matches('.t2s-tile')")
+    assert page.locator(TILE).count() == 2
+
+
+def test_a_message_goes_with_its_cause(page, six):
+    folder_tab(page)
+    start(page)
+    problem = page.locator("#folder-problem").get_by_role("alert")
+    problem.get_by_text("Choose images or a zip file first").wait_for()
+    choose(page, six)
+    problem.wait_for(state="detached")
+    start(page)
+    problem.get_by_text("Nothing to find yet").wait_for()
+    page.get_by_label("Things to find, separated by commas").fill("sheep")
+    problem.wait_for(state="detached")
+
+
+def test_a_card_opens_large_with_zoom(page, six):
+    begin(page, six)
+    page.get_by_role("button", name="Show day/scene_0019.jpg large").click()
+    large = page.get_by_role("dialog", name="Large view")
+    large.get_by_role("heading", name="day/scene_0019.jpg").wait_for()
+    page.wait_for_function("document.querySelector('.t2s-large img').naturalHeight === 1600")
+    for button, zoom in (("Zoom in", "140 %"), ("Zoom in", "196 %"), ("Fit", "100 %")):
+        large.get_by_role("button", name=button).click()
+        assert large.locator("output").inner_text() == zoom
+    large.get_by_role("button", name="Accept").click()
+    wait_for_tally(page, "1 accepted")
+    first = large.get_by_role("heading").inner_text()
+    page.keyboard.press("ArrowRight")
+    assert large.get_by_role("heading").inner_text() != first
+    page.keyboard.press("Escape")
+    large.wait_for(state="hidden")
+    assert page.locator(f"{TILE}.accepted .name").all_inner_texts() == ["day/scene_0019.jpg"]
+    assert page.evaluate("document.activeElement.className").startswith("t2s-tile")
+
+
+def test_a_card_opens_large_again_after_other_tabs_were_shown(page, six):
+    begin(page, six)
+    for accepted in (1, 0):
+        page.get_by_role("button", name="Show day/scene_0019.jpg large").click()
+        page.wait_for_function("document.querySelector('.t2s-large img').naturalHeight === 1600")
+        page.get_by_role("dialog", name="Large view").get_by_role("button", name="Accept").click()
+        wait_for_tally(page, f"{accepted} accepted")
+        page.keyboard.press("Escape")
+        page.get_by_role("dialog", name="Large view").wait_for(state="hidden")
+        page.get_by_role("tab", name="Segment").click()
+        page.locator("#segment-canvas").wait_for()
+        folder_tab(page)
+    reload(page)
+    wait_for_tally(page, "0 accepted")
+
+
+def test_a_page_that_is_drawn_again_while_a_card_is_large_has_each_segment_once(page, six):
+    begin(page, six)
+    page.get_by_role("button", name="Show day/scene_0019.jpg large").click()
+    page.get_by_role("dialog", name="Large view").wait_for()
+    page.keyboard.press("a")
+    wait_for_tally(page, "1 accepted")
+    page.locator("#folder-shown input").nth(2).dispatch_event("click")  # only those that are accepted
+    page.wait_for_function(f"document.querySelectorAll('{TILE}').length === 1")
+    page.keyboard.press("Escape")
+    page.get_by_role("dialog", name="Large view").wait_for(state="hidden")
+    assert page.locator(f"{TILE} .t2s-tile-body").count() == 1
+    numbers = page.locator("#folder-sheet [data-segment]").evaluate_all("each => each.map(box => box.dataset.segment)")
+    assert len(numbers) == len(set(numbers)) > 1
+
+
+def test_a_category_is_corrected(page, six):
+    begin(page, six)
+    page.get_by_role("button", name="Show day/scene_0019.jpg large").click()
+    large = page.get_by_role("dialog", name="Large view")
+    entry = large.locator(".segment", has=page.locator("b", has_text="fire engine")).first
+    number = int(entry.get_by_role("checkbox").get_attribute("data-segment"))
+    entry.get_by_role("combobox").select_option("koala")
+    wait_for_tally(page, "1 corrected")
+    large.get_by_role("button", name="Close").click()
+    page.locator(f"{TILE} .segment", has=page.locator(f"[data-segment='{number}']")).locator(
+        "b", has_text="koala"
+    ).wait_for()
+    dataset = dataset_in(download(page, "COCO dataset")[0])
+    names = {each["id"]: each["name"] for each in dataset["categories"]}
+    assert {each["id"]: names[each["category_id"]] for each in dataset["annotations"]}[number] == "koala"
+    assert dataset["info"]["review"]["corrected_categories"] == {str(number): "fire engine"}
+
+
+def test_a_segment_is_edited_in_the_editor(page, six):
+    """The Segment tab keeps what it held before."""
+    page.locator("[data-example='1']").click()
+    page.locator(".t2s-image [data-piece]").first.wait_for()
+    begin(page, six)
+    page.get_by_role("button", name="Show day/scene_0019.jpg large").click()
+    large = page.get_by_role("dialog", name="Large view")
+    entry = large.locator(".segment", has=page.locator("b", has_text="fire engine")).first
+    number = int(entry.get_by_role("checkbox").get_attribute("data-segment"))
+    entry.get_by_role("button", name="Edit").click()
+    page.locator("#folder-return").get_by_text("day/scene_0019.jpg").wait_for()
+    assert page.get_by_role("tab", name="Segment").get_attribute("aria-selected") == "true"
+    page.locator(".t2s-image [data-piece][aria-pressed=true]").wait_for()
+    page.locator("[data-tool=delete]").click()
+    page.wait_for_function("!document.querySelector('.t2s-image [aria-pressed=true]')")
+    page.get_by_role("button", name="Save and go back").click()
+    wait_for_tally(page, "1 segment rejected")
+    assert page.get_by_role("tab", name="Label a folder").get_attribute("aria-selected") == "true"
+    box = page.locator(f"{TILE} [data-segment='{number}']")
+    assert not box.is_checked()
+    assert number not in {each["id"] for each in dataset_in(download(page, "COCO dataset")[0])["annotations"]}
+    page.get_by_role("tab", name="Segment").click()
+    page.get_by_role("group", name="scene_0012.jpg").wait_for()
+    assert page.locator("#folder-return").is_hidden()
+
+
+def test_a_reload_and_a_second_edit_lose_nothing_of_an_edited_image(page, six):
+    def edit(name):
+        page.get_by_role("button", name=f"Show day/{name} large").click()
+        page.get_by_role("dialog", name="Large view").get_by_role("button", name="Edit").first.click()
+
+    begin(page, six)
+    edit("scene_0019.jpg")
+    bar = page.locator("#folder-return").get_by_text("day/scene_0019.jpg")
+    bar.wait_for()
+    page.locator(".t2s-image [data-piece][aria-pressed=true]").wait_for()
+    page.locator("[data-tool=delete]").click()
+    page.wait_for_function("!document.querySelector('.t2s-image [aria-pressed=true]')")
+    page.expected += ["Connection errored out", "Failed to fetch"]
+    page.reload()
+    bar.wait_for()
+    folder_tab(page)
+    edit("scene_0001.jpg")
+    page.get_by_text("still holds day/scene_0019.jpg").wait_for()
+    page.get_by_role("tab", name="Segment").click()
+    bar.wait_for()
+    page.get_by_role("button", name="Save and go back").click()
+    wait_for_tally(page, "1 segment rejected")
+    assert page.get_by_role("tab", name="Label a folder").get_attribute("aria-selected") == "true"
+
+
+def dataset_in(archive):
+    with zipfile.ZipFile(archive) as opened:
+        return json.loads(opened.read("dataset.json"))
+
+
+def test_review_by_keys(page, six):
     begin(page, six)
     tiles = page.locator(TILE)
     tiles.first.wait_for()
@@ -312,14 +466,14 @@ def test_the_contact_sheet_is_worked_through_by_keys(page, six):
     page.keyboard.press("j")
     page.keyboard.press("k")
     page.keyboard.press("a")
-    tally(page, "2 accepted · 1 rejected")
+    wait_for_tally(page, "2 accepted · 1 rejected")
     shown = tiles.evaluate_all("each => each.map(tile => tile.className.replace('t2s-tile', '').trim())")
     assert shown == ["accepted", "rejected", "accepted", "", "", ""]
     assert page.evaluate("document.activeElement.dataset.place") == tiles.nth(3).get_attribute("data-place")
 
 
 @pytest.mark.parametrize(("viewport", "dark"), [("phone", True), ("tablet", False), ("wide", True)])
-def test_nothing_sticks_out_at_the_side(visitor, app_url, six, viewport, dark):
+def test_no_horizontal_scrolling(visitor, app_url, six, viewport, dark):
     page = visitor(app_url, viewport=viewport, dark=dark)
     wider = "document.documentElement.scrollWidth > document.documentElement.clientWidth"
     begin(page, six)
@@ -330,7 +484,7 @@ def test_nothing_sticks_out_at_the_side(visitor, app_url, six, viewport, dark):
         assert control.is_enabled()
 
 
-def test_a_jobs_files_are_served_to_nobody(page, six):
+def test_files_of_a_job_are_not_served(page, six):
     """Not by their place on the disk, which a visitor could learn or guess."""
     begin(page, six)
     status(page, "done")

@@ -1,1 +1,1 @@
-"""The browser app: type, see, correct, export; label a folder; explain. Gradio lives in this room only."""
+"""The browser app: segment images, label a folder, explain CLIP. Only this room imports Gradio."""

@@ -1,5 +1,4 @@
-"""The app for programs, by plain HTTP and by `gradio_client`. Both give the same plain JSON values; docs/app.md has
-examples."""
+"""The API of the app, by HTTP and by `gradio_client`. Both return the same JSON; docs/app.md has examples."""
 
 from __future__ import annotations
 
@@ -17,34 +16,34 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-import cv2
 import gradio as gr
-import numpy as np
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
-from numpy.typing import NDArray
 from starlette.datastructures import FormData, UploadFile
 
 from text2seg._version import __version__
+from text2seg.app.checks import check_request, check_upload, read_image, read_pipeline_settings, visitors_folder
 from text2seg.app.explain_tab import explain
-from text2seg.app.fields import shown_settings
-from text2seg.app.guard import FORM_FAULTS, PUBLIC, unreadable_form, why_no_json
-from text2seg.app.limits import MOST_PICTURES, MOST_QUERIES, check_request, read_picture, read_pipeline_settings
-from text2seg.app.messages import FAULT, words_of
+from text2seg.app.fields import visitor_settings
+from text2seg.app.guard import FORM_ERRORS, unreadable_form, why_no_json
+from text2seg.app.messages import INTERNAL_ERROR, message_of
 from text2seg.app.model_pool import ModelPool
 from text2seg.app.models_panel import name_of
-from text2seg.app.uploads import check_upload, visitors_folder
-from text2seg.coco.dataset import Encoding, Json, build_dataset
+from text2seg.app.settings import MOST_IMAGES, MOST_QUERIES
+from text2seg.coco.dataset import build_dataset
+from text2seg.coco.json_file import Json
+from text2seg.config import Encoding
 from text2seg.errors import ImageError, SettingsError, Text2SegError
 from text2seg.explain import TOOLS, Progress, Result
 from text2seg.ontology import ontology_of_queries
 from text2seg.queries import shown
+from text2seg.render.saving import png
 
 
 def health_json(model_pool: ModelPool) -> Json:
-    """That the app works, and with what."""
-    things = model_pool.models.things
-    known = sorted(things.names) if things else None
+    """Return that the app works, its version and its models."""
+    closed_vocabulary = model_pool.models.closed_vocabulary
+    known = sorted(closed_vocabulary.names) if closed_vocabulary else None
     return {"status": "ok", "text2seg": __version__, "models": name_of(model_pool.models), "knows_only": known}
 
 
@@ -57,21 +56,24 @@ def segment_json(
     name: str = "",
     encoding: Encoding = "rle",
 ) -> Json:
-    """What the queries name in an uploaded picture, as a COCO dataset; `info.verdicts` says what became of each query.
+    """Segment an uploaded image. Return a COCO dataset; `info.verdicts` has the verdict on each query.
 
-    Raises `ImageError`, `QueryError` or `SettingsError` where these cannot be used or ask for too much.
+    Raises:
+        ImageError, QueryError, SettingsError: an input is not valid or exceeds a limit.
     """
     settings = read_pipeline_settings(given)
     models = model_pool.models
     parsed = models.check(queries, settings)
-    image = read_picture(check_upload(upload), model_pool.settings, name=name)
+    image = read_image(check_upload(upload), model_pool.settings, name=name)
     check_request(parsed, settings, image.hw)
     result = model_pool.session(image).segment(parsed, settings)
     names = [query.name for query in parsed]
-    info = {
+    info: Json = {
         "verdicts": {each: result.verdict(each) for each in names},
         "ontology": ontology_of_queries(parsed).to_dict(),
     }
+    if models.is_unfamiliar(image):
+        info["warning"] = PHOTOGRAPH
     origin = models.provenance(settings)
     return build_dataset([result], queries=names, encoding=encoding, provenance=origin, info=info)
 
@@ -79,33 +81,33 @@ def segment_json(
 def run_tool(
     model_pool: ModelPool,
     tool: str,
-    pictures: Sequence[Path],
+    images: Sequence[Path],
     given: Mapping[str, Any],
     progress: Progress | None = None,
 ) -> Result:
-    """The result of a tool by its name; raises `SettingsError` where there is none, and as `explain` does."""
+    """Run a tool by its name. Raises `SettingsError` if there is no such tool, and the errors of `explain`."""
     if not isinstance(tool, str) or tool not in TOOLS:
         close = difflib.get_close_matches(str(tool), TOOLS, n=3)
         hint = f"did you mean {' or '.join(close)}? " if close else ""
         raise SettingsError(f"there is no tool {shown(tool)}; {hint}/api/tools lists all {len(TOOLS)}")
-    return explain(model_pool, TOOLS[tool], pictures, given, progress)
+    return explain(model_pool, TOOLS[tool], images, given, progress)
 
 
 def tools_json() -> list[Json]:
-    """Every tool with its settings."""
+    """Return all tools with their settings."""
     return [
         {
             "name": tool.name,
             "summary": tool.summary,
-            "pictures": tool.images,
-            "settings": [asdict(setting) for setting in shown_settings(tool.settings)],
+            "images": tool.images,
+            "settings": [asdict(setting) for setting in visitor_settings(tool.settings)],
         }
         for tool in TOOLS.values()
     ]
 
 
 def result_json(result: Result) -> Json:
-    """A result with its panels as PNG in base64."""
+    """Return a result as JSON, with its panels as PNG in base64."""
     return {
         "title": result.title,
         "panels": [
@@ -116,23 +118,21 @@ def result_json(result: Result) -> Json:
     }
 
 
-def png(pixels: NDArray[np.uint8]) -> bytes:
-    """RGB uint8[h, w, 3] as the bytes of a PNG file."""
-    return cv2.imencode(".png", np.ascontiguousarray(pixels[:, :, ::-1]))[1].tobytes()
-
-
 log = logging.getLogger(__name__)
 
-LOOK_SECONDS = 1.0
-"""How often it is looked whether a caller is still there."""
+PHOTOGRAPH = "This looks like a photograph, and this model knows drawings only: masks and scores mean nothing here."
+
+POLL_SECONDS = 1.0
+"""Seconds between two checks whether the client is still connected."""
 
 LONGEST_NAME = 80
+"""Longest name of a saved upload, in characters."""
 
 Work = Callable[[threading.Event], Response]
 
 
 def add_routes(app: FastAPI, model_pool: ModelPool) -> None:
-    """`/api/health`, `/api/tools`, `/api/segment` and `/api/explain/TOOL`. Errors are `{"error": words}`."""
+    """Add `/api/health`, `/api/tools`, `/api/segment` and `/api/explain/TOOL`. Errors are `{"error": message}`."""
     limiter = anyio.CapacityLimiter(model_pool.settings.workers)
 
     @app.get("/api/health")
@@ -151,12 +151,12 @@ def add_routes(app: FastAPI, model_pool: ModelPool) -> None:
 
     @app.post("/api/explain/{tool}")
     async def explain(request: Request, tool: str) -> Response:
-        wants_picture = "image/png" in request.headers.get("accept", "")
+        wants_image = "image/png" in request.headers.get("accept", "")
         with tempfile.TemporaryDirectory(dir=visitors_folder(), ignore_cleanup_errors=True) as folder:
             form = await _form(request)
 
             def work(stop: threading.Event) -> Response:
-                return _explain(model_pool, tool, form, Path(folder), stop, wants_picture=wants_picture)
+                return _explain(model_pool, tool, form, Path(folder), stop, wants_image=wants_image)
 
             return await _in_turn(request, limiter, model_pool, work)
 
@@ -165,37 +165,37 @@ def _segment(model_pool: ModelPool, form: FormData, folder: Path) -> Response:
     _refuse_unknown(form, {"image", "queries", "settings", "segmentation"})
     (name, path), *more = _saved(form, "image", folder) or [("", Path())]
     if more or not name:
-        raise ImageError("send one picture file as `image`")
+        raise ImageError("send one image file as `image`")
     queries = _texts(form, "queries")
     encoding: Any = _text(form, "segmentation") or "rle"
     given = _json_of(form, "settings")
-    wanted = queries[0] if len(queries) == 1 else queries
-    return JSONResponse(segment_json(model_pool, path, wanted, given, name=name, encoding=encoding))
+    typed = queries[0] if len(queries) == 1 else queries  # a single field may hold several queries
+    return JSONResponse(segment_json(model_pool, path, typed, given, name=name, encoding=encoding))
 
 
 def _explain(
-    model_pool: ModelPool, tool: str, form: FormData, folder: Path, stop: threading.Event, *, wants_picture: bool
+    model_pool: ModelPool, tool: str, form: FormData, folder: Path, stop: threading.Event, *, wants_image: bool
 ) -> Response:
-    pictures = [path for _, path in _saved(form, "image", folder)]
+    images = [path for _, path in _saved(form, "image", folder)]
     given = dict(_json_of(form, "settings"))
-    for name in set(form) - {"image", "settings"}:  # pictures among the settings
+    for name in set(form) - {"image", "settings"}:  # images in the settings
         if files := _saved(form, name, folder):
             given[name] = files[0][1]
         else:
-            raise SettingsError(f"{name} is no file: settings other than pictures belong into `settings`, as JSON")
-    result = run_tool(model_pool, tool, pictures, given, Progress(stop=stop))
-    if not wants_picture:
+            raise SettingsError(f"{name} is not a file; settings that are not images belong in `settings`, as JSON")
+    result = run_tool(model_pool, tool, images, given, Progress(stop=stop))
+    if not wants_image:
         return JSONResponse(result_json(result))
     sheet = result.image()
     if sheet is None:
-        raise SettingsError(f"{tool} shows no picture here; ask for JSON")
+        raise SettingsError("this result has no image; ask for JSON")
     return Response(png(sheet), media_type="image/png")
 
 
 async def _in_turn(request: Request, limiter: anyio.CapacityLimiter, model_pool: ModelPool, work: Work) -> Response:
-    """Do the work in a thread when it is its turn; a caller who has gone stops it."""
+    """Do the work in a thread when it is its turn. Stop it if the client disconnects."""
     if limiter.statistics().tasks_waiting >= model_pool.settings.waiting:
-        return _error(503, "Too many are waiting; try again later.", **{"retry-after": "30"})
+        return _error(503, "The queue is full; try again later.", **{"retry-after": "30"})
     stop = threading.Event()
     async with anyio.create_task_group() as group:
         group.start_soon(_stop_when_gone, request, stop)
@@ -205,19 +205,19 @@ async def _in_turn(request: Request, limiter: anyio.CapacityLimiter, model_pool:
 
 
 def _answered(work: Work, stop: threading.Event) -> Response:
-    """The answer, be it an error."""
+    """Return the response of the work, or its error."""
     try:
         return work(stop)
     except Text2SegError as error:
-        return _error(400, words_of(error))
-    except Exception:  # whatever it is, the caller gets words and the log the rest
+        return _error(400, message_of(error))
+    except Exception:  # the client gets a message, the log gets the traceback
         log.exception("a request failed")
-        return _error(500, FAULT)
+        return _error(500, INTERNAL_ERROR)
 
 
 async def _stop_when_gone(request: Request, stop: threading.Event) -> None:
     while not await request.is_disconnected():
-        await anyio.sleep(LOOK_SECONDS)
+        await anyio.sleep(POLL_SECONDS)
     stop.set()
 
 
@@ -227,23 +227,25 @@ def _error(status: int, words: str, **headers: str) -> Response:
 
 async def _form(request: Request) -> FormData:
     try:
-        return await request.form(max_files=MOST_PICTURES + 1, max_fields=MOST_QUERIES + 10)
-    except FORM_FAULTS as error:
+        return await request.form(max_files=MOST_IMAGES + 1, max_fields=MOST_QUERIES + 10)
+    except FORM_ERRORS as error:
         raise unreadable_form(error) from error
 
 
 def _refuse_unknown(form: FormData, known: set[str]) -> None:
     if unknown := set(form) - known:
-        raise SettingsError(f"no field is called {', '.join(sorted(unknown))}; send {', '.join(sorted(known))}")
+        raise SettingsError(
+            f"no field is called {', '.join(sorted(unknown))}; the fields are {', '.join(sorted(known))}"
+        )
 
 
 def _saved(form: FormData, field: str, folder: Path) -> list[tuple[str, Path]]:
-    """The files of a field, each in a folder of its own, and what they were called."""
+    """Save the files of a field, each in its own folder. Return their original names and their paths."""
     files = []
     for number, upload in enumerate(form.getlist(field)):
         if not isinstance(upload, UploadFile):
             continue
-        name = Path((upload.filename or "").replace("\\", "/")).name or "picture"
+        name = Path((upload.filename or "").replace("\\", "/")).name or "image"
         path = folder / f"{field}-{number}" / re.sub(r"[^\w.-]", "_", name)[-LONGEST_NAME:]
         path.parent.mkdir()
         with path.open("wb") as file:
@@ -260,7 +262,7 @@ def _texts(form: FormData, field: str) -> list[str]:
 
 
 def _text(form: FormData, field: str) -> str:
-    """The text of a field that may be given once, empty where it is not."""
+    """Return the text of a field that may be given once, or an empty string."""
     texts = _texts(form, field)
     if len(texts) > 1:
         raise SettingsError(f"{field} is given {len(texts)} times; send it once")
@@ -268,7 +270,7 @@ def _text(form: FormData, field: str) -> str:
 
 
 def _json_of(form: FormData, field: str) -> Mapping[str, Any]:
-    """A field's JSON object, empty where there is none."""
+    """Return the JSON object in a field, or an empty one."""
     text = _text(form, field) or "{}"
     try:
         return _object(json.loads(text), field)
@@ -278,67 +280,30 @@ def _json_of(form: FormData, field: str) -> Mapping[str, Any]:
 
 def _object(value: Any, field: str) -> Mapping[str, Any]:
     if not isinstance(value, dict):
-        raise SettingsError(f'{field} must be a JSON object, as {{"points": {{"threshold": 0.7}}}}, got {shown(value)}')
+        raise SettingsError(
+            f'{field} must be a JSON object, such as {{"points": {{"threshold": 0.7}}}}, got {shown(value)}'
+        )
     return value
 
 
-class Page(gr.Blocks):
-    """Gradio's blocks, which answer every request that goes wrong with a sentence.
-
-    Gradio itself shows no error but its own, and some come before a function is called: values that are too many or too
-    few, or that a component cannot read.
-    """
-
-    async def process_api(self, block_fn: Any, inputs: Any, *arguments: Any, **more: Any) -> dict[str, Any]:
-        function = self.fns[block_fn] if isinstance(block_fn, int) else block_fn
-        if function.api_name in PUBLIC and isinstance(inputs, list):
-            if len(inputs) > len(function.inputs):
-                raise _for_gradio(
-                    SettingsError(f"/{function.api_name} takes {len(function.inputs)} values, got {len(inputs)}")
-                )
-            inputs = [*inputs, *[None] * (len(function.inputs) - len(inputs))]
-        try:
-            return await super().process_api(block_fn, inputs, *arguments, **more)
-        except (Text2SegError, gr.Error) as error:
-            raise _for_gradio(error) from error
-        except Exception as error:
-            log.exception("a request failed")
-            raise _for_gradio(SettingsError(FAULT)) from error
-
-    async def preprocess_data(self, block_fn: Any, inputs: Any, *arguments: Any, **more: Any) -> Any:
-        try:
-            return await super().preprocess_data(block_fn, inputs, *arguments, **more)
-        except (Text2SegError, gr.Error):
-            raise
-        except Exception as error:  # components raise whatever comes of values that they did not expect
-            log.info("a request does not fit", exc_info=error)
-            raise SettingsError("what was sent does not fit what this page asks for; load the page again") from error
-
-
-def _for_gradio(error: Exception) -> gr.Error:
-    """Errors in the words that Gradio shows to people."""
-    told = error.message if isinstance(error, gr.Error) else words_of(error)
-    return gr.Error(str(told), print_exception=False)
-
-
 def add_endpoints(model_pool: ModelPool) -> None:
-    """Those of `PUBLIC`; called within the page."""
+    """Add the endpoints in `PUBLIC`. Call it within the page."""
 
     def segment(
         image: dict[str, Any], queries: str, settings: dict[str, Any] | None = None, segmentation: Encoding = "rle"
     ) -> dict[str, Any]:
-        """What the queries name in a picture, as a COCO dataset. Queries have commas between them."""
+        """Segment an image. Return a COCO dataset. Separate queries by commas."""
         name, path = _uploaded(image, "image")
         given = _object({} if settings is None else settings, "settings")
         if queries is None:
-            raise SettingsError("queries are missing; say what to look for, with commas between")
+            raise SettingsError("queries are missing; send what to find, separated by commas")
         encoding: Encoding = "rle" if segmentation is None else segmentation
         return segment_json(model_pool, path, queries, given, name=name, encoding=encoding)
 
     def explain(tool: str, images: list[dict[str, Any]], settings: dict[str, Any] | None = None) -> dict[str, Any]:
-        """What an explanation tool shows of pictures; panels are PNG in base64."""
+        """Run an explanation tool. The panels of its result are PNG in base64."""
         if not isinstance(images, list | None):
-            raise ImageError(f"images must be a list of uploaded pictures, got {shown(images)}")
+            raise ImageError(f"images must be a list of uploaded images, got {shown(images)}")
         paths = [_uploaded(image, "each of images")[1] for image in images or []]
         given = {
             key: Path(value["path"]) if _is_file(value) else value
@@ -347,7 +312,7 @@ def add_endpoints(model_pool: ModelPool) -> None:
         return result_json(run_tool(model_pool, tool, paths, given))
 
     def health() -> dict[str, Any]:
-        """That the app works, and with which models."""
+        """Return that the app works, its version and its models."""
         return health_json(model_pool)
 
     for function in (segment, explain, health):
@@ -359,9 +324,7 @@ def _is_file(value: Any) -> bool:
 
 
 def _uploaded(value: Any, what: str) -> tuple[str, Path]:
-    """What an uploaded file is called, and where it lies. Raises `ImageError` where it is none."""
+    """Return the original name and the path of an uploaded file. Raises `ImageError` if it is not one."""
     if not _is_file(value):
-        raise ImageError(
-            f"{what} must be an uploaded picture, as gradio_client's handle_file makes it, got {shown(value)}"
-        )
+        raise ImageError(f"{what} must be an uploaded image, made by gradio_client's handle_file, got {shown(value)}")
     return str(value.get("orig_name") or ""), Path(value["path"])

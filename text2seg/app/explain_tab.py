@@ -1,27 +1,78 @@
-"""The Explain tab, made from the table of tools alone, and one run of a tool for a visitor."""
+"""The Explain tab: a list of tools, a form for each, and its results. It is built from `text2seg.explain.GROUPS`."""
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
+import shutil
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import numpy as np
+from gradio import processing_utils
+from numpy.typing import NDArray
 
-from text2seg.app.fields import read_settings, settings_of, shown_settings, widget
-from text2seg.app.limits import MOST_PICTURES, check_effort, read_picture
-from text2seg.app.messages import alert, note, words_of
+from text2seg.app.checks import Uploads, check_effort, check_upload, read_image, visitors_folder
+from text2seg.app.fields import example_of, files_field, read_settings, settings_of, shown_settings, widget
+from text2seg.app.messages import alert, message_of, note, note_of
 from text2seg.app.model_pool import ModelPool
-from text2seg.app.uploads import Uploads, check_upload, visitors_folder
+from text2seg.app.segment.session import THUMBNAIL_SIDE, EditSession, preview
+from text2seg.app.settings import MOST_IMAGES
 from text2seg.errors import ImageError, OutputError, Text2SegError
-from text2seg.explain import Progress, Result, Tool, run_tool, save_result
-from text2seg.explain.tools import GROUPS
+from text2seg.explain import GROUPS, Progress, Result, Tool, run_tool, save_result
+from text2seg.explain.estimate import SLOW, Speed, Work, estimate, words_for
 from text2seg.io.files import reason
+from text2seg.io.images import load_image
+from text2seg.render.saving import png
+
+log = logging.getLogger(__name__)
+
+CONCURRENCY = "explain"
+FIRST_FIELDS = 3
+"""Number of fields shown above "More settings"."""
+MOST_COLUMNS = 5
+"""Largest number of panels side by side."""
+BEGIN = "Choose a tool and an image, then press Run."
+PATIENCE = 1.0
+"""Seconds after which a run that has no turn yet says why."""
+POLL = 0.25
+"""Seconds between two updates of the page while a tool runs."""
+QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+BUSY = "The models are busy with other visitors; this run is next."
+PRESS = f"""() => {{
+  // Until the server begins with this run; what it sends then has no data-sent.
+  setTimeout(() => {{
+    const waits = document.querySelector("#explain-status [data-sent]");
+    if (waits) waits.textContent = "{BUSY}";
+  }}, {1000 * 2 * PATIENCE});
+  const starts = '<p class="numbers" role="status" data-sent>Starting …</p>';
+  return [text2segPress('#explain-begin'), `<section class="t2s-status running">${{starts}}</section>`, ''];
+}}"""
+NOTED = "(typed, value) => ({{ ...typed, {tool}: {{ ...typed[{tool}], {field}: value }} }})"  # runs in the browser
+READY = "() => ({__type__: 'update', interactive: true})"
+TOOL_LIST = 'element.querySelector("t2s-tool-list").connect({ props, trigger, watch })'
+PANELS = 'element.querySelector("t2s-panels").connect({ props, watch })'
+SCENES = Path(__file__).parents[1] / "demo" / "scenes" / "new-scenes" / "images"
+EXAMPLES = {
+    "Sheep and a fire engine": SCENES / "scene_0019.jpg",
+    "Rocket and horse": SCENES / "scene_0003.jpg",
+    "Umbrellas and a clock": SCENES / "scene_0022.jpg",
+}
+FIRST_EXAMPLE = next(iter(EXAMPLES.values()))
+"""The image with which the tab opens."""
+
+Updates = dict[Any, Any]
+Groups = Mapping[str, Sequence[Tool]]
 
 
 def explain(
@@ -30,170 +81,232 @@ def explain(
     uploads: Sequence[Path],
     given: Mapping[str, Any],
     progress: Progress | None = None,
+    *,
+    folder: Path | None = None,
+    begin: Callable[[], object] = lambda: None,
 ) -> Result:
-    """Read a visitor's settings and pictures, wait for a turn, and run the tool.
+    """Read a visitor's settings and images, wait for a turn, and run the tool.
 
     Args:
-        uploads: uploaded files.
-        given: what was filled in, by the names of the tool's settings; pictures among them are uploaded files too.
+        uploads: uploaded image files.
+        given: values by the names of the tool's settings. An image is the path of an uploaded file.
+        folder: where a tool that writes files while it runs puts them.
+        begin: called when it is the visitor's turn.
 
-    Raises `SettingsError`, `QueryError` or `ImageError` where these are not as the tool or the limits want them.
+    Raises:
+        SettingsError, QueryError, ImageError: a value is not valid or exceeds a limit.
     """
     settings = read_settings(tool.settings, given)
     check_effort(settings)
-    if len(uploads) > MOST_PICTURES:
-        raise ImageError(f"{len(uploads)} pictures are too many; {MOST_PICTURES} is the most here")
+    if len(uploads) > MOST_IMAGES:
+        raise ImageError(f"{len(uploads)} images are too many; {MOST_IMAGES} is the most here")
     for each in shown_settings(tool.settings):
-        if each.kind == "picture" and (place := getattr(settings, each.name)) is not None:
-            read_picture(
-                check_upload(place), model_pool.settings
-            )  # the tool reads it again, by itself and without our limits
+        if each.kind == "image" and (path := getattr(settings, each.name)) is not None:
+            read_image(check_upload(path), model_pool.settings)  # the tool reads it again, without our limits
+    if folder is not None and writes_files(tool):
+        settings = replace(settings, folder=folder)
     images = Uploads(uploads, model_pool.settings)
     with model_pool.turn():
+        begin()
         return run_tool(tool, model_pool.models, images, settings, progress)
 
 
-log = logging.getLogger(__name__)
-
-CONCURRENCY = "explain"
-FIRST_FIELDS = 3
-QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-PRESS = "() => text2segPress('#explain-begin')"
-NOTED = "(typed, value) => ({{ ...typed, {tool}: {{ ...typed[{tool}], {field}: value }} }})"  # in the browser alone
-READY = "() => ({__type__: 'update', interactive: true})"
-SCENES = Path(__file__).parents[1] / "demo" / "scenes" / "new-scenes" / "images"
-EXAMPLES = {
-    "Sheep and a fire engine": "scene_0019.jpg",
-    "Rocket and horse": "scene_0003.jpg",
-    "Umbrellas and a clock": "scene_0022.jpg",
-}
-
-Updates = dict[Any, Any]
-Groups = Mapping[str, Sequence[Tool]]
+def writes_files(tool: Tool) -> bool:
+    """Return whether a tool writes files while it runs, into its setting `folder`."""
+    return any(each.name == "folder" for each in settings_of(tool.settings))
 
 
-def groups_of_tools() -> Groups:
-    """The tools by group, each under the name of the module that lists it."""
-    listed = {group.__name__.rpartition(".")[2].capitalize(): group.TOOLS for group in GROUPS}
-    return {name: tools for name, tools in listed.items() if tools}
+def build(model_pool: ModelPool, tab: gr.Tab, editor: gr.State | None = None, groups: Groups = GROUPS) -> None:
+    """Build the content of a tab. Call it within that tab.
+
+    Args:
+        editor: the state of the Segment tab, an `EditSession`, whose image is offered here.
+    """
+    ExplainTab(model_pool, groups, editor or gr.State(EditSession())).wire_opening(tab)
 
 
-def build(model_pool: ModelPool, groups: Groups | None = None) -> None:
-    """Build the tab; called within its `gr.Tab`. `groups` are the tools, by default all."""
-    ExplainTab(model_pool, groups or groups_of_tools())
+@dataclass(slots=True, eq=False)
+class Run:
+    """A run of a tool: how far it is, for the thread that runs it and the page that shows it."""
+
+    tool: Tool
+    stop: threading.Event = field(default_factory=threading.Event)
+    made: float = field(default_factory=lambda: time.monotonic())
+    began: float = 0.0
+    """Time at which it was its turn; 0 while it waits."""
+    done: int = 0
+    total: int = 0
+    text: str = ""
+    first: tuple[float, int] = (0.0, 0)
+    """Time and steps done at the first report."""
+    is_left: bool = False
+    """The visitor has chosen another tool, so nobody wants the result."""
+
+    def begin(self) -> None:
+        self.began = time.monotonic()
+
+    def report(self, done: int, total: int, text: str) -> None:
+        if not self.first[0]:
+            self.first = time.monotonic(), done
+        self.done, self.total, self.text = done, total, text
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Estimate from the speed of this run, or None if it is not known yet."""
+        since, before = self.first
+        fresh = self.done - before
+        return (time.monotonic() - since) / fresh * (self.total - self.done) if fresh > 0 and self.total else None
+
+    def html(self) -> str:
+        """Return the busy state for the page."""
+        if self.stop.is_set():
+            words = "Stopping …"
+        elif not self.began and time.monotonic() - self.made > PATIENCE:
+            words = BUSY
+        elif not self.began or not self.total:
+            words = "Starting …"
+        else:
+            left = self.seconds_left
+            words = f"{self.done} of {self.total} steps" + (f", about {words_for(left)} left" if left else "")
+        share = 100 * self.done / self.total if self.total else 0
+        said = f'<p class="message">{escape(self.text)}</p>' if self.text else ""
+        return (
+            f'<section class="t2s-status running"><header><h3>{escape(self.tool.title)}</h3></header>'
+            f'<div class="track" role="progressbar" aria-label="Steps done" aria-valuemin="0" '
+            f'aria-valuemax="{self.total}" aria-valuenow="{self.done}">'
+            f'<span class="fill" style="width:{share:.1f}%"></span></div>'
+            f'<p class="numbers" role="status">{escape(words)}</p>{said}</section>'
+        )
 
 
 class ExplainTab:
-    """The components of the tab and what their events do; nothing of a visitor is kept here but the wish to stop."""
+    """Components of the tab and their events."""
 
-    def __init__(self, model_pool: ModelPool, groups: Groups) -> None:
-        self._model_pool, self._groups = model_pool, groups
+    def __init__(self, model_pool: ModelPool, groups: Groups, editor: gr.State) -> None:
+        self._model_pool = model_pool
         self._tools = {tool.name: tool for tools in groups.values() for tool in tools}
-        self._stops: dict[str, set[threading.Event]] = {}
-        first = next(iter(groups))
+        self._first = next(iter(self._tools.values()))
+        self._editor = editor
+        self._runs: dict[str, set[Run]] = {}  # of visitors, by their session
+        # What was last run by each visitor on the page: the tool, and the values of both image fields.
+        self._ran: dict[str, tuple[str, Any, Any]] = {}
+        self._example: tuple[Any, Updates] | None = None
+        self._example_lock = threading.Lock()
+        self._speed: Speed | None = None
         with gr.Row(equal_height=False):
             with gr.Column(scale=2, min_width=320):
-                self.group = gr.Radio([*groups], value=first, label="What to look into", elem_id="explain-group")
-                self.tool = gr.Radio(
-                    _choices(groups[first]), value=groups[first][0].name, label="Tool", elem_id="explain-tool"
-                )
-                self._pictures()
-                # What was filled in, by tool and field, so that a run needs no field: the server makes them, and they
-                # may still be on their way.
+                self.tool = _tool_list(groups, self._first)
+                self._images()
+                # Values of all forms, by tool and field. A run needs no field, because the server renders the fields
+                # and they may not be there yet.
                 self.typed = gr.JSON({}, visible=False)
-                triggers = [self.tool.change, _page().load]
+                triggers = [self.tool.input, _page().load]
                 gr.render(inputs=[self.tool, self.typed], triggers=triggers)(self._form)
             with gr.Column(scale=3, min_width=320, elem_classes="t2s-beside"):
                 self._results()
-        self.group.input(self._choose, [self.group], [self.tool], trigger_mode="always_last", **QUIET)
         self._wire_run()
-        self.tool.change(self._fit, [self.tool], [self.one, self.many], **QUIET)
-        _page().unload(self._leave)
+        self._wire_form()
+        _page().unload(self._forget)
 
-    def _pictures(self) -> None:
-        tool = next(iter(self._tools.values()))
+    def wire_opening(self, tab: gr.Tab) -> None:
+        """When a visitor opens this tab, offer the image of the Segment tab, and show the result of the first tool on
+        the first example."""
+        tab.select(self._offer, [self._editor], [self.image], queue=False, **QUIET)
+        tab.select(self._estimate, self._asked, [self.estimate], queue=False, **QUIET)
+        outputs = [self.status, self.panels, self.downloads, self.sheet, self.numbers, self.folder, self.result]
+        # The example has a queue of its own, so that it takes no place among the runs.
+        tab.select(self._open, [self.result], outputs, concurrency_id="explain-example", **QUIET)
+
+    def _images(self) -> None:
+        tool, limit = self._first, self._model_pool.settings.upload_mb
+        examples = [
+            {"title": title, "thumbnail": _thumbnail(load_image(path).pixels)} for title, path in EXAMPLES.items()
+        ]
         with gr.Column(visible=tool.images == "one") as self.one:
-            self.picture = gr.Image(
-                type="filepath",
-                label="Picture",
-                image_mode=None,
-                interactive=True,
-                sources=["upload", "clipboard"],
-                height=260,
-                elem_id="explain-picture",
-            )
-            gr.Examples(
-                [[str(SCENES / name)] for name in EXAMPLES.values()],
-                inputs=[self.picture],
-                example_labels=[*EXAMPLES],
-                label="Or one of these",
-                api_visibility="private",
-                elem_id="explain-examples",
+            self.image = files_field(
+                {"example": 0}, elem_id="explain-image", label="Image", uploadMb=limit, examples=examples, offer=None
             )
         with gr.Column(visible=tool.images == "many") as self.many:
-            self.files = gr.File(
-                label="Pictures",
-                file_count="multiple",
-                file_types=["image"],
-                interactive=True,
-                height=200,
+            self.files = files_field(
+                [],
                 elem_id="explain-files",
+                label="Images",
+                uploadMb=limit,
+                several=True,
+                invitation="Drop images here, or choose files",
+                kinds=f"At most {MOST_IMAGES}",
             )
 
     def _results(self) -> None:
-        with gr.Row():
+        with gr.Row(elem_classes="t2s-run"):
             self.start = gr.Button("Run", variant="primary", elem_id="explain-run", scale=3)
-            self.begin = gr.Button(
-                "Run", visible="hidden", elem_id="explain-begin"
-            )  # for the page to press, see page.js
+            self.begin = gr.Button("Run", visible="hidden", elem_id="explain-begin")  # pressed by page.js
             self.stop = gr.Button("Stop", interactive=False, elem_id="explain-stop", scale=1, min_width=90)
         self.stop.click(self._leave, queue=False, **QUIET)
-        self.status = gr.HTML(
-            note("Choose a tool and a picture, then run it."), padding=False, elem_id="explain-status"
-        )
-        self.gallery = gr.Gallery(
-            label="What it shows",
-            show_label=False,
-            visible=False,
-            interactive=False,
-            object_fit="contain",
-            height="auto",
-            columns=2,
+        self.estimate = gr.HTML("", padding=False, elem_id="explain-estimate")
+        self.problem = gr.HTML("", padding=False, elem_id="explain-problem")
+        self.status = gr.HTML(note(BEGIN), padding=False, elem_id="explain-status")
+        self.panels = gr.HTML(
+            None,
+            html_template="<t2s-panels hidden></t2s-panels>",
+            js_on_load=PANELS,
+            apply_default_css=False,
+            padding=False,
             elem_id="explain-panels",
+            elem_classes="t2s",
         )
-        with gr.Row(visible=False) as self.downloads:
-            self.sheet = gr.DownloadButton("Download the sheet (PNG)", size="sm", elem_id="explain-sheet")
-            self.numbers = gr.DownloadButton("Download the numbers (JSON)", size="sm", elem_id="explain-numbers")
+        with gr.Row(visible=False, elem_classes="t2s-actions") as self.downloads:
+            self.sheet = gr.DownloadButton("Images (PNG)", size="md", elem_id="explain-sheet")
+            self.numbers = gr.DownloadButton("Numbers (JSON)", size="md", elem_id="explain-numbers")
+            self.folder = gr.DownloadButton("All files (ZIP)", size="md", elem_id="explain-folder", visible=False)
         self.result = gr.State(None, time_to_live=3600)
-        gr.render(inputs=[self.result], triggers=[self.result.change])(self._tables)
+        # Tables are rendered by a request of their own; it must not wait behind the runs in the queue.
+        gr.render(inputs=[self.result], triggers=[self.result.change], queue=False)(self._tables)
+        self._asked = [self.tool, self.files, self.typed]
+        self._shown_parts = [self.problem, self.status, self.panels, self.downloads, self.result]
 
     def _form(self, name: str, typed: Any) -> None:
-        """The fields of a tool, with what was typed into them before."""
+        """Render the fields of a tool, with the values typed before."""
         tool = self._tools[name]
         listed = shown_settings(tool.settings)
-        before = typed.get(name, {}) if isinstance(typed, dict) else {}
+        values = self._given(typed, name)
         with gr.Column(elem_id=f"fields-of-{name}"):
             fields = [widget(setting) for setting in listed[:FIRST_FIELDS]]
             if len(listed) > FIRST_FIELDS:
                 with gr.Accordion("More settings", open=False):
                     fields += [widget(setting) for setting in listed[FIRST_FIELDS:]]
-            elsewhere = [
-                f"--{each.name.replace('_', '-')}" for each in settings_of(tool.settings) if each.kind == "path"
-            ]
+            settings = (each for each in settings_of(tool.settings) if each.kind == "path")
+            elsewhere = [each.label for each in settings if each.name != "folder"]  # its files can be downloaded
             if elsewhere:
-                gr.HTML(note(f"On the command line there is also {', '.join(elsewhere)}."), padding=False)
-        for setting, field in zip(listed, fields, strict=True):
-            if setting.name in before and setting.kind != "picture":
-                field.value = before[setting.name]
+                gr.HTML(note(f"Only on the command line: {', '.join(elsewhere)}."), padding=False)
+        kept = typed.get(name) if isinstance(typed, dict) else None
+        for setting, shown in zip(listed, fields, strict=True):
+            if setting.kind == "image":
+                shown.value = kept.get(setting.name) if isinstance(kept, dict) else None
+            elif setting.name in values:
+                shown.value = values[setting.name]
             noted = NOTED.format(tool=json.dumps(name), field=json.dumps(setting.name))
-            field.change(None, [self.typed, field], [self.typed], js=noted)
+            changed = shown.input if setting.kind == "image" else shown.change
+            changed(None, [self.typed, shown], [self.typed], js=noted)
+
+    def _wire_form(self) -> None:
+        """Clear what is no longer true when the tool, the images or a value change."""
+        last: dict[str, Any] = {"queue": False, "trigger_mode": "always_last", **QUIET}
+        # In the queue, because events outside of it do not report changes of a State.
+        queued: dict[str, Any] = {"concurrency_limit": None, **QUIET}
+        self.tool.input(self._choose, [self.tool], [self.one, self.many, *self._shown_parts], **queued)
+        images = [self.image, self.files]
+        gr.on([each.input for each in images], self._change_image, images, outputs=self._shown_parts, **queued)
+        self.typed.change(None, outputs=[self.problem], js="() => ''", api_visibility="private")
+        changes = [self.tool.input, self.files.input, self.typed.change, _page().load]
+        gr.on(changes, self._estimate, self._asked, [self.estimate], **last)
 
     def _wire_run(self) -> None:
-        self.start.click(None, outputs=[self.start], js=PRESS)
-        shown_then = [self.status, self.stop, self.gallery, self.downloads, self.sheet, self.numbers, self.result]
+        self.start.click(None, outputs=[self.start, self.status, self.problem], js=PRESS)
+        shown_then = [*self._shown_parts, self.stop, self.sheet, self.numbers, self.folder]
         ran = self.begin.click(
             self._run,
-            [self.tool, self.picture, self.files, self.typed],
+            [self.tool, self.image, self.files, self.typed, self._editor],
             [self.start, *shown_then],
             api_visibility="private",
             show_progress="full",
@@ -202,57 +315,187 @@ class ExplainTab:
             concurrency_limit=max(self._model_pool.settings.workers - 1, 1),
         )
         ran.failure(None, outputs=[self.start], js=READY)
+        self.start.click(None, js="() => text2segFocus('#explain-status')", api_visibility="private")
+
+    def _cleared(self) -> Updates:
+        """Return the updates of a tab without a result."""
+        return {
+            self.problem: "",
+            self.status: note(BEGIN),
+            self.panels: None,
+            self.downloads: gr.Row(visible=False),
+            self.result: None,
+        }
+
+    def _choose(self, name: str, request: gr.Request) -> Updates:
+        """Show the image field that fits a tool. What the tool before shows or still runs has no place here.
+
+        Events may arrive in another order than they were sent, so a run of the chosen tool is not touched.
+        """
+        visitor = str(request.session_hash)
+        for run in tuple(self._runs.get(visitor, ())):
+            if run.tool.name != name:
+                run.is_left = True
+                run.stop.set()
+        is_run = visitor in self._ran and self._ran[visitor][0] == name
+        if not is_run:  # an example that is still computed is of the tool before
+            self._ran[visitor] = name, None, None
+        wants = self._tools[name].images
+        return ({} if is_run else self._cleared()) | {
+            self.one: gr.Column(visible=wants == "one"),
+            self.many: gr.Column(visible=wants == "many"),
+        }
+
+    def _change_image(self, image: Any, files: Any, request: gr.Request) -> Updates:
+        """Clear what is shown of another image. If the visitor has pressed Run since, the page shows this one."""
+        _, *images = self._ran.get(str(request.session_hash), ("", None, None))
+        return {self.status: gr.skip()} if images == [image, files] else self._cleared()
+
+    def _offer(self, editor: EditSession) -> Any:
+        """Offer the image that is open in the Segment tab."""
+        session = editor.image_session
+        if session is None:
+            return gr.HTML(offer=None)
+        name = session.image.file_name or "the image"
+        return gr.HTML(offer={"name": name, "thumbnail": _thumbnail(session.image.pixels)})
+
+    def _estimate(self, name: str, files: Any, typed: Any) -> str:
+        """Say before a slow run how long it takes."""
+        tool = self._tools[name]
+        try:
+            settings = read_settings(tool.settings, self._given(typed, name))
+            seconds = estimate(tool, self._measured(), max(len(files or ()), 1), settings)
+        except Text2SegError:  # the run says what is wrong
+            return ""
+        if seconds is None or seconds < SLOW:
+            return ""
+        one = " an image" if tool.images == "many" and not files else ""
+        return (
+            f'<p class="t2s-hint" role="status">Takes about {words_for(seconds)}{one} on this computer. '
+            "Stop keeps what is done.</p>"
+        )
+
+    def _measured(self) -> Speed:
+        """Return the speed of the models. It is measured in a thread of its own, before it is needed if possible."""
+        models = self._model_pool.models
+        with self._example_lock:
+            if self._speed is None or self._speed.models is not models:
+                speed = self._speed = Speed(models)
+                everything = Work(clip_images=1, sam_images=1, text_steps=1)
+                # Not a daemon: a process that ends while one runs torch is aborted.
+                threading.Thread(target=speed.seconds, args=[everything], name="text2seg-speed").start()
+            return self._speed
 
     def _run(
-        self,
-        name: str,
-        picture: str | None,
-        files: list[str] | None,
-        typed: Any,
-        request: gr.Request,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008
+        self, name: str, image: Any, files: Any, typed: Any, editor: EditSession, request: gr.Request
     ) -> Iterator[Updates]:
-        """Run a tool; what the page shows meanwhile and then."""
-        tool = self._tools[name]
-        given = _given(typed, name)
-        pictures = {"one": [picture] if picture else [], "many": files or [], "none": []}[tool.images]
-        visitor, stop = str(request.session_hash), threading.Event()
-        self._stops.setdefault(visitor, set()).add(stop)
-        reports = Progress(lambda done, total, words: progress((done, total or None), desc=words or name), stop)
-        hidden = {part: part.__class__(visible=False) for part in (self.gallery, self.downloads)}
-        shown_then: Updates = {}
-        try:
-            yield {self.stop: gr.Button(interactive=True), self.status: "", self.result: None, **hidden}
-            progress(0, desc="Waiting for a turn")
-            result = explain(self._model_pool, tool, [Path(path) for path in pictures], given, reports)
-            shown_then = self._shown(tool, result, stop)
-        except Text2SegError as error:
-            shown_then = {self.status: alert(words_of(error))}
-        except Exception as error:  # whatever it is, the visitor may run something again
-            log.exception("a tool failed")
-            shown_then = {self.status: alert(f"Not enough memory, or a fault of text2seg ({error}).")}
-        finally:
-            self._stops[visitor].discard(stop)
-            if not self._stops[visitor]:
-                del self._stops[visitor]
-        yield shown_then | {self.start: gr.Button(interactive=True), self.stop: gr.Button(interactive=False)}
+        """Run a tool: yield the updates of the page while it runs, and then its result."""
+        visitor, run = str(request.session_hash), Run(self._tools[name])
+        self._ran[visitor] = name, image, files
+        self._runs.setdefault(visitor, set()).add(run)
+        updates: Updates = {}
+        with ThreadPoolExecutor(1, thread_name_prefix="text2seg-explain") as thread:
+            try:
+                yield {self.stop: gr.Button(interactive=True), **self._cleared(), self.status: run.html()}
+                folder = _folder()
+                paths = self._paths(run.tool, image, files, editor, folder)
+                given = self._given(typed, name)
+                progress = Progress(run.report, run.stop)
+                work = thread.submit(
+                    explain, self._model_pool, run.tool, paths, given, progress, folder=folder / name, begin=run.begin
+                )
+                while not work.done():
+                    shown = run.html()
+                    if not run.is_left:
+                        yield {self.status: shown}
+                    threading.Event().wait(POLL)
+                result, text = work.result(), "Stopped. This is the result so far." if run.stop.is_set() else ""
+                updates = self._shown(run.tool, result, text, folder / name)
+            except Text2SegError as error:
+                updates = {self.problem: alert(message_of(error)), self.status: note(BEGIN)}
+            except Exception as error:  # the visitor must be able to run something again
+                log.exception("a tool failed")
+                updates = {
+                    self.problem: alert(f"Not enough memory, or an error in text2seg ({error})."),
+                    self.status: "",
+                }
+            finally:
+                run.stop.set()
+                self._runs[visitor].discard(run)
+                if not self._runs[visitor]:
+                    del self._runs[visitor]
+        ready = {self.start: gr.Button(interactive=True), self.stop: gr.Button(interactive=False)}
+        yield ready if run.is_left else updates | ready
 
-    def _shown(self, tool: Tool, result: Result, stop: threading.Event) -> Updates:
-        said = note("Stopped; this is what there was until then.") if stop.is_set() else ""
+    def _paths(self, tool: Tool, image: Any, files: Any, editor: EditSession, folder: Path) -> list[Path]:
+        """Return the chosen images as files among the uploads. An example and the image of the Segment tab are copied
+        there."""
+        if tool.images == "none":
+            return []
+        if tool.images == "many":
+            return [Path(each["path"]) for each in files or () if _is_file(each)]
+        match image:
+            case {"path": str(path)}:
+                return [Path(path)]
+            case {"example": int(number)} if 0 <= number < len(EXAMPLES):
+                return [Path(shutil.copy([*EXAMPLES.values()][number], folder))]
+            case {"segment": True} if editor.image_session:
+                shared = editor.image_session.image
+                copied = folder / Path(shared.file_name or "image").with_suffix(".png").name
+                copied.write_bytes(png(shared.pixels))
+                return [copied]
+        raise ImageError("there is no image yet; drop one, paste one or choose an example")
+
+    def _open(self, result: Result | None, request: gr.Request) -> Updates:
+        """Show the example, unless the visitor has run a tool. It is computed once for each pair of models."""
+        visitor = str(request.session_hash)
+        if result is not None or visitor in self._ran:
+            return {self.status: gr.skip()}
+        models = self._model_pool.models
+        with self._example_lock:
+            if self._example is None or self._example[0] is not models:
+                self._example = (models, self._example_updates())
+            example = self._example[1]
+        return {self.status: gr.skip()} if visitor in self._ran else example  # a run may have begun meanwhile
+
+    def _example_updates(self) -> Updates:
+        tool = self._first
+        try:
+            settings = read_settings(tool.settings, self._given({}, tool.name))
+            with self._model_pool.turn():
+                result = run_tool(tool, self._model_pool.models, [load_image(FIRST_EXAMPLE)], settings)
+        except Text2SegError as error:  # these models cannot run it: the visitor sees the empty tab
+            log.info("the example cannot be explained: %s", error)
+            return {self.status: gr.skip()}
+        return self._shown(tool, result, f"An example: {tool.title}. Choose a tool and an image, then press Run.")
+
+    def _shown(self, tool: Tool, result: Result, text: str, folder: Path | None = None) -> Updates:
+        """Return the updates that show a result, with a note below its title.
+
+        Args:
+            folder: where the tool has put files of its own.
+        """
         files = {path.suffix: str(path) for path in save_result(result, _folder(), tool.name)}
+        packed = _packed(folder) if folder is not None and folder.is_dir() else None
         return {
-            self.status: f'<h3 class="t2s-title">{escape(result.title)}</h3>{said}',
-            self.gallery: _gallery(result),
+            self.status: f'<h3 class="t2s-title">{escape(result.title)}</h3>{note(text) if text else ""}',
+            self.panels: _panels(result, self.panels.GRADIO_CACHE),
             self.downloads: gr.Row(visible=True),
             self.sheet: gr.DownloadButton(value=files.get(".png"), visible=".png" in files),
             self.numbers: gr.DownloadButton(value=files.get(".json"), visible=".json" in files),
-            self.result: result,
+            self.folder: gr.DownloadButton(value=packed, visible=packed is not None),
+            self.result: replace(result, panels=()),  # the page has the images
         }
 
     def _leave(self, request: gr.Request) -> None:
         """Stop what this visitor runs."""
-        for stop in tuple(self._stops.get(str(request.session_hash), ())):
-            stop.set()
+        for run in tuple(self._runs.get(str(request.session_hash), ())):
+            run.stop.set()
+
+    def _forget(self, request: gr.Request) -> None:
+        """Stop what a visitor who leaves the page runs."""
+        self._leave(request)
+        self._ran.pop(str(request.session_hash), None)
 
     def _tables(self, result: Result | None) -> None:
         for table in result.tables if result else ():
@@ -265,38 +508,83 @@ class ExplainTab:
                 max_height=420,
             )
         for text in result.notes if result else ():
-            gr.HTML(note(text), padding=False)
+            gr.HTML(note(note_of(text)), padding=False)
 
-    def _choose(self, group: str) -> gr.Radio:
-        return gr.Radio(_choices(self._groups[group]), value=self._groups[group][0].name)
-
-    def _fit(self, name: str) -> tuple[gr.Column, gr.Column]:
-        wants = self._tools[name].images
-        return gr.Column(visible=wants == "one"), gr.Column(visible=wants == "many")
-
-
-def _given(typed: Any, tool: str) -> dict[str, Any]:
-    """What was filled in for a tool; an uploaded file as its path."""
-    fields = typed.get(tool) if isinstance(typed, dict) else None
-    given = fields if isinstance(fields, dict) else {}
-    return {name: value.get("path") if isinstance(value, dict) else value for name, value in given.items()}
+    def _given(self, typed: Any, name: str) -> dict[str, Any]:
+        """Return the values for a run: those typed, and the examples of empty text fields. Files are paths."""
+        fields = typed.get(name) if isinstance(typed, dict) else None
+        given = fields if isinstance(fields, dict) else {}
+        values = {name: value.get("path") if isinstance(value, dict) else value for name, value in given.items()}
+        examples = {each.name: example_of(each) for each in shown_settings(self._tools[name].settings)}
+        return {name: value for name, value in examples.items() if value} | values
 
 
 def _page() -> Any:
-    """The page that is being built."""
+    """Return the page that is being built."""
     page = gr.context.Context.root_block
     if page is None:
-        raise RuntimeError("the tab is built within a page")
+        raise RuntimeError("the tab must be built within a page")
     return page
 
 
-def _choices(tools: Sequence[Tool]) -> list[tuple[str, str]]:
-    return [(f"{tool.name}: {tool.summary.rstrip('.')}", tool.name) for tool in tools]
+def _tool_list(groups: Groups, first: Tool) -> Any:
+    """Return a select field with all tools by group (see explain.js). Its value is the name of a tool."""
+    listed = [
+        {
+            "group": group,
+            "tools": [{"name": tool.name, "title": tool.title, "summary": tool.summary} for tool in tools],
+        }
+        for group, tools in groups.items()
+    ]
+    return gr.HTML(
+        first.name,
+        html_template="<t2s-tool-list></t2s-tool-list>",
+        js_on_load=TOOL_LIST,
+        apply_default_css=False,
+        padding=False,
+        elem_id="explain-tool",
+        groups=listed,
+    )
 
 
-def _gallery(result: Result) -> gr.Gallery:
-    panels = [(panel.pixels, panel.caption) for panel in result.panels]
-    return gr.Gallery(panels, columns=min(result.columns or 3, len(panels) or 1, 4), visible=bool(panels))
+def _panels(result: Result, cache: str) -> dict[str, Any] | None:
+    """Return the panels of a result for the page (see explain.js). Each panel is a file with an address that nobody
+    can guess."""
+    if not result.panels:
+        return None
+    panels: list[dict[str, Any]] = []
+    for panel in result.panels:
+        height, width = panel.pixels.shape[:2]
+        entry: dict[str, Any] = {"caption": panel.caption, "width": width, "height": height, "file": None}
+        if panel.pixels.size:
+            kept = processing_utils.save_bytes_to_cache(png(panel.pixels), "panel.png", cache)
+            entry["file"] = gr.FileData(path=kept).model_dump()
+        panels.append(entry)
+    return {"columns": min(result.columns or 3, len(panels), MOST_COLUMNS), "panels": panels}
+
+
+def _packed(folder: Path) -> str:
+    """Pack a folder of files into a zip beside it, delete it, and return the zip."""
+    target = folder.with_suffix(".zip")
+    try:
+        with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+            for path in sorted(folder.rglob("*")):
+                if path.is_file() and not path.name.startswith("."):
+                    how = zipfile.ZIP_STORED if path.suffix == ".png" else zipfile.ZIP_DEFLATED
+                    archive.write(path, f"{folder.name}/{path.relative_to(folder).as_posix()}", how)
+        shutil.rmtree(folder)
+    except OSError as error:
+        raise OutputError(f"the files cannot be packed: {reason(error)}; please try again later") from error
+    return str(target)
+
+
+def _thumbnail(pixels: NDArray[np.uint8]) -> str:
+    """Return a small JPEG of an image uint8[h, w, 3] as a data URL."""
+    return f"data:image/jpeg;base64,{base64.b64encode(preview(pixels, longest=THUMBNAIL_SIDE)).decode()}"
+
+
+def _is_file(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("path"), str)
 
 
 def _cell(value: str | float | None) -> str | float:

@@ -1,9 +1,8 @@
-"""Settings dataclasses as fields that a person fills in: kinds, help and choices out, a checked dataclass back in.
-
-Nothing here knows which tools there are."""
+"""Form fields for settings dataclasses: from a dataclass to fields, and from their values to a checked dataclass."""
 
 from __future__ import annotations
 
+import re
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, fields
@@ -12,36 +11,38 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import docstring_parser
 import gradio as gr
 from pydantic import TypeAdapter, ValidationError
 
+from text2seg.config import help_of
 from text2seg.errors import SettingsError
+from text2seg.explain.tool import InputSettings
 from text2seg.queries import shown
 
-Kind = Literal["choice", "choices", "flag", "whole", "number", "text", "lines", "list", "picture", "path"]
-"""lines: texts, one a line; list: values with commas between them; picture: a picture file, which a visitor uploads;
-path: any other place on this machine, which visitors have no business with."""
+Kind = Literal["choice", "choices", "flag", "whole", "number", "text", "lines", "list", "image", "path"]
+"""lines: texts, one per line; list: values separated by commas; image: an uploaded image file; path: any other path on
+this machine, and whatever else visitors do not set (`tool.COMMAND_LINE_ONLY`)."""
 
 NUMBERS = ("whole", "number", "list")
-MOST_FAULTS = 3
+MOST_ERRORS = 3
 RIGHT = {
     "tuple_type": "a list",
-    "path_type": "an uploaded picture",
+    "path_type": "an uploaded image",
     "string_type": "a text",
     "int_type": "a whole number",
 }
-"""What is right in place of what pydantic calls wrong so."""
+"""Expected values, by pydantic's error types."""
 
-PICTURES = ("image", "picture")
-"""A path with a name that ends so is one picture; every other path is a place."""
+IMAGE_SUFFIX = "image"
+"""A path field with this ending is an uploaded image. Other path fields are places on this machine."""
 REPEATED = "; repeat for more"
+EXAMPLE_TEXTS = "a sheep\na fire engine\na bomb"
 PLAIN: Mapping[Any, Kind] = {bool: "flag", int: "whole", float: "number", str: "text"}
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One field of a settings dataclass. `default` is none where it has to be given or is none."""
+    """One field of a settings dataclass. `default` is None for required fields."""
 
     name: str
     kind: Kind
@@ -55,31 +56,61 @@ class Setting:
     def label(self) -> str:
         return self.name.replace("_", " ").capitalize()
 
+    @property
+    def field_label(self) -> str:
+        """Label of the form field, which says how to type several values."""
+        return f"{self.label} (one per line)" if self.kind == "lines" else self.label
+
 
 @cache
 def settings_of(kind: type) -> tuple[Setting, ...]:
-    """The fields of a settings dataclass, in their order, with the docstrings under them as help."""
+    """Return the fields of a settings dataclass in order, with their docstrings as help."""
     hints = get_type_hints(kind)
-    return tuple(_setting(each, hints[each.name], _help(kind).get(each.name, "")) for each in fields(kind))
+    texts = help_of(kind)
+    return tuple(
+        _setting(each, hints[each.name], texts.get(each.name, "").replace(REPEATED, "")) for each in fields(kind)
+    )
+
+
+def visitor_settings(kind: type) -> tuple[Setting, ...]:
+    """Return the settings that visitors and the API may set, those of CLIP's input last.
+
+    These are all but paths on this machine.
+    """
+    listed = (setting for setting in settings_of(kind) if setting.kind != "path")
+    of_input = {each.name for each in fields(InputSettings)}
+    return tuple(sorted(listed, key=lambda setting: setting.name in of_input))
 
 
 def shown_settings(kind: type) -> tuple[Setting, ...]:
-    """The fields that visitors may fill in."""
-    return tuple(setting for setting in settings_of(kind) if setting.kind != "path")
+    """Return the settings that have a field in the form: those of `visitor_settings` without `texts`, which is another
+    form of `text` in one line."""
+    allowed = visitor_settings(kind)
+    lines = {setting.name for setting in allowed if setting.kind == "lines"}
+    return tuple(each for each in allowed if not (each.kind == "text" and each.name.removesuffix("s") in lines))
+
+
+def example_of(setting: Setting) -> str:
+    """Return an example for an empty text field: the one its help gives, or texts for the bundled image."""
+    if setting.kind not in ("text", "lines") or setting.default or not setting.name.startswith("text"):
+        return ""
+    if given := re.search(r'(?:for instance|such as) (?:"([^"{}]+)"|(\w+))', setting.help):
+        return given[1] or given[2]
+    return EXAMPLE_TEXTS if setting.kind == "lines" else ""
 
 
 def read_settings(kind: type, given: Mapping[str, Any]) -> Any:
-    """A dataclass of this kind from what was filled in; what is not given is as by default.
+    """Return a dataclass of this kind from form values. Missing values are defaults.
 
     Raises:
-        SettingsError: a name is not known or is a place on this machine, a value is none that fits, or one that has to
-            be given is missing. Errors of the dataclass itself go on as they are.
+        SettingsError: a name is unknown or is a path on this machine, a value is not valid, or a required value is
+            missing. Errors of the dataclass itself are not changed.
     """
-    known = {setting.name: setting for setting in shown_settings(kind)}
+    known = {setting.name: setting for setting in visitor_settings(kind)}
     for name in given:
         if name not in known:
-            choices = ", ".join(known) or "none at all"
-            raise SettingsError(f"there is no setting {shown(name)} here; choose from {choices}")
+            choices = ", ".join(known) or "none"
+            raise SettingsError(f"there is no setting {shown(name)}; the settings are {choices}")
     values = {name: _value(known[name], value) for name, value in given.items()}
     missing = [setting.label for setting in known.values() if setting.is_required and values.get(setting.name) is None]
     if missing:
@@ -88,7 +119,7 @@ def read_settings(kind: type, given: Mapping[str, Any]) -> Any:
     try:
         settings: Any = TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
-        raise SettingsError("; ".join(_words(each) for each in _first_of_each_field(error)[:MOST_FAULTS])) from error
+        raise SettingsError("; ".join(_words(each) for each in _first_of_each_field(error)[:MOST_ERRORS])) from error
     for name in values:
         if isinstance(number := getattr(settings, name), float) and not isfinite(number):
             raise SettingsError(f"{known[name].label}: must be a number, got {number}")
@@ -102,6 +133,8 @@ def _setting(each: Field[Any], hint: Any, text: str) -> Setting:
         default = each.default_factory()
     required = each.default is MISSING and each.default_factory is MISSING
     kind, choices = _kind(each.name, inner)
+    if each.metadata.get("command_line_only"):
+        kind = "path"
     return Setting(each.name, kind, text, default, choices, is_optional, required)
 
 
@@ -114,7 +147,7 @@ def _kind(name: str, hint: Any) -> tuple[Kind, tuple[str, ...]]:
     if hint == tuple[str, ...]:
         return "lines", ()
     if _names_a_path(hint):
-        return ("picture" if hint is Path and name.endswith(PICTURES) else "path"), ()
+        return ("image" if hint is Path and name.endswith(IMAGE_SUFFIX) else "path"), ()
     return PLAIN.get(hint, "list"), ()
 
 
@@ -123,7 +156,7 @@ def _names_a_path(hint: Any) -> bool:
 
 
 def _without_none(hint: Any) -> tuple[Any, bool]:
-    """`X` of `X | None`, and whether None was there."""
+    """Return `X` of `X | None`, and whether None was allowed."""
     if get_origin(hint) not in (Union, types.UnionType):
         return hint, False
     rest = tuple(each for each in get_args(hint) if each is not type(None))
@@ -131,7 +164,7 @@ def _without_none(hint: Any) -> tuple[Any, bool]:
 
 
 def _value(setting: Setting, value: Any) -> Any:
-    """What was filled in, as the dataclass takes it; `MISSING` leaves the default."""
+    """Return a form value as the dataclass takes it, or `MISSING` for the default."""
     if setting.kind == "lines" and isinstance(value, str):
         return tuple(line.strip() for line in value.splitlines() if line.strip())
     if setting.kind == "list" and isinstance(value, str) and "," in value:
@@ -150,7 +183,7 @@ def _value(setting: Setting, value: Any) -> Any:
 
 
 def _first_of_each_field(error: ValidationError) -> list[Mapping[str, Any]]:
-    """Of a field that may be of several types only what the first of them says."""
+    """Return one error for each field. A field with several types has one error for each of them."""
     first: dict[Any, Mapping[str, Any]] = {}
     for each in error.errors(include_url=False):
         first.setdefault(each["loc"][:1], each)
@@ -164,33 +197,39 @@ def _words(error: Mapping[str, Any]) -> str:
     return f"{place}: {error['msg'][0].lower()}{error['msg'][1:]}"
 
 
-def _help(kind: type) -> dict[str, str]:
-    """What stands under each field, those of parent classes too, without what only the command line needs."""
-    found: dict[str, str] = {}
-    for each in reversed(kind.__mro__[:-1]):
-        for parameter in docstring_parser.parse_from_object(each).params:
-            found[parameter.arg_name] = " ".join((parameter.description or "").split()).replace(REPEATED, "")
-    return found
+def files_field(value: Any, *, elem_id: str, **props: Any) -> Any:
+    """Return a place to drop images (see files.js). Its value is None or {"path", "name"}, with `several=True` a list
+    of these."""
+    return gr.HTML(
+        value,
+        html_template="<t2s-files></t2s-files>",
+        js_on_load='element.querySelector("t2s-files").connect({ props, trigger, watch, upload })',
+        apply_default_css=False,
+        padding=False,
+        elem_id=elem_id,
+        elem_classes="t2s",
+        **props,
+    )
 
 
 def widget(setting: Setting) -> Any:
-    """What a visitor fills one setting in with; its value goes to `fields.read_settings`."""
-    common: dict[str, Any] = {"label": setting.label, "elem_id": f"setting-{setting.name}", "interactive": True}
-    if setting.kind not in ("picture", "path"):
+    """Return the form field for a setting. Its value goes to `read_settings`."""
+    common: dict[str, Any] = {"label": setting.field_label, "elem_id": f"setting-{setting.name}", "interactive": True}
+    if setting.kind not in ("image", "path"):
         common["info"] = setting.help or None
-    if setting.kind == "picture":
-        return gr.Image(type="filepath", image_mode=None, sources=["upload", "clipboard"], height=200, **common)
+    if setting.kind == "image":
+        return files_field(None, elem_id=common["elem_id"], label=setting.label, hint=setting.help)
     if setting.kind == "flag":
         return gr.Checkbox(bool(setting.default), **common)
     if setting.kind == "choices":
         return gr.Dropdown([*setting.choices], value=list(setting.default or ()), multiselect=True, **common)
     if setting.kind == "choice":
-        choices = [("as by default", ""), *((each, each) for each in setting.choices)][not setting.is_optional :]
+        choices = [("default", ""), *((each, each) for each in setting.choices)][not setting.is_optional :]
         return gr.Dropdown(choices, value="" if setting.default is None else setting.default, **common)
-    if setting.kind in ("whole", "number") and not setting.is_optional:  # a Number cannot stay empty
+    if setting.kind in ("whole", "number") and not setting.is_optional:  # a Number field cannot be empty
         return gr.Number(setting.default, precision=0 if setting.kind == "whole" else None, **common)
     if setting.kind == "lines":
-        return gr.Textbox("\n".join(setting.default or ()), lines=3, placeholder="one a line", **common)
+        return gr.Textbox("\n".join(setting.default or ()), lines=3, placeholder="One per line", **common)
     default = setting.default
     text = ", ".join(str(value) for value in default) if isinstance(default, tuple) else default
     return gr.Textbox("" if text is None else str(text), placeholder="empty", **common)

@@ -1,4 +1,4 @@
-"""The guard before every route: who may ask, for what, how much, and which files a request may name."""
+"""The guard before every route. It checks the sender, the route, the size and the file paths of each request."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from text2seg.app.messages import FAULT, words_of
+from text2seg.app.checks import is_upload
+from text2seg.app.messages import INTERNAL_ERROR, message_of
 from text2seg.app.settings import AppSettings
-from text2seg.app.uploads import is_upload
 
 log = logging.getLogger(__name__)
 
 JSON_BYTES = 20_000_000
-"""Largest body that is not an upload: what a page sends with an event."""
+"""Largest body of an event of the page, in bytes. Uploads have their own limit."""
 FORM_BYTES = 100_000
-"""What the parts of an upload may take beside the file."""
+"""Bytes of an upload allowed for the parts beside the file."""
 LET_PASS_BYTES = 2_000_000_000
-"""So much of an upload that is too large is still received, to be able to say so."""
+"""Bytes of a too large upload that are still received, so that the browser reads the error."""
 
 
-FORM_FAULTS = (ValueError, LookupError, TypeError, AttributeError)
-"""What parsers of forms raise of bodies and headers that they did not expect, beside their own errors."""
+FORM_ERRORS = (ValueError, LookupError, TypeError, AttributeError)
+"""Errors that form parsers raise for unexpected bodies and headers."""
 
 
 class Refusal(Exception):
-    """A request that goes no further, with the status and the words it is answered with."""
+    """A refused request: its HTTP status and the message for the client."""
 
     def __init__(self, status: HTTPStatus, message: str, **headers: str) -> None:
         super().__init__(message)
@@ -48,13 +48,13 @@ class Refusal(Exception):
 
 
 async def checked_json(scope: Scope, receive: Receive, is_ours: Callable[[str], bool]) -> tuple[Receive, Any]:
-    """A JSON body that has been looked through, to be received again, and what is in it.
+    """Check a JSON body. Return a `Receive` that gives it again, and its content.
 
     Args:
-        is_ours: whether a URL is one of this app or holds the picture itself.
+        is_ours: whether a URL belongs to this app or holds the image itself.
 
     Raises:
-        Refusal: it is too large, no JSON, or has a path or a URL in it that is none of an upload.
+        Refusal: the body is too large, is not JSON, or has a path or URL that is not an upload.
     """
     body = b""
     while True:
@@ -62,7 +62,7 @@ async def checked_json(scope: Scope, receive: Receive, is_ours: Callable[[str], 
         body += message.get("body", b"")
         if len(body) > JSON_BYTES:
             raise Refusal(
-                HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"an event may bring {JSON_BYTES // 1_000_000} MB at most"
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"an event may have {JSON_BYTES // 1_000_000} MB at most"
             )
         if not message.get("more_body"):
             break
@@ -74,12 +74,12 @@ async def checked_json(scope: Scope, receive: Receive, is_ours: Callable[[str], 
         if not (is_upload(path) if path else is_ours(url)):
             words = f"{(path or url)[:200]!r} was not uploaded here; requests name no other files or URLs"
             raise Refusal(HTTPStatus.FORBIDDEN, words)
-    # Written anew, so that what comes after reads exactly what was read here.
+    # Serialized again, so that the app reads exactly what was checked.
     return _once(scope, json.dumps(content).encode(), receive), content
 
 
 def why_no_json(error: Exception) -> str:
-    """What is wrong with a text that should be JSON, for whoever wrote it."""
+    """Return why a text is not valid JSON, for its sender."""
     if isinstance(error, json.JSONDecodeError):
         return str(error)
     if isinstance(error, RecursionError):
@@ -88,9 +88,14 @@ def why_no_json(error: Exception) -> str:
 
 
 def counted_form(scope: Scope, receive: Receive, megabytes: int, refused: list[Refusal]) -> Receive:
-    """A form, received as it comes, until it is too much; then that is noted in `refused`, too, because whoever
-    receives may make another error of it. Raises `Refusal` where its length is told and too much."""
-    words = f"an upload may have {megabytes} MB at most; make the pictures smaller"
+    """Return a `Receive` for a form that stops at the size limit.
+
+    It appends the refusal to `refused` as well as raising it, because the receiver may replace the error.
+
+    Raises:
+        Refusal: the content-length header exceeds the limit.
+    """
+    words = f"an upload may have {megabytes} MB at most; make the images smaller"
     refusal = Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, words)
     length = Headers(scope=scope).get("content-length", "0")
     left = megabytes * 1_000_000 + FORM_BYTES
@@ -110,14 +115,14 @@ def counted_form(scope: Scope, receive: Receive, megabytes: int, refused: list[R
 
 
 def unreadable_form(error: Exception) -> Refusal:
-    """The answer to a form that its parser fails at: that is its sender's fault."""
+    """Return the refusal of a form that cannot be parsed."""
     log.info("a form cannot be read", exc_info=error)
     words = "the form cannot be read; send it as multipart/form-data in UTF-8, as curl -F does"
     return Refusal(HTTPStatus.BAD_REQUEST, words)
 
 
 async def let_pass(receive: Receive) -> None:
-    """Read on without keeping it: most browsers look at an answer only once they have sent all."""
+    """Read and discard the rest of a body. Most browsers read the response only after they have sent everything."""
     left = LET_PASS_BYTES
     while left > 0:
         message = await receive()
@@ -127,7 +132,7 @@ async def let_pass(receive: Receive) -> None:
 
 
 def _files_in(content: Any) -> Iterator[tuple[str, str]]:
-    """The path and the URL, either may be empty, of everything in a body that could be meant as a file."""
+    """Yield (path, URL) of everything in a body that may name a file. One of the two is empty."""
     left = [content]
     while left:
         each = left.pop()
@@ -142,7 +147,7 @@ def _files_in(content: Any) -> Iterator[tuple[str, str]]:
 
 
 def _once(scope: Scope, body: bytes, receive: Receive) -> Receive:
-    """This body, and after it whatever else comes."""
+    """Return a `Receive` that gives this body once, then the original messages."""
     MutableHeaders(scope=scope)["content-length"] = str(len(body))
     waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
@@ -153,9 +158,9 @@ def _once(scope: Scope, body: bytes, receive: Receive) -> Receive:
 
 
 PUBLIC = ("segment", "explain", "health")
-"""Endpoints for `gradio_client`, by their names."""
+"""Names of the endpoints for `gradio_client`."""
 UPLOAD = "/gradio_api/upload"
-MOST_FAULTS = 3
+MOST_ERRORS = 3
 WRONG_PASSWORD_SECONDS = 1.0
 HOST = re.compile(r"(\[[^\]]+\]|[^:\[\]]+)(?::\d+)?")
 LOCAL_NAMES = {"localhost", socket.gethostname().lower(), socket.getfqdn().lower()}
@@ -185,8 +190,8 @@ ALLOWED = {
 ALLOWED["HEAD"] = ALLOWED["GET"]
 
 HEADERS = {
-    # The page's own scripts are written into it and made from strings by Gradio, hence the two "unsafe" words; that
-    # nothing is loaded from elsewhere, nothing sent elsewhere and no other page can frame this one holds all the same.
+    # Gradio needs both "unsafe" words: it puts scripts into the page and evaluates strings. The policy still blocks
+    # loading from and sending to other hosts, and framing by other pages.
     "content-security-policy": (
         "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
         "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; "
@@ -202,12 +207,12 @@ HEADERS = {
 
 
 class Guard:
-    """ASGI middleware; see the module."""
+    """ASGI middleware that checks every request and turns every error into JSON."""
 
     def __init__(
         self, app: ASGIApp, settings: AppSettings, knows_event: Callable[[Any], bool] = lambda content: True
     ) -> None:
-        """`knows_event` says whether the body of an event is of one that the page has."""
+        """`knows_event` returns whether an event with this body exists on the page."""
         self.app, self._knows_event = app, knows_event
         self._users = settings.users()
         self._settings = settings
@@ -220,15 +225,15 @@ class Guard:
             await self.app(scope, receive, send)
             return
         if scope["type"] != "http":
-            return  # there are no web sockets here
+            return  # the app has no web sockets
         started = ended = False
         refused: list[Refusal] = []
-        failure: list[Message] = []  # an answer of an error, held until the app has ended and it is clear whose it is
+        failure: list[Message] = []  # an error response, held until the app has finished
 
         async def with_headers(message: Message) -> None:
             nonlocal started, ended
             if refused and not started:
-                return  # what the app itself says of a body that was cut short
+                return  # the app's response to a body that was cut off
             if message["type"] == "http.response.start":
                 if message["status"] >= HTTPStatus.BAD_REQUEST and not started and not failure:
                     failure.append(message)
@@ -248,17 +253,17 @@ class Guard:
         except Refusal as refusal:
             refused.append(refusal)
         except Exception as error:
-            told = isinstance(error.__cause__, HTTPException)
-            if told:
-                log.debug("%s: %s", scope["path"], error.__cause__)  # Gradio has told the caller
-            elif scope["path"] == UPLOAD and isinstance(error, FORM_FAULTS):
+            is_answered = isinstance(error.__cause__, HTTPException)
+            if is_answered:
+                log.debug("%s: %s", scope["path"], error.__cause__)  # Gradio has answered the client
+            elif scope["path"] == UPLOAD and isinstance(error, FORM_ERRORS):
                 refused.append(unreadable_form(error))
             else:
                 log.exception("a request failed")
             if started and not ended:
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
-            elif not refused and not (told and failure):
-                refused.append(Refusal(HTTPStatus.INTERNAL_SERVER_ERROR, FAULT))
+            elif not refused and not (is_answered and failure):
+                refused.append(Refusal(HTTPStatus.INTERNAL_SERVER_ERROR, INTERNAL_ERROR))
         if failure and not refused and not started:
             await in_words(failure, scope["path"])(scope, receive, with_headers)
         elif refused and not started:
@@ -266,28 +271,28 @@ class Guard:
             refused.clear()
             if first.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
                 await let_pass(receive)
-            failure[:] = [{}]  # this one is in words already
-            answer = JSONResponse({"error": words_of(first)}, first.status, first.headers)
+            failure[:] = [{}]  # so that `with_headers` sends this response
+            answer = JSONResponse({"error": message_of(first)}, first.status, first.headers)
             await answer(scope, receive, with_headers)
 
     async def _check(self, scope: Scope) -> None:
-        """What can be said without the body."""
+        """Check everything but the body. Raises `Refusal`."""
         headers = Headers(scope=scope)
         host = headers.get("host", "")
         if not self._is_known(host):
-            words = f"this app is not called {host!r}; start it with --public-url if a proxy stands before it"
+            words = f"unknown host {host!r}; behind a proxy, start the app with --public-url"
             raise Refusal(HTTPStatus.MISDIRECTED_REQUEST, words)
         origin = headers.get("origin")
         if origin is not None and not self._is_own(_netloc(origin), host):
-            raise Refusal(HTTPStatus.FORBIDDEN, f"requests from pages of {origin} are not answered")
+            raise Refusal(HTTPStatus.FORBIDDEN, f"requests from pages of {origin} are refused")
         if headers.get("sec-fetch-site", "none") in ("cross-site", "same-site") and scope["path"] != "/":
-            raise Refusal(HTTPStatus.FORBIDDEN, "requests from pages of other sites are not answered")
+            raise Refusal(HTTPStatus.FORBIDDEN, "requests from pages of other sites are refused")
         await self._check_password(headers)
         allowed = ALLOWED.get(scope["method"])
         if allowed is None or not allowed.fullmatch(scope["path"]):
             others = [method for method in ("GET", "POST") if ALLOWED[method].fullmatch(scope["path"])]
             if others:
-                words = f"{scope['path']} is asked for by {others[0]}, not by {scope['method']}"
+                words = f"{scope['path']} needs {others[0]}, not {scope['method']}"
                 raise Refusal(HTTPStatus.METHOD_NOT_ALLOWED, words, allow=", ".join(others))
             raise Refusal(HTTPStatus.NOT_FOUND, f"there is no {scope['method']} {scope['path'][:200]} here")
         name = scope["path"].partition("/gradio_api/call/")[2].partition("/")[0]
@@ -298,8 +303,8 @@ class Guard:
             raise Refusal(HTTPStatus.NOT_FOUND, "there is no such file")
 
     def _is_known(self, host: str) -> bool:
-        """Whether this is a name of ours. A foreign one means that somebody's page leads browsers here (DNS
-        rebinding); no page can do that with a numeric address."""
+        """Return whether this is a name of this app. Other names may be DNS rebinding: a site that points its name
+        to this machine. A numeric address cannot be rebound."""
         name = HOST.fullmatch(host.lower())
         if name is None:
             return False
@@ -315,9 +320,9 @@ class Guard:
     async def _check_password(self, headers: Headers) -> None:
         if self._users and not self._knows(headers.get("authorization", "")):
             if "authorization" in headers:
-                await asyncio.sleep(WRONG_PASSWORD_SECONDS)  # so that guessing takes for ever
+                await asyncio.sleep(WRONG_PASSWORD_SECONDS)  # slows down guessing
             raise Refusal(
-                HTTPStatus.UNAUTHORIZED, "name and password, please", **{"www-authenticate": 'Basic realm="text2seg"'}
+                HTTPStatus.UNAUTHORIZED, "name and password required", **{"www-authenticate": 'Basic realm="text2seg"'}
             )
 
     def _knows(self, authorization: str) -> bool:
@@ -339,16 +344,16 @@ class Guard:
             return counted_form(scope, receive, megabytes, refused)
         if is_upload_of_page or scope["path"].startswith("/api/"):
             got = headers.get("content-type") or "nothing"
-            words = f"send a form (multipart/form-data) with the picture file, as curl -F does, not {got[:100]}"
+            words = f"send a form (multipart/form-data) with the image file, as curl -F does; got {got[:100]}"
             raise Refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, words)
         host = headers.get("host", "")
         checked, content = await checked_json(scope, receive, lambda url: self._is_ours(url, host))
         if scope["path"] in ("/gradio_api/queue/join", "/gradio_api/run/predict") and not self._knows_event(content):
-            raise Refusal(HTTPStatus.NOT_FOUND, "there is no such event of the page; load the page again")
+            raise Refusal(HTTPStatus.NOT_FOUND, "this page is outdated; reload it")
         return checked
 
     def _is_ours(self, url: str, host: str) -> bool:
-        """Whether a URL is a picture in itself or that of an upload; Gradio opens the former only."""
+        """Return whether a URL is a data URL or an upload of this app. Gradio opens only data URLs."""
         if url.startswith("data:"):
             return True
         try:
@@ -361,8 +366,7 @@ class Guard:
 
 
 def in_words(answer: list[Message], path: str) -> JSONResponse:
-    """An answer of an error, its start and its bodies, as `{"error": sentence}`; `detail` says the same to Gradio's
-    own clients."""
+    """Return an error response as `{"error": message}`. `detail` has the same message for Gradio's own clients."""
     status = int(answer[0]["status"])
     try:
         content = json.loads(b"".join(message.get("body", b"") for message in answer[1:]))
@@ -370,20 +374,20 @@ def in_words(answer: list[Message], path: str) -> JSONResponse:
         content = None
     content = content if isinstance(content, dict) else {}
     detail = content.get("error") or content.get("detail")
-    if isinstance(detail, list):  # as pydantic tells faults
-        faults = [each for each in detail[:MOST_FAULTS] if isinstance(each, dict)]
-        detail = "; ".join(f"{'.'.join(map(str, each.get('loc', [])))}: {each.get('msg')}" for each in faults)
+    if isinstance(detail, list):  # errors of pydantic
+        errors = [each for each in detail[:MOST_ERRORS] if isinstance(each, dict)]
+        detail = "; ".join(f"{'.'.join(map(str, each.get('loc', [])))}: {each.get('msg')}" for each in errors)
     if not isinstance(detail, str) or not detail:
-        detail = FAULT if status >= HTTPStatus.INTERNAL_SERVER_ERROR else f"{path} does not answer this: {status}"
-    elif status == HTTPStatus.INTERNAL_SERVER_ERROR and detail != FAULT and path.startswith("/gradio_api/"):
-        status = int(HTTPStatus.BAD_REQUEST)  # Gradio's status for what a page's function refuses
-    words = words_of(Exception(detail))
+        detail = INTERNAL_ERROR if status >= HTTPStatus.INTERNAL_SERVER_ERROR else f"{path} answered {status}"
+    elif status == HTTPStatus.INTERNAL_SERVER_ERROR and detail != INTERNAL_ERROR and path.startswith("/gradio_api/"):
+        status = int(HTTPStatus.BAD_REQUEST)  # Gradio's status for errors that a function of the page raises
+    words = message_of(Exception(detail))
     kept = {name.decode(): value.decode() for name, value in answer[0]["headers"] if name in (b"retry-after", b"allow")}
     return JSONResponse({"error": words, "detail": words}, status, kept)
 
 
 def _netloc(url: str) -> str:
-    """Host and port of a URL; of one that is none, something that no host is called."""
+    """Return host and port of a URL, or "?" if it is not valid."""
     try:
         return urlsplit(url).netloc
     except ValueError:

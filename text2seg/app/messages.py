@@ -1,4 +1,4 @@
-"""Words on the page. What visitors or files bring into them is escaped."""
+"""Messages for visitors, as HTML and as text."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import re
 from functools import cache
 from html import escape
 
+from text2seg.app.checks import visitors_folder
 from text2seg.app.settings import AppSettings
-from text2seg.app.uploads import visitors_folder
 from text2seg.config import LabelSettings, ModelSettings
 
-FAULT = "This failed, by a fault of text2seg or of this machine; its log has more."
+INTERNAL_ERROR = "This failed because of an error in text2seg or on the server. See its log."
 _OF_THE_COMMAND_LINE = {*ModelSettings.__slots__, *LabelSettings.__slots__} | {
     *AppSettings.__slots__,
     "images",
@@ -36,28 +36,37 @@ _OURS = frozenset(
 ) | {
     *("something", "that", "the", "there", "this", "tool", "what", "which", "nothing", "none"),
 }
-"""First words of ours that a verb or a colon may stand behind; other words there are names of files."""
+"""First words of our messages that a verb or a colon may follow. Any other first word is the name of a file."""
 _FLAG = re.compile(r"--(?:no-)?([a-z][a-z0-9-]*)")
 
 
-def words_of(error: Exception) -> str:
-    """What a visitor is told of an error, on the page and in answers to programs: a sentence that begins with a capital
-    letter and names fields as the page calls them. Ways out that only the command line has are left off."""
-    text = getattr(error, "on_page", "") or str(error) or FAULT
+def message_of(error: Exception) -> str:
+    """Return the message of an error for the page and the API.
+
+    It starts with a capital letter and names fields by their labels. Advice that needs the command line is removed.
+    """
+    text = getattr(error, "on_page", "") or str(error) or INTERNAL_ERROR
     clauses = re.split(r"(?<=[;.]) ", text)
     if rest := [each for each in clauses if not _names_a_flag_of_the_command_line(each)]:
         text = " ".join(rest).rstrip(";")
     text = _of_uploads().sub("", text)
     text = _FLAG.sub(lambda flag: f"“{flag[1].replace('-', ' ').capitalize()}”", text)
-    # A first word that is a file's name stays as it is.
+    # Do not capitalize the name of a file.
     first = re.match(r"([a-z]+)( (?:is|has|was|lies|cannot)\b|[ ,:;])", text)
     ours = first and (first[2] in (" ", ",", ";") or first[1] in _OURS)
     return text[:1].upper() + text[1:] if ours else text
 
 
+def note_of(text: str) -> str:
+    """Return a note of a result for the page: without folders of the server, and without advice that needs the command
+    line."""
+    text = _of_uploads().sub("", text)
+    return " ".join(each for each in re.split(r"(?<=\.) ", text) if "same command" not in each)
+
+
 @cache
 def _of_uploads() -> re.Pattern[str]:
-    """The folders in which the server keeps an upload, which are nobody's business."""
+    """Return a pattern for the folders of uploads, which messages must not show."""
     return re.compile(re.escape(str(visitors_folder())) + r"[\\/](?:[^\\/\s'\"]+[\\/])*")
 
 
@@ -66,10 +75,10 @@ def _names_a_flag_of_the_command_line(clause: str) -> bool:
 
 
 def note(text: str) -> str:
-    """A quiet line."""
+    """Return a note as HTML."""
     return f'<p class="t2s-note">{escape(text)}</p>'
 
 
 def alert(text: str) -> str:
-    """Something that went wrong, which screen readers say at once."""
+    """Return an error as HTML that screen readers announce."""
     return f'<p class="t2s-alert" role="alert">{escape(text)}</p>'

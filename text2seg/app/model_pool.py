@@ -1,4 +1,4 @@
-"""What all visitors share: the models, loaded once, and the embeddings of the pictures last looked at."""
+"""Models and embeddings of recent images, shared by all visitors."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from text2seg.app.settings import AppSettings
 from text2seg.config import PresenceSettings, Settings
 from text2seg.errors import Text2SegError
-from text2seg.pipeline import Queries, Session, Text2Seg
+from text2seg.pipeline import Pipeline, Queries, Session, Text2Seg
 from text2seg.queries import Query
 from text2seg.records import Image, PointPrompts, Segment, Segmentation
 
@@ -27,12 +28,12 @@ WARM_UP_SIDE = 64
 WARM_UP = Settings(presence=PresenceSettings(0))
 
 Key = tuple[int, str]
-"""Which models, counted from the first, and the hash of the pixels."""
+"""Number of the models, which grows with each switch, and hash of the pixels."""
 
 
 @dataclass(slots=True, eq=False)
-class Held:
-    """A session that is kept for whoever looks at its picture, and the bytes that it took when it was last used."""
+class CachedSession:
+    """A cached session, and its size in bytes after its last use."""
 
     session: Session
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -45,104 +46,110 @@ class ModelPool:
     def __init__(
         self, models: Text2Seg, settings: AppSettings, load: Callable[[str], Text2Seg] = Text2Seg.load
     ) -> None:
-        """`load` makes other models, by the name of a pair."""
+        """`load` loads a pair of models by its name."""
         self.settings, self.load = settings, load
-        self._models = models
+        self._models, self._since = models, datetime.now()
         self._generation = 0
         self._lock = threading.Lock()
-        self._kept: OrderedDict[Key, Held] = OrderedDict()
+        self._cache: OrderedDict[Key, CachedSession] = OrderedDict()
         self._turns = threading.BoundedSemaphore(settings.workers)
 
     @property
     def models(self) -> Text2Seg:
-        """What new work is done with."""
+        """The models for new work."""
         return self._models
 
+    @property
+    def since(self) -> datetime:
+        """When the models were chosen, in the time of this machine."""
+        return self._since
+
     def use(self, models: Text2Seg) -> None:
-        """Do all new work with other models. Sessions that are open stay with those that they were opened with."""
+        """Switch the models for all new work. Open sessions keep their models."""
         with self._lock:
-            self._models = models
+            self._models, self._since = models, datetime.now()
             self._generation += 1
-            self._kept.clear()
+            self._cache.clear()
 
     def session(self, image: Image) -> Session:
-        """A session on a picture. What it computes is kept while there is memory for it, found again by the picture's
-        pixels and shared with everyone who looks at the same ones; name and number of the picture stay the visitor's.
+        """Return a session on an image.
 
-        Its calls wait for their turn and may come from several threads. It holds no embedding itself, so it can be kept
-        as long as one likes.
+        Its embeddings are cached by the pixels of the image and shared by all visitors with the same image. Its calls
+        wait for their turn and are thread-safe. It holds no embeddings itself, so keeping it costs little memory.
         """
         with self._lock:
             return SharedSession(self, self._models, image, (self._generation, digest(image.pixels)))
 
     def warm_up(self) -> None:
-        """Let the models do once what the first visitor would wait for; nothing of it is kept but text features."""
+        """Run the models once, so that the first visitor need not wait for it."""
         pixels = np.zeros((WARM_UP_SIDE, WARM_UP_SIDE, 3), np.uint8)
         models = self._models
         try:
             with self.turn():
-                models.segment(Image(pixels), [models.things.names[0] if models.things else "thing"], WARM_UP)
-        except Text2SegError as error:  # graphs for another size of input, say: visitors will be told the same
-            log.error("nothing can be segmented with these models: %s", error)
+                models.segment(
+                    Image(pixels), [models.closed_vocabulary.names[0] if models.closed_vocabulary else "thing"], WARM_UP
+                )
+        except Text2SegError as error:  # for instance graphs with another input size; visitors get the same error
+            log.error("these models cannot segment: %s", error)
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Wait until the models have a place free, and take it. Not to be entered twice by one thread."""
+        """Wait for a turn with the models. A thread must not enter it twice."""
         with self._turns:
             yield
 
     @contextmanager
-    def at_work(self, models: Text2Seg, image: Image, key: Key) -> Iterator[Session]:
-        """The kept session of a picture, for one thread at a time."""
+    def at_work(self, models: Pipeline, image: Image, key: Key) -> Iterator[Session]:
+        """Yield the cached session of an image, for one thread at a time."""
         with self._lock:
-            held = self._kept.setdefault(key, Held(Session(models, replace(image, file_name="", image_id=1))))
-            self._kept.move_to_end(key)
-        with held.lock:  # first the picture, then a turn: whoever waits for another's picture keeps nobody waiting
+            held = self._cache.setdefault(key, CachedSession(Session(models, replace(image, file_name="", image_id=1))))
+            self._cache.move_to_end(key)
+        with held.lock:  # the lock of the image comes before the turn, so that threads waiting for it hold no turn
             try:
                 with self.turn():
                     yield held.session
             finally:
-                self._settle(held)
+                self._evict(held)
 
-    def _settle(self, held: Held) -> None:
-        """Weigh what was used, and let go of what was not for longest until the rest fits."""
+    def _evict(self, held: CachedSession) -> None:
+        """Update the size of a session, and drop the least recently used ones until the rest fits."""
         held.size = held.session.nbytes
         with self._lock:
-            while self._kept and self.bytes_kept > self.settings.cache_mb * MEGABYTE:
-                _, dropped = self._kept.popitem(last=False)
-                log.debug("let go of %d bytes of embeddings", dropped.size)
+            while self._cache and self.bytes_kept > self.settings.cache_mb * MEGABYTE:
+                _, dropped = self._cache.popitem(last=False)
+                log.debug("dropped %d bytes of embeddings", dropped.size)
 
     @property
     def bytes_kept(self) -> int:
-        """Bytes of the embeddings and pictures in the cache."""
-        return sum(held.size for held in self._kept.values())
+        """Size of the embeddings and images in the cache, in bytes."""
+        return sum(held.size for held in self._cache.values())
 
 
 class SharedSession(Session):
-    """One visitor's session on a picture, on top of the kept one that all share."""
+    """One visitor's session on an image. It uses the cached session that all visitors share."""
 
     def __init__(self, model_pool: ModelPool, models: Text2Seg, image: Image, key: Key) -> None:
         super().__init__(models, image)
         self._model_pool, self._key = model_pool, key
 
     @contextmanager
-    def _kept(self) -> Iterator[Session]:
+    def _session(self) -> Iterator[Session]:
         with self._model_pool.at_work(self._models, self.image, self._key) as session:
             yield session
 
     def segment(self, queries: Queries, settings: Settings | None = None) -> Segmentation:
-        with self._kept() as session:
+        with self._session() as session:
             return replace(session.segment(queries, settings), image=self.image)
 
     def segment_points(self, query: str | Query, points: PointPrompts, settings: Settings | None = None) -> Segment:
-        with self._kept() as session:
+        with self._session() as session:
             return session.segment_points(query, points, settings)
 
     def candidate_mask(self, segment: Segment, index: int) -> NDArray[np.bool_]:
-        with self._kept() as session:
+        with self._session() as session:
             return session.candidate_mask(segment, index)
 
 
 def digest(pixels: NDArray[np.uint8]) -> str:
-    """The same for the same picture, whatever it is called; shape and values count."""
+    """Return a hash of the shape and values of pixels."""
     return hashlib.blake2b(f"{pixels.shape}".encode() + pixels.tobytes(), digest_size=16).hexdigest()

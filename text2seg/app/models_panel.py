@@ -1,7 +1,7 @@
-"""Which models are at work and what they know, and the way to others: download with progress, then use.
+"""The models panel: which models are in use, and buttons to download and switch them.
 
-All visitors share one pair of models. So a visitor sees buttons here only where the settings allow it; elsewhere the
-panel says what whoever runs the app would type.
+All visitors share one pair of models. The buttons exist only if `AppSettings.manage_models` allows it; otherwise the
+panel shows the command that starts the app with other models.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from html import escape
 from typing import Any
 
 import gradio as gr
 
 from text2seg import weights
-from text2seg.app.messages import alert, note, words_of
+from text2seg.app.messages import alert, message_of, note
 from text2seg.app.model_pool import ModelPool
 from text2seg.errors import CheckpointError, Text2SegError
 from text2seg.pipeline import Text2Seg
@@ -23,79 +24,92 @@ from text2seg.weights.registry import MIB
 
 log = logging.getLogger(__name__)
 
-LICENCES = {"clip": "MIT (OpenAI)", "sam": "Apache 2.0 (Meta)"}
-OFFERED = tuple(name for name in weights.PAIRS if name != "demo")
-DEMO = "CLIP demo with SAM demo"
+LICENCES = {"clip": "MIT (OpenAI)", "sam": "Apache 2.0 (Meta)", "mobile_sam": "Apache 2.0 (MobileSAM)"}
+"""By name, or by kind for all others."""
+HEADS = ("Pair", "Weights", "Size", "Licences", "Downloaded")
 STEPS = 200
-"""A bar moves this many times at most; every move is a message to the page."""
+"""Largest number of updates of a progress bar. Each is a message to the page."""
 STOPPED = "() => ({__type__: 'update', interactive: false})"
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
 
 class StoppedError(Exception):
-    """The visitor has stopped a download."""
+    """A visitor stopped a download."""
 
 
 def build(model_pool: ModelPool) -> None:
-    """Build the line that says what is at work, and the panel under it."""
+    """Build the panel and the chip that opens it."""
     ModelsPanel(model_pool)
 
 
 class ModelsPanel:
-    """The panel's components and what their events do."""
+    """Components of the panel and their events."""
 
     def __init__(self, model_pool: ModelPool) -> None:
         self._model_pool = model_pool
         self._stop = threading.Event()
-        now = gr.HTML(at_work(model_pool.models), padding=False, elem_id="models-now")
-        with gr.Accordion("Models and weights", open=False, elem_id="models"):
+        with gr.Accordion(chip(model_pool.models), open=False, elem_id="models") as self._panel:
+            now = gr.HTML(models_now(model_pool.models, model_pool.since), padding=False, elem_id="models-now")
             table = gr.HTML(weights_table(), padding=False, elem_id="models-table")
             if model_pool.settings.may_manage_models and runs_graphs(model_pool.models):
-                told = "ONNX graphs of these models are at work. For others, start this app without --runtime onnx."
-                gr.HTML(note(told), padding=False)
+                text = "This app runs ONNX graphs. To use other models, start it without --runtime onnx."
+                gr.HTML(note(text), padding=False)
             elif model_pool.settings.may_manage_models:
                 self._buttons(now, table)
             else:
-                told = f"text2seg app --model {OFFERED[0]}"
-                gr.HTML(note(f"Whoever runs this app chooses the model when starting it: {told}"), padding=False)
+                command = f"text2seg app --model {weights.PUBLISHED[0]}"
+                text = f"To use other models, the owner of this app restarts it: {command}"
+                gr.HTML(note(text), padding=False)
         page = gr.context.Context.root_block
         if page is not None:
-            page.load(lambda: (at_work(model_pool.models), weights_table()), outputs=[now, table], queue=False, **QUIET)
+            page.load(lambda: (*self._now(), weights_table()), outputs=[self._panel, now, table], queue=False, **QUIET)
+
+    def _now(self) -> tuple[gr.Accordion, str]:
+        models = self._model_pool.models
+        return gr.Accordion(label=chip(models)), models_now(models, self._model_pool.since)
 
     def _buttons(self, now: gr.HTML, table: gr.HTML) -> None:
-        with gr.Row():
+        with gr.Row(elem_id="models-buttons"):
             choice = gr.Radio(
-                [*weights.PAIRS], value=OFFERED[0], label="Pair", elem_id="models-pair", scale=2, min_width=280
+                [*weights.PAIRS],
+                value=weights.PUBLISHED[0],
+                label="Pair",
+                elem_id="models-pair",
+                container=False,
+                show_label=False,
+                scale=0,
+                min_width=460,
             )
-            fetch = gr.Button("Download", variant="primary", elem_id="models-download", min_width=120)
-            stop = gr.Button("Stop", interactive=False, elem_id="models-stop", min_width=80)
-            use = gr.Button("Use for everyone", elem_id="models-use", min_width=140)
+            small: dict[str, Any] = {"size": "md", "scale": 0}
+            fetch = gr.Button("Download", variant="primary", elem_id="models-download", min_width=120, **small)
+            stop = gr.Button("Stop", interactive=False, elem_id="models-stop", min_width=80, **small)
+            use = gr.Button("Use for everyone", elem_id="models-use", min_width=170, **small)
         said = gr.HTML("", padding=False, elem_id="models-said")
         shown: dict[str, Any] = {"api_visibility": "private", "show_progress_on": [said], "concurrency_id": "models"}
         fetched = fetch.click(self._downloading, [choice], [said, table, stop], concurrency_limit=1, **shown)
         fetched.failure(None, outputs=[stop], js=STOPPED)
-        use.click(self._use, [choice], [said, now], concurrency_limit=1, **shown)
+        use.click(self._use, [choice], [said, self._panel, now], concurrency_limit=1, **shown)
         stop.click(self._stop.set, queue=False, **QUIET)
 
     def _downloading(self, pair: str, progress: gr.Progress = gr.Progress()) -> Iterator[tuple[Any, Any, gr.Button]]:  # noqa: B008
-        """A download that can be stopped from when it begins until it ends."""
+        """Download a pair. The Stop button is active meanwhile."""
         self._stop.clear()
         yield gr.skip(), gr.skip(), gr.Button(interactive=True)
         yield *self._download(pair, progress), gr.Button(interactive=False)
 
     def _download(self, pair: str, progress: gr.Progress) -> tuple[str, str]:
-        """Fetch what is missing of a pair; what is there is hashed."""
+        """Download the missing weights of a pair, and check the hashes of those that are here."""
         try:
             clip, sam = weights.pair(pair)
-            wanted: tuple[tuple[str, weights.registry.Kind], ...] = ((clip, "clip"), (sam, "sam"))
-            for name, kind in wanted:
-                progress(0, desc=f"{name}: looking for it")
+            both: tuple[tuple[str, weights.registry.Kind], ...] = ((clip, "clip"), (sam, "sam"))
+            for name, kind in both:
+                progress(0, desc=f"{name}: checking")
                 weights.fetch(name, kind, check=True, report=self._reporter(name, progress))
         except StoppedError:
-            return note("Stopped. What has come stays, and the next download goes on from there."), weights_table()
+            return note("Stopped. The next download resumes here."), weights_table()
         except CheckpointError as error:
-            return alert(words_of(error)), weights_table()
-        return note(f"The weights of {pair} are on this machine, and their hashes are right."), weights_table()
+            return alert(message_of(error)), weights_table()
+        return note(f"The weights of {pair} are on this machine, and their hashes are correct."), weights_table()
 
     def _reporter(self, name: str, progress: gr.Progress) -> Callable[[int, int | None], None]:
         last = -1
@@ -111,43 +125,48 @@ class ModelsPanel:
 
         return report
 
-    def _use(self, pair: str, progress: gr.Progress = gr.Progress()) -> tuple[str, str]:  # noqa: B008
-        """Load a pair that is here, and do all new work with it."""
+    def _use(self, pair: str, progress: gr.Progress = gr.Progress()) -> tuple[str, gr.Accordion, str]:  # noqa: B008
+        """Load a downloaded pair and use it for all new work."""
         missing = [status.name for status in _statuses(pair) if status.status == "missing"]
         if missing:
-            words = f"{' and '.join(missing)} of {pair}: not on this machine yet, download first"
-            return alert(words), at_work(self._model_pool.models)
+            text = f"{' and '.join(missing)} of {pair}: not on this machine yet. Download the pair first."
+            return alert(text), *self._now()
         progress(0, desc=f"Loading {pair}")
         try:
             self._model_pool.use(self._model_pool.load(pair))
         except Text2SegError as error:
-            return alert(words_of(error)), at_work(self._model_pool.models)
-        log.info("all new work is done with %s", pair)
-        words = f"Everyone who uses this app now works with {pair}, from the next picture or query on."
-        return note(words), at_work(self._model_pool.models)
+            return alert(message_of(error)), *self._now()
+        log.info("all new work uses %s", pair)
+        return note(f"Everyone who uses this app now works with {pair}, from the next image or query."), *self._now()
 
 
-def at_work(models: Text2Seg) -> str:
-    """A line on the models, and all that they know where that is little."""
-    if not models.things:
-        return note(f"At work: {name_of(models)}. Ask for anything in words.")
-    names = sorted(models.things.names)
-    known = ", ".join(escape(name) for name in names)
-    here = name_of(models)
-    here = "the demo model" if here == DEMO else here
+def chip(models: Text2Seg) -> str:
+    """Return the label of the chip: the pair, or CLIP and SAM by name."""
+    names = _names(models)
+    pair = next((pair for pair, both in weights.PAIRS.items() if both == names), " + ".join(names))
+    return f"Model: {pair}{_runtime(models)}"
+
+
+def models_now(models: Text2Seg, since: datetime | None = None) -> str:
+    """Return HTML that says which models are in use, since when, and what they know."""
+    vocabulary = models.closed_vocabulary
+    calibration = models.card.presence
+    below = f"calibrated: below {calibration.threshold:.2f} a thing counts as not found" if calibration else ""
+    presence = f"Presence is {below or 'not calibrated'}."
+    in_use = f"{name_of(models)}{f', in use since {since:%d %B, %H:%M}' if since else ''}."
+    if not vocabulary:
+        return note(f"{in_use} Search for anything in words. {presence}")
+    names = sorted(vocabulary.names)
     return (
-        f'<details class="t2s-known"><summary>At work: {escape(here)}, which knows '
-        f"{len(names)} drawn things and nothing else. <span>Which?</span></summary><p>{known}</p>"
-        '<p>For photographs, get the real weights under "Models and weights".</p></details>'
+        f'<p class="t2s-note">{escape(in_use)} It knows {len(names)} {escape(vocabulary.things)} and nothing '
+        f"else. For photographs, use the weights below. {escape(presence)}</p>"
+        f'<details class="t2s-known"><summary>What it knows</summary><p>{", ".join(map(escape, names))}</p></details>'
     )
 
 
 def name_of(models: Text2Seg) -> str:
-    """CLIP and SAM by name, and what runs them where that is not torch."""
-    origin: Any = models.provenance()
-    clip, sam = (origin.get(kind, {}).get("name", "of your own") for kind in ("clip", "sam"))
-    runtime = f" in ONNX Runtime ({origin['precision']})" if runs_graphs(models) else ""
-    return f"CLIP {clip} with SAM {sam}{runtime}"
+    """Return the names of CLIP and SAM, and the runtime unless it is torch."""
+    return f"{models.names}{_runtime(models)}"
 
 
 def runs_graphs(models: Text2Seg) -> bool:
@@ -155,26 +174,41 @@ def runs_graphs(models: Text2Seg) -> bool:
 
 
 def weights_table() -> str:
-    """The pairs that are published: names, sizes, licences, and whether they are on this machine."""
-    heads = "".join(f'<th scope="col">{head}</th>' for head in ("pair", "weights", "size", "licences", "here"))
-    rows = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in _cells(pair))}</tr>" for pair in OFFERED)
-    return f'<div class="t2s-scroll"><table class="t2s-table"><tr>{heads}</tr>{rows}</table></div>'
+    """Return an HTML table of the published pairs: names, sizes, licences, and whether they are downloaded."""
+    heads = "".join(f'<th scope="col">{head}</th>' for head in HEADS)
+    rows = "".join(f"<tr>{_row(pair)}</tr>" for pair in weights.PUBLISHED)
+    return f"<table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
 
 
-def _cells(pair: str) -> tuple[str, ...]:
+def _row(pair: str) -> str:
     found = _statuses(pair)
     sizes = [weights.find(each.name, each.kind).size or 0 for each in found]
-    missing = [each.name for each in found if each.status != "ok"]
-    return (
+    missing = [
+        f"{each.kind.upper()} {each.name} ({size // MIB:,} MiB)"
+        for each, size in zip(found, sizes, strict=True)
+        if each.status != "ok"
+    ]
+    cells = (
         pair,
         " + ".join(f"{each.kind.upper()} {each.name}" for each in found),
         " + ".join(f"{size // MIB:,}" for size in sizes) + " MiB",
-        ", ".join(LICENCES[each.kind] for each in found),
-        "yes" if not missing else "no" if len(missing) == len(found) else f"not {missing[0]}",
+        ", ".join(LICENCES.get(each.name, LICENCES[each.kind]) for each in found),
+        "yes" if not missing else "no" if len(missing) == len(found) else f"{missing[0]} is missing",
     )
+    return "".join(f'<td data-head="{head}">{escape(cell)}</td>' for head, cell in zip(HEADS, cells, strict=True))
+
+
+def _names(models: Text2Seg) -> tuple[str, str]:
+    origin: Any = models.provenance()
+    clip, sam = (origin.get(kind, {}).get("name", "custom") for kind in ("clip", "sam"))
+    return clip, sam
+
+
+def _runtime(models: Text2Seg) -> str:
+    return f" in ONNX Runtime ({models.provenance()['precision']})" if runs_graphs(models) else ""
 
 
 def _statuses(pair: str) -> list[weights.Status]:
-    """Of the CLIP and the SAM of a pair."""
-    wanted = [*zip(weights.pair(pair), ("clip", "sam"), strict=True)]
-    return [status for status in weights.statuses() if (status.name, status.kind) in wanted]
+    """Return the statuses of the CLIP and the SAM of a pair."""
+    both = [*zip(weights.pair(pair), ("clip", "sam"), strict=True)]
+    return [status for status in weights.statuses() if (status.name, status.kind) in both]

@@ -1,4 +1,4 @@
-"""How the app is served, and what it lets a visitor do."""
+"""Flags of the app, and every limit on an upload or a request. limits.py, guard.py and folder/ enforce the limits."""
 
 from __future__ import annotations
 
@@ -12,6 +12,27 @@ from urllib.parse import urlsplit
 from text2seg.errors import SettingsError
 from text2seg.io.files import is_dir
 
+MEGA = 1_000_000
+"""Bytes in a megabyte, pixels in a megapixel."""
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+"""Image formats that browsers and cameras write. Pillow reads more, but code that few have reviewed is a risk."""
+MOST_IMAGES = 50
+"""Largest number of images for one run of an explanation tool."""
+MOST_QUERIES = 100
+"""Largest number of queries or labels in one request."""
+MOST_TEMPLATES = 100
+"""Largest number of templates in one request."""
+MOST_TILES = 64
+"""Largest number of tiles of one image."""
+LARGEST_NUMBER = 1024
+"""Largest side of CLIP's input for segmentation, in pixels; also the largest whole number of a tool's setting that has
+no default."""
+LARGEST_EXPLAINED = 512
+"""Largest side of CLIP's input in an explanation tool, in pixels. Gradient methods hold the attention of all heads and
+blocks, which grows with the fourth power of the side: 0.6 GB for a ViT-B/16 at 512."""
+TIMES_USUAL = 20
+"""Largest factor between a whole number in a tool's settings and its default."""
+
 PASSWORD_VARIABLE = "TEXT2SEG_PASSWORD"
 AT_LEAST_ONE = ("upload_mb", "megapixels", "folder_images", "folder_mb", "workers", "waiting")
 
@@ -21,33 +42,33 @@ class AppSettings:
     """Where the app listens, and its limits."""
 
     host: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 lets other machines in."""
+    """Address to listen on; 0.0.0.0 allows other machines."""
     port: int | None = None
-    """Port to listen on; 0 is any that is free. Default: the first free one from 7860 on."""
+    """Port to listen on; 0 means any free port. Default: the first free port from 7860."""
     public_url: str = ""
-    """Where visitors find the app if a proxy stands before it, as https://example.org/text2seg."""
+    """Public address of the app behind a proxy, such as https://example.org/text2seg."""
     auth: tuple[str, ...] = ()
-    """NAME:PASSWORD that visitors must give; repeat for more. The password of a NAME alone is what the environment
-    variable TEXT2SEG_PASSWORD holds."""
+    """NAME:PASSWORD of a visitor; repeat for more. For NAME alone, the password is the environment variable
+    TEXT2SEG_PASSWORD."""
     root: Path | None = None
-    """A folder whose folders may be labelled in place. Default: visitors label what they upload."""
+    """A folder on the server that visitors may label in place, with its subfolders. Default: visitors upload images."""
     manage_models: Literal["alone", "always", "never"] = "alone"
-    """When visitors may download weights and change the models, for all. alone: where nobody but you gets in, that is
-    on a loopback address with no proxy before it."""
+    """When visitors may download weights and switch the models for everyone. alone: only on a loopback address without
+    a proxy."""
     upload_mb: int = 50
-    """Largest picture file, in megabytes."""
+    """Largest image file, in megabytes."""
     megapixels: int = 50
-    """Largest picture, in millions of pixels."""
+    """Largest image, in millions of pixels."""
     folder_images: int = 2000
-    """Most pictures in one folder job."""
+    """Largest number of images in one folder job."""
     folder_mb: int = 500
-    """Most megabytes of them, or of the zip file they come in."""
+    """Largest size of the images of a folder job, or of their zip file, in megabytes."""
     cache_mb: int = 1024
-    """Memory for the embeddings of the pictures last looked at."""
+    """Memory for the embeddings of recent images, in megabytes."""
     workers: int = 2
-    """How many visitors the models serve at the same time; the others wait for their turn."""
+    """Number of visitors served at the same time; others wait."""
     waiting: int = 100
-    """How many may wait; more are sent away."""
+    """Number of visitors that may wait; others get an error."""
     open_browser: bool = False
     """Open the page in the browser."""
 
@@ -63,14 +84,14 @@ class AppSettings:
         if self.public_url and not (parts.scheme in ("http", "https") and parts.hostname):
             raise SettingsError(f"public_url must be like https://example.org/text2seg, got {self.public_url!r}")
         if self.root is not None and not is_dir(self.root, SettingsError):
-            raise SettingsError(f"root must be a folder that is there, got {self.root}")
+            raise SettingsError(f"root must be an existing folder, got {self.root}")
         self.users()
 
     def users(self) -> dict[str, str]:
-        """Passwords by name.
+        """Return the passwords by name.
 
         Raises:
-            SettingsError: a name or a password is empty, or a name is there twice.
+            SettingsError: a name or a password is empty, or a name is given twice.
         """
         users: dict[str, str] = {}
         for given in self.auth:
@@ -82,13 +103,13 @@ class AppSettings:
                     f"{'the password of ' + repr(name) if name else 'a name'} is missing"
                 )
             if name in users:
-                raise SettingsError(f"auth has the name {name!r} twice; give each visitor their own")
+                raise SettingsError(f"auth has the name {name!r} twice; use each name once")
             users[name] = password
         return users
 
     @property
     def is_private(self) -> bool:
-        """Whether only people at this machine get in."""
+        """Whether only users of this machine can reach the app."""
         return not self.public_url and is_loopback(self.host)
 
     @property
@@ -97,7 +118,7 @@ class AppSettings:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address, or a name, is that of this machine for itself."""
+    """Return whether a host is a loopback address or localhost."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:

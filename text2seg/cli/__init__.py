@@ -1,24 +1,118 @@
-"""The command line: one file a command, flags made from the settings dataclasses. What they do lives in the library."""
+"""The command line: the table of commands, and `main`, which runs one.
+
+Each command is one file with flags made from the settings dataclasses. Only the command that runs is imported, because
+building the parsers of all is slow.
+"""
 
 from __future__ import annotations
 
+import argparse
 import io
 import logging
 import os
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from typing import Any
 
-from text2seg.cli.commands import COMMANDS, run_command
+from text2seg._version import __version__
 from text2seg.cli.terminal import FAILED, INTERRUPTED, say_lines
 from text2seg.errors import Text2SegError
 from text2seg.io.files import reason
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command: a summary in one line, and its dataclass with a method `run`, as "module:class" in `text2seg.cli`."""
+
+    summary: str
+    target: str
+
+    def load(self) -> Any:
+        module, name = self.target.split(":")
+        return getattr(import_module(f"text2seg.cli.{module}"), name)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Commands under one name; their table is made on demand."""
+
+    summary: str
+    commands: Callable[[], Mapping[str, Any]]
+
+
+def _explain_commands() -> Mapping[str, Any]:
+    from text2seg.cli.explain import commands
+
+    return commands()
+
+
+EXPORTS: Mapping[str, Command] = {
+    "onnx": Command("Write ONNX graphs, checked against torch, for --runtime onnx.", "export:ExportOnnx"),
+    "triton": Command("Write exported graphs as a model repository for Triton.", "export:ExportTriton"),
+}
+
+BENCHMARKS: Mapping[str, Command] = {
+    "speed": Command("Compare speed and masks with the original flow.", "benchmark:BenchmarkSpeed"),
+    "coco": Command("Segment COCO images, given the names of their objects, and score.", "benchmark:BenchmarkCoco"),
+}
+
+COMMANDS: Mapping[str, Command | Group] = {
+    "segment": Command("Find what the queries name in images and cut it out.", "segment:Segment"),
+    "label": Command("Label all images of a folder and write one COCO file.", "label:Label"),
+    "search": Command("Find the images in a folder that match a query best.", "search:Search"),
+    "tune": Command("Find a threshold for each category of an ontology.", "tune:Tune"),
+    "calibrate": Command("Calibrate weights on images with true masks: a model card.", "calibrate:Calibrate"),
+    "evaluate": Command("Score predictions against ground truth; explain misses.", "evaluate:Evaluate"),
+    "benchmark": Group("Compare speed with the original flow, or score on COCO.", lambda: BENCHMARKS),
+    "report": Command("Write a page of a COCO dataset, the most uncertain images first.", "report:Report"),
+    "replay": Command("Reproduce one mask of a dataset and compare.", "replay:Replay"),
+    "merge": Command("Merge COCO files with the same categories.", "merge:Merge"),
+    "convert": Command("Write a COCO file in the format of another tool.", "convert:Convert"),
+    "explain": Group("Explain CLIP: saliency, words, experiments; one command per tool.", _explain_commands),
+    "export": Group("Export the networks to other runtimes: ONNX, Triton.", lambda: EXPORTS),
+    "app": Command("Open the browser app.", "app:App"),
+    "doctor": Command("Show versions, device, memory, weights and missing extras.", "doctor:Doctor"),
+    "checkpoints": Command("List, show, download or verify model weights.", "checkpoints:CheckpointsCommand"),
+}
+
+
+def run_command(commands: Mapping[str, Any], arguments: Sequence[str], prog: str = "text2seg") -> int:
+    """Run the command named by the first argument, with the other arguments. Returns its exit status."""
+    name = _choice(commands, arguments[:1], prog)
+    chosen, rest = commands[name], list(arguments[1:])
+    if isinstance(chosen, Group):
+        return run_command(chosen.commands(), rest, f"{prog} {name}")
+    from text2seg.cli.flags import parse
+
+    status: int = parse(chosen.load(), rest, f"{prog} {name}").run()
+    return status
+
+
+def _choice(commands: Mapping[str, Any], first: Sequence[str], prog: str) -> str:
+    """Return the name of the command, or print all commands and exit."""
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        formatter_class=partial(argparse.HelpFormatter, max_help_position=6 + max(map(len, commands))),
+        description="Segment images by text: find what words name and cut it out." if prog == "text2seg" else None,
+        epilog=f"{prog} COMMAND --help lists the flags of a command.",
+    )
+    parser.add_argument("--version", action="version", version=f"text2seg {__version__}")
+    parsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, command in commands.items():
+        parsers.add_parser(name, help=command.summary.replace("%", "%%"), add_help=False)
+    return str(parser.parse_args(list(first)).command)
+
 
 _log = logging.getLogger(__name__)
 
 
 def _print_anything() -> None:
-    """What a terminal has no letters for, as in file names that are no Unicode, is printed as its escape. A stream that
-    is closed swallows what is printed; its number must not go to the next file that is opened."""
+    """Make every text printable: characters that the terminal cannot show are escaped. Closed streams are replaced by
+    `/dev/null`, because the next opened file would get their number."""
     for name in ("stdin", "stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
@@ -27,45 +121,45 @@ def _print_anything() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _say(words: str) -> None:
-    """An error on stderr, unless it is full as well."""
+def _print_error(message: str) -> None:
+    """Print an error on stderr; a full disk is ignored."""
     with suppress(OSError):
-        say_lines(f"text2seg: {words}", file=sys.stderr)
+        say_lines(f"text2seg: {message}", file=sys.stderr)
 
 
-def _silence() -> None:
-    """Nothing more goes to stdout, or Python complains once more at its exit."""
+def _discard_unwritten_output() -> None:
+    """Flush stdout, or redirect it to `/dev/null` if that fails, because Python would report another error at exit."""
     try:
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _told(error: OSError) -> str:
-    """Of an error that nobody foresaw: what it is about and what the system says."""
+def _message_of(error: OSError) -> str:
+    """Return the message of an unexpected file system error: the files and the system's reason."""
     files = " and ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
-    what = files or "a file, or what is printed,"
-    return f"{what} cannot be read or written: {reason(error)}; mend that, and run the same command again"
+    what = files or "a file, or the output,"
+    return f"{what} cannot be read or written: {reason(error)}; fix that and run the same command again"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; gives the exit status. Errors that a user can mend are one line on stderr."""
+    """Run one command and return the exit status. Errors that a user can fix are one line on stderr."""
     _print_anything()
     try:
         status = run_command(COMMANDS, sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()
         return status
     except Text2SegError as error:
-        _say(str(error))
+        _print_error(str(error))
     except MemoryError as error:
-        _say(f"there is not enough memory for this ({error or 'none is left'})")
+        _print_error(f"not enough memory ({error or 'none is left'})")
     except KeyboardInterrupt:
-        _say("stopped; what was done until then is kept")
+        _print_error("stopped; finished work is kept")
         return INTERRUPTED
-    except BrokenPipeError:  # whoever read our output, as `head` does, has seen enough
+    except BrokenPipeError:  # the reader of the output, such as `head`, has ended
         pass
     except OSError as error:
-        _log.info("an error of the file system", exc_info=error)
-        _say(_told(error))
-    _silence()
+        _log.info("file system error", exc_info=error)
+        _print_error(_message_of(error))
+    _discard_unwritten_output()
     return FAILED

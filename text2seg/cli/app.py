@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from text2seg.app.settings import AppSettings
-from text2seg.cli.common import load_models
+from text2seg.cli.common import check_models, load_models
 from text2seg.cli.terminal import log_to_terminal, say
 from text2seg.config import ModelSettings, Settings
 from text2seg.errors import SettingsError
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class App:
-    """Open the browser app: type, see, correct, export; label a folder; look into CLIP.
+    """Open the browser app to segment images, label a folder and explain CLIP.
 
     Example: text2seg app --open-browser
     """
@@ -27,10 +27,11 @@ class App:
     app: tyro.conf.UseAppendAction[AppSettings] = field(default_factory=AppSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
     verbose: bool = False
-    """Say what runs where, and why."""
+    """Print which models run on which device, and other details."""
 
     def run(self) -> int:
         log_to_terminal(verbose=self.verbose)
+        check_models(self.model)
         try:
             from text2seg.app.serve import serve
         except ModuleNotFoundError as error:
@@ -44,5 +45,5 @@ class App:
             return load_models(replace(self.model, model=pair, clip=None, sam=None), Settings())
 
         model_pool = ModelPool(load_models(self.model, Settings()), self.app, load)
-        serve(model_pool, opened=lambda url: say(f"text2seg: open {url} (Ctrl-C ends it)", flush=True))
+        serve(model_pool, opened=lambda url: say(f"text2seg: open {url} (Ctrl-C stops it)", flush=True))
         return 0

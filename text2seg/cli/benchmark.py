@@ -1,22 +1,26 @@
-"""`text2seg bench` and `text2seg benchmark`: speed beside the original flow, and the published protocols."""
+"""`text2seg benchmark speed` and `text2seg benchmark coco`."""
 
 from __future__ import annotations
 
+import copy
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from text2seg.cli.common import PipelineFlags, load_models
-from text2seg.cli.tables import PlainConsole, plain_table
-from text2seg.cli.terminal import FAILED, log_to_terminal, say, say_lines
-from text2seg.config import ModelSettings, Settings
-from text2seg.errors import SettingsError
+from text2seg.cli.common import PlainConsole, check_models, load_models, plain_table
+from text2seg.cli.flags import PipelineFlags
+from text2seg.cli.terminal import exit_status, log_to_terminal, say, say_lines
+from text2seg.config import ModelSettings, Settings, check_device_name
+from text2seg.errors import ImageError, SettingsError
+from text2seg.model_card import CALIBRATE
 
 if TYPE_CHECKING:
-    from text2seg.bench.run import Plan
+    from text2seg.pipeline import Pipeline, Text2Seg
+    from text2seg.speed.measure import Plan
 
 
 Model = Literal["demo", "vit_b", "vit_l", "vit_h"]
@@ -25,81 +29,82 @@ Flow = Literal["stock", "stock-half", "stock-fused", "stock-compiled", "ours", "
 
 
 @dataclass(frozen=True, slots=True)
-class Bench:
-    """Measure text2seg beside the original flow: same weights, images and words, in turns, with accuracy.
+class BenchmarkSpeed:
+    """Compare the speed and masks of text2seg with the original flow, on the same weights, images and queries.
 
-    From a folder of images to a COCO file. Models other than demo have random weights of the published sizes, which
-    cost the same and need no download.
+    Each flow labels a folder of images and writes a COCO file. Models other than demo have random weights of the
+    published sizes, which take as long to run and need no download.
     """
 
     models: tuple[Model, ...] = ("demo", "vit_b")
-    """SAMs, each with its CLIP (ViT-B/16 but for the demo)."""
+    """SAMs to measure. The SAM of demo runs with the CLIP of demo, the others with CLIP ViT-B/16."""
     queries: tuple[int, ...] = (20,)
-    """How many things are looked for in each image."""
+    """Numbers of queries per image."""
     sizes: tuple[Size, ...] = ("vga",)
-    """Sizes of the images: 240×320, 480×640, 1080×1920, 3000×4000."""
+    """Image sizes. small: 240×320; vga: 480×640; 1080p: 1080×1920; 12mp: 3000×4000."""
     flows: tuple[Flow, ...] = ("stock", "stock-half", "stock-compiled", "ours")
-    """stock: the original flow, float32; stock-half: in the device's fast precision; stock-fused: with fused attention
-    as well; stock-compiled: compiled as well; ours; ours-compiled. Ratios and accuracy are against the first."""
+    """stock: the original flow in float32; stock-half: in the device's fast precision; stock-fused: with fused
+    attention as well; stock-compiled: compiled as well; ours: text2seg; ours-compiled: text2seg with --compile. Time
+    ratios are relative to the first flow, accuracy to stock."""
     rounds: int = 3
-    """Rounds of each case; all flows take their turn in each."""
+    """Number of rounds for each case; each round measures all flows."""
     images: int = 1
-    """Images in the folder."""
+    """Number of images in the folder."""
     batch: int = 1
-    """Images that go through our models at once."""
+    """Number of images that text2seg processes together."""
     minutes: float = 8.0
-    """No further round once this is over; warm-up and each case's first round are always done."""
+    """Start no further round after this time. The warm-up and the first round of each case always run."""
     device: str = "auto"
     """auto, cpu, cuda, …"""
     output: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="")] = None
-    """Write all numbers here as JSON and, beside it, a plot as PNG."""
+    """JSON file for all numbers; a plot is written next to it as PNG."""
     overwrite: bool = False
-    """Write over files that are there."""
+    """Replace existing files."""
     markdown: bool = False
-    """Print tables for a document."""
+    """Print Markdown tables."""
     quick: bool = False
-    """Only whether everything runs: the demo model, three queries, small images, one round, nothing compiled."""
+    """Only check that everything runs: demo model, three queries, small images, one round, nothing compiled."""
     verbose: bool = False
-    """Say how long warming up takes."""
+    """Print the time of the warm-up, and other details."""
 
     def run(self) -> int:
         log_to_terminal(verbose=self.verbose)
         if self.rounds < 1 or self.images < 1 or self.batch < 1 or min(self.queries, default=0) < 1:
             raise SettingsError("rounds, images, batch and queries must be 1 or more")
+        check_device_name(self.device)
 
-        from text2seg.bench import report
-        from text2seg.bench.run import run
-        from text2seg.io.files import check_writable
+        from text2seg.io.writing import check_writable
+        from text2seg.speed import measure
 
         for path in self._outputs():
             check_writable(path, overwrite=self.overwrite, text=path == self.output)
 
         cases = []
-        for case in run(self._plan()):
+        for case in measure.run(self._plan()):
             cases.append(case)
             if self.markdown:
-                say_lines(report.markdown(case))
+                say_lines(measure.markdown(case))
                 continue
-            table = plain_table(report.title(case), *report.HEADINGS)
-            for row in report.rows(case):
+            table = plain_table(measure.title(case), *measure.HEADINGS)
+            for row in measure.rows(case):
                 table.add_row(*row)
             PlainConsole(width=150).print(table)
         if self.output:
             numbers, plot = self._outputs()
-            say(report.write_json(cases, numbers))
-            say(report.plot(cases, plot))
+            say(measure.write_json(cases, numbers))
+            say(measure.plot(cases, plot))
         return 0
 
     def _outputs(self) -> tuple[Path, ...]:
-        """The file of numbers and the plot."""
+        """Return the paths of the numbers and the plot."""
         if self.output is None:
             return ()
         if self.output.suffix.lower() == ".png" or not self.output.name:
-            raise SettingsError(f"{self.output} is to hold numbers and a .png beside it the plot; end it in .json")
+            raise SettingsError(f"--output is the file for the numbers, got {self.output}; use a name ending in .json")
         return self.output, self.output.with_suffix(".png")
 
     def _plan(self) -> Plan:
-        from text2seg.bench.run import Plan
+        from text2seg.speed.measure import Plan
 
         if self.quick:
             return Plan(("demo",), ("small",), (3,), ("stock", "stock-half", "ours"), 1, 2, 2, 1.0, self.device)
@@ -117,35 +122,54 @@ class Bench:
 
 
 @dataclass(frozen=True, slots=True)
-class Benchmark:
-    """Cut out the things that are in COCO images, told their names, and score them: mean IoU with categories given.
+class BenchmarkCoco:
+    """Segment COCO images, given the names of the objects in each, and compute the category-given mean IoU.
 
-    The published 0.500 of CLIP Surgery with SAM ViT-H: text2seg benchmark coco --images val2017
-    --annotations instances_val2017.json --targets 1000 --model huge --method reference
+    With --download, the methods stand side by side: reference (CLIP Surgery as published), uncalibrated (these weights
+    without a model card), calibrated (with their card, if they have one), and SAM 3.
+
+    Example: text2seg benchmark coco --download --model base
     """
 
-    protocol: tyro.conf.Positional[Literal["coco"]]
-    """coco: a COCO ground truth with masks."""
-    images: Path
+    images: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="")] = None
     """Folder of the images."""
-    annotations: Path
-    """COCO ground truth with masks."""
+    annotations: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="")] = None
+    """COCO file with the true masks."""
+    download: bool = False
+    """Download what is needed of COCO val2017, instead of --images and --annotations."""
+    count: int = 500
+    """With --download: number of images, drawn at random from the half that `text2seg calibrate coco` does not use."""
+    coco_folder: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="")] = None
+    """Folder for the files of COCO. Default: coco/ in the folder of checkpoints."""
+    compare: bool = False
+    """Put the methods side by side without --download, too."""
+    sam3: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="")] = None
+    """Also score SAM 3, side by side: a folder with its weights and tokenizer (docs/models.md)."""
     targets: Annotated[int | None, tyro.conf.arg(help_behavior_hint="")] = None
-    """How many (image, category) pairs, of images drawn at random. Default: all."""
+    """Number of (image, category) pairs to measure, from images chosen at random. Default: all."""
     seed: int = 0
-    """Which images are drawn."""
+    """Random seed for the choice of images."""
     predictions: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="")] = None
-    """Write what was found as a COCO file, for `text2seg evaluate`."""
+    """Write the segments found into this COCO file, for `text2seg evaluate`."""
     overwrite: bool = False
-    """Write over predictions that are there."""
+    """Replace existing predictions."""
     model: ModelSettings = field(default_factory=ModelSettings)
     settings: PipelineFlags = field(default_factory=Settings)
     verbose: bool = False
-    """Say what runs where, and why."""
+    """Print which models run on which device, and other details."""
 
     def run(self) -> int:
         log_to_terminal(verbose=self.verbose)
-        from text2seg.io.files import check_writable
+        side_by_side = self.download or self.compare or self.sam3 is not None
+        if self.count < 1:
+            raise SettingsError(f"count must be 1 or more, got {self.count}")
+        if self.download == (self.images is not None or self.annotations is not None):
+            raise SettingsError("give --images and --annotations, or --download")
+        if not self.download and (self.images is None or self.annotations is None):
+            raise SettingsError("--images and --annotations need each other: give both, or --download")
+        if side_by_side and self.predictions is not None:
+            raise SettingsError("--predictions is for one method, not for several side by side")
+        from text2seg.io.writing import check_writable
 
         if self.predictions is not None:
             check_writable(
@@ -156,14 +180,30 @@ class Benchmark:
                 text=True,
             )
         from text2seg.coco.dataset import read_dataset
+        from text2seg.coco.truth import sha256_of_truth
+        from text2seg.io.files import check_is_dir
+
+        if self.annotations is None or self.images is None:
+            from text2seg.cli.calibrate import fetched_coco
+
+            check_models(self.model)
+            truth, folder = fetched_coco(self.count, self.coco_folder, seed=self.seed, to_score=True)
+        else:
+            check_is_dir(self.images, ImageError, flag="--images")
+            truth, folder = read_dataset(self.annotations), self.images
+            check_models(self.model)
         from text2seg.evaluation.benchmark import benchmark_coco
 
-        truth = read_dataset(self.annotations)
         models = load_models(self.model, self.settings)
+        fitted_to = models.card.calibrated_on
+        if fitted_to and fitted_to.sha256 == sha256_of_truth(truth):
+            say("text2seg: the card of these weights was fitted to these images: scores are too good", file=sys.stderr)
+        if side_by_side:
+            return self._compare(models, truth, folder)
         result = benchmark_coco(
             models,
             truth,
-            self.images,
+            folder,
             targets=self.targets,
             seed=self.seed,
             output=self.predictions,
@@ -172,7 +212,45 @@ class Benchmark:
         for failure in result.failures:
             say(f"failed: {failure.message}", file=sys.stderr)
         say(f"category-given mean IoU   {result.mean_iou:.3f}   {result.pairs} pairs in {result.images} images")
-        say(f"the map alone (> mean)    {result.map_iou:.3f}   the segments are worse in {result.worse_than_map:.1%}")
+        say(f"map alone (above mean)    {result.map_iou:.3f}   better than the segments in {result.worse_than_map:.1%}")
         say(f"SAM's best candidates     {result.best_iou:.3f}")
         say(f"{result.images / result.seconds:.2f} images/s")
-        return FAILED if result.failures else 0
+        return exit_status(result.images, len(result.failures))
+
+    def _compare(self, models: Text2Seg, truth: Mapping[str, Any], folder: Path) -> int:
+        """Score the methods and print them side by side."""
+        from text2seg.evaluation.benchmark import benchmark_coco
+
+        table = plain_table(
+            f"{models.names}, category-given", "method", "mean IoU", "map alone", "best candidate", "worse than map"
+        )
+        failures: dict[str, str] = {}
+        for method, pipeline in self._methods(models).items():
+            found = benchmark_coco(pipeline, truth, folder, targets=self.targets, seed=self.seed, progress=True)
+            numbers = (found.mean_iou, found.map_iou, found.best_iou, found.worse_than_map)
+            table.add_row(method, *(f"{number:.3f}" for number in numbers))
+            failures |= {failure.file_name: failure.message for failure in found.failures}
+        PlainConsole().print(table)
+        say(f"{found.pairs} pairs of an image and a category in {found.images} images")
+        if not models.card.presence:
+            say(f"these weights have no card; {CALIBRATE} makes one")
+        for message in failures.values():
+            say(f"failed: {message}", file=sys.stderr)
+        return exit_status(found.images, len(failures))
+
+    def _methods(self, models: Text2Seg) -> dict[str, Pipeline]:
+        points = replace(self.settings.points, method="reference")
+        bare = models.with_card(models.card.uncalibrated())
+        reference = copy.copy(bare)
+        reference.settings = replace(self.settings, points=points)
+        methods: dict[str, Pipeline] = {"reference": reference, "uncalibrated": bare}
+        if models.card.presence:
+            methods["calibrated"] = models
+        if self.sam3 is not None:
+            from text2seg.sam3_pipeline import Sam3Pipeline
+
+            device, precision = self.model.device, self.model.precision
+            methods["SAM 3"] = Sam3Pipeline.open_folder(
+                self.sam3, device=device, precision=precision, settings=self.settings
+            )
+        return methods

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from text2seg import weights
 from text2seg.cli.terminal import FAILED, log_to_terminal, say
+from text2seg.config import check_device_name
 from text2seg.errors import CheckpointError
-from text2seg.queries import Things
+from text2seg.model_card import CALIBRATE, card_of
 from text2seg.weights.registry import is_openclip
+
+if TYPE_CHECKING:
+    from text2seg.known_answers import Case
 
 
 @dataclass(frozen=True, slots=True)
 class ListCheckpoints:
-    """List the weights that have a name, and which of them are on this machine."""
+    """List the named weights and whether they are on this machine."""
 
     def run(self) -> int:
         say(f"folder: {weights.folder()} (the environment variable TEXT2SEG_CHECKPOINTS changes it)")
@@ -42,7 +47,7 @@ class DownloadCheckpoints:
         if not self.names:
             raise CheckpointError("nothing to download: name at least one checkpoint or pair")
         for name in self.names:
-            _expand(name)  # a slip in the last name shows before the first download
+            _expand(name)  # reports a wrong name before the first download
         for name in self.names:
             for single, kind in _expand(name):
                 say(_fetch(single, kind))
@@ -51,18 +56,65 @@ class DownloadCheckpoints:
 
 @dataclass(frozen=True, slots=True)
 class VerifyCheckpoints:
-    """Hash the weights that are on this machine and compare with what was published."""
+    """Hash the weights on this machine and compare them with the published hashes; or compare their answers.
+
+    Example: text2seg checkpoints verify ViT-B/32 --answers
+    """
+
+    names: tyro.conf.Positional[
+        Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME ...]", help_behavior_hint="")]
+    ] = ()
+    """Names of checkpoints or of pairs. Default: all that are on this machine. With --answers, one of a pair is left
+    out if it has no published answers."""
+    answers: bool = False
+    """Ask the weights what others published their answers to, and compare. Downloads the images (a few MB), and the
+    weights if they are missing."""
+    device: str = "auto"
+    """With --answers: auto, cpu, cuda, …"""
 
     def run(self) -> int:
-        found = [status for status in weights.statuses(check=True) if status.status != "missing"]
+        log_to_terminal()
+        names = [single for name in self.names for single, _ in _expand(name)]
+        if self.answers:
+            return self._compare_answers()
+        every = weights.statuses(check=True)
+        found = [each for each in every if (each.name in names if names else each.status != "missing")]
         for status in found:
             say(f"{status.kind:4}  {status.name:14}  {status.status:8}  {status.path}  {status.detail}")
-        return FAILED if any(status.status == "damaged" for status in found) else 0
+        return FAILED if any(status.status == "damaged" or (names and status.status != "ok") for status in found) else 0
+
+    def _compare_answers(self) -> int:
+        """Print our answers beside the published ones. The exit status is 1 if one is not within its tolerance."""
+        if not self.names:
+            raise CheckpointError("name the checkpoint whose answers to compare, such as ViT-B/32 or vit_b")
+        check_device_name(self.device)
+        from text2seg.cli.common import PlainConsole, plain_table
+        from text2seg.known_answers import verify_answers
+
+        failed = 0
+        for cases in [cases for name in self.names for cases in _cases_of(name)]:
+            table = plain_table(cases[0].weights, "asked", "image", "ours", "published", "within", "source")
+            table.columns[-1].justify, table.columns[-1].overflow = "left", "fold"
+            verdicts = verify_answers(cases, device=self.device)
+            for each in verdicts:
+                published = [None if value is None else f"{value:.4f}" for value in each.case.answer]
+                table.add_row(
+                    each.case.asked,
+                    each.case.image,
+                    "\n".join(f"{value:.4f}" for value in each.ours),
+                    "\n".join(value or "–" for value in published),
+                    f"{each.case.tolerance:g}: {'yes' if each.agrees else 'NO'}",
+                    each.case.source,
+                )
+            PlainConsole().print(table)
+            failed += sum(not each.agrees for each in verdicts)
+        say(f"{failed} answers differ" if failed else "all answers agree")
+        return FAILED if failed else 0
 
 
 @dataclass(frozen=True, slots=True)
 class ShowCheckpoint:
-    """Show what is known of a checkpoint: its file, hash and source, and of the demo model all that it can find."""
+    """Show the file, hash and source of a checkpoint, and its model card: what it knows, and how it was calibrated."""
 
     name: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="NAME", help_behavior_hint="")]]
     """Name of a checkpoint or of a pair, such as demo or base."""
@@ -70,15 +122,22 @@ class ShowCheckpoint:
     def run(self) -> int:
         for name, kind in _expand(self.name):
             if is_openclip(name):
-                raise CheckpointError(f"{name} is one of open_clip's, which knows what there is of it")
+                raise CheckpointError(f"{name} is a model of open_clip; see the list of its published weights")
             checkpoint = weights.find(name, kind)
             status = weights.verify(checkpoint)
             say(f"{kind} {checkpoint.name}: {status.status}, {status.detail}")
             say(f"  file: {status.path}")
             say(f"  from: {checkpoint.url or 'bundled with text2seg'}")
-        if self.name == "demo":
-            things = Things.of_demo()
-            say(f"It knows drawings of {len(things.names)} things: {', '.join(sorted(things.names))}")
+        names = {kind: name for name, kind in _expand(self.name)}
+        if "clip" not in names:
+            return 0
+        card = card_of(names["clip"], names.get("sam"))
+        for heading, fact in card.facts().items():
+            say(f"{heading}: {fact}")
+        if not card.presence:
+            say(f"to calibrate: {CALIBRATE} coco --model {self.name if 'sam' in names else '…'}")
+        if card.vocabulary:
+            say(f"It knows {len(card.vocabulary)} {card.things}: {', '.join(sorted(card.vocabulary))}")
         return 0
 
 
@@ -100,6 +159,28 @@ class CheckpointsCommand:
         return self.what.run()
 
 
+def _cases_of(name: str) -> list[tuple[Case, ...]]:
+    """Return the cases of each checkpoint that a name means, and say which one of a pair has none.
+
+    Raises:
+        CheckpointError: no case is known of the checkpoint, or of both of the pair.
+    """
+    from text2seg.known_answers import cases_of
+
+    found: list[tuple[Case, ...]] = []
+    refused: list[CheckpointError] = []
+    for single, _ in _expand(name):
+        try:
+            found.append(cases_of(single))
+        except CheckpointError as error:
+            refused.append(error)
+    if not found:
+        raise refused[0]
+    for reason in refused:
+        say(f"left out: {reason}", file=sys.stderr)
+    return found
+
+
 def _fetch(name: str, kind: Literal["clip", "sam"]) -> Path:
     if is_openclip(name):
         from text2seg.loading import fetch
@@ -109,7 +190,7 @@ def _fetch(name: str, kind: Literal["clip", "sam"]) -> Path:
 
 
 def _expand(name: str) -> tuple[tuple[str, Literal["clip", "sam"]], ...]:
-    """A pair's name stands for its two checkpoints; any other for the checkpoint of that name."""
+    """Return the name and kind of each checkpoint that a name means: two for a pair, else one."""
     if name in weights.PAIRS:
         clip, sam = weights.pair(name)
         return (clip, "clip"), (sam, "sam")

@@ -1,74 +1,213 @@
-"""What several commands share: paths and URLs from the command line, models, queries, logging. Heavy imports wait until
-a command runs, so that `--help` is quick."""
+"""Shared parts of commands: models, queries, tables. Heavy imports are inside functions, so that
+`--help` is quick."""
 
 from __future__ import annotations
 
+import sys
 import warnings
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-import tyro
-from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
-from text2seg.config import ModelSettings, Settings
+from text2seg.cli.terminal import say
+from text2seg.config import AutomaticSettings, ModelSettings, Settings
 from text2seg.errors import QueryError, SettingsError
-from text2seg.io.storage import Place, Url, place_of
+from text2seg.io.names import escaped
+from text2seg.queries import Query, parse_queries
 
 if TYPE_CHECKING:
+    from text2seg.config import SaveKind
+    from text2seg.everything import Everything
+    from text2seg.model_card import ClosedVocabulary
+    from text2seg.ontology import Ontology
     from text2seg.pipeline import Text2Seg
-
-
-PLACES = ConstructorRegistry()
-
-_NONE = type(None)
-
-
-@PLACES.primitive_rule
-def _place(kind: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Place | None] | None:
-    """Flags of the types `Path`, `Url | Path` and `Url | Path | None`."""
-    types = set(get_args(kind.type)) or {kind.type}
-    if types != {Path} and types - {_NONE} != {Path, Url}:
-        return None
-    return PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="PATH|URL" if Url in types else "PATH",
-        instance_from_str=lambda given: _read(given[0], types),
-        is_instance=lambda value: isinstance(value, tuple(types)),
-        str_from_instance=lambda value: [str(value)],
-    )
-
-
-def _read(given: str, types: set[type]) -> Place | None:
-    """Raises `SettingsError`, which no parser catches: there the words would be lost in those about the flag."""
-    if given == "None" and _NONE in types:
-        return None
-    place = place_of(given)
-    if type(place) is Url and Url not in types:
-        raise SettingsError(f"{given} is a URL, and here a path is wanted; copy it to this machine first")
-    return place
-
-
-PipelineFlags = tyro.conf.UseAppendAction[Annotated[Settings, tyro.conf.arg(name="")]]
-"""How an image and words become segments, as flags of a command."""
 
 
 def queries_of(query: Sequence[str], queries: str) -> list[str]:
-    """What `--query` (repeated) and `--queries` ask for, as typed: `queries.parse_queries` reads either alike.
+    """Return the texts of `--query` (repeated) and `--queries` as typed; `queries.parse_queries` reads both.
 
     Raises:
-        QueryError: neither was given.
+        QueryError: Neither is given.
     """
-    wanted = [*query, *([queries] if queries else [])]
-    if not wanted:
-        raise QueryError("nothing to look for: give --query at least once")
-    return wanted
+    texts = [*query, *([queries] if queries else [])]
+    if not texts:
+        raise QueryError("nothing to look for: give --query at least once, or --everything")
+    return texts
+
+
+def known_queries(model: ModelSettings, texts: Iterable[str]) -> tuple[tuple[Query, ...], int]:
+    """Parse queries before any model is loaded, and print a line for each with words that the models do not know.
+
+    Returns:
+        The other queries, and the number of those left out.
+
+    Raises:
+        QueryError: A query cannot be read, or all are left out.
+    """
+    queries = parse_queries(texts)
+    known = _split(model, queries)
+    return known, len(queries) - len(known)
+
+
+def known_categories(model: ModelSettings, ontology: Ontology) -> tuple[Ontology, int]:
+    """Return the ontology without the categories that the models do not know, like `known_queries`."""
+    from text2seg.ontology import Ontology, queries_of
+
+    names = {query.name for query in _split(model, queries_of(ontology))}
+    known = tuple(category for category in ontology.categories if category.name in names)
+    return Ontology(known), len(ontology.categories) - len(known)
+
+
+def check_words(model: ModelSettings, texts: str | Iterable[str]) -> None:
+    """Raise `QueryError` if the models do not know a text. Empty texts are left to the tools."""
+    if (vocabulary := _vocabulary(model)) is not None:
+        for text in [texts] if isinstance(texts, str) else texts:
+            if text.strip():
+                vocabulary.check(text)
+
+
+def _vocabulary(model: ModelSettings) -> ClosedVocabulary | None:
+    from text2seg import weights
+    from text2seg.model_card import card_of
+
+    clip, _ = weights.pair(model.model, clip=model.clip, sam=model.sam)
+    return card_of(clip, given=model.card).closed_vocabulary
+
+
+def _split(model: ModelSettings, queries: tuple[Query, ...]) -> tuple[Query, ...]:
+    vocabulary = _vocabulary(model)
+    if vocabulary is None:
+        return queries
+    known, unknown = vocabulary.split(queries)
+    if not known:
+        raise vocabulary.error(unknown.values())
+    for sentence in unknown.values():
+        say(f"left out: {sentence}", file=sys.stderr)
+    if unknown:
+        say(vocabulary.way_out, file=sys.stderr)
+    return known
+
+
+def check_everything(everything: bool, queries: object, automatic: AutomaticSettings) -> None:
+    """Raise `SettingsError` if --everything is given with words, or its flags without it."""
+    if everything and queries:
+        raise SettingsError("--everything needs no words; leave them out, or leave --everything out")
+    if not everything and automatic != AutomaticSettings():
+        raise SettingsError("flags of automatic masks, such as --points-per-side and --stability, need --everything")
+
+
+def check_models(model: ModelSettings, *, sam_only: bool = False) -> None:
+    """Check the names and files of the models before anything slow is imported. Missing weights are downloaded.
+
+    With `sam_only`, the CLIP is not needed.
+
+    Raises:
+        CheckpointError: A name is unknown, a file is missing, or weights cannot be downloaded.
+        SettingsError: There is no folder of graphs.
+    """
+    from text2seg import weights
+    from text2seg.io.files import check_is_dir
+    from text2seg.model_card import read_card
+    from text2seg.weights.registry import check_sam, is_published
+
+    if model.graphs is not None:
+        check_is_dir(model.graphs, SettingsError, flag="--graphs")
+    if model.card is not None:
+        read_card(model.card)
+    clip, sam = weights.pair(model.model, clip=model.clip, sam=model.sam)
+    found = weights.find(sam, "sam")
+    check_sam(found, compiled=model.compile, graphs=model.graphs is not None)
+    if not sam_only:
+        weights.find(clip, "clip")
+    if model.device in ("auto", "cpu"):  # only torch knows whether there is another one
+        if not (sam_only or is_published(clip)):  # open_clip fetches its own
+            with weights.naming_missing(found):
+                weights.fetch(clip, "clip")
+        weights.fetch(sam, "sam")
 
 
 def load_models(model: ModelSettings, settings: Settings) -> Text2Seg:
-    """The models that the flags ask for."""
-    # Pillow warns from half of our own limit on; that such an image is large is no news to its owner.
-    warnings.filterwarnings("ignore", message="Image size .* exceeds limit of")
-    from text2seg.pipeline import Text2Seg
+    """Load the models chosen by the flags, after the checks that need no slow import."""
+    chosen = _chosen_pair(model)
+    from text2seg.pipeline import NOT_CALIBRATED, Text2Seg
 
-    return Text2Seg.load(**model.arguments(), settings=settings)
+    models = Text2Seg.load(**{**model.arguments(), "model": chosen}, settings=settings)
+    _say_names(models.names, model, chosen, is_whole=bool(model.clip and model.sam))
+    if models.default_presence(settings) is None:
+        say(f"text2seg: {NOT_CALIBRATED}", file=sys.stderr)
+    return models
+
+
+def load_everything(model: ModelSettings, automatic: AutomaticSettings, settings: Settings) -> Everything:
+    """Load the SAM chosen by the flags, like `load_models`."""
+    chosen = _chosen_pair(model, sam_only=True)
+    from text2seg.everything import Everything
+
+    models = Everything.load(replace(model, model=chosen), automatic, settings=settings)
+    _say_names(models.names, model, chosen, is_whole=bool(model.sam))
+    return models
+
+
+def _chosen_pair(model: ModelSettings, *, sam_only: bool = False) -> Any:
+    """Check the models, the device and Pillow's warnings, and return the name of the pair that `model` means."""
+    from text2seg import weights
+
+    check_models(model, sam_only=sam_only)
+    if model.runtime == "torch":
+        from text2seg.runtime import choose_device
+
+        choose_device(model.device)
+    # Pillow warns at half of text2seg's own limit.
+    warnings.filterwarnings("ignore", message="Image size .* exceeds limit of")
+    return weights.choose_model(model.model)
+
+
+def without_why(save: tuple[SaveKind, ...]) -> tuple[SaveKind, ...]:
+    """Return the kinds of image files without "why", which explains how words were found; say so if nothing else was
+    asked for."""
+    if save == ("why",):
+        say("text2seg: --everything uses no words, so there is no why image", file=sys.stderr)
+    return tuple(kind for kind in save if kind != "why")
+
+
+def _say_names(names: str, model: ModelSettings, chosen: str, *, is_whole: bool) -> None:
+    """Print which weights are at work; if nobody chose the bundled ones, also what to download.
+
+    `is_whole` says that the person named all weights, so that none is of the pair.
+    """
+    from text2seg import weights
+
+    note = (
+        ", bundled with text2seg, which knows drawn things only; no published weights are on this machine. "
+        f"For photographs, first run: {weights.download_hint()}"
+    )
+    bundled = model.model != chosen == weights.BUNDLED and not is_whole
+    say(f"text2seg: the models are {names}{note * bundled}", file=sys.stderr)
+
+
+# ---- tables
+
+
+class PlainConsole(Console):
+    """A console that prints strings literally: no markup, no emoji codes, control characters escaped except line
+    breaks."""
+
+    def __init__(self, width: int | None = None) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, width=width)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str("\n".join(map(escaped, text.split("\n"))), **options)
+
+
+def plain_table(title: str, *headings: str) -> Table:
+    """Make a table for the terminal. The first column and a column titled "number" hold text, the others values."""
+    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for place, heading in enumerate(headings):
+        is_text = place == 0 or heading == "number"
+        table.add_column(heading, justify="left" if is_text else "right", overflow="fold" if is_text else "ellipsis")
+    return table

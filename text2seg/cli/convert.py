@@ -1,14 +1,24 @@
-"""`text2seg convert`: a COCO file into the format of another tool."""
+"""`text2seg convert`: write a COCO file in the format of another tool."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from text2seg.cli.terminal import log_to_terminal, say
+from text2seg.coco.convert import FORMATS, convert
+from text2seg.coco.dataset import read_dataset
+from text2seg.config import POLYGON_TOLERANCE
+
+if TYPE_CHECKING:
+    FormatName = str
+else:
+    FormatName = Literal[tuple(FORMATS)]
+
+_FORMATS_HELP = "; ".join(f"{each.name}: {each.writes.replace('`', '')}" for each in FORMATS.values()) + "."
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,25 +29,30 @@ class Convert:
     """
 
     dataset: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="FILE")]]
-    """COCO file with masks, ours or anyone's."""
-    to: Literal["yolo-seg", "voc-png", "labelme"]
-    """yolo-seg: a text file of polygons for each image; voc-png: Pascal VOC's images of classes and things;
-    labelme: a JSON file of polygons for each image."""
+    """COCO file with masks, of text2seg or any other tool."""
+    to: Annotated[FormatName, tyro.conf.arg(help=_FORMATS_HELP)]
     output: Path
-    """Folder for the files, new or empty."""
+    """New or empty folder for the files."""
     images: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="")] = None
-    """Folder that the file names in FILE start from; the images are then copied too."""
+    """Folder of the images. If given, the images are copied too."""
+    polygon_tolerance: float = POLYGON_TOLERANCE
+    """How far, in pixels, a polygon may be off the edge of its mask, so that it has few corners. 0 is exact. The IoU
+    with the mask is at least 0.98. Polygons of the COCO file stay as they are."""
     overwrite: bool = False
-    """Write into a folder that is not empty: files of the same names are replaced, others stay."""
+    """Write into a folder that is not empty; files of the same names are replaced, others are kept."""
     verbose: bool = False
-    """Say more."""
+    """Log more."""
 
     def run(self) -> int:
         log_to_terminal(verbose=self.verbose)
-        from text2seg.coco.convert import convert
-        from text2seg.coco.dataset import read_dataset
-
-        done = convert(read_dataset(self.dataset), self.to, self.output, images=self.images, overwrite=self.overwrite)
+        done = convert(
+            read_dataset(self.dataset),
+            self.to,
+            self.output,
+            images=self.images,
+            overwrite=self.overwrite,
+            polygon_tolerance=self.polygon_tolerance,
+        )
         for note in done.notes:
             say(f"note: {note}")
         say(f"{self.output}: {done.annotations} masks of {done.images} image{'s' * (done.images != 1)} as {self.to}")

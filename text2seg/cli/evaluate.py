@@ -1,4 +1,4 @@
-"""`text2seg evaluate`: predictions against a ground truth."""
+"""`text2seg evaluate`: score predictions against a ground truth."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from text2seg.cli.tables import PlainConsole, plain_table
+from text2seg.cli.common import PlainConsole, plain_table
 from text2seg.cli.terminal import log_to_terminal, say
 from text2seg.errors import OutputError
 
@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from text2seg.evaluation import Evaluation
 
 MOST_ROWS = 100
+"""Largest number of categories printed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluate:
-    """Score predictions against a ground truth, both COCO files, and say why things were missed.
+    """Score predictions against a ground truth, both COCO files, and explain why objects were missed.
 
     Example: text2seg evaluate truth.json outputs/dataset.json --match file-name --report scores.html
     """
@@ -31,31 +32,33 @@ class Evaluate:
     predicted: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="PRED.json")]]
     """COCO dataset with predictions, or a flat list of COCO results."""
     protocol: Literal["instances", "semantic", "category-given", "multilabel", "all"] = "all"
-    """instances: COCO's AP; semantic: mean IoU of pixels; category-given: mean IoU of what is there, and why things
-    were missed; multilabel: mean AP of presence."""
+    """instances: COCO's AP; semantic: mean IoU of pixels; category-given: mean IoU of the categories in each image, and
+    why objects were missed; multilabel: mean AP of presence."""
     match: Literal["id", "file-name"] = "id"
-    """How images belong together, and categories: by their ids, or images by file name and categories by name."""
+    """How to match the two files. id: images and categories by id; file-name: images by file name, categories by
+    name."""
     report: Path | None = None
     """Also write an HTML page."""
     json: Path | None = None
     """Also write all numbers as JSON."""
     overwrite: bool = False
-    """Write over files that are there."""
+    """Replace existing files."""
 
     def run(self) -> int:
         log_to_terminal()
-        from text2seg.coco.dataset import json_chunks
+        from text2seg.coco.json_file import json_chunks
         from text2seg.evaluation import as_json, evaluate_files
-        from text2seg.evaluation.page import render_page
-        from text2seg.io.files import check_writable, resolved, write_together
+        from text2seg.evaluation.evaluate import render_page
+        from text2seg.io.files import resolve_path
+        from text2seg.io.writing import check_writable, write_together
 
         outputs = {flag: path for flag, path in (("--report", self.report), ("--json", self.json)) if path is not None}
-        files = [resolved(path) for path in outputs.values()]
+        files = [resolve_path(path) for path in outputs.values()]
         for flag, path in outputs.items():
             inputs = (self.truth, self.predicted)
             check_writable(path, overwrite=self.overwrite, flag=flag, inputs=inputs, text=True)
-            if files.count(resolved(path)) > 1:
-                raise OutputError(f"{path} is named twice; the report and the numbers are different files")
+            if files.count(resolve_path(path)) > 1:
+                raise OutputError(f"{path} is given twice; --report and --json need different files")
         evaluation = evaluate_files(self.truth, self.predicted, protocol=self.protocol, match=self.match)
         writing: list[tuple[Path, Iterable[bytes]]] = []
         if self.json is not None:
@@ -64,7 +67,7 @@ class Evaluate:
             page = render_page(evaluation, truth=self.truth.name, predicted=self.predicted.name)
             writing.append((self.report, [page.encode("utf-8", "backslashreplace")]))
         try:
-            write_together(writing)  # first: whoever reads what is printed may stop reading
+            write_together(writing)  # before printing, which fails if the reader of a pipe is gone
         except OutputError:
             _print(evaluation)
             raise
@@ -77,7 +80,7 @@ class Evaluate:
 
 
 def _print(evaluation: Evaluation) -> None:
-    from text2seg.evaluation.page import category_rows, columns, headline
+    from text2seg.evaluation.evaluate import category_rows, columns, headline
 
     console = PlainConsole()
     console.print(

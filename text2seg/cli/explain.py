@@ -1,7 +1,8 @@
-"""`text2seg explain`: a subcommand for each tool of `text2seg.explain`, its flags made from the tool's settings."""
+"""`text2seg explain`: a subcommand for each tool of `text2seg.explain`, with flags made from the tool's settings."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, make_dataclass, replace
@@ -10,19 +11,18 @@ from typing import Annotated, Any
 
 import tyro
 
-from text2seg.cli.common import load_models
-from text2seg.cli.tables import PlainConsole, plain_table
-from text2seg.cli.terminal import INTERRUPTED, escaped, log_to_terminal, say
+from text2seg.cli.common import PlainConsole, check_words, load_models, plain_table
+from text2seg.cli.terminal import INTERRUPTED, escaped, exit_status, log_to_terminal, say, stop_on_signals
 from text2seg.config import ModelSettings, Settings
-from text2seg.explain import TOOLS, Progress, Result, Tool, run_tool, save_result
-from text2seg.explain.tool import ImageFiles
-from text2seg.explain.tools import check_images
-from text2seg.io.files import fitting
-from text2seg.io.outputs import OutputFolder
-from text2seg.io.signals import stop_on_signals
+from text2seg.explain import TOOLS, ImageFiles, Progress, Result, Tool, run_tool, save_result
+from text2seg.explain.estimate import SLOW, Speed, estimate, words_for
+from text2seg.explain.tool import cell_text, check_images
+from text2seg.io.names import fit_file_name
+from text2seg.io.writing import OutputFolder
 
 OUTPUT = Path("outputs/explain")
 MOST_ROWS = 30
+"""Largest number of rows printed of a table; the JSON file has all rows."""
 
 OneImage = tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="FILE", help="An image.", help_behavior_hint="")]]
 Images = tyro.conf.Positional[
@@ -35,33 +35,41 @@ Images = tyro.conf.Positional[
 
 @dataclass(frozen=True, slots=True)
 class ToolCommand:
-    """One tool as a command."""
+    """Command for one tool."""
 
     tool: Tool
 
     @property
     def summary(self) -> str:
-        return self.tool.summary
+        return f"{self.tool.title}. {self.tool.summary}"
 
     def load(self) -> type:
-        """A dataclass whose fields are the tool's flags, with a method `run`."""
+        """Make a dataclass with the tool's flags as fields and a method `run`."""
         tool = self.tool
         flags = tyro.conf.UseAppendAction[Annotated[tool.settings, tyro.conf.arg(name="")]]  # type: ignore[name-defined]
         fields: list[Any] = [
             ("settings", flags, field(default_factory=tool.settings)),
             ("model", ModelSettings, field(default_factory=ModelSettings)),
-            ("output", Annotated[Path, tyro.conf.arg(help="Folder for the image and the numbers.")], OUTPUT),
-            ("verbose", Annotated[bool, tyro.conf.arg(help="Say what runs where, and why.")], False),
+            (
+                "output",
+                Annotated[Path, tyro.conf.arg(help="Folder for the result: an image (PNG) and its numbers (JSON).")],
+                OUTPUT,
+            ),
+            (
+                "verbose",
+                Annotated[bool, tyro.conf.arg(help="Print which models run on which device, and other details.")],
+                False,
+            ),
         ]
         if tool.images != "none":
             fields.insert(0, ("images", OneImage if tool.images == "one" else Images))
-        made = make_dataclass("ToolFlags", fields, namespace={"run": lambda flags: _run(tool, flags)}, frozen=True)
-        made.__doc__ = tool.summary
-        return made
+        command = make_dataclass("ToolFlags", fields, namespace={"run": lambda flags: _run(tool, flags)}, frozen=True)
+        command.__doc__ = self.summary
+        return command
 
 
 def commands() -> Mapping[str, ToolCommand]:
-    """A command for each tool."""
+    """Return a command for each tool."""
     return {name: ToolCommand(tool) for name, tool in TOOLS.items()}
 
 
@@ -73,23 +81,29 @@ def _run(tool: Tool, flags: Any) -> int:
     stem = f"{tool.name}_{images.paths[0].stem}" if tool.images == "one" else tool.name
     results = OutputFolder(flags.output)
     for suffix in (".png", ".json"):
-        results.check(fitting(stem, suffix))
+        results.check(fit_file_name(stem, suffix))
     settings = flags.settings
-    if getattr(settings, "folder", ...) is None:  # a tool that writes as it goes
+    check_words(flags.model, getattr(settings, "text", ()))
+    if getattr(settings, "folder", ...) is None:  # a tool that writes files while it runs
         settings = replace(settings, folder=flags.output / tool.name)
     models = load_models(flags.model, Settings())
+    seconds = estimate(tool, Speed(models), len(images), settings)
+    if seconds is not None and seconds >= SLOW:
+        say(f"This takes about {words_for(seconds)}. Ctrl-C stops it and keeps what is done.", file=sys.stderr)
     with stop_on_signals() as stop, progress_bar(tool.name) as report:
         result = run_tool(tool, models, images, settings, Progress(report, stop))
-    written = save_result(result, results, stem)  # first: whoever reads what is printed may stop reading
+    written = save_result(result, results, stem)  # before printing, which fails if the reader of a pipe is gone
     _print(result)
     for path in written:
         say(f"{'image' if path.suffix == '.png' else 'numbers'}: {path}")
-    return INTERRUPTED if stop.is_set() else 0
+    if stop.is_set():
+        return INTERRUPTED
+    return exit_status(len(result.panels) + len(result.tables), result.left_out)
 
 
 @contextmanager
 def progress_bar(name: str) -> Iterator[Callable[[int, int, str], None]]:
-    """A bar on the terminal that shows from the first report on."""
+    """Show a progress bar on the terminal; yield the function that updates it."""
     from tqdm import tqdm
 
     bar = tqdm(desc=name, unit="step", delay=1, disable=None, leave=False)
@@ -104,7 +118,7 @@ def progress_bar(name: str) -> Iterator[Callable[[int, int, str], None]]:
 
 
 def _print(result: Result) -> None:
-
+    """Print the tables and notes of a result."""
     console = PlainConsole()
     for table in result.tables:
         shown = plain_table(table.title, *table.columns)
@@ -112,15 +126,9 @@ def _print(result: Result) -> None:
             if any(isinstance(row[place], str) for row in table.rows):
                 column.justify, column.overflow = "left", "fold"
         for row in table.rows[:MOST_ROWS]:
-            shown.add_row(*(_cell(value) for value in row))
+            shown.add_row(*map(cell_text, row))
         console.print(shown)
         if len(table.rows) > MOST_ROWS:
-            console.print(f"{len(table.rows) - MOST_ROWS} more rows are in the file of numbers")
+            console.print(f"{len(table.rows) - MOST_ROWS} more rows are in the JSON file")
     for note in result.notes:
         console.print(note)
-
-
-def _cell(value: str | float | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)

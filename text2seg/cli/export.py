@@ -1,4 +1,4 @@
-"""`text2seg export`: the networks for other runtimes."""
+"""`text2seg export`: export the networks for other runtimes."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from text2seg.cli.tables import PlainConsole, plain_table
+from text2seg.cli.common import PlainConsole, check_models, plain_table
 from text2seg.cli.terminal import log_to_terminal, say
+from text2seg.config import Architecture, ModelSettings
 from text2seg.errors import SettingsError
 from text2seg.queries import names_in
 
 if TYPE_CHECKING:
-    from text2seg.export.check import Scene
-    from text2seg.export.onnx import Step
+    from text2seg.onnx_export import Scene, Step
 
 FolderFlag = Annotated[Path, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")]
 
@@ -26,42 +26,49 @@ class ExportOnnx:
     """Write the networks as ONNX graphs, check each against torch, and time both.
 
     Example: text2seg export onnx --model demo --output graphs --precision int8
+
     Then: text2seg segment photo.jpg --query dog --runtime onnx --graphs graphs
     """
 
     output: FolderFlag
-    """Folder for the graphs; an older export there is replaced."""
-    model: Literal["demo", "base", "large", "huge"] = "demo"
-    """A pair of CLIP and SAM."""
+    """Folder for the graphs. An older export in it is replaced."""
+    model: Literal["auto", "demo", "light", "base", "large", "huge"] = "auto"
+    """Pair of CLIP and SAM; auto as in `text2seg segment --help`."""
     clip: str | None = None
-    """CLIP by name or file, in place of the pair's."""
+    """Another CLIP, by name or file."""
     sam: str | None = None
-    """SAM by name or file, in place of the pair's."""
+    """Another SAM, by name or file."""
     precision: Literal["fp32", "fp16", "int8"] = "fp32"
-    """fp16: the CLIP towers and SAM's encoder in half precision; int8: the matrix products of CLIP's text tower and of
-    SAM's encoder, quantised dynamically. All else stays in fp32."""
+    """fp16: CLIP and SAM's encoder in half precision. int8: the matrix products of CLIP's text encoder and SAM's
+    encoder, quantised dynamically. Everything else is in fp32."""
     input_size: int | tuple[int, int] | None = None
-    """CLIP's input in pixels, one number or rows and columns; graphs are for this size only. Default: 512, demo 384."""
-    architecture: Literal["surgery", "raw", "maskclip", "sclip", "clearclip", "naclip", "gem"] = "surgery"
-    """How CLIP's patches attend; graphs are for this rule only."""
+    """CLIP's input in pixels: one number, or rows and columns. The graphs work for this size only. Default: that
+    of the model card, or 512."""
+    architecture: Architecture = "surgery"
+    """How CLIP's patches attend. The graphs work for this rule only."""
     scenes: int = 3
-    """How many images to check with."""
+    """Number of images to check with."""
     images: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="")] = None
-    """Folder of images to check with, in place of the bundled scenes; needs --queries."""
+    """Folder of images to check with, instead of the bundled scenes; needs --queries."""
     queries: Annotated[str, tyro.conf.arg(help_behavior_hint="")] = ""
-    """What to look for in these images, with commas."""
+    """Queries for these images, separated by commas."""
     rounds: int = 5
-    """Rounds of the benchmark, torch and graphs in turns; 0 leaves it out."""
+    """Number of timings of torch and of the graphs, in turns; 0 for none."""
     verbose: bool = False
-    """Say what is done."""
+    """Print each step."""
 
     def run(self) -> int:
         log_to_terminal(verbose=self.verbose)
         if self.scenes < 1 or self.rounds < 0:
-            raise SettingsError("scenes must be 1 or more, rounds 0 or more")
+            raise SettingsError("scenes must be 1 or more, and rounds 0 or more")
         if bool(self.images) != bool(self.queries):
-            raise SettingsError("--images and --queries belong together")
-        from text2seg.export.onnx import Plan, export
+            raise SettingsError("--images and --queries need each other: give both or neither")
+        check_models(ModelSettings(self.model, self.clip, self.sam))
+        if self.images is not None:
+            from text2seg.io.scan import check_image_folder
+
+            check_image_folder(self.images)
+        from text2seg.onnx_export import Plan, export
 
         plan = Plan(
             self.output,
@@ -79,8 +86,8 @@ class ExportOnnx:
         return 0
 
     def _scenes(self) -> list[Scene]:
-        from text2seg.export.check import Scene, bundled_scenes
         from text2seg.io.images import load_image
+        from text2seg.onnx_export import Scene, bundled_scenes
 
         if self.images is None:
             return bundled_scenes(self.scenes)
@@ -101,25 +108,30 @@ class ExportTriton:
     graphs: FolderFlag
     """Folder that `text2seg export onnx` wrote."""
     output: FolderFlag
-    """The model repository; models that are there already stay."""
+    """Folder of the model repository. Other models in it are kept."""
     version: int = 1
-    """Number of this version of the models."""
+    """Version number of the models."""
     max_batch: int = 8
-    """The largest batch that the server may make of several requests; 128 texts at least."""
+    """Largest batch that the server may form from several requests. For texts it is at least 128."""
+    tensorrt: Literal["none", "fp32", "fp16"] = "none"
+    """Let the server run the graphs with NVIDIA TensorRT, in this precision. Needs a GPU."""
     verbose: bool = False
-    """Say what is done."""
+    """Log more."""
 
     def run(self) -> int:
         log_to_terminal(verbose=self.verbose)
-        from text2seg.export.triton import write_repository
+        from text2seg.onnx.triton import write_repository
 
-        for path in write_repository(self.graphs, self.output, version=self.version, max_batch=self.max_batch):
+        folders = write_repository(
+            self.graphs, self.output, version=self.version, max_batch=self.max_batch, tensorrt=self.tensorrt
+        )
+        for path in folders:
             say(path)
         return 0
 
 
 def _show(step: Step) -> None:
-
+    """Print the measurements of one precision."""
     table = plain_table(
         f"{step.precision}, {step.scenes} scenes",
         *("graph", "precision", "MB", "error", "allowed", "torch ms", "onnx ms", "ratio"),
@@ -135,14 +147,14 @@ def _show(step: Step) -> None:
     PlainConsole(width=120).print(table)
     masks = step.masks
     say(
-        f"masks beside torch's: {len(masks.ious)} of scenes and queries, IoU mean "
-        f"{statistics.mean(masks.ious):.4f}, lowest {min(masks.ious):.4f}; {masks.lost} not found any more, "
-        f"{masks.added} found only now; segments {masks.segments[0]} and {masks.segments[1]}\n"
+        f"masks compared with torch: {len(masks.ious)} scenes × queries, mean IoU "
+        f"{statistics.mean(masks.ious):.4f}, lowest {min(masks.ious):.4f}; {masks.lost} found by torch only, "
+        f"{masks.added} by the graphs only; {masks.segments[0]} segments by torch, {masks.segments[1]} by the graphs\n"
     )
 
 
 def _milliseconds(seconds: list[float], scenes: int) -> str:
-    """The median for one scene, and the lowest and the highest."""
+    """Format the median, lowest and highest time of one scene."""
     if not seconds:
         return "–"
     each = [1000 * value / scenes for value in seconds]

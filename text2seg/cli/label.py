@@ -1,4 +1,4 @@
-"""`text2seg label`: a folder of images and an ontology to one COCO file, and on again after a stop."""
+"""`text2seg label`: label a folder of images with the categories of an ontology."""
 
 from __future__ import annotations
 
@@ -9,125 +9,153 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from text2seg.cli.common import PipelineFlags, load_models, queries_of
-from text2seg.cli.terminal import FAILED, INTERRUPTED, log_to_terminal, say
-from text2seg.config import LabelSettings, ModelSettings, RaySettings, Settings
-from text2seg.errors import QueryError, SettingsError
+from text2seg.cli.common import (
+    check_everything,
+    check_models,
+    known_categories,
+    load_everything,
+    load_models,
+    queries_of,
+    without_why,
+)
+from text2seg.cli.flags import PipelineFlags
+from text2seg.cli.terminal import INTERRUPTED, exit_status, log_to_terminal, say, stop_on_signals
+from text2seg.config import AutomaticSettings, LabelSettings, ModelSettings, RaySettings, Settings
+from text2seg.errors import CheckpointError, DatasetError, QueryError, SettingsError
 from text2seg.io.storage import Url
 
 if TYPE_CHECKING:
-    from text2seg.labelling.engines.local import Engine
+    from text2seg.labelling.engine import Engine
     from text2seg.labelling.job import LabelReport
     from text2seg.ontology import Ontology
+    from text2seg.pipeline import Pipeline
     from text2seg.records import Failure
-    from text2seg.sam3_pipeline import Sam3Pipeline
 
 SHOWN_FAILURES = 10
+"""Largest number of failures printed; the COCO file has all."""
 
 
 @dataclass(frozen=True, slots=True)
 class Label:
     """Label all images of a folder and write one COCO file.
 
-    Stopped, by Ctrl-C or in any other way, the same command goes on where it was.
+    If the job is stopped, by Ctrl-C or in any other way, run the same command again to go on.
+
     Example: text2seg label photos --ontology things.yaml --output dataset.json
     """
 
     folder: tyro.conf.Positional[Annotated[Url | Path, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")]]
-    """Folder of images, a path or a URL such as s3://bucket/photos."""
+    """Folder of images: a path, or a URL such as s3://bucket/photos."""
     ontology: Annotated[Url | Path | None, tyro.conf.arg(help_behavior_hint="")] = None
-    """File of categories with their wordings, YAML or JSON; a path or a URL."""
+    """File of categories and their wordings, YAML or JSON: a path or a URL."""
     query: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """In place of an ontology: a category; repeat for more."""
+    """A category, instead of an ontology; repeat for more."""
     queries: Annotated[str, tyro.conf.arg(help_behavior_hint="")] = ""
-    """More categories in one string, with commas between them."""
+    """Categories in one string, separated by commas."""
     label: tyro.conf.UseAppendAction[LabelSettings] = field(default_factory=LabelSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
     settings: PipelineFlags = field(default_factory=Settings)
     engine: Literal["local", "ray"] = "local"
-    """What runs the models: this process, or workers of a Ray cluster (docs/scale.md). The COCO file is the same."""
+    """Where the models run: in this process, or on a Ray cluster (docs/scale.md). The COCO file is the same."""
     ray: RaySettings = field(default_factory=RaySettings)
+    automatic: AutomaticSettings = field(default_factory=AutomaticSettings)
     sam3: Path | None = None
-    """Compare with SAM 3: a folder with its weights and tokenizer, in place of CLIP and SAM (docs/models.md)."""
+    """Use SAM 3 instead of CLIP and SAM: a folder with its weights and tokenizer (docs/models.md)."""
+    everything: bool = False
+    """Label everything in the images with one category, "object", without words and without CLIP."""
     resume: bool = True
-    """Go on where an earlier run of the same job stopped; --no-resume is another word for --restart."""
-    strict: bool = False
-    """Exit with status 1 if any image failed; otherwise only if all did."""
+    """Continue an earlier run of the same job that was stopped; --no-resume is the same as --restart."""
     dry_run: bool = False
-    """Check files, ontology, models' names and output, say what would be done, and do nothing."""
+    """Check files, ontology, model names and output, print what would be done, and stop."""
     verbose: bool = False
-    """Say what runs where, and why."""
+    """Print which models run on which device, and other details."""
 
     def run(self) -> int:
         log_to_terminal(verbose=self.verbose)
-        if self.sam3 and (self.engine != "local" or self.label.only_if_present or self.dry_run):
-            raise SettingsError("--sam3 goes with none of --engine ray, --only-if-present and --dry-run")
-        ontology = self._ontology()
+        other = "--sam3" if self.sam3 else "--everything"
+        if self.sam3 and self.everything:
+            raise SettingsError("--everything uses SAM without words and --sam3 needs words; leave one of them out")
+        check_everything(self.everything, self.ontology or self.query or self.queries, self.automatic)
+        if (self.sam3 or self.everything) and (self.engine != "local" or self.label.only_if_present or self.dry_run):
+            raise SettingsError(f"{other} cannot be combined with --engine ray, --only-if-present or --dry-run")
         job = self.label if self.resume else replace(self.label, restart=True)
-        from text2seg.io.files import check_not_input
+        if self.everything:
+            job = replace(job, save=without_why(job.save))
+        from text2seg.io.writing import check_not_input
 
         check_not_input(job.output, [self.ontology, job.categories_from])
+        ontology, unknown = self._known(self._read_ontology())
         if self.dry_run:
-            return self._dry_run(ontology, job)
-        from text2seg.io.signals import stop_on_signals
+            return self._dry_run(ontology, job, unknown)
+        images = self._check_before_loading(job)
+        engine = self._make_engine()
+        models = self._load_models()
         from text2seg.labelling.job import label_folder
-        from text2seg.labelling.journal import check_unlocked
-        from text2seg.labelling.output import check_output, journal_path
 
-        check_unlocked(journal_path(job.output))
-        if not isinstance(job.output, Url):  # a store is asked once, when the job begins
-            check_output(job.output, overwrite=job.overwrite)
-        if isinstance(job.output, Url):
-            say(f"text2seg: the journal of this job is {journal_path(job.output)}", file=sys.stderr)
-        engine = self._engine()
-        models = self._sam3_pipeline(self.sam3) if self.sam3 else load_models(self.model, self.settings)
         with stop_on_signals() as stop:
             report = label_folder(models, self.folder, ontology, job, progress=True, stop=stop, engine=engine)
         if report.interrupted:
             failed = f" ({report.failed} of them failed)" * bool(report.failed)
             say(
                 f"text2seg: stopped with {report.done} of {report.images} images done{failed}; "
-                "the same command goes on from there",
+                "run the same command again to go on",
                 file=sys.stderr,
             )
             return INTERRUPTED
-        _show(report)
-        return FAILED if report.failed and (self.strict or report.failed == report.images) else 0
+        _print_report(report)
+        if images:
+            say(f"image files: {images}")
+        return exit_status(report.images - report.failed, report.failed + unknown)
 
-    def _sam3_pipeline(self, folder: Path) -> Sam3Pipeline:
-        from text2seg.sam3_pipeline import Sam3Pipeline
+    def _check_before_loading(self, job: LabelSettings) -> Path | None:
+        """Check inputs, output and models before anything slow is imported. Returns the folder of image files, or None
+        without `--save`."""
+        from text2seg.io.files import check_is_dir, open_file
+        from text2seg.io.scan import check_image_folder
+        from text2seg.labelling.journal import check_unlocked
+        from text2seg.labelling.output import check_output, image_folder, journal_path
 
-        return Sam3Pipeline.open_folder(
-            folder, device=self.model.device, precision=self.model.precision, settings=self.settings
-        )
+        if isinstance(self.folder, Path):
+            check_image_folder(self.folder)
+        if isinstance(job.categories_from, Path):
+            open_file(job.categories_from, DatasetError).close()
+        journal = journal_path(job.output)
+        check_unlocked(journal)
+        if isinstance(job.output, Url):  # `label_folder` checks the store itself, once
+            say(f"text2seg: the journal of this job is {journal}", file=sys.stderr)
+        else:
+            check_output(job.output, overwrite=job.overwrite)
+        images = image_folder(self.folder, job)
+        if self.sam3:
+            check_is_dir(self.sam3, CheckpointError, flag="--sam3")
+        else:
+            check_models(self.model, sam_only=self.everything)
+        return images
 
-    def _engine(self) -> Engine | None:
-        if self.engine == "local":
-            if self.ray != RaySettings():
-                raise SettingsError("--address, workers and what is set aside for each are for --engine ray")
-            return None
-        from text2seg.labelling.engines.ray_engine import RayEngine
+    def _known(self, ontology: Ontology) -> tuple[Ontology, int]:
+        """Return the categories that the models know, and the number of those left out."""
+        return (ontology, 0) if self.sam3 or self.everything else known_categories(self.model, ontology)
 
-        engine = RayEngine(self.model, self.settings, self.ray, workers=self.label.workers)
-        engine.check()
-        return engine
-
-    def _ontology(self) -> Ontology:
+    def _read_ontology(self) -> Ontology:
         from text2seg.ontology import ontology_of_queries, read_ontology
 
+        if self.everything:
+            from text2seg.records import UNNAMED
+
+            return ontology_of_queries([UNNAMED])
         if self.ontology is None:
             if not self.query and not self.queries:
-                raise QueryError("nothing to look for: give --ontology, or --query at least once")
+                raise QueryError("nothing to look for: give --ontology, --query at least once, or --everything")
             return ontology_of_queries(queries_of(self.query, self.queries))
         if self.query or self.queries:
-            raise QueryError("give --ontology or queries, not both; categories belong into the ontology")
+            raise QueryError("give --ontology or queries, not both; add the categories to the ontology")
         return read_ontology(self.ontology)
 
-    def _dry_run(self, ontology: Ontology, settings: LabelSettings) -> int:
-        from text2seg.labelling.dry_run import dry_run
+    def _dry_run(self, ontology: Ontology, settings: LabelSettings, unknown: int) -> int:
+        from text2seg.labelling.job import dry_run
 
         plan = dry_run(self.folder, ontology, self.model, settings)
-        _show_failures(plan.failures, "--verbose shows all", limit=plan.images if self.verbose else SHOWN_FAILURES)
+        _print_failures(plan.failures, "--verbose shows all", limit=plan.images if self.verbose else SHOWN_FAILURES)
         names = ", ".join(category.name for category in plan.ontology.categories)
         say(f"would look for: {names}")
         ready = plan.images - plan.done
@@ -136,32 +164,56 @@ class Label:
         for name in plan.download:
             say(f"would first download {name}")
         say(f"would write {settings.output}")
-        failed = len(plan.failures)
-        return FAILED if failed and (self.strict or failed == plan.images) else 0
+        return exit_status(plan.images - len(plan.failures), len(plan.failures) + unknown)
+
+    def _make_engine(self) -> Engine | None:
+        """Return the Ray engine, or None for the local engine."""
+        if self.engine == "local":
+            if self.ray != RaySettings():
+                raise SettingsError("flags of the Ray cluster, such as --address and --max-workers, need --engine ray")
+            return None
+        from text2seg.labelling.ray_engine import RayEngine
+
+        engine = RayEngine(self.model, self.settings, self.ray, workers=self.label.workers)
+        engine.check()
+        return engine
+
+    def _load_models(self) -> Pipeline:
+        if self.everything:
+            return load_everything(self.model, self.automatic, self.settings)
+        if self.sam3 is None:
+            return load_models(self.model, self.settings)
+        from text2seg.sam3_pipeline import Sam3Pipeline
+
+        model = self.model
+        return Sam3Pipeline.open_folder(
+            self.sam3, device=model.device, precision=model.precision, settings=self.settings
+        )
 
 
-def _show(report: LabelReport) -> None:
+def _print_report(report: LabelReport) -> None:
     from rich.table import Table
 
-    from text2seg.cli.tables import PlainConsole
+    from text2seg.cli.common import PlainConsole
+    from text2seg.labelling.summary import COLUMNS
 
     table = Table("category")
-    for heading in ("images", "segments", "median area", "mean score"):
-        table.add_column(heading, justify="right")
-    for each in report.categories:
-        area = "" if each.area_share is None else f"{each.area_share:.1%}"
-        score = "" if each.score is None else f"{each.score:.2f}"
-        table.add_row(each.name, str(each.images), str(each.segments), area, score)
+    for column in COLUMNS.values():
+        table.add_column(column.heading, justify="right")
+    for category in report.categories:
+        table.add_row(category.name, *category.texts())
     PlainConsole().print(table)
-    _show_failures(report.failures, f"all stand in info.failures of {report.dataset}")
-    skipped = f" ({report.skipped} of them not looked at)" * bool(report.skipped)
+    _print_failures(report.failures, f"all are in info.failures of {report.dataset}")
+    if report.earlier == report.images:
+        say("nothing to do: earlier runs labelled all images; --restart labels them again")
+    skipped = f" ({report.skipped} of them skipped)" * bool(report.skipped)
     say(
         f"{report.images} images: {report.found} with segments, {report.empty} without{skipped}, {report.failed} failed"
     )
     say(f"COCO file: {report.dataset}")
 
 
-def _show_failures(failures: tuple[Failure, ...], rest: str, *, limit: int = SHOWN_FAILURES) -> None:
+def _print_failures(failures: tuple[Failure, ...], rest: str, *, limit: int = SHOWN_FAILURES) -> None:
     for failure in failures[:limit]:
         say(f"failed: {failure.message}", file=sys.stderr)
     if len(failures) > limit:

@@ -1,4 +1,4 @@
-"""`text2seg merge`: the shards of a job as one file."""
+"""`text2seg merge`: merge COCO files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from text2seg.errors import DatasetError
 
 @dataclass(frozen=True, slots=True)
 class Merge:
-    """Put several COCO files with the same categories together, as the shards of a labelling job.
+    """Merge COCO files with the same categories, such as the shards of a labelling job.
 
     Example: text2seg merge part1.json part2.json --output dataset.json
     """
@@ -22,15 +22,15 @@ class Merge:
     datasets: tyro.conf.Positional[
         Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE [FILE ...]", help_behavior_hint="")]
     ]
-    """COCO files."""
+    """COCO files to merge."""
     output: Path
-    """The file to write."""
+    """COCO file to write."""
     overwrite: bool = False
-    """Write over the output if it is there."""
+    """Replace an existing output."""
 
     def run(self) -> int:
-        from text2seg.coco.merge import merge_files
-        from text2seg.io.files import check_writable
+        from text2seg.coco.dataset import merge_files
+        from text2seg.io.writing import check_writable
 
         if not self.datasets:
             raise DatasetError("nothing to merge: name at least one COCO file")

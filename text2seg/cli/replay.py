@@ -1,4 +1,4 @@
-"""`text2seg replay`: one mask made again from what its annotation records."""
+"""`text2seg replay`: reproduce a mask from the record of its annotation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import tyro
 
 from text2seg._version import __version__
 from text2seg.cli.terminal import FAILED, log_to_terminal, say
-from text2seg.errors import OutputError
+from text2seg.config import check_device_name
+from text2seg.errors import DatasetError, OutputError
+from text2seg.io.files import open_file
 
 if TYPE_CHECKING:
     from text2seg.review.replay import Replayed
@@ -19,44 +21,47 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """Make one mask of a dataset again, with the weights, words and settings that it records, and compare.
+    """Reproduce one mask of a dataset with the recorded weights, query and settings, and compare.
 
-    Ends with status 0 where points, choice of SAM's candidate and mask are the same, with 1 where they are not.
+    The exit status is 0 if points, chosen candidate and mask are the same, else 1.
+
     Example: text2seg replay outputs/dataset.json --annotation 17
     """
 
     dataset: tyro.conf.Positional[Path]
-    """A COCO file that text2seg wrote."""
+    """COCO file that text2seg wrote."""
     annotation: int
-    """The id of the annotation."""
+    """Id of the annotation."""
     images: Path | None = None
-    """The folder of the images. Default: the dataset's own, then this one."""
+    """Folder of the images. Default: the folder of the dataset, the one it records, and the current one."""
     image: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """Write an image of both masks side by side, with their points and where they differ."""
+    """Write an image of both masks side by side, with their points and differences."""
     overwrite: bool = False
-    """Write over an image that is there."""
+    """Replace an existing image."""
     clip: str | None = None
-    """The file of the recorded CLIP, where it is neither known by name nor in the folder of checkpoints."""
+    """File of the recorded CLIP, if it is neither a known checkpoint nor in the folder of checkpoints."""
     sam: str | None = None
-    """The file of the recorded SAM, where it is neither known by name nor in the folder of checkpoints."""
+    """File of the recorded SAM, if it is neither a known checkpoint nor in the folder of checkpoints."""
     device: str = "auto"
-    """auto, cpu, cuda, …; which one was used is not recorded, and another may differ in a few pixels."""
+    """auto, cpu, cuda, … The device is not recorded, and another one may change a few pixels."""
     compile: bool = False
-    """Let torch compile SAM's encoder, for an annotation that was made so."""
+    """Compile SAM's encoder, for an annotation that was made with --compile."""
     graphs: Path | None = None
-    """Of an annotation by ONNX graphs (--runtime onnx): the folder of those graphs."""
+    """Folder of the ONNX graphs, for an annotation that was made with --runtime onnx."""
     verbose: bool = False
-    """Say what runs where, and why."""
+    """Log which models run where."""
 
     def run(self) -> int:
         log_to_terminal(verbose=self.verbose)
+        check_device_name(self.device)
+        open_file(self.dataset, DatasetError).close()  # before anything slow is imported
         from text2seg.coco.dataset import read_dataset
         from text2seg.coco.lookup import ImageFinder
-        from text2seg.io.files import check_not_input, check_writable
+        from text2seg.io.writing import check_not_input, check_writable
         from text2seg.review.replay import replay
 
         if self.image:
-            _kind(self.image)
+            _image_format(self.image)
             check_writable(self.image, overwrite=self.overwrite, flag="--image", inputs=[self.dataset])
         result = replay(
             self.dataset,
@@ -73,7 +78,7 @@ class Replay:
         say(f"candidate: {_choice(result)}")
         say(f"mask: {_mask(result)}")
         if not result.identical and result.made_by != __version__:
-            say(f"it was made by text2seg {result.made_by}; this is {__version__}")
+            say(f"the annotation was made by text2seg {result.made_by}; this is {__version__}")
         if self.image:
             finder = ImageFinder(self.dataset, self.images, read_dataset(self.dataset)["info"])
             check_not_input(self.image, [finder.find(result.image.file_name)], flag="--image")
@@ -87,9 +92,9 @@ def _points(result: Replayed) -> str:
     if result.points_identical:
         return f"identical ({recorded})"
     if again is None:
-        return f"{recorded} recorded, but this time CLIP does not find the thing"
+        return f"{recorded} recorded, but now CLIP does not find the query"
     if isinf(result.points_distance):
-        return f"{recorded} recorded, {len(again)} now; one side has no positive or no negative ones"
+        return f"{recorded} recorded, {len(again)} now; one set lacks positive or negative points"
     return f"{recorded} recorded, {len(again)} now, up to {result.points_distance:.2f} pixels apart"
 
 
@@ -108,13 +113,13 @@ def _mask(result: Replayed) -> str:
     return f"{result.differing_pixels:,} of {pixels:,} pixels differ, IoU {result.iou:.4f}"
 
 
-def _kind(path: Path) -> str:
-    """What Pillow calls the format of this name; raises `OutputError` where it is none that is written here."""
+def _image_format(path: Path) -> str:
+    """Return Pillow's name of the file's format. Raises `OutputError` unless it is PNG, JPEG or WebP."""
     from PIL import Image
 
     kind = Image.registered_extensions().get(path.suffix.lower())
     if kind not in ("PNG", "JPEG", "WEBP"):
-        raise OutputError(f"{path}: images are written as .png, .jpg or .webp")
+        raise OutputError(f"{path}: the image must be .png, .jpg or .webp")
     return kind
 
 
@@ -123,8 +128,8 @@ def _write(result: Replayed, path: Path) -> None:
 
     from PIL import Image
 
-    from text2seg.io.files import write_atomically
-    from text2seg.render.comparison import compared
+    from text2seg.io.writing import write_atomically
+    from text2seg.render.panels import compared
 
     pixels = compared(
         result.image,
@@ -133,5 +138,5 @@ def _write(result: Replayed, path: Path) -> None:
         (result.rebuilt, result.rebuilt_points),
     )
     buffer = BytesIO()
-    Image.fromarray(pixels).save(buffer, _kind(path))
+    Image.fromarray(pixels).save(buffer, _image_format(path))
     write_atomically(path, [buffer.getvalue()])

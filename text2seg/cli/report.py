@@ -1,36 +1,41 @@
-"""`text2seg report`: a page on which a person reviews a dataset."""
+"""`text2seg report`: write the review page of a dataset."""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
-from text2seg.cli.terminal import log_to_terminal, say
+from text2seg.cli.terminal import PARTLY, log_to_terminal, say
 from text2seg.errors import ImageError
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Write a page (one HTML file) that shows what is in a COCO dataset, the most doubtful images first.
+    """Write an HTML page that shows the images and masks of a COCO dataset, the most uncertain first.
 
-    Works for any COCO file; what text2seg writes beside its masks says why something is doubtful.
+    Works for any COCO file. For files of text2seg, the page explains the uncertainty of each mask.
+
     Example: text2seg report outputs/dataset.json --images photos
     """
 
     dataset: tyro.conf.Positional[Path]
-    """The COCO file."""
+    """COCO file."""
     images: Path | None = None
-    """The folder of the images. Default: the dataset's own, then this one."""
+    """Folder of the images. Default: the folder of the dataset, the one it records, and the current one."""
     output: Path = Path("report.html")
-    """The page."""
+    """HTML file to write."""
     limit: int = 500
-    """So many images are shown, the most doubtful ones; all are counted."""
+    """Number of images on the page, the most uncertain first; the summary counts all."""
+    image_side: int = 360
+    """Longer side of the images on the page, in pixels. A click shows an image as large as the window; more pixels show
+    more there, and make the file larger."""
     overwrite: bool = False
-    """Write over a page that is there."""
+    """Replace an existing page."""
     verbose: bool = False
-    """Say what cannot be shown, and why."""
+    """Log which images cannot be shown, and why."""
 
     def run(self) -> int:
         log_to_terminal(verbose=self.verbose)
@@ -44,12 +49,16 @@ class Report:
             self.output,
             images=self.images,
             limit=self.limit,
+            image_side=self.image_side,
             overwrite=self.overwrite,
             progress=True,
         )
-        left_out = f", {review.left_out} less doubtful ones left out (--limit)" if review.left_out else ""
+        left_out = f", {review.left_out} less uncertain left out (--limit)" if review.left_out else ""
         say(f"{review.shown} image{'s' * (review.shown != 1)} shown{left_out}")
         if review.unseen:
-            say(f"{review.unseen} could not be shown; say with --images where the images lie")
+            say(
+                f"{review.unseen} could not be shown; name the folder of the images with --images",
+                file=sys.stderr,
+            )
         say(f"page: {review.path}")
-        return 0
+        return PARTLY if review.unseen else 0

@@ -1,4 +1,4 @@
-"""`text2seg search`: the images of a folder that show a thing best."""
+"""`text2seg search`: find the images in a folder that match a query best."""
 
 from __future__ import annotations
 
@@ -10,72 +10,75 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from text2seg.cli.common import load_models, queries_of
-from text2seg.cli.tables import PlainConsole, plain_table
-from text2seg.cli.terminal import FAILED, INTERRUPTED, log_to_terminal, say
+from text2seg.cli.common import PlainConsole, check_models, known_queries, load_models, plain_table, queries_of
+from text2seg.cli.terminal import INTERRUPTED, exit_status, log_to_terminal, say, stop_on_signals
 from text2seg.config import MapSettings, ModelSettings, Settings
 from text2seg.errors import SettingsError
 from text2seg.io.storage import Url
 
 if TYPE_CHECKING:
     from text2seg.records import Failure
-    from text2seg.search.rank import Hit
+    from text2seg.search.index import Hit
 
 SHOWN_FAILURES = 10
+"""Largest number of failures printed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """Find the images of a folder that show something best.
+    """Find the images in a folder that match a query best.
 
-    What CLIP sees in each image is kept in an index, so that a second search only encodes what is new or has changed.
-    Stopped, by Ctrl-C or in any other way, what was encoded is kept.
+    CLIP's features of each image are kept in an index, so that a second search encodes only new and changed images. If
+    the search is stopped, by Ctrl-C or in any other way, the images encoded so far are kept.
+
     Example: text2seg search photos "red car" dog --top 20
     """
 
     folder: tyro.conf.Positional[Annotated[Url | Path, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")]]
-    """Folder of images, a path or a URL such as s3://bucket/photos."""
+    """Folder of images: a path, or a URL such as s3://bucket/photos."""
     query: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="QUERY …", help_behavior_hint="")]]
-    """What to look for, one or more things; `a+b` is an image that shows both."""
+    """One or more queries. "a+b" finds images that show both."""
     top: int = 20
-    """How many images for each query."""
+    """Number of images for each query."""
     output: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="")] = None
-    """Write search.json and a sheet of the images for each query into this folder."""
+    """Write search.json and, for each query, a sheet of its images into this folder."""
     index: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="")] = None
-    """The folder that indexes are kept in. Default: one in your cache folder."""
+    """Folder that contains the indexes. Default: a folder in your cache folder."""
     recursive: bool = True
-    """Look through the folders in the folder as well."""
+    """Also read the subfolders."""
     glob: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Only files of this pattern, such as "*.jpg" or "front/*"; repeat for more. Default: all that Pillow reads."""
+    """Only files that match this pattern, such as "*.jpg" or "front/*"; repeat for more. Default: all files that Pillow
+    reads."""
     workers: int = 4
-    """Threads that read and decode images."""
+    """Number of threads that read and decode images."""
     input_size: int | None = None
-    """CLIP's input in pixels. Default: 512, demo 384."""
+    """CLIP's input in pixels. Default: that of the model card, or 512."""
     model: ModelSettings = field(default_factory=ModelSettings)
     verbose: bool = False
-    """Say what runs where, and why."""
+    """Print which models run on which device, and other details."""
 
     def run(self) -> int:
         log_to_terminal(verbose=self.verbose)
         if self.top < 1 or self.workers < 1:
             raise SettingsError("top and workers must be 1 or more")
-        wanted = queries_of(self.query, "")
-        from text2seg.io.files import check_folder
-        from text2seg.io.outputs import OutputFolder
+        queries, unknown = known_queries(self.model, queries_of(self.query, ""))
         from text2seg.io.scan import list_images
-        from text2seg.io.signals import stop_on_signals
+        from text2seg.io.writing import OutputFolder, check_folder
+
+        if self.index is not None:
+            check_folder(self.index, flag="--index")
+        if self.output is not None:
+            check_folder(self.output)
+        scan = list_images(self.folder, recursive=self.recursive, globs=self.glob)
+        check_models(self.model)
         from text2seg.search.fill import filled_index, indexed_images
-        from text2seg.search.index import import_faiss
-        from text2seg.search.rank import SEARCH_FILE, best_images, write_results
+        from text2seg.search.index import SEARCH_FILE, best_images, import_faiss, write_results
 
         import_faiss()
         if self.output is not None:
             OutputFolder(self.output).check(SEARCH_FILE)
-        if self.index is not None:
-            check_folder(self.index, flag="--index")
-        scan = list_images(self.folder, recursive=self.recursive, globs=self.glob)
         models = load_models(self.model, Settings(maps=MapSettings(input_size=self.input_size)))
-        queries = models.check(wanted)
+        queries = models.check(queries)
         with (
             stop_on_signals() as stop,
             filled_index(
@@ -89,22 +92,22 @@ class Search:
             ) as (index, filled),
         ):
             if filled.stopped:
-                say(f"text2seg: stopped with {len(index)} images in the index; they are kept", file=sys.stderr)
+                say(f"text2seg: stopped; the {len(index)} images in the index are kept", file=sys.stderr)
                 return INTERRUPTED
-            there = {file for file in scan.files if index.entry(file)}
-            found = {query.name: best_images(models, index, query, self.top, there) for query in queries}
+            indexed = {file for file in scan.files if index.entry(file)}
+            found = {query.name: best_images(models, index, query, self.top, indexed) for query in queries}
         for query, hits in found.items():
             _show(query, hits)
         _show_failures(filled.failures)
-        say(f"{len(there)} images, {filled.encoded} of them encoded now: {index.path}")
+        say(f"{len(indexed)} images, {filled.encoded} of them encoded now; index: {index.path}")
         if self.output is not None:
-            for path in write_results(self.output, self.folder, found, filled.failures):
+            for path in write_results(self.output, self.folder, found, filled.failures, models.names):
                 say(path)
-        return 0 if there else FAILED
+        return exit_status(len(indexed), len(filled.failures) + unknown)
 
 
 def _show(query: str, hits: Sequence[Hit]) -> None:
-
+    """Print the images found for one query."""
     table = plain_table(query, "image", "rank", "presence", "cosine")
     for rank, hit in enumerate(hits, start=1):
         table.add_row(hit.file, str(rank), f"{hit.presence:.2f}", f"{hit.cosine:.3f}")
@@ -115,4 +118,4 @@ def _show_failures(failures: Sequence[Failure]) -> None:
     for failure in failures[:SHOWN_FAILURES]:
         say(f"failed: {failure.message}", file=sys.stderr)
     if len(failures) > SHOWN_FAILURES:
-        say(f"failed: {len(failures) - SHOWN_FAILURES} more; search.json of --output has all", file=sys.stderr)
+        say(f"failed: {len(failures) - SHOWN_FAILURES} more; --output writes all into search.json", file=sys.stderr)

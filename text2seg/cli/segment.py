@@ -1,26 +1,32 @@
-"""`text2seg segment`: images and words to masks, now."""
+"""`text2seg segment`: segment images by words."""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from text2seg.cli.common import PipelineFlags, load_models, queries_of
-from text2seg.cli.terminal import FAILED, log_to_terminal, say
-from text2seg.config import ModelSettings, OutputSettings, Settings
+from text2seg.cli.common import check_everything, known_queries, load_everything, load_models, queries_of, without_why
+from text2seg.cli.flags import PipelineFlags
+from text2seg.cli.terminal import FAILED, exit_status, log_to_terminal, say
+from text2seg.config import AutomaticSettings, ModelSettings, OutputSettings, Settings
 from text2seg.errors import ImageError
+from text2seg.queries import Query, parse_queries
+
+if TYPE_CHECKING:
+    from text2seg.pipeline import Pipeline
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Find what the queries name in images and cut it out.
+    """Find what the queries name in images and cut it out; or cut out everything, without words.
 
-    Writes for each image an overlay and its maps with their points, and one COCO dataset file for all.
-    Example: text2seg segment photo.jpg --query dog --query "red car"
+    Writes image files for each image (see --save) and one COCO file for all.
+
+    Examples: text2seg segment photo.jpg --query dog --query "red car"; text2seg segment photo.jpg --everything
     """
 
     images: tyro.conf.Positional[
@@ -28,31 +34,79 @@ class Segment:
     ]
     """Image files."""
     query: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """What to look for; repeat for more. "person+bench" gives one segment for both together,
-    "dog|puppy" are two wordings of one thing, "mouse -computer mouse" leaves something out."""
+    """What to look for; repeat for more. "person+bench" makes one segment of both, "dog|puppy" gives two wordings of
+    one query, "mouse -computer mouse" excludes something."""
     queries: Annotated[str, tyro.conf.arg(help_behavior_hint="")] = ""
-    """The same as --query: queries in one string, with commas, semicolons or line ends between them."""
+    """Queries in one string, separated by commas, semicolons or line breaks."""
+    everything: bool = False
+    """Cut out everything in the image, without queries and without CLIP. Overlays show each mask in its own colour, and
+    there is no why."""
     model: ModelSettings = field(default_factory=ModelSettings)
     settings: PipelineFlags = field(default_factory=Settings)
     output: OutputSettings = field(default_factory=OutputSettings)
+    automatic: AutomaticSettings = field(default_factory=AutomaticSettings)
     verbose: bool = False
-    """Say what runs where, and why."""
+    """Print which models run on which device, and other details."""
 
     def run(self) -> int:
         log_to_terminal(verbose=self.verbose)
-        wanted = queries_of(self.query, self.queries)
+        check_everything(self.everything, self.query or self.queries, self.automatic)
+        queries, unknown = self._queries()
         if not self.images:
-            raise ImageError("no image to look at: name at least one file")
-        from text2seg.segmenting import check_results, segment_files
+            raise ImageError("no image given: name at least one file")
+        files = self._readable()
+        models = self._load_models()
+        from text2seg.segmenting import segment_files
 
-        check_results(self.output)
-        models = load_models(self.model, self.settings)
-        report = segment_files(models, self.images, wanted, self.output, progress=len(self.images) > 1)
+        output = self.output
+        if self.everything:
+            output = replace(output, save=without_why(output.save))
+        report = segment_files(models, files, queries, output, progress=len(files) > 1)
         for failure in report.failures:
             say(f"failed: {failure.message}", file=sys.stderr)
+        if not report.images:
+            say("text2seg: no image could be segmented, so nothing was written", file=sys.stderr)
+            return FAILED
         for name, count in report.found.items():
             say(f"{name}: " + (report.verdicts[name] if report.images == 1 else f"found in {count} of {report.images}"))
-        for image in report.written:
-            say(f"image: {image}")
+        for path in report.written:
+            say(f"image: {path}")
         say(f"COCO file: {report.dataset}")
-        return FAILED if report.failures else 0
+        return exit_status(report.images, unknown + len(report.failures) + len(self.images) - len(files))
+
+    def _queries(self) -> tuple[tuple[Query, ...], int]:
+        """Return the queries, and how many more were left out because the models do not know them."""
+        if self.everything:
+            from text2seg.records import UNNAMED
+
+            return parse_queries([UNNAMED]), 0
+        return known_queries(self.model, queries_of(self.query, self.queries))
+
+    def _load_models(self) -> Pipeline:
+        if self.everything:
+            return load_everything(self.model, self.automatic, self.settings)
+        return load_models(self.model, self.settings)
+
+    def _readable(self) -> list[Path]:
+        """Check the output, return the images that exist, and print the others, before any model is loaded.
+
+        Raises:
+            ImageError: None exists.
+            OutputError: The output cannot be written, or has a COCO file already.
+        """
+        from text2seg.io.images import check_file
+        from text2seg.io.writing import check_writable
+
+        found, failures = [], []
+        for path in self.images:
+            try:
+                check_file(path)
+                found.append(path)
+            except ImageError as error:
+                failures.append(error)
+        if not found:
+            raise failures[0] if len(failures) == 1 else ImageError("; ".join(map(str, failures)))
+        check_writable(self.output.dataset, overwrite=self.output.overwrite, inputs=found, text=True)
+        for failure in failures:
+            say(f"failed: {failure}", file=sys.stderr)
+        return found

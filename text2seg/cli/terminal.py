@@ -1,38 +1,77 @@
-"""All that a command prints goes through here, so that no file name, dataset or message of another package can steer
-the terminal: control characters, NUL and bidirectional signs are printed as their escapes. Also exit statuses."""
+"""Exit statuses and safe output of commands: control characters, NUL and bidirectional marks are escaped, so that no
+file name, dataset or message of another package can control the terminal."""
 
 from __future__ import annotations
 
 import logging
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import TextIO
 
 from text2seg.io.names import escaped
 
-FAILED, INTERRUPTED = 1, 130
-"""How a command ends; 0 is well."""
+FAILED, PARTLY, INTERRUPTED = 1, 3, 130
+"""Exit statuses. 0 is success, and 2 a flag that does not exist. FAILED: nothing was done. PARTLY: results are written,
+but stderr names images that failed or words that the models do not know."""
+
+_log = logging.getLogger(__name__)
+
+
+def exit_status(done: int, left_out: int) -> int:
+    """Return the exit status of a command that did some of its work and left out the rest."""
+    if not left_out:
+        return 0
+    return PARTLY if done else FAILED
 
 
 def say(line: object, *, file: TextIO | None = None, flush: bool = False) -> None:
-    """One line on stdout, or on another stream."""
+    """Print one line on stdout or another stream."""
     print(escaped(str(line)), file=file, flush=flush)
 
 
 def say_lines(text: str, *, file: TextIO | None = None) -> None:
-    """A text of our own whose line breaks are meant, as a list of faults."""
+    """Print a text of several lines, such as a list of errors."""
     for line in text.split("\n"):
         say(line, file=file, flush=file is None)
 
 
 class EscapingFormatter(logging.Formatter):
-    """Log messages, and tracebacks behind them, with escapes for what could steer the terminal."""
+    """Formats log messages and tracebacks, with escapes for characters that control the terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
         return "\n".join(map(escaped, super().format(record).split("\n")))
 
 
 def log_to_terminal(*, verbose: bool = False) -> None:
-    """Warnings go to stderr, with `verbose` also what runs where and why."""
+    """Log warnings to stderr; with `verbose`, also details such as which models run on which device."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(EscapingFormatter("%(message)s"))
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[threading.Event]:
+    """Yield an event that the first SIGINT or SIGTERM sets. The second one raises `KeyboardInterrupt`. Main thread
+    only."""
+    stop = threading.Event()
+
+    def handle(number: int, _: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    def announce() -> None:  # not in the handler, which may interrupt another log message
+        stop.wait()
+        _log.warning("stopping after the current work; press Ctrl-C again to stop at once")
+
+    threading.Thread(target=announce, name="text2seg-stop", daemon=True).start()
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

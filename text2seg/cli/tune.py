@@ -9,24 +9,28 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from text2seg.cli.common import PipelineFlags, load_models
-from text2seg.cli.terminal import FAILED, log_to_terminal, say
+from text2seg.cli.common import check_models, known_categories, load_models
+from text2seg.cli.flags import PipelineFlags
+from text2seg.cli.terminal import exit_status, log_to_terminal, say
 from text2seg.config import ModelSettings, Settings
-from text2seg.errors import SettingsError
+from text2seg.errors import DatasetError, SettingsError
 
 if TYPE_CHECKING:
-    from text2seg.calibration import Tuning
+    from text2seg.calibration.thresholds import Tuning
     from text2seg.ontology import Ontology
 
 SHOWN_FAILURES = 10
+"""Largest number of failures printed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tune:
-    """Find a threshold for each category of an ontology, trying many on the images of a folder.
+    """Try many thresholds on the images of a folder and choose one for each category of an ontology.
 
-    With ground truth the one from 0.3 to 0.95 with the best mean IoU. Without, the middle of the stretch from 0.6 on in
-    which masks change least: a guess, because stable masks may be wrong.
+    With ground truth, it chooses the threshold from 0.3 to 0.95 that has the best mean IoU. Without it, it chooses the
+    middle of the range above 0.6 in which masks change least. This second choice is a guess: masks can be stable and
+    wrong.
+
     Example: text2seg tune --ontology things.yaml photos --truth photos/dataset.json --plot curves.png --write
     """
 
@@ -37,36 +41,47 @@ class Tune:
     truth: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="")] = None
     """COCO file with true masks of these images and categories."""
     limit: Annotated[int | None, tyro.conf.arg(help_behavior_hint="")] = None
-    """Use the first so many images; with ground truth, of those that show a category."""
+    """Use only this many images, from the start of the folder. With ground truth, images without a category do not
+    count."""
     write: bool = False
-    """Put the thresholds into the ontology file. Its comments and layout stay."""
+    """Write the thresholds into the ontology file. Its comments and layout are kept."""
     plot: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="")] = None
     """Draw the curve of each category into this PNG file."""
     overwrite: bool = False
-    """Write over a PNG file that is there."""
+    """Replace an existing PNG file."""
     model: ModelSettings = field(default_factory=ModelSettings)
     settings: PipelineFlags = field(default_factory=Settings)
     verbose: bool = False
-    """Say what runs where, and why."""
+    """Print which models run on which device, and other details."""
 
     def run(self) -> int:
         log_to_terminal(verbose=self.verbose)
         if self.limit is not None and self.limit < 1:
             raise SettingsError(f"limit must be 1 or more, got {self.limit}")
-        from text2seg.calibration.tune import check_plot, plot
-        from text2seg.io.files import check_writable, is_file, resolved
+        from text2seg.io.files import is_file, open_file, resolve_path
+        from text2seg.io.scan import check_image_folder
+        from text2seg.io.writing import check_writable
         from text2seg.ontology import read_ontology, write_thresholds
 
         if self.plot:
-            check_plot(self.plot)
-            # The listing takes every PNG file in the folder for an image of it.
+            # A PNG file in the folder is one of its images, and must not be overwritten.
             images = (
-                [self.plot] if is_file(self.plot) and resolved(self.plot).is_relative_to(resolved(self.folder)) else []
+                [self.plot]
+                if is_file(self.plot) and resolve_path(self.plot).is_relative_to(resolve_path(self.folder))
+                else []
             )
             check_writable(
                 self.plot, overwrite=self.overwrite, flag="--plot", inputs=[self.ontology, self.truth, *images]
             )
-        ontology = read_ontology(self.ontology)
+        ontology, unknown = known_categories(self.model, read_ontology(self.ontology))
+        check_image_folder(self.folder)
+        if self.truth is not None:
+            open_file(self.truth, DatasetError).close()
+        check_models(self.model)
+        from text2seg.calibration.thresholds import check_plot, plot
+
+        if self.plot:
+            check_plot(self.plot)
         if self.write:
             check_writable(self.ontology, overwrite=True, flag="--ontology")
         tuning = self._sweep(ontology)
@@ -77,14 +92,14 @@ class Tune:
         if self.write and changes:
             write_thresholds(self.ontology, changes)
         if not changes:
-            say(f"{self.ontology} stays as it is")
+            say(f"no threshold changes in {self.ontology}")
         else:
-            done = "now in" if self.write else "not written yet; --write puts them into"
+            done = "written to" if self.write else "not written yet; --write writes them to"
             say(f"{len(changes)} threshold{'s' * (len(changes) != 1)} {done} {self.ontology}")
-        return FAILED if len(tuning.failures) == tuning.images else 0
+        return exit_status(tuning.images - len(tuning.failures), len(tuning.failures) + unknown)
 
     def _sweep(self, ontology: Ontology) -> Tuning:
-        from text2seg.calibration import tune_by_stability, tune_by_truth
+        from text2seg.calibration.thresholds import tune_by_stability, tune_by_truth
         from text2seg.coco.dataset import read_dataset
         from text2seg.io.scan import list_images
 
@@ -101,7 +116,7 @@ class Tune:
 def _show(tuning: Tuning) -> None:
     from rich.table import Table
 
-    from text2seg.cli.tables import PlainConsole
+    from text2seg.cli.common import PlainConsole
 
     measure = "mean IoU" if tuning.by_truth else "stability"
     table = Table("category")
@@ -116,7 +131,7 @@ def _show(tuning: Tuning) -> None:
     if len(tuning.failures) > SHOWN_FAILURES:
         say(f"failed: {len(tuning.failures) - SHOWN_FAILURES} more", file=sys.stderr)
     for name in tuning.never_found():
-        say(f"{name} was not found at any threshold; its wordings or its presence may be at fault", file=sys.stderr)
+        say(f"{name} was not found at any threshold; check its wordings and its presence", file=sys.stderr)
     if tuning.missing:
         say(f"{tuning.missing} images of the ground truth are not in the folder", file=sys.stderr)
 

@@ -1,4 +1,4 @@
-"""Build a CLIP module whose architecture is read off the shapes of a checkpoint's tensors."""
+"""Build a CLIP module; its architecture is read from the shapes of a checkpoint's tensors."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from text2seg.errors import CheckpointError
-from text2seg.packages import opened
-from text2seg.runtime import Unfilled
-from text2seg.weights.tensors import check_sizes, count_numbered
+from text2seg.runtime import Unfilled, import_part
+from text2seg.weights.architecture import check_sizes, count_numbered
 
-HEAD_WIDTH = 64  # no shape tells it; it is 64 in every published CLIP
-RESNET_STRIDE = 32
-VOCABULARY = 49_408  # of CLIP's tokenizer
-SHORTEST_CONTEXT = 16  # tokens; a query in the longest template that is used without being asked for has 13
+HEAD_WIDTH = 64  # channels; no tensor shape contains it, and it is 64 in every published CLIP
+RESNET_STRIDE = 32  # pixels of the input per cell of the grid
+VOCABULARY = 49_408  # tokens of CLIP's tokenizer
+SHORTEST_CONTEXT = 16  # tokens; a one-word query in the longest default template has 13
 TOLD_BY = {
     "embedding": "text_projection",
     "image_size": "visual.positional_embedding",
@@ -28,19 +27,19 @@ TOLD_BY = {
     "vocabulary": "token_embedding.weight",
     "text_width": "text_projection",
 }
-"""The tensor whose shape tells a size of a ViT; that of a ResNet's width and input are others."""
+"""Tensor whose shape contains each size of a ViT, for error messages. The width and input of a ResNet are elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClipShape:
-    """The architecture of a CLIP. Sizes in pixels are those of the square input it was trained on."""
+    """Architecture of a CLIP. Sizes in pixels refer to the square input in training."""
 
     embedding: int
     image_size: int
     patch: int | None
     """Side of a patch; None for a ResNet."""
     vision_layers: int | tuple[int, ...]
-    """Blocks of the transformer, or of each of a ResNet's four stages."""
+    """Number of transformer blocks, or of blocks in each of a ResNet's four stages."""
     vision_width: int
     context_length: int
     vocabulary: int
@@ -52,7 +51,7 @@ class ClipShape:
         """Read the architecture off a state dict in OpenAI's format.
 
         Raises:
-            CheckpointError: the tensors are not those of a CLIP; names the one that is missing or does not fit.
+            CheckpointError: the tensors are not those of a CLIP; names the first that is missing or does not fit.
         """
         try:
             shape = _read_shape(weights)
@@ -64,7 +63,7 @@ class ClipShape:
         return shape
 
     def _check(self) -> None:
-        """Raise where OpenAI's modules would divide by zero, trip an assert or never be done."""
+        """Check sizes with which OpenAI's modules would divide by zero, fail an assert, or take too long to build."""
         told_by = TOLD_BY if self.patch else {n: t for n, t in TOLD_BY.items() if not t.startswith("visual.")}
         check_sizes(self, "CLIP", told_by)
         widths = {"text": self.text_width, "image": self.vision_width * (1 if self.patch else 32)}
@@ -73,7 +72,7 @@ class ClipShape:
                 raise CheckpointError(f"not a CLIP checkpoint: the {encoder} encoder's width is {width}, not n·64")
 
     def check_texts(self) -> None:
-        """Raise `CheckpointError` where CLIP's tokenizer has more words, or longer texts, than the text encoder."""
+        """Raise `CheckpointError` if the text encoder is too small for CLIP's tokenizer or for usual queries."""
         if self.vocabulary < VOCABULARY:
             raise CheckpointError(
                 f"'token_embedding.weight' has {self.vocabulary:,} words, and CLIP's tokenizer has {VOCABULARY:,}; "
@@ -116,7 +115,7 @@ def _read_shape(weights: Mapping[str, Tensor]) -> ClipShape:
 
 
 def _grid(positions: Tensor) -> int:
-    """Cells along a side of the square grid whose cells, and a CLS, have these position embeddings."""
+    """Return the side, in cells, of the square grid that has these position embeddings (after one for CLS)."""
     cells = positions.shape[0] - 1
     side = round(max(cells, 0) ** 0.5)
     if side * side != cells:
@@ -125,40 +124,40 @@ def _grid(positions: Tensor) -> int:
 
 
 def build_clip(weights: Mapping[str, Tensor], *, source: str = "the checkpoint") -> nn.Module:
-    """OpenAI's CLIP module with these weights: float32, on the CPU, in eval mode, its parameters without gradients.
+    """Build OpenAI's CLIP module with these weights: float32, on the CPU, in eval mode, without gradients.
 
-    It is what `clip.model.build_model` makes, except that weights in float32 are not rounded to half precision on
-    their way, and that no time goes into random weights that are then overwritten.
+    Unlike `clip.model.build_model`, this does not round float32 weights to half precision, and does not initialise
+    weights that are overwritten.
 
     Args:
-        weights: tensors by OpenAI's names, of any float dtype. Those in float32 are shared with the module, not copied.
-        source: what the error messages call them.
+        weights: tensors by OpenAI's names, of any float dtype. Float32 tensors are shared with the module, not copied.
+        source: name of the weights in error messages.
 
     Raises:
         CheckpointError: a tensor is missing, superfluous or of the wrong shape; names it.
     """
-    shape, model = named(source, _skeleton, weights)
-    model.load_state_dict({name: single(tensor) for name, tensor in weights.items()}, assign=True)
+    shape, model = prefix_errors(source, _skeleton, weights)
+    model.load_state_dict({name: as_float32(tensor) for name, tensor in weights.items()}, assign=True)
     mask = torch.full((shape.context_length,) * 2, float("-inf"), dtype=torch.float32, device="cpu").triu(1)
     for block in model.transformer.resblocks:
-        block.attn_mask = mask  # no buffer, so it has no weights to take its place
+        block.attn_mask = mask  # not a buffer, so load_state_dict does not set it
     return model.eval().requires_grad_(False)
 
 
 def check_clip(weights: Mapping[str, Any]) -> None:
-    """Hold the names, shapes and dtypes of tensors, whose numbers need not be there, against the CLIP that they tell.
+    """Check names, shapes and dtypes of a checkpoint's tensors before their values are read.
 
     Raises:
-        CheckpointError: a tensor is missing, superfluous or of the wrong shape, or CLIP's tokenizer does not fit to it.
+        CheckpointError: a tensor is missing, superfluous or of the wrong shape, or does not fit CLIP's tokenizer.
     """
     _skeleton(weights)[0].check_texts()
 
 
 def _skeleton(weights: Mapping[str, Any]) -> tuple[ClipShape, Any]:
-    """The architecture that the weights' shapes tell, and its module without numbers, once they fit together."""
+    """Return the architecture of the weights, and its module without memory for the weights; check that they fit."""
     shape = ClipShape.of(weights)
     with Unfilled():
-        model = import_clip().model.CLIP(
+        model = openai_networks().CLIP(
             shape.embedding,
             shape.image_size,
             shape.vision_layers,
@@ -174,18 +173,13 @@ def _skeleton(weights: Mapping[str, Any]) -> tuple[ClipShape, Any]:
     return shape, model
 
 
-def import_clip() -> ModuleType:
-    """The `clip` package; so far only its networks and its tokenizer are imported."""
-    opened("clip")
-    import clip
-    import clip.model
-    import clip.simple_tokenizer
-
-    return clip
+def openai_networks() -> ModuleType:
+    """Import `clip.model`, OpenAI's networks, without the rest of the package (see `import_part`)."""
+    return import_part("clip", "model")
 
 
-def named(source: str, function: Any, *args: Any) -> Any:
-    """Call, and put the source before the message of a CheckpointError."""
+def prefix_errors(source: str, function: Any, *args: Any) -> Any:
+    """Call a function, and prefix the message of a `CheckpointError` with the source."""
     try:
         return function(*args)
     except CheckpointError as error:
@@ -193,15 +187,15 @@ def named(source: str, function: Any, *args: Any) -> Any:
 
 
 def check_fit(expected: Mapping[str, Tensor], weights: Mapping[str, Any]) -> None:
-    """Raise `CheckpointError` unless the weights are those that are expected, by their names and shapes."""
+    """Raise `CheckpointError` unless the weights have the expected names, shapes and dtypes."""
     for name, tensor in expected.items():
         if name not in weights:
             if name.endswith("num_batches_tracked"):
                 continue  # counts training steps; old checkpoints do not have it, and inference does not use it
             raise CheckpointError(f"not a CLIP checkpoint: it has no tensor {name!r:.80}")
         if weights[name].shape != tensor.shape:
-            found, wanted = list(weights[name].shape), list(tensor.shape)
-            raise CheckpointError(f"not a CLIP checkpoint: {name!r:.80} has shape {found}, expected {wanted}")
+            found, expected_shape = list(weights[name].shape), list(tensor.shape)
+            raise CheckpointError(f"not a CLIP checkpoint: {name!r:.80} has shape {found}, expected {expected_shape}")
         if tensor.is_floating_point() and not weights[name].is_floating_point():
             raise CheckpointError(
                 f"not a CLIP checkpoint: {name!r:.80} is {weights[name].dtype}, expected a float dtype"
@@ -214,6 +208,6 @@ def check_fit(expected: Mapping[str, Tensor], weights: Mapping[str, Any]) -> Non
         )
 
 
-def single(tensor: Tensor) -> Tensor:
-    """In float32, on the CPU; integers stay integers."""
+def as_float32(tensor: Tensor) -> Tensor:
+    """Return a tensor on the CPU, floats as float32, integers unchanged."""
     return tensor.to("cpu", torch.float32 if tensor.is_floating_point() else tensor.dtype)

@@ -1,70 +1,77 @@
-"""CLIP as text2seg uses it: images to tokens, queries to features, and both to one similarity map for each query.
-Stateless but for a cache of text features, so threads may share a model."""
+"""CLIP: encode images into tokens and queries into features, and compute one similarity map per query.
+
+The only state is a cache of text features, so threads may share a model.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import wraps
 from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image as PilImage
 from PIL.Image import Resampling
 from torch import Tensor
 from torch.nn import functional as F
 
-from text2seg.clip.attention import RULES, check_resnet
-from text2seg.clip.build import RESNET_STRIDE, ClipShape, build_clip, named
+from text2seg.clip.build import RESNET_STRIDE, ClipShape, build_clip, prefix_errors
+from text2seg.clip.encoders import RULES, check_resnet, encode_resnet, encode_vit
 from text2seg.clip.maps import (
-    TEMPLATE,
+    PRESENCE_TEMPLATE,
     PresenceModel,
+    QueryMap,
+    combine_maps,
     cosines,
-    on_grid,
+    label_set,
     patch_presence,
     refine_maps,
+    texts_of,
     without_empty_text,
     without_label_set,
 )
-from text2seg.clip.resnet import encode_resnet
 from text2seg.clip.text import TextCache, TextEncoder, TextTower
-from text2seg.clip.vit import encode_vit
 from text2seg.config import MapSettings
 from text2seg.errors import CheckpointError, QueryError, SettingsError
-from text2seg.grids import minmax
-from text2seg.queries import CLIP_MEAN, CLIP_STD, DISTRACTORS, TEMPLATES, Query, Wordings
+from text2seg.queries import Query, Wordings
 from text2seg.records import Image, SimilarityMaps
 from text2seg.runtime import FULL, Precision, autocast
-from text2seg.weights.tensors import check_cells
+from text2seg.templates import DISTRACTORS, TEMPLATES
+from text2seg.weights.architecture import check_patches
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+"""Mean and standard deviation of each RGB channel, in [0, 1], by which OpenAI's CLIPs normalise their input."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageTower:
-    """The image encoder of a CLIP, and how images are made ready for it."""
+    """Image encoder of a CLIP and its preprocessing."""
 
     encode: Callable[[Tensor, str], Tensor]
-    """From pixels float32 [B, 3, H, W] and the name of an attention rule to features [B, 1 + gh·gw, C], not
-    normalised; the first is the image's own."""
+    """Function from pixels float32 [B, 3, H, W] and the name of an attention rule to features [B, 1 + gh·gw, C], not
+    normalised; the first is the feature of the whole image."""
     is_vit: bool
     stride: int
-    """Pixels of the input per cell of the grid."""
+    """Pixels of the input per cell of the grid, along a side."""
     trained_size: int
-    """The side in pixels of the square input that the model was trained on."""
+    """Side in pixels of the square input in training."""
     mean: tuple[float, ...] = CLIP_MEAN
     std: tuple[float, ...] = CLIP_STD
     resampling: Resampling = Resampling.BICUBIC
 
 
 def openai_images(visual: Any) -> ImageTower:
-    """That of a CLIP of OpenAI's package."""
+    """Return the image tower of a CLIP of OpenAI's package."""
     size = int(visual.input_resolution)
     return vit_tower(visual, size) if hasattr(visual, "transformer") else resnet_tower(visual, size)
 
 
 def vit_tower(visual: Any, size: int) -> ImageTower:
-    """That of a module with the names of OpenAI's `VisionTransformer`, trained on this size."""
+    """Return the tower of a module with the names of OpenAI's `VisionTransformer`, trained on this size."""
 
     def encode(pixels: Tensor, architecture: str) -> Tensor:
         return encode_vit(visual, pixels, rule=RULES[architecture])
@@ -73,7 +80,7 @@ def vit_tower(visual: Any, size: int) -> ImageTower:
 
 
 def resnet_tower(visual: Any, size: int) -> ImageTower:
-    """That of a module with the names of OpenAI's `ModifiedResNet`, trained on this size."""
+    """Return the tower of a module with the names of OpenAI's `ModifiedResNet`, trained on this size."""
 
     def encode(pixels: Tensor, architecture: str) -> Tensor:
         return encode_resnet(visual, pixels, surgery=architecture == "surgery")
@@ -82,14 +89,14 @@ def resnet_tower(visual: Any, size: int) -> ImageTower:
 
 
 ImageNetwork = Callable[[Tensor, str], Tensor]
-"""From pixels float32 [B, 3, H, W] and the name of an attention rule to features [B, 1 + gh·gw, C], CLS first."""
+"""Function from pixels float32 [B, 3, H, W] and the name of an attention rule to features [B, 1 + gh·gw, C]."""
 
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def _in_float32(method: Method) -> Method:
-    """A method of a `Clip` that an autocast of the caller's does not reach."""
+    """Decorate a method of `Clip` so that it runs in float32 even under an autocast of the caller."""
 
     @wraps(method)
     def call(self: Clip, *args: Any, **named: Any) -> Any:
@@ -101,18 +108,18 @@ def _in_float32(method: Method) -> Method:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageTokens:
-    """One image as CLIP sees it: unit `features` float32 [1 + gh·gw, C], CLS first, on the model's device."""
+    """Tokens of one image: unit `features` float32 [1 + gh·gw, C], CLS first, on the model's device."""
 
     features: Tensor
     grid_hw: tuple[int, int]
     image_hw: tuple[int, int]
     image: Image | None = None
-    """What maps are refined by; not copied."""
+    """The image, needed to refine maps; not copied."""
 
 
 class Clip:
-    """A CLIP with architecture surgery or another attention rule: OpenAI's ViTs and ResNets, whatever their size, and
-    whatever else can be described by an `ImageTower` and a `TextTower`."""
+    """CLIP with architecture surgery or another attention rule: OpenAI's ViTs and ResNets of any size, and other models
+    that an `ImageTower` and a `TextTower` describe."""
 
     def __init__(
         self,
@@ -128,20 +135,21 @@ class Clip:
     ) -> None:
         """
         Args:
-            model: the module; it is moved to the device.
-            images: how it sees, where that is not as OpenAI's do; of the module on the device.
-            texts: how it reads, the same.
-            unlike_openai: what sets its modules apart from OpenAI's, so that they must not be read as such.
+            model: the module. It is moved to the device.
+            images: image tower of the module on the device; default: as OpenAI's models.
+            texts: text tower, likewise.
+            unlike_openai: how the modules differ from OpenAI's, if they do; `model` then raises an error.
         """
         self._model, self._unlike_openai = model.to(device), unlike_openai
         self.device, self.precision = device, precision
         self.presence = presence or PresenceModel(DISTRACTORS)
         self.images = images or openai_images(self._model.visual)
+        self.default_size = self.images.trained_size
         self.text = TextEncoder(self._model, text_cache, tower=texts)
-        self.image_network: ImageNetwork = self.images.encode  # another runtime may stand in, as for `text.network`
+        self.image_network: ImageNetwork = self.images.encode  # ONNX Runtime may replace it (text2seg.loading)
 
     @classmethod
-    @torch.inference_mode(False)  # no gradient could be taken through tensors that are made in it
+    @torch.inference_mode(False)  # tensors made in inference mode have no gradients
     def from_weights(
         cls,
         weights: Mapping[str, Tensor],
@@ -152,22 +160,26 @@ class Clip:
         presence: PresenceModel | None = None,
         text_cache: TextCache | None = None,
     ) -> Clip:
-        """Build the architecture that the weights' shapes tell, and load them; `source` names them in errors,
-        `presence` is what was fitted to them, `text_cache` keeps text features on disk.
+        """Build the architecture that the shapes of the weights describe, and load them.
+
+        Args:
+            source: name of the weights in error messages.
+            presence: parameters of patch presence that were fitted to these weights.
+            text_cache: cache of text features on disk.
 
         Raises:
-            CheckpointError: these are not the weights of a CLIP.
+            CheckpointError: the weights are not those of a CLIP.
         """
-        named(source, ClipShape.of(weights).check_texts)
+        prefix_errors(source, ClipShape.of(weights).check_texts)
         model = build_clip(weights, source=source)
         return cls(model, device=device, precision=precision, presence=presence, text_cache=text_cache)
 
     @property
     def model(self) -> Any:
-        """The module, for those who look inside: its parts are named and run as those of OpenAI's package.
+        """The module, with the parts and names of OpenAI's package.
 
         Raises:
-            SettingsError: they are not.
+            SettingsError: the module is built in another way.
         """
         if self._unlike_openai:
             raise SettingsError(
@@ -177,37 +189,59 @@ class Clip:
         return self._model
 
     @property
+    def logit_scale(self) -> float:
+        """Factor between the cosine of an image and a text and CLIP's logit."""
+        return float(self._model.logit_scale.detach().exp())
+
+    @property
     def is_vit(self) -> bool:
         return self.images.is_vit
 
     @property
     def stride(self) -> int:
-        """Pixels of the input per cell of the grid."""
+        """Pixels of the input per cell of the grid, along a side."""
         return self.images.stride
 
     @property
     def trained_size(self) -> int:
-        """The side in pixels of the square input that the model was trained on."""
+        """Side in pixels of the square input in training."""
         return self.images.trained_size
 
     def input_hw(self, size: int | tuple[int, int] | None) -> tuple[int, int]:
-        """The input that is really used: each side rounded to whole cells, so that the grid covers the image.
+        """Return the input size (rows, columns): each side is rounded to whole cells, so that the grid covers the
+        image.
 
         Raises:
-            SettingsError: it has more cells than can be computed.
+            SettingsError: the grid has too many cells.
         """
-        rows, columns = size if isinstance(size, tuple) else (size or self.trained_size,) * 2
+        rows, columns = size if isinstance(size, tuple) else (size or self.default_size,) * 2
         input_hw = self._whole(rows), self._whole(columns)
         grid_hw = (input_hw[0] // self.stride, input_hw[1] // self.stride)
         what = f"an input of {input_hw[0]} x {input_hw[1]} pixels"
-        check_cells(grid_hw, f"choose a smaller input size: with this CLIP {what}", SettingsError)
+        check_patches(grid_hw, f"choose a smaller input size: with this CLIP {what}", SettingsError)
         return input_hw
 
     def _whole(self, side: int) -> int:
         return max(round(side / self.stride), 1) * self.stride
 
+    def with_input_size(self, size: int) -> Clip:
+        """Return this CLIP, its weights shared, with another default size of the input.
+
+        Raises:
+            SettingsError: the grid has too many cells.
+        """
+        self.input_hw(size)
+        resized = copy.copy(self)
+        resized.default_size = size
+        return resized
+
+    def preprocess(self, image: Image, size: int | tuple[int, int] | None = None) -> Tensor:
+        """Resize an image to the input without keeping its aspect ratio, and normalise it: float32 [3, H, W] on the
+        CPU. `size` is the input's side, or rows and columns, in pixels; default: `default_size`."""
+        return preprocess(image, self.input_hw(size), self.images)
+
     def check(self, architecture: str) -> None:
-        """Raise `SettingsError` where this CLIP cannot follow the attention rule."""
+        """Raise `SettingsError` if this CLIP cannot follow the attention rule."""
         if not self.is_vit:
             check_resnet(architecture)
 
@@ -219,10 +253,14 @@ class Clip:
         size: int | tuple[int, int] | None = None,
         architecture: str = "surgery",
     ) -> list[ImageTokens]:
-        """Tokens of a batch of images, each squashed to the input size; `architecture` is one of `attention.RULES`.
+        """Encode a batch of images, each resized to the input size without keeping its aspect ratio.
+
+        Args:
+            size: side, or rows and columns, of the input in pixels; default: `default_size`.
+            architecture: attention rule, one of `attention.RULES`.
 
         Raises:
-            CheckpointError: the features are not finite, so weights or precision are unfit.
+            CheckpointError: the features are not finite: damaged weights, or an unfit precision.
             SettingsError: this CLIP is a ResNet and cannot follow the rule.
         """
         self.check(architecture)
@@ -240,8 +278,8 @@ class Clip:
 
     @torch.inference_mode()
     def encode_texts(self, queries: Sequence[str | Wordings], templates: tuple[str, ...] = TEMPLATES) -> Tensor:
-        """Unit text features float32 [Q, C]; fresh ones are computed, others come from the cache. Several wordings
-        of one query are averaged."""
+        """Return unit text features float32 [Q, C], computed or from the cache. The wordings of a query are
+        averaged."""
         each = [_wordings(query) for query in queries]
         with autocast(self.device, self.precision):
             features = self.text([wording for wordings in each for wording in wordings], templates)
@@ -252,22 +290,22 @@ class Clip:
     def similarity(
         self, tokens: ImageTokens, queries: Sequence[str | Wordings], settings: MapSettings
     ) -> SimilarityMaps:
-        """One map per query, in the order asked for, with presence; as for `scores`."""
+        """Return one map per query, in the given order, with presence; errors as for `scores`."""
         names = tuple("|".join(_wordings(query)) for query in queries)
         scores = self.scores(tokens, queries, settings)
         return SimilarityMaps(names, scores, self.patch_presence(tokens, queries).max((1, 2)), tokens.image_hw)
 
     def cuts(self, queries: Sequence[str | Wordings], settings: MapSettings) -> bool:
-        """Whether one of these queries, whose maps were asked for, is longer than CLIP reads, so that its end was not
-        read."""
+        """Return whether the end of one of these queries was cut off, because it is longer than CLIP's context. Call it
+        after the maps were computed."""
         templates = settings.templates or TEMPLATES
         return any(self.text.is_cut(wording, templates) for query in queries for wording in _wordings(query))
 
     @torch.inference_mode()
     @_in_float32
     def scores(self, tokens: ImageTokens, queries: Sequence[str | Wordings], settings: MapSettings) -> np.ndarray:
-        """The similarity per patch alone, float32 [Q, gh, gw]; a query is a text or several wordings of it. Refined
-        maps are finer than the tokens' grid.
+        """Return the similarity per patch, float32 [Q, gh, gw]; a query is a text or several wordings. Refined maps
+        have a finer grid than the tokens.
 
         Raises:
             QueryError: no queries, an empty one, or a label set of fewer than two.
@@ -298,12 +336,12 @@ class Clip:
     @torch.inference_mode()
     @_in_float32
     def patch_presence(self, tokens: ImageTokens, queries: Sequence[str | Wordings]) -> np.ndarray:
-        """Presence patch by patch, float32 [Q, gh, gw] in [0, 1]; see `clip.maps`."""
+        """Return the presence of each query in each patch, float32 [Q, gh, gw] in [0, 1]; see
+        `clip.maps.patch_presence`."""
         each = [_wordings(query) for query in queries]
-        others = self.encode_texts((*self.presence.distractors, ""), (TEMPLATE,))
-        texts = self.encode_texts(each, (TEMPLATE,))
-        scale = float(self._model.logit_scale.exp())
-        patches = patch_presence(tokens.features[1:], texts, each, others, self.presence, scale=scale)
+        others = self.encode_texts((*self.presence.distractors, ""), (PRESENCE_TEMPLATE,))
+        texts = self.encode_texts(each, (PRESENCE_TEMPLATE,))
+        patches = patch_presence(tokens.features[1:], texts, each, others, self.presence, scale=self.logit_scale)
         return _to_numpy(patches.T.unflatten(-1, tokens.grid_hw))
 
 
@@ -311,20 +349,8 @@ def _wordings(query: str | Wordings) -> Wordings:
     return (query,) if isinstance(query, str) else query
 
 
-def label_set(queries: Sequence[Wordings], labels: Sequence[str]) -> tuple[Wordings, ...]:
-    """The queries and the further labels, each once, in this order.
-
-    Raises:
-        QueryError: these are fewer than two, of which nothing could be taken off.
-    """
-    together = tuple(dict.fromkeys((*queries, *((label,) for label in labels))))
-    if len(together) < 2:
-        raise QueryError("a label set needs two labels or more: add labels, or use the redundancy `empty`")
-    return together
-
-
 def preprocess(image: Image, input_hw: tuple[int, int], tower: ImageTower | None = None) -> Tensor:
-    """float32 [3, H, W]: squashed and normalised as the tower wants it, by default bicubic and as OpenAI's do."""
+    """Resize and normalise an image for a tower, float32 [3, H, W]; default: bicubic, with OpenAI's mean and std."""
     resampling = tower.resampling if tower else PilImage.Resampling.BICUBIC
     mean, std = (tower.mean, tower.std) if tower else (CLIP_MEAN, CLIP_STD)
     resized = PilImage.fromarray(image.pixels).resize(input_hw[::-1], resampling)
@@ -336,54 +362,19 @@ def _to_numpy(tensor: Tensor) -> np.ndarray:
     return np.ascontiguousarray(tensor.float().cpu().numpy())
 
 
-def texts_of(queries: Iterable[Query]) -> list[Wordings]:
-    """All that needs a map of its own, once each: the parts with their wordings, and the negatives."""
-    queries = list(queries)
-    parts = [part for query in queries for part in query.parts]
-    negatives = [(negative,) for query in queries for negative in query.negatives]
-    return list(dict.fromkeys([*parts, *negatives]))
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class QueryMap:
-    """What a query's map was made of: `parts` float32 [parts, gh, gw], and the `evidence` float32 [gh, gw] of where
-    it is, presence patch by patch, on the tokens' grid. `negatives` float32 [negatives, gh, gw] are the min-max maps of
-    what is not wanted, 0 where the query itself scores higher."""
-
-    parts: NDArray[np.float32]
-    patch_presence: NDArray[np.float32]
-    negatives: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 1, 1), np.float32))
-
-
 def query_maps(
     clip: Clip, tokens: ImageTokens, queries: Sequence[Query], settings: MapSettings
 ) -> tuple[SimilarityMaps, list[QueryMap]]:
-    """One map per query, and what each was made of, brought to the tokens' grid.
-
-    What a negative scores above 0 is taken off each part. Parts that are joined are averaged after min-max, as the
-    original's `person+bench`; the presence of all together is that of the one least sure.
+    """Return one map per query (see `combine_maps`), and the components of each.
 
     Raises:
         QueryError: as `Clip.scores`.
     """
     texts = texts_of(queries)
-    of_texts = clip.scores(tokens, texts, settings)
+    scores, patch_presence = clip.scores(tokens, texts, settings), clip.patch_presence(tokens, texts)
     row_of = {wordings: row for row, wordings in enumerate(texts)}
-    patch_presence = clip.patch_presence(tokens, texts)
-    scores, presence, made = [], [], []
-    for query in queries:
-        rows = [row_of[part] for part in query.parts]
-        own = wanted = of_texts[rows]
-        if query.negatives:
-            unwanted = of_texts[[row_of[(negative,)] for negative in query.negatives]]
-            own = wanted - unwanted.max(0).clip(min=0)
-        scores.append(own[0] if len(own) == 1 else minmax(own).mean(0))
-        presence.append(patch_presence[rows].max((1, 2)).min())
-        where = np.minimum(patch_presence[rows].max(0), presence[-1])
-        made.append(QueryMap(on_grid(own, tokens.grid_hw), where))
-        if query.negatives:
-            wanted, unwanted = on_grid(wanted, tokens.grid_hw), on_grid(unwanted, tokens.grid_hw)
-            more_like_it = unwanted > wanted.max(0)
-            made[-1] = replace(made[-1], negatives=np.where(more_like_it, minmax(unwanted), np.float32(0)))
+    maps, presence, components = zip(
+        *(combine_maps(query, row_of, scores, patch_presence) for query in queries), strict=True
+    )
     names = tuple(query.name for query in queries)
-    return SimilarityMaps(names, np.stack(scores), np.array(presence, np.float32), tokens.image_hw), made
+    return SimilarityMaps(names, np.stack(maps), np.array(presence, np.float32), tokens.image_hw), list(components)

@@ -1,4 +1,4 @@
-"""Which of open_clip's models there are, which of them fit, and where their weights and tokenizers come from."""
+"""Models of open_clip by name: which exist, which are supported, and where their weights and tokenizers are."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from typing import Any
 
 from PIL.Image import Resampling
 
+from text2seg.clip.model import CLIP_MEAN, CLIP_STD
 from text2seg.errors import CheckpointError
-from text2seg.io.files import entries, is_file, read_file
-from text2seg.queries import CLIP_MEAN, CLIP_STD
+from text2seg.io.files import is_file, list_folder, read_file
 from text2seg.weights import sha256_of
+from text2seg.weights.download import check_reachable
 from text2seg.weights.registry import CONFIG, SYNTAX, WEIGHTS, parse_openclip
 
 log = logging.getLogger(__name__)
@@ -37,43 +38,44 @@ TIMM_REASONS = {
     "vit_base_mci": "its image tower begins with convolutions in place of patches",
     "vit_relpos": "its image tower has relative positions in its attention",
 }
-"""By how the name of timm's model begins."""
+"""Reasons why models of timm do not fit, by the start of their name."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Recipe:
-    """All it takes to build one model, but for its weights."""
+    """Everything needed to build one model, except its weights."""
 
     name: str
-    """As it was asked for."""
+    """Name that the user gave."""
     architecture: str
     config: dict[str, Any]
-    """The arguments of open_clip's modules."""
+    """Arguments of open_clip's modules."""
     mean: tuple[float, ...]
     std: tuple[float, ...]
     resampling: Resampling
     file: Path | None
-    """The weights, where they are a file of the user's."""
+    """The user's own file of weights, if there is one."""
     published: Mapping[str, Any]
-    """open_clip's entry for the weights, where they are not."""
+    """open_clip's entry for published weights; empty for a file of the user's."""
     folder: Path | None
-    """Where the tokenizer lies, if not on the Hugging Face hub."""
+    """Folder of the tokenizer, if it is not on the Hugging Face hub."""
 
     @property
     def text(self) -> dict[str, Any]:
+        """Configuration of the text tower."""
         config: dict[str, Any] = self.config["text_cfg"]
         return config
 
     def identity(self) -> tuple[str, ...]:
-        """All that text features depend on beside the weights."""
-        found = json.dumps([self.text, self.config.get("quick_gelu", False)], sort_keys=True)
-        inside = entries(self.folder, CheckpointError) if self.folder else []
-        hashes = [sha256_of(path) for path in inside if path.match("token*") and is_file(path, CheckpointError)]
-        return ("open_clip", hashlib.sha256(found.encode()).hexdigest(), *hashes)
+        """Return everything except the weights that text features depend on."""
+        settings = json.dumps([self.text, self.config.get("quick_gelu", False)], sort_keys=True)
+        files = list_folder(self.folder, CheckpointError) if self.folder else []
+        hashes = [sha256_of(path) for path in files if path.match("token*") and is_file(path, CheckpointError)]
+        return ("open_clip", hashlib.sha256(settings.encode()).hexdigest(), *hashes)
 
 
 def import_open_clip() -> ModuleType:
-    """The package.
+    """Import and return the package `open_clip`.
 
     Raises:
         CheckpointError: it is not installed.
@@ -88,16 +90,16 @@ def import_open_clip() -> ModuleType:
 
 
 def recipe_of(name: str) -> Recipe:
-    """Look a model up; nothing is downloaded or built.
+    """Look up a model. Nothing is downloaded or built.
 
     Args:
-        name: as `weights.registry` says.
+        name: one of the forms in `weights.registry.SYNTAX`.
 
     Raises:
-        CheckpointError: open_clip is missing, there is no such architecture, tag, file or folder, or the model is of a
-            kind that gives no maps.
+        CheckpointError: open_clip is missing, there is no such architecture, tag, file or folder, or maps of this kind
+            of model are not supported.
     """
-    asked = parse_openclip(name)  # first: a slip in the name needs no package
+    asked = parse_openclip(name)  # first, because a wrong name is found without the package
     open_clip = import_open_clip()
     published: Mapping[str, Any] = {}
     if asked.folder:
@@ -130,7 +132,7 @@ def recipe_of(name: str) -> Recipe:
 
 
 def why_not(config: Mapping[str, Any]) -> str | None:
-    """Why a model of this configuration gives no maps here; none where it does."""
+    """Return why maps of a model with this configuration are not supported, or None if they are."""
     image, text = config["vision_cfg"], config["text_cfg"]
     if "multimodal_cfg" in config or image.get("attentional_pool") or text.get("embed_cls"):
         return "it is a CoCa, whose pooling by many queries and whose text tower with a class token are not read here"
@@ -157,19 +159,20 @@ def _why_not_timm(name: str) -> str | None:
 
 
 def fetch_openclip(recipe: Recipe) -> Path:
-    """The file of a model's weights, downloaded as open_clip does, from the Hugging Face hub for the most part, into
-    the hub's cache.
+    """Return the file of a model's weights. open_clip downloads it if it is missing, usually from the Hugging Face hub
+    into the hub's cache.
 
     Raises:
-        CheckpointError: it cannot be had; names it and the way out.
+        CheckpointError: it cannot be downloaded; the message names the file and another way to get it.
     """
     if found := cached_openclip(recipe):
         return found
     open_clip = import_open_clip()
+    where = recipe.published.get("hf_hub") or recipe.published.get("url")
     try:
+        _check_server(recipe)
         return Path(open_clip.download_pretrained(dict(recipe.published)))
-    except Exception as error:  # of the hub, of the network, of the disk: there is no common type
-        where = recipe.published.get("hf_hub") or recipe.published.get("url")
+    except Exception as error:  # errors of the hub, the network and the disk have no common type
         raise CheckpointError(
             f"cannot fetch the weights of {recipe.name} (open_clip_model.safetensors or open_clip_pytorch_model.bin of "
             f"{where}): {one_line(error)}. Without a network, bring its whole folder and say --clip openclip:FOLDER, "
@@ -178,9 +181,20 @@ def fetch_openclip(recipe: Recipe) -> Path:
         ) from error
 
 
+def _check_server(recipe: Recipe) -> None:
+    """Raise `CheckpointError` if the server of the weights does not answer. The hub's client alone would try again for
+    a minute."""
+    from huggingface_hub import constants
+
+    if not recipe.published.get("hf_hub"):
+        check_reachable(str(recipe.published["url"]))
+    elif not constants.HF_HUB_OFFLINE:  # then the client says so itself, at once
+        check_reachable(constants.ENDPOINT)
+
+
 def cached_openclip(recipe: Recipe) -> Path | None:
-    """The file of a model's weights where it is on this machine, in a file of its own or the hub's cache. The network
-    is not asked."""
+    """Return the file of a model's weights if it is on this machine, as the user's file or in the hub's cache, else
+    None. The network is not used."""
     if recipe.file:
         return recipe.file
     hub = str(recipe.published.get("hf_hub") or "").strip("/")
@@ -189,8 +203,8 @@ def cached_openclip(recipe: Recipe) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
     owner, _, rest = hub.partition("/")
-    repository, _, own = rest.partition("/")
-    for name in [own] if own else WEIGHTS:
+    repository, _, file_name = rest.partition("/")
+    for name in [file_name] if file_name else WEIGHTS:
         found = try_to_load_from_cache(f"{owner}/{repository}", name)
         if isinstance(found, str):
             return Path(found)
@@ -198,12 +212,12 @@ def cached_openclip(recipe: Recipe) -> Path | None:
 
 
 def one_line(error: Exception) -> str:
-    """Its message, which may have been written for a terminal."""
+    """Return the message of an error on one line, without its last full stop."""
     return " ".join(str(error).split()).rstrip(".")
 
 
 def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The model's configuration and how its images are made ready."""
+    """Return the configuration of a model, and that of its preprocessing."""
     try:
         content = json.loads(read_file(path, CheckpointError))
         config = content.get("model_cfg", content)
@@ -216,21 +230,19 @@ def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _usual_preprocessing(open_clip: ModuleType, architecture: str) -> dict[str, Any]:
-    """What all published weights of an architecture want of images; nothing where they differ."""
+    """Return the preprocessing that all published weights of an architecture share; empty if it differs."""
     tags = open_clip.list_pretrained_tags_by_model(architecture)
-    found = [open_clip.get_pretrained_cfg(architecture, tag) for tag in tags]
-    shared = ("mean", "std", "interpolation")
-    wanted = [{key: entry[key] for key in shared if key in entry} for entry in found]
-    return deepcopy(wanted[0]) if wanted and all(each == wanted[0] for each in wanted) else {}
+    entries = [open_clip.get_pretrained_cfg(architecture, tag) for tag in tags]
+    keys = ("mean", "std", "interpolation")
+    found = [{key: entry[key] for key in keys if key in entry} for entry in entries]
+    return deepcopy(found[0]) if found and all(preprocessing == found[0] for preprocessing in found) else {}
 
 
 def _one_of(name: str, names: Iterable[str], message: str) -> str:
-    """The name itself, if it is one of them."""
-    known = {each.lower(): each for each in names}
+    """Return the name if it is one of `names`. Raises `CheckpointError` with similar names if it is not."""
+    known = {other.lower(): other for other in names}
     if name in known.values():
         return name
-    close = difflib.get_close_matches(name.lower(), known, n=3)
-    hint = (
-        f"; did you mean {' or '.join(known[each] for each in close)}?" if close else f"; there are {', '.join(known)}"
-    )
+    close = [known[lower] for lower in difflib.get_close_matches(name.lower(), known, n=3)]
+    hint = f"; did you mean {' or '.join(close)}?" if close else f"; there are {', '.join(known)}"
     raise CheckpointError(f"{message} {name!r}{hint}")

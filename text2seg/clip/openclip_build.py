@@ -1,12 +1,12 @@
-"""A CLIP of open_clip from its recipe and weights, and timm's vision transformers as its image tower.
+"""Build a CLIP of open_clip from its recipe and weights, also with timm's vision transformers as its image tower.
 
-SigLIP's ViTs have no common space that a patch could be projected into: a SigLIP compares texts with the answer of its
-pooling head, an attention by one learned query with an MLP after it (the MAP head: arXiv 2303.15343, big_vision). So
-the feature of a patch is that head's answer to this patch alone, as if the image had no other."""
+The ViT of a SigLIP has no projection of single patches into the space of texts: texts are compared with the output of
+its pooling head, which is attention by one learned query followed by an MLP (MAP head: arXiv 2303.15343, big_vision).
+So the feature of a patch is the output of that head for this patch alone.
+"""
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -19,23 +19,27 @@ from PIL.Image import Resampling
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from text2seg.clip.attention import RULES
-from text2seg.clip.build import check_fit, named, single
-from text2seg.clip.model import Clip, ImageTower, resnet_tower, vit_tower
+from text2seg.clip.build import as_float32, check_fit, prefix_errors
+from text2seg.clip.encoders import RULES, resize_positions, run_vit
+from text2seg.clip.model import CLIP_MEAN, CLIP_STD, Clip, ImageTower, resnet_tower, vit_tower
 from text2seg.clip.openclip import Recipe, import_open_clip, one_line
 from text2seg.clip.text import TextCache, TextTower, encode_trimmed, trimmed
-from text2seg.clip.vit import resize_positions, run_vit
 from text2seg.errors import CheckpointError
-from text2seg.queries import CLIP_MEAN, CLIP_STD
 from text2seg.runtime import Precision
-from text2seg.weights.tensors import check_cells, checked_config
+from text2seg.weights.architecture import check_patches, checked_config
+
+TOKENIZER_ARGUMENTS = ("clean", "strip_sep_token", "language", "reduction_mask", "additional_special_tokens")
+"""Arguments of a tokenizer that a configuration may set. Others could open files or run code of the folder."""
+
+Tokenize = Callable[[list[str]], tuple[Tensor, int]]
+"""See `TextTower.tokenize`."""
 
 
 class TimmVit:
     """A tower of open_clip's `TimmModel` whose trunk is timm's plain `VisionTransformer`.
 
     Raises:
-        CheckpointError: the trunk has parts that this reading of it would leave out.
+        CheckpointError: the trunk has parts that this class would leave out.
     """
 
     def __init__(self, tower: Any) -> None:
@@ -53,7 +57,7 @@ class TimmVit:
         x = trunk.patch_embed.proj(pixels.to(trunk.patch_embed.proj.weight.dtype))
         grid_hw = (x.shape[2], x.shape[3])
         x = trunk.patch_embed.norm(x.flatten(2).transpose(1, 2))
-        placed = 0 if trunk.no_embed_class else self.prefix  # of the tokens before the patches, those with a position
+        placed = 0 if trunk.no_embed_class else self.prefix  # number of tokens before the patches with a position
         positions = resize_positions(trunk.pos_embed[0], grid_hw, prefix=placed).to(x.dtype)
         if self.prefix:
             cls = trunk.cls_token[0].to(x.dtype)
@@ -74,7 +78,7 @@ class TimmVit:
 
 
 def _with_openai_names(block: Any) -> SimpleNamespace:
-    """A timm block's own modules and parameters under the names that OpenAI's blocks have."""
+    """Return the modules and parameters of a timm block by the names that they have in OpenAI's blocks."""
     attention = SimpleNamespace(
         in_proj_weight=block.attn.qkv.weight,
         in_proj_bias=block.attn.qkv.bias,
@@ -87,7 +91,7 @@ def _with_openai_names(block: Any) -> SimpleNamespace:
 
 
 def check_trunk(trunk: nn.Module) -> None:
-    """Raise `CheckpointError` where a trunk has more in it than `TimmVit` reads."""
+    """Raise `CheckpointError` if a trunk has parts that `TimmVit` does not use."""
     from timm.layers import Attention, PatchEmbed
     from timm.models.vision_transformer import Block, VisionTransformer
 
@@ -108,14 +112,6 @@ def check_trunk(trunk: nn.Module) -> None:
             raise CheckpointError("its image tower has blocks that do more than attention and an MLP")
 
 
-log = logging.getLogger(__name__)
-
-TOKENIZER_ARGUMENTS = ("clean", "strip_sep_token", "language", "reduction_mask", "additional_special_tokens")
-"""What a configuration may say of its tokenizer. Others name files, or let a folder's own code run."""
-
-Tokenize = Callable[[list[str]], tuple[Tensor, int]]
-
-
 @torch.inference_mode(False)
 def load_openclip(
     recipe: Recipe,
@@ -126,17 +122,17 @@ def load_openclip(
     source: str = "the checkpoint",
     text_cache: TextCache | None = None,
 ) -> Clip:
-    """A model of open_clip that gives maps as any other CLIP does.
+    """Build a model of open_clip that computes maps as any other CLIP does.
 
     Args:
-        recipe: what to build.
-        weights: its tensors by open_clip's names, or by OpenAI's.
-        source: what the error messages call them.
-        text_cache: keeps text features on disk; its encoder must count `recipe.identity()` in.
+        recipe: the model to build.
+        weights: its tensors by open_clip's or OpenAI's names.
+        source: name of the weights in error messages.
+        text_cache: cache of text features on disk; its encoder must contain `recipe.identity()`.
 
     Raises:
-        CheckpointError: the weights are not those of the recipe, the model has parts that are not read here, or its
-            tokenizer cannot be had.
+        CheckpointError: the weights are not those of the recipe, the model has parts that are not supported, or its
+            tokenizer cannot be loaded.
     """
     tokenize = tokenizer_of(recipe)
     model = build_openclip(recipe, weights, source=source).to(device)
@@ -153,33 +149,33 @@ def load_openclip(
 
 
 def build_openclip(recipe: Recipe, weights: Mapping[str, Tensor], *, source: str = "the checkpoint") -> nn.Module:
-    """open_clip's module with these weights: float32, on the CPU, in eval mode, its parameters without gradients.
+    """Build open_clip's module with these weights: float32, on the CPU, in eval mode, parameters without gradients.
 
     Raises:
-        CheckpointError: a tensor is missing, superfluous or of the wrong shape; names it.
+        CheckpointError: a tensor is missing, unknown or of the wrong shape; the message names it.
     """
     import_open_clip()
     from open_clip.model import CLIP, CustomTextCLIP, convert_to_custom_text_state_dict
 
     config = checked_config(recipe.config, recipe.name)
     arguments = {name: value for name, value in config.items() if name != "custom_text"}
-    kind = CustomTextCLIP if recipe.config.get("custom_text") else CLIP
+    module_type = CustomTextCLIP if recipe.config.get("custom_text") else CLIP
     try:
         with torch.device("meta"):  # shapes only
-            model = kind(**arguments)
+            model = module_type(**arguments)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise CheckpointError(f"{recipe.name}: open_clip cannot build its configuration: {error}") from error
-    given = dict(weights)
-    if kind is CustomTextCLIP:
-        given = convert_to_custom_text_state_dict(given)
-    for name in ("logit_scale", "logit_bias"):  # scalars, or of one entry
-        if name in given and given[name].numel() == 1 and getattr(model, name, None) is not None:
-            given[name] = given[name].reshape(getattr(model, name).shape)
-    named(source, check_fit, model.state_dict(), given)
-    model.load_state_dict({name: single(tensor) for name, tensor in given.items()}, assign=True)
+    tensors = dict(weights)
+    if module_type is CustomTextCLIP:
+        tensors = convert_to_custom_text_state_dict(tensors)
+    for name in ("logit_scale", "logit_bias"):  # files store them as scalars or as tensors with one number
+        if name in tensors and tensors[name].numel() == 1 and getattr(model, name, None) is not None:
+            tensors[name] = tensors[name].reshape(getattr(model, name).shape)
+    prefix_errors(source, check_fit, model.state_dict(), tensors)
+    model.load_state_dict({name: as_float32(tensor) for name, tensor in tensors.items()}, assign=True)
     for module in model.modules():
         mask = getattr(module, "attn_mask", None)
-        if isinstance(mask, Tensor):  # no weights take the place of a causal mask
+        if isinstance(mask, Tensor):  # causal masks are not among the weights
             module.attn_mask = torch.full(mask.shape, float("-inf"), dtype=torch.float32, device="cpu").triu(1)
     return model.eval().requires_grad_(False)
 
@@ -196,7 +192,7 @@ def _image_tower(recipe: Recipe, model: Any) -> ImageTower:
         raise CheckpointError(f"{recipe.name}: it was trained on images of {visual.image_size}, which is no square")
     size = sides.pop()
     if type(visual) is TimmModel:
-        vit = named(recipe.name, TimmVit, visual)
+        vit = prefix_errors(recipe.name, TimmVit, visual)
         tower = ImageTower(lambda pixels, rule: run_vit(vit, pixels, rule=RULES[rule]), True, vit.stride, size)
     elif type(visual) is VisionTransformer:
         if any(type(block) is not ResidualAttentionBlock for block in visual.transformer.resblocks):
@@ -206,15 +202,15 @@ def _image_tower(recipe: Recipe, model: Any) -> ImageTower:
         tower = resnet_tower(visual, size)
     else:
         raise CheckpointError(f"{recipe.name}: its image tower is a {type(visual).__name__}, which is not read here")
-    check_cells((size // tower.stride,) * 2, f"{recipe.name}: its input")
+    check_patches((size // tower.stride,) * 2, f"{recipe.name}: its input")
     return replace(tower, mean=recipe.mean, std=recipe.std, resampling=recipe.resampling)
 
 
 def tokenizer_of(recipe: Recipe) -> Tokenize:
-    """What makes tokens of texts, and says how many the longest is over.
+    """Return the tokenizer of a model; see `TextTower.tokenize`.
 
     Raises:
-        CheckpointError: it is one of the Hugging Face hub, and can be had neither from there nor from the hub's cache.
+        CheckpointError: it is a tokenizer of the Hugging Face hub, and neither the hub nor its cache has it.
     """
     import_open_clip()
     from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
@@ -229,28 +225,28 @@ def tokenizer_of(recipe: Recipe) -> Tokenize:
         tokenizer = HFTokenizer(
             where, context, tokenizer_mode=config.get("tokenizer_mode"), trust_remote_code=False, **arguments
         )
-    except Exception as error:  # of the hub, of the network, of transformers: there is no common type
+    except Exception as error:  # errors of the hub, the network and transformers have no common type
         raise CheckpointError(
             f"cannot load the tokenizer of {recipe.name}, {where}: {one_line(error)}. Without a network, put the files "
             f"of {config['hf_tokenizer_name']} into one folder with the weights and say --clip openclip:FOLDER"
         ) from error
 
-    lock = threading.Lock()  # a tokenizer keeps how it pads and cuts, so two threads would change it for each other
+    lock = threading.Lock()  # calls change how a tokenizer pads and truncates, which threads share
 
     def tokenize(texts: list[str]) -> tuple[Tensor, int]:
         with lock:
-            whole = tokenizer.tokenizer([tokenizer.clean_fn(text) for text in texts], truncation=False).input_ids
-            return tokenizer(texts), max(map(len, whole)) - context
+            uncut = tokenizer.tokenizer([tokenizer.clean_fn(text) for text in texts], truncation=False).input_ids
+            return tokenizer(texts), max(map(len, uncut)) - context
 
     return tokenize
 
 
 def _tokenizer_arguments(recipe: Recipe) -> dict[str, Any]:
-    """Arguments of the tokenizer that the configuration asks for. The configuration may be anyone's, so only those of
-    `TOKENIZER_ARGUMENTS` are passed on.
+    """Return the arguments of the tokenizer in the configuration. A configuration is not trusted, so only the names in
+    `TOKENIZER_ARGUMENTS` are allowed.
 
     Raises:
-        CheckpointError: it asks for another one.
+        CheckpointError: it contains another name.
     """
     arguments = recipe.text.get("tokenizer_kwargs") or {}
     if not isinstance(arguments, Mapping):
@@ -283,12 +279,12 @@ def _text_tower(model: Any, tokenize: Tokenize) -> TextTower:
 
 
 def _ends(tokens: Tensor, end: int) -> Tensor:
-    """Where each text's first end token stands, int64 [T]."""
+    """Return the position of the first end token of each text, int64 [T]."""
     return (tokens == end).int().argmax(dim=1)
 
 
 def _is_like_openai(recipe: Recipe, model: Any) -> bool:
-    """Whether its modules may be read as OpenAI's and its images and texts be made as for those."""
+    """Return whether modules, preprocessing and tokens of a model are as in OpenAI's CLIPs."""
     import_open_clip()
     from open_clip.model import CLIP
     from open_clip.transformer import VisionTransformer
@@ -298,6 +294,8 @@ def _is_like_openai(recipe: Recipe, model: Any) -> bool:
     towers = (model.visual.transformer, model.transformer)
     scales = [scale for tower in towers for block in tower.resblocks for scale in (block.ls_1, block.ls_2)]
     plain = model.visual.pool_type == "tok" and all(isinstance(scale, nn.Identity) for scale in scales)
-    reads = model.text_pool_type == "argmax" and model.attn_mask is not None and "hf_tokenizer_name" not in recipe.text
-    images = (recipe.mean, recipe.std, recipe.resampling) == (CLIP_MEAN, CLIP_STD, Resampling.BICUBIC)
-    return plain and reads and images and isinstance(model.text_projection, nn.Parameter)
+    has_openai_text = (
+        model.text_pool_type == "argmax" and model.attn_mask is not None and "hf_tokenizer_name" not in recipe.text
+    )
+    has_openai_images = (recipe.mean, recipe.std, recipe.resampling) == (CLIP_MEAN, CLIP_STD, Resampling.BICUBIC)
+    return plain and has_openai_text and has_openai_images and isinstance(model.text_projection, nn.Parameter)

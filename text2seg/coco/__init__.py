@@ -1,1 +1,1 @@
-"""COCO files: masks as RLE or polygons, datasets built from records, written and read."""
+"""COCO files: masks as RLE or polygons, and datasets that are built, read, merged and converted."""

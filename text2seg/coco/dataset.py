@@ -1,101 +1,61 @@
-"""COCO dataset files: entries made from records, and files written piece by piece, so that memory does not grow
-with the images and annotations in them."""
+"""COCO datasets of text2seg's results: entries made from records, whole datasets, their files, and merging."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import Any, Literal, cast
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from text2seg.coco import polygon, rle
-from text2seg.coco.reader import read_dataset, read_json
-from text2seg.errors import OutputError
-from text2seg.io.files import write_atomically
+from text2seg.coco import rle, simplify
+from text2seg.coco.json_file import Json, plain_json, write_json
+from text2seg.coco.provenance import attributes_for, encoding_entry, provenance_of
+from text2seg.coco.reader import (
+    Dataset,
+    attributes_of,
+    check_dataset,
+    check_references,
+    read_dataset,
+    score_of,
+    size_of,
+)
+from text2seg.config import POLYGON_TOLERANCE, Encoding
+from text2seg.errors import DatasetError, OutputError, Text2SegError
+from text2seg.io.names import canonical_name
 from text2seg.records import Image, Segment, Segmentation
 
-_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
+__all__ = [
+    "DESCRIPTION",
+    "DatasetBuilder",
+    "annotations_of",
+    "build_dataset",
+    "read_dataset",
+    "write_dataset",
+]
 
-
-def write_stream(
-    path: str | os.PathLike[str],
-    *,
-    info: Mapping[str, Any],
-    categories: Iterable[Mapping[str, Any]],
-    images: Iterable[Mapping[str, Any]],
-    annotations: Iterable[Mapping[str, Any]],
-    licenses: Sequence[Mapping[str, Any]] = (),
-    before: Callable[[Path], None] | None = None,
-) -> Path:
-    """`write_dataset` for what need not be held in memory: the same bytes as for the same dataset in one dict.
-
-    Everything may come from generators. They are read in the order info, licenses, images, annotations, categories,
-    each to its end before the next, so categories may be known only once all annotations are. Errors that a generator
-    raises go on as they are, and the old file stays. `before` is as for `write_atomically`. Raises `OutputError` as
-    `write_dataset` does.
-    """
-    return write_json(
-        path,
-        {
-            "info": dict(info),
-            "licenses": list(licenses),
-            "images": iter(images),
-            "annotations": iter(annotations),
-            "categories": iter(categories),
-        },
-        before=before,
-    )
-
-
-def write_json(
-    path: str | os.PathLike[str], content: Mapping[str, Any], *, before: Callable[[Path], None] | None = None
-) -> Path:
-    """Write an object as UTF-8 JSON in one line and return where; iterators among its values are written as lists, an
-    item at a time. The same content gives the same bytes. Raises `OutputError` where it is no JSON or the file cannot
-    be written. `before` as for `write_atomically`.
-    """
-    return write_atomically(path, json_chunks(Path(path), content), before=before)
-
-
-def json_chunks(path: Path, content: Mapping[str, Any]) -> Iterator[bytes]:
-    """The bytes of `write_json`, piece by piece."""
-    yield b"{"
-    for position, (key, value) in enumerate(content.items()):
-        yield (b", " if position else b"") + _json(path, str(key)) + b": "
-        if isinstance(value, (list, tuple, Iterator)):
-            yield b"["
-            for number, item in enumerate(value):
-                yield (b", " if number else b"") + _json(path, item)
-            yield b"]"
-        else:
-            yield _json(path, value)
-    yield b"}\n"
-
-
-def _json(path: Path, value: Any) -> bytes:
-    try:
-        text = _ENCODER.encode(value)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise OutputError(f"{path}: the dataset is not JSON: {error}") from error
-    # File names that are no Unicode reach Python as lone surrogates; the escape of one is JSON and reads back the same.
-    return text.encode("utf-8", "backslashreplace")
-
-
-Encoding = Literal["rle", "polygon"]
-Json = dict[str, Any]
+ENCODERS: Mapping[Encoding, Callable[[NDArray[np.bool_], float], Any]] = {
+    "rle": lambda mask, _: rle.encode(mask),
+    "polygon": simplify.encode,
+}
+"""Functions that encode a mask bool[H, W] with a tolerance in pixels, for each value of `--segmentation`. A new
+encoding needs a file like `polygon.py`, a row here and its name in `text2seg.config.Encoding`."""
 
 DESCRIPTION = "Found by text2seg"
+"""`info.description` of all files."""
 
 _log = logging.getLogger(__name__)
 
 
 def image_entry(image: Image) -> Json:
-    """`id`, `file_name` (POSIX slashes), `width` and `height` of an image. Raises `OutputError` without a name."""
+    """Return `id`, `file_name` (with POSIX slashes), `width` and `height` of an image.
+
+    Raises:
+        OutputError: the image has no file name.
+    """
     if not image.file_name:
         raise OutputError(
             f"image {image.image_id} has no file name, and a COCO file lists images by it; "
@@ -111,21 +71,23 @@ def annotations_of(
     categories: Mapping[str, int],
     *,
     encoding: Encoding = "rle",
+    polygon_tolerance: float = POLYGON_TOLERANCE,
     provenance: Mapping[str, Any] | None = None,
 ) -> list[Json]:
-    """What was found in one image as annotations without `id` and `image_id`, which the caller gives (see `numbered`).
+    """Return the segments of an image as annotations without `id` and `image_id`, which `numbered` adds.
 
     Args:
-        segmentation: one image; empty masks are dropped.
-        categories: the category id of each query.
+        segmentation: result of one image; empty masks are dropped.
+        categories: category id of each query.
         encoding: how masks are written.
-        provenance: goes into `attributes` as it is, not copied; `plain_json` makes anything else JSON first.
+        polygon_tolerance: see `simplify.encode`.
+        provenance: put into `attributes` without a copy; must be plain JSON (see `plain_json`).
 
     Raises:
-        OutputError: a mask is not of the image's size, a query is not among the categories, or the encoding is none.
+        OutputError: a mask has another size than the image, a query is not among the categories, or the encoding is
+            unknown.
     """
     check_encoding(encoding)
-    encode = rle.encode if encoding == "rle" else polygon.encode
     name = segmentation.image.file_name
     annotations = []
     for segment in segmentation.segments:
@@ -139,13 +101,13 @@ def annotations_of(
         if not segment.mask.any():
             _log.info("%s: an empty mask of %r is left out", name, segment.query)
             continue
-        attributes = _attributes(segment, _score(segment, segmentation)) | (
+        attributes = attributes_for(segment, _score(segment, segmentation)) | (
             {"provenance": provenance} if provenance else {}
         )
         annotations.append(
             {
                 "category_id": int(categories[segment.query]),
-                "segmentation": encode(segment.mask),
+                "segmentation": ENCODERS[encoding](segment.mask, polygon_tolerance),
                 "area": segment.area,
                 "bbox": list(segment.box_xywh),
                 "iscrowd": 0,
@@ -157,91 +119,35 @@ def annotations_of(
 
 
 def numbered(annotations: list[Json], *, first: int, image_id: int) -> list[Json]:
-    """Annotations with their `id`, counted from `first`, and the `image_id` in front of what they hold."""
+    """Return annotations with their `id`, counted from `first`, and `image_id` as first keys."""
     return [{"id": number, "image_id": image_id, **each} for number, each in enumerate(annotations, start=first)]
 
 
 def category_entries(categories: Mapping[str, int], supercategory: str = "thing") -> list[Json]:
-    """The file's list of categories, from the id of each name."""
+    """Return the file's list of categories from the id of each name."""
     return [{"id": number, "name": name, "supercategory": supercategory} for name, number in categories.items()]
 
 
 def dataset_info(info: Mapping[str, Any] | None = None) -> Json:
-    """The file's `info`: what made it and in which frame its masks are, then what is given. Raises `OutputError` where
-    that is no JSON."""
+    """Return the file's `info`: description, EXIF orientation, and the given entries (see `provenance.run_info`).
+
+    Raises:
+        OutputError: an entry is not JSON.
+    """
     return {"description": DESCRIPTION, "exif_orientation": "applied", **plain_json("info", info or {})}
 
 
 def check_encoding(encoding: str) -> None:
-    """Raises `OutputError` unless it is one that masks are written in."""
-    if encoding not in ("rle", "polygon"):
-        raise OutputError(f"masks are written as rle or polygon, got {encoding!r}")
-
-
-def plain_json(what: str, value: Mapping[str, Any]) -> Json:
-    """A copy that is nothing but JSON: settings become dicts, paths text, numpy scalars numbers. Raises `OutputError`,
-    naming `what`, where something else is in it."""
-
-    def convert(thing: object) -> object:
-        if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
-            return dataclasses.asdict(thing)
-        if isinstance(thing, PurePath):
-            return thing.as_posix()
-        if isinstance(thing, (np.generic, np.ndarray)):
-            return thing.tolist()
-        raise TypeError(f"{type(thing).__name__} is not JSON")
-
-    try:
-        return cast(Json, json.loads(json.dumps(dict(value), default=convert, allow_nan=False)))
-    except (TypeError, ValueError) as error:
-        raise OutputError(f"the {what} cannot be written: {error}") from error
+    """Raise `OutputError` unless the encoding is one of `ENCODERS`."""
+    if encoding not in tuple(ENCODERS):  # compared, not hashed: a program may send any JSON value
+        raise OutputError(f"masks are written as {' or '.join(ENCODERS)}, got {encoding!r}")
 
 
 def _score(segment: Segment, segmentation: Segmentation) -> float:
-    """How sure we are of a segment: SAM's score, times presence where presence is used at all. SAM alone knows how good
-    a mask is, but not of what."""
+    """Return the score of a segment: SAM's score, times presence if a presence threshold is used. SAM's score alone
+    rates the mask, not what it shows."""
     threshold = dict(zip(segmentation.maps.queries, segmentation.thresholds, strict=False)).get(segment.query, 0)
     return segment.sam_score * segment.presence if threshold > 0 else segment.sam_score
-
-
-def _attributes(segment: Segment, score: float) -> Json:
-    points = segment.points
-    attributes: Json = {
-        "query": segment.query,
-        "score": plain_number(score),
-        "sam_score": plain_number(segment.sam_score),
-        "map_score": plain_number(segment.map_score),
-        "presence": plain_number(segment.presence),
-        "points": [
-            [plain_number(x), plain_number(y), int(label), plain_number(similarity)]
-            for (x, y), label, similarity in zip(points.xy, points.labels, points.similarity, strict=True)
-        ],
-        **({"box_prompt": [plain_number(side) for side in points.boxes_xyxy[0]]} if len(points.boxes_xyxy) else {}),
-        "chosen_candidate": int(segment.chosen),
-        "candidate_scores": [plain_number(score) for score in segment.candidates.scores],
-    }
-    if segment.view_xywh is not None:
-        attributes["view_xywh"] = list(segment.view_xywh)
-    return attributes
-
-
-def plain_number(value: float | np.floating) -> float:
-    """The shortest plain number that is the same float32: 0.9, not 0.8999999761581421."""
-    return float(str(np.float32(value)))
-
-
-__all__ = [
-    "DESCRIPTION",
-    "DatasetBuilder",
-    "Encoding",
-    "Json",
-    "annotations_of",
-    "build_dataset",
-    "image_entry",
-    "read_dataset",
-    "read_json",
-    "write_dataset",
-]
 
 
 def build_dataset(
@@ -249,25 +155,38 @@ def build_dataset(
     *,
     queries: Sequence[str] | None = None,
     encoding: Encoding = "rle",
+    polygon_tolerance: float = POLYGON_TOLERANCE,
     supercategory: str = "thing",
     provenance: Mapping[str, Any] | None = None,
     info: Mapping[str, Any] | None = None,
 ) -> Json:
-    """A COCO dataset, all of it plain numbers, text, lists and dicts, one image entry for each segmentation.
+    """Build a COCO dataset of plain numbers, text, lists and dicts, with one image for each segmentation.
 
-    Category ids are 1..N in the order of `queries`, by default the order in which the segmentations asked for them.
-    Annotation ids count from 1, `iscrowd` is 0, `bbox` is tight. Images in which nothing was found stay, empty masks
-    are dropped. The `score` is SAM's, times presence where that is used. Each annotation's `attributes` say how its
-    mask came about: query, points as [x, y, label, similarity] in pixels of the original image, SAM's score of each
-    candidate and the one chosen, map score, presence, and `provenance` (models and their hashes, version, settings:
-    whatever it takes to do it again).
-    `info` is added to the file's own. Segmentations may come from a generator; only what is written is kept of them.
+    Annotation ids count from 1, `iscrowd` is 0, `bbox` is tight. Images without segments are kept; empty masks are
+    dropped. The `score` is SAM's score, times presence if a presence threshold is used. The `attributes` of an
+    annotation hold what `replay` needs: query, points as [x, y, label, similarity] in pixels of the original image,
+    SAM's score of each candidate, the chosen candidate, map score, presence and `provenance`.
 
-    Raises `OutputError` where two images share an id or a file name, an image has no file name, a mask is not of its
-    image's size, a query is not among `queries` or something is no JSON.
+    Args:
+        segmentations: results of images, for example from a generator; they are not kept in memory.
+        queries: names of the categories, with ids 1..N. Default: queries of the segmentations in order of appearance.
+        encoding: how masks are written.
+        polygon_tolerance: see `simplify.encode`.
+        supercategory: supercategory of all categories.
+        provenance: models with hashes, version and settings, as `Text2Seg.provenance` returns them.
+        info: further entries of the file's `info`.
+
+    Raises:
+        OutputError: two images share an id or a file name, an image has no file name, a mask has another size than its
+            image, a query is not among `queries`, or a value is not JSON.
     """
     builder = DatasetBuilder(
-        queries=queries, encoding=encoding, supercategory=supercategory, provenance=provenance, info=info
+        queries=queries,
+        encoding=encoding,
+        polygon_tolerance=polygon_tolerance,
+        supercategory=supercategory,
+        provenance=provenance,
+        info=info,
     )
     for segmentation in segmentations:
         builder.add(segmentation)
@@ -275,31 +194,34 @@ def build_dataset(
 
 
 class DatasetBuilder:
-    """`build_dataset` step by step, for runs that may be stopped: `add` what was found, `build` at any time. Only what
-    is written is kept, so the memory of a long run does not grow with its images. Not for several threads."""
+    """`build_dataset` step by step, for runs that may be stopped: `add` results, `build` at any time.
+
+    Keeps only what is written, so memory grows with annotations, not with pixels. Not safe for several threads.
+    """
 
     def __init__(
         self,
         *,
         queries: Sequence[str] | None = None,
         encoding: Encoding = "rle",
+        polygon_tolerance: float = POLYGON_TOLERANCE,
         supercategory: str = "thing",
         provenance: Mapping[str, Any] | None = None,
         info: Mapping[str, Any] | None = None,
     ) -> None:
-        """As for `build_dataset`."""
+        """See `build_dataset`."""
         check_encoding(encoding)
-        self._encoding, self._supercategory = encoding, supercategory
+        self._encoding, self._tolerance, self._supercategory = encoding, polygon_tolerance, supercategory
         self._categories = {query: number for number, query in enumerate(dict.fromkeys(queries or ()), start=1)}
         self._is_closed = queries is not None
         self._origin = plain_json("provenance", provenance) if provenance else None
-        self._info = dataset_info(info)
+        self._info = dataset_info({**(info or {}), **encoding_entry(encoding, polygon_tolerance)})
         self._images: dict[int, Json] = {}
         self._names: set[str] = set()
         self._annotations: list[Json] = []
 
     def add(self, segmentation: Segmentation) -> None:
-        """Take in one image and what was found in it, all of it or, where an `OutputError` is raised, nothing."""
+        """Add the result of one image. If it raises `OutputError`, nothing is added."""
         entry = image_entry(segmentation.image)
         if entry["id"] in self._images or entry["file_name"] in self._names:
             raise OutputError(
@@ -310,13 +232,19 @@ class DatasetBuilder:
         if not self._is_closed:
             for query in segmentation.maps.queries:
                 categories.setdefault(query, len(categories) + 1)
-        found = annotations_of(segmentation, categories, encoding=self._encoding, provenance=self._origin)
+        found = annotations_of(
+            segmentation,
+            categories,
+            encoding=self._encoding,
+            polygon_tolerance=self._tolerance,
+            provenance=self._origin,
+        )
         self._annotations += numbered(found, first=len(self._annotations) + 1, image_id=entry["id"])
         self._categories, self._images[entry["id"]] = categories, entry
         self._names.add(entry["file_name"])
 
     def build(self) -> Json:
-        """The dataset of what was added so far."""
+        """Return the dataset of all results added so far."""
         return {
             "info": dict(self._info),
             "licenses": [],
@@ -327,9 +255,155 @@ class DatasetBuilder:
 
 
 def write_dataset(dataset: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
-    """Write a dataset as UTF-8 JSON and return where. The same dataset gives the same bytes.
+    """Write a dataset as UTF-8 JSON and return the path. The same dataset gives the same bytes.
 
-    Whoever reads the file meanwhile sees the old one or the new one, never half of it. The folder is made if missing.
-    Raises `OutputError` where it cannot be written. `stream.write_stream` does the same for what is not in memory.
+    The file is replaced in one step, so readers never see half of it. A missing folder is created. For datasets that
+    do not fit in memory see `write_stream`.
+
+    Raises:
+        OutputError: the file cannot be written.
     """
     return write_json(path, dataset)
+
+
+def write_stream(
+    path: str | os.PathLike[str],
+    *,
+    info: Mapping[str, Any],
+    categories: Iterable[Mapping[str, Any]],
+    images: Iterable[Mapping[str, Any]],
+    annotations: Iterable[Mapping[str, Any]],
+    licenses: Sequence[Mapping[str, Any]] = (),
+    before_replacing: Callable[[Path], None] | None = None,
+) -> Path:
+    """Write a dataset from generators, without holding it in memory. The bytes are those of `write_dataset`.
+
+    The generators are read in the order licenses, images, annotations, categories, each to its end before the next;
+    so the categories may depend on the annotations. An error in a generator is passed on, and the old file is kept.
+
+    Args:
+        before_replacing: see `write_atomically`.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    return write_json(
+        path,
+        {
+            "info": dict(info),
+            "licenses": list(licenses),
+            "images": iter(images),
+            "annotations": iter(annotations),
+            "categories": iter(categories),
+        },
+        before_replacing=before_replacing,
+    )
+
+
+def results_of(dataset: Mapping[str, Any]) -> list[Json]:
+    """Return a dataset's annotations as COCO results {image_id, category_id, segmentation, score}, in their order.
+
+    Masks become RLE, the only form that pycocotools' `loadRes` reads. Results have no `bbox`: with it, pycocotools
+    would use the areas of the boxes, and AP by size would be wrong.
+
+    Raises:
+        Text2SegError: an annotation has no score, refers to an image that is not listed, or its mask cannot be read.
+    """
+    checked = check_dataset(dataset, "the dataset")
+    check_references(checked)
+    sizes = {image["id"]: size_of(image, checked.name) for image in checked["images"]}
+    results = []
+    for annotation in checked["annotations"]:
+        score = score_of(annotation)
+        if score is None:
+            raise Text2SegError(
+                f"annotation {annotation['id']} has no score, so it is not a prediction; "
+                "use a file with predictions of text2seg or another model"
+            )
+        results.append(
+            {
+                "image_id": annotation["image_id"],
+                "category_id": annotation["category_id"],
+                "segmentation": rle.rle_of(annotation, sizes[annotation["image_id"]], checked.name),
+                "score": score,
+            }
+        )
+    return results
+
+
+# ---- merging: the shards of a labelling job, or jobs over different folders
+
+
+def merge_files(paths: Sequence[Path], output: Path) -> Json:
+    """Merge dataset files, write the result and return it. Raises as `merge`."""
+    merged = merge([read_dataset(path) for path in paths], names=[str(path) for path in paths])
+    write_dataset(merged, output)
+    return merged
+
+
+def merge(datasets: Sequence[Mapping[str, Any]], *, names: Sequence[str]) -> Json:
+    """Merge datasets with the same categories (ids included) into one.
+
+    Images and annotations are sorted by image id; annotations get new ids from 1. `info` is that of the first dataset,
+    with the failures of all.
+
+    Args:
+        datasets: the datasets; they are not changed.
+        names: name of each in messages.
+
+    Raises:
+        DatasetError: categories differ, or two datasets share an image id or a file name in any spelling.
+    """
+    checked = [check_dataset(dataset, name) for name, dataset in zip(names, datasets, strict=True)]
+    first = checked[0]
+    images: dict[int, Json] = {}
+    origin: dict[object, str] = {}
+    annotations: list[Json] = []
+    failures: list[Any] = []
+    for name, dataset in zip(names, checked, strict=True):
+        if dataset["categories"] != first["categories"]:
+            raise DatasetError(f"{name} has other categories than {names[0]}; label both with the same ontology")
+        check_references(dataset)
+        keys: set[object] = set()  # one file may hold several images of one name
+        for image in dataset["images"]:
+            for key in (("id", image["id"]), ("name", canonical_name(image["file_name"]))):
+                if key in origin:
+                    shown = image["id"] if key[0] == "id" else image["file_name"]
+                    raise DatasetError(
+                        f"image {shown!r} is in {origin[key]} and in {name}; merge the shards of one job, or number "
+                        "the images apart"
+                    )
+                keys.add(key)
+            images[image["id"]] = image
+        origin |= dict.fromkeys(keys, name)
+        annotations += _with_provenance(dataset, first)
+        failed = dataset["info"].get("failures")
+        failures += failed if isinstance(failed, list) else []
+    annotations.sort(key=lambda annotation: (annotation["image_id"], annotation["id"]))
+    info = dict(first["info"])
+    if failures:
+        info["failures"] = sorted(failures, key=_file_name)
+    licenses = first.get("licenses")
+    return {
+        "info": info,
+        "licenses": licenses if isinstance(licenses, list) else [],
+        "images": [images[number] for number in sorted(images)],
+        "annotations": [{**annotation, "id": number} for number, annotation in enumerate(annotations, start=1)],
+        "categories": first["categories"],
+    }
+
+
+def _with_provenance(dataset: Dataset, first: Dataset) -> list[Json]:
+    """Return the annotations; with the provenance of their own file if it is not that of the first file, whose `info`
+    is kept."""
+    made_by = dataset["info"].get("provenance")
+    if made_by == first["info"].get("provenance") or not isinstance(made_by, Mapping):
+        return list(dataset["annotations"])
+    return [
+        {**each, "attributes": {**attributes_of(each), "provenance": provenance_of(each, dataset)}}
+        for each in dataset["annotations"]
+    ]
+
+
+def _file_name(failure: Any) -> str:
+    return str(failure.get("file_name")) if isinstance(failure, Mapping) else ""

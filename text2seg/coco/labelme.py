@@ -1,21 +1,22 @@
-"""LabelMe's format: a JSON file beside each image, with a shape for each polygon."""
+"""LabelMe's format: a JSON file beside each image, with a shape per polygon."""
 
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from text2seg.coco.dataset import write_json
-from text2seg.coco.source import Source, SourceImage
+from text2seg.coco.json_file import write_json
+from text2seg.coco.source import ExportFormat, Source, SourceImage
 from text2seg.io.names import parts_of
 
 VERSION = "5.5.0"
-"""Of LabelMe, whose format of the files this is; it reads older and newer ones alike."""
+"""Version of LabelMe that the files name."""
 
 
 def write_labelme(source: Source, output: Path) -> list[str]:
-    """Write a JSON file for each image and, where there are pixels, the image beside it; gives what the format could
-    not keep, which is nothing. The parts of one mask share a `group_id`. Raises as `write_json`.
+    """Write a JSON file per image and, if images are copied, the image beside it. Nothing is lost, so return no notes.
+
+    The parts of one mask share a `group_id`. Raises as `write_json`.
     """
     for image in source.images:
         image.copy_to(output)
@@ -27,12 +28,12 @@ def _document(image: SourceImage, names: tuple[str, ...]) -> dict[str, Any]:
     height, width = image.hw
     beside = PurePosixPath(image.stem) if image.pixels else PurePosixPath(*parts_of(image.file_name))
     shapes: list[dict[str, Any]] = []
-    for number, thing in enumerate(image.things, start=1):
-        polygons = thing.polygons()
+    for number, instance in enumerate(image.instances, start=1):
+        polygons = instance.polygons()
         for polygon in polygons:
             shapes.append(
                 {
-                    "label": names[thing.label],
+                    "label": names[instance.label],
                     "points": [[float(x), float(y)] for x, y in zip(polygon[::2], polygon[1::2], strict=True)],
                     "group_id": number if len(polygons) > 1 else None,
                     "description": "",
@@ -50,3 +51,12 @@ def _document(image: SourceImage, names: tuple[str, ...]) -> dict[str, Any]:
         "imageHeight": height,
         "imageWidth": width,
     }
+
+
+FORMAT = ExportFormat(
+    name="labelme",
+    writes="a JSON file of polygons beside each image",
+    loses="– (parts share a `group_id`)",
+    write=write_labelme,
+    suffix=".json",
+)

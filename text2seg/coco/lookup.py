@@ -1,30 +1,26 @@
-"""What stands around an annotation in a dataset: the image it is of, and what made it."""
+"""The image files that the file names of a dataset mean."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from text2seg.errors import ImageError
-from text2seg.io.names import Names, Parts, folded, listed, parts_of, shown
+from text2seg.io.files import is_file, reason
+from text2seg.io.names import NameIndex, Parts, folded, listed, parts_of, shown
+from text2seg.io.scan import walk_files
 from text2seg.io.storage import Place, Url, is_url
 
 
-def provenance_of(annotation: Mapping[str, Any], dataset: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What made an annotation: its own record of it or else the file's; empty where neither says."""
-    for place in (annotation.get("attributes"), dataset.get("info")):
-        found = place.get("provenance") if isinstance(place, Mapping) else None
-        if isinstance(found, Mapping):
-            return found
-    return {}
-
-
 def relative_folder(folder: Place, dataset: Place) -> str:
-    """The folder of the images as a dataset file names it: as seen from its own folder, so that both can move. Where
-    one of them is at a URL, the whole URL or path of the images."""
+    """Return the folder of the images as the dataset file records it.
+
+    The path is relative to the folder of the dataset file, so that both can be moved together. If either is at a URL,
+    it is the full URL or absolute path of the images.
+    """
     if isinstance(folder, Url):
         return str(folder)
     if isinstance(dataset, Url):
@@ -35,20 +31,12 @@ def relative_folder(folder: Place, dataset: Place) -> str:
         return folder.absolute().as_posix()
 
 
-def find_image(
-    file_name: str,
-    dataset: str | os.PathLike[str] | None = None,
-    images: str | os.PathLike[str] | None = None,
-    info: Mapping[str, Any] | None = None,
-) -> Path:
-    """The file of one image, as `ImageFinder(dataset, images, info).find(file_name)`."""
-    return ImageFinder(dataset, images, info).find(file_name)
-
-
 class ImageFinder:
-    """The files of a dataset's images, of which the dataset gives only names. Which file a name means is told by
-    `text2seg.io.names`; it never leads out of the folder that it is looked for in. Folders are listed once, so one
-    finder serves all images of a run."""
+    """Finds the files of a dataset's images by their file names, with the rules of `text2seg.io.names`.
+
+    A file outside of the searched folders is never returned. Each folder is listed once, so use one finder for all
+    images of a dataset.
+    """
 
     def __init__(
         self,
@@ -58,10 +46,10 @@ class ImageFinder:
     ) -> None:
         """
         Args:
-            dataset: the dataset's own file, beside which images are looked for.
-            images: their folder, which is then looked through with all folders in it, and no other.
-            info: the dataset's info, whose `folder` is looked in next, as seen from the dataset or from here. A URL, an
-                absolute path or another machine in it is not opened: whoever wrote the file would say what is.
+            dataset: the dataset file; its folder is searched.
+            images: folder of the images. It is searched with all its sub-folders, and no other folder is.
+            info: `info` of the dataset. Its `folder` is searched too, relative to the dataset file and to the current
+                folder. URLs, absolute paths and other machines are not opened: the dataset may be anyone's.
         """
         self._images = Path(images) if images is not None else None
         recorded = (info or {}).get("folder")
@@ -70,36 +58,38 @@ class ImageFinder:
         beside = [Path(dataset).parent] if dataset is not None else []
         named = [folder / recorded for folder in (*beside, Path())] if recorded and not self._elsewhere else []
         self._where = [self._images] if self._images is not None else [*beside, *named, Path()]
-        self._below: Names | None = None
-        self._in: dict[Path, Names] = {}
+        self._below: NameIndex | None = None
+        self._in: dict[Path, NameIndex] = {}
         self._closed: dict[Path, str] = {}
 
     def find(self, file_name: str) -> Path:
-        """Raises `ImageError`: there is no such file; names the folders. Otherwise as `look`."""
-        found, name = self.look(file_name), shown(file_name)
+        """Return the file of an image.
+
+        Raises:
+            ImageError: there is no such file, or several files match.
+        """
+        found, name = self.find_or_none(file_name), shown(file_name)
         if found is not None:
             return found
         for folder, why in self._closed.items():
-            raise ImageError(f"{name} cannot be looked for in {folder}: {why}")
+            raise ImageError(f"cannot search {folder} for {name}: {why}")
         if is_url(self._elsewhere):
-            raise ImageError(
-                f"{name} lies in {shown(self._elsewhere)}; copy that folder here and name it with --images"
-            )
+            raise ImageError(f"{name} is in {shown(self._elsewhere)}; copy that folder here and name it with --images")
         if self._elsewhere:
             where = shown(self._elsewhere)
-            raise ImageError(f"{name} lies in {where}, says the dataset; if that is right, say --images {where}")
+            raise ImageError(f"according to the dataset, {name} is in {where}; if that is right, add --images {where}")
         folders = ", ".join(dict.fromkeys(shown(str(folder)) for folder in self._where))
-        raise ImageError(f"{name} is not in {folders}; say with --images where the images lie")
+        raise ImageError(f"{name} is not in {folders}; name the folder of the images with --images")
 
-    def look(self, file_name: str) -> Path | None:
-        """The file of an image, `None` where there is none. Raises `ImageError` where it could be several."""
+    def find_or_none(self, file_name: str) -> Path | None:
+        """Return the file of an image, or None if there is none. Raises `ImageError` if several files match."""
         parts = parts_of(file_name)
         if not parts:
             return None
         leads_out = _has_root(file_name) or ".." in re.split(r"[/\\]", file_name)
         spelled = [] if leads_out else [file_name]
         if self._images is not None:
-            return self._look_below(self._images, file_name, spelled, parts)
+            return self._find_below(self._images, file_name, spelled, parts)
         for folder in self._where:
             for name in spelled:
                 if self._is_file(folder / name):
@@ -110,14 +100,14 @@ class ImageFinder:
                     return found
         return None
 
-    def _look_below(self, folder: Path, file_name: str, spelled: list[str], parts: Parts) -> Path | None:
-        # The name may also start above the folder, and then goes through it.
+    def _find_below(self, folder: Path, file_name: str, spelled: list[str], parts: Parts) -> Path | None:
+        # The name may start above the folder and contain it.
         through = [at + 1 for at, part in enumerate(parts[:-1]) if folded(part) == folded(folder.absolute().name)]
         for name in [*spelled, *("/".join(parts[at:]) for at in (0, *through))]:
             if self._is_file(folder / name):
                 return folder / name
         if self._below is None:
-            self._below = Names(list(_files_below(folder)))
+            self._below = NameIndex(list(walk_files(folder)))
         found = [self._below.names[place] for place in self._below.find(file_name)]
         if len(found) > 1:
             raise ImageError(
@@ -127,10 +117,10 @@ class ImageFinder:
         return folder / found[0] if found else None
 
     def _descend(self, folder: Path, parts: Parts) -> Path | None:
-        """The file that the parts lead to from a folder on, spelled in any way."""
+        """Return the file that the parts lead to from a folder, in any spelling."""
         for part in parts:
             if folder not in self._in:
-                self._in[folder] = Names(_entries(folder))
+                self._in[folder] = NameIndex(_entries(folder))
             known = self._in[folder]
             found = known.find(part)
             if len(found) != 1:
@@ -140,16 +130,14 @@ class ImageFinder:
 
     def _is_file(self, path: Path) -> bool:
         try:
-            return path.is_file()
-        except PermissionError as error:
-            self._closed[path.parent] = str(error.strerror)
-            return False
-        except (OSError, ValueError):  # a name that no disk has
+            return is_file(path, ImageError)
+        except ImageError as error:
+            self._closed[path.parent] = reason(error.__cause__ or error)
             return False
 
 
 def _has_root(place: str) -> bool:
-    """Whether a text out of a file names a place from the root of some disk or machine on, here or on Windows."""
+    """Return whether a path from a file is absolute, on this system or on Windows."""
     return Path(place).is_absolute() or bool(PureWindowsPath(place).anchor)
 
 
@@ -158,23 +146,3 @@ def _entries(folder: Path) -> list[str]:
         return sorted(os.listdir(folder))
     except (OSError, ValueError):
         return []
-
-
-def _files_below(folder: Path) -> Iterator[str]:
-    """POSIX paths from the folder on of all files that are not hidden; links are followed, each folder is entered
-    once. Folders that cannot be read have none."""
-    seen: set[tuple[int, int]] = set()
-    for where, folders, files in os.walk(folder, followlinks=True):
-        try:
-            status = os.stat(where)
-        except OSError:
-            continue
-        if (status.st_dev, status.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        prefix = Path(where).relative_to(folder).as_posix()
-        for name in sorted(files):
-            if not name.startswith("."):
-                yield name if prefix == "." else f"{prefix}/{name}"

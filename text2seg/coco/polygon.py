@@ -1,66 +1,111 @@
-"""Masks as polygons along the edges of their pixels, exactly, and back.
+"""Masks as polygons along the edges of their pixels, without loss, and back.
 
-Corners are whole numbers: the pixel in row y and column x is the square from (x, y) to (x + 1, y + 1). Rasterised by
-pycocotools the polygons give back every pixel of the mask, and their shoelace areas add up to its pixel count.
-COCO cannot say "hole" (one more polygon would be filled), and tools refuse a polygon that touches itself, so a region
-with holes, or with pockets that are open at the corner of a pixel only, is cut into parts that have none.
+Corners are integers: the pixel in row y and column x is the square from (x, y) to (x + 1, y + 1). If pycocotools
+rasterises the polygons, it returns exactly the mask, and their shoelace areas add up to its pixel count.
+COCO has no holes (a further polygon would be filled), and tools refuse polygons that touch themselves. So a region
+with holes, or with pockets that are open only at the corner of a pixel, is cut into parts that have none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-LEAST_AREA = 1e-6
-"""Polygons of less, in pixels, have none: they are lines and points."""
+from text2seg.grids import tight_box
 
-MOST_CROSSINGS = 1000
-"""Polygons that come over a border more often are cut by their pixels."""
+MIN_AREA = 1e-6
+"""Polygons with a smaller area, in pixels, are lines and points and are dropped."""
 
-Loop = NDArray[np.int64]  # [N, 2] corners x, y in order; the inside of the mask lies on the right hand
+MAX_CROSSINGS = 1000
+"""Polygons that cross a border more often are clipped as pixels."""
+
+Loop = NDArray[np.int64]  # [N, 2] corners x, y in order, with the inside of the mask on the right
 
 
 def encode(mask: NDArray[np.bool_]) -> list[list[int]]:
-    """The polygons of a mask bool[H, W], each [x1, y1, x2, y2, …] with at least four corners; none overlap, none
-    touches itself.
+    """Return the polygons of a mask.
 
-    One polygon for each region of pixels that touch along a side; a region with holes or pockets takes more. An empty
-    mask has none. Raises `ValueError` on another type or shape.
+    Args:
+        mask: bool[H, W].
+
+    Returns:
+        Polygons [x1, y1, x2, y2, …] of at least four corners that neither overlap nor touch themselves: one for each
+        4-connected region, more for a region with holes or pockets; empty for an empty mask.
+
+    Raises:
+        ValueError: the mask has another dtype or number of axes.
     """
+    return [corners.ravel().tolist() for region in regions(mask) for corners in region]
+
+
+def regions(mask: NDArray[np.bool_]) -> list[list[Loop]]:
+    """Return the polygons of each 4-connected region of a mask; see `encode`."""
     if mask.dtype != np.bool_ or mask.ndim != 2:
         raise ValueError(f"a mask must be bool[H, W], got {mask.dtype}{list(mask.shape)}")
-    polygons: list[list[int]] = []
-    todo = [(mask, 0, 0)]
+    part, left, top = _crop(mask, 0, 0)
+    loops = _trace(part)
+    pierced = _pierced(part, loops)
+    found = [[np.add(loop, (left, top))] for loop in loops if _region(loop, pierced.labels) not in pierced.openings]
+    return found + [_without_openings(pierced.cut(region, left, top)) for region in pierced.openings]
+
+
+def _without_openings(todo: list[tuple[NDArray[np.bool_], int, int]]) -> list[Loop]:
+    """Return the polygons of the parts of a region, each cut until none has a hole or pocket."""
+    polygons: list[Loop] = []
     while todo:
         part, left, top = todo.pop()
         part, left, top = _crop(part, left, top)
         loops = _trace(part)
-        openings = [(loop, opening) for loop in loops for opening in _openings(loop)]
-        if openings:
-            _, found, boxes, _ = cv2.connectedComponentsWithStats(part.astype(np.uint8), connectivity=4)
-            labels = np.asarray(found)
-            pierced: dict[int, list[Loop]] = {}
-            for loop, opening in openings:
-                pierced.setdefault(_region(loop, labels), []).append(opening)
-            loops = [loop for loop in loops if _region(loop, labels) not in pierced]
-            for region, inside in pierced.items():
-                x, y, width, height = (int(side) for side in boxes[region, :4])
-                alone = labels[y : y + height, x : x + width] == region
-                todo += _cut(alone, [opening - (x, y) for opening in inside], left + x, top + y)
-        polygons += [np.add(loop, (left, top)).ravel().tolist() for loop in loops]
+        pierced = _pierced(part, loops)
+        for region in pierced.openings:
+            todo += pierced.cut(region, left, top)
+        polygons += [
+            np.add(loop, (left, top)) for loop in loops if _region(loop, pierced.labels) not in pierced.openings
+        ]
     return polygons
 
 
+@dataclass(frozen=True, slots=True)
+class _Pierced:
+    """The holes and pockets of the regions of a mask, by the label of the region, and the box of each region."""
+
+    labels: NDArray[Any]
+    boxes: NDArray[Any]
+    openings: dict[int, list[Loop]]
+
+    def cut(self, region: int, left: int, top: int) -> list[tuple[NDArray[np.bool_], int, int]]:
+        """Cut one region in two."""
+        x, y, width, height = (int(side) for side in self.boxes[region, :4])
+        alone = self.labels[y : y + height, x : x + width] == region
+        return _cut(alone, [opening - (x, y) for opening in self.openings[region]], left + x, top + y)
+
+
+def _pierced(mask: NDArray[np.bool_], loops: list[Loop]) -> _Pierced:
+    found = [(loop, opening) for loop in loops for opening in _openings(loop)]
+    if not found:
+        return _Pierced(np.zeros((1, 1), np.int32), np.zeros((1, 5), np.int32), {})
+    import cv2  # imported here to keep the start-up fast
+
+    _, labels, boxes, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
+    openings: dict[int, list[Loop]] = {}
+    for loop, opening in found:
+        openings.setdefault(_region(loop, np.asarray(labels)), []).append(opening)
+    return _Pierced(np.asarray(labels), np.asarray(boxes), openings)
+
+
 def decode(polygons: Sequence[Sequence[float]], hw: tuple[int, int]) -> NDArray[np.bool_]:
-    """The union of polygons as a mask bool[H, W], rasterised by pycocotools. Raises `ValueError` on a polygon with
-    fewer than three corners or half a corner."""
+    """Return the union of polygons as a mask bool[H, W], rasterised by pycocotools.
+
+    Raises:
+        ValueError: a polygon has fewer than three corners or an odd count of numbers.
+    """
     height, width = hw
     for polygon in polygons:
         if len(polygon) < 6 or len(polygon) % 2:
@@ -72,33 +117,33 @@ def decode(polygons: Sequence[Sequence[float]], hw: tuple[int, int]) -> NDArray[
 
 
 def clip(polygons: Sequence[Sequence[float]], hw: tuple[int, int]) -> list[list[float]]:
-    """What of polygons lies in an image of `hw`: those that lie in it as they are, of the others the part inside, in
-    several where the border cuts them apart. Those outside, or without area, are gone.
+    """Clip polygons to an image of `hw` (rows, columns).
 
-    Corners must be finite and near enough for pycocotools: polygons that cross themselves are drawn, and come back
-    along the edges of their pixels.
+    Polygons inside the image are kept unchanged. The border may cut others into several parts. Polygons outside the
+    image or without area are dropped. Polygons that cross themselves are rasterised and come back along the edges of
+    their pixels, so corners must be within the limits of `rle.checked_rle`.
     """
     kept: list[list[float]] = []
     for polygon in polygons:
         corners = np.array(polygon, np.float64).reshape(-1, 2)
         if (corners >= 0).all() and (corners <= hw[::-1]).all():
-            kept += [list(polygon)] * (_area(corners) > LEAST_AREA)
+            kept += [list(polygon)] * (_area(corners) > MIN_AREA)
             continue
         if (loops := _inside(corners, hw)) is None:
             kept += [[float(each) for each in part] for part in encode(decode([polygon], hw))]
         else:
-            kept += [loop.ravel().tolist() for loop in loops if _area(loop) > LEAST_AREA]
+            kept += [loop.ravel().tolist() for loop in loops if _area(loop) > MIN_AREA]
     return kept
 
 
 def reaches_out(polygons: Sequence[Sequence[float]], hw: tuple[int, int]) -> bool:
-    """Whether a corner lies beyond the border by more than rounding."""
+    """Return whether a corner is outside the image by more than rounding."""
     corners = np.array([side for polygon in polygons for side in polygon], np.float64).reshape(-1, 2)
-    return bool((corners < -LEAST_AREA).any() or (corners > np.add(hw[::-1], LEAST_AREA)).any())
+    return bool((corners < -MIN_AREA).any() or (corners > np.add(hw[::-1], MIN_AREA)).any())
 
 
 def area(polygons: Sequence[Sequence[float]]) -> float:
-    """The areas that polygons enclose, added up."""
+    """Return the sum of the areas of polygons."""
     return sum(_area(np.array(polygon, np.float64).reshape(-1, 2)) for polygon in polygons)
 
 
@@ -112,7 +157,7 @@ def _shoelace(corners: NDArray[np.float64]) -> float:
 
 
 def _inside(corners: NDArray[np.float64], hw: tuple[int, int]) -> list[NDArray[np.float64]] | None:
-    """The parts of a polygon in an image; `None` where they are better told from its pixels, as for `_one_side`."""
+    """Return the parts of a polygon inside an image, or None if it must be clipped as pixels (see `_one_side`)."""
     loops = [corners]
     for axis, sign, border in ((0, 1, 0), (0, -1, hw[1]), (1, 1, 0), (1, -1, hw[0])):
         parts = []
@@ -122,25 +167,28 @@ def _inside(corners: NDArray[np.float64], hw: tuple[int, int]) -> list[NDArray[n
             parts += found
         loops = parts
     areas = [_shoelace(loop) for loop in loops]
-    return None if min(areas, default=0) < -LEAST_AREA and max(areas) > LEAST_AREA else loops
+    return None if min(areas, default=0) < -MIN_AREA and max(areas) > MIN_AREA else loops
 
 
 def _one_side(corners: NDArray[np.float64], axis: int, sign: int, border: float) -> list[NDArray[np.float64]] | None:
-    """The parts of a polygon on one side of a vertical (axis 0) or horizontal line; `None` where it crosses itself so
-    that they cannot be told, or the line very often.
+    """Return the parts of a polygon on one side of a vertical (axis 0) or horizontal (axis 1) line.
 
-    On this side the boundary is in chains that come in over the line and go out over it, in turns along the line: the
-    polygon lies between the first and the second crossing, the third and the fourth, and so on, which closes the
-    chains. Corners on the line count as beyond it.
+    On this side the boundary consists of chains that enter and leave over the line. Along the line, the polygon is
+    between the first and second crossing, the third and fourth, and so on; these pieces of the line close the chains.
+    Corners on the line count as outside.
+
+    Returns:
+        The parts, or None if the polygon crosses itself in a way that leaves them undefined, or crosses the line more
+        than `MAX_CROSSINGS` times.
     """
     depth = sign * (corners[:, axis] - border)
     if (depth >= 0).all():
         return [corners]
     inside = depth > 0
     first, last = np.flatnonzero(inside & ~np.roll(inside, 1)), np.flatnonzero(inside & ~np.roll(inside, -1))
-    if len(first) > MOST_CROSSINGS:
+    if len(first) > MAX_CROSSINGS:
         return None
-    if len(first) and last[0] < first[0]:  # the last chain goes on at the first corner
+    if len(first) and last[0] < first[0]:  # the last chain continues at the first corner
         last = np.append(last[1:], last[0] + len(corners))
     chains = []
     for start, stop in zip(first.tolist(), last.tolist(), strict=True):
@@ -159,7 +207,7 @@ def _one_side(corners: NDArray[np.float64], axis: int, sign: int, border: float)
                 return None
             order.append(here[comes_in].pop())
             comes_in = not comes_in
-    pairs = (order[1::2], order[::2]) if comes_in else (order[::2], order[1::2])  # there are as many as before
+    pairs = (order[1::2], order[::2]) if comes_in else (order[::2], order[1::2])  # as many of one as of the other
     following = dict(zip(*pairs, strict=True))
     parts, seen = [], set[int]()
     for number in range(len(chains)):
@@ -180,7 +228,7 @@ def _one_side(corners: NDArray[np.float64], axis: int, sign: int, border: float)
 def _crossing(
     outside: NDArray[np.float64], inside: NDArray[np.float64], axis: int, border: float
 ) -> NDArray[np.float64]:
-    """Where the edge between two corners crosses a line."""
+    """Return the point where the edge between two corners crosses the line."""
     if outside[axis] == border:
         return outside.copy()
     share = (border - inside[axis]) / (outside[axis] - inside[axis])
@@ -190,18 +238,18 @@ def _crossing(
 
 
 def _crop(mask: NDArray[np.bool_], left: int, top: int) -> tuple[NDArray[np.bool_], int, int]:
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if not len(rows):
+    box = tight_box(mask)
+    if box is None:
         return mask[:0, :0], left, top
-    y, x = int(rows[0]), int(columns[0])
-    return mask[y : rows[-1] + 1, x : columns[-1] + 1], left + x, top + y
+    x, y, width, height = box
+    return mask[y : y + height, x : x + width], left + x, top + y
 
 
 def _trace(mask: NDArray[np.bool_]) -> list[Loop]:
-    """All boundaries of the mask: around each region clockwise (on the screen), around each hole the other way.
+    """Return all boundaries of a mask: clockwise (on screen) around regions, counter-clockwise around holes.
 
-    The boundary is a set of straight runs, east along the top of pixels, south along their right side, and so on.
-    Runs of one heading neither nest nor cross, so along their rows or columns the n-th start belongs to the n-th end.
+    A boundary consists of straight runs: east along the top of pixels, south along their right side, and so on. Runs
+    of one heading neither nest nor cross, so in their row or column the n-th start belongs to the n-th end.
     """
     padded = np.pad(mask, 1)
     # The four pixels around each corner of the grid, and the unit steps along the boundary that begin and end there.
@@ -221,7 +269,7 @@ def _trace(mask: NDArray[np.bool_]) -> list[Loop]:
 
 
 def _keys(corners: NDArray[np.bool_], heading: str) -> NDArray[np.int64]:
-    """Corners as row * columns + column; along rows for runs east and west, along columns for the others."""
+    """Return corners as row * columns + column, in row order for runs east and west, else in column order."""
     if heading in "EW":
         return np.flatnonzero(corners)
     columns, rows = np.nonzero(corners.T)
@@ -229,7 +277,7 @@ def _keys(corners: NDArray[np.bool_], heading: str) -> NDArray[np.int64]:
 
 
 def _link(starts: dict[str, NDArray[np.int64]], ends: dict[str, NDArray[np.int64]], columns: int) -> list[Loop]:
-    """Runs into loops. A run turns right where it can, so that pixels that touch at a corner only stay apart."""
+    """Link runs into loops. Runs turn right if they can, so that pixels that touch only at a corner stay apart."""
     offsets, total = {}, 0
     for heading in "ESWN":
         offsets[heading] = total
@@ -267,9 +315,12 @@ def _signed_area(loop: Loop) -> int:
 
 
 def _openings(loop: Loop) -> list[Loop]:
-    """What keeps a boundary from being one simple polygon: itself if it is around a hole, else the pockets that its
-    region touches itself around. The boundary is taken apart where it comes back to a corner; of the simple loops that
-    this gives, the pockets are those that run the other way."""
+    """Return what keeps a boundary from being a simple polygon: the boundary itself if it is around a hole, else its
+    pockets.
+
+    The boundary is split wherever it returns to a corner. Of the resulting simple loops, the pockets are those that
+    run counter-clockwise.
+    """
     if _signed_area(loop) < 0:
         return [loop]
     if len(loop) < 10 or len(set(map(tuple, loop.tolist()))) == len(loop):  # nine corners close no pocket
@@ -290,13 +341,14 @@ def _openings(loop: Loop) -> list[Loop]:
 
 
 def _region(loop: Loop, labels: NDArray[Any]) -> int:
-    """The label of the region that a loop bounds: a loop begins with a run east, and its pixels are just below that."""
-    x, y = loop[0]
+    """Return the label of the region in a loop: loops begin with a run east, and the region is just below it. It is 0
+    if there are no labels, because no region is pierced."""
+    x, y = loop[0] if labels.size > 1 else (0, 0)
     return int(labels[y, x])
 
 
 def _cut(region: NDArray[np.bool_], holes: list[Loop], left: int, top: int) -> list[tuple[NDArray[np.bool_], int, int]]:
-    """A region in two, along a line through its middle hole or pocket, down or across, whichever opens more of them."""
+    """Cut a region in two through its middle hole or pocket, vertically or horizontally, whichever opens more."""
     low, high = np.array([hole.min(0) for hole in holes]), np.array([hole.max(0) for hole in holes])
     middle = np.median((low + high) // 2, axis=0)
     best: tuple[int, int, int] = (0, 0, 0)

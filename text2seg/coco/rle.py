@@ -1,30 +1,31 @@
-"""Masks as COCO's run lengths, and masks of other tools' files, checked before C code sees them.
+"""Masks as COCO's run-length encoding (RLE), and checks of masks from files before pycocotools' C code reads them.
 
-pycocotools reads and writes past its memory on runs that do not fill a mask, and takes whatever memory and time a wild
-number asks for."""
+pycocotools accesses invalid memory on runs that do not fill a mask, and has no limit of memory and time for large
+numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict, TypeGuard
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
+from text2seg.errors import DatasetError
+from text2seg.grids import iou_of_areas
 from text2seg.io.images import PIXEL_LIMIT
 
 
 class Rle(TypedDict):
-    """Compressed run lengths of a mask: `size` is [rows, columns], the runs go down the columns."""
+    """Compressed RLE of a mask: `size` is [rows, columns]; the runs go down the columns."""
 
     size: list[int]
     counts: str
 
 
 def encode(mask: NDArray[np.bool_]) -> Rle:
-    """Run lengths of a mask bool[H, W]. Raises `ValueError` on another type or shape."""
+    """Return the RLE of a mask bool[H, W]. Raises `ValueError` on another dtype or number of axes."""
     if mask.dtype != np.bool_ or mask.ndim != 2:
         raise ValueError(f"a mask must be bool[H, W], got {mask.dtype}{list(mask.shape)}")
     encoded = coco_mask.encode(_transposed(np.ascontiguousarray(mask).view(np.uint8)).T)
@@ -32,9 +33,10 @@ def encode(mask: NDArray[np.bool_]) -> Rle:
 
 
 def decode(rle: Rle | Mapping[str, Any]) -> NDArray[np.bool_]:
-    """The mask bool[H, W] of run lengths, compressed (text or bytes) or a plain list of runs as in crowd annotations.
+    """Return the mask bool[H, W] of an RLE, compressed (text or bytes) or a plain list of runs as in crowd annotations.
 
-    Raises `ValueError` where the runs do not fill the size.
+    Raises:
+        ValueError: the runs do not fill the mask.
     """
     counts, (height, width) = rle["counts"], rle["size"]
     if isinstance(counts, (list, tuple)):
@@ -45,8 +47,9 @@ def decode(rle: Rle | Mapping[str, Any]) -> NDArray[np.bool_]:
 
 
 def of_runs(runs: NDArray[np.int64], hw: tuple[int, int]) -> Rle:
-    """Compressed run lengths of plain runs that fill the mask, none below 0. The runs around one of no pixel are one,
-    so that there are at most as many as pixels, and one more: pycocotools writes past its memory where there are many.
+    """Return the compressed RLE of plain runs, which must be 0 or more and fill the mask.
+
+    Runs around an empty run are joined: pycocotools writes to invalid memory if there are many more runs than pixels.
     """
     inside = np.arange(len(runs)) % 2 == 1
     runs, inside = runs[runs > 0], inside[runs > 0]
@@ -56,8 +59,8 @@ def of_runs(runs: NDArray[np.int64], hw: tuple[int, int]) -> Rle:
 
 
 def union(masks: Sequence[Mapping[str, Any]]) -> Rle:
-    """All pixels of one or more masks of one size. Few are joined at a time: the time for each join grows with what
-    there is already."""
+    """Return the union of one or more masks of one size. They are joined in groups of 16, because the time of a join
+    grows with the runs joined before."""
     parts = [dict(mask) for mask in masks]
     while len(parts) > 1:
         parts = [coco_mask.merge(parts[start : start + 16]) for start in range(0, len(parts), 16)]
@@ -65,53 +68,63 @@ def union(masks: Sequence[Mapping[str, Any]]) -> Rle:
 
 
 def intersection(one: Rle, other: Rle) -> Rle:
-    """The pixels that two masks share."""
+    """Return the pixels that two masks share."""
     return as_text(coco_mask.merge([dict(one), dict(other)], True))
 
 
 def _transposed(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """A contiguous copy of uint8 [H, W] as [W, H]. Of a large photo's mask numpy's own copy takes four times as long as
-    finding the runs; OpenCV goes through memory in blocks, but not through an array without pixels."""
+    """Return a contiguous copy of uint8[H, W] as [W, H].
+
+    OpenCV copies in blocks; on large masks numpy's copy takes four times as long as finding the runs. OpenCV refuses
+    an array without pixels.
+    """
+    import cv2  # imported here to keep the start-up fast
+
     return np.asarray(cv2.transpose(pixels)) if pixels.size else np.ascontiguousarray(pixels.T)
 
 
 def area(rle: Rle) -> int:
-    """Pixels in the mask, without decoding it."""
+    """Return the number of pixels in a mask, without decoding it."""
     return int(coco_mask.area(dict(rle)))
 
 
 def iou(one: Rle, other: Rle) -> float:
-    """Intersection over union of two masks of one size, without decoding them; 0 where both are empty."""
-    return float(coco_mask.iou([dict(one)], [dict(other)], [0])[0, 0])
+    """Return the intersection over union of two masks of one size, without decoding them; 1 if both are empty."""
+    return iou_of_areas(area(intersection(one, other)), area(one), area(other))
 
 
 def as_text(rle: Mapping[str, Any]) -> Rle:
-    """Compressed run lengths as JSON takes them: `counts` as text, `size` as a list of plain numbers."""
+    """Return a compressed RLE with JSON types: `counts` as text, `size` as a list of ints."""
     counts = rle["counts"]
     size = [int(side) for side in rle["size"]]
     return {"size": size, "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
 
 
-LARGEST = 1e12
-"""Numbers beyond are refused: no score, box or point is so large, and sums of them leave the range of floats."""
-MOST_PIXELS = PIXEL_LIMIT
-MOST_SIDE = 1_000_000
-MOST_BOUNDARY = 2_000_000
-"""How long the outlines of one annotation's polygons may be together, in pixels; each takes pycocotools about 120 bytes
-while it draws them."""
-FAR = 10
-"""Corners may lie so many times the image's longer side outside of it, and 1,000 pixels more."""
+MAX_NUMBER = 1e12
+"""Limit of numbers in a file: no score, box or point is larger, and sums of larger ones overflow."""
+MAX_PIXELS = PIXEL_LIMIT
+"""Limit of an image's area, pixels."""
+MAX_SIDE = 1_000_000
+"""Limit of an image's width and height, pixels."""
+MAX_BOUNDARY = 2_000_000
+"""Limit of the total length of an annotation's polygons, pixels; pycocotools takes about 120 bytes for each."""
+MAX_DISTANCE = 10
+"""Limit of a corner's distance from the image, in longer sides of the image; 1,000 pixels are added."""
 
-_AT_ONCE = 1000  # polygons
+_BATCH = 1000  # polygons that pycocotools draws at once
 
 
 def checked_rle(segmentation: Any, hw: tuple[int, int]) -> Rle:
-    """The mask as compressed RLE, from any of the three forms that COCO knows: polygons, compressed RLE, plain runs.
+    """Return a mask as compressed RLE, from any of COCO's three forms: polygons, compressed RLE, plain runs.
 
-    Nothing of what is given is changed; runs of no pixel are joined with their neighbours. Raises `ValueError`, saying
-    what is wrong, where it is no mask of an image of `hw`, or the image or the outlines are too large.
+    Args:
+        segmentation: the value of the key in the file; it is not changed.
+        hw: size of the image (rows, columns).
+
+    Raises:
+        ValueError: it is not a mask of an image of this size, or the image or the polygons are over a limit.
     """
-    if min(hw) < 1 or max(hw) > MOST_SIDE or hw[0] * hw[1] > MOST_PIXELS:
+    if min(hw) < 1 or max(hw) > MAX_SIDE or hw[0] * hw[1] > MAX_PIXELS:
         raise ValueError(f"an image of {hw[1]} x {hw[0]} pixels has no mask that can be held in memory")
     if isinstance(segmentation, Mapping):
         return _checked_runs(segmentation, hw)
@@ -120,24 +133,50 @@ def checked_rle(segmentation: Any, hw: tuple[int, int]) -> Rle:
     if not segmentation:
         raise ValueError("it has no mask: its list of polygons is empty")
     length = sum(_checked_polygon(polygon, hw) for polygon in segmentation)
-    if length > MOST_BOUNDARY:
-        raise ValueError(f"its outlines are {length:,.0f} pixels long, over the limit of {MOST_BOUNDARY:,}")
+    if length > MAX_BOUNDARY:
+        raise ValueError(f"its outlines are {length:,.0f} pixels long, over the limit of {MAX_BOUNDARY:,}")
     parts = []
-    for start in range(0, len(segmentation), _AT_ONCE):
-        parts.append(union(coco_mask.frPyObjects(segmentation[start : start + _AT_ONCE], *hw)))
+    for start in range(0, len(segmentation), _BATCH):
+        parts.append(union(coco_mask.frPyObjects(segmentation[start : start + _BATCH], *hw)))
     return union(parts)
 
 
+def rle_of(annotation: Mapping[str, Any], hw: tuple[int, int], dataset: str = "", *, label: str = "") -> Rle:
+    """Return the mask of an annotation as compressed RLE, checked by `checked_rle`.
+
+    Args:
+        hw: size of the image (rows, columns).
+        dataset: name of the dataset, for messages.
+        label: name of the annotation in messages. Default: its id.
+
+    Raises:
+        DatasetError: the annotation has no mask, or the mask is damaged or does not fit the image.
+    """
+    try:
+        return checked_rle(annotation.get("segmentation"), hw)
+    except ValueError as error:
+        file, label = f"{dataset}: " if dataset else "", label or f"annotation {annotation.get('id')}"
+        raise DatasetError(f"{file}{label}: its mask cannot be read: {error}") from error
+
+
+def mask_of(annotation: Mapping[str, Any], hw: tuple[int, int], dataset: str = "") -> NDArray[np.bool_]:
+    """Return the mask of an annotation as bool[H, W]. Arguments and errors as for `rle_of`."""
+    return decode(rle_of(annotation, hw, dataset))
+
+
 def is_number(value: object) -> TypeGuard[int | float]:
-    """A finite int or float of at most `LARGEST`; True and False are none."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and -LARGEST <= value <= LARGEST
+    """Return whether a value is an int or float (not a bool) of at most `MAX_NUMBER`."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -MAX_NUMBER <= value <= MAX_NUMBER
 
 
 def run_lengths(counts: str | bytes) -> NDArray[np.int64]:
-    """The runs of a compressed RLE. Raises `ValueError` where it is no such text.
+    """Return the runs of a compressed RLE.
 
-    COCO's code (maskApi.c, rleFrString): five bits a character, lowest first, the sixth says that more follow; from
-    the fourth run on what is written is the difference to the last run of the same kind.
+    The format is that of COCO's maskApi.c, rleFrString: five bits per character, lowest first; the sixth bit says that
+    more follow. From the fourth run on, the value is the difference to the previous run of the same kind.
+
+    Raises:
+        ValueError: the text is not a compressed RLE.
     """
     try:
         raw = counts.encode("ascii") if isinstance(counts, str) else counts
@@ -163,20 +202,20 @@ def run_lengths(counts: str | bytes) -> NDArray[np.int64]:
 
 
 def _checked_polygon(polygon: Any, hw: tuple[int, int]) -> float:
-    """How many points pycocotools puts on its outline, in pixels."""
+    """Return how many points pycocotools puts on the outline. Raises `ValueError` if the polygon is damaged."""
     if not isinstance(polygon, list):
         raise ValueError("each of its polygons should be a list [x1, y1, x2, y2, …]")
     if len(polygon) < 6 or len(polygon) % 2:
         raise ValueError(f"a polygon needs an even count of at least 6 numbers, got {len(polygon)}")
     if not all(issubclass(kind, (int, float)) and kind is not bool for kind in set(map(type, polygon))):
-        raise ValueError("a polygon holds something that is no finite number")
+        raise ValueError("a polygon holds a value that is not a finite number")
     try:
         corners = np.array(polygon, np.float64).reshape(-1, 2)
     except OverflowError:
         raise ValueError(_far(hw)) from None
     if not np.isfinite(corners).all():
-        raise ValueError("a polygon holds something that is no finite number")
-    if np.abs(corners).max() > FAR * max(hw) + 1000:
+        raise ValueError("a polygon holds a value that is not a finite number")
+    if np.abs(corners).max() > MAX_DISTANCE * max(hw) + 1000:
         raise ValueError(_far(hw))
     steps = np.abs(corners - np.roll(corners, 1, axis=0)).max(1)
     return float(steps.sum()) + len(corners)
@@ -212,9 +251,9 @@ def _checked_runs(segmentation: Mapping[str, Any], hw: tuple[int, int]) -> Rle:
 
 def _plain_runs(counts: Sequence[Any], pixels: int) -> NDArray[np.int64]:
     if not all(issubclass(kind, (int, float)) and kind is not bool for kind in set(map(type, counts))):
-        raise ValueError("its RLE holds runs that are no whole numbers")
+        raise ValueError("its RLE holds runs that are not whole numbers")
     if not all(isinstance(run, int) or run.is_integer() for run in counts):
-        raise ValueError("its RLE holds runs that are no whole numbers")
+        raise ValueError("its RLE holds runs that are not whole numbers")
     if counts and (min(counts) < 0 or max(counts) > pixels):
         raise ValueError(f"its RLE holds a run that is below 0 or longer than the {pixels} pixels of the image")
     return np.array(counts, np.int64)

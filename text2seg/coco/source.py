@@ -1,9 +1,9 @@
-"""A COCO dataset as converters want it: each image with its own annotations, and a name that no other one has."""
+"""A COCO dataset prepared for conversion: each image with its annotations and a unique name in the output."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -11,45 +11,50 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from text2seg.coco import polygon, rle
+from text2seg.coco import polygon, rle, simplify
 from text2seg.coco.lookup import ImageFinder
 from text2seg.coco.reader import check_dataset, check_references, size_of
-from text2seg.coco.results import rle_of
+from text2seg.coco.rle import rle_of
+from text2seg.config import POLYGON_TOLERANCE
 from text2seg.errors import ImageError, Text2SegError
-from text2seg.io.files import fitting, open_file, reason, write_atomically
-from text2seg.io.names import Parts, listed, parts_of, shown, unique_names
+from text2seg.io.files import open_file, reason
+from text2seg.io.names import Parts, fit_file_name, listed, parts_of, shown, unique_names
+from text2seg.io.writing import write_atomically
 
 _UNWRITABLE = re.compile("[\x00-\x1f\x7f\ud800-\udc7f\udd00-\udfff]")  # other surrogates are bytes of names on disk
 
-_NUMBER = "_99999"  # room for the number of a name that would be there twice
+_NUMBER = "_99999"  # space for the number that makes a name unique
 
 
 @dataclass(frozen=True, slots=True)
-class Thing:
-    """One annotation: the number of its class, counted from 0, and its mask; `own` are its own polygons, cut off at the
-    border of the image, where it has polygons."""
+class Instance:
+    """One annotation. `label` is the index of its class from 0, `source_polygons` are the polygons [x1, y1, …] of the
+    dataset, clipped to the image, or None if the dataset has its mask as RLE."""
 
     label: int
     rle: rle.Rle
-    own: Sequence[Sequence[float]] | None = None
+    source_polygons: Sequence[Sequence[float]] | None = None
+    tolerance: float = POLYGON_TOLERANCE
 
     def mask(self) -> NDArray[np.bool_]:
         """bool[H, W]."""
         return rle.decode(self.rle)
 
     def polygons(self) -> Sequence[Sequence[float]]:
-        """The annotation's own polygons [x1, y1, …], or those that give its RLE back exactly."""
-        return polygon.encode(self.mask()) if self.own is None else self.own
+        """Return the polygons of the dataset [x1, y1, …], or those of its RLE within the tolerance."""
+        if self.source_polygons is not None:
+            return self.source_polygons
+        return simplify.encode(self.mask(), self.tolerance)
 
 
 @dataclass(frozen=True, slots=True)
 class SourceImage:
-    """One image: where its pixels are, if asked for, and `stem`, its name in the output (POSIX, without suffix)."""
+    """One image. `stem` is its path in the output (POSIX, without suffix), `pixels` its file if images are copied."""
 
     file_name: str
     stem: str
     hw: tuple[int, int]
-    things: tuple[Thing, ...]
+    instances: tuple[Instance, ...]
     pixels: Path | None
 
     @property
@@ -58,17 +63,23 @@ class SourceImage:
         return PurePosixPath(*_parts(self.file_name)).suffix
 
     def copy_to(self, folder: Path) -> None:
-        """Copy the pixels as they are to `folder`, under the name in the output. Raises `ImageError` where they cannot
-        be read, `OutputError` where they cannot be written."""
+        """Copy the image file, if there is one, into `folder` under its name in the output.
+
+        Raises:
+            ImageError: the file cannot be read.
+            OutputError: the copy cannot be written.
+        """
         if self.pixels is not None:
             write_atomically(folder / f"{self.stem}{self.suffix}", _chunks(self.pixels))
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A dataset to convert. `names` are its classes, each once; `crowds` counts the annotations left out, because they
-    are crowds: regions that scoring ignores, for which the other formats have no word. `outside` says what lay beyond
-    the images, in a sentence each."""
+    """A dataset to convert.
+
+    `names` are the names of its classes, each once. `crowds` counts the crowd annotations, which are left out because
+    other formats cannot mark them. `outside` has sentences about masks that were clipped or dropped.
+    """
 
     names: tuple[str, ...]
     images: tuple[SourceImage, ...]
@@ -76,28 +87,52 @@ class Source:
     outside: tuple[str, ...]
 
     @property
-    def things(self) -> int:
-        """Annotations in all images."""
-        return sum(len(image.things) for image in self.images)
+    def count(self) -> int:
+        """Number of instances in all images."""
+        return sum(len(image.instances) for image in self.images)
+
+
+@dataclass(frozen=True, slots=True)
+class ExportFormat:
+    """A format that `text2seg convert` writes. `text2seg.coco.convert.FORMATS` lists them."""
+
+    name: str
+    """What `--to` calls it."""
+    writes: str
+    """What is written, for the help and docs/coco.md."""
+    loses: str
+    """What the format cannot hold, for docs/coco.md."""
+    write: Callable[[Source, Path], list[str]]
+    """Write a dataset into a folder and return one sentence for each kind of loss."""
+    suffix: str
+    """Suffix of the file that is written for each image."""
+    reserved: tuple[str, ...] = ()
+    """Folder names that must not occur in the paths of images."""
 
 
 def source_of(
-    dataset: Mapping[str, Any], images: Path | None = None, *, reserved: Collection[str] = (), suffix: str = ".json"
+    dataset: Mapping[str, Any],
+    images: Path | None = None,
+    *,
+    reserved: Collection[str] = (),
+    suffix: str = ".json",
+    polygon_tolerance: float = POLYGON_TOLERANCE,
 ) -> Source:
-    """Sort a dataset by images.
+    """Group a dataset by image.
 
-    Output names are the file names without what leads out of the output folder and without the folders that all share;
-    of two that would still be the same the later gets a number.
+    Names in the output are the file names without the folders that all of them share and without parts that lead out
+    of the output folder. If two names are equal, the second gets a number.
 
     Args:
-        dataset: as `read_dataset` gives it.
-        images: the folder that the file names start from; images must be there. Without it there are no pixels.
-        reserved: folder names that may not be in output names.
-        suffix: of the file that is written for each image; a name that would be too long with it is cut.
+        dataset: a dataset as `read_dataset` returns it.
+        images: folder of the images. Default: images are not needed and not copied.
+        reserved: folder names that must not occur in names of the output.
+        suffix: suffix of the file that is written for each image; names that are too long with it are cut.
+        polygon_tolerance: see `simplify.encode`; polygons of the dataset stay as they are.
 
     Raises:
         ImageError: an image is not in `images`.
-        Text2SegError: something in the dataset is missing or belongs to nothing.
+        Text2SegError: the dataset is damaged.
     """
     checked = check_dataset(dataset, "the dataset")
     check_references(checked)
@@ -105,59 +140,64 @@ def source_of(
     places = {name: place for place, name in enumerate(names)}
     labels = {category["id"]: places[category["name"]] for category in checked["categories"]}
     entries = {entry["id"]: (entry["file_name"], size_of(entry, checked.name)) for entry in checked["images"]}
-    things: dict[int, list[Thing]] = {number: [] for number in entries}
-    crowds, trim = 0, _Trim()
+    instances: dict[int, list[Instance]] = {number: [] for number in entries}
+    crowds, trim = 0, _Trim(polygon_tolerance)
     for annotation in checked["annotations"]:
         number = annotation["image_id"]
         if annotation.get("iscrowd"):
             crowds += 1
         else:
-            thing = trim.thing(labels[annotation["category_id"]], annotation, *entries[number], checked.name)
-            things[number] += [thing] if thing else []
+            instance = trim.instance(labels[annotation["category_id"]], annotation, *entries[number], checked.name)
+            instances[number] += [instance] if instance else []
     stems = _stems([file_name for file_name, _ in entries.values()], reserved, suffix)
     finder = ImageFinder(images=images) if images is not None else None
     images_with_annotations = tuple(
-        SourceImage(file_name, stem, hw, tuple(things[number]), finder.find(file_name) if finder else None)
+        SourceImage(file_name, stem, hw, tuple(instances[number]), finder.find(file_name) if finder else None)
         for (number, (file_name, hw)), stem in zip(entries.items(), stems, strict=True)
     )
     return Source(names, images_with_annotations, crowds, trim.notes())
 
 
 class _Trim:
-    """Cuts masks off at the borders of their images, and keeps account of it. Mask formats of pixels hold nothing
-    beyond, but foreign polygons often go on there."""
+    """Clips masks to their images and counts what is lost. Polygons of other tools often extend beyond the image, which
+    pixel formats cannot hold."""
 
-    def __init__(self) -> None:
+    def __init__(self, polygon_tolerance: float) -> None:
+        self._tolerance = polygon_tolerance
         self._cut: list[str] = []
         self._gone: list[str] = []
         self._lost = self._whole = 0.0
 
-    def thing(
+    def instance(
         self, label: int, annotation: Mapping[str, Any], file_name: str, hw: tuple[int, int], dataset: str
-    ) -> Thing | None:
-        """`None` where nothing of the mask lies in the image. Raises `DatasetError` where it is no mask."""
+    ) -> Instance | None:
+        """Return the clipped annotation, or None if its mask is outside the image or empty.
+
+        Raises:
+            DatasetError: the mask cannot be read.
+        """
         found = rle_of(annotation, hw, dataset)
         where = f"annotation {annotation.get('id')} of {shown(file_name)}"
-        given, own = annotation["segmentation"], None
-        if isinstance(given, list):
-            own = polygon.clip(given, hw)
-            if own and polygon.reaches_out(given, hw):
-                whole = polygon.area(given)
+        segmentation, clipped = annotation["segmentation"], None
+        if isinstance(segmentation, list):
+            clipped = polygon.clip(segmentation, hw)
+            if clipped and polygon.reaches_out(segmentation, hw):
+                whole = polygon.area(segmentation)
                 self._cut.append(where)
                 self._whole += whole
-                self._lost += max(whole - polygon.area(own), 0)
-        if not (rle.area(found) if own is None else own):
+                self._lost += max(whole - polygon.area(clipped), 0)
+        if not (rle.area(found) if clipped is None else clipped):
             self._gone.append(where)
             return None
-        return Thing(label, found, own)
+        return Instance(label, found, clipped, self._tolerance)
 
     def notes(self) -> tuple[str, ...]:
-        """What is to be said of it."""
+        """Return a sentence about the clipped masks and one about the dropped masks, if there are any."""
         notes = []
         if self._cut:
             share = self._lost / self._whole if self._whole else 0
             notes.append(
-                f"{_masks(self._cut, 'reaches', 'reach')} beyond the image; what is outside, {share:.1%} of the area, "
+                f"{_masks(self._cut, 'reaches', 'reach')} beyond the image; the part outside, {share:.1%} of the area, "
                 f"is cut off: {listed(self._cut)}"
             )
         if self._gone:
@@ -176,17 +216,17 @@ def _stems(file_names: Sequence[str], reserved: Collection[str], suffix: str) ->
     unique, stems = unique_names(), []
     for name, path in zip(file_names, paths, strict=True):
         if not path:
-            raise Text2SegError(f"an image has the file name {name!r}, which is none")
-        folders, last = [fitting(part, "") for part in path[shared:-1]], PurePosixPath(path[-1])
+            raise Text2SegError(f"an image has the file name {name!r}, which names no file")
+        folders, last = [fit_file_name(part, "") for part in path[shared:-1]], PurePosixPath(path[-1])
         room = f"{_NUMBER}{max(suffix, last.suffix, key=len)}"
-        cut = fitting(last.stem, room).removesuffix(room)
+        cut = fit_file_name(last.stem, room).removesuffix(room)
         stems.append(unique(PurePosixPath(*folders, cut).as_posix(), ""))
     _check_folders(file_names, stems, suffix)
     return stems
 
 
 def _check_folders(file_names: Sequence[str], stems: Sequence[str], suffix: str) -> None:
-    """Raise `Text2SegError` where the file written for one image would be a folder for that of another."""
+    """Raise `Text2SegError` if the file for one image has the name of a folder for another."""
     files = {f"{stem}{suffix}": name for name, stem in zip(file_names, stems, strict=True)}
     for name, stem in zip(file_names, stems, strict=True):
         for folder in PurePosixPath(stem).parents:
@@ -198,12 +238,12 @@ def _check_folders(file_names: Sequence[str], stems: Sequence[str], suffix: str)
 
 
 def _parts(file_name: str) -> Parts:
-    """The folders and the file of a name, with _ for what cannot be written to disk or would break a line."""
+    """Return the parts of a path, with _ for characters that cannot be written to disk or would break a line."""
     return tuple(_UNWRITABLE.sub("_", part) for part in parts_of(file_name))
 
 
 def _shared(folders: Sequence[Sequence[str]]) -> int:
-    """How many folders all paths begin with."""
+    """Return the number of leading folders that all paths share."""
     return next(
         (at for at, parts in enumerate(zip(*folders, strict=False)) if len(set(parts)) > 1),
         min(map(len, folders), default=0),

@@ -1,25 +1,33 @@
-"""What is truly in an image: the one opinion on which annotations are things and which are crowds.
+"""Ground truth of images, with one rule for crowds; scoring, tuning and explanations all read it here.
 
-Whatever is scored, tuned or explained against a COCO file asks here. A crowd (`iscrowd` 1) is a region that shows a
-category without telling its things apart: it makes no category present, and its pixels count neither for nor against a
-prediction.
+A crowd (`iscrowd` 1) is a region of many objects of a category that are not told apart. It does not make the category
+present, and its pixels count neither for nor against a prediction.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from text2seg.coco.reader import Dataset, Entry, check_references, kept_categories, size_of
-from text2seg.coco.rle import Rle, area, checked_rle, intersection
-from text2seg.errors import DatasetError
+from text2seg.coco.rle import Rle, area, intersection, rle_of
+from text2seg.errors import ImageError
+from text2seg.grids import iou_of_areas
+from text2seg.io.images import load_image
+from text2seg.records import Image
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Region:
-    """One annotation: `category` is the ground truth's id, `area` what the file says or else pixels (always pixels for
-    predictions), `attributes` as in the file."""
+    """One annotation.
+
+    `category` is an id of the ground truth. `area` is that of the file, or else in pixels (for predictions always in
+    pixels). `attributes` are those of the file.
+    """
 
     category: int
     rle: Rle
@@ -30,8 +38,8 @@ class Region:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Shown:
-    """One image of a ground truth and what is there, in the order of the file. `hw` is (rows, columns)."""
+class TruthImage:
+    """One image of a ground truth with its annotations in the order of the file. `hw` is (rows, columns)."""
 
     image_id: int
     file_name: str
@@ -39,29 +47,42 @@ class Shown:
     truth: tuple[Region, ...]
 
     def true_of(self, category: int) -> list[Rle]:
-        """True masks of a category that are neither crowds nor empty."""
+        """Return the masks of a category that are neither crowds nor empty."""
         return [each.rle for each in self.truth if each.category == category and not each.crowd and area(each.rle)]
 
     def crowds_of(self, category: int) -> list[Rle]:
-        """Crowd regions of a category."""
+        """Return the crowd regions of a category."""
         return [each.rle for each in self.truth if each.category == category and each.crowd]
 
     def present(self) -> list[int]:
-        """Categories with at least one true pixel outside of crowds, ascending."""
+        """Return the ids of the categories that have a mask that is neither a crowd nor empty, ascending."""
         return sorted({each.category for each in self.truth if not each.crowd and area(each.rle)})
 
+    def load(self, path: Path) -> Image:
+        """Load the image from its file. Raises `ImageError` if it cannot be read or has another size."""
+        image = load_image(path, image_id=self.image_id, file_name=self.file_name)
+        if image.hw != self.hw:
+            raise ImageError(f"{self.file_name} has {image.hw} rows and columns, but its dataset says {self.hw}")
+        return image
 
-def names_of(truth: Dataset) -> dict[int, str]:
-    """The names of the categories by id, ascending, each name once."""
+
+def sha256_of_truth(truth: Mapping[str, Any]) -> str:
+    """Return the hash by which a model card names the ground truth that it was calibrated on."""
+    return hashlib.sha256(json.dumps(truth, sort_keys=True).encode()).hexdigest()
+
+
+def category_names(truth: Dataset) -> dict[int, str]:
+    """Return the names of the categories by id, ascending, each name once."""
     kept = set(kept_categories(truth).values())
     return {entry["id"]: entry["name"] for entry in sorted(truth["categories"], key=_id) if entry["id"] in kept}
 
 
-def shown_in(truth: Dataset) -> Iterator[Shown]:
-    """The images of a ground truth, by id.
+def truth_images(truth: Dataset) -> Iterator[TruthImage]:
+    """Yield the images of a ground truth, by ascending id.
 
     Raises:
-        DatasetError: an image has no size, a mask cannot be read, or an annotation is of nothing in the file.
+        DatasetError: an image has no size, a mask cannot be read, or an annotation names an image or category that is
+            not in the file.
     """
     check_references(truth)
     kept = kept_categories(truth)
@@ -71,45 +92,39 @@ def shown_in(truth: Dataset) -> Iterator[Shown]:
     for entry in sorted(truth["images"], key=_id):
         hw = size_of(entry, truth.name)
         regions = regions_of(annotations.get(entry["id"], ()), hw, kept, truth.name)
-        yield Shown(entry["id"], entry["file_name"], hw, regions)
+        yield TruthImage(entry["id"], entry["file_name"], hw, regions)
 
 
 def regions_of(
     annotations: Iterable[Entry], hw: tuple[int, int], kept: Mapping[int, int], name: str
 ) -> tuple[Region, ...]:
-    """Checked annotations of one image of `hw`; `kept` as `kept_categories` gives it. Raises `DatasetError`, naming
-    the file (`name`) and the annotation, where a mask cannot be read."""
+    """Return the annotations of one image as regions.
+
+    Args:
+        annotations: checked annotations.
+        hw: size of the image (rows, columns).
+        kept: see `kept_categories`.
+        name: name of the file, for messages.
+
+    Raises:
+        DatasetError: a mask cannot be read.
+    """
     regions = []
     for annotation in annotations:
-        rle = mask_in(annotation, hw, f"{name}: annotation {annotation['id']}")
-        given = annotation.get("area")
-        pixels = area(rle) if given is None else given
+        rle = rle_of(annotation, hw, name)
+        area_in_file = annotation.get("area")
+        pixels = area(rle) if area_in_file is None else area_in_file
         regions.append(Region(kept[annotation["category_id"]], rle, pixels, annotation.get("iscrowd") == 1))
     return tuple(regions)
 
 
-def mask_in(annotation: Entry, hw: tuple[int, int], where: str) -> Rle:
-    """The mask of an annotation. Raises `DatasetError`, which begins with `where`, if it has none that can be read."""
-    try:
-        return checked_rle(annotation.get("segmentation"), hw)
-    except ValueError as error:
-        raise DatasetError(f"{where}: {error}") from error
-
-
-def common(one: Rle, other: Rle) -> int:
-    """Pixels that two masks share."""
-    return area(intersection(one, other))
-
-
 def iou_outside(predicted: Rle, truth: Rle, ignored: Rle | None) -> float:
-    """IoU of two masks where pixels of `ignored`, which is crowds, that are not in the truth do not count; 0 where both
-    are empty."""
-    shared, predicted_area = common(predicted, truth), area(predicted)
+    """Return the IoU of two masks without the pixels of `ignored` (crowds) that are not in the truth."""
+    predicted_area = area(predicted)
     if ignored is not None:
         inside = intersection(predicted, ignored)
-        predicted_area -= area(inside) - common(inside, truth)
-    together = predicted_area + area(truth) - shared
-    return shared / together if together else 0.0
+        predicted_area -= area(inside) - area(intersection(inside, truth))
+    return iou_of_areas(area(intersection(predicted, truth)), predicted_area, area(truth))
 
 
 def _id(entry: Entry) -> int:

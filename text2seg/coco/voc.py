@@ -1,4 +1,4 @@
-"""Pascal VOC's segmentation format: images whose palette numbers are the classes, or the things, of their pixels."""
+"""Pascal VOC's segmentation format: palette images that hold the class, or the object, of each pixel."""
 
 from __future__ import annotations
 
@@ -10,29 +10,32 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
 from text2seg.coco import rle
-from text2seg.coco.source import Source, SourceImage
+from text2seg.coco.source import ExportFormat, Source, SourceImage
 from text2seg.errors import OutputError
-from text2seg.io.files import write_atomically
+from text2seg.io.writing import write_atomically
 
-MOST = 254
-"""Numbers in a palette beside 0, which is background, and 255, which VOC keeps for pixels to be ignored."""
+MAX_LABELS = 254
+"""Limit of classes, and of objects in an image: a palette has 256 numbers; 0 is background, 255 is ignored in VOC."""
 
 
 def write_voc(source: Source, output: Path) -> list[str]:
-    """Write `SegmentationClass/`, `SegmentationObject/`, `labelmap.txt`, the list of images and, where there are
-    pixels, `JPEGImages/`; gives what the format could not keep.
+    """Write `SegmentationClass/`, `SegmentationObject/`, `labelmap.txt`, the list of images and, if images are copied,
+    `JPEGImages/`; return notes about losses.
 
-    A pixel has one class here. Where masks overlap, the smaller one lies on top. Raises as
-    `write_atomically`, and `OutputError` for more classes, or things in an image, than a palette has numbers.
+    A pixel has one class. Where masks overlap, the smaller one is on top.
+
+    Raises:
+        OutputError: there are more than `MAX_LABELS` classes, or objects in an image; a class name cannot be written;
+            or as `write_atomically`.
     """
     _check_names(source.names)
     hidden, gone = 0, 0
     for image in source.images:
-        classes, things, covered = _painted(image)
+        classes, objects, covered = _label_images(image)
         hidden += covered
-        gone += len(image.things) - len(np.setdiff1d(things, 0))
+        gone += len(image.instances) - len(np.setdiff1d(objects, 0))
         write_atomically(output / "SegmentationClass" / f"{image.stem}.png", [_png(classes)])
-        write_atomically(output / "SegmentationObject" / f"{image.stem}.png", [_png(things)])
+        write_atomically(output / "SegmentationObject" / f"{image.stem}.png", [_png(objects)])
         image.copy_to(output / "JPEGImages")
     colours = zip(("background", *source.names), palette().tolist(), strict=False)
     lines = ["# label:color_rgb:parts:actions", *(f"{name}:{r},{g},{b}::" for name, (r, g, b) in colours)]
@@ -41,14 +44,14 @@ def write_voc(source: Source, output: Path) -> list[str]:
     write_atomically(output / "ImageSets" / "Segmentation" / "train.txt", [_lines(stems)])
     notes = []
     if hidden:
-        notes.append(f"{hidden} pixels belong to several masks; they went to the smallest")
+        notes.append(f"{hidden} pixels belong to several masks; the smallest mask has them")
     if gone:
-        notes.append(f"{gone} of {source.things} masks lie wholly under smaller ones and are gone")
+        notes.append(f"{gone} of {source.count} masks are completely covered by smaller ones and are lost")
     return notes
 
 
 def palette() -> NDArray[np.uint8]:
-    """VOC's own colours, uint8[256, 3]: the bits of a number, dealt in turn to red, green and blue, highest first."""
+    """Return VOC's colours uint8[256, 3]: bits of the number, in turn for red, green and blue, highest first."""
     numbers = np.arange(256)
     colours = np.zeros((256, 3), np.uint8)
     for bit in range(8):
@@ -57,23 +60,23 @@ def palette() -> NDArray[np.uint8]:
     return colours
 
 
-def _painted(image: SourceImage) -> tuple[NDArray[np.uint8], NDArray[np.uint8], int]:
-    """Class and thing of each pixel, uint8[H, W] each, and how many pixels several masks wanted."""
-    if len(image.things) > MOST:
+def _label_images(image: SourceImage) -> tuple[NDArray[np.uint8], NDArray[np.uint8], int]:
+    """Return class and object of each pixel, both uint8[H, W], and the number of pixels in several masks."""
+    if len(image.instances) > MAX_LABELS:
         raise OutputError(
-            f"{image.file_name} has {len(image.things)} masks, a palette only {MOST} numbers; "
+            f"{image.file_name} has {len(image.instances)} masks, a palette only {MAX_LABELS} numbers; "
             "convert to yolo-seg or labelme"
         )
-    classes, things = np.zeros(image.hw, np.uint8), np.zeros(image.hw, np.uint8)
+    classes, objects = np.zeros(image.hw, np.uint8), np.zeros(image.hw, np.uint8)
     contested = np.zeros(image.hw, np.bool_)
-    # Areas come from the run lengths, so that only one mask at a time is held in pixels.
-    largest_first = sorted(range(len(image.things)), key=lambda number: -rle.area(image.things[number].rle))
+    # Areas come from the RLE, so that only one mask at a time is decoded.
+    largest_first = sorted(range(len(image.instances)), key=lambda number: -rle.area(image.instances[number].rle))
     for number in largest_first:
-        mask = image.things[number].mask()
-        contested |= mask & (things > 0)
-        classes[mask] = image.things[number].label + 1
-        things[mask] = number + 1
-    return classes, things, int(contested.sum())
+        mask = image.instances[number].mask()
+        contested |= mask & (objects > 0)
+        classes[mask] = image.instances[number].label + 1
+        objects[mask] = number + 1
+    return classes, objects, int(contested.sum())
 
 
 def _png(numbers: NDArray[np.uint8]) -> bytes:
@@ -85,16 +88,27 @@ def _png(numbers: NDArray[np.uint8]) -> bytes:
 
 
 def _check_names(names: tuple[str, ...]) -> None:
-    if len(names) > MOST:
-        raise OutputError(f"{len(names)} categories, a palette has only {MOST} numbers; convert to yolo-seg or labelme")
+    if len(names) > MAX_LABELS:
+        raise OutputError(
+            f"{len(names)} categories, a palette has only {MAX_LABELS} numbers; convert to yolo-seg or labelme"
+        )
     for name in names:
         if ":" in name or "\n" in name or name.startswith("#") or name != name.strip() or name in ("", "background"):
             raise OutputError(
-                f"a labelmap.txt cannot hold the category {name!r}: give it a name that is not empty nor background, "
-                "without : in it, # or spaces around it, or convert to yolo-seg or labelme"
+                f"a labelmap.txt cannot hold the category {name!r}: use a name other than background, without a colon, "
+                "a leading # or spaces at its ends, or convert to yolo-seg or labelme"
             )
 
 
 def _lines(lines: list[str]) -> bytes:
-    """Names of files that are no Unicode keep the bytes that they have on disk."""
+    """Return the lines as bytes; file names that are not Unicode keep their bytes."""
     return "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape")
+
+
+FORMAT = ExportFormat(
+    name="voc-png",
+    writes="Pascal VOC's images of classes and objects (`SegmentationClass/`, `SegmentationObject/`, `JPEGImages/`, …)",
+    loses="overlaps (the smallest mask wins); more than 254 classes or masks; colons in names",
+    write=write_voc,
+    suffix=".png",
+)

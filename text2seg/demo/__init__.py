@@ -1,1 +1,1 @@
-"""The bundled demo model: weights, the things it knows, and a few scenes."""
+"""The bundled demo model: weights and a few scenes. Its card is in `text2seg/cards`."""

@@ -1,20 +1,21 @@
-"""COCO file against COCO file: instances, semantic, category-given, multilabel, and why something was missed."""
+"""Score predictions against a ground truth, both COCO files, and find out why things were missed."""
 
 from text2seg.coco.truth import Region
 from text2seg.evaluation.alignment import Aligned, Scene, align
-from text2seg.evaluation.instances import Instances, score_instances
+from text2seg.evaluation.evaluate import Evaluation, as_json, evaluate, evaluate_files, read_predictions
 from text2seg.evaluation.misses import Missed, Misses, find_misses
 from text2seg.evaluation.protocols import (
     CategoryGiven,
+    Instances,
     Multilabel,
     Semantic,
     average_precision,
     category_given,
+    score_instances,
     score_multilabel,
     score_pairs,
     score_semantic,
 )
-from text2seg.evaluation.run import Evaluation, as_json, evaluate, evaluate_files, read_predictions
 
 __all__ = [
     "Aligned",

@@ -1,5 +1,4 @@
-"""Ground truth and predictions, checked and put side by side once for all protocols: which image and which category of
-one is which of the other."""
+"""Match the images and categories of ground truth and predictions, once for all protocols."""
 
 from __future__ import annotations
 
@@ -9,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from text2seg.coco.reader import Dataset, attributes_of, check_dataset, check_results, kept_categories, score_of, short
-from text2seg.coco.rle import area, is_number
-from text2seg.coco.truth import Region, Shown, mask_in, names_of, shown_in
+from text2seg.coco.json_file import short
+from text2seg.coco.reader import Dataset, attributes_of, check_dataset, check_results, kept_categories, score_of
+from text2seg.coco.rle import area, is_number, rle_of
+from text2seg.coco.truth import Region, TruthImage, category_names, truth_images
 from text2seg.errors import DatasetError
 from text2seg.io.names import folded, pair_names, parts_of
 
@@ -20,10 +20,9 @@ Match = Literal["id", "file-name"]
 
 
 def match_images(truth: Mapping[int, Json], predicted: Mapping[int, Json], match: Match) -> dict[int, int]:
-    """The ground truth's image id for each image of the predictions that is known to it.
+    """Return the id in the ground truth of each predicted image that the ground truth has.
 
-    Raises `DatasetError` where two that belong together differ in size or, by id, in file name, or where a file name
-    could be of several images.
+    Raises `DatasetError` if matched images differ in size or (by id) in file name, or if a file name is ambiguous.
     """
     if match == "id":
         pairs = {number: number for number in predicted if number in truth}
@@ -46,9 +45,9 @@ def match_images(truth: Mapping[int, Json], predicted: Mapping[int, Json], match
 
 
 def match_categories(truth: Mapping[int, str], predicted: Mapping[int, str], match: Match) -> dict[int, int]:
-    """The ground truth's category id for each category of the predictions that is known to it.
+    """Return the id in the ground truth of each predicted category that the ground truth has.
 
-    Raises `DatasetError` where two of the same id have different names, unless matched by name.
+    Raises `DatasetError` if two categories with the same id have different names, unless matched by name.
     """
     if match == "file-name":
         ids = {name: number for number, name in truth.items()}
@@ -64,7 +63,7 @@ def match_categories(truth: Mapping[int, str], predicted: Mapping[int, str], mat
 
 
 def _by_file_name(truth: Mapping[int, Json], predicted: Mapping[int, Json]) -> dict[int, int]:
-    """By the rule of `text2seg.io.names`."""
+    """Match images by the rule of `text2seg.io.names`."""
     ours, theirs = list(predicted), list(truth)
     pairs = pair_names(
         [_name(predicted[number], number) for number in ours],
@@ -83,7 +82,7 @@ def _name(entry: Json, number: int) -> str:
 
 
 def _differ(one: Any, other: Any) -> bool:
-    """Whether two file names have different last parts; a missing name differs from nothing."""
+    """Return whether the last parts of two file names differ; a missing name differs from nothing."""
     if not isinstance(one, str) or not isinstance(other, str):
         return False
     return [folded(part) for part in parts_of(one)[-1:]] != [folded(part) for part in parts_of(other)[-1:]]
@@ -91,59 +90,64 @@ def _differ(one: Any, other: Any) -> bool:
 
 TRUTH, PREDICTED = "ground truth", "predictions"
 MOST_CATEGORIES = 16_384
-"""Tables of scores grow with their number, that of semantic segmentation with its square."""
+"""Largest number of categories; the semantic confusion matrix grows with its square."""
 NUMBERED_DIFFERENTLY = "; if the files number theirs differently, match by names (--match file-name)"
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Scene(Shown):
-    """One image of the ground truth: what is there and what was predicted, in the order of the files. `presence` scores
-    categories in this image, `None` where the predictions do not say."""
+class Scene(TruthImage):
+    """One image of the ground truth with its predictions, in the order of the files.
+
+    `presence` is the score of each category in this image, None if the predictions have none.
+    """
 
     predicted: tuple[Region, ...] = ()
     presence: Mapping[int, float] | None = None
 
     def predicted_of(self, category: int) -> list[Region]:
-        """Predictions of a category that are not empty."""
+        """Return the predictions of a category that are not empty."""
         return [each for each in self.predicted if each.category == category and area(each.rle)]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Aligned:
-    """Both datasets in the ids of the ground truth: names of its categories by id, and its images, both ascending."""
+    """Ground truth and predictions under the ids of the ground truth. Categories (names by id) and images are in
+    ascending order."""
 
     categories: Mapping[int, str]
     scenes: tuple[Scene, ...]
 
 
 def align(truth: Json, predicted: Json | Sequence[Json], *, match: Match = "id") -> Aligned:
-    """Check two datasets and sort their annotations by the images of the ground truth. Neither is changed.
+    """Check two datasets and group their annotations by image. Neither is changed.
 
     Args:
-        truth: a COCO dataset.
-        predicted: a COCO dataset, or a flat list of results {image_id, category_id, segmentation, score}.
-        match: `id`: images and categories of the same id belong together; `file-name`: images of the same file name
-            (one may have more folders in front) and categories of the same name.
+        truth: A COCO dataset.
+        predicted: A COCO dataset, or a flat list of results {image_id, category_id, segmentation, score}.
+        match: `id` matches images and categories by id. `file-name` matches images by file name (one name may have
+            more folders in front) and categories by name.
 
     Raises:
-        DatasetError: an entry is damaged or belongs to nothing in the ground truth; names it.
+        DatasetError: An entry is damaged or has no counterpart in the ground truth; the message names it.
     """
     if match not in get_args(Match):
         raise DatasetError(f"images are matched by {' or '.join(get_args(Match))}, got {match!r}")
     truth = check_dataset(truth, TRUTH)
-    categories, kept = names_of(truth), kept_categories(truth)
+    categories, kept = category_names(truth), kept_categories(truth)
     if len(categories) > MOST_CATEGORIES:
         raise DatasetError(f"{truth.name} has {len(categories):,} categories; up to {MOST_CATEGORIES:,} can be scored")
-    shown = tuple(shown_in(truth))
+    shown = tuple(truth_images(truth))
     sizes = {each.image_id: each.hw for each in shown}
     if isinstance(predicted, Mapping):
         predicted = check_dataset(predicted, PREDICTED)
         name, annotations = predicted.name, predicted["annotations"]
         image_ids = match_images(_by_id(truth, "images"), _by_id(predicted, "images"), match)
         theirs, ours = ({each["id"]: each["name"] for each in data["categories"]} for data in (truth, predicted))
-        category_ids = {own: kept[number] for own, number in match_categories(theirs, ours, match).items()}
+        category_ids = {
+            number: kept[true_number] for number, true_number in match_categories(theirs, ours, match).items()
+        }
         presence = _presences(predicted, image_ids, categories)
     elif match == "file-name":
         raise DatasetError("a flat list of results has no file names: match it by id")
@@ -187,10 +191,11 @@ def _predicted(
     regions: dict[int, list[Region]] = defaultdict(list)
     unscored = 0
     for place, annotation in enumerate(annotations, start=1):
-        where = f"{name}: annotation {annotation.get('id', f'no. {place} in the list')}"
+        label = f"annotation {annotation.get('id', f'no. {place} in the list')}"
+        where = f"{name}: {label}"
         image_id = _known(annotation, "image_id", image_ids, where, f"the ground truth's images{hint}")
         category = _known(annotation, "category_id", category_ids, where, f"the ground truth's categories{hint}")
-        rle = mask_in(annotation, sizes[image_id], where)
+        rle = rle_of(annotation, sizes[image_id], name, label=label)
         score = score_of(annotation)
         unscored += score is None
         regions[image_id].append(
@@ -204,7 +209,7 @@ def _predicted(
 
 
 def _known(annotation: Json, key: str, known: Mapping[int, int], where: str, among: str) -> int:
-    """The ground truth's id for the one under `key`, which must be one of those known."""
+    """Return the ground truth's id of the entry under `key`. Raises `DatasetError` if there is none."""
     if annotation[key] not in known:
         raise DatasetError(f"{where}: its {key} {annotation[key]} is not among {among}")
     return known[annotation[key]]
@@ -213,7 +218,7 @@ def _known(annotation: Json, key: str, known: Mapping[int, int], where: str, amo
 def _presences(
     predicted: Dataset, image_ids: Mapping[int, int], categories: Mapping[int, str]
 ) -> dict[int, dict[int, float]]:
-    """Presence by image and category, if every image says it: it does not compare with the scores of annotations."""
+    """Return presence by image and category if every image records it, else an empty dict."""
     ids = {name: number for number, name in categories.items()}
     found: dict[int, dict[int, float]] = {}
     for entry in predicted["images"]:

@@ -1,7 +1,7 @@
-"""Label and score in one go: the protocol of the published numbers, on any COCO ground truth.
+"""Segment the images of a COCO ground truth and score the result: the protocol of the published numbers.
 
-Every image is asked for the categories that are in it. Beside the IoU of what comes out stand that of the map alone
-and that of the best of SAM's candidates, so that one sees where the rest is lost.
+Every image is queried with the categories that are in it. The IoU of the map alone and of the best of SAM's candidates
+show which stage loses accuracy.
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ from text2seg.evaluation import category_given
 from text2seg.evaluation.alignment import align
 from text2seg.evaluation.protocols import Pair, pairs_of
 from text2seg.grids import minmax, resize
-from text2seg.io.images import load_image
-from text2seg.pipeline import Session, Text2Seg
+from text2seg.pipeline import Pipeline, Session
 from text2seg.records import Failure, Segmentation
 
 
@@ -36,9 +35,9 @@ from text2seg.records import Failure, Segmentation
 class Benchmark:
     """Means over (image, category present) pairs.
 
-    `mean_iou` is category-given, as `evaluation.category_given` gives it; `map_iou` that of the map alone, where it is
-    above its mean; `best_iou` that of SAM's best candidates, each for itself, or of the segments where these are
-    better; `worse_than_map` the share of pairs where the segments are worse than the map.
+    `mean_iou` is the IoU of `evaluation.category_given`. `map_iou` is the IoU of the map alone, where it is above its
+    mean. `best_iou` is the IoU of the best candidate of each segment, or of the segments if that is higher.
+    `worse_than_map` is the share of pairs whose segments are worse than the map.
     """
 
     pairs: int
@@ -52,7 +51,7 @@ class Benchmark:
 
 
 def benchmark_coco(
-    models: Text2Seg,
+    models: Pipeline,
     truth: Mapping[str, Any],
     images: Path,
     *,
@@ -61,19 +60,20 @@ def benchmark_coco(
     output: Path | None = None,
     progress: bool = False,
 ) -> Benchmark:
-    """Segment the things that are known to be there, and score them. As they are, nothing is "not found" unless the
-    models' settings say from which presence on.
+    """Segment the categories that each image shows according to the ground truth, and score the masks.
+
+    The presence threshold is 0 unless the settings of the models set one.
 
     Args:
-        models: with the settings to be measured.
-        truth: a COCO dataset.
-        images: the folder of its images.
-        targets: how many (image, category) pairs, of images drawn at random with `seed`; default: all.
-        output: where to write the predictions as a COCO dataset.
+        models: The models, with the settings to measure.
+        truth: A COCO dataset.
+        images: The folder of its images.
+        targets: Number of (image, category) pairs, from images drawn at random with `seed`. Default: all.
+        output: Where to write the predictions as a COCO dataset.
 
     Raises:
-        DatasetError: the ground truth is damaged or empty, or no image could be read.
-        QueryError: the models do not know a category.
+        DatasetError: The ground truth is damaged or empty, or no image could be read.
+        QueryError: The models do not know a category.
     """
     checked = check_dataset(truth, "the ground truth")
     aligned = align(checked, [])
@@ -91,8 +91,7 @@ def benchmark_coco(
     for pairs in tqdm(chosen, unit="image", disable=not progress):
         scene = pairs[0].scene
         try:
-            path = finder.find(scene.file_name)
-            session = models.open(load_image(path, image_id=scene.image_id, file_name=scene.file_name))
+            session = models.open(scene.load(finder.find(scene.file_name)))
             found = session.segment([names[pair.category] for pair in pairs], settings)
         except Text2SegError as error:
             failures.append(Failure(scene.file_name, "segment", str(error)))
@@ -119,7 +118,7 @@ def benchmark_coco(
 
 
 def _draw(pairs: Sequence[Pair], targets: int | None, seed: int) -> list[list[Pair]]:
-    """The pairs by image; with `targets`, so many of images in random order."""
+    """Group the pairs by image; with `targets`, only that many pairs, from images in random order."""
     by_image: dict[int, list[Pair]] = {}
     for pair in pairs:
         by_image.setdefault(pair.scene.image_id, []).append(pair)
@@ -137,17 +136,17 @@ def _draw(pairs: Sequence[Pair], targets: int | None, seed: int) -> list[list[Pa
 
 
 def _restricted(truth: Dataset, chosen: Sequence[Sequence[Pair]]) -> Dataset:
-    """The ground truth with only the images and categories that were asked for."""
-    wanted = {(pair.scene.image_id, pair.category) for pairs in chosen for pair in pairs}
-    images = {number for number, _ in wanted}
+    """Return the ground truth with only the chosen images and categories."""
+    shown_pairs = {(pair.scene.image_id, pair.category) for pairs in chosen for pair in pairs}
+    images = {number for number, _ in shown_pairs}
     kept = kept_categories(truth)
-    annotations = [a for a in truth["annotations"] if (a["image_id"], kept[a["category_id"]]) in wanted]
+    annotations = [a for a in truth["annotations"] if (a["image_id"], kept[a["category_id"]]) in shown_pairs]
     shown = [image for image in truth["images"] if image["id"] in images]
     return Dataset({**truth, "images": shown, "annotations": annotations}, truth.name)
 
 
 def _scores(session: Session, found: Segmentation, query: str, pair: Pair) -> tuple[float, float, float]:
-    """IoU of the map alone, of the segments, and of the best candidates of each segment."""
+    """Return the IoU of the map alone, of the segments, and of the best candidates."""
     scores = minmax(found.maps.scores[[found.maps.queries.index(query)]])
     of_map = resize(scores, found.image.hw)[0]
     segments = [segment for segment in found.segments if segment.query == query]

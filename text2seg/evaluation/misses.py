@@ -1,4 +1,4 @@
-"""Why it is wrong: what each missed (image, category present) failed at, as far as the predictions tell."""
+"""Find the cause of each missed (image, category present) pair, as far as the predictions record it."""
 
 from __future__ import annotations
 
@@ -19,18 +19,21 @@ from text2seg.evaluation.protocols import Pair, pairs_of
 RIGHT = "right"
 CAUSES = {
     "not found": "no annotation of the category in the image",
-    "points off": "fewer than half of the positive points lie on the thing",
+    "points off": "fewer than half of the positive points are on the object",
     "wrong candidate": "another of SAM's candidates would have been right",
     "mask wrong": "the points are right, the mask is not",
     "no provenance": "the predictions do not say how they came about",
 }
-ENOUGH = 0.5  # an IoU of at least this is right
+ENOUGH = 0.5  # lowest IoU that counts as right
 
 
 @dataclass(frozen=True, slots=True)
 class Missed:
-    """A category present in an image whose masks have less IoU than `ENOUGH`. `points_on` is the share of positive
-    points on the thing, `best_iou` what the best of the kept candidates reach; `None` where that is not known."""
+    """A pair whose masks have an IoU below `ENOUGH`.
+
+    `points_on` is the share of positive points on the object, `best_iou` the IoU of the best of the recorded
+    candidates; None if unknown.
+    """
 
     image_id: int
     file_name: str
@@ -43,11 +46,11 @@ class Missed:
 
 @dataclass(frozen=True, slots=True)
 class Misses:
-    """How many pairs of the category-given protocol are right and what the others failed at.
+    """Causes of the missed pairs of the category-given protocol.
 
-    `counts` and `by_category` are by cause, `RIGHT` first; `false` counts (image, category predicted) pairs where the
-    category is not present. `missed` has the worst first. Without `candidates_kept`, what a wrong choice among
-    candidates spoilt counts as a wrong mask.
+    `counts` and `by_category` count pairs by cause, with `RIGHT` first. `false` counts (image, category) pairs that
+    were predicted but are not present. `missed` lists the worst first. If the predictions have no candidates
+    (`candidates_kept`), a wrong choice among candidates counts as a wrong mask.
     """
 
     counts: dict[str, int]
@@ -59,8 +62,10 @@ class Misses:
 
 
 def find_misses(aligned: Aligned) -> Misses:
-    """Attribute every missed pair to one cause: the first that holds in the order of `CAUSES`, but without positive
-    points nothing is guessed beyond `not found`."""
+    """Attribute every missed pair to the first cause in `CAUSES` that applies.
+
+    Without recorded points the cause is `not found` or `no provenance`.
+    """
     counts: dict[str, Counter[str]] = {name: Counter() for name in aligned.categories.values()}
     missed = []
     for pair in pairs_of(aligned):
@@ -103,7 +108,7 @@ def _missed(pair: Pair, name: str, iou: float) -> Missed:
 
 
 def _points_on(pair: Pair) -> float | None:
-    """The share of positive points, of all annotations of the pair, that lie on the true union."""
+    """Return the share of positive points, of all annotations of the pair, that are on the true mask."""
     points = [point for each in pair.predicted for point in _positives(each.attributes)]
     if not points:
         return None
@@ -114,7 +119,7 @@ def _points_on(pair: Pair) -> float | None:
 
 
 def _positives(attributes: Mapping[str, Any]) -> list[tuple[float, float]]:
-    """x, y of positive points; what other tools made of the attribute, such as text, has none."""
+    """Return x, y of the positive points; empty if another tool wrote the attribute in another form."""
     points = attributes.get("points")
     if not isinstance(points, list):
         return []
@@ -126,7 +131,7 @@ def _positives(attributes: Mapping[str, Any]) -> list[tuple[float, float]]:
 
 
 def _best_iou(pair: Pair) -> float | None:
-    """The IoU that the best choice of candidates reaches, found annotation by annotation; `None`: none were kept."""
+    """Return the IoU of the best choice of candidates, searched one annotation at a time; None if none are recorded."""
     masks = [each.rle for each in pair.predicted]
     options = [_candidates(each, pair.scene.hw, pair.scene.file_name) for each in pair.predicted]
     if not any(options):

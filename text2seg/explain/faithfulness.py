@@ -6,46 +6,86 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-import cv2
 import numpy as np
-import torch
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn import functional as F
 
-from text2seg.clip.model import Clip, preprocess
-from text2seg.errors import ImageError
-from text2seg.explain.catalogue.faithfulness import FaithfulnessSettings, Fill
-from text2seg.explain.labelled import Labelled, labelled_sets, mask_of
-from text2seg.explain.saliency.methods import check_method, methods_for, saliency
-from text2seg.explain.saliency.targets import Target, score, text_target
-from text2seg.explain.tool import Panel, Progress, Result, Table
-from text2seg.grids import minmax
-from text2seg.pipeline import Text2Seg
+from text2seg.errors import ImageError, SettingsError
+from text2seg.explain.estimate import GRADIENT, Work
+from text2seg.explain.saliency.methods import MethodName, check_method, methods_for, saliency
+from text2seg.explain.tool import (
+    InputSettings,
+    Panel,
+    Pixels,
+    Progress,
+    Result,
+    Table,
+    Tool,
+    check_count,
+    fitted,
+    fitted_pixels,
+)
 from text2seg.records import Image
-from text2seg.render.plot import COLOURS, DPI, WIDTH, pixels_of
 
-Scorer = Callable[[Tensor], Tensor]
-"""Normalised pixels float32 [B, 3, H, W] to scores float32 [B]."""
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from text2seg.clip.model import Clip
+    from text2seg.explain.labelled import Labelled
+    from text2seg.explain.saliency.targets import Target
+    from text2seg.pipeline import Text2Seg
+
+    Scorer = Callable[[Tensor], Tensor]  # normalised pixels float32 [B, 3, H, W] to scores float32 [B]
+
+Fill = Literal["blur", "mean"]
+MOST_STEPS = 100
+"""Largest number of steps of a curve."""
+
+
+@dataclass(frozen=True, slots=True)
+class FaithfulnessSettings(InputSettings):
+    """The datasets and methods to measure, and the details of the measurement."""
+
+    dataset: tuple[Path, ...] = ()
+    """A COCO dataset with masks; repeat for more. Default: both splits of the demo scenes that come with text2seg."""
+    images: Path | None = None
+    """Folder of the images. Default: the paths in the dataset, relative to its own folder."""
+    limit: int | None = None
+    """Use only the first images of each dataset, up to this number."""
+    method: tuple[MethodName, ...] = ()
+    """A saliency method to measure; repeat for more. Default: all methods that this CLIP supports, except scorecam and
+    ablationcam, which are slow."""
+    steps: int = 8
+    """Number of equal steps in which the cells of an image are deleted and inserted. More steps take longer."""
+    fill: Fill = "blur"
+    """Content of deleted cells. blur: the image, blurred beyond recognition; mean: CLIP's mean colour."""
+
+    def __post_init__(self) -> None:
+        InputSettings.__post_init__(self)
+        if not 2 <= self.steps <= MOST_STEPS:
+            raise SettingsError(f"steps must be from 2 to {MOST_STEPS}, got {self.steps}")
+        check_count("limit", self.limit)
+
 
 BLUR = 0.1
-"""Standard deviation of the blur as a share of the image's shorter side: so much that nothing can be told apart."""
+"""Standard deviation of the blur as a share of the shorter side: nothing can be recognised."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Curves:
-    """The score, float32 [steps + 1], while the share of cells that is gone (`deletion`) or back (`insertion`) grows
-    from 0 to 1 in equal steps. Of a faithful map the one falls early and the other rises early."""
+    """Scores float32 [steps + 1] while the share of deleted or inserted cells grows from 0 to 1 in equal steps.
+
+    For a faithful map the deletion curve falls early and the insertion curve rises early.
+    """
 
     deletion: NDArray[np.float32]
     insertion: NDArray[np.float32]
 
     @property
     def deleted(self) -> float:
-        """Area under the deletion curve: the mean score on the way; lower is better."""
+        """Area under the deletion curve, which is the mean score; lower is better."""
         return area(self.deletion)
 
     @property
@@ -55,12 +95,12 @@ class Curves:
 
     @property
     def gap(self) -> float:
-        """How much more the score is with what the map calls important than without it."""
+        """Area under the insertion curve minus area under the deletion curve; higher is better."""
         return self.inserted - self.deleted
 
 
 def area(curve: NDArray[np.float32]) -> float:
-    """Under a curve of equal steps over [0, 1], by trapezes.
+    """Return the area under a curve of equal steps over [0, 1], by the trapezoidal rule.
 
     >>> area(np.array([1, 0, 0], np.float32))
     0.25
@@ -69,21 +109,26 @@ def area(curve: NDArray[np.float32]) -> float:
 
 
 def ranks(saliency: NDArray[np.float32]) -> NDArray[np.int64]:
-    """The place of every cell of a map [gh, gw] in its order, 0 for the most salient; int64 [gh, gw].
+    """Return the rank of every cell of a map [gh, gw], int64 [gh, gw], with 0 for the most salient.
 
-    Cells that are alike come in an order of chance, the same every time: many methods give 0 to most cells, and any
-    other order would favour a side of the image.
+    Equal cells are ranked at random, the same in every run: many methods give 0 to most cells, and any other order
+    would favour one side of the image.
     """
+    from text2seg.grids import minmax
+
     values = minmax(saliency).ravel()
-    chance = np.random.default_rng(0).permutation(values.size)
+    tie_breaks = np.random.default_rng(0).permutation(values.size)
     places = np.empty(values.size, np.int64)
-    places[np.lexsort((chance, -values))] = np.arange(values.size)
+    places[np.lexsort((tie_breaks, -values))] = np.arange(values.size)
     return places.reshape(saliency.shape)
 
 
 def filling(pixels: Tensor, fill: Fill) -> Tensor:
-    """What stands where cells are gone, of the shape of `pixels` float32 [3, H, W]: the image blurred beyond
-    recognition, or the mean colour of what CLIP was trained on (0 in its pixels)."""
+    """Return the content of deleted cells for `pixels` float32 [3, H, W]: the image, blurred beyond recognition, or the
+    mean colour of CLIP's training images, which is 0."""
+    import cv2
+    import torch
+
     if fill == "mean":
         return torch.zeros_like(pixels)
     planes = pixels.permute(1, 2, 0).cpu().numpy()
@@ -100,15 +145,19 @@ def curves(
     steps: int,
     ends: tuple[float, float] | None = None,
 ) -> Curves:
-    """Deletion and insertion by a map, all images between in one call of `score`.
+    """Compute the deletion and insertion curves of a map, with one call of `score` for all steps.
 
     Args:
+        score: the score of images.
         pixels: float32 [3, H, W], normalised.
-        filled: of the same shape, see `filling`.
-        saliency: float32 [gh, gw], covers the image.
-        steps: equal shares of the cells, at least 2.
-        ends: the scores of `pixels` and of `filled` where they are known: they are the same for all maps.
+        filled: content of deleted cells, of the same shape; see `filling`.
+        saliency: float32 [gh, gw], a grid that covers the image.
+        steps: number of equal shares of the cells, at least 2.
+        ends: the scores of `pixels` and `filled` if known; they are the same for all maps.
     """
+    import torch
+    from torch.nn import functional as F
+
     places = torch.from_numpy(ranks(saliency))
     shares = torch.arange(1, steps, dtype=torch.float64, device="cpu") / steps * places.numel()
     first = (places[None] < shares[:, None, None]).float()
@@ -123,8 +172,9 @@ def curves(
 
 
 def points_at(saliency: NDArray[np.float32], mask: NDArray[np.bool_]) -> bool:
-    """Whether the middle of the map's highest cell lies on the mask bool [H, W]. A map that is the same everywhere
-    points nowhere."""
+    """Return whether the centre of the map's highest cell is in the mask bool [H, W]. False for a constant map."""
+    from text2seg.grids import minmax
+
     stretched = minmax(saliency)
     if not stretched.any():
         return False
@@ -133,12 +183,16 @@ def points_at(saliency: NDArray[np.float32], mask: NDArray[np.bool_]) -> bool:
     return bool(mask[int((row + 0.5) * height / rows), int((column + 0.5) * width / columns)])
 
 
-ACROSS, HEIGHT = 5, 1.75  # diagrams side by side; inches of one
-INSERTED, DELETED = COLOURS[:2]
+ACROSS, HEIGHT = 5, 1.75
+"""Number of diagrams side by side, and the height of one in inches."""
 
 
-def plot_curves(methods: Mapping[str, Curves]) -> NDArray[np.uint8]:
-    """Both curves of each method and the area between them, uint8[h, w, 3], in the order given, all on one scale."""
+def plot_curves(methods: Mapping[str, Curves]) -> Pixels:
+    """Draw both curves of each method and the area between them, uint8[h, w, 3], in order, on one scale."""
+    from matplotlib.figure import Figure
+
+    from text2seg.render.charts import DPI, WIDTH, pixels_of
+
     rows = -(-len(methods) // ACROSS)
     figure = Figure(figsize=(WIDTH, rows * HEIGHT + 0.5), dpi=DPI, layout="constrained")
     panels = figure.subplots(rows, ACROSS, squeeze=False, sharex=True, sharey=True)
@@ -146,7 +200,7 @@ def plot_curves(methods: Mapping[str, Curves]) -> NDArray[np.uint8]:
         _draw(axes, name, curves)
     for axes in panels.flat[len(methods) :]:
         axes.set_visible(False)
-    for axes in panels.flat[max(len(methods) - ACROSS, 0) : len(methods)]:  # the lowest that shows in each column
+    for axes in panels.flat[max(len(methods) - ACROSS, 0) : len(methods)]:  # the lowest visible diagram of each column
         axes.tick_params(labelbottom=True)
     figure.supxlabel("share of the cells", fontsize=9)
     figure.supylabel("score", fontsize=9)
@@ -155,11 +209,14 @@ def plot_curves(methods: Mapping[str, Curves]) -> NDArray[np.uint8]:
 
 
 def _draw(axes: Any, name: str, curves: Curves) -> None:
+    from text2seg.render.charts import COLOURS
+
+    inserted, deleted = COLOURS[:2]
     shares = np.linspace(0, 1, len(curves.deletion))
-    axes.plot(shares, curves.insertion, color=INSERTED, linewidth=1.5, label="put back, most salient first")
-    axes.plot(shares, curves.deletion, color=DELETED, linewidth=1.5, label="taken away, most salient first")
+    axes.plot(shares, curves.insertion, color=inserted, linewidth=1.5, label="insertion, most salient first")
+    axes.plot(shares, curves.deletion, color=deleted, linewidth=1.5, label="deletion, most salient first")
     higher = curves.insertion >= curves.deletion
-    for colour, where in ((INSERTED, higher), (DELETED, ~higher)):
+    for colour, where in ((inserted, higher), (deleted, ~higher)):
         axes.fill_between(
             shares, curves.deletion, curves.insertion, where, interpolate=True, color=colour, alpha=0.14, linewidth=0
         )
@@ -168,17 +225,14 @@ def _draw(axes: Any, name: str, curves: Curves) -> None:
     axes.grid(alpha=0.25)
 
 
-MASK, MIDDLE, CHANCE = "(the thing's mask)", "(the middle first)", "(chance)"
+MASK, CENTRE, RANDOM = "(mask of the object)", "(centre first)", "(random)"
+"""Maps that need no model, for comparison."""
 COLUMNS = ("method", "deletion", "insertion", "gap", "±", "pointing")
-OF_DEMO = (
-    "The demo CLIP was trained through the surgery path: that surgery finds its things says nothing about other CLIPs. "
-    "Measure yours with --model or --clip, on images of yours with --dataset."
-)
 
 
 @dataclass(slots=True)
 class Tally:
-    """What one method did on every pair until now."""
+    """Curves and hits of one method on the cases measured so far."""
 
     curves: list[Curves] = field(default_factory=list)
     hits: list[bool] = field(default_factory=list)
@@ -189,7 +243,7 @@ class Tally:
 
     @property
     def mean(self) -> Curves:
-        """The mean curves; their areas are the means of the areas."""
+        """Mean curves; their areas are the mean areas."""
         return Curves(
             np.mean([each.deletion for each in self.curves], axis=0),
             np.mean([each.insertion for each in self.curves], axis=0),
@@ -197,20 +251,28 @@ class Tally:
 
     @property
     def error(self) -> float | None:
-        """Standard error of the mean gap; none for a single pair."""
+        """Standard error of the mean gap; None for a single case."""
         gaps = [each.gap for each in self.curves]
         return float(np.std(gaps, ddof=1) / len(gaps) ** 0.5) if len(gaps) > 1 else None
 
     @property
     def pointing(self) -> float:
-        """Share of pairs in which the map's peak lies on the thing."""
+        """Share of cases in which the map's peak is on the object."""
         return float(np.mean(self.hits))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Case:
-    """One thing in one image: the image as CLIP gets it, `pixels` float32 [3, H, W], and with all cells `filled`;
-    the thing as a target and as a `mask` bool of the image's size; `number` counts the cases."""
+    """A category in an image, measured once.
+
+    Attributes:
+        number: index of the case in its dataset.
+        image: the image.
+        pixels: the input of CLIP, float32 [3, H, W].
+        filled: the input with all cells deleted, of the same shape.
+        target: the category as a target.
+        mask: the objects of the category, bool of the image's size.
+    """
 
     number: int
     image: Image
@@ -223,19 +285,23 @@ class Case:
 def faithfulness(
     models: Text2Seg, images: Sequence[Image], settings: FaithfulnessSettings, progress: Progress
 ) -> Result:
-    """A table and a plot of curves for each dataset, the most faithful method first; every (image, thing in it)
-    counts once. Stopped early, it shows what is done.
+    """Show a table and curves for each dataset, the most faithful method first.
+
+    Each pair of an image and a category in it counts once. If stopped, show the results so far.
 
     Raises:
         DatasetError: a dataset is missing, damaged or without masks.
-        SettingsError: a method is nothing for this CLIP.
+        SettingsError: this CLIP does not support a method.
         QueryError: the models do not know a category.
     """
+    from text2seg.explain.labelled import labelled_sets
+    from text2seg.explain.saliency.targets import text_target
+
     clip = models.clip
-    methods = [check_method(clip, name).name for name in settings.method or methods_for(clip)]
+    methods = [check_method(clip, name).name for name in settings.method or methods_for(clip, slow=False)]
     sets = labelled_sets(settings.dataset, settings.images, settings.limit)
-    things = dict.fromkeys(each.thing(pair) for each in sets for pair in each.pairs)
-    targets = {thing: text_target(clip, thing, things=models.things) for thing in things}
+    names = dict.fromkeys(each.category_name(pair) for each in sets for pair in each.pairs)
+    targets = {name: text_target(clip, name, closed_vocabulary=models.closed_vocabulary) for name in names}
     failures: list[str] = []
     tallies: list[dict[str, Tally]] = [{} for _ in sets]
     cases = (
@@ -244,9 +310,15 @@ def faithfulness(
         for case in _cases(each, clip, targets, settings, failures)
     )
     total = sum(len(each.pairs) for each in sets)
-    for tally, case in progress.each(cases, "images and things", total):
-        for name, curve, hit in measured(clip, case, methods, settings):
-            tally.setdefault(name, Tally()).add(curve, hit)
+    for tally, case in progress.each(cases, "categories in images", total):
+        of_case = []
+        for each in measured(clip, case, methods, settings):
+            if progress.stopped:  # all methods have the same cases
+                break
+            of_case.append(each)
+        else:
+            for name, curve, hit in of_case:
+                tally.setdefault(name, Tally()).add(curve, hit)
     done = [(each, _ranked(tally)) for each, tally in zip(sets, tallies, strict=True) if tally]
     return Result(
         "Faithfulness of saliency methods",
@@ -254,35 +326,70 @@ def faithfulness(
         tuple(_table(each, ranked) for each, ranked in done),
         (*_notes(models, settings), *failures),
         columns=1,
+        left_out=len(failures),
     )
+
+
+def _work(models: Text2Seg, images: int, settings: FaithfulnessSettings) -> Work:
+    from text2seg.explain.labelled import labelled_sets
+
+    methods = len(settings.method or methods_for(models.clip, slow=False))
+    cases = sum(len(each.pairs) for each in labelled_sets(settings.dataset, settings.images, settings.limit))
+    curves = (methods + 3) * 2 * (settings.steps - 1)  # three maps need no model
+    return Work(clip_images=cases * (methods * GRADIENT + curves))
+
+
+FAITHFULNESS = Tool(
+    "faithfulness",
+    "Faithfulness of methods",
+    "Deletion and insertion curves and the pointing game for all saliency methods: which of them to trust.",
+    FaithfulnessSettings,
+    faithfulness,
+    "none",
+    _work,
+)
 
 
 def measured(
     clip: Clip, case: Case, methods: Sequence[str], settings: FaithfulnessSettings
 ) -> Iterator[tuple[str, Curves, bool]]:
-    """The curves of each order, and whether its peak lies on the thing; the methods first."""
+    """Yield the name and curves of each map, and whether its peak is on the object; the methods come first."""
+    import torch
+
+    from text2seg.explain.saliency.targets import score
 
     @torch.inference_mode()
     def scores(pixels: Tensor) -> Tensor:
         return score(clip, pixels, case.target)
 
     full, blank = scores(torch.stack([case.pixels, case.filled])).tolist()
-    maps = ((name, saliency(clip, case.image, case.target, name, size=settings.size)) for name in methods)
     rows, columns = (side // clip.stride for side in case.pixels.shape[1:])
-    for name, found in (*maps, *_without_model(case.mask, (rows, columns), case.number).items()):
+    maps = ((name, _on_cells(saliency(clip, case.image, case.target, name), (rows, columns))) for name in methods)
+    for name, found in (*maps, *_maps_without_model(case.mask, (rows, columns), case.number).items()):
         curve = curves(scores, case.pixels, case.filled, found, steps=settings.steps, ends=(full, blank))
         yield name, curve, points_at(found, case.mask)
 
 
-def _without_model(mask: NDArray[np.bool_], grid_hw: tuple[int, int], number: int) -> dict[str, NDArray[np.float32]]:
-    """Maps float32 [gh, gw] that no model is needed for."""
+def _on_cells(found: NDArray[np.float32], grid_hw: tuple[int, int]) -> NDArray[np.float32]:
+    """Return the means of a map in the cells of CLIP's grid, so that the cells of all methods are of one size."""
+    import cv2
+
+    rows, columns = grid_hw
+    if found.shape == grid_hw:
+        return found
+    return np.asarray(cv2.resize(found, (columns, rows), interpolation=cv2.INTER_AREA), np.float32)
+
+
+def _maps_without_model(
+    mask: NDArray[np.bool_], grid_hw: tuple[int, int], number: int
+) -> dict[str, NDArray[np.float32]]:
+    """Return the maps float32 [gh, gw] that need no model."""
     rows, columns = grid_hw
     down, right = np.linspace(-1, 1, rows)[:, None], np.linspace(-1, 1, columns)[None]
-    covered = cv2.resize(mask.astype(np.float32), (columns, rows), interpolation=cv2.INTER_AREA)
     return {
-        MASK: np.asarray(covered, np.float32),
-        MIDDLE: -np.hypot(down, right).astype(np.float32),
-        CHANCE: np.random.default_rng(number).random(grid_hw, np.float32),
+        MASK: _on_cells(mask.astype(np.float32), grid_hw),
+        CENTRE: -np.hypot(down, right).astype(np.float32),
+        RANDOM: np.random.default_rng(number).random(grid_hw, np.float32),
     }
 
 
@@ -293,24 +400,30 @@ def _cases(
     settings: FaithfulnessSettings,
     failures: list[str],
 ) -> Iterator[Case]:
-    """Everything to measure in a dataset; images that cannot be used go to `failures`."""
+    """Yield the cases of a dataset; add a message to `failures` for each image that cannot be read."""
+    from text2seg.explain.labelled import mask_of
+
     number = 0
     for _, pairs in groupby(labelled.pairs, key=lambda pair: pair.scene.image_id):
         first, *others = pairs
         try:
-            image = labelled.image_of(first)
+            image = fitted(labelled.image_of(first), settings.fit)
         except ImageError as error:
             failures.append(str(error))
             continue
-        pixels = preprocess(image, clip.input_hw(settings.size))
+        pixels = clip.preprocess(image)
         filled = filling(pixels, settings.fill)
         for pair in (first, *others):
-            yield Case(number, image, pixels, filled, targets[labelled.thing(pair)], mask_of(pair))
+            mask = fitted_pixels(mask_of(pair), settings.fit, False)
+            if not mask.any():
+                failures.append(f"{pair.scene.file_name}: {labelled.category_name(pair)} is outside the crop")
+                continue
+            yield Case(number, image, pixels, filled, targets[labelled.category_name(pair)], mask)
             number += 1
 
 
 def _ranked(tallies: Mapping[str, Tally]) -> dict[str, Tally]:
-    """The most faithful first."""
+    """Sort by gap, the most faithful method first."""
     return dict(sorted(tallies.items(), key=lambda item: -item[1].mean.gap))
 
 
@@ -320,16 +433,16 @@ def _table(labelled: Labelled, ranked: Mapping[str, Tally]) -> Table:
         mean = tally.mean
         rows.append((name, mean.deleted, mean.inserted, mean.gap, tally.error, tally.pointing))
     count = len(next(iter(ranked.values())).curves)
-    return Table(f"{labelled.name}: {count} of {len(labelled.pairs)} things in images", COLUMNS, tuple(rows))
+    return Table(f"{labelled.name}: {count} of {len(labelled.pairs)} categories in images", COLUMNS, tuple(rows))
 
 
 def _notes(models: Text2Seg, settings: FaithfulnessSettings) -> tuple[str, ...]:
     filling = "the blurred image" if settings.fill == "blur" else "CLIP's mean colour"
     notes = (
-        f"Deletion: mean score of the thing's text while the cells that a map calls salient give way to {filling}, in "
-        f"{settings.steps} steps, the most salient first; lower is better. Insertion: while they come back into it; "
-        "higher is better. Gap: insertion less deletion, with its standard error (±). Pointing: how often the highest "
-        "cell's middle lies on the thing (the pointing game).",
-        "A method that is no better than chance or the middle first explains nothing.",
+        f"Deletion: mean score of the category's name while the cells of the image are replaced by {filling} in "
+        f"{settings.steps} steps, the most salient first; lower is better. Insertion: the same while they are put "
+        "back; higher is better. Gap: insertion minus deletion, with its standard error (±). Pointing: share of maps "
+        "with the centre of the highest cell on the object (pointing game).",
+        "A method explains something only if it is better than the random order and the order from the centre.",
     )
-    return (*notes, OF_DEMO) if models.things else notes
+    return (*notes, *models.card.notes_on("attention"))

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from text2seg.errors import QueryError
-from text2seg.explain.backdrop import ground, named
-from text2seg.explain.catalogue.texts import KeywordsSettings
-from text2seg.explain.saliency.targets import text_target
-from text2seg.explain.tool import Panel, Progress, Result, Table
-from text2seg.pipeline import Text2Seg
-from text2seg.queries import TEMPLATES
+from text2seg.explain.tool import InputSettings, Panel, Progress, Result, Table, Tool, backdrop, image_name
 from text2seg.records import Image
-from text2seg.render.colours import heat
+from text2seg.templates import TEMPLATES
+
+if TYPE_CHECKING:
+    from text2seg.pipeline import Text2Seg
+
+
+@dataclass(frozen=True, slots=True)
+class KeywordsSettings(InputSettings):
+    """A sentence to split into keywords."""
+
+    text: str = ""
+    """The sentence, for instance "a sheep sleeps beside the red fire engine"."""
+
 
 MOST_WORDS = 4
+"""Largest number of words of a keyword."""
 
-# What stands between the things of a sentence: no thing itself, and no property of one.
-_NO_THINGS = """
+# Words that separate the objects of a sentence and name neither an object nor a property.
+_SEPARATORS = """
     a an the this that these those some any each every all both either neither no another other others such same
     i you he she it we they me him her us them my your his its our their mine yours hers ours theirs who whom whose
     which what where when why how there here
@@ -39,16 +49,16 @@ _NO_THINGS = """
     eat eats ate eating drink drinks drank sleep sleeps slept sleeping jump jumps jumped jumping fly flies flew
     show shows showed shown showing see sees saw seen seeing put puts putting use uses used using park parks parked
 """
-STOP_WORDS = frozenset(_NO_THINGS.split())
+STOP_WORDS = frozenset(_SEPARATORS.split())
 
 
 def keywords(sentence: str) -> tuple[str, ...]:
-    """The keywords of an English sentence, in its order, each once, in small letters.
+    """Return the keywords of an English sentence in lower case, in order, without duplicates.
 
-    The rule: the sentence is cut at punctuation, at stop words (articles, pronouns, prepositions, conjunctions,
-    auxiliaries, small numbers, words on the image itself, and the verbs that captions are full of), and what is left
-    between two cuts is a keyword; of more than four words the last four, because English puts the noun last. So a
-    noun keeps its adjectives, "fire engine" stays whole, and a verb that is not in the list sticks to its noun.
+    The sentence is split at punctuation and at stop words: articles, pronouns, prepositions, conjunctions, auxiliaries,
+    small numbers, words about the image itself, and verbs common in captions. Each remaining piece is a keyword. A
+    piece of more than four words keeps its last four, because English puts the noun last. Nouns keep their adjectives,
+    "fire engine" stays whole, and a verb that is not in the list stays with its noun.
 
     >>> keywords("A photo of the big red fire engine, and two dogs sleeping beside a woolly sheep.")
     ('big red fire engine', 'dogs', 'woolly sheep')
@@ -62,23 +72,27 @@ def keywords(sentence: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(" ".join(chunk[-MOST_WORDS:]) for chunk in chunks if chunk))
 
 
-def run(models: Text2Seg, images: Sequence[Image], settings: KeywordsSettings, progress: Progress) -> Result:
-    """The tool `keywords`: the similarity map of the sentence and of each keyword by the models' usual rule, with
-    presence, the cosine with the whole image (CLIP's own, templates averaged) and the highest score of the map.
+def show_keywords(models: Text2Seg, images: Sequence[Image], settings: KeywordsSettings, progress: Progress) -> Result:
+    """Show the similarity map of the sentence and of each keyword, by the models' own map settings.
+
+    The table has the presence, the cosine with the whole image (CLIP's unchanged features, templates averaged), and the
+    highest score of the map.
 
     Raises:
-        QueryError: the sentence is empty, too long, unknown to the models, or all of it is stop words.
+        QueryError: the sentence is empty, too long or unknown to the models, or has only stop words.
     """
+    from text2seg.explain.saliency.targets import text_target
+    from text2seg.render.drawing import heat
+
     (image,) = images
-    clip, maps, pixels = models.clip, models.settings.maps, ground(image)
-    text_target(clip, settings.text, maps.templates, things=models.things)  # for its checks
+    clip, maps, pixels = models.clip, models.settings.maps, backdrop(image)
+    text_target(clip, settings.text, maps.templates, closed_vocabulary=models.closed_vocabulary)  # for its checks
     found = keywords(settings.text)
     if not found:
-        raise QueryError(f"there is no keyword in {settings.text!r}: name a thing")
+        raise QueryError(f"there is no keyword in {settings.text!r}: name an object")
     texts = tuple(dict.fromkeys((settings.text, *found)))
     names = [text if text in found else "the whole sentence" for text in texts]
-    size = maps.input_size or models.input_size
-    (tokens,) = clip.encode_images([image], size=size, architecture=maps.architecture)
+    (tokens,) = clip.encode_images([image], architecture=maps.architecture)
     similarity = clip.similarity(tokens, texts, maps)
     cosines = (tokens.features[0] @ clip.encode_texts(texts, maps.templates or TEMPLATES).T).tolist()
     rows = tuple(
@@ -92,7 +106,16 @@ def run(models: Text2Seg, images: Sequence[Image], settings: KeywordsSettings, p
         for name, presence, scores in zip(names, similarity.presence, similarity.scores, strict=True)
     ]
     return Result(
-        f"{named(image)}: keywords of “{settings.text}”",
+        f"{image_name(image)}: keywords of “{settings.text}”",
         (Panel("the image", pixels), *panels),
         (Table("Sentence and keywords", ("text", "presence", "cosine", "peak of the map"), rows),),
     )
+
+
+KEYWORDS = Tool(
+    "keywords",
+    "Keyword maps",
+    "A sentence split into keywords, each with its map and score.",
+    KeywordsSettings,
+    show_keywords,
+)

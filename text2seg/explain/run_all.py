@@ -1,60 +1,137 @@
-"""Everything for a folder of images: CLIP's own words, what makes it say them, and segments of what they name."""
+"""Everything for a folder of images: CLIP's own words, what makes CLIP say them, and segments of what they name."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from text2seg._version import __version__
 from text2seg.errors import OutputError, QueryError, Text2SegError
-from text2seg.explain.backdrop import ground, method_or_usual, named
-from text2seg.explain.catalogue.opinion import RunAllSettings
-from text2seg.explain.opinion import Opinion, framed, opine, words_panel
-from text2seg.explain.saliency.methods import saliency
-from text2seg.explain.saliency.targets import text_target
-from text2seg.explain.tool import Panel, Progress, Result, Table, save_result
-from text2seg.io.files import check_folder, entries, is_left_over, make_folder
-from text2seg.io.outputs import RECORD, OutputFolder
-from text2seg.pipeline import Text2Seg
+from text2seg.explain.estimate import GRADIENT, Work
+from text2seg.explain.opinion import (
+    Opinion,
+    OpinionSettings,
+    counted_texts,
+    frame_of,
+    opine,
+    words_panel,
+    work_of_opinion,
+)
+from text2seg.explain.saliency.methods import MethodName, method_or_default, saliency
+from text2seg.explain.tool import (
+    COMMAND_LINE_ONLY,
+    EMPTY,
+    Panel,
+    Pixels,
+    Progress,
+    Result,
+    Table,
+    Tool,
+    backdrop,
+    cell_text,
+    failure_note,
+    image_name,
+    png_of,
+    result_json,
+    save_result,
+    shrunk,
+    unprocessed_note,
+)
+from text2seg.io.files import exists, list_folder, read_file, sha256_of
+from text2seg.io.images import load_image
+from text2seg.io.names import fit_file_name, safe_file_name, unique_names
+from text2seg.io.writing import RECORD, OutputFolder, check_folder, is_leftover, make_folder
 from text2seg.queries import Query
-from text2seg.records import Image, Segmentation
-from text2seg.render import overlay
-from text2seg.render.colours import PAPER, blend, heat
+from text2seg.records import Image, Segmentation, SimilarityMaps
+
+if TYPE_CHECKING:
+    from text2seg.pipeline import Text2Seg
 
 log = logging.getLogger(__name__)
 
+
+@dataclass(frozen=True, slots=True)
+class RunAllSettings(OpinionSettings):
+    """Settings of the search for CLIP's own words, and of the files written for each image."""
+
+    words: int = 5
+    """Number of words of an image that get maps and segments, the most frequent first."""
+    min_count: int = 1
+    """Leave out words that occur less often than this in the counted texts of an image, also from the table."""
+    method: MethodName | None = None
+    """Saliency method. Default: legrad, for ResNets gradcam."""
+    accumulate: bool = False
+    """Compare each image also with the words found in the images before it, in the order of their paths. Besides the
+    image's own words, as many of these words get maps and segments: those that fit the image best."""
+    save_words: bool = field(default=False, metadata=COMMAND_LINE_ONLY)
+    """Write an image for each word too, into a subfolder for each image."""
+    folder: Path | None = None
+    """Folder for the mosaics, an HTML page with all of them, and a table of the words so far, written as soon as each
+    image is done. It must be new, empty or from an earlier run; images that are done there with the same settings and
+    models are not computed again. Default: on the command line a folder in the output folder; elsewhere nothing is
+    written before the end."""
+
+
 WORDS_FILE = "run-all_words"
-MOST_SHOWN, LONGEST, LONGEST_NAME = 12, 20, 100
+"""Name of the file with the table of words, without its suffix."""
+PAGE_FILE = "run-all.html"
+"""Name of the page with all mosaics and the table of words."""
+MOST_SHOWN = 12
+"""Largest number of mosaics in the result if a folder has all of them."""
+MOST_EARLIER = 50
+"""Number of rows in the table of words of earlier images."""
+LONGEST_WORDS = 20
+"""Number of rows in the table of the longest words."""
+LONGEST_NAME = 100
+"""Largest number of characters of an image's name in the names of its files."""
+SIDE = 400
+"""Largest side of the panels of a mosaic, pixels."""
 FADED = 0.6
-"""How white an image is in which nothing was found."""
+"""Share of white in an image without segments, from 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Done:
+    """An image that is done: the start of its file names, its mosaic, and all of CLIP's own words with their counts."""
+
+    stem: str
+    title: str
+    tables: tuple[Table, ...]
+    words: tuple[tuple[str, int], ...]
+    mosaic: Pixels
+    """Without the title; empty if the result does not show it."""
 
 
 @dataclass(slots=True)
 class _Tally:
-    """What is known of all images until now."""
+    """Images done so far, their words, and failures."""
 
     counts: Counter[str] = field(default_factory=Counter)
     images: Counter[str] = field(default_factory=Counter)
+    done: list[_Done] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
-    done: int = 0
 
-    def add(self, opinion: Opinion) -> None:
-        self.counts.update(dict(opinion.words))
-        self.images.update(word for word, _ in opinion.words)
-        self.done += 1
+    def add(self, image: _Done) -> None:
+        self.counts.update(dict(image.words))
+        self.images.update(word for word, _ in image.words)
+        self.done.append(image)
 
     def result(self, total: int) -> Result:
+        count = len(self.done)
         often = sorted(self.counts, key=lambda word: (-self.counts[word], word))
-        longest = sorted(self.counts, key=lambda word: (-len(word), word))[:LONGEST]
-        missing = total - self.done - len(self.failures)
-        notes = (f"{missing} of {total} images are not done.",) if missing else ()
+        longest = sorted(self.counts, key=lambda word: (-len(word), word))[:LONGEST_WORDS]
+        missing = total - count - len(self.failures)
         return Result(
-            f"CLIP's own words for {self.done} image{'' if self.done == 1 else 's'}",
+            f"CLIP's own words for {count} image{'' if count == 1 else 's'}",
             tables=()
             if not self.counts
             else (
@@ -63,115 +140,246 @@ class _Tally:
                     ("word", "count", "images"),
                     tuple((word, self.counts[word], self.images[word]) for word in often),
                 ),
-                Table("The longest words", ("word", "letters"), tuple((word, len(word)) for word in longest)),
+                Table("Longest words", ("word", "letters"), tuple((word, len(word)) for word in longest)),
             ),
-            notes=(*notes, *self.failures),
+            notes=(*unprocessed_note(missing, total), *self.failures),
+            left_out=len(self.failures),
         )
 
 
-def run(models: Text2Seg, images: Sequence[Image], settings: RunAllSettings, progress: Progress) -> Result:
-    """The tool `run-all`: a mosaic for each image and one table of words over all.
+def run_all(models: Text2Seg, images: Sequence[Image], settings: RunAllSettings, progress: Progress) -> Result:
+    """Make a mosaic for each image and a table of the words of all images.
 
-    With a folder in the settings, `<number>_<name>.png` and `.json` are written there for each image when it is done,
-    and the table over those until then; nothing else is written, and no file that lies there otherwise. An image that
-    cannot be done is a line in the notes. A stop leaves out the image that it comes in.
+    With `settings.folder`, write `<number>_<name>.png` and `.json` there as soon as an image is done, and update the
+    table of words and the page. Files of other names do not change. An image that fails becomes a line in the notes. A
+    stop drops the image in progress; the next run with the same settings, models and images goes on from there, and its
+    files are those of a run without a stop.
 
     Raises:
         QueryError: the prompt is too long.
-        OutputError: the folder cannot be written to, or has files in it that no earlier run wrote.
+        SettingsError: there are more free tokens than CLIP reads, or this CLIP does not support the saliency method.
+        OutputError: the folder is not writable, or has files that no earlier run wrote.
     """
-    framed(models.clip, settings.prompt)  # for its checks, before any image
-    total, tally, shown = len(images), _Tally(), list[Panel]()
-    results = _ready(settings.folder) if settings.folder is not None else None
-    if results is not None:
-        save_result(tally.result(total), results, WORDS_FILE)
+    frame_of(models.clip, settings.prompt, settings.tokens)  # for its checks, before any image
+    method_or_default(models.clip, settings.method)
+    total, tally = len(images), _Tally()
+    files = _Files(_open_folder(settings.folder), models, settings) if settings.folder is not None else None
+    if files is not None:
+        save_result(tally.result(total), files.folder, WORDS_FILE)
     for number in range(total):
         if progress.stopped:
             break
+        earlier = sorted(tally.counts) if settings.accumulate else []
+        is_shown = files is None or len(tally.done) < MOST_SHOWN
         try:
             image = images[number]
-            opinion = _opinion(models, image, settings, progress, number, total)
-            if progress.stopped:
-                break
-            mosaic = explained(models, image, opinion, settings.words)
-        except (Text2SegError, MemoryError, RuntimeError) as error:  # torch is out of memory with a RuntimeError
+            stem = _stem(number, image)
+            done = files.read(stem, image, earlier, with_mosaic=is_shown) if files is not None else None
+            if done is None:
+                opinion = _opinion(models, image, settings, progress, number, total)
+                if progress.stopped:
+                    break
+                made = make_mosaic(models, image, opinion, settings, earlier, progress)
+                if progress.stopped:
+                    break
+        except OutputError:
+            raise
+        except (
+            Text2SegError,
+            MemoryError,
+            RuntimeError,
+        ) as error:  # torch raises RuntimeError when it is out of memory
             log.info("image %d", number + 1, exc_info=error)
-            tally.failures.append(f"Image {number + 1}: {error}")
+            tally.failures.append(failure_note(images, number, error))
             continue
-        tally.add(opinion)
-        if results is not None:
-            name = f"{number + 1:04d}_{Path(image.file_name).stem[:LONGEST_NAME]}".rstrip("_")
-            save_result(mosaic, results, name)
-            save_result(tally.result(total), results, WORDS_FILE)
-        panel = replace(mosaic, title="").image()
-        if panel is not None and len(shown) < MOST_SHOWN:
-            shown.append(Panel(mosaic.title, panel))
+        if done is None:
+            mosaic = _drawn(made)
+            if files is not None:
+                files.write(stem, image, earlier, made, mosaic, opinion.words)
+            done = _Done(stem, made.title, made.tables, opinion.words, _untitled(mosaic) if is_shown else EMPTY)
+        else:
+            progress.step((number + 1) * settings.steps, total * settings.steps, f"{image.file_name}: done before")
+        tally.add(done)
+        if files is not None:
+            save_result(tally.result(total), files.folder, WORDS_FILE)
+            if len(tally.done) % max(1, len(tally.done) // 10) == 0:  # seldom if it is long: the time stays linear
+                files.write_page(tally, total)
     if not progress.stopped:
         progress.step(total * settings.steps, total * settings.steps)
-    found = tally.result(total)
-    where = (f"The mosaics lie in {settings.folder}.",) if settings.folder is not None and tally.done else ()
-    return replace(found, panels=tuple(shown), notes=(*found.notes, *where), columns=1)
+    found, where = tally.result(total), ""
+    if files is not None and tally.done:
+        page = files.write_page(tally, total)
+        rest = " Run the same command again for the other images." if progress.stopped else ""
+        where = f"All mosaics are on the page {page}.{rest}"
+    panels = tuple(Panel(done.title, done.mosaic) for done in tally.done if done.mosaic.size)
+    notes = (*found.notes, *((where,) if where else ()))
+    return replace(found, panels=panels, notes=notes, columns=1, full_size=True)
 
 
-def explained(models: Text2Seg, image: Image, opinion: Opinion, most: int) -> Result:
-    """The mosaic of an image, three rows: what makes CLIP say each of the `most` most frequent words (relevance),
-    where the similarity maps see it, and its segments. Words that the models do not know have no segments."""
-    clip, maps, pixels = models.clip, models.settings.maps, ground(image)
-    counts = dict(opinion.words[:most])
-    words = list(counts)
+def _work(models: Text2Seg, images: int, settings: RunAllSettings) -> Work:
+    words = settings.words * (2 if settings.accumulate else 1)
+    found = work_of_opinion(models, images, settings)
+    return replace(found, clip_images=found.clip_images + images * (3 + words * GRADIENT), sam_images=images)
+
+
+RUN_ALL = Tool(
+    "run-all",
+    "Full analysis",
+    "For every image: CLIP's own words, what makes CLIP say them, and segments of what they name.",
+    RunAllSettings,
+    run_all,
+    "many",
+    _work,
+)
+
+
+def make_mosaic(
+    models: Text2Seg,
+    image: Image,
+    opinion: Opinion,
+    settings: RunAllSettings,
+    earlier: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> Result:
+    """Make the mosaic of an image.
+
+    The first row is the image, CLIP's words and all segments. Each further row belongs to one word: its saliency map,
+    the similarity map of raw CLIP (cosines), that of the pipeline, that with the redundancy of the shown words removed
+    (`--redundancy label-set`), and its segments. Similarity maps show the points of the SAM prompts. Words that the
+    models do not know have no segments.
+
+    Args:
+        earlier: words of other images. Those with the highest cosine get rows too, after the image's own.
+        progress: asked before each word. If the work is stopped, the mosaic is not complete.
+    """
+    from text2seg.explain.saliency.targets import text_target
+    from text2seg.render.drawing import heat
+
+    clip, pixels = models.clip, shrunk(backdrop(image), SIDE)
+    counts = dict(opinion.words[: settings.words])
+    fits = _fits(models, image, [word for word in earlier if word not in counts])
+    words = [*counts, *(word for word, _ in fits[: settings.words])]
     best, cosine = opinion.texts[0]
-    title = f"{named(image)}: {best} ({cosine:.2f})"
-    texts = Table("The best texts", ("text", "cosine"), opinion.texts)
+    title = f"{image_name(image)}: {best} ({cosine:.2f})"
+    tables = [Table("Best texts", ("text", "cosine"), opinion.texts)]
     if not words:
-        return Result(title, (Panel("the image", pixels), words_panel(opinion)), (texts,))
-    method = method_or_usual(clip, None)
-    size = maps.input_size or models.input_size
-    (tokens,) = clip.encode_images([image], size=size, architecture=maps.architecture)
-    similar = clip.similarity(tokens, words, maps)
-    asked = [Query(word, ((word,),)) for word in words if _knows(models, word)]
-    found = models.segment(image, asked) if asked else Segmentation(image, (), similar)
-    columns = [(Panel("the image", pixels), words_panel(opinion), Panel("all segments", _painted(found, pixels)))]
+        return Result(title, (Panel("the image", pixels), words_panel(opinion)), tuple(tables))
+    method = method_or_default(clip, settings.method)
+    maps = _maps(models, image, words)
+    known = {word for word in words if _knows(models, word)}
+    queries = [Query(word, ((word,),)) for word in words if word in known]
+    found = models.segment(image, queries) if queries else Segmentation(image, (), maps.pipeline)
+    blank = Panel("", EMPTY)
+    panels = [
+        Panel("the image", pixels),
+        words_panel(opinion, settings.words),
+        Panel("all segments", _painted(found, pixels)),
+        blank,
+        blank,
+    ]
     rows = []
-    for word, presence, scores in zip(words, similar.presence.tolist(), similar.scores, strict=True):
-        said = found.verdict(word) if _knows(models, word) else "not known"
+    for at, word in enumerate(words):
+        if progress is not None and progress.stopped:
+            break
+        presence = float(maps.pipeline.presence[at])
+        verdict = found.verdict(word) if word in known else "unknown to the models"
+        name = word if word in counts else f"{word} (earlier image)"
         salient = saliency(clip, image, text_target(clip, word), method)
-        segments = _painted(replace(found, segments=found.of(word)), pixels)
-        columns.append(
-            (
-                Panel(f"{word}: {method}", heat(salient, pixels)),
-                Panel(f"{word}: map, presence {presence:.2f}", heat(scores, pixels)),
-                Panel(f"{word}: {said}", segments),
-            )
-        )
-        rows.append((word, counts[word], presence, said))
-    return Result(
-        title,
-        tuple(panel for row in zip(*columns, strict=True) for panel in row),
-        (texts, Table("Words", ("word", "count", "presence", "segments"), tuple(rows))),
-        columns=len(columns),
-    )
+        segmented = replace(found, segments=found.of(word))
+        panels += [
+            Panel(f"{name}: {method}", heat(salient, pixels)),
+            Panel(f"{word}: raw CLIP", _pointed(maps.raw[at], segmented, pixels)),
+            Panel(
+                f"{word}: {models.settings.maps.architecture}, {maps.pipeline.presence_of(word)}",
+                _pointed(maps.pipeline.scores[at], segmented, pixels),
+            ),
+            Panel(
+                f"{word}: label set" if len(words) > 1 else "label set: needs two words",
+                _pointed(maps.label_set[at], segmented, pixels),
+            ),
+            Panel(f"{word}: {verdict}", _painted(segmented, pixels)),
+        ]
+        rows.append((word, counts.get(word), presence, verdict))
+    tables.append(Table(_counted(opinion, settings), ("word", "count", "presence", "segments"), tuple(rows)))
+    if fits:
+        tables.append(Table("Words of earlier images that fit best", ("word", "cosine"), tuple(fits[:MOST_EARLIER])))
+    return Result(title, tuple(panels), tuple(tables), columns=5)
 
 
-def _painted(found: Segmentation, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The image with its segments, as large as a sheet shows it; `pixels`, faded, where there is none."""
+def _counted(opinion: Opinion, settings: RunAllSettings) -> str:
+    return f"Words in {counted_texts(opinion, settings)}" if opinion.counted else "Words"
+
+
+def _fits(models: Text2Seg, image: Image, words: Sequence[str]) -> list[tuple[str, float]]:
+    """Return words and their cosines with the image, best first."""
+    from text2seg.clip.maps import PRESENCE_TEMPLATE
+    from text2seg.explain.saliency.targets import image_target
+
+    if not words:
+        return []
+    texts = models.clip.encode_texts(words, (PRESENCE_TEMPLATE,))
+    cosines = (texts @ image_target(models.clip, image).features).tolist()
+    return sorted(zip(words, cosines, strict=True), key=lambda pair: (-pair[1], pair[0]))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Maps:
+    """Similarity maps of W words: those of the pipeline, and float32 [W, gh, gw] of raw CLIP and of the label set."""
+
+    pipeline: SimilarityMaps
+    raw: NDArray[np.float32]
+    label_set: NDArray[np.float32]
+
+
+def _maps(models: Text2Seg, image: Image, words: Sequence[str]) -> _Maps:
+    """Compute the maps of all words. With a single word, the map of the label set is 0."""
+    clip, settings = models.clip, models.settings.maps
+    size = settings.input_size or models.input_size
+    (tokens,) = clip.encode_images([image], size=size, architecture=settings.architecture)
+    (raw,) = clip.encode_images([image], size=size, architecture="raw")
+    pipeline = clip.similarity(tokens, words, settings)
+    plain = replace(settings, redundancy="none", refine="none")
+    label_set = np.zeros_like(pipeline.scores)
+    if len(words) > 1:
+        label_set = clip.scores(tokens, words, replace(settings, redundancy="label-set"))
+    return _Maps(pipeline, clip.scores(raw, words, plain), label_set)
+
+
+def _pointed(scores: NDArray[np.float32], found: Segmentation, pixels: Pixels) -> Pixels:
+    """Draw a map float32 [gh, gw] and the points of the segments over the image."""
+    from text2seg.render.drawing import heat
+    from text2seg.render.panels import with_points
+
+    drawn = heat(scores, pixels)
+    for segment in found.segments:
+        drawn = with_points(drawn, segment.points, found.image.hw)
+    return drawn
+
+
+def _painted(found: Segmentation, pixels: Pixels) -> Pixels:
+    """Draw the segments over the image, in the size of a panel; without segments, fade `pixels`."""
+    from text2seg.render import overlay
+    from text2seg.render.drawing import PAPER, blend
+
     if not found.segments:
         return blend(pixels, np.ones(pixels.shape[:2], np.bool_), PAPER, FADED)
-    return ground(Image(overlay(found, legend=False)))
+    return shrunk(overlay(found, legend=False), SIDE)
 
 
 def _opinion(
     models: Text2Seg, image: Image, settings: RunAllSettings, progress: Progress, number: int, total: int
 ) -> Opinion:
-    """CLIP's words for the image of this number, with progress over all images."""
+    """Find CLIP's words for image `number`; report progress over all images."""
 
-    def going(step: int, best: str) -> bool:
-        progress.step(number * settings.steps + step, total * settings.steps, f"{named(image)}: {best}")
+    def keep_going(step: int, best: str) -> bool:
+        progress.step(number * settings.steps + step, total * settings.steps, f"{image_name(image)}: {best}")
         return not progress.stopped
 
-    return opine(models.clip, image, settings, going)
+    return opine(models.clip, image, settings, keep_going, stopped=lambda: progress.stopped)
 
 
 def _knows(models: Text2Seg, word: str) -> bool:
+    """Return whether the models know a word."""
     try:
         models.check([Query(word, ((word,),))])
     except QueryError:
@@ -179,12 +387,127 @@ def _knows(models: Text2Seg, word: str) -> bool:
     return True
 
 
-def _ready(folder: Path) -> OutputFolder:
-    """The folder, made; one with files of others in it is refused before any work is done."""
+# ---- files
+
+
+def _open_folder(folder: Path) -> OutputFolder:
+    """Create the folder. Raises `OutputError` if it has files that run-all did not write."""
     check_folder(folder)
     make_folder(folder)
-    ours = {f"{WORDS_FILE}.json", RECORD}
-    there = [each for each in entries(folder, OutputError) if not is_left_over(each)]
-    if there and not any(each.name in ours for each in there):
+    written = {f"{WORDS_FILE}.json", RECORD}
+    content = [each for each in list_folder(folder, OutputError) if not is_leftover(each)]
+    if content and not any(each.name in written for each in content):
         raise OutputError(f"{folder} has files in it that run-all did not write; choose a new or empty folder")
     return OutputFolder(folder)
+
+
+def _stem(number: int, image: Image) -> str:
+    """Return the start of the file names of image `number`, counted from 0."""
+    stem = f"{number + 1:04d}_{Path(image.file_name).stem[:LONGEST_NAME]}".rstrip("_")
+    return fit_file_name(stem, ".json").removesuffix(".json")
+
+
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """The files of each image, and the page.
+
+    The JSON file of an image has what a later run needs: the hash of all that decides the result (`made_from`), and the
+    hashes of the image files.
+    """
+
+    folder: OutputFolder
+    models: Text2Seg
+    settings: RunAllSettings
+
+    def write(
+        self,
+        stem: str,
+        image: Image,
+        earlier: Sequence[str],
+        made: Result,
+        mosaic: Pixels,
+        words: Sequence[tuple[str, int]],
+    ) -> None:
+        """Write the files of an image; of the JSON file last, so that the others are complete if it exists."""
+        images = {f"{stem}.png": png_of(mosaic)}
+        if self.settings.save_words:
+            images |= {f"{stem}/{name}.png": png_of(pixels) for name, pixels in _word_images(image, made)}
+        more = {
+            "words": words,
+            "made_from": self._hash(image, earlier),
+            "files": {name: hashlib.sha256(content).hexdigest() for name, content in images.items()},
+        }
+        self.folder.write([(name, [content]) for name, content in images.items()])
+        self.folder.write([(f"{stem}.json", [result_json(made, more)])])
+
+    def read(self, stem: str, image: Image, earlier: Sequence[str], *, with_mosaic: bool) -> _Done | None:
+        """Return the image if an earlier run with the same settings and models did it and its files are unchanged."""
+        path = self.folder.folder / f"{stem}.json"
+        if not exists(path, OutputError):
+            return None
+        self.folder.check(path.name)
+        known = json.loads(read_file(path, OutputError))
+        made_from = self._hash(image, earlier)
+        if not made_from or known.get("made_from") != made_from or not self._are_unchanged(known["files"]):
+            return None
+        tables = tuple(
+            Table(each["title"], tuple(each["columns"]), tuple(map(tuple, each["rows"]))) for each in known["tables"]
+        )
+        words = tuple((word, count) for word, count in known["words"])
+        mosaic = _untitled(load_image(path.with_suffix(".png")).pixels) if with_mosaic else EMPTY
+        return _Done(stem, known["title"], tables, words, mosaic)
+
+    def write_page(self, tally: _Tally, total: int) -> Path:
+        """Write the page with all mosaics and the table of words, and return its path."""
+        from text2seg.render.saving import render_template
+
+        found = tally.result(total)
+        html = render_template(
+            "text2seg.explain",
+            {"cell": cell_text},
+            title=found.title,
+            version=__version__,
+            tables=found.tables,
+            notes=found.notes,
+            images=tally.done,
+        )
+        return self.folder.write([(PAGE_FILE, [html.encode("utf-8", "backslashreplace")])])[0]
+
+    def _hash(self, image: Image, earlier: Sequence[str]) -> str:
+        """Return the SHA-256 of all that decides the result for an image; empty if the models have no hashes."""
+        models, settings = self.models.provenance(), asdict(self.settings)
+        if not models.get("clip"):
+            return ""
+        settings.pop("folder")
+        pixels = hashlib.sha256(image.pixels.tobytes()).hexdigest()
+        made_from = [models, str(self.models.clip.device), settings, image.file_name, image.hw, pixels, list(earlier)]
+        return hashlib.sha256(json.dumps(made_from, sort_keys=True, default=str).encode()).hexdigest()
+
+    def _are_unchanged(self, files: Mapping[str, str]) -> bool:
+        paths = {self.folder.folder / name: digest for name, digest in files.items()}
+        return all(exists(path, OutputError) and sha256_of(path, OutputError) == paths[path] for path in paths)
+
+
+def _word_images(image: Image, made: Result) -> Iterator[tuple[str, Pixels]]:
+    """Yield a file name without suffix and an image for each word of a mosaic."""
+    if len(made.tables) < 2:
+        return
+    name_of = unique_names()
+    for at, (word, *_) in enumerate(made.tables[1].rows, start=1):
+        row = made.panels[at * made.columns : (at + 1) * made.columns]
+        drawn = _drawn(Result(f"{image_name(image)}: {word}", row, columns=made.columns))
+        yield name_of(safe_file_name(str(word)) or "word", ""), drawn
+
+
+def _drawn(result: Result) -> Pixels:
+    """Draw the panels of a result that has some."""
+    from text2seg.render.panels import sheet
+
+    return sheet([(panel.caption, panel.pixels) for panel in result.panels], title=result.title, columns=result.columns)
+
+
+def _untitled(mosaic: Pixels) -> Pixels:
+    """Return a mosaic without its title."""
+    from text2seg.render.panels import TITLE
+
+    return np.ascontiguousarray(mosaic[TITLE:])

@@ -1,96 +1,136 @@
-"""Which words of a text an image lights up: every text token against every image token.
+"""The words of a text that match an image: the similarity of every text token with every image token.
 
 Source: the multimodal visualisation of "A Closer Look at the Explainability of Contrastive Language-Image
-Pre-training" (arXiv 2304.05653). CLIP compares one vector for the image (CLS) with one for the text (the end token);
-here no token of either side is pooled away. Text tokens go through the text tower's last norm and projection like the
-end token does; image tokens are those of CLIP Surgery, or of the attention rule in the settings.
+Pre-training" (arXiv 2304.05653). CLIP compares one vector of the image (CLS) with one of the text (the end token). This
+tool compares all tokens. Text tokens pass through the last norm and projection of the text tower, like the end token.
+Image tokens are those of CLIP Surgery, or of the attention rule in the models' settings.
 
-What to keep in mind: a text token sees the text before it, so a score says how well *the text up to this word* fits,
-and CLIP was trained on the end token only. As the paper found, small words often carry what stands before them.
+Limits: a text token attends to the text before it, so its score describes the text up to this word. CLIP was trained
+on the end token only. As the paper found, small words often carry the meaning of the words before them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
-import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn import functional as F
 
-from text2seg.clip.maps import cosines, without_empty_text, without_label_set
-from text2seg.clip.model import Clip, ImageTokens
 from text2seg.errors import SettingsError
-from text2seg.explain.backdrop import ground, named
-from text2seg.explain.catalogue.texts import Redundancy, TextVisualisationSettings
-from text2seg.explain.saliency.targets import text_target
-from text2seg.explain.tokens import Tokens, joined, tokens_of
-from text2seg.explain.tool import Panel, Progress, Result, Table
-from text2seg.explain.words import word_image
-from text2seg.pipeline import Text2Seg
+from text2seg.explain.tool import (
+    InputSettings,
+    Panel,
+    Pixels,
+    Progress,
+    Result,
+    Table,
+    Tool,
+    backdrop,
+    check_count,
+    image_name,
+)
 from text2seg.records import Image
-from text2seg.render.colours import INK, PAPER, blend, colour_of, heat
-from text2seg.runtime import autocast
 
-Pixels = NDArray[np.uint8]
+if TYPE_CHECKING:
+    from torch import Tensor
 
-COLUMNS = 5
+    from text2seg.clip.model import Clip, ImageTokens
+    from text2seg.explain.tokens import Tokens
+    from text2seg.pipeline import Text2Seg
+
+Redundancy = Literal["empty", "label-set", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class TextVisualisationSettings(InputSettings):
+    """A text whose tokens are compared with the patches of the image."""
+
+    text: str = ""
+    """The text, for instance "a sheep beside a fire engine"; used unchanged, without templates."""
+    words: int = 4
+    """Number of best words shown with their map."""
+    point: tuple[int, int] | None = None
+    """x and y of a pixel; the words that fit best there are shown too. Default: the peak of the best word."""
+    redundancy: Redundancy = "empty"
+    """Redundant features subtracted from the scores: those of the empty text, those common to all tokens, or none."""
+
+    def __post_init__(self) -> None:
+        InputSettings.__post_init__(self)
+        check_count("words", self.words)
+
+
 TINY = 1e-9
 READ_SO_FAR = (
-    "CLIP reads a text from its start on, so each word stands for all that is read until then: a word after “sheep” "
-    "may be lit up by a sheep."
+    "CLIP reads a text from left to right, so each word also carries the words before it: a word after “sheep” may "
+    "match a sheep."
 )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Lit:
-    """How much an image lights up each of n tokens and, last, the end token, which stands for the whole text:
-    `whole` float32 [n + 1] is what CLS says, `places` float32 [n + 1, gh, gw] what each patch says."""
+class TokenScores:
+    """Similarity of an image with the n tokens of a text and, last, with the end token (the whole text).
+
+    `whole` float32 [n + 1] are the scores of CLS, `places` float32 [n + 1, gh, gw] those of each patch.
+    """
 
     whole: NDArray[np.float32]
     places: NDArray[np.float32]
 
 
-def run(models: Text2Seg, images: Sequence[Image], settings: TextVisualisationSettings, progress: Progress) -> Result:
-    """The tool `text-visualisation`.
+def text_visualisation(
+    models: Text2Seg, images: Sequence[Image], settings: TextVisualisationSettings, progress: Progress
+) -> Result:
+    """Show the tokens that match the whole image and a point, and the maps of the best words.
 
     Raises:
         QueryError: the text is empty, too long or unknown to the models.
-        SettingsError: the point is not in the image.
+        SettingsError: the point is outside the image.
     """
+    from text2seg.explain.saliency.targets import text_target
+    from text2seg.explain.tokens import tokens_of
+
     (image,) = images
     clip, maps = models.clip, models.settings.maps
-    text_target(clip, settings.text, ("{}",), things=models.things)  # for its checks
+    text_target(clip, settings.text, ("{}",), closed_vocabulary=models.closed_vocabulary)  # for its checks
     tokens = tokens_of(clip, settings.text)
-    size = maps.input_size or models.input_size
-    (seen,) = clip.encode_images([image], size=size, architecture=maps.architecture)
-    lit = light_up(clip, seen, tokens, settings.redundancy)
-    best = np.argsort(-lit.whole[:-1], kind="stable")[: settings.words]
-    at = settings.point or _peak(lit.places[best[0]], image.hw)
+    (seen,) = clip.encode_images([image], architecture=maps.architecture)
+    scores = score_tokens(clip, seen, tokens, settings.redundancy)
+    best = np.argsort(-scores.whole[:-1], kind="stable")[: settings.words]
+    at = settings.point or _peak(scores.places[best[0]], image.hw)
     cell = _cell(at, image.hw, seen.grid_hw)
     table = Table(
-        "How much each token is lit up",
+        "Similarity of each token",
         ("token", "whole image", "best place", f"at {at[0]}, {at[1]}"),
         tuple(
             (name, float(score), float(places.max()), float(places[cell]))
-            for name, score, places in zip((*_stripped(tokens), "(end)"), lit.whole, lit.places, strict=True)
+            for name, score, places in zip((*_stripped(tokens), "(end)"), scores.whole, scores.places, strict=True)
         ),
     )
-    panels = _panels(image, tokens, lit, best, at, cell)
+    panels = _panels(image, tokens, scores, best, at, cell)
     return Result(
-        f"{named(image)}: what it lights up in “{settings.text}”", panels, (table,), (READ_SO_FAR,), columns=COLUMNS
+        f"{image_name(image)}: words of “{settings.text}” in the image", panels, (table,), (READ_SO_FAR,), columns=5
     )
 
 
-def light_up(clip: Clip, image: ImageTokens, tokens: Tokens, redundancy: Redundancy = "empty") -> Lit:
-    """Score every token of a text, its end included, with every token of an image.
+TEXT_VISUALISATION = Tool(
+    "text-visualisation",
+    "Tokens in the image",
+    "Which words of a text match the image, and where.",
+    TextVisualisationSettings,
+    text_visualisation,
+)
 
-    `none` gives cosines; `empty` takes off the cosine with the end of the empty text, which changes maps but not the
-    order of words at a place; `label-set` is feature surgery with the tokens as the set.
+
+def score_tokens(clip: Clip, image: ImageTokens, tokens: Tokens, redundancy: Redundancy = "empty") -> TokenScores:
+    """Score every token of a text, its end token included, with every token of an image.
+
+    With redundancy `none` the scores are cosines. `empty` subtracts the cosine with the end token of the empty text,
+    which changes the maps but not the order of the words at a place. `label-set` is feature surgery over the tokens.
     """
+    from text2seg.clip.maps import cosines, without_empty_text, without_label_set
+
     texts = token_features(clip, tokens)[1:]
     if redundancy == "empty":
         scores = without_empty_text(image.features, texts, clip.encode_texts(("",), ("{}",))[0])
@@ -99,51 +139,68 @@ def light_up(clip: Clip, image: ImageTokens, tokens: Tokens, redundancy: Redunda
     else:
         scores = cosines(image.features, texts)
     grid = scores[1:].T.unflatten(-1, image.grid_hw)
-    return Lit(scores[0].cpu().numpy(), np.ascontiguousarray(grid.cpu().numpy()))
+    return TokenScores(scores[0].cpu().numpy(), np.ascontiguousarray(grid.cpu().numpy()))
 
 
-@torch.no_grad()
 def token_features(clip: Clip, tokens: Tokens) -> Tensor:
-    """Unit features float32 [2 + n, C] of all tokens, start and end included, before CLIP picks that of the end."""
-    with autocast(clip.device, clip.precision):
+    """Return unit features float32 [2 + n, C] of all tokens, start and end token included."""
+    import torch
+    from torch.nn import functional as F
+
+    from text2seg.runtime import autocast
+
+    with torch.no_grad(), autocast(clip.device, clip.precision):
         last = clip.model.ln_final(tokens.trace(clip.model).tokens[-1][0])
         features = last @ clip.model.text_projection
     return F.normalize(features.float(), dim=-1)
 
 
 def _panels(
-    image: Image, tokens: Tokens, lit: Lit, best: NDArray[np.intp], at: tuple[int, int], cell: tuple[int, int]
+    image: Image,
+    tokens: Tokens,
+    scores: TokenScores,
+    best: NDArray[np.intp],
+    at: tuple[int, int],
+    cell: tuple[int, int],
 ) -> tuple[Panel, ...]:
+    import cv2
+
+    from text2seg.explain.tokens import joined, word_image
+    from text2seg.render.drawing import blend, colour_of, heat
+
     words = [joined(tokens.spelled, number) for number in range(len(tokens.spelled))]
     colours = [colour_of(f"{number} {word}") for number, word in enumerate(words)]
-    winners = lit.places[:-1].argmax(0)
+    winners = scores.places[:-1].argmax(0)
     shares = np.bincount(winners.ravel(), minlength=len(words)).astype(np.float32) / winners.size
-    pixels = ground(image)
+    pixels = backdrop(image)
     painted, size = pixels, (pixels.shape[1], pixels.shape[0])
     large = cv2.resize(winners.astype(np.int32), size, interpolation=cv2.INTER_NEAREST)
     for number in np.unique(winners):
         painted = blend(painted, large == number, colours[number], 0.6)
-    top = float(max(lit.whole[:-1].max(), lit.places[:-1].max()))
-    here = lit.places[:-1, cell[0], cell[1]]
+    top = float(max(scores.whole[:-1].max(), scores.places[:-1].max()))
+    here = scores.places[:-1, cell[0], cell[1]]
     return (
-        Panel(f"the image, the point {at[0]}, {at[1]}", _marked(pixels, at, size[0] / image.hw[1])),
-        Panel("words that the whole image lights up", _scored(tokens, lit.whole[:-1], top)),
-        Panel("words that the point lights up", _scored(tokens, here, top)),
-        Panel("the word that each place lights up most", painted),
+        Panel(f"the image and the point {at[0]}, {at[1]}", _marked(pixels, at, size[0] / image.hw[1])),
+        Panel("words that match the whole image", _scored(tokens, scores.whole[:-1], top)),
+        Panel("words that match the point", _scored(tokens, here, top)),
+        Panel("best word at each place", painted),
         Panel(
-            "… and how many places",
+            "share of the places for each word",
             word_image(tokens.spelled, (shares > 0).astype(np.float32), [_percent(s) for s in shares], colours),
         ),
-        Panel(f"the whole text: {lit.whole[-1]:.2f}", heat(lit.places[-1], pixels)),
+        Panel(f"the whole text: {scores.whole[-1]:.2f}", heat(scores.places[-1], pixels)),
         *(
-            Panel(f"{tokens.spelled[n].strip()}: {lit.whole[n]:.2f}", heat(lit.places[n], pixels))
+            Panel(f"{tokens.spelled[n].strip()}: {scores.whole[n]:.2f}", heat(scores.places[n], pixels))
             for n in best.tolist()
         ),
     )
 
 
 def _scored(tokens: Tokens, scores: NDArray[np.float32], top: float) -> Pixels:
-    """Words coloured from 0 to the highest score of all places, so that a place that lights up nothing looks so."""
+    """Draw the words coloured by score, on a scale from 0 to the highest score of all places, so that a place without a
+    match has pale words."""
+    from text2seg.explain.tokens import word_image
+
     weights = (scores / max(top, TINY)).clip(0, 1)
     return word_image(tokens.spelled, weights, [f"{round(float(score), 2) + 0:.2f}" for score in scores])
 
@@ -157,6 +214,10 @@ def _stripped(tokens: Tokens) -> tuple[str, ...]:
 
 
 def _marked(pixels: Pixels, at: tuple[int, int], scale: float) -> Pixels:
+    import cv2
+
+    from text2seg.render.drawing import INK, PAPER
+
     marked = pixels.copy()
     middle = int(at[0] * scale), int(at[1] * scale)
     radius = max(3, max(pixels.shape[:2]) // 60)
@@ -166,14 +227,14 @@ def _marked(pixels: Pixels, at: tuple[int, int], scale: float) -> Pixels:
 
 
 def _peak(scores: NDArray[np.float32], hw: tuple[int, int]) -> tuple[int, int]:
-    """x and y of the middle of the highest cell."""
+    """Return x and y of the centre of the highest cell, in pixels of the image."""
     row, column = divmod(int(scores.argmax()), scores.shape[1])
     return int((column + 0.5) * hw[1] / scores.shape[1]), int((row + 0.5) * hw[0] / scores.shape[0])
 
 
 def _cell(at: tuple[int, int], hw: tuple[int, int], grid_hw: tuple[int, int]) -> tuple[int, int]:
-    """Row and column of the cell that a pixel is in."""
+    """Return row and column of the cell that contains a pixel."""
     x, y = at
     if not (0 <= x < hw[1] and 0 <= y < hw[0]):
-        raise SettingsError(f"the point {x}, {y} is not in the image, which is {hw[1]} wide and {hw[0]} high")
+        raise SettingsError(f"the point {x}, {y} is outside the image, which is {hw[1]} x {hw[0]} pixels")
     return y * grid_hw[0] // hw[0], x * grid_hw[1] // hw[1]

@@ -1,35 +1,48 @@
-"""Explanation tools: the entry of a tool, its result, its progress, and the images it gets."""
+"""What all explanation tools share: the entry of a tool, its images, its progress, its result, and how it is run."""
 
 from __future__ import annotations
 
+import copy
 import json
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from text2seg.errors import ImageError
-from text2seg.io.files import exists, fitting, is_dir
-from text2seg.io.images import load_image
-from text2seg.io.outputs import OutputFolder
+import numpy as np
+from numpy.typing import NDArray
+
+from text2seg.config import MapSettings, check_choices
+from text2seg.errors import ImageError, SettingsError
+from text2seg.io.files import exists, is_dir
+from text2seg.io.images import PIXEL_LIMIT, load_image
+from text2seg.io.names import fit_file_name
 from text2seg.io.scan import list_images
+from text2seg.io.writing import OutputFolder
+from text2seg.queries import names_in
 from text2seg.records import Image
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    from text2seg.explain.estimate import Work
+    from text2seg.pipeline import Text2Seg
 
-
+Pixels = NDArray[np.uint8]
 Cell = str | int | float | None
+EMPTY: Pixels = np.zeros((0, 0, 3), np.uint8)
+COMMAND_LINE_ONLY = {"command_line_only": True}
+"""Metadata of a field of settings that visitors of the app must not or need not set."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Panel:
-    """An image uint8[h, w, 3] RGB and the line above it. Sizes may differ from panel to panel."""
+    """An image uint8[h, w, 3] RGB with a caption. Panels of one result may differ in size.
+
+    The place of an `EMPTY` image stays empty on a sheet.
+    """
 
     caption: str
-    pixels: NDArray[np.uint8]
+    pixels: Pixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,43 +59,97 @@ class Table:
                 raise ValueError(f"a row of {self.title!r} must have {len(self.columns)} cells, got {len(row)}")
 
 
+def cell_text(value: Cell) -> str:
+    """Return the text of a cell for people: fractions with three decimals, a dash for a missing value."""
+    return "–" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
 @dataclass(frozen=True, slots=True)
 class Result:
-    """All that one run of a tool shows. `columns` is how many panels stand side by side; 0: as fits."""
+    """Result of one run of an explanation tool.
+
+    `columns` is the number of panels side by side; 0 means automatic. `full_size` panels are not brought to one size on
+    the sheet. The notes name what was left out, such as images that cannot be read; `left_out` counts it.
+    `models` are the names of the models for people; `run_tool` fills them in.
+    """
 
     title: str
     panels: tuple[Panel, ...] = ()
     tables: tuple[Table, ...] = ()
     notes: tuple[str, ...] = ()
     columns: int = 0
+    full_size: bool = False
+    left_out: int = 0
+    models: str = ""
 
-    def image(self) -> NDArray[np.uint8] | None:
-        """All panels as one sheet uint8[h, w, 3]; none where there is no panel."""
-        from text2seg.render.sheet import sheet
+    def image(self) -> Pixels | None:
+        """Return all panels on one sheet uint8[h, w, 3], or None if there is no panel."""
+        from text2seg.render.panels import sheet
 
         cells = [(panel.caption, panel.pixels) for panel in self.panels]
-        return sheet(cells, title=self.title, columns=self.columns) if cells else None
+        return sheet(cells, title=self.title, columns=self.columns, full_size=self.full_size) if cells else None
 
 
 def save_result(result: Result, folder: Path | OutputFolder, stem: str) -> list[Path]:
-    """Write `<stem>.png` (all panels on one sheet) and `<stem>.json` (tables and notes), each where there is something
-    to write. Raises `OutputError` where that fails, or one is there that is not as an earlier run left it."""
-    import cv2
+    """Write the panels to `<stem>.png` and the tables and notes to `<stem>.json`, and return the files.
 
+    A result without panels gets no PNG; one without tables and notes gets no JSON.
+
+    Raises:
+        OutputError: a file cannot be written, or an earlier run wrote it and somebody changed it since.
+    """
     files: list[tuple[str, list[bytes]]] = []
     image = result.image()
     if image is not None:
-        encoded = cv2.imencode(".png", image[:, :, ::-1])[1]
-        files.append((fitting(stem, ".png"), [encoded.tobytes()]))
+        files.append((fit_file_name(stem, ".png"), [png_of(image)]))
     if result.tables or result.notes:
-        values = {
-            "title": result.title,
-            "tables": [asdict(table) for table in result.tables],
-            "notes": list(result.notes),
-        }
-        text = json.dumps(values, indent=1, ensure_ascii=False)
-        files.append((fitting(stem, ".json"), [text.encode("utf-8", "backslashreplace")]))
+        files.append((fit_file_name(stem, ".json"), [result_json(result)]))
     return (folder if isinstance(folder, OutputFolder) else OutputFolder(folder)).write(files)
+
+
+def png_of(image: Pixels) -> bytes:
+    """Return a PNG of an image uint8[h, w, 3]."""
+    import cv2
+
+    return cv2.imencode(".png", image[:, :, ::-1])[1].tobytes()
+
+
+def result_json(result: Result, more: Mapping[str, Any] | None = None) -> bytes:
+    """Return the title, tables and notes of a result as JSON, and the values `more` under their names."""
+    values = {
+        "title": result.title,
+        "models": result.models,
+        "tables": [asdict(table) for table in result.tables],
+        "notes": list(result.notes),
+        **(more or {}),
+    }
+    return json.dumps(values, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace")
+
+
+def image_name(image: Image) -> str:
+    """Return the image's file name for use in a title, or "the image" if it has none."""
+    return image.file_name or "the image"
+
+
+def backdrop(image: Image) -> Pixels:
+    """Return the image uint8[h, w, 3] that maps are drawn on, no larger than a sheet shows it.
+
+    Many maps at the full size of a large photo would fill the memory.
+    """
+    from text2seg.render.panels import SHEET_LARGEST
+
+    return shrunk(image.pixels, SHEET_LARGEST)
+
+
+def shrunk(pixels: Pixels, largest: int) -> Pixels:
+    """Return an image uint8[h, w, 3] whose long side has at most `largest` pixels."""
+    import cv2
+
+    scale = largest / max(pixels.shape[:2])
+    if scale >= 1:
+        return pixels
+    height, width = (max(1, round(side * scale)) for side in pixels.shape[:2])
+    return np.asarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
 Item = TypeVar("Item")
@@ -90,14 +157,19 @@ Report = Callable[[int, int, str], None]
 
 
 def _silent(done: int, total: int, note: str) -> None:
-    """Nobody watches."""
+    """Report nothing."""
 
 
 class Progress:
-    """Told of progress; asked whether to go on. A stopped tool shows what it has until then."""
+    """Reports progress and lets the caller stop the work. A stopped tool returns what it has so far."""
 
     def __init__(self, report: Report = _silent, stop: threading.Event | None = None) -> None:
-        """`report` is called with how much is done, of how much, and a few words on it, from the thread that works."""
+        """Create the progress of one run.
+
+        Args:
+            report: called with the steps done, the steps in total and a short note, from the thread of the tool.
+            stop: set it to stop the tool.
+        """
         self._report = report
         self._stop = stop or threading.Event()
 
@@ -109,16 +181,128 @@ class Progress:
         self._report(done, total, note)
 
     def each(self, items: Iterable[Item], note: str = "", total: int | None = None) -> Iterator[Item]:
-        """The items, reporting before each and after the last, until stopped."""
+        """Yield the items until stopped; report before each and after the last."""
         count = total if total is not None else len(items) if isinstance(items, Sized) else 0
-        done = 0
-        for item in items:
-            if self.stopped:
-                return
+        done, left = 0, iter(items)
+        while not self.stopped:
             self.step(done, count, note)
+            if self.stopped:  # while it was reported
+                return
+            try:
+                item = next(left)
+            except StopIteration:
+                return
+            if self.stopped:  # while the item was made
+                return
             yield item
             done += 1
-        self.step(done, count, note)
+
+
+Fit = Literal["squash", "crop", "pad"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputSettings:
+    """How an image becomes CLIP's input, which is square. All tools have these settings, and `run_tool` applies them.
+
+    A subclass with a `__post_init__` of its own calls this one by name; super() does not work in classes with slots
+    before Python 3.14.
+    """
+
+    size: int | None = None
+    """Side of CLIP's input in pixels. Default: the size that CLIP was trained on."""
+    fit: Fit = "squash"
+    """What happens to an image that is not square. squash: its sides become equal; crop: only the square at its centre
+    is seen, as in CLIP's own preprocessing; pad: it gets grey margins."""
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        MapSettings(input_size=self.size)  # for its checks
+
+
+def fitted(image: Image, fit: Fit) -> Image:
+    """Return the square image that CLIP is to see, at the resolution of the image; for "squash", the image itself.
+
+    Margins have the mean colour of the training images of OpenAI's CLIPs.
+
+    Raises:
+        ImageError: the square would have more pixels than any image may have.
+    """
+    if fit == "squash" or image.hw[0] == image.hw[1]:
+        return image
+    side = max(image.hw)
+    if fit == "pad" and side**2 > PIXEL_LIMIT:
+        raise ImageError(
+            f"{image_name(image)} would be padded to {side} x {side}, over the limit of {PIXEL_LIMIT:,} pixels; "
+            "make it smaller, or fit it by crop or squash"
+        )
+    return Image(fitted_pixels(image.pixels, fit, mean_colour()), image.file_name, image.image_id)
+
+
+def fitted_pixels(pixels: NDArray[Any], fit: Fit, margin: Any) -> NDArray[Any]:
+    """Crop an array [H, W, …] to the square at its centre, or pad it to a square with the value `margin`."""
+    height, width = pixels.shape[:2]
+    if fit == "squash" or height == width:
+        return pixels
+    side = min(height, width) if fit == "crop" else max(height, width)
+    top, left = abs(height - side) // 2, abs(width - side) // 2
+    if fit == "crop":
+        return np.ascontiguousarray(pixels[top : top + side, left : left + side])
+    square = np.empty((side, side, *pixels.shape[2:]), pixels.dtype)
+    square[:] = margin
+    square[top : top + height, left : left + width] = pixels
+    return square
+
+
+def unfitted_pixels(pixels: NDArray[Any], fit: Fit, image_hw: tuple[int, int], outside: Any) -> NDArray[Any]:
+    """Return an array of a fitted image in the frame of the image, [H, W, …]. What was cropped away is `outside`."""
+    height, width = image_hw
+    if fit == "squash" or height == width:
+        return pixels
+    side = len(pixels)
+    top, left = abs(height - side) // 2, abs(width - side) // 2
+    if fit == "pad":
+        return np.ascontiguousarray(pixels[top : top + height, left : left + width])
+    whole = np.full((height, width, *pixels.shape[2:]), outside, pixels.dtype)
+    whole[top : top + side, left : left + side] = pixels
+    return whole
+
+
+def mean_colour() -> Pixels:
+    """Return the mean colour of CLIP's training images, uint8 [3]: 0 in its normalised pixels."""
+    from text2seg.clip.model import CLIP_MEAN
+
+    return np.rint(np.array(CLIP_MEAN) * 255).astype(np.uint8)
+
+
+@dataclass(frozen=True, slots=True)
+class _FittedImages(Sequence[Image]):
+    """Images of a sequence, each fitted when it is read."""
+
+    images: Sequence[Image]
+    fit: Fit
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """See `names_of`."""
+        return names_of(self.images)
+
+    @property
+    def paths(self) -> tuple[Path | None, ...]:
+        """See `paths_of`."""
+        return paths_of(self.images)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @overload
+    def __getitem__(self, index: int) -> Image: ...
+    @overload
+    def __getitem__(self, index: slice) -> _FittedImages: ...
+    def __getitem__(self, index: int | slice) -> Image | _FittedImages:
+        if isinstance(index, slice):
+            return _FittedImages(self.images[index], self.fit)
+        return fitted(self.images[index], self.fit)
 
 
 Images = Literal["one", "many", "none"]
@@ -126,31 +310,82 @@ Images = Literal["one", "many", "none"]
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """One tool: its name on the command line and in the app, what it shows in one line, a frozen dataclass of settings
-    (whose fields become flags and widgets, their docstrings the help), the function that runs it, as
-    "module:function" within `text2seg.explain`, and whether it looks at one image, at many or at none that is given
-    (it has a dataset of its own).
+    """Entry of one tool in the table `text2seg.explain.GROUPS`.
 
-    The function takes the models (`Text2Seg`), a sequence of `Image`, the settings and a `Watch`, and gives an
-    `Result`. It is imported when it runs, so that `--help` stays quick.
+    Attributes:
+        name: name on the command line and in the API.
+        title: name for people, two to four words.
+        summary: what the tool shows, in one sentence.
+        settings: a frozen dataclass; its fields become flags and widgets, their docstrings the help.
+        run: the function of the tool. It takes the models, the images, the settings and the progress.
+        images: the number of images it takes; "none" for tools that read a dataset.
+        work: the work of a run, from the models, the number of images and the settings; None for tools that are quick.
+
+    The file of a tool is imported for every `--help`. It imports torch, cv2 and the like inside its functions.
     """
 
     name: str
+    title: str
     summary: str
     settings: type
-    function: str
+    run: Callable[[Text2Seg, Sequence[Image], Any, Progress], Result]
     images: Images = "one"
+    work: Callable[[Text2Seg, int, Any], Work] | None = None
+
+
+def check_images(tool: Tool, count: int) -> None:
+    """Raise `SettingsError` if the tool does not take this number of images."""
+    if tool.images == "one" and count != 1:
+        raise SettingsError(f"{tool.name} takes one image, got {count}")
+    if tool.images == "none" and count:
+        raise SettingsError(f"{tool.name} reads a dataset and takes no images, got {count}")
+    if tool.images == "many" and not count:
+        raise SettingsError(f"{tool.name} takes images: give at least one")
+
+
+def run_tool(
+    tool: Tool, models: Text2Seg, images: Sequence[Image], settings: Any = None, progress: Progress | None = None
+) -> Result:
+    """Run a tool on images. `settings` is an instance of `tool.settings`; None means the defaults.
+
+    `InputSettings` are applied here: the tool gets fitted images, and a CLIP whose default input has the chosen size.
+
+    Raises:
+        SettingsError: the tool does not take this number of images, or a setting does not fit the models.
+        QueryError: a text is empty or unknown to the models.
+    """
+    from text2seg.runtime import FULL, autocast
+
+    check_images(tool, len(images))
+    settings = settings or tool.settings()
+    if isinstance(settings, InputSettings):
+        images = _FittedImages(images, settings.fit)
+        if settings.size is not None:
+            models = copy.copy(models)
+            models.clip = models.clip.with_input_size(settings.size)
+            # As with `segment --input-size`, fitted presence holds only at the size that it was fitted to.
+            maps = replace(models.settings.maps, input_size=settings.size)
+            models.settings = replace(models.settings, maps=maps)
+    with autocast(models.clip.device, FULL):  # autocast of the caller must not change what tools compute themselves
+        result = tool.run(models, images, settings, progress or Progress())
+    return replace(result, models=models.names)
 
 
 class ImageFiles(Sequence[Image]):
-    """Files, and all images in folders and the folders in them, in the order of their paths.
+    """Images of files and folders, in the order of their paths. Folders are searched recursively.
 
-    Taking one out reads it and raises `ImageError` where that fails.
+    An image is read when it is taken out; this raises `ImageError` if it cannot be read.
+
+    Attributes:
+        paths: the files.
+        names: for each file its path relative to the folder that was given, with slashes; for single files their name.
     """
 
     def __init__(self, places: Iterable[Path]) -> None:
-        """Raises `ImageError` where there is nothing of a name, or no image in a folder."""
-        self.paths = tuple(path for place in places for path in _files(place))
+        """Find the files. Raises `ImageError` if a file or folder is missing, or a folder has no image."""
+        found = [pair for place in places for pair in _files(place)]
+        self.paths = tuple(path for path, _ in found)
+        self.names = tuple(name for _, name in found)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -161,14 +396,75 @@ class ImageFiles(Sequence[Image]):
     def __getitem__(self, index: slice) -> ImageFiles: ...
     def __getitem__(self, index: int | slice) -> Image | ImageFiles:
         if isinstance(index, slice):
-            return ImageFiles(self.paths[index])
+            part = copy.copy(self)
+            part.paths, part.names = self.paths[index], self.names[index]
+            return part
         path = self.paths[index]
         return load_image(path, image_id=range(len(self))[index] + 1, file_name=path.name)
 
 
-def _files(place: Path) -> list[Path]:
+def _files(place: Path) -> list[tuple[Path, str]]:
+    """Return the image files of a file or folder, each with its name relative to it."""
     if not is_dir(place, ImageError):
         if not exists(place, ImageError):
             raise ImageError(f"there is no file or folder {place}")
-        return [place]
-    return [place / file for file in list_images(place).files]
+        return [(place, place.name)]
+    return [(place / file, file) for file in list_images(place).files]
+
+
+def names_of(images: Sequence[Image]) -> tuple[str, ...]:
+    """Return the names of images: of a sequence that reads its files late, its attribute `names`, without reading them.
+
+    For files in a folder it is their path relative to the folder.
+    """
+    names: tuple[str, ...] | None = getattr(images, "names", None)
+    if names is not None:
+        return names
+    return tuple(image.file_name or f"image {number}" for number, image in enumerate(images, 1))
+
+
+def paths_of(images: Sequence[Image]) -> tuple[Path | None, ...]:
+    """Return the files of images, of a sequence that reads its files late; None for other images."""
+    paths: tuple[Path | None, ...] | None = getattr(images, "paths", None)
+    return paths if paths is not None else (None,) * len(images)
+
+
+def unprocessed_note(left: int, total: int) -> tuple[str, ...]:
+    """Return the note on the images that a stopped run has left; nothing if it has left none."""
+    return (f"{left} of {total} images were not processed.",) if left else ()
+
+
+def failure_note(images: Sequence[Image], number: int, error: Exception) -> str:
+    """Return the note on image `number` that failed. It names the image once, as `names_of` does, not by its whole
+    path."""
+    name, path = names_of(images)[number], paths_of(images)[number]
+    text = str(error) or "not enough memory"
+    if path is not None:
+        text = text.replace(str(path), name)
+    return text if name in text else f"{name}: {text}"
+
+
+def check_alpha(alpha: float) -> None:
+    """Raise `SettingsError` if the opacity is not from 0 to 1."""
+    if not 0 <= alpha <= 1:
+        raise SettingsError(f"alpha must be from 0 to 1, got {alpha}")
+
+
+def check_seed(seed: int) -> None:
+    """Raise `SettingsError` if torch does not take this seed."""
+    if not 0 <= seed < 2**63:
+        raise SettingsError(f"seed must be from 0 to 2^63 - 1, got {seed}")
+
+
+def check_count(name: str, value: int | None) -> None:
+    """Raise `SettingsError` if the value of the setting `name` is below 1. None means no limit."""
+    if value is not None and value < 1:
+        raise SettingsError(f"{name} must be 1 or more, got {value}")
+
+
+def freeze_typed(settings: Any, name: str) -> None:
+    """Split texts that hold several names into a tuple of names. Unlike `freeze_names`, keep an empty text."""
+    given = getattr(settings, name)
+    if isinstance(given, str):
+        raise SettingsError(f"{name} must be a sequence of texts, got the one text {given!r}")
+    object.__setattr__(settings, name, tuple(each for text in given for each in names_in(text) or ("",)))

@@ -1,168 +1,261 @@
-"""Word by word: what each word of a text adds to the score and where, and words drawn in a line."""
+"""Words and tokens of a text: what each word adds to the score, and the relevance of each token.
+
+Source of token relevance: "Generic Attention-model Explainability for Interpreting Bi-Modal and Encoder-Decoder
+Transformers" (arXiv 2103.15679), as its authors use it for CLIP's text tower.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from PIL import Image as PillowImage
-from PIL import ImageDraw
-from torch import Tensor
-from torch.nn import functional as F
 
-from text2seg.clip.model import Clip
-from text2seg.clip.text import encode_tokens
-from text2seg.explain.backdrop import ground, method_or_usual, named
-from text2seg.explain.catalogue.inside import WordsSettings
-from text2seg.explain.saliency.methods import saliency
-from text2seg.explain.saliency.targets import Target, text_target
-from text2seg.explain.show_saliency import image_score, laid_over
-from text2seg.explain.tokens import tokens_of, words_of
-from text2seg.explain.tool import Panel, Progress, Result, Table
-from text2seg.pipeline import Text2Seg
+from text2seg.errors import SettingsError
+from text2seg.explain.saliency.methods import MethodName, ScoreKind, method_or_default, propagate, saliency
+from text2seg.explain.saliency_maps import image_score, overlay_map
+from text2seg.explain.tool import InputSettings, Panel, Progress, Result, Table, Tool, backdrop, check_alpha, image_name
 from text2seg.records import Image
-from text2seg.render.colours import FAINT, INK, PAPER, Colour
-from text2seg.render.lettering import draw_text, text_width
-from text2seg.runtime import autocast
 
-WIDTH, MARGIN = 560, 20
-SIZE, SMALL = 30, 18
-LINE, BOX, PAD, GAP = 92, 46, 8, 10
-STRONG: Colour = (255, 146, 43)
+if TYPE_CHECKING:
+    from torch import Tensor
 
-
-def word_image(
-    words: Sequence[str], weights: NDArray[np.float32], values: Sequence[str], colours: Sequence[Colour] = ()
-) -> NDArray[np.uint8]:
-    """Words in the order of reading on a ground of colour, a value below each: uint8[h, 560, 3] RGB.
-
-    Args:
-        words: what stands there; one that does not end with a blank belongs together with the next.
-        weights: float32 [n], how strong each colour is, from 0 to 1.
-        values: what stands below each.
-        colours: of each word at full weight; default: all orange.
-    """
-    placed, x, line = [], float(MARGIN), 0
-    for word, value in zip(words, values, strict=True):
-        width = min(max(text_width(word.strip(), SIZE), text_width(value, SMALL)) + 2 * PAD, WIDTH - 2 * MARGIN)
-        if x + width > WIDTH - MARGIN and x > MARGIN:
-            x, line = float(MARGIN), line + 1
-        placed.append((x, line, width))
-        x += width + (GAP if word.endswith(" ") else 2)
-    image = PillowImage.new("RGB", (WIDTH, LINE * (line + 1) + MARGIN), PAPER)
-    pen = ImageDraw.Draw(image)
-    full = colours or [STRONG] * len(words)
-    for (x, line, width), word, weight, value, colour in zip(placed, words, weights, values, full, strict=True):
-        top = MARGIN + line * LINE
-        pen.rounded_rectangle((x, top, x + width, top + BOX), 6, fill=_towards(colour, float(weight)))
-        _centred(pen, x, top + BOX / 2, width, word.strip(), SIZE, INK)
-        _centred(pen, x, top + BOX + SMALL * 0.8, width, value, SMALL, FAINT)
-    return np.asarray(image)
+    from text2seg.clip.model import Clip
+    from text2seg.explain.saliency.targets import Target
+    from text2seg.explain.tokens import Tokens
+    from text2seg.pipeline import Text2Seg
 
 
-def _centred(
-    pen: ImageDraw.ImageDraw, x: float, middle: float, width: float, text: str, size: int, colour: Colour
-) -> None:
-    inset = max((width - text_width(text, size)) / 2, 2)
-    draw_text(pen, (x + inset, middle), text, size=size, colour=colour, width=width - 2)
+@dataclass(frozen=True, slots=True)
+class WordsSettings(InputSettings):
+    """A text whose words are left out one by one."""
 
+    text: str = ""
+    """The text, for instance "a sheep beside a fire engine"; used unchanged, without templates."""
+    method: MethodName | None = None
+    """Saliency method. Default: legrad, for ResNets gradcam."""
+    layer: str | None = None
+    """Layer of a ResNet for class activation maps, such as layer4.2.relu3. Default: the last ReLU."""
+    alpha: float = 0.85
+    """Opacity of the maps over the image, from 0 to 1."""
 
-def _towards(colour: Colour, weight: float) -> Colour:
-    """From nearly white to the colour."""
-    share = 0.06 + 0.94 * min(max(weight, 0.0), 1.0)
-    red, green, blue = (round(255 + (channel - 255) * share) for channel in colour)
-    return red, green, blue
+    def __post_init__(self) -> None:
+        InputSettings.__post_init__(self)
+        check_alpha(self.alpha)
 
 
 FAINT_WORDS = (
-    "Maps are stretched from lowest to highest: that of a word that hardly turns the text shows next to nothing in "
-    "bright colours."
+    "Each map is scaled from its lowest to its highest value, so a word that hardly changes the text still has bright "
+    "colours."
 )
-FIRST_WORD = (
-    "The demo CLIP does not read a text's first word: what that adds is that the next word, first without it, is read."
-)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class LeftOut:
-    """A word of a text, and `rest` int64 [1, 2 + n], the tokens of the text without it."""
-
-    word: str
-    rest: Tensor
 
 
 def words(models: Text2Seg, images: Sequence[Image], settings: WordsSettings, progress: Progress) -> Result:
-    """The map of the whole text, and one of each word's share in it: of the direction from the text without the word to
-    the text with it.
+    """Show the map of the whole text and the map of each word's share.
+
+    The share of a word is the direction from the features of the text without the word to those of the text with it.
 
     Raises:
         QueryError: the text is empty, too long or unknown to the models.
-        SettingsError: the method or the layer is nothing for this CLIP.
+        SettingsError: this CLIP does not support the method or the layer.
     """
+    from text2seg.explain.saliency.targets import text_target
+
     (image,) = images
-    clip, pixels = models.clip, ground(image)
-    method = method_or_usual(clip, settings.method, settings.layer)
-    full = text_target(clip, settings.text, ("{}",), things=models.things)
-    whole = image_score(models, image, full, settings.size)
+    clip, pixels = models.clip, backdrop(image)
+    method = method_or_default(clip, settings.method, settings.layer)
+    full = text_target(clip, settings.text, ("{}",), closed_vocabulary=models.closed_vocabulary)
+    whole = image_score(models, image, full)
 
     def panel(caption: str, target: Target) -> Panel:
-        found = saliency(clip, image, target, method, size=settings.size, layer=settings.layer)
-        return Panel(caption, laid_over(found, pixels, settings.alpha))
+        found = saliency(clip, image, target, method, layer=settings.layer)
+        return Panel(caption, overlay_map(found, pixels, settings.alpha))
 
     panels = [panel(f"the whole text · {whole:.3f}", full)]
     rows = []
     for left_out in progress.each(leave_out(clip, settings.text), method):
         without = _target(clip, left_out)
-        rest = image_score(models, image, without, settings.size)
+        rest = image_score(models, image, without)
         turned = 1 - float(full.features @ without.features)
         rows.append((left_out.word, rest, whole - rest, turned))
         panels.append(panel(f"{left_out.word} · {whole - rest:+.3f}", share_of(left_out.word, full, without)))
-    columns = ("word", "score of the text without it", "what it adds", "how far it turns the text (1 − cosine)")
+    columns = ("word", "score without it", "score it adds", "change of the text (1 − cosine)")
     first = (Panel("the image", pixels), *_line(rows))
     return Result(
-        f"{named(image)}: “{settings.text}” word by word, {method}",
+        f"{image_name(image)}: “{settings.text}” word by word, {method}",
         (*first, *panels),
         (Table(f"score of the whole text: {whole:.3f}", columns, tuple(rows)),),
-        (FAINT_WORDS, *((FIRST_WORD,) if models.things else ())),
+        (FAINT_WORDS, *models.card.notes_on("first word")),
     )
 
 
+WORDS = Tool(
+    "words",
+    "Word by word",
+    "What each word adds to a text's score, and where in the image that comes from.",
+    WordsSettings,
+    words,
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LeftOut:
+    """A word of a text, and the tokens `rest` int64 [1, 2 + n] of the text without it."""
+
+    word: str
+    rest: Tensor
+
+
 def leave_out(clip: Clip, text: str) -> tuple[LeftOut, ...]:
-    """Each word of a text, in its order, and the text's tokens without those of the word; punctuation is no word.
+    """Return each word of a text, in order, with the tokens of the text without it. Punctuation is not a word.
 
     Raises:
-        QueryError: there is no token in the text, or it is longer than CLIP reads.
+        QueryError: the text has no token, or is longer than CLIP reads.
     """
+    import torch
+
+    from text2seg.explain.tokens import tokens_of, words_of
+
     tokens = tokens_of(clip, text)
     found, first = [], 0
     for last, spelled in enumerate(tokens.spelled):
         if spelled.endswith(" "):
             word = "".join(tokens.spelled[first : last + 1]).strip()
             if words_of(word):
-                # the start token stands before the first
+                # + 1: the start token comes first
                 found.append(LeftOut(word, torch.cat([tokens.ids[:, : first + 1], tokens.ids[:, last + 2 :]], dim=1)))
             first = last + 1
     return tuple(found)
 
 
 def share_of(word: str, full: Target, without: Target) -> Target:
-    """The direction from a text without a word to the text with it."""
+    """Return the direction from the features of the text without a word to those of the full text."""
+    from torch.nn import functional as F
+
+    from text2seg.explain.saliency.targets import Target
+
     return Target(word, F.normalize(full.features - without.features, dim=0))
 
 
 def _target(clip: Clip, left_out: LeftOut) -> Target:
+    import torch
+
+    from text2seg.clip.text import encode_tokens
+    from text2seg.explain.saliency.targets import Target
+    from text2seg.runtime import autocast
+
     with torch.inference_mode(False), torch.no_grad(), autocast(clip.device, clip.precision):
         return Target(f"without {left_out.word}", encode_tokens(clip.model, left_out.rest)[0])
 
 
 def _line(rows: Sequence[tuple[str, float, float, float]]) -> tuple[Panel, ...]:
-    """The text in a line, the more coloured a word the further it turns the text."""
+    """Draw the text; the stronger the colour of a word, the more it changes the text."""
     if not rows:
         return ()
+    from text2seg.explain.tokens import word_image
+
     turned = np.array([row[3] for row in rows], np.float32)
     values = [f"{row[2]:+.3f}" for row in rows]
     pixels = word_image([f"{row[0]} " for row in rows], turned / max(float(turned.max()), 1e-6), values)
-    return (Panel("how far each word turns the text, and what it adds", pixels),)
+    return (Panel("change of the text by each word, and the score it adds", pixels),)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRelevanceSettings(InputSettings):
+    """A text whose tokens are weighted by their relevance."""
+
+    text: str = ""
+    """The text, for instance "a photo of a sheep"; used unchanged, without templates."""
+    score: ScoreKind = "logit"
+    """Score that is differentiated: cosine, logit (cosine times CLIP's scale) or dot (text features without
+    normalisation)."""
+    start_block: int = 0
+    """First block of the text tower that relevance is propagated through, from 0; -1 is the last block."""
+
+
+def show_token_relevance(
+    models: Text2Seg, images: Sequence[Image], settings: TokenRelevanceSettings, progress: Progress
+) -> Result:
+    """Show the relevance of each token for the cosine of text and image.
+
+    Raises:
+        QueryError: the text is empty, too long or unknown to the models.
+    """
+    from text2seg.explain.saliency.targets import image_target, text_target
+    from text2seg.explain.tokens import tokens_of, word_image
+
+    (image,) = images
+    text_target(models.clip, settings.text, ("{}",), closed_vocabulary=models.closed_vocabulary)  # for its checks
+    tokens = tokens_of(models.clip, settings.text)
+    of_image = image_target(models.clip, image)
+    cosine, shares = token_relevance(
+        models.clip, tokens, of_image.features, score=settings.score, start_block=settings.start_block
+    )
+    values = [f"{share:.0%}" for share in shares]
+    imaged = word_image(tokens.spelled, shares / max(float(shares.max()), 1e-9), values)
+    rows = tuple(
+        (number, piece.strip(), float(share))
+        for number, (piece, share) in enumerate(zip(tokens.spelled, shares, strict=True), start=1)
+    )
+    notes = () if shares.any() else ("No token raises the score, so all relevances are 0.",)
+    return Result(
+        f"{image_name(image)}: token relevance in “{settings.text}”",
+        (
+            Panel("the image", backdrop(image)),
+            Panel(f"relevance of each token to the {settings.score} (cosine {cosine:.3f})", imaged),
+        ),
+        (Table("Relevance of each token", ("position", "token", "share"), rows),),
+        notes,
+    )
+
+
+TOKEN_RELEVANCE = Tool(
+    "token-relevance",
+    "Token relevance",
+    "Which tokens of a text contribute to its score with the image.",
+    TokenRelevanceSettings,
+    show_token_relevance,
+)
+
+
+def token_relevance(
+    clip: Clip, tokens: Tokens, image: Tensor, *, score: ScoreKind = "logit", start_block: int = 0
+) -> tuple[float, NDArray[np.float32]]:
+    """Return the cosine of a text and an image, and the relevance of each token between start and end.
+
+    R = I; for each block from `start_block` on Ā = mean over heads of ReLU(∂s/∂A ⊙ A), R ← R + ĀR, where s is the
+    score. The relevances are the row of the end token in R without start and end, divided by their sum. Gradients need
+    the range of float32.
+
+    Args:
+        image: unit features float32 [C] of the whole image.
+        start_block: first block, from 0; negative numbers count from the end.
+
+    Returns:
+        The cosine, and float32 [n] from 0 to 1 with sum 1, or all 0 if no token raises the score.
+
+    Raises:
+        SettingsError: the text tower has no such block.
+    """
+    import torch
+    from torch.nn import functional as F
+
+    from text2seg.explain.saliency.targets import Target
+    from text2seg.explain.saliency.trace import gradients
+    from text2seg.runtime import FULL, autocast
+
+    count = len(clip.model.transformer.resblocks)
+    if not -count <= start_block < count:
+        raise SettingsError(f"start_block must be from {-count} to {count - 1} for this CLIP, got {start_block}")
+    # The caller may be in inference mode, which allows no gradients.
+    with torch.inference_mode(False), torch.enable_grad(), autocast(clip.device, FULL):
+        trace = tokens.trace(clip.model, first=start_block)
+        cosine = F.normalize(trace.features, dim=-1) @ image
+        followed = trace.attentions[start_block:]
+        value = Target("the image", image).objective(trace.features, score, clip.logit_scale)
+        slopes = gradients(value, followed)
+    row = propagate(followed, slopes)[0, tokens.end, 1:-1]
+    shares = row / row.sum().clamp(min=torch.finfo(row.dtype).tiny)
+    return float(cosine.detach()), shares.cpu().numpy()

@@ -1,1 +1,1 @@
-"""Files in and out: images, folders of images, file names, object storage, and files written whole or not at all."""
+"""Images, files and folders: read, written and scanned, here and in object stores."""

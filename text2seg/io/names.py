@@ -1,12 +1,13 @@
-"""File names: which spellings mean one file, and names that no other file has.
+"""File names: which spellings mean the same file, which names are unique, and how messages show them.
 
 Tools write the name of one file in many ways: `images\\a.jpg`, `./a.jpg`, `/data/images/a.jpg`, `https://host/a.jpg`,
-with composed or decomposed accents, with other letter case, with more or fewer folders in front. `Names` holds the one
-rule by which all commands tell which file, or which image of another dataset, a name means.
+with composed or decomposed accents, in other letter case, with more or fewer folders. `NameIndex` holds the one rule
+that all commands use to match such names to files or to the images of another dataset.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 import unicodedata
 from collections import defaultdict
@@ -15,23 +16,28 @@ from urllib.parse import unquote
 
 from text2seg.errors import DatasetError
 
-DEEPEST = 64
-"""Parts that a name may have for its folders to be left out; longer ones are compared as a whole."""
-
-SHOWN = 3  # names in a message
-LONGEST_SHOWN = 120  # letters of a name in a message
+LONGEST_FILE_NAME = 255
+"""Bytes of the longest file name that disks accept."""
+MOST_PARTS = 64
+"""Names with more folders than this are only compared as a whole."""
+MOST_LISTED = 3  # names in a message
+LONGEST_SHOWN = 120  # characters of a name in a message
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+([^?#]*)(.*)", re.DOTALL)  # two letters at least: C:/ is a drive
 _DRIVE = re.compile(r"/*[A-Za-z]:/")
-_ENCODED = ("http", "https", "file")  # URLs in which %20 is a space and ? begins no name; a store's are names as such
+_ENCODED = ("http", "https", "file")  # schemes whose paths are percent-encoded and may end in a query (?size=9)
 
 Parts = tuple[str, ...]
 
 
+# ---- matching
+
+
 def parts_of(name: str) -> Parts:
-    """The folders and the file of a name, in one spelling: slashes or backslashes between them, composed Unicode (NFC),
-    without `.`, a drive's letter or what makes it absolute; `a/../` is nothing, and so is `..` in front. Of a URL the
-    host counts as a folder.
+    """Return the folders and the file of a name in one spelling.
+
+    Slashes and backslashes both separate, Unicode is composed (NFC), and `.`, drive letters and leading slashes are
+    dropped. `..` removes the folder before it. The host of a URL counts as a folder.
 
     >>> parts_of(".\\\\images\\\\a.jpg"), parts_of("https://host/b/a%20b.jpg?size=9")
     (('images', 'a.jpg'), ('host', 'b', 'a b.jpg'))
@@ -51,85 +57,91 @@ def parts_of(name: str) -> Parts:
     return tuple(parts)
 
 
-def identity(name: str) -> str:
-    """The same text for all spellings of one name from one folder on. Letter case counts."""
+def canonical_name(name: str) -> str:
+    """Return one spelling for all spellings of a relative name. Letter case counts."""
     return "/".join(parts_of(name))
 
 
 def folded(text: str) -> str:
-    """The same for texts that are one file name on disks that ignore letter case or the form of accents."""
+    """Return equal texts for names that are one file on disks that ignore letter case or the form of accents."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
 
 
-class Names:
-    """Names of files, among which one is looked up by whatever spelling of it.
+class NameIndex:
+    """File names that can be looked up by any spelling.
 
-    In this order: the same text; the same parts (`parts_of`); the same but for letter case; the same last parts, where
-    one of both names has more folders in front, the longest such name first and letter case ignored only where no name
-    has it. What comes first wins; where several names come first alike, which is meant cannot be known.
+    The first rule that matches decides:
+
+    1. the same text;
+    2. the same parts (`parts_of`), with or without the same letter case;
+    3. the same last parts, when one of the two names has more folders in front. The longest match is tried first.
+
+    Within a rule, matches with the same letter case win. If several remain, the name is ambiguous.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = names
-        self._exact: defaultdict[str, list[int]] = defaultdict(list)
-        self._whole: defaultdict[Parts, list[int]] = defaultdict(list)
-        self._tails: dict[int, defaultdict[Parts, list[int]]] = {}
+        self._by_text: defaultdict[str, list[int]] = defaultdict(list)
+        self._by_parts: defaultdict[Parts, list[int]] = defaultdict(list)
+        self._by_last_parts: dict[int, defaultdict[Parts, list[int]]] = {}
         for place, name in enumerate(names):
-            self._exact[name].append(place)
-            self._whole[_folded(parts_of(name))].append(place)
+            self._by_text[name].append(place)
+            self._by_parts[_folded_parts(parts_of(name))].append(place)
 
     def find(self, name: str) -> list[int]:
-        """Places in `names` of what a name means: none, one, or several between which it does not tell."""
-        if name in self._exact:
-            return self._exact[name]
-        own = parts_of(name)
-        if not own:
+        """Return the positions in `names` that a name may mean: none, one, or several if it is ambiguous."""
+        if name in self._by_text:
+            return self._by_text[name]
+        parts = parts_of(name)
+        if not parts:
             return []
-        key = _folded(own)
-        if found := self._whole.get(key):
-            return self._with_case(found, own)
-        if len(key) > DEEPEST:
+        key = _folded_parts(parts)
+        if found := self._by_parts.get(key):
+            return self._prefer_same_case(found, parts)
+        if len(key) > MOST_PARTS:
             return []
-        if found := self._ending(len(key)).get(key):
-            return self._with_case(found, own)
+        if found := self._ending_with(len(key)).get(key):
+            return self._prefer_same_case(found, parts)
         for start in range(1, len(key)):
-            if found := self._whole.get(key[start:]):
-                return self._with_case(found, own[start:])
+            if found := self._by_parts.get(key[start:]):
+                return self._prefer_same_case(found, parts[start:])
         return []
 
-    def _with_case(self, places: list[int], tail: Parts) -> list[int]:
-        """Those whose letter case is the same as well, if there are any."""
-        alike = [place for place in places if parts_of(self.names[place])[-len(tail) :] == tail]
-        return alike or places
+    def _prefer_same_case(self, places: list[int], tail: Parts) -> list[int]:
+        """Return the positions whose letter case is the same too, or all of them if there are none."""
+        same = [place for place in places if parts_of(self.names[place])[-len(tail) :] == tail]
+        return same or places
 
-    def _ending(self, length: int) -> defaultdict[Parts, list[int]]:
-        """Places of names with more parts than this, by their last so many. Made for lengths that are asked for."""
-        if length not in self._tails:
-            found = self._tails[length] = defaultdict(list)
-            for key, places in self._whole.items():
-                if length < len(key) <= DEEPEST:
+    def _ending_with(self, length: int) -> defaultdict[Parts, list[int]]:
+        """Return the positions of names with more than `length` parts, by their last `length` parts."""
+        if length not in self._by_last_parts:
+            found = self._by_last_parts[length] = defaultdict(list)
+            for key, places in self._by_parts.items():
+                if length < len(key) <= MOST_PARTS:
                     found[key[-length:]] += places
-        return self._tails[length]
+        return self._by_last_parts[length]
 
 
 def pair_names(names: Sequence[str], others: Sequence[str], *, ours: str, theirs: str) -> dict[int, int]:
-    """For the place of each name the place among the others of the one that means the same file; a name without such
-    a one is left out.
+    """Match each name to the other name that means the same file.
 
     Args:
-        names: those to be found.
-        others: those to find them among.
-        ours: whose images the names are, for messages.
-        theirs: whose the others are.
+        names: the names to match.
+        others: the names they are matched to.
+        ours: what `names` belong to, for messages.
+        theirs: what `others` belong to, for messages.
+
+    Returns:
+        Positions in `names` mapped to positions in `others`. Names without a match are left out.
 
     Raises:
-        DatasetError: a name could mean several of the others, or two names mean the same one.
+        DatasetError: a name is ambiguous, or two names match the same other name.
     """
-    known = Names(others)
+    index = NameIndex(others)
     pairs: dict[int, int] = {}
     taken: dict[int, int] = {}
     for place, name in enumerate(names):
-        found = known.find(name)
+        found = index.find(name)
         if len(found) > 1:
             raise DatasetError(
                 f"{shown(name)} of {ours} could be any of {theirs}: {listed([others[each] for each in found])}; "
@@ -138,16 +150,24 @@ def pair_names(names: Sequence[str], others: Sequence[str], *, ours: str, theirs
         for other in found:
             if other in taken:
                 raise DatasetError(
-                    f"two images of {ours}, {shown(names[taken[other]])} and {shown(name)}, would be one of {theirs}, "
+                    f"two images of {ours}, {shown(names[taken[other]])} and {shown(name)}, both match {theirs}, "
                     f"{shown(others[other])}; write more of their folders"
                 )
             pairs[place], taken[other] = other, place
     return pairs
 
 
+def _folded_parts(parts: Parts) -> Parts:
+    return tuple(map(folded, parts))
+
+
+# ---- new names
+
+
 def unique_names() -> Callable[[str, str], str]:
-    """A function that gives each name back or, where an earlier one would be the same file on some disk, the name with
-    a number before its suffix: `name(stem, suffix)`.
+    """Return a function `name(stem, suffix)` that numbers file names that were given before.
+
+    Names that are one file on some disk (see `folded`) count as the same.
 
     >>> name = unique_names()
     >>> name("a", ".jpg"), name("A", ".jpg"), name("a", ".png")
@@ -156,25 +176,55 @@ def unique_names() -> Callable[[str, str], str]:
     last: dict[str, int] = {}
 
     def name(stem: str, suffix: str) -> str:
-        wanted, free = folded(stem + suffix), stem + suffix
+        first, free = folded(stem + suffix), stem + suffix
         while folded(free) in last:
-            last[wanted] += 1
-            free = f"{stem}_{last[wanted]}{suffix}"
+            last[first] += 1
+            free = f"{stem}_{last[first]}{suffix}"
         last[folded(free)] = 1
         return free
 
     return name
 
 
-def shown(name: str) -> str:
-    """A name as messages have it: on one line, and not at any length."""
-    short = name if len(name) <= LONGEST_SHOWN else f"{name[:LONGEST_SHOWN]}…"
-    return escaped(short)
+def fit_file_name(stem: str, suffix: str) -> str:
+    """Return `stem + suffix`. If disks would refuse its length, cut the stem and end it in a hash of the whole stem.
+
+    >>> fit_file_name("scene", "_overlay.png")
+    'scene_overlay.png'
+    """
+    if file_name_size(stem + suffix) <= LONGEST_FILE_NAME:
+        return stem + suffix
+    mark = f"-{hashlib.sha256(stem.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"
+    cut = stem[:LONGEST_FILE_NAME]
+    while cut and file_name_size(cut + mark + suffix) > LONGEST_FILE_NAME:
+        cut = cut[:-1]
+    return cut + mark + suffix
+
+
+def safe_file_name(text: str) -> str:
+    """Return a text as a part of a file name that every disk takes: letters, digits, `_`, `.` and `-`, at most 60.
+
+    >>> safe_file_name("red car/blue car?")
+    'red-car-blue-car'
+    """
+    return re.sub(r"[^\w.]+", "-", text).strip("-.")[:60]
+
+
+def file_name_size(name: str) -> int:
+    """Return the size of a file name in bytes, see `LONGEST_FILE_NAME`."""
+    return len(name.encode("utf-8", "surrogatepass"))
+
+
+# ---- names in messages
+
+
+def shown(name: str, longest: int = LONGEST_SHOWN) -> str:
+    """Return a name as messages show it: on one line and cut to `longest` characters."""
+    return escaped(name if len(name) <= longest else f"{name[:longest]}…")
 
 
 def escaped(text: str) -> str:
-    """A text with escapes for what is not printed as a sign: control characters, line breaks, NUL, bidirectional signs,
-    surrogates.
+    """Escape characters that are not printable: control characters, line breaks, bidirectional marks, surrogates.
 
     >>> escaped("a\\x1b[2Jb")
     'a\\\\x1b[2Jb'
@@ -183,10 +233,6 @@ def escaped(text: str) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
-    """The first few names, and how many more there are."""
-    rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(map(shown, names[:SHOWN])) + rest
-
-
-def _folded(parts: Parts) -> Parts:
-    return tuple(map(folded, parts))
+    """Return the first few names and the number of the others."""
+    rest = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
+    return ", ".join(map(shown, names[:MOST_LISTED])) + rest

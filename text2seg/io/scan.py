@@ -1,4 +1,4 @@
-"""Which files of a folder are images to label, always in the same order."""
+"""Scan a folder for images, always in the same order."""
 
 from __future__ import annotations
 
@@ -13,20 +13,25 @@ from pathlib import Path
 from PIL import Image as PillowImage
 
 from text2seg.errors import ImageError, SettingsError
-from text2seg.io.files import exists, is_dir, resolved
-from text2seg.io.files import status as stat_of
+from text2seg.io.files import exists, is_dir, reason, resolve_path
 from text2seg.io.names import folded
 from text2seg.io.storage import Place, Stamp, Url, list_files, stamp_of
 
-# Formats that Pillow lists but cannot turn into pixels by itself.
-NO_IMAGES = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"})
+NOT_IMAGES = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"})
+"""Formats that Pillow registers but cannot decode to pixels by itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """Files of `folder` by their POSIX path from there, in byte order. File k has the place `first + k * step` in the
-    listing of the whole folder, also where this is only a shard of it. `stamps` are those that a store's listing gave,
-    two numbers a file; a file here is asked when its stamp is wanted."""
+    """Files of a folder, as POSIX paths relative to it and in byte order, or a shard of them.
+
+    Attributes:
+        folder: the folder, here or in a store.
+        files: the paths.
+        first: position of the first file in the whole folder.
+        step: distance to the next one; larger than 1 in a shard.
+        stamps: for a folder in a store, two numbers for each file: its size and its modification time.
+    """
 
     folder: Place
     files: tuple[str, ...]
@@ -38,14 +43,15 @@ class Scan:
         return len(self.files)
 
     def place(self, index: int) -> int:
-        """Where a file stands in the whole folder, from 0."""
+        """Return the position of a file in the whole folder, from 0."""
         return self.first + index * self.step
 
     def path(self, index: int) -> Place:
+        """Return the path or URL of a file."""
         return self.folder / self.files[index]
 
     def stamp(self, index: int) -> Stamp:
-        """Bytes and time of the last change, by which a changed file is known."""
+        """Return the size and modification time of a file, which tell whether it was changed."""
         if isinstance(self.folder, Url):
             return self.stamps[2 * index], self.stamps[2 * index + 1]
         return stamp_of(self.folder / self.files[index])
@@ -60,87 +66,133 @@ def list_images(
     shard: str = "",
     skip: Iterable[Place] = (),
 ) -> Scan:
-    """The images in a folder: files with a suffix that Pillow reads or, in their place, those that `globs` name.
+    """Find the images in a folder by their suffixes, or by `globs` instead.
 
-    Hidden files and folders are passed over, and so are the files in `skip` (what this job writes itself). Links are
-    followed, a folder is entered once. The limit is taken first, then the shard. A folder at a URL is listed as a whole
-    by its store.
+    Hidden files and folders are skipped. Links are followed, and each folder is entered once. The store of a URL lists
+    the whole folder at once.
 
     Args:
-        globs: patterns for the file name or, with a slash in them, for the path from the folder; letter case and the
-            form of accents are ignored.
-        limit: the first so many only.
-        shard: "2/5" takes every fifth file from the second on, so that five jobs share a folder.
+        folder: the folder.
+        recursive: also search its subfolders.
+        globs: patterns for the file name or, if they contain a slash, for the path relative to the folder. Letter case
+            and the form of accents are ignored.
+        limit: keep the first files only, up to this number. Applied before `shard`.
+        shard: "2/5" keeps every fifth file, starting with the second, so that five jobs can share a folder.
+        skip: files to leave out, such as the job's own output.
 
     Raises:
-        ImageError: there is no such folder, it or one in it may not be read, or it has no images.
-        SettingsError: the shard is not of that form.
+        ImageError: the folder does not exist or has no images, or it or a subfolder cannot be read.
+        SettingsError: `shard` does not have this form.
     """
     part, parts = parse_shard(shard)
-    wanted = _by_globs(globs) if globs else _by_suffix()
+    matches = _match_globs(globs) if globs else _match_suffixes()
     stamps: dict[str, Stamp] = {}
     if isinstance(folder, Url):
-        own_objects = set(skip)
+        skipped = set(skip)
         found = list_files(folder, recursive=recursive)
-        stamps = {name: stamp for name, stamp in found if wanted(name) and folder / name not in own_objects}
+        stamps = {name: stamp for name, stamp in found if matches(name) and folder / name not in skipped}
         names = list(stamps)
     else:
-        names = _names_here(folder, wanted, skip, recursive=recursive)
+        names = _list_local(folder, matches, skip, recursive=recursive)
     names.sort(key=os.fsencode)
     if not names:
-        looked = f"matches {' or '.join(globs)}" if globs else "has the suffix of an image"
-        deeper = "" if recursive else "; without --no-recursive its folders are looked through as well"
-        raise ImageError(f"{folder}: no file in it {looked}{deeper}")
+        wanted = f"matches {' or '.join(globs)}" if globs else "has the suffix of an image"
+        advice = "" if recursive else "; omit --no-recursive to search its subfolders"
+        raise ImageError(f"{folder}: no file in it {wanted}{advice}")
     files = tuple(names[:limit][part - 1 :: parts])
     if not files:
-        raise ImageError(f"{folder}: shard {shard} of its {len(names[:limit])} images is empty; take fewer shards")
+        raise ImageError(f"{folder}: shard {shard} of its {len(names[:limit])} images is empty; use fewer shards")
     numbers = array("q", (number for file in files if stamps for number in stamps[file]))
     return Scan(folder, files, part - 1, parts, numbers)
 
 
 def parse_shard(shard: str) -> tuple[int, int]:
-    """
+    """Return the number of a shard, from 1, and how many shards there are.
+
     >>> parse_shard("2/5"), parse_shard("")
     ((2, 5), (1, 1))
 
     Raises:
-        SettingsError: it is neither empty nor a number from 1 on, a slash and how many there are.
+        SettingsError: the text is neither empty nor of this form.
     """
     if not shard:
         return 1, 1
     match = re.fullmatch(r"([0-9]+)/([0-9]+)", shard)
     part, parts = (int(match[1]), int(match[2])) if match else (0, 0)
     if not 1 <= part <= parts:
-        raise SettingsError(f"a shard is its number and how many there are, 1/4 to 4/4, got {shard!r}")
+        raise SettingsError(f"a shard is written as number/count, such as 1/4 to 4/4, got {shard!r}")
     return part, parts
 
 
 def image_suffixes() -> frozenset[str]:
-    """Suffixes, with their dot and in lower case, of the formats that Pillow reads."""
+    """Return the suffixes of the formats that Pillow reads: lower case, with the dot."""
     formats = PillowImage.registered_extensions()
-    return frozenset(suffix for suffix, name in formats.items() if name in PillowImage.OPEN and name not in NO_IMAGES)
+    return frozenset(suffix for suffix, name in formats.items() if name in PillowImage.OPEN and name not in NOT_IMAGES)
 
 
-def _names_here(folder: Path, wanted: Callable[[str], bool], skip: Iterable[Place], *, recursive: bool) -> list[str]:
+def walk_files(folder: Path, *, recursive: bool = True, error: type[ImageError] | None = None) -> Iterator[str]:
+    """Yield the files in a folder that are not hidden, as POSIX paths relative to it.
+
+    Links are followed, and each folder is entered once.
+
+    Args:
+        folder: the folder.
+        recursive: also yield files of its subfolders.
+        error: raised for a folder that cannot be read. By default it is skipped.
+    """
+
+    def refuse(fault: OSError) -> None:
+        if error is not None:
+            raise error(f"{fault.filename} cannot be read: {reason(fault)}") from fault
+
+    seen: set[tuple[int, int]] = set()
+    for where, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        try:
+            found = os.stat(where)
+        except FileNotFoundError:  # deleted meanwhile
+            folders.clear()
+            continue
+        except OSError as fault:
+            refuse(fault)
+            folders.clear()
+            continue
+        if (found.st_dev, found.st_ino) in seen:  # a link to a parent, or a second link to the same folder
+            folders.clear()
+            continue
+        seen.add((found.st_dev, found.st_ino))
+        # Sorted, so that a folder with two links is always reached through the same one.
+        folders[:] = sorted(name for name in folders if not name.startswith(".")) if recursive else []
+        prefix = Path(where).relative_to(folder).as_posix()
+        for name in sorted(files):
+            if not name.startswith("."):
+                yield name if prefix == "." else f"{prefix}/{name}"
+
+
+def check_image_folder(folder: Path) -> None:
+    """Raise `ImageError` unless there is such a folder."""
     if not exists(folder, ImageError):
         raise ImageError(f"{folder}: there is no such folder")
     if not is_dir(folder, ImageError):
-        raise ImageError(f"{folder} is not a folder; to look at single images use text2seg segment")
-    own = {path.name: resolved(path) for path in skip if isinstance(path, Path)}
-    names = [name for name in _walk(folder, recursive=recursive) if wanted(name)]
-    return [name for name in names if not _is_own(folder / name, own)]
+        raise ImageError(f"{folder} is not a folder; for single images use text2seg segment")
 
 
-def _is_own(path: Path, own: Mapping[str, Path]) -> bool:
-    return path.name in own and resolved(path) == own[path.name]
+def _list_local(folder: Path, matches: Callable[[str], bool], skip: Iterable[Place], *, recursive: bool) -> list[str]:
+    check_image_folder(folder)
+    skipped = {path.name: resolve_path(path) for path in skip if isinstance(path, Path)}
+    names = [name for name in walk_files(folder, recursive=recursive, error=ImageError) if matches(name)]
+    return [name for name in names if not _is_skipped(folder / name, skipped)]
 
 
-def _by_suffix() -> Callable[[str], bool]:
+def _is_skipped(path: Path, skipped: Mapping[str, Path]) -> bool:
+    return path.name in skipped and resolve_path(path) == skipped[path.name]
+
+
+def _match_suffixes() -> Callable[[str], bool]:
     suffixes = image_suffixes()
     return lambda name: os.path.splitext(name)[1].lower() in suffixes
 
 
-def _by_globs(globs: Sequence[str]) -> Callable[[str], bool]:
+def _match_globs(globs: Sequence[str]) -> Callable[[str], bool]:
     patterns = [folded(pattern).removeprefix("./") for pattern in globs]
 
     def matches(name: str) -> bool:
@@ -149,27 +201,3 @@ def _by_globs(globs: Sequence[str]) -> Callable[[str], bool]:
         return any(fnmatchcase(path if "/" in pattern else base, pattern) for pattern in patterns)
 
     return matches
-
-
-def _walk(folder: Path, *, recursive: bool) -> Iterator[str]:
-    """Paths of all files that are not hidden."""
-
-    def refuse(error: OSError) -> None:
-        raise ImageError(f"{error.filename} cannot be read: {error.strerror}") from error
-
-    seen: set[tuple[int, int]] = set()
-    for where, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        status = stat_of(where, ImageError)
-        if status is None:  # gone meanwhile
-            folders.clear()
-            continue
-        if (status.st_dev, status.st_ino) in seen:  # a link back up, or a second way here
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        # Sorted, so that of two ways to a folder the same one counts every time.
-        folders[:] = sorted(name for name in folders if not name.startswith(".")) if recursive else []
-        prefix = Path(where).relative_to(folder).as_posix()
-        for name in files:
-            if not name.startswith("."):
-                yield name if prefix == "." else f"{prefix}/{name}"

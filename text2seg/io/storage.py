@@ -1,12 +1,11 @@
-"""Places that are not on this machine: `s3://`, `gs://` and whatever else fsspec opens.
+"""Files in object stores: `s3://`, `gs://` and everything else that fsspec opens.
 
-A URL is a type of its own. No function makes one of a text but `place_of`, which is for what a person typed or wrote
-into a program; text out of a request or out of a file is never opened as a URL.
+A URL has its own type. Only `place_of` makes one from text, and it is meant for text that the user typed or wrote into
+a program. Text from a request or a file is never opened as a URL.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import re
@@ -20,21 +19,21 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from text2seg.errors import ImageError, OutputError, SettingsError, Text2SegError
-from text2seg.io.files import Faults
+from text2seg.io.files import PathErrors, sha256_of_stream
 
-Stamp = tuple[int, int]  # bytes, and the time of the last change in nanoseconds
-MISSING = (-1, -1)  # the stamp of a file that is not there
+Stamp = tuple[int, int]  # size in bytes, and modification time in nanoseconds
+MISSING = (-1, -1)  # stamp of a file that does not exist
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.:-]+)://(.*)", re.DOTALL)  # C:// is a drive
-_PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}  # those of the extra [cloud]
-_TIMES = ("LastModified", "mtime", "last_modified", "updated", "modified", "created")  # as stores call it
+_PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}  # in the extra [cloud]
+_TIMES = ("LastModified", "mtime", "last_modified", "updated", "modified", "created")  # names that stores use
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Url:
-    """A folder or an object in a store, with no slash at its end; the same on every machine. Made by `place_of`."""
+    """A folder or an object in a store, without a slash at the end. Made by `place_of`."""
 
     text: str
 
@@ -51,7 +50,7 @@ class Url:
 
     @property
     def name(self) -> str:
-        """What comes after the last slash."""
+        """Text after the last slash."""
         return self.text.rpartition("/")[2]
 
 
@@ -59,19 +58,19 @@ Place = Path | Url
 
 
 def is_url(text: str) -> bool:
-    """Whether a text would be more than the path of a file here."""
+    """Return whether text is a URL other than `file://`."""
     match = _URL.fullmatch(text)
     return match is not None and match[1].lower() != "file"
 
 
 def place_of(given: str | os.PathLike[str] | Url) -> Place:
-    """A path or a URL, from what a person typed. `file://` is a path like any other.
+    """Return a path or URL for text that the user typed. `file://` gives a path.
 
     >>> str(place_of("s3://bucket/photos/")), place_of("file:///photos").name
     ('s3://bucket/photos', 'photos')
 
     Raises:
-        SettingsError: a URL names nothing, or has a password in it.
+        SettingsError: a URL names no bucket or folder, or contains a password.
     """
     if isinstance(given, Url):
         return given
@@ -83,34 +82,34 @@ def place_of(given: str | os.PathLike[str] | Url) -> Place:
         return Path(place)
     if not place.strip("/"):
         raise SettingsError(f"{given} names no bucket or folder, such as {scheme}://bucket/photos")
-    if ":" in place.partition("/")[0].rpartition("@")[0]:  # it would stand in the journal and in the COCO file
+    if ":" in place.partition("/")[0].rpartition("@")[0]:  # it would be written to the journal and the COCO file
         raise SettingsError(f"the {scheme}:// URL has a password in it; leave it out and set it up for fsspec instead")
     return Url(f"{scheme}://{place.rstrip('/')}")
 
 
 def stamp_of(path: Path) -> Stamp:
-    """Bytes and nanoseconds of the last change, by which a changed file is known; `MISSING` where there is no file."""
+    """Return the size and modification time of a file, which show changes; `MISSING` if there is none."""
     try:
         status = os.stat(path)
-    except Faults:
+    except PathErrors:
         return MISSING
     return status.st_size, status.st_mtime_ns
 
 
 def list_files(folder: Url, *, recursive: bool = True) -> Iterator[tuple[str, Stamp]]:
-    """Name from the folder on, and stamp, of every object below it that is not hidden, in no order.
+    """Yield the name (relative to the folder) and stamp of every object in it that is not hidden, in any order.
 
     Raises:
-        ImageError: there is nothing below the folder, or the store cannot be asked.
+        ImageError: the folder is empty, or the store cannot be reached.
     """
-    with _told_of(folder, ImageError, "list it"):
+    with _store_errors(folder, ImageError, "list it"):
         store, root = _opened(folder)
-        store.invalidate_cache()  # what is there now, also in a process that has listed it before
+        store.invalidate_cache()  # list again, even if this process has listed the folder before
         found = store.find(root, maxdepth=None if recursive else 1, detail=True)
-        store.invalidate_cache()  # a listing of millions is not kept for nothing
+        store.invalidate_cache()  # do not keep a list of millions of objects
     begin = f"{root.rstrip('/')}/"
     if root in found:
-        raise ImageError(f"{folder} is not a folder; to look at single images use text2seg segment")
+        raise ImageError(f"{folder} is not a folder; for single images use text2seg segment")
     if not any(path.startswith(begin) for path in found):
         raise ImageError(f"{folder}: there is no such folder, or nothing in it")
     for path, info in found.items():
@@ -122,17 +121,20 @@ def list_files(folder: Url, *, recursive: bool = True) -> Iterator[tuple[str, St
 
 
 def read_bytes(url: Url, error: type[Text2SegError] = ImageError) -> bytes:
-    """A whole object. Raises `error`, naming the URL, where it cannot be read."""
-    with _told_of(url, error, "read it"):
+    """Return the content of an object. Raises `error`, which names the URL, if it cannot be read."""
+    with _store_errors(url, error, "read it"):
         store, path = _opened(url)
         return cast(bytes, store.cat_file(path))
 
 
 @contextmanager
 def opened(url: Url, error: type[Text2SegError] = ImageError) -> Iterator[BinaryIO]:
-    """An object as a file, of which no more is fetched than is read. Raises `error` where it cannot be opened, not for
-    what goes wrong while it is open."""
-    with _told_of(url, error, "read it"):
+    """Yield an object as a file. Only the parts that are read are downloaded.
+
+    Raises:
+        error: it cannot be opened. Errors while reading are passed on unchanged.
+    """
+    with _store_errors(url, error, "read it"):
         store, path = _opened(url)
         file = store.open(path, "rb", block_size=1 << 18)
     with file:
@@ -140,9 +142,8 @@ def opened(url: Url, error: type[Text2SegError] = ImageError) -> Iterator[Binary
 
 
 def exists(url: Url) -> bool:
-    """Whether there is an object of this name. Raises `OutputError` where the store cannot be asked, or it is a
-    folder."""
-    with _told_of(url, OutputError, "look whether it is there (--overwrite does not look)"):
+    """Return whether an object exists. Raises `OutputError` if the store cannot be reached or it is a folder."""
+    with _store_errors(url, OutputError, "check whether it exists (--overwrite skips this check)"):
         store, path = _opened(url)
         store.invalidate_cache()
         try:
@@ -155,46 +156,43 @@ def exists(url: Url) -> bool:
 
 
 def sha256(url: Url) -> str:
-    """Of an object's bytes. Raises `OutputError` where it cannot be read."""
-    digest = hashlib.sha256()
-    with opened(url, OutputError) as file, _told_of(url, OutputError, "read it"):
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()
+    """Return the SHA-256 of an object as 64 hexadecimal digits. Raises `OutputError` if it cannot be read."""
+    with opened(url, OutputError) as file, _store_errors(url, OutputError, "read it"):
+        return sha256_of_stream(file)
 
 
 def put(file: Path, url: Url) -> None:
-    """Upload a file in one piece. Raises `OutputError`; then what was there before is still there."""
-    with _told_of(url, OutputError, "write it"):
+    """Upload a file in one step. Raises `OutputError`; the previous object is then unchanged."""
+    with _store_errors(url, OutputError, "write it"):
         store, path = _opened(url)
         store.put_file(str(file), path)
 
 
 def check_writable(url: Url) -> None:
-    """Find out whether an object may be put there, by putting an empty hidden one beside it and deleting that again.
+    """Check that an object can be written, by writing and deleting an empty hidden object next to it.
 
     Raises:
-        OutputError: it may not, or there is no such bucket.
+        OutputError: it cannot be written, or there is no such bucket.
     """
     trial = Url(f"{url.text.removesuffix(url.name)}.text2seg-{secrets.token_hex(8)}.tmp")
-    with _told_of(url, OutputError, "write it"):
+    with _store_errors(url, OutputError, "write it"):
         store, path = _opened(trial)
         store.pipe_file(path, b"")
     try:
         store.rm_file(path)
-    except Exception as error:  # whoever may add but not delete can label all the same
-        _log.warning("%s is empty and may be deleted; here it could not be (%s)", trial, _words(error))
+    except Exception as error:  # permission to write without permission to delete is enough
+        _log.warning("%s, an empty test object, could not be deleted (%s); delete it by hand", trial, _words(error))
 
 
 def _opened(url: Url) -> tuple[Any, str]:
-    """The file system of a URL, and its own name of the place."""
+    """Return the fsspec file system of a URL, and the path in it."""
     import fsspec
 
     try:
         kind = fsspec.get_filesystem_class(url.scheme)
     except ValueError as error:
-        raise SettingsError(f"{url}: no storage is called {url.scheme}://; s3:// and gs:// are") from error
-    # Not fsspec's url_to_fs: it takes :: in an object's name for a chain of file systems.
+        raise SettingsError(f"{url}: unknown storage {url.scheme}://; use s3:// or gs://") from error
+    # fsspec's url_to_fs is not used, because it reads :: in an object's name as a chain of file systems.
     options, path = kind._get_kwargs_from_urls(str(url)), cast(str, kind._strip_protocol(str(url)))
     if kind.async_impl and not options:
         return _shared(kind, os.getpid()), path
@@ -203,28 +201,29 @@ def _opened(url: Url) -> tuple[Any, str]:
 
 @lru_cache(maxsize=16)
 def _shared(kind: Any, _process: int) -> Any:
-    """One for all threads, with its connections. Stores that work in an event loop of fsspec's own may be shared; of
-    the others fsspec keeps one for each thread."""
+    """Return one file system for all threads. Only asynchronous ones, which run in fsspec's event loop, are shared."""
     return kind()
 
 
 @contextmanager
-def _told_of(url: Url, kind: type[Text2SegError], doing: str) -> Iterator[None]:
-    """Whatever a store raises as an error of ours. Each comes with a library of its own and with that one's errors."""
+def _store_errors(url: Url, kind: type[Text2SegError], doing: str) -> Iterator[None]:
+    """Turn any error of a store into ours. Each store has its own library with its own errors."""
     try:
         yield
     except Text2SegError:
         raise
     except ImportError as error:
         package = _PACKAGES.get(url.scheme)
-        words = f'{package}; pip install "text2seg[cloud]" brings it' if package else f"a package: {_words(error)}"
+        words = (
+            f'{package}; install it with pip install "text2seg[cloud]"' if package else f"a package: {_words(error)}"
+        )
         raise kind(f"{url.scheme}:// needs {words}") from error
     except FileNotFoundError as error:
-        raise kind(f"{url}: there is no such object, or no such bucket") from error
+        raise kind(f"{url}: there is no such object or bucket") from error
     except PermissionError as error:
         raise kind(f"{url}: no permission to {doing}; check the credentials ({_words(error)})") from error
     except NotImplementedError as error:
-        raise kind(f"{url}: {url.scheme}:// cannot do that: {doing}") from error
+        raise kind(f"{url}: {url.scheme}:// does not support this: {doing}") from error
     except Exception as error:
         if type(error).__name__ in ("NoCredentialsError", "DefaultCredentialsError"):
             raise kind(f"{url}: there are no credentials to {doing} ({_words(error)})") from error
@@ -237,7 +236,7 @@ def _words(error: BaseException) -> str:
 
 
 def _stamp(info: Mapping[str, Any]) -> Stamp:
-    """Size and time of change; the time is 0 where the store does not tell it."""
+    """Return the size and modification time of an object. The time is 0 if the store does not report it."""
     size = info.get("size")
     changed = next((value for key in _TIMES if (value := info.get(key))), 0)
     if isinstance(changed, str):

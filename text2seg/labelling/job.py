@@ -1,42 +1,52 @@
-"""The labelling job: a folder and an ontology in, one COCO file out, however often it is stopped in between."""
+"""A labelling job: a folder and an ontology in, one COCO file out. A job that was stopped resumes where it was.
+
+`label_folder` runs a job, `dry_run` only checks it. Both start with the same checks in `prepare`.
+"""
 
 from __future__ import annotations
 
 import threading
+import warnings
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from tqdm import tqdm
 
 from text2seg._version import __version__
 from text2seg.coco.dataset import read_dataset
-from text2seg.coco.lookup import relative_folder
+from text2seg.coco.provenance import encoding_entry, run_info
 from text2seg.coco.reader import check_references, kept_categories
-from text2seg.config import LabelSettings
-from text2seg.errors import ImageError
-from text2seg.io.files import resolved
+from text2seg.config import LabelSettings, ModelSettings
+from text2seg.errors import CheckpointError, ImageError, OutputError
+from text2seg.io.files import exists, is_file, resolve_path
+from text2seg.io.images import PIXEL_LIMIT, check_file, open_image
 from text2seg.io.names import listed, pair_names
 from text2seg.io.scan import Scan, list_images
-from text2seg.io.storage import Place, Url, check_writable, place_of
-from text2seg.labelling.engines.local import Delivery, Engine, LocalEngine, Work, described
-from text2seg.labelling.journal import Journal, lock_file
-from text2seg.labelling.output import CategorySummary, check_output, journal_path, write_output
+from text2seg.io.storage import Place, Url, check_writable, opened, place_of
+from text2seg.io.writing import make_folder
+from text2seg.labelling.engine import Delivery, Engine, LocalEngine, Work, model_identity, stamp_of_record
+from text2seg.labelling.journal import JobState, Journal, lock_file, read_records
+from text2seg.labelling.output import check_output, image_folder, journal_path, write_output
 from text2seg.labelling.prefilter import check_prefilter, skipped
-from text2seg.labelling.state import JobState
+from text2seg.labelling.summary import CategorySummary
 from text2seg.ontology import Ontology, queries_of, with_ids_from
 from text2seg.records import Failure
 
 if TYPE_CHECKING:
-    from text2seg.pipeline import Text2Seg
+    from text2seg.pipeline import Pipeline
 
 
 @dataclass(frozen=True, slots=True)
 class LabelReport:
-    """What a job came to. `found` counts images with a segment, `empty` those without, of which so many were `skipped`
-    with `--only-if-present`, `failures` the others; while a job is `interrupted` there is no dataset yet, `failed`
-    counts only, and `categories` is empty."""
+    """Result of a labelling job.
+
+    `found` counts images with segments, `empty` those without, `failed` the others. `skipped` images are those of the
+    empty ones that `--only-if-present` skipped. `earlier` of the images were done by earlier runs of the job. An
+    `interrupted` job has no dataset, `failures` and `categories` yet.
+    """
 
     dataset: Place
     images: int
@@ -44,23 +54,19 @@ class LabelReport:
     empty: int
     failed: int
     skipped: int = 0
+    earlier: int = 0
     failures: tuple[Failure, ...] = ()
     categories: tuple[CategorySummary, ...] = ()
     interrupted: bool = False
 
-    @classmethod
-    def of(cls, dataset: Place, state: JobState) -> LabelReport:
-        """How far a job has come."""
-        found, empty, failed, *skipped = state.counts().values()
-        return cls(dataset, len(state.scan), found, empty, failed, sum(skipped), interrupted=state.missing > 0)
-
     @property
     def done(self) -> int:
+        """Number of images with a record."""
         return self.found + self.empty + self.failed
 
 
 def label_folder(
-    models: Text2Seg,
+    models: Pipeline,
     folder: Place | str,
     ontology: Ontology,
     settings: LabelSettings | None = None,
@@ -71,67 +77,136 @@ def label_folder(
 ) -> LabelReport:
     """Label every image of a folder and write one COCO file.
 
-    What is done stands in `<output>.journal` at once. A job that was stopped, in whatever way, goes on there when it
-    is called again, and ends with the same bytes as one that never was.
+    Finished images are in `<output>.journal` at once. A job that was stopped, in whatever way, resumes when it is
+    called again, and writes the same bytes as a job that was never stopped.
 
     Args:
-        models: with the settings of maps, points and presence that hold for all images.
+        models: with the settings of maps, points and presence for all images.
         folder: its path, or a URL such as `s3://bucket/photos`.
-        stop: once it is set, the batch at work is finished and the report says `interrupted`.
-        engine: what runs the batches, by default `LocalEngine` on `models`.
+        progress: show a progress bar.
+        stop: if set, the current batch is finished, and the report says `interrupted`.
+        engine: runs the batches; `LocalEngine` on `models` by default.
 
     Raises:
-        QueryError, OntologyError, SettingsError, ImageError, OutputError: the job cannot be begun; no image has been
-            read by then. `OutputError` also where the disk fails or is full later on.
+        QueryError, OntologyError, SettingsError: the job cannot start; no image has been read.
+        ImageError: the same, or every image failed; no COCO file is written then.
+        OutputError: the output cannot be written.
     """
     settings, folder = settings or LabelSettings(), place_of(folder)
     queries = models.check(queries_of(ontology))
-    if settings.only_if_present:
-        check_prefilter(models)
-    scan = scan_of(folder, settings)
-    ontology, image_id = take_ids(ontology, scan, settings.categories_from)
-    numbers = {category.name: category.id for category in ontology.categories}
-    work = Work(folder, queries, numbers, settings.segmentation, settings.keep_candidates, described(models))
-    check_output(settings.output, overwrite=settings.overwrite, inputs=[settings.categories_from])
+    prefilter_models = check_prefilter(models) if settings.only_if_present else None
+    plan = prepare(folder, ontology, settings)
     if isinstance(settings.output, Url):
         check_writable(settings.output)
-    job = fingerprint(models, folder, ontology, settings)
+    work = Work(
+        folder,
+        queries,
+        categories={category.name: category.id for category in plan.ontology.categories},
+        encoding=settings.segmentation,
+        polygon_tolerance=settings.polygon_tolerance,
+        keep_candidates=settings.keep_candidates,
+        models=model_identity(models),
+        save=settings.save,
+        image_folder=plan.image_folder,
+    )
+    stopping = stop.is_set if stop else lambda: False
+    job = fingerprint(models, folder, plan.ontology, settings)
     with Journal.open(journal_path(settings.output), job, restart=settings.restart) as journal:
-        state = JobState(scan)
-        state.take_up(journal, retry_failures=settings.retry_failures)
-        run = engine or LocalEngine(models, workers=settings.workers)
-        stopping = stop.is_set if stop else lambda: False
-        with tqdm(total=len(scan), initial=state.done, unit="image", disable=not progress) as bar:
-            deliver = _delivery(journal, state, bar)
-            if settings.only_if_present:
-                for records in skipped(models, state, queries, settings, stopping, progress=progress):
-                    deliver(records)
-            run.run(work, state.batches(settings.batch), deliver, stopping)
-        if state.missing:
-            if not stopping():
-                raise RuntimeError(f"the engine left {state.missing} of {len(scan)} images undone")
-            return LabelReport.of(settings.output, state)
-        info = {
-            "version": __version__,
-            "folder": relative_folder(folder, settings.output),
-            "provenance": models.provenance(),
-            "ontology": ontology.to_dict(),
-            **_prefilter(settings),
-        }
-        failures, summaries = write_output(
+        if plan.image_folder:
+            make_folder(plan.image_folder)
+        state = JobState(plan.scan)
+        state.resume(journal, retry_failures=settings.retry_failures)
+        earlier = state.done
+        with tqdm(total=len(plan.scan), initial=state.done, unit="image", disable=not progress) as bar:
+            bar.set_postfix(state.counts(), refresh=False)
+
+            def deliver(delivery: Delivery) -> None:
+                offsets = journal.append(record for _, record in delivery)
+                for (index, record), offset in zip(delivery, offsets, strict=True):
+                    state.add(index, offset, record)
+                bar.set_postfix(state.counts(), refresh=False)
+                bar.update(len(delivery))
+
+            if prefilter_models:
+                for delivery in skipped(prefilter_models, state, queries, settings, stopping, progress=progress):
+                    deliver(delivery)
+            engine = engine or LocalEngine(models, workers=settings.workers)
+            engine.run(work, state.batches(settings.batch), deliver, stopping)
+        if state.missing and not stopping():
+            raise RuntimeError(f"the engine left {state.missing} of {len(plan.scan)} images undone")
+        failures: tuple[Failure, ...] = ()
+        categories: tuple[CategorySummary, ...] = ()
+        if not state.missing:
+            _check_any_done(state, journal, settings.output)
+            failures, categories = write_output(
+                settings.output,
+                journal,
+                state,
+                plan.ontology,
+                image_id=plan.image_id,
+                info=run_info(
+                    models.provenance(),
+                    folder=folder,
+                    dataset=settings.output,
+                    ontology=plan.ontology,
+                    **_prefilter_entry(settings),
+                    **encoding_entry(settings.segmentation, settings.polygon_tolerance),
+                ),
+                overwrite=settings.overwrite,
+            )
+        return LabelReport(
             settings.output,
-            journal,
-            state,
-            ontology,
-            image_id=image_id,
-            info=info,
-            overwrite=settings.overwrite,
+            len(plan.scan),
+            **state.counts(),
+            earlier=earlier,
+            failures=failures,
+            categories=categories,
+            interrupted=state.missing > 0,
         )
-        return replace(LabelReport.of(settings.output, state), failures=failures, categories=summaries)
 
 
-def scan_of(folder: Place, settings: LabelSettings) -> Scan:
-    """The files that a job is about; raises as `list_images` does."""
+def _check_any_done(state: JobState, journal: Journal, output: Place) -> None:
+    """Raise `ImageError` if every image failed."""
+    failed = list(state.failed())
+    if len(failed) == len(state.scan):
+        first = next(iter(journal.read_all(failed)))["failure"]["message"]
+        says = f"none of the {len(failed)} images could be labelled, so "
+        raise ImageError(
+            f"{says}{output} was not written. The first: {first}. All reasons are in {journal.path}",
+            on_page=f"{says}there is no result. The first: {first}",
+        )
+
+
+# ---- before the first image
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The files of a job, the ontology with its category ids, the id of each image by its index in the scan, and the
+    folder that `--save` writes to."""
+
+    scan: Scan
+    ontology: Ontology
+    image_id: Callable[[int], int]
+    image_folder: Path | None = None
+
+
+def prepare(folder: Place, ontology: Ontology, settings: LabelSettings) -> Plan:
+    """List the files, assign the ids, and check that the output may be written.
+
+    Raises:
+        ImageError: there is no such folder, or it has no images.
+        OntologyError, DatasetError: the ids cannot be taken from the file `categories_from`.
+        OutputError, SettingsError: the output may not be written.
+    """
+    scan = scan_folder(folder, settings)
+    plan = assign_ids(ontology, scan, settings.categories_from)
+    check_output(settings.output, overwrite=settings.overwrite, inputs=[settings.categories_from])
+    return replace(plan, image_folder=image_folder(folder, settings))
+
+
+def scan_folder(folder: Place, settings: LabelSettings) -> Scan:
+    """List the files of a job. Raises as `list_images`."""
     journal = journal_path(settings.output)
     return list_images(
         folder,
@@ -143,19 +218,19 @@ def scan_of(folder: Place, settings: LabelSettings) -> Scan:
     )
 
 
-def take_ids(ontology: Ontology, scan: Scan, categories_from: Place | None) -> tuple[Ontology, Callable[[int], int]]:
-    """The ontology with the ids it is to have, and the id of each image by its index in the scan.
+def assign_ids(ontology: Ontology, scan: Scan, categories_from: Place | None) -> Plan:
+    """Assign ids to categories and images, by default or from another COCO file.
 
-    By default an image's id is its place in the whole folder, from 1, so that shards share no id and an image that
-    failed takes its id with it.
+    By default, the id of an image is its position in the whole folder, from 1. So shards share no id, and a failed
+    image keeps its id.
 
     Raises:
         OntologyError: the COCO file lacks a category.
-        ImageError: it lacks an image.
-        DatasetError: a file could be several of its images, or several files one of them.
+        ImageError: the COCO file lacks an image.
+        DatasetError: a file matches several of its images, or several files match one.
     """
     if categories_from is None:
-        return ontology, lambda index: scan.place(index) + 1
+        return Plan(scan, ontology, lambda index: scan.place(index) + 1)
     truth = read_dataset(categories_from)
     check_references(truth)
     kept = set(kept_categories(truth).values())
@@ -170,43 +245,113 @@ def take_ids(ontology: Ontology, scan: Scan, categories_from: Place | None) -> t
     if len(pairs) < len(scan):
         unknown = [file for index, file in enumerate(scan.files) if index not in pairs]
         raise ImageError(
-            f"{categories_from} has no image {listed(unknown)}; leave out with --glob what it does not have, or choose "
-            "the folder to fit"
+            f"{categories_from} has no image {listed(unknown)}; exclude those files with --glob, or choose the folder "
+            "that belongs to the file"
         )
     ids = array("q", (entries[pairs[index]]["id"] for index in range(len(scan))))
-    return ontology, lambda index: ids[index]
+    return Plan(scan, ontology, lambda index: ids[index])
 
 
-def fingerprint(models: Text2Seg, folder: Place, ontology: Ontology, settings: LabelSettings) -> dict[str, Any]:
-    """All that changes results. Which files there are does not belong to it, so that a folder or `--limit` may grow."""
+def fingerprint(models: Pipeline, folder: Place, ontology: Ontology, settings: LabelSettings) -> dict[str, Any]:
+    """Return everything that changes results. The list of files is not included: a folder or `--limit` may grow."""
     return {
         "version": __version__,
-        "folder": str(folder if isinstance(folder, Url) else resolved(folder)),
+        "folder": str(folder if isinstance(folder, Url) else resolve_path(folder)),
         "shard": settings.shard,
         "batch": settings.batch,
         "segmentation": settings.segmentation,
+        **encoding_entry(settings.segmentation, settings.polygon_tolerance),
         "keep_candidates": settings.keep_candidates,
         "exif_orientation": "applied",
         "ontology": ontology.to_dict(),
-        **_prefilter(settings),
-        **described(models),
+        **({"save": settings.save} if settings.save else {}),
+        **_prefilter_entry(settings),
+        **model_identity(models),
     }
 
 
-def _prefilter(settings: LabelSettings) -> dict[str, Any]:
-    """What is said of leaving images out, where that is done."""
+def _prefilter_entry(settings: LabelSettings) -> dict[str, Any]:
+    """Return what journal and dataset record of the prefilter. Empty if it is off."""
     return {"only_if_present": {"skip_below": settings.skip_below}} if settings.only_if_present else {}
 
 
-def _delivery(journal: Journal, state: JobState, bar: Any) -> Callable[[Delivery], None]:
-    """What an engine delivers to: the journal first, then the job state, then the progress bar."""
+# ---- dry run
 
-    def deliver(results: Delivery) -> None:
-        offsets = journal.append(record for _, record in results)
-        for (index, record), offset in zip(results, offsets, strict=True):
-            state.note(index, offset, record)
-        bar.set_postfix(state.counts(), refresh=False)
-        bar.update(len(results))
 
-    bar.set_postfix(state.counts(), refresh=False)
-    return deliver
+@dataclass(frozen=True, slots=True)
+class DryRun:
+    """Result of a dry run.
+
+    `done` of the `images` are in the journal already. `pixels` is the sum over all images. `failures` are files whose
+    header cannot be read. `download` names weights that would be downloaded first.
+    """
+
+    ontology: Ontology
+    images: int
+    done: int
+    pixels: int
+    failures: tuple[Failure, ...]
+    download: tuple[str, ...]
+
+
+def dry_run(folder: Place, ontology: Ontology, model: ModelSettings, settings: LabelSettings) -> DryRun:
+    """Check queries, files, model names, device and output, and read the header of each file.
+
+    Loads no model and writes nothing. Raises what `label_folder` and `Text2Seg.load` raise before the first image.
+    """
+    from text2seg import weights
+    from text2seg.loading import find
+    from text2seg.model_card import card_of
+    from text2seg.runtime import choose_device, choose_precision
+
+    clip, sam = weights.pair(model.model, clip=model.clip, sam=model.sam)
+    checkpoints = [find(clip, "clip"), find(sam, "sam")]
+    choose_precision(choose_device(model.device), model.precision)
+    if vocabulary := card_of(clip, given=model.card).closed_vocabulary:
+        _, unknown = vocabulary.split(queries_of(ontology))
+        if unknown:
+            raise vocabulary.error(unknown.values())
+    plan = prepare(folder, ontology, settings)
+    failures, pixels = [], 0
+    for index, file in enumerate(plan.scan.files):
+        try:
+            pixels += _pixels(plan.scan.path(index))
+        except ImageError as error:
+            failures.append(Failure(file, "read", f"{file}: {error}"))
+    missing = tuple(each.name for each in checkpoints if not exists(weights.path_of(each), CheckpointError))
+    done = _count_done(plan.scan, settings)
+    return DryRun(plan.ontology, len(plan.scan), done, pixels, tuple(failures), missing)
+
+
+def _count_done(scan: Scan, settings: LabelSettings) -> int:
+    """Count the files that have a record in the journal and have not changed since."""
+    journal = journal_path(settings.output)
+    if settings.restart or not is_file(journal, OutputError):
+        return 0
+    stamps = {record["file"]: stamp_of_record(record) for _, record in read_records(journal) if "file" in record}
+    return sum(stamps.get(file) == scan.stamp(index) for index, file in enumerate(scan.files))
+
+
+def _pixels(path: Place) -> int:
+    """Return the number of pixels in an image's header, after Pillow has verified the file."""
+    if isinstance(path, Url):
+        with opened(path) as file:
+            return _pixels_in(file, path)
+    check_file(path)
+    return _pixels_in(path, path)
+
+
+def _pixels_in(source: Path | BinaryIO, path: Place) -> int:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with open_image(source, "it") as image:
+                width, height = image.size
+                image.verify()
+    except ImageError:
+        raise
+    except Exception as error:  # decoders raise anything
+        raise ImageError(" ".join(f"cannot be read: {error}".replace(str(path), path.name).split())) from error
+    if not 0 < width * height <= PIXEL_LIMIT:
+        raise ImageError(f"{width} x {height} pixels; at least one and at most {PIXEL_LIMIT:,} can be read")
+    return width * height

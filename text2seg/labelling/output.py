@@ -1,75 +1,64 @@
-"""The COCO file of a job: whether it may be written, and how it comes out of the journal."""
+"""The output of a labelling job: may the COCO file be written, and how it is written from the journal."""
 
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
-from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, median
 from typing import Any
 
 import platformdirs
 
 from text2seg.coco.dataset import dataset_info, write_stream
-from text2seg.errors import OutputError
+from text2seg.config import LabelSettings
+from text2seg.errors import OutputError, SettingsError
 from text2seg.io import storage
-from text2seg.io.files import check_writable, discard, expanded, fitting, is_file, sha256_of
+from text2seg.io.files import expand_path, is_dir, is_file, list_folder, resolve_path, sha256_of
+from text2seg.io.names import fit_file_name
 from text2seg.io.storage import Place, Url
-from text2seg.labelling.journal import WRITING, WRITTEN, Journal, output_hashes
-from text2seg.labelling.record import Json
-from text2seg.labelling.state import JobState
+from text2seg.io.writing import check_folder, check_writable, discard
+from text2seg.labelling.engine import Json
+from text2seg.labelling.journal import WRITING, WRITTEN, JobState, Journal, output_hashes
+from text2seg.labelling.summary import CategorySummary, SegmentValues, SummaryTally
 from text2seg.ontology import Ontology
 from text2seg.records import Failure
 
 STATE_VARIABLE = "TEXT2SEG_STATE"
+"""Environment variable: folder of the journals of jobs whose output is a URL."""
 
-_log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, slots=True)
-class CategorySummary:
-    """How often a category was found. `area_share` is the median part of the image that a segment covers, in [0, 1],
-    `score` the mean of the segments' scores; both are None where there is no segment."""
-
-    name: str
-    images: int
-    segments: int
-    area_share: float | None
-    score: float | None
+# ---- before the first image
 
 
 def local_file(output: Place) -> Path:
-    """The output itself or, where it is at a URL, the file on this machine that it is made in before it is put there.
+    """Return the output itself or, for a URL, the file on this machine that is uploaded at the end.
 
-    Stores replace an object as a whole, so nothing can be added to one, and a journal cannot lie there.
+    Object stores replace an object as a whole. Nothing can be appended to it, so a journal needs a local folder.
     """
     if isinstance(output, Path):
         return output
     chosen = os.environ.get(STATE_VARIABLE)
-    state = expanded(chosen, OutputError) if chosen else platformdirs.user_state_path("text2seg", appauthor=False)
+    state = expand_path(chosen, OutputError) if chosen else platformdirs.user_state_path("text2seg", appauthor=False)
     key = hashlib.sha256(str(output).encode("utf-8", "surrogateescape")).hexdigest()[:16]
-    return state / "jobs" / fitting(f"{key}-{output.name[-80:]}", "")
+    return state / "jobs" / fit_file_name(f"{key}-{output.name[-80:]}", "")
 
 
 def journal_path(output: Place) -> Path:
-    """Beside the output or, where it is at a URL, beside its `local_file`."""
+    """Return the path of the journal: beside the output or, for a URL, beside its `local_file`."""
     file = local_file(output)
-    return file.with_name(fitting(file.name, ".journal"))
+    return file.with_name(fit_file_name(file.name, ".journal"))
 
 
 def check_output(output: Place, *, overwrite: bool = False, inputs: Iterable[object] = ()) -> None:
-    """Find out now, not after the last image, whether the output may be written.
+    """Check that the COCO file may be written, before the first image instead of after the last.
 
-    A file that is there may be replaced only where it is, byte for byte, what this job wrote: the journal has its hash,
-    however the last run ended. One of the `inputs` of the job, or a file that is no text, is never replaced.
+    A file that exists is replaced only if this job wrote it and nobody changed it since: the journal has its hash. An
+    input of the job, or a file that is not text, is never replaced.
 
     Raises:
-        OutputError: it is there and this job did not write it, or somebody changed it since; it is no file, or its
-            folder cannot be written to.
+        OutputError: another program wrote the file, somebody changed it, it is not a file, or its folder is not
+            writable.
     """
     file, journal = local_file(output), journal_path(output)
     at_url = isinstance(output, Url)
@@ -78,23 +67,56 @@ def check_output(output: Place, *, overwrite: bool = False, inputs: Iterable[obj
         check_writable(path, overwrite=True, flag=flag, inputs=inputs, text=path == file)
     if overwrite:
         return
-    here = is_file(file, OutputError)
-    places: list[Place] = [file] * here
+    is_on_disk = is_file(file, OutputError)
+    places: list[Place] = [file] * is_on_disk
     if isinstance(output, Url) and storage.exists(output):
         places.append(output)
     if not places:
         return
-    ways_out = "--overwrite writes over it, or choose another --output"
+    advice = "replace it with --overwrite, or choose another --output"
     if not is_file(journal, OutputError):
-        raise OutputError(f"{places[-1]} is there already, and no journal says that this job made it; {ways_out}")
+        raise OutputError(f"{places[-1]} exists, and no journal says that this job wrote it; {advice}")
     written = output_hashes(journal)
     for place in places:
         if not written:
-            raise OutputError(
-                f"{place} is there already, and the journal does not say that this job made it; {ways_out}"
-            )
+            raise OutputError(f"{place} exists, and the journal does not say that this job wrote it; {advice}")
         if _sha256(place) not in written:
-            raise OutputError(f"{place} was changed since this job wrote it; {ways_out}")
+            raise OutputError(f"{place} was changed since this job wrote it; {advice}")
+
+
+def image_folder(folder: Place, settings: LabelSettings) -> Path | None:
+    """Return the folder that `--save` writes image files to, `<output>_images`, or None without `--save`.
+
+    Raises:
+        SettingsError: the output is a URL, or the folder is inside the folder of images and would be labelled too.
+        OutputError: the folder has files that are not from this job, or cannot be written to.
+    """
+    output = settings.output
+    if not settings.save:
+        return None
+    if isinstance(output, Url):
+        raise SettingsError("--save writes to a folder on this machine, so --output must be a path, not a URL")
+    path = output.with_name(fit_file_name(output.stem, "_images"))
+    if isinstance(folder, Path) and resolve_path(path).is_relative_to(resolve_path(folder)):
+        raise SettingsError(
+            f"--save would write to {path}, inside the folder of images, and its files would be labelled as well; "
+            "choose an --output in another folder"
+        )
+    check_folder(path)
+    is_new_job = not is_file(journal_path(output), OutputError)
+    if is_new_job and not settings.overwrite and is_dir(path, OutputError) and list_folder(path, OutputError):
+        raise OutputError(
+            f"{path} has files, and no journal says that this job wrote them; replace them with --overwrite, or choose "
+            "another --output"
+        )
+    return path
+
+
+def _sha256(path: Place) -> str:
+    return storage.sha256(path) if isinstance(path, Url) else sha256_of(path, OutputError)
+
+
+# ---- after the last image
 
 
 def write_output(
@@ -107,27 +129,29 @@ def write_output(
     info: Mapping[str, Any],
     overwrite: bool = False,
 ) -> tuple[tuple[Failure, ...], tuple[CategorySummary, ...]]:
-    """Stream the COCO file out of the journal, in the order of the scan; only failures are held in memory. One at a
-    URL is made here and put there in one piece.
+    """Write the COCO file from the journal, in the order of the scan. Returns the failures and the table of categories.
+
+    The file is streamed: only failures are held in memory. For a URL, it is written here and then uploaded.
 
     Args:
-        image_id: from a file's place in the scan to its id.
-        info: what the file's own info says beside its failures.
+        image_id: returns the id of an image from its index in the scan.
+        info: the `info` of the dataset, without the failures.
         overwrite: replace a file that this job did not write.
 
     Raises:
-        OutputError: it cannot be written, somebody changed it while the job ran, or the journal is damaged. All that
-            was done is in the journal.
+        OutputError: the file cannot be written, somebody changed it while the job ran, or the journal is damaged. The
+            records stay in the journal.
     """
     failures = tuple(_failures(journal, state))
     entries = [{"file_name": each.file_name, "stage": each.stage, "message": each.message} for each in failures]
-    tally = _Tally(ontology)
+    tally = SummaryTally(ontology.names)
     file = local_file(output)
     digest = ""
 
     def announce(temporary: Path) -> None:
+        """Note the hash of the finished file in the journal before the file is put in place."""
         nonlocal digest
-        check_output(output, overwrite=overwrite)  # once more: a person may have worked on it while the job ran
+        check_output(output, overwrite=overwrite)  # again, because somebody may have edited it while the job ran
         digest = _sha256(temporary)
         journal.append([{"output": WRITING, "sha256": digest}])
 
@@ -136,23 +160,13 @@ def write_output(
         info=dataset_info({**info, "failures": entries}),
         categories=ontology.coco_categories(),
         images=_images(journal, state, image_id),
-        annotations=_annotations(journal, state, image_id, tally),
-        before=announce,
+        annotations=_annotations(journal, state, image_id, ontology, tally),
+        before_replacing=announce,
     )
     if isinstance(output, Url):
-        _put(file, output)
+        _upload(file, output)
     journal.append([{"output": WRITTEN, "sha256": digest}])
     return failures, tally.summaries()
-
-
-def _put(file: Path, output: Url) -> None:
-    try:
-        storage.put(file, output)
-    except OutputError as error:
-        raise OutputError(
-            f"{error}. The finished file is {file}; the same command tries again to put it there"
-        ) from error
-    discard(file)
 
 
 def _failures(journal: Journal, state: JobState) -> Iterator[Failure]:
@@ -161,8 +175,9 @@ def _failures(journal: Journal, state: JobState) -> Iterator[Failure]:
 
 
 def _labelled(journal: Journal, state: JobState) -> Iterator[tuple[int, Json]]:
-    places = (index for index, _ in state.labelled())
-    return zip(places, journal.read_all(offset for _, offset in state.labelled()), strict=True)
+    """Yield the index and record of each labelled image, in the order of the scan."""
+    indices = (index for index, _ in state.labelled())
+    return zip(indices, journal.read_all(offset for _, offset in state.labelled()), strict=True)
 
 
 def _images(journal: Journal, state: JobState, image_id: Callable[[int], int]) -> Iterator[Json]:
@@ -176,46 +191,30 @@ def _images(journal: Journal, state: JobState, image_id: Callable[[int], int]) -
         }
 
 
-def _annotations(journal: Journal, state: JobState, image_id: Callable[[int], int], tally: _Tally) -> Iterator[Json]:
+def _annotations(
+    journal: Journal, state: JobState, image_id: Callable[[int], int], ontology: Ontology, tally: SummaryTally
+) -> Iterator[Json]:
+    names = {category.id: category.name for category in ontology.categories}
     number = 0
     for index, record in _labelled(journal, state):
-        tally.add(record)
+        pixels = record["width"] * record["height"]
+        tally.add_image(
+            SegmentValues(
+                category=names[annotation["category_id"]],
+                area_share=annotation["area"] / pixels,
+                score=annotation["score"],
+                presence=annotation["attributes"]["presence"],
+            )
+            for annotation in record["annotations"]
+        )
         for annotation in record["annotations"]:
             number += 1
             yield {"id": number, "image_id": image_id(index), **annotation}
 
 
-class _Tally:
-    """Counts by category, with eight bytes for each segment."""
-
-    def __init__(self, ontology: Ontology) -> None:
-        self._names = {category.id: category.name for category in ontology.categories}
-        self._images = dict.fromkeys(self._names, 0)
-        self._shares = {number: array("f") for number in self._names}
-        self._scores = {number: array("f") for number in self._names}
-
-    def add(self, record: Mapping[str, Any]) -> None:
-        for number in {annotation["category_id"] for annotation in record["annotations"]}:
-            self._images[number] += 1
-        for annotation in record["annotations"]:
-            number = annotation["category_id"]
-            self._shares[number].append(annotation["area"] / (record["width"] * record["height"]))
-            self._scores[number].append(annotation["score"])
-
-    def summaries(self) -> tuple[CategorySummary, ...]:
-        return tuple(
-            CategorySummary(
-                name,
-                self._images[number],
-                len(self._scores[number]),
-                median(self._shares[number]) if self._shares[number] else None,
-                fmean(self._scores[number]) if self._scores[number] else None,
-            )
-            for number, name in self._names.items()
-        )
-
-
-def _sha256(path: Place) -> str:
-    if isinstance(path, Url):
-        return storage.sha256(path)
-    return sha256_of(path, OutputError)
+def _upload(file: Path, output: Url) -> None:
+    try:
+        storage.put(file, output)
+    except OutputError as error:
+        raise OutputError(f"{error}. The finished file is {file}; run the same command again to upload it") from error
+    discard(file)

@@ -1,7 +1,7 @@
-"""Which images need not be looked at: those that, by a vector index of the folder, show none of the queries.
+"""The prefilter of a labelling job: skip images that show none of the queries, by a vector index of the folder.
 
-It is decided before any engine runs, and stands in the journal like any other result. So engines know nothing of it,
-and a batch is made up of the images that are left.
+It decides before any engine runs, and its decisions are records in the journal. So engines do not know of it, and
+batches consist of the images that are left.
 """
 
 from __future__ import annotations
@@ -11,30 +11,37 @@ from typing import TYPE_CHECKING
 
 from text2seg.config import LabelSettings
 from text2seg.errors import SettingsError
-from text2seg.labelling.record import Json, Task, skip_record
-from text2seg.labelling.state import JobState
+from text2seg.labelling.engine import Delivery, Task, skip_record
+from text2seg.labelling.journal import JobState
 from text2seg.queries import Query
 
 if TYPE_CHECKING:
-    from text2seg.labelling.engines.local import Delivery
+    from text2seg.pipeline import Pipeline, Text2Seg
+
+AT_ONCE = 256  # images that are compared with the queries, and whose records are written, together
+
+
+def check_prefilter(models: Pipeline) -> Text2Seg:
+    """Return the models if they can skip images.
+
+    Raises:
+        SettingsError: FAISS is not installed, the pipeline has no CLIP, the hash of its weights is unknown, or tiles
+            are on: the index sees whole images and would miss what only a tile shows.
+    """
     from text2seg.pipeline import Text2Seg
-
-AT_ONCE = 256  # images that are asked about, and whose records are written, together
-
-
-def check_prefilter(models: Text2Seg) -> None:
-    """Raise `SettingsError` where images cannot be left out: the index sees an image as a whole, so it would lose
-    what only tiles show; or FAISS is not installed, or the weights' hash is not known."""
     from text2seg.search.fill import index_key
     from text2seg.search.index import import_faiss
 
     import_faiss()
+    if not isinstance(models, Text2Seg):
+        raise SettingsError("--only-if-present needs CLIP; leave it out")
     index_key(models)
     if models.settings.tiles.tile:
         raise SettingsError(
-            "--only-if-present looks at whole images and would leave out those that show something in a tile only; "
-            "leave out one of --only-if-present and --tile"
+            "--only-if-present compares whole images and would skip those that show something in a tile only; leave "
+            "out --only-if-present or --tile"
         )
+    return models
 
 
 def skipped(
@@ -46,13 +53,13 @@ def skipped(
     *,
     progress: bool,
 ) -> Iterator[Delivery]:
-    """The records of images that nothing is known of yet and that are skipped, once all are in the index; nothing if
-    it is stopped before that. Images that cannot be read are left to the engine, which says why.
+    """Yield the records of skipped images, once all images are in the index.
 
-    Raises as `filled_index` does.
+    Only images without a record are considered. Images that cannot be read are left to the engine, which reports them.
+    Yields nothing if the job is stopped while the index is filled. Raises as `filled_index`.
     """
     from text2seg.search.fill import filled_index, indexed_images
-    from text2seg.search.rank import presence_in
+    from text2seg.search.index import presence_in
 
     scan, unknown = state.scan, set(state.open())
     if not unknown:
@@ -69,16 +76,16 @@ def skipped(
     ) as (index, filled):
         if filled.stopped:
             return
-        # As with batches, what is computed together is a function of the scan, for rounding depends on it.
+        # The groups depend only on the scan, as batches do, because rounding depends on what is computed together.
         for start in range(0, len(images), AT_ONCE):
             numbers = range(start, min(start + AT_ONCE, len(images)))
             if unknown.isdisjoint(numbers):
                 continue
-            there = [(n, images[n], entry.hw) for n in numbers if (entry := index.entry(images[n].file))]
-            presence = presence_in(models, index, [image.file for _, image, _ in there], queries)
-            records: list[tuple[int, Json]] = []
-            for (number, image, hw), row in zip(there, presence, strict=True):
+            known = [(n, images[n], entry.hw) for n in numbers if (entry := index.entry(images[n].file))]
+            presence = presence_in(models, index, [image.file for _, image, _ in known], queries)
+            records: Delivery = []
+            for (number, image, hw), row in zip(known, presence, strict=True):
                 if number in unknown and row.max() < settings.skip_below:
-                    of_query = {query.name: float(score) for query, score in zip(queries, row, strict=True)}
-                    records.append((number, skip_record(Task(number, image.file, image.stamp), hw, of_query)))
+                    by_query = {query.name: float(score) for query, score in zip(queries, row, strict=True)}
+                    records.append((number, skip_record(Task(number, image.file, image.stamp), hw, by_query)))
             yield records

@@ -1,1 +1,1 @@
-"""ONNX graphs of the networks: their manifest, and how ONNX Runtime runs them."""
+"""ONNX graphs of the networks: export, comparison with torch, ONNX Runtime, and a model repository for Triton."""

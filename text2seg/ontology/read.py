@@ -1,13 +1,13 @@
-"""Ontology files, read from YAML: all faults are told at once, each with its line.
+"""Read ontology files from YAML. All errors of a file are reported at once, each with its line.
 
-Only the nodes of ruamel.yaml are used: no tag builds an object. Aliases, which make a small file grow without end, are
-refused."""
+Only the nodes of ruamel.yaml are used, so that no tag can build an object. Aliases are refused, because they can make
+a small file grow without limit."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,10 +18,9 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from text2seg.errors import OntologyError
 from text2seg.io.files import read_file
 from text2seg.io.storage import Url, read_bytes
-from text2seg.ontology.categories import Category, Ontology, did_you_mean
-from text2seg.ontology.schema import Entry, check_entry, wording
+from text2seg.ontology.categories import Category, Entry, Ontology, check_entry, did_you_mean, wording
 
-Way = tuple[str | int, ...]  # from a value to one inside it: keys of mappings, places in lists
+KeyPath = tuple[str | int, ...]  # keys of mappings and indices of lists that lead to a value
 
 _TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "timestamp", "map", "seq")}
 _MOST = 20  # faults that one message lists
@@ -29,17 +28,17 @@ _MOST = 20  # faults that one message lists
 
 @dataclass(slots=True)
 class Faults:
-    """What is wrong with a file, to be said all at once."""
+    """The errors of a file, collected to be raised together."""
 
     file: str
     found: dict[tuple[int, str], str] = field(default_factory=dict)
 
     def add(self, line: int, key: str, message: str) -> None:
-        """The first fault of a place counts; others only follow from it."""
+        """Add an error. Only the first of a line and key is kept; others follow from it."""
         self.found.setdefault((line, key), f"{key}: {message}" if key else message)
 
     def raise_if_any(self) -> None:
-        """Raises `OntologyError` with one line for each fault, in the order of the file."""
+        """Raise `OntologyError` with one line per error, in the order of the file, if there are any."""
         lines = [f"{self.file}:{line}: {text}" for (line, _), text in sorted(self.found.items(), key=_line)]
         if len(lines) > _MOST:
             lines = [*lines[:_MOST], f"{self.file}: and {len(lines) - _MOST} more"]
@@ -52,14 +51,15 @@ def _line(fault: tuple[tuple[int, str], str]) -> int:
 
 
 def line_of(node: Node) -> int:
-    """Counted from 1."""
+    """Return the line of a node, counted from 1."""
     return int(node.start_mark.line) + 1
 
 
 def compose(text: str, file: str) -> Node | None:
-    """The nodes of the one YAML document in a text; `None` where it holds nothing but comments.
+    """Return the root node of the YAML document in a text, or None if it has only comments.
 
-    Raises `OntologyError`, naming file and line, where it is no YAML.
+    Raises:
+        OntologyError: the text is not YAML.
     """
     try:
         node: Node | None = YAML(typ="safe", pure=True).compose(text)
@@ -78,14 +78,14 @@ def compose(text: str, file: str) -> Node | None:
 
 @dataclass(slots=True)
 class Reading:
-    """Turns nodes into plain values: text, numbers, lists, dicts. Faults are gathered, and their values left out."""
+    """Turns nodes into plain values: text, numbers, lists, dicts. Values with errors are left out."""
 
     faults: Faults
     _seen: set[int] = field(default_factory=set)
     _yaml: YAML = field(default_factory=lambda: YAML(typ="safe", pure=True))
 
     def pairs(self, node: MappingNode, key: str) -> dict[str, tuple[Node, Node]]:
-        """Key and value nodes of a mapping, by the text of the key; a second key of the same text is a fault."""
+        """Return key and value nodes of a mapping by the text of the key. A repeated key is an error."""
         found: dict[str, tuple[Node, Node]] = {}
         for name, value in node.value:
             if not isinstance(name, ScalarNode):
@@ -97,25 +97,25 @@ class Reading:
                 found[name.value] = (name, value)
         return found
 
-    def plain(self, node: Node, key: str, way: Way, lines: dict[Way, int]) -> Any:
-        """The value of a node; `lines` takes in where each value inside begins (of a mapping: where its key does)."""
-        lines.setdefault(way, line_of(node))
+    def plain(self, node: Node, key: str, keys: KeyPath, lines: dict[KeyPath, int]) -> Any:
+        """Return the value of a node, and add to `lines` where each value in it begins (in mappings: its key)."""
+        lines.setdefault(keys, line_of(node))
         if id(node) in self._seen:
-            self.faults.add(lines[way], key, "aliases (*name) are not read; write out what is meant")
+            self.faults.add(lines[keys], key, "aliases (*name) are not read; write out what is meant")
             return None
         self._seen.add(id(node))
         if node.tag not in _TAGS:
-            self.faults.add(lines[way], key, f"tags such as {node.tag} are not read; write a plain value")
+            self.faults.add(lines[keys], key, f"tags such as {node.tag} are not read; write a plain value")
             return None
         if isinstance(node, MappingNode):
             values = {}
             for name, (name_node, value) in self.pairs(node, key).items():
-                inner: Way = (*way, name)
+                inner: KeyPath = (*keys, name)
                 lines[inner] = line_of(name_node)
                 values[name] = self.plain(value, join(key, name), inner, lines)
             return values
         if isinstance(node, SequenceNode):
-            return [self.plain(each, join(key, place), (*way, place), lines) for place, each in enumerate(node.value)]
+            return [self.plain(each, join(key, place), (*keys, place), lines) for place, each in enumerate(node.value)]
         return self._scalar(node, key)
 
     def _scalar(self, node: Node, key: str) -> Any:
@@ -129,43 +129,43 @@ class Reading:
             return None
         if not isinstance(value, str):
             return value
-        # JSON writes letters beyond the first 65,536 as two escapes, which YAML reads as two halves of a letter.
+        # JSON escapes characters beyond U+FFFF as surrogate pairs, which YAML reads as two characters.
         joined = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         if joined != value and "\ufffd" in joined:
-            self.faults.add(line_of(node), key, "holds half a letter (a lone surrogate)")
+            self.faults.add(line_of(node), key, "contains half a character (a lone surrogate)")
         return joined
 
 
 def join(key: str, inner: str | int) -> str:
-    """The name of a place in the file: `categories[0].queries[1]`."""
+    """Return the name of a place in the file, such as `categories[0].queries[1]`."""
     if isinstance(inner, int):
         return f"{key}[{inner}]"
     return f"{key}.{inner}" if key else inner
 
 
 LIMIT = 1_000_000
-"""Bytes; larger files are refused. Thousands of categories fit."""
+"""Limit of a file's size, bytes; enough for thousands of categories."""
 
 EXAMPLE = "such as: categories: [dog, cat]"
 
 
 @dataclass(slots=True)
 class Item:
-    """One category as it stands in a file: under which name of a place, in which node, with which lines. `is_keyed`:
-    its name is the key of a mapping (`categories: {dog: …}`); `name` is that key's node, or else the one of `name:`."""
+    """One category of a file: the name of its place, its node, its values and their lines. `is_keyed` if its name is
+    the key of a mapping (`categories: {dog: …}`)."""
 
     key: str
     node: Node
     is_keyed: bool
     values: dict[str, Any]
-    lines: dict[Way, int] = field(default_factory=dict)
+    lines: dict[KeyPath, int] = field(default_factory=dict)
     entry: Entry | None = None
 
-    def line(self, way: Way) -> int:
-        """Where a value stands, or else the next outer one that stands anywhere."""
-        while way not in self.lines:
-            way = way[:-1]
-        return self.lines[way]
+    def line(self, keys: KeyPath) -> int:
+        """Return the line of a value, or of the nearest outer value that has one."""
+        while keys not in self.lines:
+            keys = keys[:-1]
+        return self.lines[keys]
 
     @property
     def folded_name(self) -> str:
@@ -173,21 +173,43 @@ class Item:
 
 
 def read_ontology(path: str | os.PathLike[str] | Url) -> Ontology:
-    """The categories of a YAML or JSON file, or object in a store.
+    """Read the ontology in a YAML or JSON file, local or at a URL.
 
-    Raises `OntologyError` with one line `file:line: key: what is wrong and what would be right` for each fault: a file
-    that is missing, over `LIMIT`, not UTF-8 or neither YAML nor JSON; keys that are unknown or there twice; values out
-    of range; names, ids or wordings that two categories share.
+    Raises:
+        OntologyError: the file is missing, larger than `LIMIT`, not UTF-8, or neither YAML nor JSON; keys are unknown
+            or repeated; values are out of range; categories share a name, id or wording. The message has one line
+            `file:line: key: what is wrong` per error.
     """
     return parse(read_text(path), str(path))[0]
 
 
+def ontology_from_dict(recorded: Mapping[str, Any]) -> Ontology:
+    """Return the ontology that `Ontology.to_dict` wrote, with ids counted from 1 in the order of the categories.
+
+    Raises:
+        OntologyError: it has no list of categories, or a category is damaged.
+    """
+    entries = recorded.get("categories")
+    if not isinstance(entries, list):
+        raise OntologyError("it has no list of categories")
+    categories = []
+    for number, values in enumerate(entries, start=1):
+        # Ids are left out: those taken from a COCO file may be 0 or negative.
+        known = {key: value for key, value in values.items() if key != "id"} if isinstance(values, Mapping) else {}
+        entry, faults = check_entry(known)
+        if entry is None or not entry.queries:
+            (keys, words), *_ = [*faults, (("queries",), "is missing")]
+            raise OntologyError(f"category {number}: {keys[0]} {words}")
+        categories.append(entry.category(number))
+    return Ontology(tuple(categories))
+
+
 def read_text(path: str | os.PathLike[str] | Url) -> str:
-    """The text of the file, line ends and byte order mark as they are. Raises `OntologyError`."""
+    """Return the text of the file with line ends and byte order mark. Raises `OntologyError` if it cannot be read."""
     if isinstance(path, Url):
         content = read_bytes(path, OntologyError)
     else:
-        content = read_file(path, OntologyError, most=LIMIT + 1)
+        content = read_file(path, OntologyError, limit=LIMIT + 1)
     if len(content) > LIMIT:
         raise OntologyError(f"{path} is over the limit of {LIMIT:,} bytes; is it an ontology?")
     try:
@@ -198,14 +220,14 @@ def read_text(path: str | os.PathLike[str] | Url) -> str:
 
 
 def parse(text: str, file: str) -> tuple[Ontology, list[Item]]:
-    """The ontology in a text, and where each category stands in it. Raises `OntologyError`, naming `file`."""
+    """Return the ontology in a text, and the place of each category. Raises `OntologyError`, naming `file`."""
     faults = Faults(file)
     root = compose(_as_yaml(text, file), file)
     items = list(_items(root, faults))
     for item in items:
         item.entry, found = check_entry(item.values)
-        for way, message in found:
-            faults.add(item.line(way), _key(item, way), message)
+        for keys, message in found:
+            faults.add(item.line(keys), _key(item, keys), message)
         if item.entry and not item.entry.queries:
             try:
                 wording(item.entry.name)
@@ -221,7 +243,7 @@ def parse(text: str, file: str) -> tuple[Ontology, list[Item]]:
 
 
 def _as_yaml(text: str, file: str) -> str:
-    """The same text, place for place, that YAML can read: tabs between JSON's tokens become blanks."""
+    """Return the text so that YAML can read it, at the same positions: tabs in JSON become spaces."""
     body = text.removeprefix("\ufeff")
     if file.lower().endswith(".json"):
         try:
@@ -236,7 +258,7 @@ def _as_yaml(text: str, file: str) -> str:
 
 
 def _items(root: Node | None, faults: Faults) -> Iterator[Item]:
-    """Every category of the file, in whichever of the three forms it is written."""
+    """Yield every category of the file, in any of the three forms."""
     if root is None or (isinstance(root, ScalarNode) and not root.value):
         faults.add(1, "", f"is empty; it should list categories, {EXAMPLE}")
         return
@@ -264,38 +286,38 @@ def _items(root: Node | None, faults: Faults) -> Iterator[Item]:
 
 
 def _listed(node: Node, key: str, reading: Reading) -> Item:
-    """`- dog`, or `- name: dog` with more keys."""
-    lines: dict[Way, int] = {}
+    """Return the category of a list entry: `- dog`, or `- name: dog` with further keys."""
+    lines: dict[KeyPath, int] = {}
     values = reading.plain(node, key, (), lines)
     return Item(key, node, False, values if isinstance(values, dict) else {"name": values}, lines)
 
 
 def _keyed(name: str, name_node: Node, node: Node, reading: Reading) -> Item:
-    """`dog:` alone, with a list of wordings, or with more keys."""
+    """Return the category of a mapping entry: `dog:` alone, with a list of wordings, or with further keys."""
     key = join("categories", name)
-    lines: dict[Way, int] = {(): line_of(name_node)}
-    inner: dict[Way, int] = {}
+    lines: dict[KeyPath, int] = {(): line_of(name_node)}
+    inner: dict[KeyPath, int] = {}
     values = reading.plain(node, key, (), inner)
     if not isinstance(values, dict):
-        lines |= {("queries", *way): line for way, line in inner.items()}
+        lines |= {("queries", *keys): line for keys, line in inner.items()}
         return Item(key, node, True, {"name": name} | ({} if values is None else {"queries": values}), lines)
     if "name" in values:
         reading.faults.add(inner["name",], f"{key}.name", "is given twice, the key above being the name; leave it out")
     return Item(key, node, True, values | {"name": name}, inner | lines)
 
 
-def _key(item: Item, way: Way) -> str:
-    """The name of a place in the file as the file has it: short forms have no keys of their own."""
-    if way == ("name",) and way not in item.lines:
+def _key(item: Item, keys: KeyPath) -> str:
+    """Return the name of a place as the file writes it; short forms have no keys of their own."""
+    if keys == ("name",) and keys not in item.lines:
         return item.key if item.is_keyed or not isinstance(item.node, MappingNode) else f"{item.key}.name"
     key = item.key
-    for step in way:
+    for step in keys:
         key = join(key, step)
     return key
 
 
 def _refuse_shared(items: list[Item], what: str, faults: Faults) -> None:
-    """Two categories must not share a name (letter case aside) or an id."""
+    """Add an error for each name (ignoring case) or id that two categories share."""
     first: dict[Any, Item] = {}
     for item in items:
         value = item.values.get(what)
@@ -308,31 +330,31 @@ def _refuse_shared(items: list[Item], what: str, faults: Faults) -> None:
 
 
 def _refuse_shared_wordings(items: list[Item], faults: Faults) -> None:
-    """A wording belongs to one category, once, and is not unwanted in its own."""
+    """Add an error for each wording that is in two categories, twice in one, or also a negative of its category."""
     first: dict[str, tuple[Item, int]] = {}
     for item in items:
         own: set[str] = set()
-        for way, text in _texts(item, "queries") or _texts(item, "name"):
-            line = item.line(way)
+        for keys, text in _texts(item, "queries") or _texts(item, "name"):
+            line = item.line(keys)
             other, there = first.setdefault(_folded(text), (item, line))
             if _folded(text) in own:
-                faults.add(line, _key(item, way), f"{text!r} is there already, in line {there}")
-            elif other is not item and item.folded_name != other.folded_name:  # of the same name is told elsewhere
+                faults.add(line, _key(item, keys), f"{text!r} is there already, in line {there}")
+            elif other is not item and item.folded_name != other.folded_name:  # shared names are reported elsewhere
                 name = other.values.get("name")
                 faults.add(
                     line,
-                    _key(item, way),
+                    _key(item, keys),
                     f"{text!r} is a wording of {name!r} too, in line {there}; a pixel cannot be both, "
                     "so leave it to one of them",
                 )
             own.add(_folded(text))
-        for way, text in _texts(item, "negative_queries"):
+        for keys, text in _texts(item, "negative_queries"):
             if _folded(text) in own:
-                faults.add(item.line(way), _key(item, way), f"{text!r} is wanted by the same category; leave one out")
+                faults.add(item.line(keys), _key(item, keys), f"{text!r} is wanted by the same category; leave one out")
 
 
-def _texts(item: Item, key: str) -> list[tuple[Way, str]]:
-    """The texts under a key, as far as they are texts."""
+def _texts(item: Item, key: str) -> list[tuple[KeyPath, str]]:
+    """Return the texts under a key, without values that are not text."""
     value = item.values.get(key)
     if key == "name":
         return [((key,), value)] if isinstance(value, str) else []
@@ -342,23 +364,13 @@ def _texts(item: Item, key: str) -> list[tuple[Way, str]]:
 
 
 def _folded(text: str) -> str:
-    """The same for wordings that ask for the same thing."""
+    """Return a form that is equal for wordings with the same meaning."""
     return "+".join(sorted(" ".join(part.casefold().split()) for part in text.split("+")))
 
 
 def _categories(entries: list[Entry]) -> Iterator[Category]:
-    """Entries with the lowest free ids where they have none, and their name as their wording where there is none."""
+    """Yield the categories; entries without an id get the lowest free ids."""
     taken = {entry.id for entry in entries}
     free = (number for number in range(1, 2 * len(entries) + 1) if number not in taken)
     for entry in entries:
-        yield Category(
-            name=entry.name,
-            id=next(free) if entry.id is None else entry.id,
-            supercategory=entry.supercategory,
-            queries=tuple(entry.queries or [wording(entry.name)]),
-            negative_queries=tuple(entry.negative_queries),
-            threshold=entry.threshold,
-            presence=entry.presence,
-            min_area=entry.min_area,
-            colour=entry.colour or None,
-        )
+        yield entry.category(next(free) if entry.id is None else entry.id)

@@ -1,6 +1,6 @@
-"""Records become images: overlays, maps with their points and candidates, cut-outs."""
+"""Draw results: overlays, maps with points and candidates, cut-outs."""
 
-from text2seg.render.colours import colour_of
+from text2seg.render.drawing import colour_of
 from text2seg.render.overlays import cut_out, overlay
 from text2seg.render.panels import maps_with_points
 

@@ -1,4 +1,4 @@
-"""An image with its segments in colour and a legend, and single segments cut out."""
+"""Overlays: an image with coloured segments and a legend. Cut-outs: single segments on a transparent backdrop."""
 
 from __future__ import annotations
 
@@ -7,34 +7,47 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 from PIL import ImageDraw
 
-from text2seg.records import Image, Segment, Segmentation
-from text2seg.render.colours import FAINT, INK, PAPER, Colour, blend, colour_of, outline
-from text2seg.render.lettering import draw_text, text_width
+from text2seg.records import UNNAMED, Image, Segment, Segmentation
+from text2seg.render.drawing import (
+    FAINT,
+    INK,
+    PAPER,
+    Colour,
+    blend,
+    colour_of,
+    colour_of_number,
+    draw_text,
+    outline,
+    text_width,
+)
 
 OPACITY = 0.5
 LEAST_SIDE = 480
-"""With a legend, smaller images are enlarged by whole numbers until their long side has about this many pixels."""
+"""With a legend, smaller images are enlarged by an integer factor to at least this long side, pixels."""
 LEAST_OUTLINED = 160
-"""In images smaller than this an outline would hide what it surrounds."""
+"""Images with a shorter long side, in pixels, get no outlines: they would hide small segments."""
 
 
 def overlay(segmentation: Segmentation, *, legend: bool = True) -> NDArray[np.uint8]:
-    """The image with each segment in its query's colour, uint8[h, w, 3] RGB.
+    """Draw the segments on their image, each in the colour of its query, or in a colour of its own if nobody named it.
+    Returns RGB uint8[h, w, 3].
 
-    Without `legend` it has the image's size. With it, a strip below names each query with the count of its segments
-    and the best SAM score, or that it was not found; small images are enlarged first, so that the strip can be read.
-    Raises `ValueError` where a mask is not of the image's size.
+    Without `legend` it has the size of the image. With it, small images are enlarged, and a strip below names each
+    query with its number of segments and best SAM score, or says that it was not found. Raises `ValueError` if a mask
+    has another size than the image.
     """
     image = segmentation.image
     factor = -(-LEAST_SIDE // max(image.hw)) if legend else 1
     pixels: NDArray[np.uint8] = _enlarged(image.pixels, factor).copy()
     long_side = max(pixels.shape[:2])
-    for segment in sorted(segmentation.segments, key=lambda segment: -segment.area):  # small ones stay visible
+    largest_first = sorted(segmentation.segments, key=lambda segment: -segment.area)  # keeps small ones visible
+    for number, segment in enumerate(largest_first):
         _check_size(segment, image)
         mask = _enlarged(segment.mask.view(np.uint8), factor).view(np.bool_)
-        pixels = blend(pixels, mask, colour_of(segment.query), OPACITY)
+        colour = colour_of_number(number) if segment.query == UNNAMED else colour_of(segment.query)
+        pixels = blend(pixels, mask, colour, OPACITY)
         if long_side >= LEAST_OUTLINED:
-            outline(pixels, mask, colour_of(segment.query), max(2, round(long_side / 320)))
+            outline(pixels, mask, colour, max(2, round(long_side / 320)))
     if not legend or not segmentation.maps.queries:
         return pixels
     strip = _legend(segmentation, max(pixels.shape[1], 200), max(16, round(pixels.shape[1] / 60)))
@@ -42,10 +55,10 @@ def overlay(segmentation: Segmentation, *, legend: bool = True) -> NDArray[np.ui
 
 
 def cut_out(segment: Segment, image: Image, *, crop: bool = False) -> NDArray[np.uint8]:
-    """The segment alone on a transparent ground, uint8[H, W, 4] RGBA; outside of it all is 0, colour too.
+    """Return the segment on a transparent backdrop, RGBA uint8[H, W, 4]; all four channels are 0 outside the mask.
 
-    With `crop`, only the tight box around the mask, unless the mask is empty. Raises `ValueError` where the mask is not
-    of the image's size.
+    With `crop`, return only the tight box around the mask, unless the mask is empty. Raises `ValueError` if the mask
+    has another size than the image.
     """
     _check_size(segment, image)
     cut: NDArray[np.uint8] = np.zeros((*image.hw, 4), np.uint8)
@@ -59,7 +72,7 @@ def cut_out(segment: Segment, image: Image, *, crop: bool = False) -> NDArray[np
 
 def _check_size(segment: Segment, image: Image) -> None:
     if segment.mask.shape != image.hw:
-        raise ValueError(f"the mask must be of the image's size {list(image.hw)}, got {list(segment.mask.shape)}")
+        raise ValueError(f"the mask must have the image size {list(image.hw)}, got {list(segment.mask.shape)}")
 
 
 def _enlarged(pixels: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
@@ -74,7 +87,7 @@ def _stacked(pixels: NDArray[np.uint8], strip: NDArray[np.uint8]) -> NDArray[np.
 
 
 def _entries(segmentation: Segmentation) -> list[tuple[str, str, Colour | None]]:
-    """For each query its name, what became of it and its colour, which is None where it was not found."""
+    """Return name, verdict and colour of each query; the colour is None if the query was not found."""
     entries: list[tuple[str, str, Colour | None]] = []
     for query in dict.fromkeys(segmentation.maps.queries):
         colour = colour_of(query) if segmentation.of(query) else None
@@ -83,7 +96,7 @@ def _entries(segmentation: Segmentation) -> list[tuple[str, str, Colour | None]]
 
 
 def _legend(segmentation: Segmentation, width: int, size: int) -> NDArray[np.uint8]:
-    """The entries from left to right, in as many lines as it takes, uint8[h, width, 3]."""
+    """Draw the entries from left to right, in as many lines as needed. Returns uint8[h, width, 3]."""
     line, swatch, gap = round(size * 1.9), size, size // 2
     placed: list[tuple[int, int, str, str, Colour | None, float]] = []
     x, row = gap * 2, 0

@@ -1,7 +1,8 @@
-"""How each mask came about, in one row of panels: the map and its points, SAM's candidates, the mask."""
+"""Panels that explain each mask: the map with points, SAM's candidates, the mask. Also sheets and comparisons."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -10,8 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 from PIL import ImageDraw
 
-from text2seg.records import PointPrompts, Segment, Segmentation
-from text2seg.render.colours import (
+from text2seg.records import Image, PointPrompts, Segment, Segmentation
+from text2seg.render.drawing import (
     FAINT,
     FRAME,
     INK,
@@ -21,17 +22,17 @@ from text2seg.render.colours import (
     Colour,
     blend,
     colour_of,
+    draw_text,
     heat,
     outline,
 )
-from text2seg.render.lettering import draw_text
 
 Pixels = NDArray[np.uint8]
 
 LARGEST, SMALLEST = 420, 260
-"""The long side of a panel: smaller images are enlarged, larger ones reduced."""
+"""Limits of a panel's long side, pixels: smaller images are enlarged, larger ones reduced."""
 CELL = 220
-"""The least width of a panel's column, so that the words above it can be read."""
+"""Smallest width of a column, pixels, so that its caption can be read."""
 LEAST_WIDTH = 480
 GAP, ARROW, HEADER, CAPTION = 12, 40, 44, 30
 DIM = 0.5
@@ -46,7 +47,7 @@ class _Panel:
 
 @dataclass(frozen=True)
 class _Row:
-    """A line of words and below it panels, in groups with an arrow from each to the next."""
+    """A header line and the panels below it, in groups with arrows between them."""
 
     query: str
     note: str
@@ -58,17 +59,17 @@ class _Row:
 
 
 def maps_with_points(segmentation: Segmentation) -> Pixels:
-    """A row for each segment, in the order of the queries: the map with its points (green: positive, red: negative),
-    SAM's candidates with their scores, the chosen one framed, and the mask. RGB uint8[h, w, 3].
+    """Draw a row for each segment, in the order of the queries. Returns RGB uint8[h, w, 3].
 
-    A query that was not found has a row with its map only. Panels are 260 to 420 pixels on their long side. Without
-    any query it is the image alone, as large as a panel.
+    A row shows the map with its points (green: positive, red: negative), SAM's candidates with their scores, the chosen
+    one framed, and the mask. A query that was not found has a row with its map only. The long side of a panel is 260
+    to 420 pixels. Without queries, the result is the image alone in the size of a panel.
     """
     image, maps = _reduced(segmentation.image.pixels), segmentation.maps
     rows: list[_Row] = []
-    for query, scores, presence in zip(maps.queries, maps.scores, maps.presence, strict=True):
+    for query, scores in zip(maps.queries, maps.scores, strict=True):
         found = segmentation.of(query)
-        heated, note = heat(scores, image), f"presence {presence:.2f}"
+        heated, note = heat(scores, image), maps.presence_of(query)
         for segment in found:
             rows.append(_Row(query, note, colour_of(query), _stages(segment, heated, image, segmentation.image.pixels)))
         if not found:
@@ -77,12 +78,12 @@ def maps_with_points(segmentation: Segmentation) -> Pixels:
 
 
 def _stages(segment: Segment, heated: Pixels, image: Pixels, original: Pixels) -> list[list[_Panel]]:
-    """The panels of one segment: where it is, what SAM made of the points, what came of it. Of one that was seen in a
-    tile, only the first shows the whole image."""
+    """Return the panels of one segment: map with points, SAM's candidates, mask. For a segment found in a tile, only
+    the first shows the whole image."""
     colour, points, candidates = colour_of(segment.query), segment.points, segment.candidates
     positive = int(np.count_nonzero(points.labels))
     where = _Panel(
-        _with_points(heated, points, segment.mask.shape), f"map, {positive} positive, {len(points) - positive} negative"
+        with_points(heated, points, segment.mask.shape), f"map, {positive} positive, {len(points) - positive} negative"
     )
     mask = segment.mask
     if segment.view_xywh is not None:
@@ -151,7 +152,7 @@ def _reduced(pixels: Pixels) -> Pixels:
 
 
 def _fitted(pixels: Pixels, hw: tuple[int, ...]) -> Pixels:
-    """As large as a panel of height and width can hold it."""
+    """Resize an image to fit into a panel of `hw` (rows, columns)."""
     scale = min(hw[0] / pixels.shape[0], hw[1] / pixels.shape[1])
     size = max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale))
     return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
@@ -162,8 +163,8 @@ def _resized(mask: NDArray[np.bool_], hw: tuple[int, ...]) -> NDArray[np.bool_]:
     return np.asarray(cv2.resize(mask.view(np.uint8) * 255, hw[::-1], interpolation=how) >= 128)
 
 
-def _with_points(panel: Pixels, points: PointPrompts, image_hw: tuple[int, ...]) -> Pixels:
-    """Points of the original image as discs with a white rim, the positive ones on top, and the box if there is one."""
+def with_points(panel: Pixels, points: PointPrompts, image_hw: tuple[int, ...]) -> Pixels:
+    """Draw points of the original image as discs with a white rim, the positive ones on top, and the box if any."""
     panel = panel.copy()
     scale = np.array([panel.shape[1] / image_hw[1], panel.shape[0] / image_hw[0]])
     radius = min(6, max(2, min(panel.shape[:2]) // 10))
@@ -180,17 +181,154 @@ def _with_points(panel: Pixels, points: PointPrompts, image_hw: tuple[int, ...])
 
 
 def _candidate(logits: NDArray[np.float32], hw: tuple[int, ...]) -> NDArray[np.bool_]:
-    """SAM's square low-resolution mask at the size of a panel: enlarged until its side is the panel's long side, then
-    cut to the panel, which is the image's share of the square."""
+    """Resize SAM's square low-resolution mask to a panel: the side of the square becomes the panel's long side, then
+    the padding is cut off."""
     side = max(hw)
     return cv2.resize(logits, (side, side), interpolation=cv2.INTER_LINEAR)[: hw[0], : hw[1]] > 0
 
 
 def _on_dimmed(panel: Pixels, mask: NDArray[np.bool_], colour: Colour, *, outlined: bool) -> Pixels:
-    """The mask in colour, all around it darker and grey."""
+    """Draw the mask in colour, with the rest of the image darker and greyer."""
     grey = cv2.cvtColor(panel, cv2.COLOR_RGB2GRAY)[:, :, None]
     dimmed = np.rint((panel * 0.4 + grey * 0.6) * DIM).astype(np.uint8)
     painted = blend(np.where(mask[:, :, None], panel, dimmed), mask, colour, 0.4)
     if outlined:
         outline(painted, mask, colour, 2)
     return painted
+
+
+# --- captioned images on one sheet ---
+
+
+SHEET_CELL = 300
+"""Long side of the images on a sheet, pixels, unless all are larger."""
+SHEET_LARGEST = 900
+SHEET_PIXELS = 60e6
+"""Largest number of pixels of all images on a sheet of full size."""
+SHEET_GAP, SHEET_CAPTION, TITLE = 14, 28, 40
+
+
+def sheet(cells: Sequence[tuple[str, Pixels]], *, title: str = "", columns: int = 0, full_size: bool = False) -> Pixels:
+    """Arrange images uint8[h, w, 3] in rows, with a caption above each. Returns uint8[H, W, 3].
+
+    Args:
+        cells: caption and image; at least one has pixels. The place of an image without pixels stays empty.
+        title: a line above all.
+        columns: number of images per row; 0: as many as fit into about 1600 pixels.
+        full_size: keep the sizes of the images, unless all together have more than `SHEET_PIXELS`. Otherwise all get
+            the same long side.
+    """
+    if full_size:
+        scale = min(1.0, (SHEET_PIXELS / sum(pixels[..., 0].size for _, pixels in cells)) ** 0.5)
+        sized = [(caption, _brought_to(pixels, max(pixels.shape[:2]) * scale)) for caption, pixels in cells]
+    else:
+        sides = [max(pixels.shape[:2]) for _, pixels in cells if pixels.size]
+        long_side = min(max(SHEET_CELL, min(sides)), SHEET_LARGEST)
+        sized = [(caption, _brought_to(pixels, long_side)) for caption, pixels in cells]
+    width = max(max(pixels.shape[1] for _, pixels in sized), SHEET_CELL)
+    columns = columns or min(len(cells), max(1, 1600 // (width + SHEET_GAP)))
+    rows = [sized[first : first + columns] for first in range(0, len(sized), columns)]
+    heights = [max(pixels.shape[0] for _, pixels in row) for row in rows]
+    top = TITLE if title else 0
+    size = (
+        columns * (width + SHEET_GAP) + SHEET_GAP,
+        top + sum(heights) + len(rows) * (SHEET_CAPTION + SHEET_GAP) + SHEET_GAP,
+    )
+    whole = PillowImage.new("RGB", size, PAPER)
+    pen = ImageDraw.Draw(whole)
+    if title:
+        draw_text(pen, (SHEET_GAP, TITLE / 2 + 4), title, size=22, colour=INK, width=whole.width - 2 * SHEET_GAP)
+    for number, (caption, pixels) in enumerate(sized):
+        row, column = divmod(number, columns)
+        if not pixels.size:
+            continue
+        left = SHEET_GAP + column * (width + SHEET_GAP)
+        upper = top + sum(heights[:row]) + row * (SHEET_CAPTION + SHEET_GAP)
+        draw_text(pen, (left, upper + SHEET_CAPTION / 2 + 4), caption, size=15, colour=INK, width=width)
+        upper += SHEET_CAPTION + 4
+        pen.rectangle((left - 1, upper - 1, left + pixels.shape[1], upper + pixels.shape[0]), outline=FRAME)
+        whole.paste(PillowImage.fromarray(pixels), (left, upper))
+    return np.asarray(whole)
+
+
+def _brought_to(pixels: Pixels, long_side: float) -> Pixels:
+    height, width = pixels.shape[:2]
+    if not pixels.size or max(height, width) == long_side:
+        return pixels
+    scale = long_side / max(height, width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(np.ascontiguousarray(pixels), size, interpolation=how), dtype=np.uint8)
+
+
+# --- two masks side by side ---
+
+
+COMPARED_SIDE, COMPARED_HEADER, COMPARED_TEXT = 520, 34, 16
+ONLY_RECORDED: Colour = (230, 80, 30)
+ONLY_REBUILT: Colour = (40, 110, 240)
+
+Side = tuple[NDArray[np.bool_], PointPrompts | None]
+
+
+def compared(image: Image, query: str, recorded: Side, rebuilt: Side) -> Pixels:
+    """Draw three panels: the recorded mask, the rebuilt one, and their differences on grey. Returns RGB uint8[h, w, 3].
+
+    `recorded` and `rebuilt` are a mask bool[H, W] of the size of the image and its points (green: positive, red:
+    negative). Raises `ValueError` if a mask has another size.
+    """
+    for mask, _ in (recorded, rebuilt):
+        if mask.shape != image.hw:
+            raise ValueError(f"the mask must have the image size {list(image.hw)}, got {list(mask.shape)}")
+    differing = int(np.count_nonzero(recorded[0] != rebuilt[0]))
+    panels = [
+        (f"recorded: {query}", _painted(image, query, *recorded)),
+        (
+            "rebuilt, points as found now" if rebuilt[1] is not None else "rebuilt, points not found again",
+            _painted(image, query, *rebuilt),
+        ),
+        (
+            f"{differing:,} pixels differ" if differing else "no pixel differs",
+            _difference(image, recorded[0], rebuilt[0]),
+        ),
+    ]
+    height, width = panels[0][1].shape[:2]
+    step = max(width, 260) + GAP
+    canvas = PillowImage.new("RGB", (GAP + step * len(panels), height + COMPARED_HEADER + GAP), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    for place, (words, pixels) in enumerate(panels):
+        left = GAP + step * place
+        draw_text(draw, (left, COMPARED_HEADER / 2), words, size=COMPARED_TEXT, colour=INK, width=step - GAP)
+        canvas.paste(PillowImage.fromarray(pixels), (left, COMPARED_HEADER))
+    return np.asarray(canvas)
+
+
+def _painted(image: Image, query: str, mask: NDArray[np.bool_], points: PointPrompts | None) -> Pixels:
+    small, covered = _sized(image.pixels), _sized(mask.view(np.uint8) * 255) > 127
+    painted = np.ascontiguousarray(blend(small, covered, colour_of(query), 0.5))
+    outline(painted, covered, colour_of(query), 2)
+    if points is None:
+        return painted
+    scale = np.array([small.shape[1] / image.hw[1], small.shape[0] / image.hw[0]])
+    for index in np.argsort(points.labels, kind="stable"):
+        x, y = (int(at) for at in np.rint(points.xy[index] * scale * 16 - 8))
+        cv2.circle(painted, (x, y), 6 * 16, PAPER, -1, cv2.LINE_AA, 4)
+        cv2.circle(painted, (x, y), 4 * 16, POSITIVE if points.labels[index] else NEGATIVE, -1, cv2.LINE_AA, 4)
+    return painted
+
+
+def _difference(image: Image, recorded: NDArray[np.bool_], rebuilt: NDArray[np.bool_]) -> Pixels:
+    """Draw the differences. Each differing pixel is visible, however much the image is reduced."""
+    grey = cv2.cvtColor(_sized(image.pixels), cv2.COLOR_RGB2GRAY) // 2 + 96
+    painted = np.repeat(grey[:, :, None], 3, axis=2).astype(np.uint8)
+    for only, colour in ((recorded & ~rebuilt, ONLY_RECORDED), (rebuilt & ~recorded, ONLY_REBUILT)):
+        painted[_sized(only.view(np.uint8) * 255) > 0] = colour
+    return painted
+
+
+def _sized(pixels: Pixels) -> Pixels:
+    height, width = pixels.shape[:2]
+    scale = COMPARED_SIDE / max(height, width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST
+    return np.asarray(cv2.resize(np.ascontiguousarray(pixels), size, interpolation=how), dtype=np.uint8)

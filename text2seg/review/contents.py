@@ -1,47 +1,56 @@
-"""What a dataset of anyone holds, read for review: entries checked, annotations sorted to their images."""
+"""Contents of any COCO dataset for review: images, annotations and their uncertainty, and counts by category."""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean, median
+from math import prod
 from typing import Any
 
-from text2seg.coco.lookup import provenance_of
+from text2seg.coco import rle
+from text2seg.coco.provenance import models_in, provenance_of
 from text2seg.coco.reader import attributes_of, check_dataset, check_references, score_of
+from text2seg.coco.rle import is_number, rle_of
+from text2seg.config import PresenceSettings
+from text2seg.errors import Text2SegError
+from text2seg.labelling.summary import CategorySummary, SegmentValues, SummaryTally
+from text2seg.model_card import ModelCard, find_card
 from text2seg.render import colour_of
-from text2seg.render.colours import Colour
-from text2seg.review.uncertainty import NEARLY, Uncertainty, nearness, number_in, uncertainty_of
+from text2seg.render.drawing import Colour
 
 Json = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One annotation, with the name of its category, and what its doubt is measured with. `doubt` is the value of its
-    uncertainty, whose words are made when they are shown: a large dataset has many annotations and shows few."""
+    """One annotation with the name of its category and the value of its uncertainty.
+
+    `hw` and `threshold` are what the uncertainty depends on. Its explanation is made only when it is shown: a large
+    dataset has many annotations and shows few.
+    """
 
     annotation: Json
     category: str
     score: float | None
     hw: tuple[int, int] | None
     threshold: float | None
-    doubt: float | None
+    uncertainty_value: float | None
 
     @classmethod
     def of(cls, annotation: Json, category: str, hw: tuple[int, int] | None, threshold: float | None) -> Item:
-        doubt = uncertainty_of(annotation, hw=hw, threshold=threshold).value
-        return cls(annotation, category, score_of(annotation), hw, threshold, doubt)
+        """Make an item; arguments as for `uncertainty_of`."""
+        value = uncertainty_of(annotation, hw=hw, threshold=threshold).value
+        return cls(annotation, category, score_of(annotation), hw, threshold, value)
 
     @property
     def uncertainty(self) -> Uncertainty:
+        """The uncertainty with its parts and their explanations."""
         return uncertainty_of(self.annotation, hw=self.hw, threshold=self.threshold)
 
 
 @dataclass(frozen=True, slots=True)
 class Near:
-    """A category that was not found in an image, though its presence comes close to the threshold."""
+    """A category that was not found in an image, but has a presence close to the threshold."""
 
     category: str
     presence: float
@@ -50,7 +59,7 @@ class Near:
 
 @dataclass(slots=True)
 class ReviewImage:
-    """One image with what was found in it and what nearly was. `hw` is `None` where the dataset does not say."""
+    """One image with its annotations and nearly found categories. `hw` is (rows, columns), None if unknown."""
 
     file_name: str
     hw: tuple[int, int] | None
@@ -59,38 +68,28 @@ class ReviewImage:
 
     @property
     def uncertainty(self) -> float | None:
-        """That of its most doubtful annotation or, where there is none, of what was nearly found; `None`: unknown."""
+        """Uncertainty of the most uncertain annotation or, without any, nearly found category; None if unknown."""
         if not self.items:
             return max((nearness(each.presence, each.threshold) for each in self.near), default=0.0)
-        return max((item.doubt for item in self.items if item.doubt is not None), default=None)
-
-
-@dataclass(frozen=True, slots=True)
-class CategoryRow:
-    """One line of the table of categories; `None` where there is nothing to take a mean of."""
-
-    name: str
-    images: int
-    annotations: int
-    area_share: float | None
-    score: float | None
-    presence: float | None
+        return max((item.uncertainty_value for item in self.items if item.uncertainty_value is not None), default=None)
 
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """A dataset's images, most doubtful first, those of unknown doubt last; `orphans` are annotations of no image."""
+    """A dataset's images, the most uncertain first, and counts. `orphans` counts annotations without an image. `models`
+    made the dataset, as far as it says."""
 
     images: tuple[ReviewImage, ...]
-    categories: tuple[CategoryRow, ...]
+    categories: tuple[CategorySummary, ...]
     colours: Mapping[str, Colour]
     scores: tuple[float, ...]
     failures: tuple[Json, ...]
     orphans: int
+    models: str = ""
 
 
 def contents_of(dataset: Json) -> Contents:
-    """Sort a COCO dataset of anyone. Raises `DatasetError` where an entry is damaged."""
+    """Read the contents of any COCO dataset. Raises `DatasetError` if an entry is damaged."""
     checked = check_dataset(dataset, "the dataset")
     check_references(checked, ["category_id"])
     names, colours = _categories(checked)
@@ -108,48 +107,52 @@ def contents_of(dataset: Json) -> Contents:
     for entry in checked["images"]:
         _add_near(images[entry["id"]], entry, thresholds, provenance_of({}, checked))
     for image in images.values():
-        image.items.sort(key=lambda item: -_or_least(item.doubt))
+        image.items.sort(key=lambda item: -_unknown_last(item.uncertainty_value))
     failures = checked["info"].get("failures")
     return Contents(
-        tuple(sorted(images.values(), key=lambda each: (-_or_least(each.uncertainty), each.file_name))),
-        _rows(tuple(dict.fromkeys(names.values())), images.values()),
+        tuple(sorted(images.values(), key=lambda each: (-_unknown_last(each.uncertainty), each.file_name))),
+        _summaries(dict.fromkeys(names.values()), images.values()),
         {name: colours.get(name) or colour_of(name) for name in names.values()},
         tuple(item.score for image in images.values() for item in image.items if item.score is not None),
         tuple(each for each in failures if isinstance(each, Mapping)) if isinstance(failures, list) else (),
         orphans,
+        models_in(checked),
     )
 
 
 class _Thresholds:
-    """The presence below which a category counted as absent, as far as the dataset says."""
+    """The presence thresholds of categories, as far as the dataset records them."""
 
     def __init__(self, dataset: Json) -> None:
         entries = _object(dataset["info"].get("ontology")).get("categories")
-        self._own = {
-            str(entry.get("name")): own
+        self._of_categories = {
+            str(entry.get("name")): value
             for entry in (entries if isinstance(entries, list) else ())
-            if isinstance(entry, Mapping) and (own := number_in(entry, "presence")) is not None
+            if isinstance(entry, Mapping) and (value := number_in(entry, "presence")) is not None
         }
+        self._cards: dict[str, ModelCard] = {}
 
     def of(self, category: str, provenance: Json) -> float | None:
-        """The category's own threshold, else that of the run, else the model's; `None` where there was none."""
-        if category in self._own:
-            return self._own[category]
-        stages = _object(provenance.get("settings"))
-        asked = number_in(_object(stages.get("presence")), "presence")
-        if asked is not None:
-            return asked
-        maps, clip = _object(stages.get("maps")), _object(provenance.get("clip"))
-        usual = maps.get("architecture") == "surgery" and maps.get("input_size") is None
-        if not usual or clip.get("name") != "demo":
-            return None
-        from text2seg.clip.maps import PresenceModel
+        """Return the threshold of the category, else of the run, else of the model; None if there was none."""
+        return PresenceSettings().threshold(self._of_categories.get(category), self._of_run(provenance))
 
-        return PresenceModel.of_demo(()).threshold
+    def _of_run(self, provenance: Json) -> float | None:
+        """Return the threshold that a run records; files before 0.6.0 record only one that the user set."""
+        recorded = number_in(_object(provenance.get("presence")), "threshold")
+        if recorded is not None:
+            return recorded or None
+        stages = _object(provenance.get("settings"))
+        of_user = number_in(_object(stages.get("presence")), "presence")
+        if of_user is not None:
+            return of_user
+        maps, sha256 = _object(stages.get("maps")), str(_object(provenance.get("clip")).get("sha256"))
+        if sha256 not in self._cards:
+            self._cards[sha256] = find_card(sha256)
+        return self._cards[sha256].default_presence(maps.get("architecture"), maps.get("input_size"))
 
 
 def _object(value: Any) -> Json:
-    """A value that should be an object; an empty one where it is none."""
+    """Return a value that should be an object, or an empty dict if it is not one."""
     return value if isinstance(value, Mapping) else {}
 
 
@@ -158,9 +161,9 @@ def _categories(dataset: Json) -> tuple[dict[int, str], dict[str, Colour]]:
     colours: dict[str, Colour] = {}
     for entry in dataset["categories"]:
         name = names[entry["id"]] = entry["name"]
-        given = entry.get("color")
-        if isinstance(given, list) and len(given) == 3 and all(type(c) is int and 0 <= c <= 255 for c in given):
-            colours[name] = (given[0], given[1], given[2])
+        colour = entry.get("color")
+        if isinstance(colour, list) and len(colour) == 3 and all(type(c) is int and 0 <= c <= 255 for c in colour):
+            colours[name] = (colour[0], colour[1], colour[2])
     return names, colours
 
 
@@ -170,7 +173,7 @@ def _review_image(entry: Json) -> ReviewImage:
 
 
 def _add_near(image: ReviewImage, entry: Json, thresholds: _Thresholds, provenance: Json) -> None:
-    """What the image's own attributes say of categories that it has no annotation of, the nearest first."""
+    """Add the nearly found categories that the image's attributes record, the closest to the threshold first."""
     presence = attributes_of(entry).get("presence")
     if not isinstance(presence, Mapping):
         return
@@ -182,32 +185,136 @@ def _add_near(image: ReviewImage, entry: Json, thresholds: _Thresholds, provenan
     image.near.sort(key=lambda each: -nearness(each.presence, each.threshold))
 
 
-def _rows(names: tuple[str, ...], images: Iterable[ReviewImage]) -> tuple[CategoryRow, ...]:
-    """A row for each name, from one walk over all annotations."""
-    image_counts, counts = Counter[str](), Counter[str]()
-    scores, areas, presences = (defaultdict[str, list[float]](list) for _ in range(3))
+def _summaries(names: Iterable[str], images: Iterable[ReviewImage]) -> tuple[CategorySummary, ...]:
+    """Return one row for each category."""
+    tally = SummaryTally(names)
     for image in images:
-        image_counts.update({item.category for item in image.items})
-        for item in image.items:
-            counts[item.category] += 1
-            if item.score is not None:
-                scores[item.category].append(item.score)
-            if image.hw and (area := number_in(item.annotation, "area")) is not None:
-                areas[item.category].append(area / (image.hw[0] * image.hw[1]))
-            if (presence := number_in(attributes_of(item.annotation), "presence")) is not None:
-                presences[item.category].append(presence)
-    return tuple(
-        CategoryRow(
-            name,
-            image_counts[name],
-            counts[name],
-            median(areas[name]) if areas[name] else None,
-            fmean(scores[name]) if scores[name] else None,
-            fmean(presences[name]) if presences[name] else None,
-        )
-        for name in names
+        tally.add_image(_segment_values(item, image.hw) for item in image.items)
+    return tally.summaries()
+
+
+def _segment_values(item: Item, hw: tuple[int, int] | None) -> SegmentValues:
+    area = number_in(item.annotation, "area") if hw else None
+    return SegmentValues(
+        category=item.category,
+        area_share=area / (hw[0] * hw[1]) if hw and area is not None else None,
+        score=item.score,
+        presence=number_in(attributes_of(item.annotation), "presence"),
     )
 
 
-def _or_least(value: float | None) -> float:
+def _unknown_last(value: float | None) -> float:
     return -1.0 if value is None else value
+
+
+# ---- uncertainty of an annotation, from 0 (certain) to 1, and the reason for it
+#
+# It has up to four parts, each from 0 to 1; a part is left out if the dataset does not record what it needs:
+#
+# - presence: 1 if the presence equals its threshold, falling linearly to 0 at presence 0 and 1;
+# - candidates: SAM's candidates disagree. For each candidate that was not chosen: how close its score is to that of the
+#   chosen one (1 if equal, 0 if lower by `SCORE_GAP` or more) times 1 - IoU of the two masks; the largest value counts.
+#   It needs the masks of the candidates (`--keep-candidates`), because scores are usually nearly equal, often for
+#   nearly equal masks;
+# - map: the mask misses what the map highlights: 1 at a map score of 0 or less, 0 at `GOOD_MAP_SCORE` or more;
+# - score: 1 - score, where the score is SAM's estimate of the IoU, or the score of the file.
+#
+# The parts combine to 1 - (1 - presence)(1 - candidates)(1 - map)(1 - score), so one high part is enough.
+# docs/measurements/experiments.md measures how well this finds wrong masks.
+
+SCORE_GAP = 0.2
+"""Difference of scores from which another candidate is no reason for doubt."""
+GOOD_MAP_SCORE = 0.6
+"""Map score from which the map is no reason for doubt."""
+NEARLY = 0.8
+"""A category is nearly found if its presence is at least this share of the threshold."""
+
+PARTS = ("presence", "candidates", "map", "score")
+
+
+@dataclass(frozen=True, slots=True)
+class Uncertainty:
+    """The known parts by name, and an explanation of each."""
+
+    parts: Mapping[str, float]
+    words: Mapping[str, str]
+
+    @property
+    def value(self) -> float | None:
+        """All parts combined, in [0, 1]; None if no part is known."""
+        return 1 - prod(1 - part for part in self.parts.values()) if self.parts else None
+
+    @property
+    def reason(self) -> str | None:
+        """Name of the largest part (the first of equal ones); None if no part is known."""
+        return max(self.parts, key=lambda name: self.parts[name]) if self.parts else None
+
+
+def uncertainty_of(
+    annotation: Mapping[str, Any], *, hw: tuple[int, int] | None = None, threshold: float | None = None
+) -> Uncertainty:
+    """Return the uncertainty of an annotation. Values that are missing or not as text2seg writes them are ignored.
+
+    Args:
+        annotation: a checked annotation.
+        hw: size of the image (rows, columns); without it, candidates are not compared.
+        threshold: presence below which the category counts as absent; None or 0 if there was no threshold.
+    """
+    known = attributes_of(annotation)
+    parts: dict[str, float] = {}
+    words: dict[str, str] = {}
+    presence, map_score = number_in(known, "presence"), number_in(known, "map_score")
+    if presence is not None and threshold:
+        parts["presence"] = nearness(presence, threshold)
+        words["presence"] = f"presence {presence:.2f}, threshold {threshold:.2f}"
+    if (overlap := _disagreement(annotation, known, hw)) is not None:
+        parts["candidates"], other = overlap
+        words["candidates"] = f"another candidate with nearly the same score has an IoU of only {other:.2f}"
+    if map_score is not None:
+        parts["map"] = _clipped(1 - map_score / GOOD_MAP_SCORE)
+        words["map"] = f"map score {map_score:.2f}: how much of the highlighted map the mask covers"
+    sam_score = number_in(known, "sam_score")  # the annotation's score may include the presence
+    if (score := score_of(annotation) if sam_score is None else sam_score) is not None:
+        parts["score"] = _clipped(1 - score)
+        words["score"] = f"score {score:.2f}"
+    return Uncertainty(parts, words)
+
+
+def nearness(presence: float, threshold: float) -> float:
+    """Return 1 if a presence equals its threshold in (0, 1], falling linearly to 0 at presence 0 and 1."""
+    room = threshold if presence < threshold else 1 - threshold
+    return _clipped(1 - abs(presence - threshold) / room) if room > 0 else 1.0
+
+
+def number_in(values: Mapping[str, Any], key: str) -> float | None:
+    """Return the number under a key, or None if there is no number."""
+    value = values.get(key)
+    return float(value) if is_number(value) else None
+
+
+def _disagreement(
+    annotation: Mapping[str, Any], known: Mapping[str, Any], hw: tuple[int, int] | None
+) -> tuple[float, float] | None:
+    """Return the part of the candidates, and the IoU of the decisive candidate with the chosen one."""
+    scores, chosen, masks = (known.get(key) for key in ("candidate_scores", "chosen_candidate", "candidates"))
+    if hw is None or not isinstance(scores, Sequence) or not isinstance(masks, Sequence) or not masks:
+        return None
+    if not isinstance(chosen, int) or not 0 <= chosen < len(scores) or len(masks) != len(scores) - 1:
+        return None
+    if not all(map(is_number, scores)):
+        return None
+    others = [score for place, score in enumerate(scores) if place != chosen]
+    try:
+        mine = rle_of(annotation, hw)
+        overlaps = [rle.iou(mine, rle_of({"segmentation": mask}, hw)) for mask in masks]
+        doubts = [
+            _clipped(1 - max(scores[chosen] - score, 0) / SCORE_GAP) * (1 - overlap)
+            for score, overlap in zip(others, overlaps, strict=True)
+        ]
+    except Text2SegError:  # the thumbnail reports masks that cannot be read
+        return None
+    return max(zip(doubts, overlaps, strict=True), key=lambda pair: pair[0])
+
+
+def _clipped(value: float) -> float:
+    return min(max(value, 0.0), 1.0)

@@ -1,4 +1,4 @@
-"""Replay: a mask of a dataset made again from what its annotation records, and whether it is the same."""
+"""Replay: reproduce a mask of a dataset from the record of its annotation and compare the two."""
 
 from __future__ import annotations
 
@@ -7,98 +7,53 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from text2seg import weights
-from text2seg.coco.lookup import provenance_of
-from text2seg.coco.reader import check_dataset, check_references, read_dataset
-from text2seg.coco.results import mask_of
-from text2seg.config import Settings, TileSettings
-from text2seg.errors import CheckpointError, SettingsError, Text2SegError
-from text2seg.grids import iou
-from text2seg.loading import fetch, is_here
-from text2seg.pipeline import Session, Text2Seg
-from text2seg.queries import Query, parse_query
-from text2seg.records import Image, PointPrompts, Segment
-from text2seg.review.provenance import (
-    OTHER_GRAPHS,
-    annotation_with,
+from text2seg.coco import polygon, simplify
+from text2seg.coco.json_file import short
+from text2seg.coco.lookup import ImageFinder
+from text2seg.coco.provenance import (
+    annotation_with_id,
     chosen_of,
     compiled_of,
-    image_of,
-    ontology_queries,
     points_of,
-    precision_of,
+    provenance_of,
     query_of,
+    recorded_queries,
     settings_of,
     view_of,
 )
+from text2seg.coco.reader import check_dataset, check_references, read_dataset
+from text2seg.coco.rle import mask_of
+from text2seg.config import Settings, TileSettings, check_tolerance
+from text2seg.errors import CheckpointError, ImageError, SettingsError, Text2SegError
+from text2seg.grids import iou, place
+from text2seg.io.images import load_image
+from text2seg.loading import fetch, is_here
+from text2seg.onnx.networks import read_manifest
+from text2seg.pipeline import Session, Text2Seg
+from text2seg.queries import Query, parse_query
+from text2seg.records import Image, PointPrompts, Segment
+from text2seg.runtime import PrecisionName
 from text2seg.sam.base import AnySam
-from text2seg.tiling import place, shift
+from text2seg.tiling import shift
 from text2seg.weights.registry import is_openclip, is_published
 
-
-def rebuilt_mask(
-    sam: AnySam,
-    session: Session,
-    points: PointPrompts,
-    chosen: int,
-    again: Segment | None,
-    settings: Settings,
-    annotation_id: int,
-) -> NDArray[np.bool_]:
-    """SAM's mask bool[H, W] of the session's image, for the recorded points and candidate.
-
-    A rough mask for SAM, the region of the map as a segment, and what competing segments left of one another are not
-    recorded: they are as they come out now, `again`.
-
-    Raises:
-        Text2SegError: there is no such candidate, or the thing is not found again and that is needed.
-    """
-    masks = settings.masks
-    if masks.prompt == "box-mask":
-        if again is None:
-            raise _lost(annotation_id, "SAM was given the map as a rough mask")
-        points = replace(points, masks=again.points.masks)
-    embedding = session.embedding or sam.embed([session.image])[0]
-    (candidates,) = sam.decode([(embedding, points)])
-    if chosen > len(candidates) or (chosen == len(candidates) and not masks.fallback):
-        raise Text2SegError(f"annotation {annotation_id} is of candidate {chosen}, SAM has {len(candidates)} only")
-    if chosen < len(candidates) and not masks.compete:
-        return sam.mask(embedding, candidates, chosen)
-    if masks.compete and settings.tiles.tile:
-        raise _lost(annotation_id, "it competed with what was seen in all tiles")
-    if again is None or again.chosen != chosen:
-        what = "it competed with other queries" if masks.compete else "it is the region of the map itself"
-        raise _lost(annotation_id, what)
-    return again.mask
-
-
-def _lost(annotation_id: int, what: str) -> Text2SegError:
-    return Text2SegError(
-        f"annotation {annotation_id} cannot be made again: {what}, which is not recorded and does not come out again"
-    )
-
-
 Json = Mapping[str, Any]
-
-LONGEST_NAME = 120
-"""So many letters of a recorded name stand in a message."""
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Replayed:
-    """A recorded annotation and what the same models make of the same image now.
+    """A recorded annotation and its reproduction with the same models and image.
 
-    `made_by` is the version of text2seg that recorded it. `rebuilt_points` and `rebuilt_chosen` are `None` where the
-    thing was not found again. `points_distance` is how far, in pixels, the recorded and the rebuilt points are apart
-    where that is most: the Hausdorff distance, positive and negative points each by themselves, infinite where one side
-    has none. `rebuilt` is SAM's mask, bool[H, W] like `recorded`, for the *recorded* points and candidate, so that a
-    difference tells of SAM alone.
+    `made_by` is the version of text2seg that recorded it. `rebuilt_points` and `rebuilt_chosen` are None if the query
+    was not found again. `points_distance` is the Hausdorff distance in pixels between recorded and rebuilt points,
+    the larger of that of positive and that of negative points, infinite if one side has none. `rebuilt` is SAM's mask
+    for the *recorded* points and candidate, bool[H, W] like `recorded`, so it differs only if SAM differs.
     """
 
     annotation_id: int
@@ -122,7 +77,7 @@ class Replayed:
 
     @property
     def identical(self) -> bool:
-        """Points, choice of the candidate and mask are all the same."""
+        """Whether points, chosen candidate and mask are all the same."""
         return self.points_identical and self.rebuilt_chosen == self.recorded_chosen and self.mask_identical
 
 
@@ -138,32 +93,31 @@ def replay(
     graphs: str | os.PathLike[str] | None = None,
     models: Text2Seg | None = None,
 ) -> Replayed:
-    """Redo one annotation: CLIP to points, and SAM from the recorded points to the mask.
+    """Reproduce one annotation: points from CLIP, and the mask from SAM with the recorded points.
 
     Args:
-        dataset: a COCO file that text2seg wrote, or what is in it.
-        images: where the images lie; by default as for `text2seg.coco.lookup.ImageFinder`.
-        clip, sam: where the recorded weights lie now, a name or a file. Default: the known checkpoint of the recorded
-            name, or what has the recorded hash among known ones and in the folder of checkpoints. A path that the
-            dataset records is never opened.
-        device: auto, cpu, cuda, … Which one was used is not recorded; another one may differ in the last digits.
-        compile: let torch compile SAM's encoder, for an annotation that was made so; a dataset alone switches that on
-            for nobody.
-        graphs: the folder of the ONNX graphs, for an annotation that was made by some; where they lie is not recorded.
-        models: in place of loading them, when many annotations are replayed; must be the recorded ones.
+        dataset: a COCO file that text2seg wrote, or its content.
+        annotation_id: id of the annotation.
+        images: folder of the images. Default: see `text2seg.coco.lookup.ImageFinder`.
+        clip, sam: name or file of the recorded weights. Default: the known checkpoint with the recorded name, or a
+            checkpoint with the recorded hash. A path in the dataset is never opened.
+        device: auto, cpu, cuda, … The device is not recorded; another one may differ in the last digits.
+        compile: compile SAM's encoder, for an annotation made with `--compile`. A dataset alone does not switch it on.
+        graphs: folder of the ONNX graphs, for an annotation made with `--runtime onnx`.
+        models: the recorded models, already loaded, to replay many annotations.
 
     Raises:
-        Text2SegError: there is no such annotation, or it does not record what it takes.
-        CheckpointError: the weights or graphs here are not those that made it, or weights that the dataset names are
-            not on this machine: only those that `clip` or `sam` name are downloaded.
-        ImageError: the image is missing or of another size.
-        SettingsError, OntologyError, QueryError: what is recorded does not fit this version of text2seg; a
-            `SettingsError` too where it takes `graphs` and there are none, or the other way round.
+        Text2SegError: there is no such annotation, or its record is incomplete.
+        CheckpointError: the weights or graphs are not the recorded ones, or the weights are not on this machine; only
+            weights given as `clip` or `sam` are downloaded.
+        ImageError: the image is missing or has another size.
+        SettingsError, OntologyError, QueryError: the record does not fit this version of text2seg, or `graphs` is
+            missing or not needed.
     """
     file = Path(dataset) if isinstance(dataset, str | os.PathLike) else None
     content = check_dataset(dataset, "the dataset") if isinstance(dataset, Mapping) else read_dataset(dataset)
     check_references(content)
-    annotation = annotation_with(content, annotation_id)
+    annotation = annotation_with_id(content, annotation_id)
     points = points_of(annotation)
     query = query_of(annotation, content)
     origin = provenance_of(annotation, content)
@@ -171,33 +125,134 @@ def replay(
     image = image_of(annotation, content, file, images)
     recorded = mask_of(annotation, image.hw, content.name)
     models = models or load_recorded(origin, clip=clip, sam=sam, device=device, compile=compile, graphs=graphs)
-    _check_models(models, origin)
+    check_models(models, origin)
     view = view_of(annotation, image.hw)
     session = models.open(image).view(view)
-    prompts = shift(points, view, back=True)  # in the view's own pixels, but for rounding
+    prompts = shift(points, view, back=True)  # in pixels of the view, apart from rounding
     again = _found_again(session, query, content, replace(settings, tiles=TileSettings()), prompts)
     distance = _distance(points, shift(again.points, view)) if again else np.inf
     if view and again and distance == 0:
         prompts = again.points
     chosen = chosen_of(annotation)
     own_mask = rebuilt_mask(models.sam, session, prompts, chosen, again, settings, annotation_id)
-    rebuilt = place(own_mask, view, image.hw)
+    rebuilt = _as_written(place(own_mask, view, image.hw), annotation, content)
     return Replayed(
-        annotation_id,
-        str(origin.get("text2seg", "unknown")),
-        query.name,
-        image,
-        points,
-        shift(again.points, view) if again else None,
-        again is not None and len(again.points) == len(points) and distance == 0,
-        float(distance),
-        chosen,
-        again.chosen if again else None,
-        recorded,
-        rebuilt,
-        int(np.count_nonzero(recorded != rebuilt)),
-        iou(recorded, rebuilt),
+        annotation_id=annotation_id,
+        made_by=str(origin.get("text2seg", "unknown")),
+        query=query.name,
+        image=image,
+        recorded_points=points,
+        rebuilt_points=shift(again.points, view) if again else None,
+        points_identical=again is not None and len(again.points) == len(points) and distance == 0,
+        points_distance=float(distance),
+        recorded_chosen=chosen,
+        rebuilt_chosen=again.chosen if again else None,
+        recorded=recorded,
+        rebuilt=rebuilt,
+        differing_pixels=int(np.count_nonzero(recorded != rebuilt)),
+        iou=iou(recorded, rebuilt),
     )
+
+
+def _as_written(mask: NDArray[np.bool_], annotation: Json, dataset: Json) -> NDArray[np.bool_]:
+    """Return a mask after it was written and read in the form of the annotation: polygons may have few corners."""
+    tolerance = dataset["info"].get("polygon_tolerance")
+    if not isinstance(annotation["segmentation"], list) or tolerance is None:
+        return mask
+    check_tolerance(tolerance)
+    return polygon.decode(simplify.encode(mask, tolerance), (mask.shape[0], mask.shape[1]))
+
+
+def image_of(annotation: Json, dataset: Json, file: Path | None, images: str | os.PathLike[str] | None) -> Image:
+    """Load the image of an annotation. Raises `ImageError` if it is missing or has another size than in the dataset."""
+    entry = next(each for each in dataset["images"] if each["id"] == annotation["image_id"])
+    path = ImageFinder(file, images, dataset["info"]).find(entry["file_name"])
+    image = load_image(path, image_id=entry["id"], file_name=entry["file_name"])
+    height, width = image.hw
+    if (entry.get("height"), entry.get("width")) != image.hw:
+        theirs = f"{entry.get('width')} x {entry.get('height')}"
+        raise ImageError(f"{path} is {width} x {height} pixels, in the dataset {theirs}: not the same image")
+    return image
+
+
+def rebuilt_mask(
+    sam: AnySam,
+    session: Session,
+    points: PointPrompts,
+    chosen: int,
+    again: Segment | None,
+    settings: Settings,
+    annotation_id: int,
+) -> NDArray[np.bool_]:
+    """Return SAM's mask bool[H, W] of the session's image for the recorded points and candidate.
+
+    A rough mask for SAM and the result of overlap resolution are not recorded: they are taken from `again`, the
+    segment as it is found now.
+
+    Raises:
+        Text2SegError: there is no such candidate, or `again` is needed and missing.
+    """
+    masks = settings.masks
+    if masks.prompt == "box-mask":
+        if again is None:
+            raise _lost(annotation_id, "SAM was given the map as a rough mask")
+        points = replace(points, masks=again.points.masks)
+    embedding = session.embedding or sam.embed([session.image])[0]
+    (candidates,) = sam.decode([(embedding, points)])
+    if chosen >= len(candidates):
+        raise Text2SegError(f"annotation {annotation_id} is of candidate {chosen}, SAM has {len(candidates)} only")
+    if not masks.resolve_overlaps:
+        return sam.mask(embedding, candidates, chosen)
+    if settings.tiles.tile:
+        raise _lost(annotation_id, "its overlaps with segments of other tiles were resolved")
+    if again is None or again.chosen != chosen:
+        raise _lost(annotation_id, "its overlaps with other queries were resolved")
+    return again.mask
+
+
+def _lost(annotation_id: int, what: str) -> Text2SegError:
+    return Text2SegError(
+        f"annotation {annotation_id} cannot be reproduced: {what}, which is not recorded and was not found again"
+    )
+
+
+def _found_again(
+    session: Session, query: Query, dataset: Json, settings: Settings, recorded: PointPrompts
+) -> Segment | None:
+    """Return the segment of the query that is found now; of several, the one with the closest points."""
+    queries: tuple[Query, ...] = (query,)
+    # A label set, or overlap resolution, depends on all queries of the dataset.
+    if settings.maps.redundancy == "label-set" or settings.masks.resolve_overlaps:
+        names = dict.fromkeys(each["name"] for each in dataset["categories"])
+        others = recorded_queries(dataset) or tuple(map(parse_query, names))
+        queries += tuple(each for each in others if each.name != query.name)
+    found = [each for each in session.segment(queries, settings).segments if each.query == query.name]
+    return min(found, key=lambda segment: _distance(segment.points, recorded), default=None)
+
+
+def _distance(one: PointPrompts, other: PointPrompts) -> float:
+    """Return the largest distance between two prompts, over positive points, negative points and corners of boxes."""
+    if len(one.boxes_xyxy) != len(other.boxes_xyxy):
+        return np.inf
+    corners = one.boxes_xyxy.astype(np.float64) - other.boxes_xyxy
+    distance = float(np.linalg.norm(corners.reshape(-1, 2), axis=1).max(initial=0))
+    for label in (0, 1):
+        a, b = one.xy[one.labels == label], other.xy[other.labels == label]
+        if not len(a) and not len(b):
+            continue
+        if not len(a) or not len(b):
+            return np.inf
+        apart = np.linalg.norm(a[:, None].astype(np.float64) - b[None], axis=2)
+        distance = max(distance, float(apart.min(0).max()), float(apart.min(1).max()))
+    return distance
+
+
+# ---- the models that made an annotation: found by name or hash, loaded, and compared with the record
+
+OTHER_GRAPHS = "find those that made it, or label anew"
+LONGEST_NAME = 120
+"""Limit of letters of a recorded name in a message."""
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def load_recorded(
@@ -209,11 +264,11 @@ def load_recorded(
     compile: bool = False,
     graphs: str | os.PathLike[str] | None = None,
 ) -> Text2Seg:
-    """The models that a provenance names, once their hashes are right. Arguments and errors as for `replay`."""
+    """Load the models that a provenance names and check their hashes. Arguments and errors as for `replay`."""
     precision = precision_of(origin, graphs)
     if compiled_of(origin) != compile:
         ways = (
-            "an uncompiled SAM; leave out --compile" if compile else "a compiled SAM; say --compile to compile it here"
+            "an uncompiled SAM; leave out --compile" if compile else "a compiled SAM; add --compile to compile it here"
         )
         raise SettingsError(f"the annotation was made by {ways}")
     clip_name, sam_name = _checkpoint(origin, "clip", clip), _checkpoint(origin, "sam", sam)
@@ -228,15 +283,17 @@ def load_recorded(
 
 
 def _checkpoint(origin: Json, kind: Literal["clip", "sam"], given: str | None) -> str:
-    """The name to load, after a look at the hash of what it stands for: before a download where one is published.
+    """Return the name to load after checking its hash; a published hash is checked before a download.
 
-    A path is opened, and a file downloaded, only where it is `given`, by whoever asks; the dataset may be anyone's.
+    The dataset may be anyone's, so a path is opened, and a file downloaded, only if the caller names it (`given`).
     """
+    if "automatic" in origin:
+        raise Text2SegError("the mask was made by --everything, without CLIP; only masks of queries can be replayed")
     mark = origin.get(kind)
     name, wanted = (mark.get("name"), mark.get("sha256")) if isinstance(mark, Mapping) else (None, None)
     if not isinstance(name, str) or not name or not isinstance(wanted, str) or not _SHA256.fullmatch(wanted):
-        raise Text2SegError(f"the annotation does not record which {kind.upper()} made it, so it cannot be made again")
-    if given and name == "demo":
+        raise Text2SegError(f"the annotation does not record which {kind.upper()} made it, so it cannot be reproduced")
+    if given and name == weights.BUNDLED:
         raise CheckpointError(f"the annotation was made with the bundled demo model; leave out --{kind}")
     if given:
         chosen: str | None = given
@@ -249,7 +306,7 @@ def _checkpoint(origin: Json, kind: Literal["clip", "sam"], given: str | None) -
         raise CheckpointError(
             f"the annotation was made by the {kind.upper()} {name[:LONGEST_NAME]!r}, which is neither known by name "
             f"nor, by its hash, in {weights.folder()}. A path in a dataset is not opened; "
-            f"say where the weights lie with --{kind} {file}"
+            f"name the weights with --{kind} {file}"
         )
     published = weights.find(chosen, kind).sha256
     found = published or ""
@@ -257,7 +314,7 @@ def _checkpoint(origin: Json, kind: Literal["clip", "sam"], given: str | None) -
         if not given and not is_here(chosen, kind):
             raise CheckpointError(
                 f"the annotation was made by the {kind.upper()} {chosen[:LONGEST_NAME]}, which is not on this machine; "
-                f"a dataset does not start a download: say --{kind} {chosen[:LONGEST_NAME]}, or first run "
+                f"a dataset does not start a download: add --{kind} {chosen[:LONGEST_NAME]}, or first run "
                 f"text2seg checkpoints download {chosen[:LONGEST_NAME]}"
             )
         found = weights.sha256_of(fetch(chosen, kind))
@@ -266,8 +323,8 @@ def _checkpoint(origin: Json, kind: Literal["clip", "sam"], given: str | None) -
     return chosen
 
 
-def _check_models(models: Text2Seg, origin: Json) -> None:
-    """Models that were handed in must be the recorded ones, in the recorded precision, compiled or not as recorded."""
+def check_models(models: Text2Seg, origin: Json) -> None:
+    """Raise `CheckpointError` or `SettingsError` unless the models, precision and compilation are the recorded ones."""
     here = models.provenance()
     for kind in ("clip", "sam"):
         wanted, found = origin.get(kind), here.get(kind)
@@ -277,23 +334,23 @@ def _check_models(models: Text2Seg, origin: Json) -> None:
             name = wanted.get("name") if isinstance(wanted, Mapping) else None
             raise CheckpointError(_other_weights(kind, str(name), str(wanted_hash), str(found_hash), origin))
     if here.get("graphs") != origin.get("graphs"):
-        raise CheckpointError(f"the annotation and the models are not of the same ONNX graphs; {OTHER_GRAPHS}")
+        raise CheckpointError(f"the annotation and the models are from different ONNX graphs; {OTHER_GRAPHS}")
     if here["precision"] != origin.get("precision"):
         raise SettingsError(
             f"the annotation was made in {origin.get('precision')}, the models run in {here['precision']}; "
-            "choose the device or precision to fit"
+            "choose the recorded device or precision"
         )
     if here["compiled"] != compiled_of(origin):
         made, run = ("compiled", "uncompiled") if compiled_of(origin) else ("uncompiled", "compiled")
-        raise SettingsError(f"the annotation was made by a {made} SAM, this one is {run}; load it to fit")
+        raise SettingsError(f"the annotation was made by a {made} SAM, this one is {run}; load it as recorded")
 
 
 def _other_weights(kind: str, name: str, wanted: str, found: str, origin: Json) -> str:
     version = origin.get("text2seg")
     way_out = (
         f"install the text2seg that made it ({version})"
-        if name == "demo"
-        else f"say where the recorded weights lie with --{kind} FILE"
+        if name == weights.BUNDLED
+        else f"name the recorded weights with --{kind} FILE"
     )
     return (
         f"the {kind.upper()} {name!r} here is not the one that made the annotation: its sha256 is {found}, "
@@ -301,32 +358,27 @@ def _other_weights(kind: str, name: str, wanted: str, found: str, origin: Json) 
     )
 
 
-def _found_again(
-    session: Session, query: Query, dataset: Json, settings: Settings, recorded: PointPrompts
-) -> Segment | None:
-    """What is found of the query now; of several segments the one whose points come closest."""
-    queries: tuple[Query, ...] = (query,)
-    # All that was asked for together belongs to the set, or competed.
-    if settings.maps.redundancy == "label-set" or settings.masks.compete:
-        names = dict.fromkeys(each["name"] for each in dataset["categories"])
-        others = ontology_queries(dataset) or tuple(map(parse_query, names))
-        queries += tuple(each for each in others if each.name != query.name)
-    found = [each for each in session.segment(queries, settings).segments if each.query == query.name]
-    return min(found, key=lambda segment: _distance(segment.points, recorded), default=None)
+def precision_of(origin: Json, graphs: str | os.PathLike[str] | None) -> PrecisionName:
+    """Return the precision to load the models in.
 
-
-def _distance(one: PointPrompts, other: PointPrompts) -> float:
-    """How far apart two sets are where it is most: positives, negatives, the corners of boxes each by themselves."""
-    if len(one.boxes_xyxy) != len(other.boxes_xyxy):
-        return np.inf
-    corners = one.boxes_xyxy.astype(np.float64) - other.boxes_xyxy
-    distance = float(np.linalg.norm(corners.reshape(-1, 2), axis=1).max(initial=0))
-    for label in (0, 1):
-        a, b = one.xy[one.labels == label], other.xy[other.labels == label]
-        if not len(a) and not len(b):
-            continue
-        if not len(a) or not len(b):
-            return np.inf
-        apart = np.linalg.norm(a[:, None].astype(np.float64) - b[None], axis=2)
-        distance = max(distance, float(apart.min(0).max()), float(apart.min(1).max()))
-    return distance
+    Raises:
+        SettingsError: precision or runtime are unknown, or `graphs` is missing or not needed.
+        CheckpointError: `graphs` has other graphs than the recorded ones.
+    """
+    runtime = origin.get("runtime", "torch")
+    if runtime not in ("torch", "onnx"):
+        raise SettingsError(f"the annotation records an unknown runtime: {short(runtime)}; known are torch and onnx")
+    if runtime == "onnx":
+        if graphs is None:
+            raise SettingsError("the annotation was made with ONNX graphs; name their folder with --graphs FOLDER")
+        if dict(read_manifest(Path(graphs)).files) != origin.get("graphs"):
+            raise CheckpointError(
+                f"the annotation was made with other ONNX graphs than those in {graphs}; {OTHER_GRAPHS}"
+            )
+        return "auto"  # fixed in the graphs, whose hashes are compared
+    if graphs is not None:
+        raise SettingsError("the annotation was not made with ONNX graphs; leave out --graphs")
+    precision = origin.get("precision")
+    if precision not in get_args(PrecisionName):
+        raise SettingsError(f"the annotation records an unknown precision: {short(precision)}")
+    return cast(PrecisionName, precision)

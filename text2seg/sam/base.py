@@ -1,10 +1,16 @@
-"""Interface of all SAMs: images and prompts to candidates and masks, and the square input frames of SAM and SAM 2."""
+"""Interface shared by all SAM families: embed images, decode point prompts into candidate masks, upscale one mask.
+
+Images are embedded in batches, and the point prompts of several images are decoded in one call. A model does not change
+after it is built, so threads may share it.
+"""
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import PIL.Image
@@ -12,34 +18,55 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from text2seg.errors import CheckpointError, ImageError
+from text2seg.errors import CheckpointError, ImageError, SettingsError
 from text2seg.grids import resize
 from text2seg.records import Candidates, Image, PointPrompts
-from text2seg.runtime import FULL, Precision, autocast
+from text2seg.runtime import FULL, Precision, PrecisionName, autocast, choose_precision
 from text2seg.sam import decoder
+from text2seg.sam.upscaling import Upscaling
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+logger = logging.getLogger(__name__)
+
+PIXEL_MEAN = (123.675, 116.28, 103.53)
+"""Mean of the RGB values, from 0 to 255, that SAM and SAM 2 subtract."""
+PIXEL_STD = (58.395, 57.12, 57.375)
+"""Standard deviation of the RGB values that SAM and SAM 2 divide by."""
+SETS_PER_CALL = 32
+"""Point sets that go through the decoder at once, at least. One takes about 40 MB of activations in a full-size SAM."""
+MOST_SETS_PER_CALL = 256
+"""Point sets that go through the decoder at once, at most. A GPU is no faster with more."""
+MASK_PROMPT_SCALE = 0.005
+"""Factor on the scores of a rough mask that is given to SAM as its low-resolution mask, as in Trident (arXiv
+2411.09219). The logits stay close to 0, so they are a hint that boxes and points overrule."""
+
+Group = tuple[int, ...]
+"""Key of the point sets that may share one call of the decoder."""
 
 
 class Frame:
-    """A square of `side` pixels. An image lies at its top left, its longest side as long as the frame's."""
+    """Square input frame of SAM, `side` pixels wide. Images are scaled to fit and placed at the top left."""
 
     def __init__(self, side: int) -> None:
         self.side = side
 
-    def framed(
-        self, images: Sequence[Image], device: torch.device, mean: Tensor, std: Tensor
-    ) -> tuple[Tensor, list[tuple[int, int]]]:
-        """float32 [B, 3, side, side] on the device, less `mean`, by `std`, zeros beside the image; and the rows and
-        columns that each image fills. They travel to the device as bytes.
+    def framed(self, images: Sequence[Image], mean: Tensor, std: Tensor) -> tuple[Tensor, list[tuple[int, int]]]:
+        """Return normalised frames float32 [B, 3, side, side] on the device of `mean`, zero outside the image, and the
+        rows and columns that each image fills.
 
         Raises:
-            ImageError: an image is so thin that nothing of it is left.
+            ImageError: an image is so thin that no row or column of it is left.
         """
+        device = mean.device
         resized = [self._resized(image) for image in images]
         pixels = torch.zeros(
             len(images), self.side, self.side, 3, dtype=torch.uint8, device="cpu", pin_memory=device.type == "cuda"
         )
         for place, rows in zip(pixels, resized, strict=True):
             place[: rows.shape[0], : rows.shape[1]] = torch.from_numpy(rows)
+        # The pixels travel to the device as bytes.
         framed = (pixels.to(device, non_blocking=True).permute(0, 3, 1, 2).float() - mean) / std
         sizes = [(rows.shape[0], rows.shape[1]) for rows in resized]
         for place, (height, width) in zip(framed, sizes, strict=True):
@@ -48,27 +75,34 @@ class Frame:
         return framed, sizes
 
     def _resized(self, image: Image) -> NDArray[np.uint8]:
-        """The image in the size that `segment-anything` gives it, by the same Pillow."""
+        """Resize an image as `segment-anything` does, with Pillow."""
         rows, columns = self._fitted(image.hw)
         if not (rows and columns):
             raise ImageError(f"{image.file_name or 'image'} is too thin for SAM: {image.hw[1]}×{image.hw[0]} pixels")
         return np.array(PIL.Image.fromarray(image.pixels).resize((columns, rows), PIL.Image.Resampling.BILINEAR))
 
     def _fitted(self, image_hw: tuple[int, int]) -> tuple[int, int]:
-        """Rows and columns that an image of this size fills."""
+        """Return the rows and columns of the frame that an image of this size fills."""
         scale = self.side / max(image_hw)
         return int(image_hw[0] * scale + 0.5), int(image_hw[1] * scale + 0.5)
 
     def place(self, xy: NDArray[np.float32], image_hw: tuple[int, int]) -> NDArray[np.float32]:
-        """Points float32 [N, 2] of an image of this size, in pixels of the frame."""
+        """Convert points float32 [N, 2] from pixels of the image to pixels of the frame."""
         rows, columns = self._fitted(image_hw)
         return (xy.astype(np.float64) * (columns / image_hw[1], rows / image_hw[0])).astype(np.float32)
 
     def points(
         self, sets: Sequence[tuple[tuple[int, int], PointPrompts]]
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Points float32 [B, N, 2] in the frame and labels int64 [B, N], short sets filled up; of points on images of
-        these sizes. A box is two points more; a set without one gets a "not a point"."""
+        """Pack point sets into arrays for the decoder.
+
+        Args:
+            sets: the size of the image and the prompts in its pixels, for each of B sets.
+
+        Returns:
+            Points float32 [B, N, 2] in the frame and labels int64 [B, N]. Short sets are padded with `FILLING`. A box
+            takes two points; a set without a box gets one `NOT_A_POINT`.
+        """
         longest = max(len(points) + 1 + len(points.boxes_xyxy) for _, points in sets)
         points_xy = np.zeros((len(sets), longest, 2), np.float32)
         labels = np.full((len(sets), longest), decoder.FILLING, np.int64)
@@ -85,7 +119,7 @@ class Frame:
 
 
 class StretchedFrame(Frame):
-    """A square of `side` pixels that an image fills, whatever its shape, as SAM 2 has it."""
+    """Square input frame of SAM 2 and SAM 3. Images are stretched to fill it, whatever their aspect ratio."""
 
     def _resized(self, image: Image) -> NDArray[np.uint8]:
         from torchvision.transforms.v2.functional import resize
@@ -99,23 +133,13 @@ class StretchedFrame(Frame):
         return xy * np.array([self.side / columns, self.side / rows], np.float32)
 
 
-SETS_PER_CALL = 32  # at least; about 40 MB of activations per set at SAM's full size
-MOST_SETS_PER_CALL = 256  # beyond it a GPU is no faster
-MASK_PROMPT_SCALE = 0.005
-"""What the likelihoods of a rough mask are multiplied by before SAM takes them for its own low-resolution mask, as in
-Trident (arXiv 2411.09219): hardly above "unsure", a hint that box and point overrule."""
-
-Group = tuple[int, ...]
-"""What sets must have in common to be answered in one call of the decoder."""
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class SamEmbedding:
-    """What SAM knows of one image: `features` float32[C, h, w] on the model's device, and of some models also `fine`,
-    features at higher resolution, the finest first.
+    """Image embedding: `features` float32 [C, h, w] on the model's device. SAM 2 adds `fine`, features at higher
+    resolutions, the finest first.
 
-    `image_hw` is the image's size, `input_hw` the part of the model's square input frame that it fills, from the
-    top left corner.
+    `image_hw` is the size of the image, `input_hw` the size of the part of the input frame that it fills, from the top
+    left corner.
     """
 
     features: Tensor
@@ -125,69 +149,183 @@ class SamEmbedding:
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """All that is kept of the image."""
+        """All tensors of the embedding."""
         return (self.features, *self.fine)
 
 
-class AnySam(ABC):
-    """A promptable segmenter, ready for use on one device. Nothing in it changes after that; threads may share it."""
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadedModule:
+    """Module with the weights of a checkpoint in float32 on the CPU. `description` names its architecture in the log;
+    `fp16_safe` is false if its activations leave the range of fp16."""
 
+    module: Any
+    description: str
+    fp16_safe: bool = True
+
+
+class AnySam(ABC):
+    """Promptable segmentation model on one device. A subclass is one family; `loading.FAMILIES` lists them.
+
+    The encoder takes nearly all the time and runs in `precision`, its norms in float32. The decoder always runs in
+    float32: a lower precision would blur where the points are and round SAM's scores to ties.
+    """
+
+    family: ClassVar[str]
+    """Name of the family in messages."""
+    formats: ClassVar[Mapping[str, str]] = {}
+    """Formats of this family's checkpoints, with their article, by the name of a tensor with four axes that identifies
+    each. Empty for SAM: a checkpoint that has no tensor of another family is taken for a SAM."""
+    can_compile: ClassVar[bool] = True
+    """Whether `torch.compile` can compile the encoder."""
+    memory_per_set: ClassVar[int] = 1
+    """Decoder memory for one point set, as a multiple of SAM's."""
     mask_threshold = 0.0
 
     def __init__(
         self,
+        module: Any,
         device: torch.device,
-        precision: Precision,
-        frame: Frame,
+        precision: Precision = FULL,
         *,
-        mean: Tensor,
-        std: Tensor,
-        compiled: bool,
-        sets_per_call: int,
-        mask_input_hw: tuple[int, int],
+        sets_per_call: int | None = None,
+        compile_encoder: bool = False,
     ) -> None:
-        """
+        """Move the module to the device, freeze it, and convert the encoder's matrices to the precision.
+
         Args:
-            precision: what the encoder runs in; the decoder always runs in float32.
-            frame: where images and points go.
-            mean, std: of the colours, [3, 1, 1], for pixels from 0 to 255.
-            compiled: whether the encoder is compiled.
-            sets_per_call: how many point sets go through the decoder at once; more need more memory.
-            mask_input_hw: the size of the decoder's mask prompts.
+            module: network of this family with float32 weights.
+            precision: precision of the encoder.
+            sets_per_call: number of point sets that go through the decoder at once; more need more memory. Default: as
+                many as the device has memory for.
+            compile_encoder: compile the encoder with `torch.compile`, which takes up to minutes per batch size.
+
+        Raises:
+            SettingsError: the encoder cannot be compiled here, or never in this family.
         """
+        self._check_compile(compile_encoder)
+        self.module = module.to(device).eval().requires_grad_(False)
+        self.device, self.precision, self.compiled = device, precision, compile_encoder
+        self._mean, self._std = (
+            torch.tensor(colour, dtype=torch.float32, device=device).view(-1, 1, 1)
+            for colour in (PIXEL_MEAN, PIXEL_STD)
+        )
+        prompts, (rows, columns) = module.prompt_encoder, module.prompt_encoder.image_embedding_size
+        self._frame = self._input_frame()
+        self._mask_input_hw: tuple[int, int] = prompts.mask_input_size
+        self._last_upscaling: tuple[tuple[tuple[int, int], tuple[int, int]], Upscaling] | None = None
+        if sets_per_call is None:
+            fit = sets_that_fit(device, rows * columns, prompts.no_mask_embed.weight.shape[1])
+            sets_per_call = fit // self.memory_per_set
         if sets_per_call < 1:
             raise ValueError(f"sets_per_call must be 1 or more, got {sets_per_call}")
-        self.device, self.precision, self.compiled = device, precision, compiled
-        self._frame, self._mean, self._std = frame, mean, std
-        self._sets_per_call, self._mask_input_hw = sets_per_call, mask_input_hw
+        self._sets_per_call = sets_per_call
+        if precision.dtype != torch.float32:
+            lower(self._encoder(), precision.dtype)
+
+    @classmethod
+    def _check_compile(cls, compile_encoder: bool) -> None:
+        if compile_encoder and not cls.can_compile:
+            raise SettingsError(f"{cls.family} runs uncompiled only; leave --compile out or choose a SAM")
+
+    @classmethod
+    @torch.inference_mode(False)
+    def from_weights(
+        cls,
+        weights: Mapping[str, Tensor],
+        *,
+        device: torch.device,
+        precision: PrecisionName = "auto",
+        compile_encoder: bool = False,
+        config: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """Build a model of this family from a state dict, and log the device and precision it runs in.
+
+        Args:
+            weights: tensors by the names of the official format, of any floating dtype. Float32 tensors are shared with
+                the module, not copied.
+            precision: as for `choose_precision`; fp16 is not used if this network overflows in it.
+            compile_encoder: as for the constructor.
+            config: content of the config.json beside the weights, for families that read one (`reads_config`).
+
+        Raises:
+            CheckpointError: the weights are not, or not exactly, those of this family.
+            SettingsError: the device cannot run in that precision, the encoder cannot be compiled, or a package is
+                missing.
+        """
+        cls._check_compile(compile_encoder)
+        loaded = cls._load(weights, config)
+        chosen = choose_precision(device, precision, fp16_safe=loaded.fp16_safe)
+        sam = cls(loaded.module, device, chosen, compile_encoder=compile_encoder)
+        logger.info("%s on %s in %s: %s", loaded.description, device, chosen.name, chosen.reason)
+        return sam
+
+    @classmethod
+    def reads_config(cls, names: Iterable[str]) -> bool:
+        """Return whether a config.json beside a checkpoint with these tensors describes its architecture."""
+        return False
+
+    @classmethod
+    def check(cls, weights: Mapping[str, Any]) -> None:
+        """Check names, shapes and dtypes of a checkpoint's tensors before their values are read.
+
+        Raises:
+            CheckpointError: they do not make a network of this family.
+        """
+        return
+
+    @classmethod
+    @abstractmethod
+    def _load(cls, weights: Mapping[str, Tensor], config: Mapping[str, Any] | None) -> LoadedModule:
+        """Build the module and load the weights."""
+
+    @abstractmethod
+    def _encoder(self) -> nn.Module:
+        """Return the image encoder of the module."""
+
+    @abstractmethod
+    def _input_frame(self) -> Frame:
+        """Return the input frame of the encoder."""
 
     @abstractmethod
     def _levels(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        """The encoder's features [B, C, h, w] of framed images [B, 3, side, side], then finer ones, finest first."""
+        """Encode frames [B, 3, side, side] into features [B, C, h, w], then finer features, the finest first."""
 
     @abstractmethod
     def _group(self, points: PointPrompts) -> Group:
-        """Sets of one group share a call of the decoder; groups are answered in ascending order."""
+        """Return the group of a point set. Sets of one group share a call of the decoder; groups are decoded in
+        ascending order."""
 
     @abstractmethod
-    def _decode(self, sets: Sequence[tuple[SamEmbedding, PointPrompts]]) -> list[Candidates]:
-        """One pass of the decoder, over sets of one group."""
+    def _decode(
+        self, sets: Sequence[tuple[SamEmbedding, PointPrompts]], above: float | None = None
+    ) -> list[Candidates]:
+        """Decode point sets of one group in one pass; see `decode`."""
 
     @abstractmethod
-    def _to_image(self, logits: Tensor, embedding: SamEmbedding) -> Tensor:
-        """Low-resolution logits [1, 1, h, w] of the frame, at the size of the image, [1, 1, H, W]."""
+    def predicted_iou(self, embedding: SamEmbedding, points: PointPrompts, *, single: bool) -> tuple[float, ...]:
+        """Return the IoU that SAM predicts for a prompt, which may be a box alone: of its single mask, or of each
+        candidate. `decode` asks for candidates, and for the single mask if there is a box."""
+
+    @abstractmethod
+    def _axis(self, cells: Tensor, filled: int, length: int) -> Tensor:
+        """Upscale one axis of low-resolution logits: [length, C] from [n, C].
+
+        Args:
+            filled: pixels of the frame that the image fills along this axis.
+            length: pixels of the image along this axis.
+        """
 
     @torch.no_grad()
     def embed(self, images: Sequence[Image]) -> list[SamEmbedding]:
-        """The embedding of each image, in one batch.
+        """Embed images in one batch.
 
         Raises:
-            ImageError: an image is so thin that nothing of it is left in the model's input frame.
-            CheckpointError: the features are not finite, so weights or precision are unfit.
+            ImageError: an image is so thin that no row or column of it is left in the input frame.
+            CheckpointError: the features are not finite: damaged weights, or an unfit precision.
         """
         if not images:
             return []
-        pixels, sizes = self._frame.framed(images, self.device, self._mean, self._std)
+        pixels, sizes = self._frame.framed(images, self._mean, self._std)
         with autocast(self.device, self.precision):
             features, *fine = (level.float() for level in self._levels(pixels))
         if not all(bool(level.isfinite().all()) for level in (features, *fine)):
@@ -198,9 +336,17 @@ class AnySam(ABC):
         ]
 
     @torch.no_grad()
-    def decode(self, sets: Sequence[tuple[SamEmbedding, PointPrompts]]) -> list[Candidates]:
-        """SAM's candidates for each set of points on its image; sets may differ in size and in image, and have a
-        box or a rough mask or not. With a box it is one candidate: what SAM answers when it is told well enough.
+    def decode(
+        self, sets: Sequence[tuple[SamEmbedding, PointPrompts]], *, above: float | None = None
+    ) -> list[Candidates]:
+        """Decode point sets into candidate masks.
+
+        Sets may differ in image and in number of points, and may have a box or a rough mask. A set with a box gives one
+        candidate, because it is not ambiguous; other sets give three.
+
+        Args:
+            above: sets without a candidate whose predicted IoU is above this give no candidates. That saves the time
+                for their masks. Default: all sets give candidates.
 
         Raises:
             ValueError: a set has no points.
@@ -214,11 +360,11 @@ class AnySam(ABC):
         for _, places in sorted(groups.items()):
             for start in range(0, len(places), self._sets_per_call):
                 part = places[start : start + self._sets_per_call]
-                found |= zip(part, self._decode([sets[place] for place in part]), strict=True)
+                found |= zip(part, self._decode([sets[place] for place in part], above), strict=True)
         return [found[place] for place in range(len(sets))]
 
     def _mask_prompts(self, sets: Sequence[tuple[SamEmbedding, PointPrompts]]) -> Tensor | None:
-        """Rough masks as SAM's low-resolution logits, float32 [B, 1, h, w], in the frame; none where none has one."""
+        """Return the rough masks as low-resolution logits float32 [B, 1, h, w] of the frame; None if there are none."""
         if not len(sets[0][1].masks):
             return None
         prompts = np.zeros((len(sets), 1, *self._mask_input_hw), np.float32)
@@ -229,44 +375,60 @@ class AnySam(ABC):
 
     @torch.no_grad()
     def mask(self, embedding: SamEmbedding, candidates: Candidates, index: int) -> NDArray[np.bool_]:
-        """One candidate as a mask bool[H, W] of the image; only this one is brought to full size.
+        """Return one candidate as a mask bool [H, W] of the image. Only this candidate is upscaled.
 
         Raises:
             ValueError: there is no such candidate.
         """
         if not 0 <= index < len(candidates):
             raise ValueError(f"index must be one of {len(candidates)} candidates, got {index}")
-        logits = torch.tensor(candidates.logits[index], dtype=torch.float32, device=self.device)[None, None]
-        with autocast(self.device, FULL):
-            logits = self._to_image(logits, embedding)
-        mask: NDArray[np.bool_] = (logits[0, 0] > self.mask_threshold).cpu().numpy()
-        return mask
+        return self.upscaling(embedding).in_image(candidates.logits[index])
+
+    def upscaling(self, embedding: SamEmbedding) -> Upscaling:
+        """Return the upscaling of logits to the size of the image. That of the last size is kept."""
+        sizes, last = (embedding.input_hw, embedding.image_hw), self._last_upscaling
+        if last is None or last[0] != sizes:
+            cells = torch.eye(self._mask_input_hw[0], dtype=torch.float32, device="cpu")
+            rows, columns = (self._axis(cells, filled, length) for filled, length in zip(*sizes, strict=True))
+            last = sizes, Upscaling(rows, columns, threshold=self.mask_threshold, device=self.device)
+            self._last_upscaling = last
+        return last[1]
 
     def coarse_masks(self, embedding: SamEmbedding, candidates: Candidates) -> NDArray[np.bool_]:
-        """The candidates as masks bool[K, h, w] at SAM's low resolution, only the part that the image fills."""
+        """Return the candidates as masks bool [K, h, w] at SAM's low resolution, cropped to the image."""
         rows, columns = self.filled(embedding, candidates.logits.shape[-1])
         masks: NDArray[np.bool_] = candidates.logits[:, :rows, :columns] > self.mask_threshold
         return masks
 
     def filled(self, embedding: SamEmbedding, side: int) -> tuple[int, int]:
-        """Rows and columns that the image fills of SAM's square frame, were it of this side."""
+        """Return the rows and columns that the image fills of a frame `side` cells wide."""
         rows, columns = (max(round(length * side / self._frame.side), 1) for length in embedding.input_hw)
         return rows, columns
 
 
+def no_candidates(logits: NDArray[np.float32]) -> Candidates:
+    """Return the empty candidates of a set. `logits` [..., h, w] are those of others."""
+    return Candidates(np.zeros((0, *logits.shape[-2:]), np.float32), np.zeros(0, np.float32))
+
+
 def lower(encoder: nn.Module, dtype: torch.dtype) -> None:
-    """Bring the weights of matrix products to the dtype that they are used in: half the memory, and no casting at each
-    call. Norms, positions and the path between the blocks stay float32."""
+    """Convert the weights of linear and convolution layers to a dtype, which halves the memory and saves a cast at each
+    call. Norms, position embeddings and the residual path stay float32."""
     for layer in encoder.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
             layer.to(dtype)
 
 
 def sets_that_fit(device: torch.device, cells: int, width: int) -> int:
-    """How many sets of points a decoder with a grid of so many cells, of this width, may hold at once: a tenth of a
-    GPU's memory, never fewer than on a CPU.
+    """Return how many point sets a decoder may process at once: as many as fit into a tenth of a GPU's memory, and at
+    least `SETS_PER_CALL`, the number for a CPU.
 
-    Of all its memory, not of what is free: rounding depends on it, and the same job should give the same bytes.
+    The number depends on the total memory, not on the free memory: it affects rounding, and a repeated job should give
+    the same bytes.
+
+    Args:
+        cells: cells of the image embedding.
+        width: channels of the image embedding.
     """
     if device.type != "cuda":
         return SETS_PER_CALL

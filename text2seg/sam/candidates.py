@@ -1,43 +1,64 @@
-"""From SAM's candidates to segments: the choice among candidates, repeats removed, masks at full size."""
+"""From SAM's candidates to segments: choose a candidate, remove repeats, upscale the masks, resolve overlaps.
+
+Overlaps are found on masks instead of boxes: two objects side by side have boxes that overlap, and a part of an object
+has a different box from the whole. Containment counts too, because a point on a wheel gives the wheel, and a point on
+the car gives the car with its wheels.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from text2seg.config import MaskSettings
-from text2seg.grids import iou, map_score, resize
+from text2seg.grids import map_score, minmax, resize
+from text2seg.model_card import Choice
 from text2seg.records import Candidates, SamPrompt, Segment, SimilarityMaps
 from text2seg.sam.base import AnySam, SamEmbedding
-from text2seg.sam.nms import suppress
 
-SAM_WEIGHT, SEPARATION_WEIGHT, CONSTANT = 1.23, 0.76, -0.72
-"""Least squares of candidates' true IoU on scenes of the demo world (scripts/fit_choice.py)."""
+LEAST_SHARE = 0.7
+"""Without a calibrated choice: share of the quality of its query's best segment that another segment needs."""
 
 
 def by_sam(candidates: Candidates) -> NDArray[np.float32]:
-    """How good each candidate is by SAM's predicted IoU alone, float32[K].
+    """Return the quality of each candidate by SAM's predicted IoU alone, float32 [K].
 
-    Source: Kirillov et al., "Segment Anything" (arXiv 2304.02643): the masks are ranked by SAM's own score.
+    Source: Kirillov et al., "Segment Anything" (arXiv 2304.02643), which ranks masks by this score.
     """
     return candidates.scores
 
 
-def by_map(masks: NDArray[np.bool_], candidates: Candidates, scores: NDArray[np.float32]) -> NDArray[np.float32]:
-    """How good each candidate is by the map and SAM together, float32[K]: the IoU that is to be expected of it.
+def by_map(
+    masks: NDArray[np.bool_], candidates: Candidates, scores: NDArray[np.float32], fitted: Choice | None = None
+) -> NDArray[np.float32]:
+    """Return the quality of each candidate, float32 [K], from SAM's score and the map's separation together.
 
     Args:
-        masks: the candidates as bool[K, h, w], in the part of SAM's low-resolution frame that the image fills.
-        scores: the query's min-max map [h, w] there.
+        masks: the candidates as bool [K, h, w] at SAM's low resolution, cropped to the image.
+        scores: the query's min-max map [h, w] on the same grid.
+        fitted: weights of both; the quality is then the expected IoU. Without them it is their product, which has
+            nothing to fit: a mask must be good for SAM and on the map.
     """
-    quality = SAM_WEIGHT * candidates.scores + SEPARATION_WEIGHT * separation(masks, scores) + CONSTANT
+    apart = separation(masks, scores)
+    if fitted is None:
+        quality = candidates.scores * apart.clip(min=0)
+    else:
+        quality = fitted.sam * candidates.scores + fitted.separation * apart + fitted.constant
     return quality.astype(np.float32)
 
 
+def least_quality(best: float, settings: MaskSettings, fitted: Choice | None) -> float:
+    """Return the quality that a segment needs beside the best one of its query."""
+    if settings.quality is not None:
+        return settings.quality
+    return LEAST_SHARE * best if fitted is None else fitted.quality
+
+
 def separation(masks: NDArray[np.bool_], scores: NDArray[np.float32]) -> NDArray[np.float32]:
-    """How well a map [h, w] tells the inside of each mask bool[K, h, w] from its outside: difference of the means."""
+    """Return the mean of a map [h, w] inside each mask bool [K, h, w] minus its mean outside, float32 [K]."""
     flat, values = masks.reshape(len(masks), -1).astype(np.float32), scores.ravel()
     inside = flat.sum(1)
     mass = flat @ values
@@ -47,48 +68,6 @@ def separation(masks: NDArray[np.bool_], scores: NDArray[np.float32]) -> NDArray
     return apart
 
 
-LEVEL = 0.7
-"""The region's mask is what lies above this share of its peak."""
-BELOW = 1e-3
-"""Cells of other regions are cut off at this share below the level, or rounding while they are made larger would lift
-some of them above it on some processors."""
-WORST_QUALITY, LEAST_SHARED = 0.5, 0.1
-"""SAM is overruled where the expected IoU of its best candidate and its IoU with the region are both below
-these. All three are the best of a grid that loses none of the things (scripts/compare_options.py --fit)."""
-
-
-def with_region(sam: AnySam, embedding: SamEmbedding, sam_prompt: SamPrompt, candidates: Candidates) -> Candidates:
-    """The candidates and, last and with a score of 0, the aim's region: its part of the map, bilinear, less `LEVEL`.
-
-    The logits are in SAM's low-resolution frame, as the others', so that all that is done with those works with it.
-    """
-    level = LEVEL * float(sam_prompt.scores[sam_prompt.region].max(initial=0))
-    part = np.where(
-        sam_prompt.region, sam_prompt.scores, np.minimum(sam_prompt.scores, level - BELOW * abs(level))
-    ).astype(np.float32)
-    side = candidates.logits.shape[-1]
-    rows, columns = sam.filled(embedding, side)
-    filled = resize(part[None], (rows, columns))[0] - np.float32(level)
-    own = np.pad(filled, ((0, side - rows), (0, side - columns)), mode="edge")
-    return Candidates(np.concatenate([candidates.logits, own[None]]), np.append(candidates.scores, np.float32(0)))
-
-
-def or_region(
-    sam: AnySam, embedding: SamEmbedding, sam_prompt: SamPrompt, candidates: Candidates, best: int, quality: float
-) -> tuple[Candidates, int]:
-    """The candidates and which is the best; where SAM is overruled, with the region as the last one, which then is.
-
-    `quality` is the IoU that is to be expected of the best of SAM's.
-    """
-    if quality >= WORST_QUALITY:
-        return candidates, best
-    more = with_region(sam, embedding, sam_prompt, candidates)
-    low = sam.coarse_masks(embedding, more)
-    if not low[-1].any() or iou(low[best], low[-1]) >= LEAST_SHARED:
-        return candidates, best
-    return more, len(candidates)
-
-
 def cut(
     sam: AnySam,
     embedding: SamEmbedding,
@@ -96,30 +75,30 @@ def cut(
     query: int,
     answers: Sequence[tuple[SamPrompt, Candidates]],
     settings: MaskSettings,
+    fitted: Choice | None = None,
 ) -> list[Segment]:
-    """The segments of one query in one image, the best first.
+    """Return the segments of one query in one image, the best first.
 
-    Of each aim the best candidate is chosen; of those that show the same thing one stays; beside the best, one that is
-    expected to be bad is left out. All this happens at SAM's low resolution; only what stays is brought to full size.
-    Masks that are empty are left out. With `fallback`, SAM's candidate may give way to the region of the map; it is as
-    good as what it replaces then.
+    Choose the best candidate of each prompt, suppress repeats, and drop masks of low quality, but never the best one.
+    This happens at SAM's low resolution; only the remaining masks are upscaled. Empty masks are dropped.
+
+    Args:
+        query: the row of the query in `maps`.
+        answers: each SAM prompt of the query with SAM's candidates.
+        fitted: the calibrated choice of these models.
     """
-    offered, chosen, masks, qualities = [], [], [], []
+    chosen, masks, qualities = [], [], []
     for sam_prompt, candidates in answers:
         low = sam.coarse_masks(embedding, candidates)
-        expected = by_map(low, candidates, resize(sam_prompt.scores[None], (low.shape[1], low.shape[2]))[0])
-        quality = expected if settings.choice == "map" else by_sam(candidates)
+        scores = resize(sam_prompt.scores[None], (low.shape[1], low.shape[2]))[0]
+        quality = by_map(low, candidates, scores, fitted) if settings.choice == "map" else by_sam(candidates)
         best = int(quality.argmax())
         qualities.append(quality[best])
-        if settings.fallback:
-            candidates, best = or_region(sam, embedding, sam_prompt, candidates, best, float(expected[best]))
-            low = sam.coarse_masks(embedding, candidates)
-        offered.append((sam_prompt, candidates))
         chosen.append(best)
         masks.append(low[best])
     kept = suppress(np.stack(masks), np.array(qualities), settings.overlap) if answers else []
-    good = [*kept[:1], *(other for other in kept[1:] if qualities[other] >= settings.quality)]
-    segments = [segment_of(sam, embedding, maps, query, *offered[index], chosen[index]) for index in good]
+    good = [n for n in kept if n == kept[0] or qualities[n] >= least_quality(qualities[kept[0]], settings, fitted)]
+    segments = [segment_of(sam, embedding, maps, query, *answers[index], chosen[index]) for index in good]
     return [segment for segment in segments if segment.area]
 
 
@@ -132,7 +111,7 @@ def segment_of(
     candidates: Candidates,
     chosen: int,
 ) -> Segment:
-    """The segment that one candidate gives, at full size; its mask may be empty."""
+    """Return the segment of one candidate at full size; its mask may be empty."""
     mask = sam.mask(embedding, candidates, chosen)
     return Segment(
         query=maps.queries[query],
@@ -144,3 +123,99 @@ def segment_of(
         candidates=candidates,
         chosen=chosen,
     )
+
+
+# ---- overlapping masks: repeats within one query are suppressed, pixels shared by different queries go to one of them
+
+CONTAINED = 0.85
+"""Share of a mask's pixels inside another mask from which it counts as a part of that mask."""
+MOST_LOST = 0.85
+"""Share of its pixels that a segment may lose to other queries; with more it shows what another query asks for."""
+
+
+def suppress(masks: NDArray[np.bool_], scores: NDArray[np.floating], overlap: float) -> list[int]:
+    """Non-maximum suppression on masks: drop every mask that repeats a better one.
+
+    Args:
+        masks: bool [N, H, W]. Empty masks are dropped.
+        scores: float [N]. Of equal scores the first counts as higher.
+        overlap: IoU above which two masks show the same object. A mask contained in the other counts as the same too.
+
+    Returns:
+        The indices of the masks to keep, the highest score first.
+    """
+    flat = masks.reshape(len(masks), -1).astype(np.float32)
+    return suppress_by_intersection(flat @ flat.T, scores, overlap)
+
+
+def suppress_by_intersection(
+    intersections: NDArray[np.floating], scores: NDArray[np.floating], overlap: float, *, contained: float = CONTAINED
+) -> list[int]:
+    """`suppress` for masks that do not share one frame: `intersections` [N, N] counts the pixels two masks share. Masks
+    with a share of `contained` inside another are a part of it; with infinity there are no parts."""
+    area = np.diagonal(intersections)
+    kept: list[int] = []
+    for index in np.argsort(-scores, kind="stable").tolist():
+        shared, other = intersections[index, kept], area[kept]
+        same = shared > overlap * (area[index] + other - shared)
+        inside = shared >= contained * np.maximum(np.minimum(area[index], other), 1)
+        if area[index] and not (same | inside).any():
+            kept.append(index)
+    return kept
+
+
+def resolve_overlaps(
+    segments: Sequence[Segment], maps: SimilarityMaps, min_areas: Sequence[int] | None = None
+) -> list[Segment]:
+    """Give every pixel that segments of different queries share to one query.
+
+    The pixel goes to the query whose min-max map times presence is highest there; of equal ones to the first in
+    `maps.queries`. Segments of one query may still overlap. A segment that loses more than `MOST_LOST` of its pixels,
+    or becomes smaller than its query's minimum area, is dropped, and its pixels go to the other queries.
+
+    Args:
+        segments: of one image.
+        maps: of the same image, with all queries of the segments.
+        min_areas: minimum area in pixels for each query of `maps`; default 0.
+    """
+    min_area = dict(zip(maps.queries, min_areas or [0] * len(maps.queries), strict=True))
+    kept = list(segments)
+    while True:
+        masks = _resolved_masks(kept, maps)
+        stays = [
+            np.count_nonzero(mask) >= max((1 - MOST_LOST) * segment.area, min_area[segment.query])
+            for segment, mask in zip(kept, masks, strict=True)
+        ]
+        if all(stays):
+            break
+        kept = [segment for segment, stay in zip(kept, stays, strict=True) if stay]
+    return [
+        segment if mask is segment.mask else _with_mask(segment, mask, maps)
+        for segment, mask in zip(kept, masks, strict=True)
+        if mask.any()
+    ]
+
+
+def _resolved_masks(segments: Sequence[Segment], maps: SimilarityMaps) -> list[NDArray[np.bool_]]:
+    """Return the mask bool [H, W] that each segment keeps; the same object if it loses nothing."""
+    queries = [query for query in maps.queries if any(segment.query == query for segment in segments)]
+    if len(queries) < 2:
+        return [segment.mask for segment in segments]
+    hw = segments[0].mask.shape
+    strongest, owner = np.full(hw, -np.inf, np.float32), np.full(hw, -1, np.int32)
+    for number, query in enumerate(queries):
+        row = maps.queries.index(query)
+        covered = np.any([segment.mask for segment in segments if segment.query == query], axis=0)
+        strength = resize(minmax(maps.scores[[row]]), (hw[0], hw[1]))[0] * maps.presence[row]
+        wins = covered & (strength > strongest)
+        strongest[wins], owner[wins] = strength[wins], number
+    left = [segment.mask & (owner == queries.index(segment.query)) for segment in segments]
+    return [
+        segment.mask if np.array_equal(segment.mask, mask) else mask
+        for segment, mask in zip(segments, left, strict=True)
+    ]
+
+
+def _with_mask(segment: Segment, mask: NDArray[np.bool_], maps: SimilarityMaps) -> Segment:
+    row = maps.queries.index(segment.query)
+    return replace(segment, mask=mask, map_score=map_score(maps.scores[row], mask))

@@ -1,34 +1,37 @@
-"""MobileSAM's image encoder: TinyViT, with a neck to SAM's embedding. Tensors have the names of the published file.
+"""MobileSAM: SAM with TinyViT as its image encoder, followed by a neck to SAM's embedding.
+
+Tensors have the names of the published file.
 
 Sources: Wu et al., "TinyViT: Fast Pretraining Distillation for Small Vision Transformers" (arXiv 2207.10666); Zhang et
-al., "Faster Segment Anything: Towards Lightweight SAM for Mobile Applications" (arXiv 2306.14289), which keeps the grid
-of the third stage in the fourth, so that SAM's decoder gets the 64 by 64 that it is used to.
+al., "Faster Segment Anything: Towards Lightweight SAM for Mobile Applications" (arXiv 2306.14289). In MobileSAM the
+fourth stage has the grid of the third, so that SAM's decoder gets its usual grid of 64 by 64.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import isqrt
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from text2seg.packages import opened
-from text2seg.weights.tensors import count_numbered
+from text2seg.sam.sam import Architecture, Sam, modeling, read_decoder
+from text2seg.weights.architecture import count_numbered
 
-IMAGE_SIZE = 1024  # no tensor tells it: there are no positions but those within windows
-PATCH = 16  # the two convolutions at the start and the first two merges halve the image four times in all
+IMAGE_SIZE = 1024  # not in the shape of any tensor, because positions are only encoded within windows
+PATCH = 16  # two convolutions at the start and the first two merges halve the image four times
 CLASSIFIER = ("norm_head.", "head.")
-"""Tensors of the published file that TinyViT was trained with and MobileSAM does not use."""
+"""Tensors of the published file that only the training of TinyViT needed."""
 
 
 @dataclass(frozen=True, slots=True)
 class TinyViTShape:
-    """The architecture, one number for each stage; heads and windows are of the stages after the first, which has no
-    attention."""
+    """Architecture of a TinyViT, with one number for each stage. `heads` and `windows` start at the second stage: the
+    first has no attention."""
 
     widths: tuple[int, ...]
     depths: tuple[int, ...]
@@ -40,7 +43,8 @@ class TinyViTShape:
 
     @classmethod
     def of(cls, weights: Mapping[str, Tensor], prefix: str) -> TinyViTShape:
-        """Read off tensors whose names start with `prefix`. Raises `KeyError` with the first name that is missing."""
+        """Read the architecture off tensors whose names start with `prefix`. Raises `KeyError` with the first missing
+        name."""
         name = prefix + "layers.{}."
         stages = 1 + count_numbered(weights, f"{prefix}layers.{{}}.downsample.conv1.c.weight")
         biases = [weights[name.format(stage) + "blocks.0.attn.attention_biases"] for stage in range(1, stages)]
@@ -48,7 +52,7 @@ class TinyViTShape:
         return cls(
             widths=(
                 first.shape[1],
-                *(weights[name.format(n) + "blocks.0.attn.norm.weight"].shape[0] for n in _to(stages)),
+                *(weights[name.format(n) + "blocks.0.attn.norm.weight"].shape[0] for n in range(1, stages)),
             ),
             depths=tuple(
                 count_numbered(
@@ -63,26 +67,20 @@ class TinyViTShape:
         )
 
 
-def _to(stages: int) -> range:
-    return range(1, stages)
-
-
 class TinyViT(nn.Module):
-    """Images float [B, 3, S, S] to features [B, C, S / 16, S / 16]."""
+    """Network from images float [B, 3, S, S] to features [B, C, S / 16, S / 16]."""
 
     def __init__(self, shape: TinyViTShape) -> None:
-        opened("segment_anything")
-        from segment_anything.modeling.common import LayerNorm2d
-
         super().__init__()
+        layer_norm = modeling().common.LayerNorm2d
         self.img_size = shape.image_size
         self.patch_embed = nn.ModuleDict({"seq": _stem(shape.widths[0])})
         self.layers = nn.ModuleList(_Stage(shape, stage) for stage in range(len(shape.widths)))
         self.neck = nn.Sequential(
             nn.Conv2d(shape.widths[-1], shape.embedding, 1, bias=False),
-            LayerNorm2d(shape.embedding),
+            layer_norm(shape.embedding),
             nn.Conv2d(shape.embedding, shape.embedding, 3, padding=1, bias=False),
-            LayerNorm2d(shape.embedding),
+            layer_norm(shape.embedding),
         )
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -94,15 +92,9 @@ class TinyViT(nn.Module):
         return features
 
 
-def encode(encoder: nn.Module, pixels: Tensor) -> Tensor:
-    """Features of a batch of images, as `encoder.encode` makes them of SAM's own encoder."""
-    features: Tensor = encoder(pixels)
-    return features
-
-
 class _Norm(nn.Module):
-    """Batch norm with the statistics of training. It does not count batches, as torch's does, so there is no integer
-    among the weights."""
+    """Batch norm with the statistics of training. Unlike torch's, it has no count of batches, so all its weights are
+    floats."""
 
     running_mean: Tensor
     running_var: Tensor
@@ -127,7 +119,7 @@ def _stem(width: int) -> nn.Sequential:
 
 
 class _Stage(nn.Module):
-    """Blocks on [B, C, h, w], and after all but the last stage a step to the next one's width."""
+    """Blocks on [B, C, h, w]; then, except in the last stage, a layer that changes to the width of the next stage."""
 
     def __init__(self, shape: TinyViTShape, stage: int) -> None:
         super().__init__()
@@ -140,7 +132,7 @@ class _Stage(nn.Module):
         )
         self.downsample = None
         if stage < last:
-            # Source: MobileSAM. The grid is halved but before the last stage.
+            # Source: MobileSAM. The grid is halved, except before the last stage.
             self.downsample = _Merge(width, shape.widths[stage + 1], stride=1 if stage == last - 1 else 2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -150,11 +142,13 @@ class _Stage(nn.Module):
 
 
 class _Merge(nn.Module):
-    def __init__(self, width: int, after: int, *, stride: int) -> None:
+    """Change from one width to the next, and to a grid that is smaller by `stride`."""
+
+    def __init__(self, width: int, next_width: int, *, stride: int) -> None:
         super().__init__()
-        self.conv1 = _conv(width, after)
-        self.conv2 = _conv(after, after, 3, stride=stride, groups=after)
-        self.conv3 = _conv(after, after)
+        self.conv1 = _conv(width, next_width)
+        self.conv2 = _conv(next_width, next_width, 3, stride=stride, groups=next_width)
+        self.conv3 = _conv(next_width, next_width)
 
     def forward(self, x: Tensor) -> Tensor:
         merged: Tensor = self.conv3(F.gelu(self.conv2(F.gelu(self.conv1(x)))))
@@ -162,37 +156,37 @@ class _Merge(nn.Module):
 
 
 class _Convolutions(nn.Module):
-    """MBConv: wide, across the image channel by channel, narrow again."""
+    """MBConv: more channels, a convolution of each channel, and the first number of channels again."""
 
-    def __init__(self, width: int, wide: int) -> None:
+    def __init__(self, width: int, inner_width: int) -> None:
         super().__init__()
-        self.conv1 = _conv(width, wide)
-        self.conv2 = _conv(wide, wide, 3, groups=wide)
-        self.conv3 = _conv(wide, width)
+        self.conv1 = _conv(width, inner_width)
+        self.conv2 = _conv(inner_width, inner_width, 3, groups=inner_width)
+        self.conv3 = _conv(inner_width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.gelu(x + self.conv3(F.gelu(self.conv2(F.gelu(self.conv1(x))))))
 
 
 class _Block(nn.Module):
-    """Attention within windows, a convolution across their borders, and a perceptron."""
+    """Attention within windows, a convolution across their borders, and an MLP."""
 
     def __init__(self, width: int, heads: int, window: int) -> None:
         super().__init__()
         self.window = window
         self.attn = _Attention(width, heads, window)
         self.local_conv = _conv(width, width, 3, groups=width)
-        self.mlp = _Perceptron(width)
+        self.mlp = _Mlp(width)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self._across_windows(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         x = self.local_conv(x)
-        told: Tensor = x + self.mlp(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        return told
+        output: Tensor = x + self.mlp(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return output
 
     def _across_windows(self, grid: Tensor) -> Tensor:
-        """Attention [B, h, w, C] within windows. Those at the border are filled up with zeros, which the norm makes
-        into its bias, and which are attended to: so the weights were trained."""
+        """Attend within windows of a grid [B, h, w, C]. Windows at the border are padded with zeros. As in training,
+        the padding is attended to, and the norm turns it into its bias."""
         side, (height, width) = self.window, grid.shape[1:3]
         grid = F.pad(grid, (0, 0, 0, -width % side, 0, -height % side))
         down, across, channels = grid.shape[1] // side, grid.shape[2] // side, grid.shape[3]
@@ -203,7 +197,7 @@ class _Block(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Attention with a learnt bias for each distance between two places of the window, by rows and by columns."""
+    """Attention with a learned bias for each distance, in rows and columns, between two cells of a window."""
 
     def __init__(self, width: int, heads: int, window: int) -> None:
         super().__init__()
@@ -222,13 +216,13 @@ class _Attention(nn.Module):
         return attended
 
     def _distances(self, device: torch.device) -> Tensor:
-        """The number of the distance between each two places, int64 [window², window²]."""
-        place = torch.arange(self.window * self.window, device=device)
-        rows, columns = place // self.window, place % self.window
+        """Return the index of the distance between each two cells, int64 [window², window²]."""
+        cells = torch.arange(self.window * self.window, device=device)
+        rows, columns = cells // self.window, cells % self.window
         return (rows[:, None] - rows).abs() * self.window + (columns[:, None] - columns).abs()
 
 
-class _Perceptron(nn.Module):
+class _Mlp(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
@@ -236,5 +230,46 @@ class _Perceptron(nn.Module):
         self.fc2 = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        told: Tensor = self.fc2(F.gelu(self.fc1(self.norm(x))))
-        return told
+        output: Tensor = self.fc2(F.gelu(self.fc1(self.norm(x))))
+        return output
+
+
+@dataclass(frozen=True, slots=True)
+class MobileSamShape(Architecture):
+    """Architecture of a MobileSAM."""
+
+    encoder: TinyViTShape
+
+    @property
+    def description(self) -> str:
+        return f"MobileSAM with stages of width {', '.join(map(str, self.encoder.widths))}"
+
+    @classmethod
+    def _read(cls, weights: Mapping[str, Tensor]) -> MobileSamShape:
+        encoder = TinyViTShape.of(weights, "image_encoder.")
+        return cls(image_size=encoder.image_size, patch=PATCH, encoder=encoder, **read_decoder(weights))
+
+    def build_encoder(self) -> nn.Module:
+        return TinyViT(self.encoder)
+
+    def uses(self, name: str) -> bool:
+        unused = tuple(f"image_encoder.{part}" for part in CLASSIFIER)
+        return not name.startswith(unused) and not name.endswith((".num_batches_tracked", ".attention_bias_idxs"))
+
+
+def encode_tiny_vit(encoder: nn.Module, pixels: Tensor) -> Tensor:
+    """Encode images float [B, 3, S, S] into features [B, C, S / 16, S / 16]."""
+    features: Tensor = encoder(pixels)
+    return features
+
+
+class MobileSam(Sam):
+    """MobileSAM on one device. The module is a `segment_anything` Sam with a `TinyViT` as its image encoder."""
+
+    family = "MobileSAM"
+    formats: ClassVar = {"image_encoder.patch_embed.seq.0.c.weight": "a MobileSAM in the official format"}
+    architecture = MobileSamShape
+
+    @classmethod
+    def _encoder_function(cls) -> Callable[..., Tensor]:
+        return encode_tiny_vit

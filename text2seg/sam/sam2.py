@@ -1,23 +1,30 @@
-"""SAM 2 and 2.1 on single images, through `transformers`: built from tensors, with the interface of `sam.base`."""
+"""SAM 2 and SAM 2.1 for single images: networks of `transformers`, built from a state dict."""
 
 from __future__ import annotations
 
-import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 
 from text2seg.errors import CheckpointError, SettingsError
 from text2seg.records import Candidates, PointPrompts
-from text2seg.runtime import FULL, Precision, PrecisionName, autocast, choose_precision
-from text2seg.sam.base import AnySam, Group, SamEmbedding, StretchedFrame, lower, sets_that_fit
-from text2seg.sam.build import PIXEL_MEAN, PIXEL_STD, fill
-from text2seg.weights.tensors import check_cells, checked_config, count_numbered
+from text2seg.runtime import FULL, autocast
+from text2seg.sam.base import (
+    AnySam,
+    Frame,
+    Group,
+    LoadedModule,
+    SamEmbedding,
+    StretchedFrame,
+    no_candidates,
+)
+from text2seg.sam.sam import fill
+from text2seg.sam.upscaling import stretched
+from text2seg.weights.architecture import check_patches, checked_config, count_numbered
 
 BLOCK = "vision_encoder.backbone.blocks.{}."
 POSITIONS = "prompt_encoder.shared_embedding.positional_embedding"
@@ -29,14 +36,15 @@ PUBLISHED: dict[tuple[int, tuple[int, ...]], tuple[int, tuple[int, ...], tuple[i
     (112, (2, 3, 16, 3)): (2, (8, 4, 14, 7), (12, 16, 20)),
     (144, (2, 6, 36, 4)): (2, (8, 4, 16, 8), (23, 33, 43)),
 }
-"""What no shape tells of the tiny, small, base-plus and large Hiera, by width and blocks of each stage: heads of the
-first stage, windows of each, and the blocks that attend to everything."""
+"""Published Hieras (tiny, small, base-plus, large). The key is the width of the first stage and the number of blocks of
+each stage. The value is what no tensor's shape contains: heads of the first stage, window of each stage, and blocks
+with global attention."""
 
 VIDEO_ONLY = re.compile(
     r"memory_|mask_downsample|object_pointer_proj|temporal_positional_encoding|no_memory_positional_encoding"
     r"|no_object_pointer|occlusion_spatial_embedding|maskmem_|obj_ptr|no_mem_pos_enc|no_obj_"
 )
-"""Beginnings of tensors' names, in both formats, that only SAM 2's memory of earlier frames needs."""
+"""Starts of the names, in both formats, of tensors that are only needed for SAM 2's memory of earlier frames."""
 
 RENAMED = (
     (r"^image_encoder\.trunk\.", "vision_encoder.backbone."),
@@ -62,63 +70,66 @@ RENAMED = (
     (r"(_head|_mlps\.\d+)\.layers\.2\.", r"\1.proj_out."),
     (r"(_head|_mlps\.\d+)\.layers\.1\.", r"\1.layers.0."),
 )
-"""Patterns in the names of Meta's files, and what stands there in those of `transformers`."""
+"""Patterns in the tensor names of Meta's files, and their replacements in the names of `transformers`."""
 
 
 def to_transformers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors by the names of `transformers`, whichever of the two formats they come in; those of SAM 2's memory
-    left out."""
-    own = any(name.startswith("image_encoder.trunk.") for name in weights)
+    """Return the tensors of either format by the names of `transformers`, without those of SAM 2's memory."""
+    is_of_meta = any(name.startswith("image_encoder.trunk.") for name in weights)
     needed = {name: tensor for name, tensor in weights.items() if not VIDEO_ONLY.match(name)}
-    renamed = {_renamed(name) if own else name: tensor for name, tensor in needed.items()}
-    kinds = [name for name in renamed if re.fullmatch(r"prompt_encoder\.point_embeddings\.\d\.weight", name)]
-    if kinds:
-        renamed["prompt_encoder.point_embed.weight"] = torch.cat([renamed.pop(name) for name in sorted(kinds)])
+    renamed = {_renamed(name) if is_of_meta else name: tensor for name, tensor in needed.items()}
+    embeddings = [name for name in renamed if re.fullmatch(r"prompt_encoder\.point_embeddings\.\d\.weight", name)]
+    if embeddings:
+        renamed["prompt_encoder.point_embed.weight"] = torch.cat([renamed.pop(name) for name in sorted(embeddings)])
     for name, twin in ((POSITIONS, IMAGE_POSITIONS), (IMAGE_POSITIONS, POSITIONS)):
         if name in renamed:
-            renamed.setdefault(twin, renamed[name])  # one tensor that some files hold twice
+            renamed.setdefault(twin, renamed[name])  # the same tensor; some files contain it under one name only
     return renamed
 
 
 def _renamed(name: str) -> str:
-    for pattern, instead in RENAMED:
-        name = re.sub(pattern, instead, name)
+    for pattern, replacement in RENAMED:
+        name = re.sub(pattern, replacement, name)
     return name
 
 
 def config_of(weights: Mapping[str, Tensor], config: Mapping[str, Any] | None = None) -> Any:
-    """The `Sam2Config` of a config.json, which may be that of the video model; else read off the tensors' shapes.
+    """Return the `Sam2Config` of a checkpoint.
+
+    Args:
+        weights: tensors by the names of `transformers`. Without a config.json, their shapes determine the architecture.
+        config: content of the config.json, which may be that of the video model.
 
     Raises:
-        CheckpointError: the shapes are none of the published ones, or the config is none of a SAM 2.
+        CheckpointError: no published SAM 2 has these shapes, or the config.json is not that of a SAM 2.
         SettingsError: `transformers` is missing.
     """
-    kind = _transformers().Sam2Config
+    config_class = _transformers().Sam2Config
     if config is None:
-        return kind(vision_config=_vision_config(weights))
+        return config_class(vision_config=_vision_config(weights))
     parts = ("vision_config", "prompt_encoder_config", "mask_decoder_config")
     try:
         safe = checked_config(config, "the config.json beside the weights")
-        return kind(**{part: dict(safe[part]) for part in parts if part in safe})
+        return config_class(**{part: dict(safe[part]) for part in parts if part in safe})
     except (TypeError, ValueError, KeyError) as error:
         raise CheckpointError(f"the config.json beside the weights is not that of a SAM 2: {error}") from error
 
 
 def _vision_config(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     try:
-        after = [
+        width_of_block = [
             weights[BLOCK.format(block) + "attn.proj.weight"].shape[0]
             for block in range(count_numbered(weights, BLOCK + "attn.proj.weight"))
         ]
         background = list(weights["vision_encoder.backbone.pos_embed"].shape[-2:])
     except KeyError as missing:
         raise CheckpointError(f"not a SAM 2 checkpoint: it has no tensor {missing.args[0]!r}") from None
-    widths = sorted(set(after))
-    depths = tuple(after.count(width) for width in widths)
+    widths = sorted(set(width_of_block))
+    depths = tuple(width_of_block.count(width) for width in widths)
     if (widths[0], depths) not in PUBLISHED:
-        told = f"width {widths[0]}, blocks {', '.join(map(str, depths))}"
-        raise CheckpointError(f"no published SAM 2 has this shape ({told}); put its config.json beside the weights")
-    heads, windows, everywhere = PUBLISHED[widths[0], depths]
+        shape = f"width {widths[0]}, blocks {', '.join(map(str, depths))}"
+        raise CheckpointError(f"no published SAM 2 has this shape ({shape}); put its config.json beside the weights")
+    heads, windows, global_blocks = PUBLISHED[widths[0], depths]
     backbone = {
         "model_type": "sam2_hiera_det_model",
         "hidden_size": widths[0],
@@ -128,16 +139,16 @@ def _vision_config(weights: Mapping[str, Tensor]) -> dict[str, Any]:
         "num_attention_heads_per_stage": list(accumulate([heads, 2, 2, 2], lambda a, b: a * b)),
         "window_size_per_stage": list(windows),
         "window_positional_embedding_background_size": background,
-        "global_attention_blocks": list(everywhere),
+        "global_attention_blocks": list(global_blocks),
     }
     return {"model_type": "sam2_vision_model", "backbone_config": backbone, "backbone_channel_list": widths[::-1]}
 
 
 def load_sam2(config: Any, weights: Mapping[str, Tensor]) -> Any:
-    """A `Sam2Model` of this architecture with these weights, as float32 on the CPU. Float32 tensors are not copied.
+    """Build a `Sam2Model` and load the weights, in float32 on the CPU. Float32 tensors are not copied.
 
     Raises:
-        CheckpointError: tensors are missing, superfluous, of another size or no floating-point numbers.
+        CheckpointError: tensors are missing, unknown, of another shape, or not floating-point.
     """
     try:
         _check_attention(config.vision_config.backbone_config)
@@ -152,7 +163,7 @@ def load_sam2(config: Any, weights: Mapping[str, Tensor]) -> Any:
 
 
 def _check_attention(backbone: Any) -> None:
-    """Raise `CheckpointError` where a block attends to more of an image at once than can be computed."""
+    """Raise `CheckpointError` if a block with global attention has too many patches."""
     sides = backbone.image_size if isinstance(backbone.image_size, (list, tuple)) else (backbone.image_size,) * 2
     grid = [side // step for side, step in zip(sides, backbone.patch_stride, strict=True)]
     first = 0
@@ -160,7 +171,7 @@ def _check_attention(backbone: Any) -> None:
         if 0 < stage <= backbone.num_query_pool_stages:
             grid = [side // step for side, step in zip(grid, backbone.query_stride, strict=True)]
         if any(first <= block < first + blocks for block in backbone.global_attention_blocks):
-            check_cells((grid[0], grid[1]), f"not a SAM 2 checkpoint: stage {stage + 1} of its architecture")
+            check_patches((grid[0], grid[1]), f"not a SAM 2 checkpoint: stage {stage + 1} of its architecture")
         first += blocks
 
 
@@ -172,96 +183,60 @@ def _transformers() -> Any:
     return transformers
 
 
-logger = logging.getLogger(__name__)
-
-TIMES_SAMS_MEMORY = 2  # about 68 MB for each set on a CPU, for its copies of the finer features
-
-
 class Sam2(AnySam):
-    """A `Sam2Model`, made ready for use on one device. Precisions as for `Sam`."""
+    """SAM 2 or SAM 2.1 on one device, for single images. The module is a `transformers` Sam2Model.
 
-    def __init__(
-        self, module: Any, device: torch.device, precision: Precision = FULL, *, sets_per_call: int | None = None
-    ) -> None:
-        """Take over the module: it is moved to the device and frozen, the encoder's matrices brought to the precision.
+    Checkpoints are files of Meta or of `transformers`. Without a config.json the architecture must be a published one,
+    because no tensor's shape contains heads and windows.
+    """
 
-        Args:
-            module: a `transformers` Sam2Model with float32 weights.
-            sets_per_call: as for `Sam`; by default half as many.
-        """
-        self.module = module.to(device).eval().requires_grad_(False)
-        prompts, (rows, columns) = module.prompt_encoder, module.prompt_encoder.image_embedding_size
-        mean, std = (
-            torch.tensor(colour, dtype=torch.float32, device=device).view(-1, 1, 1)
-            for colour in (PIXEL_MEAN, PIXEL_STD)
-        )
-        fit = sets_that_fit(device, rows * columns, prompts.hidden_size) // TIMES_SAMS_MEMORY
-        super().__init__(
-            device,
-            precision,
-            StretchedFrame(prompts.input_image_size),
-            mean=mean,
-            std=std,
-            compiled=False,
-            sets_per_call=fit if sets_per_call is None else sets_per_call,
-            mask_input_hw=prompts.mask_input_size,
-        )
-        if precision.dtype != torch.float32:
-            lower(module.vision_encoder, precision.dtype)
+    family = "SAM 2"
+    formats: ClassVar = {
+        "image_encoder.trunk.patch_embed.proj.weight": "a SAM 2 in Meta's format",
+        "vision_encoder.backbone.patch_embed.projection.weight": "a SAM 2 of transformers",
+    }
+    can_compile = False
+    memory_per_set = 2  # about 80 MB per set on a CPU, because finer features are copied
 
     @classmethod
-    @torch.inference_mode(False)
-    def from_weights(
-        cls,
-        weights: Mapping[str, Tensor],
-        *,
-        device: torch.device,
-        precision: PrecisionName = "auto",
-        compile_encoder: bool = False,
-        config: Mapping[str, Any] | None = None,
-    ) -> Sam2:
-        """A SAM 2 of Meta's files or of `transformers`'.
+    def reads_config(cls, names: Iterable[str]) -> bool:
+        return any(name.startswith("vision_encoder.") for name in names)
 
-        Args:
-            weights: the state dict, by the names of either; of any floating dtype.
-            precision: as for `choose_precision`.
-            config: the content of the config.json beside the weights. Without it the architecture must be one of the
-                published ones: heads and windows are in no tensor's shape.
-
-        Raises:
-            CheckpointError: the weights are not, or not exactly, those of a SAM 2.
-            SettingsError: `transformers` is missing, the device cannot run in that precision, or it is to be compiled.
-        """
-        if compile_encoder:
-            raise SettingsError("SAM 2 runs uncompiled only; leave --compile out or choose a SAM")
+    @classmethod
+    def _load(cls, weights: Mapping[str, Tensor], config: Mapping[str, Any] | None) -> LoadedModule:
         weights = to_transformers(weights)
-        chosen = choose_precision(device, precision)
         module = load_sam2(config_of(weights, config), weights)
-        sam = cls(module, device, chosen)
-        blocks = len(module.vision_encoder.backbone.blocks)
-        logger.info("SAM 2 with %d blocks on %s in %s: %s", blocks, device, chosen.name, chosen.reason)
-        return sam
+        return LoadedModule(module, f"SAM 2 with {len(module.vision_encoder.backbone.blocks)} blocks")
+
+    def _encoder(self) -> nn.Module:
+        encoder: nn.Module = self.module.vision_encoder
+        return encoder
+
+    def _input_frame(self) -> Frame:
+        return StretchedFrame(self.module.prompt_encoder.input_image_size)
 
     def _levels(self, pixels: Tensor) -> tuple[Tensor, ...]:
         finest, finer, features = self.module.vision_encoder(pixels).fpn_hidden_states
         decoder = self.module.mask_decoder
         with autocast(self.device, FULL):
-            # Without frames before it, an image gets one embedding for "no memory" everywhere.
+            # An image without earlier frames gets the embedding for "no memory" in all cells.
             features = features.float() + self.module.no_memory_embedding.view(1, -1, 1, 1)
             return features, decoder.conv_s0(finest.float()), decoder.conv_s1(finer.float())
 
     def _group(self, points: PointPrompts) -> Group:
-        # transformers fills short sets up with tokens of zeros that the decoder then attends to, which changes the
-        # answer; so sets are answered with others of their size.
+        # transformers pads shorter sets with zeros that the decoder attends to, which changes the masks. So only sets
+        # of the same size are decoded together.
         return (len(points.masks), len(points.boxes_xyxy), len(points))
 
-    def _decode(self, sets: Sequence[tuple[SamEmbedding, PointPrompts]]) -> list[Candidates]:
-        """Each set is one of the batch, with a copy of its image's features."""
+    def _decode(
+        self, sets: Sequence[tuple[SamEmbedding, PointPrompts]], above: float | None = None
+    ) -> list[Candidates]:
+        """Decode sets as one batch. Each has its own copy of the features of its image."""
         xy, labels, boxes = zip(*(self._prompts(embedding, points) for embedding, points in sets), strict=True)
         boxed = boxes[0] is not None
         levels = zip(*((*embedding.fine, embedding.features) for embedding, _ in sets), strict=True)
         with autocast(self.device, FULL):
-            answer = self.module(
+            outputs = self.module(
                 image_embeddings=[torch.stack(level) for level in levels],
                 input_points=torch.stack(xy)[:, None].to(self.device),
                 input_labels=torch.stack(labels)[:, None].to(self.device),
@@ -269,11 +244,27 @@ class Sam2(AnySam):
                 input_masks=self._mask_prompts(sets),
                 multimask_output=not boxed,
             )
-        logits, scores = answer.pred_masks[:, 0].float().cpu().numpy(), answer.iou_scores[:, 0].float().cpu().numpy()
-        return [Candidates(*of_set) for of_set in zip(logits, scores, strict=True)]
+        logits, scores = outputs.pred_masks[:, 0].float().cpu().numpy(), outputs.iou_scores[:, 0].float().cpu().numpy()
+        return [
+            Candidates(of_set, iou) if above is None or (iou > above).any() else no_candidates(logits)
+            for of_set, iou in zip(logits, scores, strict=True)
+        ]
+
+    @torch.no_grad()
+    def predicted_iou(self, embedding: SamEmbedding, points: PointPrompts, *, single: bool) -> tuple[float, ...]:
+        xy, labels, box = self._prompts(embedding, points)
+        with autocast(self.device, FULL):
+            outputs = self.module(
+                image_embeddings=[level[None] for level in (*embedding.fine, embedding.features)],
+                input_points=xy[None, None].to(self.device) if len(points) else None,
+                input_labels=labels[None, None].to(self.device) if len(points) else None,
+                input_boxes=None if box is None else box[None, None].to(self.device),
+                multimask_output=not single,
+            )
+        return tuple(outputs.iou_scores[0, 0].float().tolist())
 
     def _prompts(self, embedding: SamEmbedding, points: PointPrompts) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Points [N, 2], labels [N] and, where there is one, the box [4], in the frame."""
+        """Return points [N, 2] and labels [N], and the box [4] or None, in pixels of the frame."""
         xy = torch.from_numpy(self._frame.place(points.xy, embedding.image_hw))
         labels = torch.tensor(points.labels, dtype=torch.int64, device="cpu")
         if not len(points.boxes_xyxy):
@@ -281,5 +272,5 @@ class Sam2(AnySam):
         corners = self._frame.place(points.boxes_xyxy.reshape(2, 2), embedding.image_hw)
         return xy, labels, torch.from_numpy(corners).reshape(4)
 
-    def _to_image(self, logits: Tensor, embedding: SamEmbedding) -> Tensor:
-        return F.interpolate(logits, embedding.image_hw, mode="bilinear", align_corners=False)
+    def _axis(self, cells: Tensor, filled: int, length: int) -> Tensor:
+        return stretched(cells, length)

@@ -1,4 +1,4 @@
-"""SAM 3 through `transformers`: words and an image straight to masks, for comparison with maps and points.
+"""SAM 3 through `transformers`: from an image and a text directly to masks, for comparison with maps and point prompts.
 
 Source: Carion et al., "SAM 3: Segment Anything with Concepts" (arXiv 2511.16719). Its memory for videos is left out.
 """
@@ -26,16 +26,19 @@ from text2seg.sam.base import StretchedFrame
 logger = logging.getLogger(__name__)
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
-MIDDLE = 127.5  # of the colours, and how far they go from there: pixels become -1 to 1
+MIDDLE = 127.5  # both mean and standard deviation, so that pixels from 0 to 255 become -1 to 1
 MASK_THRESHOLD = 0.5
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Found:
-    """All that SAM 3 says of one text in one image, in the square that the image is stretched to.
+    """Output of SAM 3 for one text in one image, in the square frame that the image is stretched to.
 
-    `logits` float32[K, h, w] of its queries' masks; `scores` float32[K], how sure it is of each, in [0, 1], `presence`
-    included; `presence`, how sure it is that there is any; `everywhere` float32[h, w], the logit of each place.
+    Attributes:
+        logits: float32 [K, h, w], a mask for each of SAM 3's K object queries.
+        scores: float32 [K] in [0, 1], the score of each mask, already multiplied by `presence`.
+        presence: in [0, 1], the score that the text is in the image at all.
+        everywhere: float32 [h, w], the logit that a cell belongs to the text, without a division into objects.
     """
 
     logits: NDArray[np.float32]
@@ -45,7 +48,7 @@ class Found:
 
 
 class Sam3:
-    """A `transformers` Sam3Model with its tokenizer, on one device. Nothing in it changes after it is made."""
+    """SAM 3 on one device: a `transformers` Sam3Model and its tokenizer. It does not change after it is built."""
 
     compiled = False
 
@@ -59,8 +62,8 @@ class Sam3:
 
     @classmethod
     def open(cls, folder: Path, *, device: torch.device, precision: PrecisionName = "auto") -> Sam3:
-        """The model of a folder that `transformers` wrote: config.json, model.safetensors and the tokenizer's files.
-        Nothing is downloaded and no code of the folder is run.
+        """Load the model from a folder that `transformers` wrote: config.json, model.safetensors and files of the
+        tokenizer. Nothing is downloaded, and no code in the folder is run.
 
         Raises:
             CheckpointError: a file is missing, damaged or not that of a SAM 3.
@@ -82,7 +85,7 @@ class Sam3:
                 folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
             )
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except Exception as error:  # what transformers raises on files that do not fit has no common type
+        except Exception as error:  # errors of transformers about unfit files have no common type
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise CheckpointError(f"{folder} does not hold a SAM 3: {reason}") from error
         module, report = loaded
@@ -95,38 +98,38 @@ class Sam3:
 
     @torch.no_grad()
     def find(self, image: Image, texts: Sequence[str]) -> list[Found]:
-        """What there is of each text in the image, which is encoded once.
+        """Return the output for each text. The image is encoded once.
 
         Raises:
-            CheckpointError: the answer is not finite, so weights or precision are unfit.
+            CheckpointError: the output is not finite: damaged weights, or an unfit precision.
         """
         middle = torch.tensor(MIDDLE, dtype=torch.float32, device=self.device)
-        pixels, _ = self._frame.framed([image], self.device, middle, middle)
+        pixels, _ = self._frame.framed([image], middle, middle)
         with autocast(self.device, self.precision):
-            seen = self.module.get_vision_features(pixels)
-            answers = [self.module(vision_embeds=seen, **self._tokens(text)) for text in texts]
-        return [self._found(answer) for answer in answers]
+            features = self.module.get_vision_features(pixels)
+            outputs = [self.module(vision_embeds=features, **self._tokens(text)) for text in texts]
+        return [self._found(output) for output in outputs]
 
     def _tokens(self, text: str) -> dict[str, Tensor]:
         if len(self._tokenizer(text)["input_ids"]) > self._length:
             logger.warning("SAM 3 reads %d tokens; the end of this query is cut off: %s", self._length, text)
-        kept = self._tokenizer(
+        tokens = self._tokenizer(
             text, padding="max_length", max_length=self._length, truncation=True, return_tensors="pt"
         )
-        return {name: kept[name].to(self.device) for name in ("input_ids", "attention_mask")}
+        return {name: tokens[name].to(self.device) for name in ("input_ids", "attention_mask")}
 
-    def _found(self, answer: Any) -> Found:
-        presence = answer.presence_logits.float().sigmoid().flatten()[0]
-        scores = answer.pred_logits[0].float().sigmoid() * presence
-        logits, everywhere = answer.pred_masks[0].float(), answer.semantic_seg[0, 0].float()
+    def _found(self, output: Any) -> Found:
+        presence = output.presence_logits.float().sigmoid().flatten()[0]
+        scores = output.pred_logits[0].float().sigmoid() * presence
+        logits, everywhere = output.pred_masks[0].float(), output.semantic_seg[0, 0].float()
         if not bool(logits.isfinite().all() and scores.isfinite().all() and everywhere.isfinite().all()):
             raise CheckpointError(f"SAM 3's answer is not finite in {self.precision.name}; try precision fp32")
         return Found(logits.cpu().numpy(), scores.cpu().numpy(), float(presence), everywhere.cpu().numpy())
 
     @torch.no_grad()
     def mask(self, logits: NDArray[np.float32], image_hw: tuple[int, int]) -> NDArray[np.bool_]:
-        """Low-resolution logits [h, w] as a mask bool[H, W] of the image."""
-        likely = torch.tensor(logits, dtype=torch.float32, device=self.device)[None, None].sigmoid()
-        full = F.interpolate(likely, image_hw, mode="bilinear", align_corners=False)[0, 0]
+        """Return low-resolution logits [h, w] as a mask bool [H, W] of the image."""
+        probabilities = torch.tensor(logits, dtype=torch.float32, device=self.device)[None, None].sigmoid()
+        full = F.interpolate(probabilities, image_hw, mode="bilinear", align_corners=False)[0, 0]
         mask: NDArray[np.bool_] = (full > MASK_THRESHOLD).cpu().numpy()
         return mask

@@ -1,13 +1,12 @@
-"""Bring an index up to a folder: encode what is new or has changed, forget what has gone."""
+"""Bring an index up to date with a folder: encode new and changed images, drop deleted ones."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,37 +17,39 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from text2seg.errors import CheckpointError, ImageError, SettingsError, Text2SegError
-from text2seg.io.files import exists, make_folder, resolved, take_lock
-from text2seg.io.images import load_image
+from text2seg.io.files import exists, resolve_path
+from text2seg.io.images import decode_ahead, load_image
 from text2seg.io.storage import Place, Stamp
+from text2seg.io.writing import acquire_lock, make_folder
 from text2seg.pipeline import Text2Seg
 from text2seg.records import Failure, Image
 from text2seg.search.index import VECTORS, VectorIndex, image_vectors
 
-AHEAD = 2  # images that each thread may have decoded before their turn
-UNSAVED_SHARE, UNSAVED_LEAST = 8, 64  # written when an eighth is new: writing costs a share of encoding, not its square
+AHEAD = 2  # images decoded ahead per thread
+UNSAVED_SHARE, UNSAVED_LEAST = 8, 64  # saved when an eighth is new, so that writing costs a fixed share of encoding
 
-_OF_NO_MATTER = frozenset({"text2seg", "sam", "settings", "precision", "compiled"})  # SAM's precision
+# Entries of the provenance that vectors do not depend on; `precision` is SAM's.
+_OF_NO_MATTER = frozenset({"text2seg", "sam", "settings", "precision", "compiled"})
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class IndexedImage:
-    """An image to have in the index: its name from the folder on, its file's bytes and time of change."""
+    """An image to index: its path in the folder, and its file's size in bytes and time of change."""
 
     file: str
     stamp: Stamp
 
 
 def indexed_images(files: Sequence[str], stamp: Callable[[int], Stamp]) -> list[IndexedImage]:
-    """Images from the files of a scan and the stamp of each by its place there."""
+    """Make indexed images from the files of a scan; `stamp` returns size and time of the file with a number."""
     return [IndexedImage(file, stamp(number)) for number, file in enumerate(files)]
 
 
 @dataclass(slots=True)
 class Filled:
-    """What filling an index came to: images `encoded` now, `held` already, `dropped`; `stopped` before all were."""
+    """Result of filling an index: images `encoded` now, `held` before, `dropped`; `stopped` if it was stopped early."""
 
     encoded: int = 0
     held: int = 0
@@ -58,10 +59,11 @@ class Filled:
 
 
 def index_key(models: Text2Seg) -> dict[str, Any]:
-    """All that the vectors of an image depend on beside its file: weights, precision, device, input and attention.
+    """Return everything besides the file that the vectors of an image depend on: weights, precision, device, input,
+    rule.
 
     Raises:
-        SettingsError: the models do not say which weights they are, so vectors of two could be mixed.
+        SettingsError: The models do not know the hash of their weights, so vectors of two models could be mixed.
     """
     made_by = models.provenance()
     clip = made_by.get("clip")
@@ -81,8 +83,8 @@ def index_key(models: Text2Seg) -> dict[str, Any]:
 
 
 def index_path(folder: Place, key: dict[str, Any], where: Path | None = None) -> Path:
-    """The file of a folder's index, in `where` or in the user's cache folder; another key has another file."""
-    whole = str(resolved(folder) if isinstance(folder, Path) else folder)
+    """Return the file of a folder's index, in `where` or in the user's cache folder; each key has its own file."""
+    whole = str(resolve_path(folder) if isinstance(folder, Path) else folder)
     name = hashlib.sha256(json.dumps([whole, key], sort_keys=True).encode()).hexdigest()[:24]
     return (where or platformdirs.user_cache_path("text2seg", appauthor=False) / "search") / f"{name}.index"
 
@@ -98,19 +100,19 @@ def filled_index(
     stopping: Callable[[], bool] = lambda: False,
     progress: bool = False,
 ) -> Iterator[tuple[VectorIndex, Filled]]:
-    """The index of a folder, brought up to these images and saved.
+    """Open the index of a folder, bring it up to date and save it.
 
-    Another process that fills the same index is waited for. What was encoded is kept whatever happens: `stopping`,
-    an error, Ctrl-C.
+    Waits while another process fills the same index. Encoded images are kept even after `stopping`, an error or
+    Ctrl-C.
 
     Args:
-        images: those to have; others of the folder stay in the index as long as their files are there.
-        where: the folder of indexes, by default one in the user's cache.
-        workers: threads that decode.
+        images: Images that the index must hold. Others of the folder stay in it as long as their files exist.
+        where: The folder of indexes. Default: one in the user's cache.
+        workers: Threads that decode images.
 
     Raises:
         SettingsError: FAISS is not installed, or the models do not know the hash of their weights.
-        OutputError: the index cannot be written.
+        OutputError: The index cannot be written.
         CheckpointError: CLIP's features are not finite.
     """
     key = index_key(models)
@@ -125,11 +127,11 @@ def filled_index(
 
 @contextmanager
 def _held(path: Path, stopping: Callable[[], bool]) -> Iterator[bool]:
-    """Whether this process alone may write the index: true, unless it was stopped while it waited."""
+    """Take the lock of an index; yield False if stopped while waiting."""
     make_folder(path.parent, flag="--index")
     lock, waited = FileLock(path.with_name(path.name + ".lock")), False
     try:
-        while not stopping() and not take_lock(lock, 0.5, way_out="; choose another --index"):
+        while not stopping() and not acquire_lock(lock, 0.5, advice="; choose another --index"):
             if not waited:
                 _log.warning("another process is filling %s; waiting for it", path)
             waited = True
@@ -160,9 +162,10 @@ def _fill(
                 filled.encoded += 1
             except CheckpointError:
                 raise
-            except Exception as error:  # decoders let anything out, and one bad file must not end a night's run
+            except Exception as error:  # decoders raise any error, and one bad file must not end a long run
                 index.drop([image.file])
-                filled.failures.append(_failure(image, error, str(folder / image.file)))
+                stage = "read" if isinstance(error, ImageError) else "index"
+                filled.failures.append(Failure.from_error(image.file, stage, error, folder / image.file))
             if unsaved >= max(UNSAVED_LEAST, len(index) // UNSAVED_SHARE):
                 index.save()
                 unsaved = 0
@@ -170,7 +173,7 @@ def _fill(
         try:
             if unsaved:
                 index.save()
-        except Text2SegError as second:  # the first error is the one to be told
+        except Text2SegError as second:  # the first error is more important
             _log.warning("%s", second)
         raise
     if unsaved:
@@ -180,7 +183,8 @@ def _fill(
 
 
 def _gone(index: VectorIndex, folder: Place, wanted: set[str]) -> list[str]:
-    """Images whose files are no more. A shard or a pattern leaves others out that are; a store is not asked."""
+    """Return indexed images with deleted files. Files outside the shard or pattern are kept; object stores are not
+    checked."""
     if not isinstance(folder, Path):
         return []
     return [file for file in index.files() if file not in wanted and not exists(folder / file, ImageError)]
@@ -189,34 +193,25 @@ def _gone(index: VectorIndex, folder: Place, wanted: set[str]) -> list[str]:
 def _decoded(
     images: Sequence[IndexedImage], folder: Place, workers: int, stopping: Callable[[], bool], progress: bool
 ) -> Iterator[tuple[IndexedImage, Future[Image]]]:
-    """Each image as threads have decoded it, a bounded number ahead of their turn."""
-    ahead: deque[tuple[IndexedImage, Future[Image]]] = deque()
-    pool, source = ThreadPoolExecutor(workers, thread_name_prefix="text2seg-decode"), iter(images)
-    try:
-        with tqdm(total=len(images), unit="image", desc="index", disable=not progress or not images) as bar:
-            while not stopping():
-                while len(ahead) < AHEAD * workers and (one := next(source, None)) is not None:
-                    ahead.append((one, pool.submit(load_image, folder / one.file, file_name=one.file)))
-                if not ahead:
-                    break
-                yield ahead.popleft()
-                bar.update()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    """Yield the images in order, decoded by threads; the number decoded ahead is bounded."""
+
+    def load(image: IndexedImage) -> Image:
+        return load_image(folder / image.file, file_name=image.file)
+
+    decoded = decode_ahead(([each] for each in images), load, threads=workers, ahead=AHEAD * workers, stopping=stopping)
+    with tqdm(total=len(images), unit="image", desc="index", disable=not progress or not images) as bar:
+        for (image,), (future,) in decoded:
+            yield image, future
+            bar.update()
 
 
 def _encode(index: VectorIndex, models: Text2Seg, entry: IndexedImage, image: Image) -> None:
-    """One image at a time: rounding depends on what shares a batch, and an image's vectors are to depend on its file
-    alone, so that a label job that was stopped leaves out the same images as one that never was."""
+    """Encode one image.
+
+    Images are not batched, because rounding depends on the batch and vectors must depend on the file alone: a
+    labelling job that was stopped must skip the same images as one that was not.
+    """
     maps = models.settings.maps
     size = maps.input_size or models.input_size
     (tokens,) = models.clip.encode_images([image], size=size, architecture=maps.architecture)
     index.put(entry.file, entry.stamp, image.hw, image_vectors(tokens))
-
-
-def _failure(entry: IndexedImage, error: Exception, path: str) -> Failure:
-    if isinstance(error, ImageError):
-        message = " ".join(str(error).replace(path, entry.file).split())
-        return Failure(entry.file, "read", message if entry.file in message else f"{entry.file}: {message}")
-    _log.info("%s", path, exc_info=error)
-    return Failure(entry.file, "index", f"{entry.file}: {type(error).__name__}: {' '.join(str(error).split())}")

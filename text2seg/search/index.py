@@ -1,9 +1,11 @@
-"""Vectors of a folder's images in one file: a FAISS index, and a table of which image each vector is of.
+"""Index of a folder's images, and its answers to queries.
 
-A small object is one or two patches of many hundred. It hardly moves the CLS token or the mean, and k-means gives its
-clusters to the background. So an image is kept as the patches that lie farthest from those chosen before.
+The index is one file: vectors with a FAISS index, and a table from vectors to images.
+
+A small object covers one or two of many hundred patches. It hardly changes the CLS token or the mean, and k-means
+spends its clusters on the background. So an image is stored as patches, each the farthest from those chosen before.
 Source: T. F. Gonzalez, "Clustering to minimize the maximum intercluster distance", Theoretical Computer Science 38
-(1985), the greedy algorithm. Measurements: docs/measurements/search.md."""
+(1985), the greedy algorithm. Measurements: docs/measurements/accuracy.md#search."""
 
 from __future__ import annotations
 
@@ -18,29 +20,40 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image as PillowImage
 from torch import Tensor
 
+from text2seg.clip.maps import PRESENCE_TEMPLATE, texts_of
 from text2seg.clip.model import ImageTokens
-from text2seg.errors import OutputError, SettingsError
-from text2seg.io.files import exists, open_file, write_atomically
+from text2seg.errors import ImageError, OutputError, SettingsError
+from text2seg.io.files import exists, open_file
+from text2seg.io.images import load_image
+from text2seg.io.names import fit_file_name, safe_file_name
+from text2seg.io.storage import Place
+from text2seg.io.writing import OutputFolder, write_atomically
+from text2seg.pipeline import Text2Seg
+from text2seg.queries import Query
+from text2seg.records import Failure
+from text2seg.render.panels import sheet
+from text2seg.render.saving import png
 from text2seg.runtime import FULL, autocast
 
-VECTORS = 16
+VECTORS = 16  # per image
 
 
 @torch.inference_mode()
 def image_vectors(tokens: ImageTokens, count: int = VECTORS) -> NDArray[np.float32]:
-    """Unit vectors float32 [min(count, patches), C]; the first is the patch that is least like the image's mean."""
+    """Return unit vectors float32 [min(count, patches), C]; the first is the patch least similar to the mean."""
     patches = tokens.features[1:]
-    with autocast(patches.device, FULL):  # no autocast of the caller's
+    with autocast(patches.device, FULL):  # switches off the caller's autocast
         chosen = _farthest(patches, count)
     return np.ascontiguousarray(torch.cat(chosen).float().cpu().numpy())
 
 
 def _farthest(patches: Tensor, count: int) -> list[Tensor]:
-    """Patches [1, C], each the one that is least like those before it."""
+    """Return patches [1, C], each the least similar to those before it."""
     chosen = [_least(patches, patches @ patches.mean(0))]
-    closest = patches @ chosen[0][0]  # of each patch, the cosine to the nearest one chosen
+    closest = patches @ chosen[0][0]  # cosine of each patch to the nearest chosen one
     while len(chosen) < min(count, len(patches)):
         chosen.append(_least(patches, closest))
         closest = torch.maximum(closest, patches @ chosen[-1][0])
@@ -48,20 +61,24 @@ def _farthest(patches: Tensor, count: int) -> list[Tensor]:
 
 
 def _least(patches: Tensor, values: Tensor) -> Tensor:
-    """The patch [1, C] of the lowest value; its number stays on the device."""
+    """Return the patch [1, C] with the lowest value, without a copy to the CPU."""
     return patches.index_select(0, values.argmin()[None])
 
 
-FORMAT = 1  # counts up when vectors are made in another way, so that old ones are not found any more
+FORMAT = 1  # raise it when vectors are computed differently, so that old indexes are not used
 _KEY = "text2seg_search"
-_WITH_IDS, _FLAT, _HEADER = b"IxM2", b"IxSQ", 37  # how FAISS marks the two kinds, and where the inner one begins
+_WITH_IDS, _FLAT, _HEADER = (
+    b"IxM2",
+    b"IxSQ",
+    37,
+)  # FAISS's marks of the two index types; offset of the inner index in bytes
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An image in the index: its number there, the file's bytes and time of change when it was encoded, its size."""
+    """An image in the index: number, file size in bytes and modification time when encoded, rows and columns."""
 
     number: int
     stamp: tuple[int, int]
@@ -69,26 +86,26 @@ class Entry:
 
 
 class VectorIndex:
-    """Vectors in memory, as float16, from a file and back into it. For one thread at a time."""
+    """Vectors in memory as float16, read from and saved to a file. Not safe to share between threads."""
 
     def __init__(self, path: Path, key: Mapping[str, Any]) -> None:
-        """An empty one; `VectorIndex.open` reads what is there."""
+        """Make an empty index; `VectorIndex.open` reads a file."""
         self.path, self._key = path, dict(key)
         self._faiss = import_faiss()
-        self._vectors: Any = None  # made with the first image, which says how long vectors are
+        self._vectors: Any = None  # made with the first image, when C is known
         self._entries: dict[str, Entry] = {}
         self._next = 0
 
     @classmethod
     def open(cls, path: Path, key: Mapping[str, Any]) -> VectorIndex:
-        """What the file at `path` holds, or an empty index where it is missing, damaged or of another key.
+        """Read the index at `path`; return an empty index if it is missing, damaged or has another key.
 
         Args:
-            key: all that vectors depend on beside the image, plain JSON.
+            key: Everything that vectors depend on besides the image, as plain JSON.
 
         Raises:
             SettingsError: FAISS is not installed.
-            OutputError: it is no file, or may not be read.
+            OutputError: The path is not a file or cannot be read.
         """
         index = cls(path, key)
         try:
@@ -109,8 +126,7 @@ class VectorIndex:
         return self._entries.get(file)
 
     def put(self, file: str, stamp: tuple[int, int], hw: tuple[int, int], vectors: NDArray[np.float32]) -> None:
-        """Add an image, in place of what there was of that file; `vectors` are unit float32 [V, C], as many for
-        every image."""
+        """Add or replace an image. `vectors` are unit vectors float32 [V, C], with the same V for every image."""
         self.drop([file])
         if self._vectors is None:
             half = self._faiss.ScalarQuantizer.QT_fp16
@@ -121,14 +137,14 @@ class VectorIndex:
         self._next += 1
 
     def drop(self, files: Iterable[str]) -> int:
-        """Forget these images; gives how many there were."""
+        """Remove images; return how many were in the index."""
         gone = [entry.number for file in files if (entry := self._entries.pop(file, None))]
         if gone:
             self._vectors.remove_ids(self._ids(gone, VECTORS))
         return len(gone)
 
     def vectors(self, files: Sequence[str]) -> NDArray[np.float32]:
-        """Those of these images, float32 [N, V, C]; raises `KeyError` where one is not in the index."""
+        """Return the vectors of images, float32 [N, V, C]. Raises `KeyError` if one is not in the index."""
         numbers = [self._entries[file].number for file in files]
         if not numbers:
             return np.zeros((0, 0, 0), np.float32)
@@ -137,7 +153,7 @@ class VectorIndex:
         return found.reshape(len(numbers), each, -1)
 
     def nearest(self, feature: NDArray[np.float32], count: int, among: Collection[str]) -> list[str]:
-        """The images of the `count` vectors most like a unit feature float32 [C], by inner product, best first."""
+        """Return the images of the `count` vectors with the highest inner product to a feature [C], best first."""
         numbers = {entry.number: file for file, entry in self._entries.items() if file in among}
         if not numbers:
             return []
@@ -148,7 +164,7 @@ class VectorIndex:
         return list(dict.fromkeys(numbers[int(row) // VECTORS] for row in found[0] if row >= 0))
 
     def save(self) -> None:
-        """Write the file, whole or not at all. Raises `OutputError` where that cannot be done."""
+        """Write the file atomically. Raises `OutputError` if it cannot be written."""
         table = [[file, entry.number, *entry.stamp, *entry.hw] for file, entry in self._entries.items()]
         content = self._faiss.serialize_index(self._vectors).tobytes() if self._entries else b""
         about = {_KEY: FORMAT, "key": self._key, "crc": zlib.crc32(content), "next": self._next, "images": table}
@@ -166,19 +182,132 @@ class VectorIndex:
         self._next = about["next"]
         if self._entries:
             if content[:4] != _WITH_IDS or content[_HEADER : _HEADER + 4] != _FLAT:
-                raise ValueError("it holds another kind of index")  # FAISS has some that name a file to be opened
+                raise ValueError("it holds another kind of index")  # some kinds name a file that FAISS would open
             self._vectors = self._faiss.deserialize_index(np.frombuffer(content, np.uint8))
 
     @staticmethod
     def _ids(numbers: Sequence[int], each: int) -> NDArray[np.int64]:
-        """The ids of the first `each` vectors of these images."""
+        """Return the ids of the first `each` vectors of images."""
         return (np.array(numbers, np.int64)[:, None] * VECTORS + np.arange(each)).ravel()
 
 
 def import_faiss() -> Any:
-    """FAISS, or a `SettingsError` that says how to get it."""
+    """Import FAISS. Raises `SettingsError` with the install command if it is missing."""
     try:
         import faiss
     except ImportError as error:
         raise SettingsError('a vector index needs FAISS: pip install "text2seg[search]"') from error
     return faiss
+
+
+# ---- answers: presence in each image and the best images, and the files of a search
+
+AT_ONCE = 4096  # images unpacked in one step
+SHORTLIST, DEEPER = 4096, 64  # vectors that FAISS returns: at least, and per requested image
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """An image found, with the `presence` of the query in [0, 1] and the highest `cosine` of its vectors to it."""
+
+    file: str
+    presence: float
+    cosine: float
+
+
+def presence_in(
+    models: Text2Seg, index: VectorIndex, files: Sequence[str], queries: Sequence[Query]
+) -> NDArray[np.float32]:
+    """Return the presence of the queries in images, float32 [N, Q] in [0, 1].
+
+    Computed like presence in `query_maps`, but from the indexed patches only, so it is never higher, up to rounding.
+    """
+    texts = texts_of(queries)
+    row_of = {wordings: row for row, wordings in enumerate(texts)}
+    found = np.zeros((len(files), len(queries)), np.float32)
+    for start in range(0, len(files), AT_ONCE):
+        tokens = _as_tokens(models, index.vectors(files[start : start + AT_ONCE]))
+        highest = models.clip.patch_presence(tokens, texts).max(2)
+        for number, query in enumerate(queries):
+            rows = [row_of[part] for part in query.parts]
+            found[start : start + AT_ONCE, number] = highest[rows].min(0)
+    return found
+
+
+def best_images(
+    models: Text2Seg, index: VectorIndex, query: Query, top: int, among: Collection[str]
+) -> tuple[Hit, ...]:
+    """Return the `top` images from `among` with the highest presence of a query, sorted by presence, then by name.
+
+    FAISS finds the vectors nearest to the text; their images are ranked by presence.
+    """
+    features = models.clip.encode_texts(query.parts, (PRESENCE_TEMPLATE,)).cpu().numpy()
+    count = max(SHORTLIST, DEEPER * top)
+    near = [index.nearest(feature, count, among) for feature in features]
+    files = sorted({file for each in near for file in each})
+    presence = presence_in(models, index, files, [query])[:, 0]
+    order = np.lexsort((np.arange(len(files)), -presence))[:top]
+    cosines = np.einsum("nvc,qc->nqv", index.vectors([files[n] for n in order]), features) if files else np.zeros(0)
+    return tuple(
+        Hit(files[n], float(presence[n]), float(own.max(1).min())) for n, own in zip(order, cosines, strict=True)
+    )
+
+
+def _as_tokens(models: Text2Seg, vectors: NDArray[np.float32]) -> ImageTokens:
+    """Return vectors [N, V, C] as the patches of one image with N rows and a CLS token of zeros, which is not used."""
+    count, each, width = vectors.shape
+    patches = torch.from_numpy(vectors.reshape(count * each, width))
+    features = torch.cat([torch.zeros(1, width, dtype=torch.float32, device="cpu"), patches]).to(models.clip.device)
+    return ImageTokens(features, (count, each), (count, each))
+
+
+MOST_SHOWN = 60  # images on a sheet; the JSON file has all
+SEARCH_FILE = "search.json"
+_DIGITS = 4
+
+
+def write_results(
+    output: Path, folder: Place, found: Mapping[str, Sequence[Hit]], failures: Sequence[Failure], models: str = ""
+) -> list[Path]:
+    """Write `search.json` and a sheet for each query with results; return the paths. Raises `OutputError`.
+
+    `models` are the names of the models for people.
+    """
+    content = {
+        "folder": str(folder),
+        **({"models": models} if models else {}),
+        "queries": {
+            query: [
+                {"file": hit.file, "presence": round(hit.presence, _DIGITS), "cosine": round(hit.cosine, _DIGITS)}
+                for hit in hits
+            ]
+            for query, hits in found.items()
+        },
+        "failures": [{"file_name": each.file_name, "stage": each.stage, "message": each.message} for each in failures],
+    }
+    text = json.dumps(content, indent=1) + "\n"
+    results = OutputFolder(output)
+    written = results.write([(SEARCH_FILE, [text.encode("ascii")])])
+    for number, (query, hits) in enumerate(found.items(), start=1):
+        name = safe_file_name(query)
+        image = _sheet(folder, query, hits)
+        if image is not None:
+            written += results.write([(fit_file_name(f"{number:02}-{name}", ".png"), [image])])
+    return written
+
+
+def _sheet(folder: Place, query: str, hits: Sequence[Hit]) -> bytes | None:
+    """Return a PNG of the images, the best first; None if no image can be read."""
+    cells = []
+    for rank, hit in enumerate(hits[:MOST_SHOWN], start=1):
+        try:
+            pixels = load_image(folder / hit.file).pixels
+        except ImageError as error:
+            _log.warning("%s", error)
+            continue
+        image = PillowImage.fromarray(pixels)
+        image.thumbnail((300, 300))
+        cells.append((f"{rank}. {hit.presence:.2f} {hit.file}", np.asarray(image)))
+    if not cells:
+        return None
+    return png(sheet(cells, title=query))

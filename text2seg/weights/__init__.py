@@ -1,21 +1,39 @@
-"""Weights: which there are, where they lie, how they get there and how they are read without trusting them.
+"""Weights: registry, download, storage on this machine, and safe loading.
 
-`text2seg.weights.tensors` is not imported here, so that listing checkpoints does not have to wait for torch.
+`text2seg.weights.load` is not imported here, because it imports torch, and listing checkpoints should be fast.
 """
 
 from text2seg.weights.download import sha256_of
-from text2seg.weights.registry import PAIRS, Checkpoint, find, known, pair
-from text2seg.weights.store import Status, fetch, folder, is_here, path_of, recorded, statuses, verify
+from text2seg.weights.registry import BUNDLED, PAIRS, PUBLISHED, Checkpoint, download_hint, download_size, find, known
+from text2seg.weights.store import (
+    Status,
+    choose_model,
+    fetch,
+    folder,
+    is_here,
+    naming_missing,
+    pair,
+    path_of,
+    recorded,
+    statuses,
+    verify,
+)
 
 __all__ = [
+    "BUNDLED",
     "PAIRS",
+    "PUBLISHED",
     "Checkpoint",
     "Status",
+    "choose_model",
+    "download_hint",
+    "download_size",
     "fetch",
     "find",
     "folder",
     "is_here",
     "known",
+    "naming_missing",
     "pair",
     "path_of",
     "recorded",

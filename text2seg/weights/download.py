@@ -1,4 +1,4 @@
-"""Download a published checkpoint: resumes, shows its progress, checks the hash, and appears whole or not at all."""
+"""Download published files. Interrupted downloads resume, and only complete files with the right hash appear."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import re
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, cast
@@ -19,59 +20,69 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from text2seg.errors import CheckpointError, OutputError
-from text2seg.io import files
+from text2seg.io import files, writing
 from text2seg.weights.registry import Checkpoint
 
 logger = logging.getLogger(__name__)
 
 CHUNK = 1 << 20
 TIMEOUT_SECONDS = 30.0
+ANSWER_SECONDS = 5.0
 BACKOFF_SECONDS = (1.0, 2.0, 4.0, 8.0)
-"""Waits after failures in a row; when they are used up, the download has failed. A byte received starts them anew."""
+"""Waits after consecutive failures. After the last one the download fails. Any received byte resets the count."""
 
 PASSING_CODES = frozenset({408, 425, 429, 500, 502, 503, 504})
-"""HTTP errors that are worth another try."""
+"""HTTP errors that are retried."""
 
 
 Report = Callable[[int, int | None], None]
-"""Told how many bytes there are, and of how many where the server says so."""
+"""Called with the number of bytes so far and the total, or None if the server does not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """A published file that is not a checkpoint."""
+
+    file_name: str
+    url: str
+    sha256: str | None = None
 
 
 class _CutError(Exception):
-    """The connection failed; another try may go on from what has been received."""
+    """The connection failed. Another try can continue from the received bytes."""
 
 
 class _UnreachableError(_CutError):
-    """There was no connection to begin with: no network, no such host, nobody listening."""
+    """There was no connection at all: no network, unknown host, or no server."""
 
 
 def download(checkpoint: Checkpoint, folder: Path, *, replace: bool = False, report: Report | None = None) -> Path:
-    """Download a checkpoint into a folder, which is made if missing.
+    """Download a checkpoint into a folder, which is made if it is missing.
 
-    The bytes are collected in `<file>.part`, which an interrupted download leaves for the next one to go on with; the
-    file takes its own name when its hash is right. Of two processes that want the same file, one waits for the other.
+    Bytes are written to `<file>.part`. An interrupted download leaves it, and the next one continues from it. It is
+    renamed once its hash is right. If two processes want the same file, one waits for the other.
 
     Args:
-        checkpoint: one with a URL.
-        folder: where the file goes, under `checkpoint.file_name`.
-        replace: download even if the file is there, and put the new one in its place.
-        report: called as bytes come, in place of a bar on the terminal; an error that it raises stops the download,
-            and the next one goes on from there.
+        checkpoint: a checkpoint with a URL.
+        folder: folder for the file `checkpoint.file_name`.
+        replace: download and replace a file that exists.
+        report: called with the progress instead of a progress bar on the terminal. If it raises, the download stops,
+            and the next one continues.
 
     Returns:
         The path of the file.
 
     Raises:
-        CheckpointError: the server does not give the file, the hash is wrong, or the folder cannot be written to. The
-            message names what to do by hand.
+        CheckpointError: the server does not send the file, its hash is wrong, or the folder cannot be written to. The
+            message says how to fetch the file by hand.
     """
     if checkpoint.url is None:
         raise CheckpointError(f"{checkpoint.kind.upper()} {checkpoint.name} is not published for download")
     target = folder / checkpoint.file_name
     part = folder / f"{checkpoint.file_name}.part"
     try:
-        files.make_folder(folder, flag="TEXT2SEG_CHECKPOINTS")
-        with _lock(folder / f".{checkpoint.file_name}.lock"):
+        writing.make_folder(folder, flag="TEXT2SEG_CHECKPOINTS")
+        with locked(folder / f".{checkpoint.file_name}.lock"):
             if replace or not files.is_file(target, CheckpointError):
                 _fill(part, checkpoint, report)
                 _check_hash(part, checkpoint)
@@ -84,33 +95,71 @@ def download(checkpoint: Checkpoint, folder: Path, *, replace: bool = False, rep
     return target
 
 
+def download_files(
+    remote: Sequence[RemoteFile], folder: Path, *, what: str, check: Callable[[Path, RemoteFile], None]
+) -> int:
+    """Download the files that are missing in a folder, one after the other, with one progress bar.
+
+    The bar counts files, or the bytes of a single file. Each file is written as in `download`. Files that are there are
+    not downloaded again.
+
+    Args:
+        what: the files in one word, for the progress bar.
+        check: raises `CheckpointError` if a complete file is not what was wanted; it is then deleted.
+
+    Returns:
+        The number of downloaded files.
+
+    Raises:
+        CheckpointError: as `download`. Files that are complete stay.
+    """
+    try:
+        writing.make_folder(folder, flag="folder")
+        with locked(folder / ".lock"):
+            missing = [each for each in remote if not files.is_file(folder / each.file_name, CheckpointError)]
+            one, have = len(remote) == 1, len(remote) - len(missing)
+            for each in tqdm(missing, desc=what, unit="file", initial=have, total=len(remote), disable=one):
+                part = folder / f"{each.file_name}.part"
+                _fill(part, each, None if one else lambda have, total: None)
+                _check_hash(part, each)
+                try:
+                    check(part, each)
+                except CheckpointError:
+                    part.unlink()
+                    raise
+                os.replace(part, folder / each.file_name)
+            return len(missing)
+    except (OSError, OutputError) as error:
+        raise CheckpointError(f"cannot write to {folder}: {error}") from error
+
+
 def sha256_of(path: Path) -> str:
-    """The sha256 of a file, 64 hexadecimal digits. Raises `CheckpointError` where it cannot be read."""
+    """Return the SHA-256 of a file as 64 hexadecimal digits. Raises `CheckpointError` if it cannot be read."""
     return files.sha256_of(path, CheckpointError)
 
 
-def _lock(path: Path) -> AbstractContextManager[Any]:
-    """Hold the lock; say so if another process has it and this one has to wait."""
+def locked(path: Path) -> AbstractContextManager[Any]:
+    """Acquire a lock, and log it if another process holds it."""
     lock = FileLock(path)
-    if not files.take_lock(lock, 0):
+    if not writing.acquire_lock(lock, 0):
         logger.info("waiting for another process that downloads the same file (%s)", path)
-        files.take_lock(lock, -1)
+        writing.acquire_lock(lock, -1)
     stack = ExitStack()
     stack.callback(lock.release)
     return stack
 
 
-def _fill(part: Path, checkpoint: Checkpoint, report: Report | None) -> None:
-    """Receive until the part holds the whole file, over as many connections as it takes."""
+def _fill(part: Path, checkpoint: Checkpoint | RemoteFile, report: Report | None) -> None:
+    """Receive the whole file into the part, over as many connections as needed."""
     failures, was_reached = 0, False
     while True:
-        before = _size(part)
+        size_before = _size(part)
         try:
             _receive(part, checkpoint, report)
             return
         except _CutError as cut:
             was_reached = was_reached or not isinstance(cut, _UnreachableError)
-            failures = 1 if _size(part) > before else failures + 1
+            failures = 1 if _size(part) > size_before else failures + 1
             if failures > len(BACKOFF_SECONDS) or not was_reached:
                 raise CheckpointError(f"cannot download: {cut}. {_by_hand(part, checkpoint)}") from cut
             wait = BACKOFF_SECONDS[failures - 1]
@@ -118,11 +167,11 @@ def _fill(part: Path, checkpoint: Checkpoint, report: Report | None) -> None:
             time.sleep(wait)
 
 
-def _receive(part: Path, checkpoint: Checkpoint, report: Report | None) -> None:
-    """Add to the part what one connection brings.
+def _receive(part: Path, checkpoint: Checkpoint | RemoteFile, report: Report | None) -> None:
+    """Append the bytes of one connection to the part.
 
     Raises:
-        _CutError: it does not bring all.
+        _CutError: the file is not complete yet.
         CheckpointError: the server does not have the file.
     """
     have = _size(part)
@@ -132,7 +181,7 @@ def _receive(part: Path, checkpoint: Checkpoint, report: Report | None) -> None:
         with error:
             if error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and have:
                 if _numbers(error, r"\*/(\d+)") == (have,):
-                    return  # the last try received everything and was stopped before it could say so
+                    return  # the last try received everything, but was interrupted before it finished
                 part.unlink()
                 raise _CutError(f"the server has no byte {have:,} of it") from error
             if error.code in PASSING_CODES:
@@ -144,13 +193,13 @@ def _receive(part: Path, checkpoint: Checkpoint, report: Report | None) -> None:
         if response.status == HTTPStatus.PARTIAL_CONTENT:
             if _numbers(response, r"(\d+)-\d+/") != (have,):
                 part.unlink()
-                raise _CutError("the server sends another part than was asked for")
+                raise _CutError("the server sent a different part of the file than requested")
             start = have
         _append(response, part, start, report)
 
 
 def _append(response: http.client.HTTPResponse, part: Path, start: int, report: Report | None) -> None:
-    """Write the body at the end of the part, or from its beginning if the server did not skip what was there."""
+    """Append the body to the part, or overwrite the part if the server sent the file from its start."""
     total = None if response.length is None else start + response.length
     silent = report is not None
     bar = tqdm(total=total, initial=start, unit="B", unit_scale=True, unit_divisor=1024, desc=part.stem, disable=silent)
@@ -165,11 +214,11 @@ def _append(response: http.client.HTTPResponse, part: Path, start: int, report: 
 
 
 class _SafeRedirects(urllib.request.HTTPRedirectHandler):
-    """Follows a redirect only to where the connection is as safe as it was: of some files no hash is published."""
+    """Refuses redirects from https to http, because some files have no published hash."""
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         if req.type == "https" and not newurl.startswith("https://"):
-            raise urllib.error.HTTPError(newurl, code, "a redirect that leaves https", headers, fp)
+            raise urllib.error.HTTPError(newurl, code, "a redirect from https to http", headers, fp)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
@@ -189,8 +238,19 @@ def _request(url: str, start: int) -> http.client.HTTPResponse:
         raise _CutError(f"the connection broke: {error!r}") from error
 
 
+def check_reachable(url: str) -> None:
+    """Raise `CheckpointError` if the server of a URL does not answer within `ANSWER_SECONDS`, whatever it answers."""
+    request = urllib.request.Request(url, headers={"User-Agent": "text2seg"}, method="HEAD")
+    try:
+        _opener.open(request, timeout=ANSWER_SECONDS).close()
+    except urllib.error.HTTPError as error:
+        error.close()
+    except (OSError, http.client.HTTPException) as error:
+        raise CheckpointError(f"cannot reach {request.host}: {getattr(error, 'reason', error)}") from error
+
+
 def _read(response: http.client.HTTPResponse) -> bytes:
-    """What has come so far. Reading is kept apart from writing, whose OSErrors no other try mends."""
+    """Return received bytes. Kept apart from writing, because retrying does not help if a write fails."""
     try:
         return response.read1(CHUNK)
     except (OSError, http.client.HTTPException) as error:
@@ -198,18 +258,18 @@ def _read(response: http.client.HTTPResponse) -> bytes:
 
 
 def _numbers(answer: Any, pattern: str) -> tuple[int, ...]:
-    """The numbers that the pattern picks out of the Content-Range header; none if it does not fit."""
+    """Return the numbers that the pattern finds in the Content-Range header; empty if it does not match."""
     match = re.match(rf"bytes {pattern}", answer.headers.get("Content-Range", ""))
     return tuple(int(group) for group in match.groups()) if match else ()
 
 
-def _check_hash(part: Path, checkpoint: Checkpoint) -> None:
-    """Raise, and delete the part, unless its hash is the published one."""
+def _check_hash(part: Path, checkpoint: Checkpoint | RemoteFile) -> None:
+    """Raise and delete the part if its hash is not the published one."""
     found = sha256_of(part)
     if checkpoint.sha256 is not None and not found.startswith(checkpoint.sha256):
         part.unlink()
         raise CheckpointError(
-            f"what {checkpoint.url} sent is not {checkpoint.file_name}: its sha256 is {found}, "
+            f"the file from {checkpoint.url} is not {checkpoint.file_name}: its sha256 is {found}, "
             f"expected {checkpoint.sha256}. It was deleted; try again, or over another network"
         )
 
@@ -219,5 +279,5 @@ def _size(path: Path) -> int:
     return 0 if found is None else found.st_size
 
 
-def _by_hand(part: Path, checkpoint: Checkpoint) -> str:
+def _by_hand(part: Path, checkpoint: Checkpoint | RemoteFile) -> str:
     return f"Fetch {checkpoint.file_name} from {checkpoint.url} by other means and put it in {part.parent}"

@@ -1,7 +1,9 @@
-"""Pickles of weights as plain data: dicts, lists, tuples, numbers and texts, with a `StoredTensor` for each tensor and
-an `Inert` for an object of any other class. No class is imported and no function called, whatever a pickle asks for.
+"""Pickles of weights read as plain data. No class is imported and no function is called, whatever a pickle asks for.
 
-Source: the opcodes as Python's `pickletools` describes them, and `torch._utils` for what torch writes with them.
+The result consists of dicts, lists, tuples, numbers and strings, with a `StoredTensor` for each tensor and a
+`PickledObject` for each object of another class.
+
+Source: the opcodes as described in Python's `pickletools`, and `torch._utils` for what torch writes with them.
 """
 
 from __future__ import annotations
@@ -9,28 +11,29 @@ from __future__ import annotations
 import pickle
 import struct
 import sys
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from io import BufferedReader, BytesIO
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from text2seg.errors import CheckpointError
+from text2seg.weights.stored_tensors import (
+    MOST_SIZE,
+    SAVE_ALONE,
+    DamagedError,
+    Storage,
+    StoredTensor,
+    UnsafeError,
+    UnsupportedError,
+    tensor_of,
+)
 
 MOST_STEPS = 10_000_000
-"""Opcodes of a pickle. The largest SAM has 25,000, a training checkpoint of it with the optimiser's state 100,000; a
-log of the training has one for each number."""
-MOST_HEADER_BYTES = 128 << 20
-"""Of a pickle, of a zip's directory, and of all code whose class headers are read."""
-ALONE = "save the state dict alone"
-LONGEST_NUMBER = 255  # bytes of an integer in a pickle
-MOST_MARKS = 1000  # open at once
-MOST_AXES = 32
+"""Opcodes in a pickle. The largest SAM has 25,000, a training checkpoint of it with optimizer state 100,000, and a
+training log one for each number."""
+MOST_INTEGER_BYTES = 255
+MOST_MARKS = 1000  # nested marks that are open at once
 
 STORAGES = {
     "DoubleStorage": torch.float64,
@@ -69,29 +72,17 @@ HARMLESS = {
     "types": "SimpleNamespace",
     "uuid": "UUID",
 }
-"""What a pickle may ask for of Python's modules. A file that asks for anything else there wants to run something."""
+"""Names from Python's standard library that a pickle may mention. Any other name means that it wants to run code."""
 PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg", "commands": "subprocess"}
 PYTHON_2_NAMES = {"long": "int", "unicode": "str", "xrange": "range"}
-"""What builtins were called in Python 2, as pickles of protocol 2 still do."""
+"""Names of Python 2, which pickles of protocol 2 still use."""
 REBUILD = "torch._utils._rebuild_"
-
-
-class FaultError(Exception):
-    """The file is not what it should be; the message says why, the path is put before it."""
-
-
-class UnreadError(Exception):
-    """The file may be whole, but is larger than, or has something in it beyond, what is read here; the message says
-    what."""
-
-
-class CodeError(Exception):
-    """Reading the file any other way could run code; the message says what it asks for."""
+"""Start of the names of torch's functions that rebuild tensors."""
 
 
 @dataclass(frozen=True, slots=True)
 class Global:
-    """The name of a class or function in a pickle. It is never looked up."""
+    """Name of a class or function in a pickle. It is never imported."""
 
     module: str
     name: str
@@ -102,169 +93,50 @@ class Global:
 
 
 @dataclass(slots=True, eq=False)
-class Inert:
-    """An object of a class that is not known here; `attributes` is what it would be filled with, if that is a dict."""
+class PickledObject:
+    """Stand-in for an object of a class that is not known here. `attributes` is its state, if the state is a dict."""
 
     kind: Global
     attributes: dict[Any, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class WeightsFile:
-    """An open file; nothing beyond its end is asked for."""
-
-    path: Path
-    handle: BufferedReader
-    size: int
-
-    def take(self, start: int, length: int) -> bytes:
-        """Some bytes of a header."""
-        if length > MOST_HEADER_BYTES:
-            raise UnreadError(f"its header or pickle has {length:,} bytes, more than weights need; {ALONE}")
-        self._check(start, length)
-        self.handle.seek(start)
-        found = self.handle.read(length)
-        if len(found) < length:
-            raise FaultError("the file became shorter while it was read")
-        return found
-
-    def fill(self, start: int, content: np.ndarray) -> None:
-        """Read as many bytes as the array uint8 [N] has. Raises `CheckpointError` where they cannot be read."""
-        try:
-            self.handle.seek(start)
-            count = self.handle.readinto(content.data) if content.size else 0
-        except OSError as error:
-            raise CheckpointError(f"cannot read {self.path}: {error}") from error
-        if count < content.size:
-            raise CheckpointError(f"{self.path} is damaged or cut short: it became shorter while it was read")
-
-    def storage(self, dtype: torch.dtype, numel: int, start: int, *, crc: int = 0, swapped: bool = False) -> Storage:
-        self._check(start, numel * dtype.itemsize)
-        return Storage(self, dtype, numel, start, crc, swapped)
-
-    def _check(self, start: int, length: int) -> None:
-        if start < 0 or length < 0 or start + length > self.size:
-            raise FaultError(f"it has {self.size:,} bytes, and its content should end at {start + length:,}")
-
-
-@dataclass(slots=True, eq=False)
-class Storage:
-    """Bytes of a file that tensors are views of, read at most once."""
-
-    file: WeightsFile
-    dtype: torch.dtype
-    numel: int
-    start: int | None = None
-    """Where they begin in the file; in the form before zip archives it is known after the pickle."""
-    crc: int = 0
-    """CRC-32 of the bytes; 0 where the writer left it out, as torch can be told to."""
-    swapped: bool = False
-    """Whether the bytes of a number come in the order that this machine does not use."""
-    content: np.ndarray | None = None
-
-    @property
-    def nbytes(self) -> int:
-        return self.numel * self.dtype.itemsize
-
-    def read(self) -> Tensor:
-        """All of them, as a flat tensor uint8."""
-        if self.content is None:
-            try:
-                content = np.empty(self.nbytes, np.uint8)
-            except MemoryError:
-                raise CheckpointError(f"{self.file.path} needs more memory than there is") from None
-            self.file.fill(self.start or 0, content)
-            if self.crc and zlib.crc32(content.data) != self.crc:
-                raise CheckpointError(f"{self.file.path} is damaged: a tensor's bytes do not have their checksum")
-            if self.swapped and self.dtype.itemsize > 1:
-                content.view(f"u{self.dtype.itemsize}").byteswap(inplace=True)
-            self.content = content
-        return torch.from_numpy(self.content)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class StoredTensor:
-    """A tensor that still lies in its file: its shape and dtype are known, its numbers are not read."""
-
-    storage: Storage
-    dtype: torch.dtype
-    offset: int
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    is_plain: bool
-    """Dense real numbers, each with its own place in memory: a stride of zero could claim more than fits anywhere."""
-
-    @property
-    def ndim(self) -> int:
-        return len(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        return product(self.shape) * self.dtype.itemsize
-
-    def is_floating_point(self) -> bool:
-        return self.dtype.is_floating_point
-
-    def read(self) -> Tensor:
-        """The tensor, on the CPU. Tensors that share memory in the file share it here too.
-
-        Raises:
-            CheckpointError: the file cannot be read, or its bytes do not have their checksum.
-        """
-        if not self.nbytes:
-            return torch.empty(self.shape, dtype=self.dtype, device="cpu")
-        return self.storage.read().view(self.dtype).as_strided(self.shape, self.stride, self.offset)
-
-
-def product(shape: tuple[int, ...]) -> int:
-    product = 1
-    for side in shape:
-        product *= side
-    return product
-
-
-def are_sizes(*numbers: Any) -> bool:
-    return len(numbers) <= MOST_AXES and all(type(n) is int and 0 <= n < 1 << 48 for n in numbers)
-
-
-def tensor_of(storage: Storage, dtype: torch.dtype, offset: Any, shape: Any, stride: Any) -> StoredTensor:
-    """A view of a storage, once it is known to lie within it."""
-    if len(shape) != len(stride) or not are_sizes(offset, *shape) or not are_sizes(*stride):
-        raise FaultError("a tensor's shape, strides or offset make no sense")
-    numel = product(shape)
-    last = offset + sum((side - 1) * step for side, step in zip(shape, stride, strict=True)) if numel else 0
-    if storage.nbytes % dtype.itemsize or last >= max(storage.nbytes // dtype.itemsize, 1):
-        raise FaultError("a tensor reaches beyond its storage")
-    is_plain = not dtype.is_complex and numel * dtype.itemsize <= storage.nbytes
-    return StoredTensor(storage, dtype, offset, tuple(shape), tuple(stride), is_plain)
-
-
 class Unpickler:
-    """The opcodes that `torch.save` and TorchScript write, on plain data. No class is imported, no function called."""
+    """Stack machine for the opcodes that `torch.save` and TorchScript write. It makes plain data only."""
 
     def __init__(
         self, source: BufferedReader | BytesIO, size: int, storage: Callable[[torch.dtype, str, int], Storage]
     ) -> None:
-        """Read from a file of `size` bytes; `storage` finds one by dtype, key and number of elements."""
+        """
+        Args:
+            source: the file, at the start of the pickle.
+            size: bytes that the pickle may have at most.
+            storage: returns the storage for a dtype, key and number of elements.
+        """
         self._source, self._size, self._storage = source, size, storage
         self._stack: list[Any] = []
         self._marked: list[list[Any]] = []
         self._memo: dict[int, Any] = {}
 
     def load(self) -> Any:
+        """Return the content of the pickle.
+
+        Raises:
+            UnsafeError: it uses an opcode or a name that could run code.
+            DamagedError, UnsupportedError: it is invalid or too long.
+        """
         for _ in range(MOST_STEPS):
             code = self.take(1)
             if code == pickle.STOP:
                 return self._stack.pop()
             step = _OPCODES.get(code)
             if step is None:
-                raise CodeError(f"its pickle has the opcode {code!r}, which no state dict needs")
+                raise UnsafeError(f"its pickle has the opcode {code!r}, which no state dict needs")
             step(self)
-        raise UnreadError(f"its pickle has more than {MOST_STEPS:,} steps, more than weights need; {ALONE}")
+        raise UnsupportedError(f"its pickle has more than {MOST_STEPS:,} steps, more than weights need; {SAVE_ALONE}")
 
     def take(self, length: int) -> bytes:
         if length < 0 or length > self._size:
-            raise FaultError("its pickle ends too early")
+            raise DamagedError("its pickle ends too early")
         self._size -= length
         return self._source.read(length)
 
@@ -274,13 +146,13 @@ class Unpickler:
 
     def protocol(self) -> None:
         if self.number("B") > pickle.HIGHEST_PROTOCOL:
-            raise FaultError("its pickle is of a protocol that is not known")
+            raise DamagedError("its pickle has an unknown protocol")
 
     def line(self) -> str:
         found = self._source.readline(1000)
         self._size -= len(found)
         if not found.endswith(b"\n"):
-            raise FaultError("a name in its pickle has no end")
+            raise DamagedError("a name in its pickle has no end")
         return found[:-1].decode()
 
     def push(self, value: Any) -> None:
@@ -291,7 +163,7 @@ class Unpickler:
 
     def mark(self) -> None:
         if len(self._marked) >= MOST_MARKS:
-            raise FaultError("its pickle is nested too deep")
+            raise DamagedError("its pickle is nested too deep")
         self._marked.append(self._stack)
         self._stack = []
 
@@ -308,7 +180,7 @@ class Unpickler:
     def tuple_of(self, length: int) -> None:
         found = tuple(self._stack[-length:])
         if len(found) < length:
-            raise FaultError("its pickle takes more than it has put down")
+            raise DamagedError("its pickle takes more from the stack than it has put there")
         self._stack[-length:] = [found]
 
     def put(self, place: int) -> None:
@@ -318,15 +190,15 @@ class Unpickler:
         self.push(self._memo[place])
 
     def integer(self, length: int) -> None:
-        if length > LONGEST_NUMBER:
-            raise FaultError(f"a number of {length:,} bytes in its pickle")
+        if length > MOST_INTEGER_BYTES:
+            raise DamagedError(f"its pickle has a number of {length:,} bytes")
         self.push(int.from_bytes(self.take(length), "little", signed=True))
 
     def text(self, form: str) -> None:
         self.push(self.take(self.number(form)).decode("utf-8", "surrogatepass"))
 
     def old_text(self, form: str) -> None:
-        """A str of Python 2."""
+        """Push a str of Python 2."""
         self.push(self.take(self.number(form)).decode("latin-1"))
 
     def data(self, form: str) -> None:
@@ -336,36 +208,37 @@ class Unpickler:
         target = self._stack[-1]
         if isinstance(target, list):
             target.extend(values)
-        elif not isinstance(target, Inert):
-            raise FaultError("its pickle appends to what is no list")
+        elif not isinstance(target, PickledObject):
+            raise DamagedError("its pickle appends to something that is not a list")
+        elif target.kind == SET:
+            target.attributes.update(_set_of(values).attributes)
 
     def update(self, values: list[Any]) -> None:
         target = self._stack[-1]
         if isinstance(target, dict):
             for key, value in zip(values[::2], values[1::2], strict=True):
                 target[_key(key)] = value
-        elif not isinstance(target, Inert):
-            raise FaultError("its pickle puts items into what is no dict")
+        elif not isinstance(target, PickledObject):
+            raise DamagedError("its pickle sets items of something that is not a dict")
 
     def new_dict(self, values: list[Any]) -> None:
         self.push({})
         self.update(values)
 
     def skip(self, value: Any) -> None:
-        """Nothing is done with it."""
+        """Ignore a value."""
 
     def set_of(self, values: list[Any]) -> None:
-        """Its values are left out: they would have to be hashed, and no state dict has a set."""
-        self.push(Inert(Global("builtins", "set")))
+        self.push(_set_of(values))
 
     def name(self, module: Any, name: Any) -> None:
         if not isinstance(module, str) or not isinstance(name, str):
-            raise FaultError("a name in its pickle is no text")
+            raise DamagedError("a name in its pickle is not a string")
         module = PYTHON_2.get(module, module)
         found = Global(module, PYTHON_2_NAMES.get(name, name) if module == "builtins" else name)
         root = found.module.partition(".")[0]
         if root in sys.stdlib_module_names and found.name not in HARMLESS.get(found.module, "").split():
-            raise CodeError(f"it asks for {found.full[:80]}")
+            raise UnsafeError(f"it wants {found.full[:80]}")
         self.push(found)
 
     def named(self) -> None:
@@ -373,13 +246,13 @@ class Unpickler:
         self.name(module, name)
 
     def make(self, arguments: Any) -> None:
-        """What calling the class or function on the stack would make, for those few that are known here."""
+        """Push the result of calling the class or function on the stack, if it is one of the few known here."""
         maker = self.pop()
         if not isinstance(maker, Global):
-            raise CodeError("its pickle calls an object that it made itself")
+            raise UnsafeError("its pickle calls an object that it made")
         if not isinstance(arguments, tuple):
-            raise FaultError("its pickle calls without arguments")
-        self.push(_made(maker, arguments))
+            raise DamagedError("its pickle calls something without arguments")
+        self.push(_result_of(maker, arguments))
 
     def make_with_names(self) -> None:
         self.pop()
@@ -387,59 +260,72 @@ class Unpickler:
 
     def build(self) -> None:
         state, target = self.pop(), self._stack[-1]
-        if not isinstance(target, Inert):
+        if not isinstance(target, PickledObject):
             if isinstance(target, dict | StoredTensor):
-                return  # attributes such as a state dict's versions
-            raise FaultError("its pickle fills what cannot be filled")
+                return  # attributes, such as the versions of a state dict
+            raise DamagedError("its pickle sets the state of something that has none")
         if isinstance(state, dict):
             target.attributes.update(state)
         elif target.kind.module.partition(".")[0] == "__torch__":
-            raise CodeError(f"a __setstate__ in its TorchScript would have to make {target.kind.full[:80]}")
+            raise UnsafeError(f"its TorchScript would call the __setstate__ of {target.kind.full[:80]}")
 
     def persistent(self) -> None:
-        kind, storage_type, key, _, numel, *view = self.pop()
+        identity = self.pop()
+        if identity[0] == "module":  # a class with its source code, in the format before zip archives
+            return self.push(identity[1])  # the class without its source
+        kind, storage_type, key, _, numel, *view = identity
         known = isinstance(storage_type, Global) and storage_type.module in ("torch", "torch.storage", "torch.cuda")
         if kind == "storage" and known and storage_type.name not in STORAGES:
-            return self.push(Inert(storage_type))  # quantised to 4 bits, or newer than this reader
+            return self.push(PickledObject(storage_type))  # 4-bit quantized, or newer than this reader
         if kind != "storage" or not known or any(view):
-            raise FaultError("it holds a storage of a kind that weights do not have")
-        if not isinstance(key, str) or type(numel) is not int or not 0 <= numel < 1 << 48:
-            raise FaultError("a storage whose name or size makes no sense")
+            raise DamagedError("it has a kind of storage that weights do not have")
+        if not isinstance(key, str) or type(numel) is not int or not 0 <= numel < MOST_SIZE:
+            raise DamagedError("the name or size of a storage is invalid")
         self.push(self._storage(STORAGES[storage_type.name], key, numel))
 
 
 def _key(key: Any) -> Any:
-    """A key of a dict. Deep tuples are refused: their hash is computed by recursion in C, and again at each use."""
+    """Return a dict key if it is simple. Nested tuples are refused, because C computes their hash recursively."""
     parts = key if isinstance(key, tuple) else (key,)
-    plain = str, bytes, float, Inert, Global, type(None)
+    plain = str, bytes, float, PickledObject, Global, type(None)
     if not all(isinstance(part, plain) or (isinstance(part, int) and abs(part) < 1 << 64) for part in parts):
-        raise FaultError("a dict in it has a key that is neither text nor number")
+        raise DamagedError("a dict in it has a key that is neither a string nor a number")
     return key
 
 
-def _made(maker: Global, arguments: tuple[Any, ...]) -> Any:
+SET = Global("builtins", "set")
+
+
+def _set_of(values: Any) -> PickledObject:
+    """Return a stand-in for a set. Only its strings are kept, as attributes, because other values need to be hashed."""
+    return PickledObject(SET, {value: None for value in values if isinstance(value, str)})
+
+
+def _result_of(maker: Global, arguments: tuple[Any, ...]) -> Any:
     if maker.full in DICTS:
-        pairs = arguments[0] if arguments and isinstance(arguments[0], list) else []  # as Python 2 wrote it
+        pairs = arguments[0] if arguments and isinstance(arguments[0], list) else []  # form of Python 2
         return {_key(key): value for key, value in pairs}
+    if maker == SET:
+        return _set_of(arguments[0] if arguments else ())
     if maker.full in (f"{REBUILD}tensor", f"{REBUILD}tensor_v2", f"{REBUILD}tensor_v3"):
         storage, offset, shape, stride = arguments[:4]
-        if isinstance(storage, Inert):
-            return Inert(maker)
+        if isinstance(storage, PickledObject):
+            return PickledObject(maker)
         if not isinstance(storage, Storage):
-            raise FaultError("a tensor without a storage")
+            raise DamagedError("a tensor has no storage")
         is_newest = maker.name.endswith("v3")
         dtype = DTYPES.get(arguments[6].full) if is_newest else storage.dtype
-        is_conjugate_or_so = any(arguments[7 if is_newest else 6 :])
-        return Inert(maker) if dtype is None or is_conjugate_or_so else tensor_of(storage, dtype, offset, shape, stride)
+        is_special = any(arguments[7 if is_newest else 6 :])  # conjugated or negated lazily
+        return PickledObject(maker) if dtype is None or is_special else tensor_of(storage, dtype, offset, shape, stride)
     if maker.full in (f"{REBUILD}parameter", f"{REBUILD}parameter_with_state"):
         return arguments[0]
     if maker.full == "torch._tensor._rebuild_from_type_v2" and isinstance(arguments[0], Global):
-        return _made(arguments[0], arguments[2])
+        return _result_of(arguments[0], arguments[2])
     if maker.full == "torch.jit._pickle.restore_type_tag":
         return arguments[0]
     if maker.full == "copyreg._reconstructor" and arguments and isinstance(arguments[0], Global):
-        return Inert(arguments[0])
-    return Inert(maker)
+        return PickledObject(arguments[0])
+    return PickledObject(maker)
 
 
 _OPCODES: dict[bytes, Callable[[Unpickler], None]] = {
@@ -495,4 +381,4 @@ _OPCODES: dict[bytes, Callable[[Unpickler], None]] = {
     pickle.BINGET: lambda m: m.get(m.number("B")),
     pickle.LONG_BINGET: lambda m: m.get(m.number("<I")),
 }
-"""Those that are missing are of the protocols 0 and 1, or only call something: INST, OBJ, EXT1 and the like."""
+"""Opcodes of protocols 0 and 1, and those that only call something (INST, OBJ, EXT1, …), are missing on purpose."""

@@ -1,4 +1,4 @@
-"""Checkpoints that text2seg knows by name, with address and hash, and how names of open_clip's models are read."""
+"""Checkpoints that text2seg knows by name, with their URLs and hashes, and the syntax of open_clip model names."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from text2seg.errors import CheckpointError
-from text2seg.io.files import exists, expanded, is_dir, is_file
+from text2seg.errors import CheckpointError, SettingsError
+from text2seg.io.files import exists, expand_path, is_dir, is_file
 
 PREFIX = "openclip:"
 _PUBLISHED = re.compile(r"\w[\w.+-]*/\w[\w.+-]*")
 CONFIG = "open_clip_config.json"
 SYNTAX = (
-    "write openclip:ARCHITECTURE/TAG (openclip:ViT-B-16/laion2b_s34b_b88k), openclip:ARCHITECTURE=FILE for weights of "
-    f"your own, or openclip:FOLDER for a folder with {CONFIG}, weights and, where the model needs one, a tokenizer"
+    "write openclip:ARCHITECTURE/TAG (openclip:ViT-B-16/laion2b_s34b_b88k), openclip:ARCHITECTURE=FILE for your "
+    f"own weights, or openclip:FOLDER for a folder with {CONFIG}, weights and, if the model needs one, a tokenizer"
 )
 WEIGHTS = (
     "open_clip_model.safetensors",
@@ -24,12 +24,12 @@ WEIGHTS = (
     "open_clip_pytorch_model.bin",
     "model.safetensors",
 )
-"""Names that weights have in a folder of the Hugging Face hub, the best first."""
+"""Names of weight files in a folder of the Hugging Face hub, best first."""
 
 
 @dataclass(frozen=True, slots=True)
 class OpenClipName:
-    """A name taken apart: an architecture with the tag of published weights or with a file, or a folder with a file."""
+    """Parts of a name: an architecture with a tag of published weights or a file, or a folder with a file."""
 
     architecture: str | None
     tag: str | None = None
@@ -42,7 +42,7 @@ def is_openclip(name: str) -> bool:
 
 
 def is_published(name: str) -> bool:
-    """Whether a name is an architecture with a tag, and leads to no file or folder of this machine.
+    """Return whether a name is an architecture with a tag and not a file or folder on this machine.
 
     >>> is_published("openclip:ViT-B-16/laion2b_s34b_b88k"), is_published("openclip:ViT-B-16=/tmp/weights.pt")
     (True, False)
@@ -51,29 +51,29 @@ def is_published(name: str) -> bool:
     return (
         is_openclip(name)
         and _PUBLISHED.fullmatch(rest) is not None
-        and not exists(expanded(rest, CheckpointError), CheckpointError)
+        and not exists(expand_path(rest, CheckpointError), CheckpointError)
     )
 
 
 def parse_openclip(name: str) -> OpenClipName:
-    """Take a name apart; looks for its file or folder, but not whether there is such an architecture or tag.
+    """Split a name into its parts. The file or folder must exist; the architecture and tag are not checked.
 
     >>> parse_openclip("openclip:ViT-B-16/laion2b_s34b_b88k").tag
     'laion2b_s34b_b88k'
 
     Raises:
-        CheckpointError: it is none of the three kinds, or its file is not there.
+        CheckpointError: the name has none of the three forms, or its file does not exist.
     """
     rest = name.removeprefix(PREFIX)
-    architecture, equals, given = rest.partition("=")
+    architecture, equals, file = rest.partition("=")
     if equals:
-        path = expanded(given, CheckpointError)
-        if not architecture or not given:
+        path = expand_path(file, CheckpointError)
+        if not architecture or not file:
             raise CheckpointError(f"cannot read the name {name!r}: {SYNTAX}")
         if not is_file(path, CheckpointError):
             raise CheckpointError(f"there is no file {path}, which was given as the weights of {architecture}")
         return OpenClipName(architecture, file=path)
-    folder = expanded(rest, CheckpointError)
+    folder = expand_path(rest, CheckpointError)
     if rest and is_dir(folder, CheckpointError):
         return OpenClipName(None, folder=folder, file=_weights_in(folder))
     architecture, slash, tag = rest.partition("/")
@@ -84,7 +84,7 @@ def parse_openclip(name: str) -> OpenClipName:
 
 def _weights_in(folder: Path) -> Path:
     if not is_file(folder / CONFIG, CheckpointError):
-        raise CheckpointError(f"{folder} is no model of open_clip: it has no {CONFIG}")
+        raise CheckpointError(f"{folder} is not a model folder of open_clip: it has no {CONFIG}")
     for name in WEIGHTS:
         if is_file(folder / name, CheckpointError):
             return folder / name
@@ -95,26 +95,27 @@ Kind = Literal["clip", "sam"]
 
 SUFFIXES = (".pt", ".pth", ".safetensors")
 IN_FOLDER = "model.safetensors"
-"""The weights in a folder that `transformers` wrote."""
+"""Weight file in a folder that `transformers` wrote."""
 
 MIB = 1024 * 1024
+SAM2_NAMES = "sam2"  # prefix of the published SAM 2 names
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """One file of weights. Without a URL it is bundled with text2seg, or it is a file of the user's."""
+    """A file of weights. Without a URL, it is bundled with text2seg or is the user's own file."""
 
     name: str
     kind: Kind
     file_name: str
-    """Its name in the folder of checkpoints or among the bundled ones; an absolute path for a file of the user's."""
+    """Name in the checkpoint folder or among the bundled files, or the absolute path of the user's file."""
     url: str | None = None
     sha256: str | None = None
-    """In hexadecimal: all 64 digits, or as many of the first ones as are published."""
+    """All 64 hexadecimal digits, or only the first ones if no more are published."""
     size: int | None = None
-    """About how many bytes; for people who wait, not for checks."""
+    """Approximate size in bytes, shown to the user and never checked."""
     hub_name: str | None = None
-    """What the same weights are called on the Hugging Face hub; they are fetched from `url` under either name."""
+    """Name of the same weights on the Hugging Face hub. Under either name they are downloaded from `url`."""
 
 
 def _clip(name: str, file_name: str, sha256: str, size: int) -> Checkpoint:
@@ -171,52 +172,73 @@ CHECKPOINTS = (
     _sam2("base_plus", 309 * MIB),
     _sam2("large", 856 * MIB),
 )
-"""Of MobileSAM and SAM 2.1 no hash is published: what is downloaded is checked only in that it holds their tensors."""
+"""No hash is published for MobileSAM and SAM 2.1. Their downloads are only checked for the expected tensors."""
 
 PAIRS = {
     "demo": ("demo", "demo"),
     "base": ("ViT-B/16", "vit_b"),
+    "light": ("ViT-B/16", "mobile_sam"),
     "large": ("ViT-B/16", "vit_l"),
     "huge": ("ViT-B/16", "vit_h"),
 }
-"""The models of `ModelSettings.model`: names of a CLIP and of a SAM."""
+"""Values of `ModelSettings.model` besides auto: the names of a CLIP and a SAM."""
+
+AUTO = "auto"
+BUNDLED, *PUBLISHED = PAIRS
+"""The pair that comes with text2seg, and those that can be downloaded, in the order in which `auto` takes them."""
 
 
 def known(kind: Kind | None = None) -> tuple[Checkpoint, ...]:
-    """All checkpoints that have a name, or those of one kind."""
+    """Return all named checkpoints, or those of one kind."""
     return tuple(c for c in CHECKPOINTS if kind is None or c.kind == kind)
 
 
-def pair(model: str, *, clip: str | None = None, sam: str | None = None) -> tuple[str, str]:
-    """The names of the CLIP and the SAM of a model; `clip` and `sam` stand in for the pair's where given.
-
-    >>> pair("base", sam="vit_h")
-    ('ViT-B/16', 'vit_h')
+def of_pair(model: str) -> tuple[Checkpoint, Checkpoint]:
+    """Return the CLIP and the SAM of a pair.
 
     Raises:
-        CheckpointError: no such model.
+        CheckpointError: there is no such pair.
     """
     if model not in PAIRS:
-        raise CheckpointError(f"there is no model {model!r}; choose from {', '.join(PAIRS)}{_closest(model, [*PAIRS])}")
-    clip_name, sam_name = PAIRS[model]
-    return clip or clip_name, sam or sam_name
+        names = [AUTO, *PAIRS]
+        raise CheckpointError(f"there is no model {model!r}; choose from {', '.join(names)}{_closest(model, names)}")
+    clip, sam = PAIRS[model]
+    return find(clip, "clip"), find(sam, "sam")
+
+
+def download_size(model: str) -> int:
+    """Return the approximate size in bytes of the files that a pair downloads; 0 if it is bundled.
+
+    >>> download_size("base") // MIB
+    693
+    """
+    return sum(checkpoint.size or 0 for checkpoint in of_pair(model))
+
+
+def download_hint() -> str:
+    """Return the command that downloads the first published pair, with its size.
+
+    >>> download_hint()
+    'text2seg checkpoints download base (693 MiB)'
+    """
+    return f"text2seg checkpoints download {PUBLISHED[0]} ({download_size(PUBLISHED[0]) // MIB:,} MiB)"
 
 
 def find(name: str, kind: Kind) -> Checkpoint:
-    """The checkpoint of this name, or a file of the user's: whatever is a file, or ends in .pt, .pth or .safetensors.
+    """Return the checkpoint of a name or of the user's own file.
 
-    A known name comes before a file of the same name; write `./demo` to mean the file. A CLIP of open_clip has a name
-    as in `weights.registry`; of one that is published the file is not known here, see `loading.fetch`.
+    A known name takes precedence over a file of the same name; write `./demo` for the file. For published weights of
+    open_clip, the file is not known here: see `loading.fetch`.
 
     Raises:
-        CheckpointError: no such name, or no such file. The message names the known ones and the closest.
+        CheckpointError: the name is unknown or the file does not exist. The message lists known names and the closest.
     """
     for checkpoint in known(kind):
         if name in (checkpoint.name, checkpoint.hub_name):
             return checkpoint
     if kind == "clip" and is_openclip(name):
         return Checkpoint(name, kind, str(parse_openclip(name).file or name))
-    path = expanded(name, CheckpointError)
+    path = expand_path(name, CheckpointError)
     if kind == "sam" and is_dir(path, CheckpointError) and is_file(path / IN_FOLDER, CheckpointError):
         path /= IN_FOLDER
     if is_file(path, CheckpointError):
@@ -232,8 +254,18 @@ def find(name: str, kind: Kind) -> Checkpoint:
     )
 
 
+def check_sam(sam: Checkpoint, *, compiled: bool, graphs: bool) -> None:
+    """Raise `SettingsError` if a published SAM cannot be compiled or run from graphs. Files are checked on loading."""
+    if not (sam.url and sam.name.startswith(SAM2_NAMES)):
+        return
+    if compiled:
+        raise SettingsError(f"{sam.name} is a SAM 2, which runs uncompiled only; leave --compile out or choose a SAM")
+    if graphs:
+        raise SettingsError(f"{sam.name} is a SAM 2, and ONNX graphs run SAM and MobileSAM only; use --runtime torch")
+
+
 def _closest(name: str, names: list[str]) -> str:
-    """A question to end the message with, or nothing where no name comes near."""
+    """Return "Did you mean …?" as the end of a message, or nothing if no name is similar."""
     by_lower = {n.lower(): n for n in names}
     matches = difflib.get_close_matches(name.lower(), by_lower, n=1)
     return f". Did you mean {by_lower[matches[0]]}?" if matches else ""

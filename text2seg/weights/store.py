@@ -1,9 +1,11 @@
-"""Where checkpoints lie on this machine, which are there and whether they are whole."""
+"""Checkpoints on this machine: their folder, which of them are there, and whether they are intact."""
 
 from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,9 +13,9 @@ from typing import Literal
 import platformdirs
 
 from text2seg.errors import CheckpointError
-from text2seg.io.files import expanded, is_dir, is_file, status
+from text2seg.io.files import expand_path, is_dir, is_file, list_folder, status
 from text2seg.weights.download import Report, download, sha256_of
-from text2seg.weights.registry import MIB, SUFFIXES, Checkpoint, Kind, find, known
+from text2seg.weights.registry import AUTO, BUNDLED, MIB, PUBLISHED, SUFFIXES, Checkpoint, Kind, find, known, of_pair
 
 ENVIRONMENT_VARIABLE = "TEXT2SEG_CHECKPOINTS"
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -21,7 +23,7 @@ PACKAGE = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What is known of one checkpoint on this machine."""
+    """State of one checkpoint on this machine."""
 
     name: str
     kind: Kind
@@ -31,14 +33,14 @@ class Status:
 
 
 def folder() -> Path:
-    """The folder of downloaded checkpoints; it need not exist yet.
+    """Return the folder of downloaded checkpoints, which may not exist yet.
 
-    `TEXT2SEG_CHECKPOINTS` above all, else `checkpoints/` of the clone that text2seg is imported from, else the
-    user's cache folder.
+    It is the value of `TEXT2SEG_CHECKPOINTS`, or `checkpoints/` of the repository that text2seg is imported from, or a
+    folder in the user's cache.
     """
     chosen = os.environ.get(ENVIRONMENT_VARIABLE)
     if chosen:
-        return expanded(chosen, CheckpointError)
+        return expand_path(chosen, CheckpointError)
     clone = PACKAGE.parent
     is_clone = any(is_file(clone / name, CheckpointError) for name in ("setup.cfg", "pyproject.toml"))
     if is_clone and is_dir(clone / "checkpoints", CheckpointError):
@@ -47,27 +49,26 @@ def folder() -> Path:
 
 
 def path_of(checkpoint: Checkpoint) -> Path:
-    """Where this checkpoint lies, or would lie once it is there."""
-    # The file name of a file of the user's is an absolute path, and joining one to a folder gives the path itself.
+    """Return the path of a checkpoint, whether or not it is there."""
+    # The file name of the user's own file is an absolute path, which joining leaves unchanged.
     return (folder() if checkpoint.url else PACKAGE / "demo") / checkpoint.file_name
 
 
 def fetch(name: str, kind: Kind, *, check: bool = False, report: Report | None = None) -> Path:
-    """The file of a checkpoint, by name or path; a published one that is not here yet is downloaded.
+    """Return the file of a checkpoint. Published checkpoints that are missing are downloaded.
 
     Args:
         name: a known name, or a path.
-        kind: which kind of network it is.
-        check: hash the file that is here already, and download it again if it is damaged. What is downloaded is
-            always hashed.
-        report: told of a download's progress, see `download`.
+        kind: the kind of network.
+        check: check the hash of an existing file, and download it again if it is damaged. Downloads are always checked.
+        report: called with the progress of a download, see `download`.
 
     Raises:
-        CheckpointError: no such name or file, or the download failed; see `download`.
+        CheckpointError: the name is unknown, the file does not exist, or the download failed; see `download`.
     """
     checkpoint = find(name, kind)
     path = path_of(checkpoint)
-    found = verify(checkpoint) if check else _glance(checkpoint)
+    found = verify(checkpoint) if check else _quick_status(checkpoint)
     if found.status == "ok":
         return path
     if checkpoint.url:
@@ -75,50 +76,64 @@ def fetch(name: str, kind: Kind, *, check: bool = False, report: Report | None =
     raise CheckpointError(f"{path}: {found.detail}")
 
 
-def recorded(name: str, kind: Kind, sha256: str) -> str | None:
-    """What to load, as `fetch` takes it, for a checkpoint that a dataset records; none where it is not known here.
+@contextmanager
+def naming_missing(*others: Checkpoint) -> Iterator[None]:
+    """Fetch weights in this context: an error also names the other files that are needed and missing."""
+    try:
+        yield
+    except CheckpointError as error:
+        missing = [f"{each.file_name} from {each.url}" for each in others if each.url and not is_here(each)]
+        raise CheckpointError(f"{error}. Missing too: {', '.join(missing)}" if missing else str(error)) from error
 
-    A dataset may be anyone's, so its `name` is only compared with known names and never opened as a path. What is not
-    known by name is looked for by its hash, among the published and bundled checkpoints and then among the files in
-    the folder of checkpoints. Whoever loads it compares the hash.
+
+def recorded(name: str, kind: Kind, sha256: str) -> str | None:
+    """Return the name or path for `fetch` of a checkpoint that a dataset records, or None if it is not known here.
+
+    Datasets are not trusted, so `name` is compared with known names and never opened as a path. Otherwise the hash is
+    searched for, first among published and bundled checkpoints and then among the files in the checkpoint folder. The
+    caller must compare the hash of the file that it loads.
 
     Args:
-        name: as recorded.
-        kind: which kind of network it is.
-        sha256: of its file, as recorded.
+        name: recorded name.
+        kind: the kind of network.
+        sha256: recorded hash of the file.
     """
     for checkpoint in known(kind):
         if name in (checkpoint.name, checkpoint.hub_name):
             return checkpoint.name
     for checkpoint in known(kind):
         if checkpoint.sha256 and sha256.startswith(checkpoint.sha256):
-            # By its path the demo model is a CLIP like any other, as it was when it was recorded under another name.
+            # The demo model was recorded under another name. Given as a path, it is treated like any other model.
             return checkpoint.name if checkpoint.url else str(path_of(checkpoint))
     return next((str(path) for path in _weights_in(folder()) if _is_of_hash(path, sha256)), None)
 
 
 def _weights_in(place: Path) -> list[Path]:
-    """The files in a folder that end as weights do."""
+    """Return the files in a folder that have a suffix of weights, or none if the folder cannot be read."""
     try:
-        return sorted(path for path in place.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
-    except OSError:  # it is not there, or may not be entered
+        return [
+            path
+            for path in list_folder(place, CheckpointError)
+            if path.suffix.lower() in SUFFIXES and is_file(path, CheckpointError)
+        ]
+    except CheckpointError:
         return []
 
 
 def _is_of_hash(path: Path, sha256: str) -> bool:
     try:
         return sha256_of(path) == sha256
-    except OSError:
+    except CheckpointError:
         return False
 
 
 def verify(checkpoint: Checkpoint) -> Status:
-    """Look whether a checkpoint is here and whole; reads the whole file if its hash is known. Never raises."""
-    glance = _glance(checkpoint)
-    if glance.status != "ok" or checkpoint.sha256 is None:
-        return glance
+    """Return whether a checkpoint is there and intact. Hashes the file if its hash is known. Never raises."""
+    quick = _quick_status(checkpoint)
+    if quick.status != "ok" or checkpoint.sha256 is None:
+        return quick
     try:
-        found, size = sha256_of(glance.path), glance.path.stat().st_size
+        found, size = sha256_of(quick.path), quick.path.stat().st_size
     except (OSError, CheckpointError) as error:
         return _status(checkpoint, "damaged", f"cannot be read: {error}")
     if found.startswith(checkpoint.sha256):
@@ -130,21 +145,47 @@ def verify(checkpoint: Checkpoint) -> Status:
 
 
 def is_here(checkpoint: Checkpoint) -> bool:
-    """Whether its file is here, so that `fetch` downloads nothing."""
-    return _glance(checkpoint).status == "ok"
+    """Return whether the file is there, so that `fetch` downloads nothing."""
+    return _quick_status(checkpoint).status == "ok"
+
+
+def choose_model(model: str) -> str:
+    """Return the pair that a model means: for auto, the first published pair whose weights are on this machine, or else
+    the bundled one.
+
+    Raises:
+        CheckpointError: there is no such model.
+    """
+    if model != AUTO:
+        of_pair(model)
+        return model
+    return next((pair for pair in PUBLISHED if all(map(is_here, of_pair(pair)))), BUNDLED)
+
+
+def pair(model: str, *, clip: str | None = None, sam: str | None = None) -> tuple[str, str]:
+    """Return the names of the CLIP and the SAM of a model. `clip` and `sam` replace those of the pair.
+
+    >>> pair("base", sam="vit_h")
+    ('ViT-B/16', 'vit_h')
+
+    Raises:
+        CheckpointError: there is no such model.
+    """
+    of_model = of_pair(choose_model(model))
+    return clip or of_model[0].name, sam or of_model[1].name
 
 
 def statuses(*, check: bool = False) -> tuple[Status, ...]:
-    """One status for each known checkpoint, in the order of the registry.
+    """Return the status of each known checkpoint, in the order of the registry.
 
     Args:
-        check: hash the files that are here, which takes seconds each; otherwise look only whether they are here.
+        check: also check hashes, which takes seconds for each file.
     """
-    return tuple(verify(c) if check else _glance(c) for c in known())
+    return tuple(verify(c) if check else _quick_status(c) for c in known())
 
 
-def _glance(checkpoint: Checkpoint) -> Status:
-    """Whether the file is here and not empty, without reading it."""
+def _quick_status(checkpoint: Checkpoint) -> Status:
+    """Return whether the file is there and not empty, without reading it."""
     path = path_of(checkpoint)
     try:
         info = status(path, CheckpointError)

@@ -1,11 +1,10 @@
-// What the page does itself, on every tab: it keeps what goes to the server and comes back, keeps a press that comes
-// too early, and moves between tabs by keys.
+// For all tabs: requests to the server, early presses of buttons, and arrow keys between tabs.
 
-// --- Requests. Gradio asks with `fetch`; it is wrapped here, before it asks for the first time. ---
+// --- Requests. Gradio uses `fetch`, which is wrapped here before its first request. ---
 
-// Answers to events come as a stream. The server closes the stream once nothing is left to answer, and an event that is
-// sent in that moment would wait for an answer that nobody reads. So Gradio is given one stream that never closes; what
-// the server sends goes into it, and the server's stream is opened again whenever an event is unanswered.
+// Answers to events come as a stream. The server closes the stream after the last answer; nobody would read the answer to
+// an event sent at that moment. So Gradio gets one stream that never closes. It receives what the server sends, and the
+// server's stream is opened again while an event is unanswered.
 
 const { fetch: ask } = window;
 const PLACE = "/gradio_api/";
@@ -14,7 +13,7 @@ const answered = new Set(); // events whose answer came before their id
 const lines = new TextEncoder();
 let uploads = 0;
 let sink = null; // what Gradio reads from
-let request = null; // how it asked for it
+let request = null; // its request for the stream
 let isOpen = false;
 
 window.fetch = (what, how) => {
@@ -42,13 +41,13 @@ function streamed(asked) {
   return Promise.resolve(new Response(body, { headers: { "content-type": "text/event-stream" } }));
 }
 
-/** Read from the server as long as an event is unanswered. */
+/** Read from the server while an event is unanswered. */
 async function read() {
   if (isOpen || !sink || !waiting.size) return;
   isOpen = true;
   try {
     const answer = await ask(request.clone());
-    if (!answer.ok) throw new Error(`the answers cannot be read (${answer.status})`);
+    if (!answer.ok) throw new Error(`the server refused to answer (${answer.status})`);
     let rest = "";
     let isClosed = false;
     for (const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader(); ;) {
@@ -57,16 +56,19 @@ async function read() {
       const messages = (rest + value).split("\n\n");
       rest = messages.pop();
       for (const message of messages) {
-        const { msg, event_id: id } = JSON.parse(message.replace(/^data: /, ""));
+        const { msg, event_id: id, rank } = JSON.parse(message.replace(/^data: /, ""));
         if (msg === "process_completed" && !waiting.delete(id)) answered.add(id);
+        if (msg === "estimation" || msg === "process_starts") {
+          document.dispatchEvent(new CustomEvent("text2seg-queue", { detail: { before: rank ?? 0 } }));
+        }
         if (msg === "close_stream") isClosed = true;
         else sink?.enqueue(lines.encode(`${message}\n\n`));
       }
     }
-    if (!isClosed && waiting.size) throw new Error("the server hung up");
+    if (!isClosed && waiting.size) throw new Error("the server closed the connection");
   } catch (error) {
     waiting.clear();
-    sink?.error(error); // Gradio says so, and loads the page again when the server is back
+    sink?.error(error); // Gradio shows it, and reloads the page when the server is back
     sink = null;
   } finally {
     isOpen = false;
@@ -76,7 +78,7 @@ async function read() {
 
 async function uploaded(what, how) {
   uploads += 1;
-  const ended = () => setTimeout(() => { uploads -= 1; }); // when whoever asked has put the file where it belongs
+  const ended = () => setTimeout(() => { uploads -= 1; }); // after the caller has stored the file
   try {
     const answer = await ask(what, how);
     for (const read of ["json", "text"]) answer[read] = () => Response.prototype[read].call(answer).finally(ended);
@@ -87,9 +89,9 @@ async function uploaded(what, how) {
   }
 }
 
-// A server that was started anew knows nothing of what is on the page, which is then loaded again.
+// A restarted server does not know this page, so the page is reloaded.
 
-const EVERY = 3000; // milliseconds between two looks
+const EVERY = 3000; // milliseconds between two checks
 
 setInterval(async () => {
   const { app_id: before } = window.gradio_config;
@@ -99,20 +101,19 @@ setInterval(async () => {
 
 // --- Presses. ---
 
-// Some buttons need more than themselves: files that are still on their way, or what the server has not answered yet.
-// Such a button only notes the press. What does the work is a second button, hidden, which is there when all else is; it
-// is pressed as soon as it can be.
+// Some buttons need uploads or answers that may still be on their way. Such a button only records the press. A second,
+// hidden button does the work; it is pressed as soon as it exists and all uploads are done.
 
 const BUSY = { __type__: "update", interactive: false };
-const LOOK = 50; // milliseconds between two looks for a second button
+const RETRY = 50; // milliseconds between two checks for the second button
 const pressed = new Set();
 
-/** Press a second button, by its selector, when it is there and no file is on its way. Returns what Gradio has to do with
- * the first button: no second press until the server has answered. */
+/** Press the second button, given by a selector, as soon as it exists and no upload is running. Returns an update that
+ * disables the first button until the server answers. */
 window.text2segPress = (selector) => {
   const look = () => {
     const button = uploads ? null : document.querySelector(selector);
-    if (!button) return setTimeout(look, LOOK);
+    if (!button) return setTimeout(look, RETRY);
     pressed.delete(selector);
     return button.click();
   };
@@ -125,7 +126,20 @@ window.text2segPress = (selector) => {
 
 // --- Keys. ---
 
-// Arrow keys go from tab to tab, as screen readers promise.
+/** Focus an element, given by a selector, if the focus was lost: a focused button that is disabled or hidden loses it. */
+window.text2segFocus = (selector) => {
+  const look = () => {
+    const { activeElement: focused } = document;
+    if (focused && focused !== document.body && !focused.disabled && focused.checkVisibility()) return;
+    const element = document.querySelector(selector);
+    if (!element) return;
+    if (element.tabIndex < 0) element.tabIndex = -1;
+    element.focus({ preventScroll: true });
+  };
+  setTimeout(look, 100); // once Gradio has changed the page
+};
+
+// Arrow keys move between tabs, as screen readers announce.
 document.addEventListener("keydown", (event) => {
   const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
   const tab = step && event.target.closest('[role="tablist"] [role="tab"]');

@@ -1,8 +1,4 @@
-"""Labelling jobs that go on while nobody looks: one worker, a queue, and a private folder for each.
-
-A job is the same `label_folder` that the command line runs. Whoever holds the visitor's token finds the visitor's jobs
-again, nobody else does. A job that nobody has looked at for `KEEP` seconds is removed with its folder.
-"""
+"""Labelling jobs that run in the background, and who may reach them."""
 
 from __future__ import annotations
 
@@ -14,39 +10,50 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
+from weakref import WeakValueDictionary
 
-from text2seg.app.folder.decisions import Decisions
-from text2seg.app.folder.sheet import ContactSheet
-from text2seg.app.messages import words_of
+from text2seg.app.checks import read_image
+from text2seg.app.folder.archives import UploadLimit
+from text2seg.app.folder.inputs import Checked, check, copy_uploads, link_folder
+from text2seg.app.folder.review import ContactSheet, Decisions
+from text2seg.app.messages import message_of
+from text2seg.app.model_pool import ModelPool
+from text2seg.app.settings import MEGA
 from text2seg.config import LabelSettings
 from text2seg.errors import Text2SegError
-from text2seg.io.files import reason
-from text2seg.labelling.engines.local import Batch, Deliver, Delivery, Engine, Load, LocalEngine, Work
-from text2seg.labelling.job import LabelReport, label_folder, scan_of
+from text2seg.io.files import reason, resolve_path
+from text2seg.labelling.engine import Batch, Deliver, Delivery, Engine, Load, LocalEngine, Work
+from text2seg.labelling.job import LabelReport, label_folder, scan_folder
 from text2seg.ontology import Ontology, queries_of
+from text2seg.records import Image
 
 if TYPE_CHECKING:
     from text2seg.pipeline import Text2Seg
 
-Fill = Callable[[Path], tuple[str, ...]]  # puts pictures into a folder, says what was left out
+
+Fill = Callable[[Path], tuple[str, ...]]
+"""Puts images into a folder, and returns notes on skipped files."""
 State = Literal["filling", "waiting", "running", "stopped", "done", "failed"]
 
 KEEP = 12 * 3600.0
-PER_VISITOR = 3
-MOST = 24
-SWEEP = 60.0  # seconds between two looks for old jobs
-BATCH = WORKERS = 2  # few, for visitors who segment single pictures meanwhile
+"""Seconds after which a job is removed if its visitor does not open it."""
+PER_VISITOR, MOST = 3, 24
+"""Largest number of jobs of one visitor, and of all visitors."""
+SWEEP = 60.0
+"""Seconds between two checks for old jobs."""
+BATCH = WORKERS = 2
+"""Small, so that visitors of the Segment tab get their turn."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """A folder of pictures, what to look for, and how far it is. Changed by its manager only."""
+    """A labelling job: images, ontology, state and progress. Only `Jobs` changes it."""
 
     id: str
     owner: str
@@ -66,11 +73,11 @@ class Job:
     stop: threading.Event = field(default_factory=threading.Event)
     is_removed: bool = False
     touched: float = field(default_factory=time.monotonic)
-    began: tuple[float, int] = (0.0, 0)  # when this run began, and with how many done
+    began: tuple[float, int] = (0.0, 0)  # time and number of finished images at the start of this run
 
     @property
-    def pictures(self) -> Path:
-        return self.folder / "pictures"
+    def images(self) -> Path:
+        return self.folder / "images"
 
     @property
     def dataset(self) -> Path:
@@ -78,17 +85,17 @@ class Job:
 
     @property
     def seconds_left(self) -> float | None:
-        """By the pace of this run; `None` where it is not known yet."""
+        """Estimate from the speed of this run, or None if it is not known yet."""
         since, before = self.began
         fresh = self.done - before
         return (time.monotonic() - since) / fresh * (self.total - self.done) if fresh > 0 else None
 
 
 class Jobs:
-    """All jobs of the app. Safe to share between threads."""
+    """All jobs of the app. Thread-safe."""
 
     def __init__(self, *, load: Load | None = None) -> None:
-        """`load` reads a picture as for `LocalEngine`; raises `ImageError` where it may not be read."""
+        """`load` reads an image, as for `LocalEngine`. It raises `ImageError` if the image is refused."""
         self._load = load
         self._jobs: dict[str, Job] = {}
         self._queue: deque[Job] = deque()
@@ -99,20 +106,20 @@ class Jobs:
         self._folder: Path | None = None
 
     def add(self, owner: str, name: str, models: Text2Seg, ontology: Ontology, fill: Fill) -> Job:
-        """Put pictures into a private folder and the job at the end of the queue.
+        """Put images into a private folder, and the job at the end of the queue.
 
         Raises:
-            Text2SegError: the models do not know what is asked for, there are too many jobs, or `fill` refuses.
+            Text2SegError: the models do not know a query, there are too many jobs, or `fill` refuses the images.
         """
         models.check(queries_of(ontology))
         job = self._reserve(owner, name, models, ontology)
         try:
-            job.pictures.mkdir(mode=0o700)
-            job.notes = fill(job.pictures)
-            job.total = len(scan_of(job.pictures, _settings(job)))
+            job.images.mkdir(mode=0o700)
+            job.notes = fill(job.images)
+            job.total = len(scan_folder(job.images, _settings(job)))
         except OSError as error:
             self.remove(job)
-            raise Text2SegError(f"the pictures cannot be kept here: {reason(error)}; please try again later") from error
+            raise Text2SegError(f"the images cannot be saved: {reason(error)}; try again later") from error
         except BaseException:
             self.remove(job)
             raise
@@ -120,25 +127,25 @@ class Jobs:
         return job
 
     def of(self, owner: str) -> list[Job]:
-        """A visitor's jobs, in the order of their making."""
+        """Return the jobs of a visitor, oldest first."""
         with self._changed:
             return [job for job in self._jobs.values() if job.owner == owner]
 
     def find(self, owner: str, number: str) -> Job | None:
-        """The visitor's job of this id. `None` where there is none, or it is another visitor's."""
+        """Return a visitor's job by its id, or None if there is none or it belongs to another visitor."""
         job = next((job for job in self.of(owner) if job.id == number), None)
         if job:
             job.touched = time.monotonic()
         return job
 
     def ahead(self, number: str) -> int:
-        """How many jobs come before a waiting one."""
+        """Return the number of jobs before a waiting one."""
         with self._changed:
             waiting = [job.id for job in self._queue]
             return waiting.index(number) + (self._running is not None) if number in waiting else 0
 
     def cancel(self, job: Job) -> None:
-        """Stop after the pictures at work. What is done is kept, so that the job can go on."""
+        """Stop a job after its current images. Finished images are kept, so that it can be resumed."""
         with self._changed:
             job.stop.set()
             if job in self._queue:
@@ -146,7 +153,7 @@ class Jobs:
                 job.state = "stopped"
 
     def resume(self, job: Job) -> None:
-        """To the end of the queue: a new job, or one that was stopped or failed."""
+        """Put a new, stopped or failed job at the end of the queue."""
         with self._changed:
             if job.state not in ("filling", "stopped", "failed") or job.is_removed:
                 return
@@ -160,7 +167,7 @@ class Jobs:
             self._changed.notify_all()
 
     def remove(self, job: Job) -> None:
-        """Forget the job and delete its folder, now or, where it is at work, as soon as it has stopped."""
+        """Delete a job and its folder. A running job is stopped first."""
         self.cancel(job)
         with self._changed:
             job.is_removed = True
@@ -181,12 +188,12 @@ class Jobs:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def sweep(self) -> None:
-        """Remove jobs that are not at work and that nobody has looked at for `KEEP` seconds."""
+        """Remove resting jobs that nobody has opened for `KEEP` seconds."""
         oldest = time.monotonic() - KEEP
         with self._changed:
             old = [job for job in self._jobs.values() if job.touched < oldest and job.state in _RESTING]
         for job in old:
-            _log.info("a job of %d pictures is old and removed", job.total)
+            _log.info("removed an old job of %d images", job.total)
             self.remove(job)
 
     def _reserve(self, owner: str, name: str, models: Text2Seg, ontology: Ontology) -> Job:
@@ -194,9 +201,9 @@ class Jobs:
         with self._changed:
             mine = sum(job.owner == owner for job in self._jobs.values())
             if mine >= PER_VISITOR:
-                raise Text2SegError(f"you have {mine} jobs here already; delete one of them first")
+                raise Text2SegError(f"you have {mine} jobs already; delete one first")
             if len(self._jobs) >= MOST or self._is_closed:
-                raise Text2SegError("there are as many jobs here as there is room for; please try again later")
+                raise Text2SegError("the app has too many jobs now; try again later")
             if self._folder is None:
                 self._folder = Path(tempfile.mkdtemp(prefix="text2seg-jobs-"))  # mode 0700
             number = secrets.token_urlsafe(18)
@@ -221,14 +228,14 @@ class Jobs:
                     shutil.rmtree(job.folder, ignore_errors=True)
 
     def _run(self, job: Job) -> None:
-        """Label, and leave in the job what came of it."""
-        engine = _Reported(LocalEngine(job.models, workers=WORKERS, load=self._load), job)
+        """Label the images, and set the state of the job."""
+        engine = _CountingEngine(LocalEngine(job.models, workers=WORKERS, load=self._load), job)
         try:
-            report = label_folder(job.models, job.pictures, job.ontology, _settings(job), stop=job.stop, engine=engine)
-        except Exception as error:  # whatever it is, the jobs behind this one must not wait for ever
+            report = label_folder(job.models, job.images, job.ontology, _settings(job), stop=job.stop, engine=engine)
+        except Exception as error:  # the next jobs must not wait for ever
             if not isinstance(error, Text2SegError):
                 _log.exception("a folder job failed")
-            reason = words_of(error) if isinstance(error, Text2SegError) else f"{type(error).__name__}: {error}"
+            reason = message_of(error) if isinstance(error, Text2SegError) else f"{type(error).__name__}: {error}"
             job.message = " ".join(reason.replace(f"{job.folder}/", "").split())
             job.state = "failed"
             return
@@ -236,8 +243,8 @@ class Jobs:
         job.state = "stopped" if report.interrupted else "done"
 
 
-class _Reported:
-    """An engine whose deliveries are counted on their way to the journal."""
+class _CountingEngine:
+    """An engine that counts finished and failed images in its job."""
 
     def __init__(self, engine: Engine, job: Job) -> None:
         self._engine, self._job = engine, job
@@ -256,3 +263,106 @@ _RESTING: tuple[State, ...] = ("stopped", "done", "failed")
 
 def _settings(job: Job) -> LabelSettings:
     return LabelSettings(output=job.dataset, batch=BATCH, workers=WORKERS)
+
+
+Kept = dict[str, str]
+"""Data kept by a browser: the visitor's token, and the open job or "" for a new one."""
+
+NOBODY: Kept = {"visitor": "", "job": ""}
+TOKEN_BYTES = 24
+AGAIN = 10.0
+"""Seconds in which the same request counts as the same press of the button."""
+
+
+class VisitorJobs:
+    """Access to jobs by the visitor's token. Visitors reach only their own jobs.
+
+    A token is made here, cannot be guessed, and is kept in the visitor's browser.
+    """
+
+    def __init__(self, model_pool: ModelPool) -> None:
+        self.model_pool = model_pool
+        self._tokens: dict[str, str] = {}  # of new visitors, by their page
+        self._starts: dict[str, tuple[Any, str, float]] = {}  # what each visitor asked for last, its job, and when
+        self._starting: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()  # while a request holds one
+        self._lock = threading.Lock()
+        self._room = UploadLimit(model_pool.settings.folder_images, model_pool.settings.folder_mb * MEGA)
+        self.jobs = Jobs(load=self._load)
+
+    def known(self, kept: Any, page: str = "") -> Kept:
+        """Return the data kept by a browser, or a new token if it is missing or not valid.
+
+        Several requests of one page, by its session, get the same new token: each could start a job before the browser
+        knows its token.
+        """
+        fresh = secrets.token_urlsafe(TOKEN_BYTES)
+        match kept:
+            case {"visitor": str(visitor), "job": str(job)} if len(visitor) == len(fresh):
+                return {"visitor": visitor, "job": job}
+        with self._lock:
+            return {"visitor": self._tokens.setdefault(page, fresh) if page else fresh, "job": ""}
+
+    def forget(self, page: str) -> None:
+        """Forget the new token of a page that was left."""
+        with self._lock:
+            self._tokens.pop(page, None)
+
+    def job(self, kept: Any) -> Job | None:
+        """Return the open job of a visitor, or None if it is new, deleted or not theirs."""
+        known = self.known(kept)
+        return self.jobs.find(known["visitor"], known["job"]) if known["job"] else None
+
+    def jobs_of(self, kept: Any) -> list[Job]:
+        """Return all jobs of a visitor."""
+        return self.jobs.of(self.known(kept)["visitor"])
+
+    def check(self, text: str) -> Checked:
+        """Check an ontology while it is typed."""
+        return check(text, self.model_pool.models)
+
+    def upload(self, kept: Kept, paths: Sequence[Path], text: str) -> Job:
+        """Start a job on uploaded files. Raises `Text2SegError`."""
+        if not paths:
+            raise Text2SegError("choose images or a zip file first")
+        name = paths[0].name if len(paths) == 1 else f"{len(paths)} files"
+        return self._add(kept, name, text, tuple(paths), lambda into: copy_uploads(paths, into, self._room))
+
+    def choose(self, kept: Kept, folder: str, text: str) -> Job:
+        """Start a job on a folder below the root. Raises `Text2SegError`."""
+        root = self.model_pool.settings.root
+        if root is None:
+            raise Text2SegError("this app offers no folder on the server; upload the images")
+        name = resolve_path(root).name if folder == "." else folder
+        return self._add(kept, name, text, folder, lambda into: link_folder(root, folder, into, self._room))
+
+    def sheet(self, job: Job) -> ContactSheet:
+        """Return the contact sheet of a finished job."""
+        if job.sheet is None:
+            job.sheet = ContactSheet(job.dataset, job.images)
+        return job.sheet
+
+    def _add(self, kept: Kept, name: str, text: str, source: Any, fill: Callable[[Path], tuple[str, ...]]) -> Job:
+        """Start a job, or return the one that the same request has just started. `source` says what images it has."""
+        if not text.strip():
+            raise Text2SegError("nothing to find yet; type things separated by commas, or write an ontology")
+        checked = self.check(text)
+        if checked.ontology is None:
+            count = len(checked.errors)
+            raise Text2SegError(f"the ontology has {count} error{'s' * (count != 1)}; see the list below it")
+        with self._lock:
+            starting = self._starting.setdefault(kept["visitor"], threading.Lock())
+        with starting:  # a second press of the button comes before the first one has its answer
+            asked = (source, text)
+            with self._lock:
+                oldest = time.monotonic() - AGAIN
+                self._starts = {visitor: start for visitor, start in self._starts.items() if start[2] > oldest}
+                before, number, _ = self._starts.get(kept["visitor"], (None, "", 0.0))
+            if before == asked and (job := self.jobs.find(kept["visitor"], number)):
+                return job
+            job = self.jobs.add(kept["visitor"], name, self.model_pool.models, checked.ontology, fill)
+            with self._lock:
+                self._starts[kept["visitor"]] = (asked, job.id, time.monotonic())
+            return job
+
+    def _load(self, path: Path, name: str) -> Image:
+        return replace(read_image(path, self.model_pool.settings, name=name), file_name=name)

@@ -1,16 +1,33 @@
-// The contact sheet: buttons and keys for verdicts, boxes for segments. What changes shows at once and is then reported.
-window.text2segContactSheet = (element, trigger, watch) => {
-  const tiles = () => [...element.querySelectorAll(".t2s-tile")];
-  const report = (tile, change) => trigger("select", { place: Number(tile.dataset.place), ...change });
+// Review of the images: buttons and keys for verdicts, checkboxes and categories of segments, and the large view. Each
+// change is shown, then sent: `select` {place, …}; `enlarge` {place} asks for a large image, `edit` {place, segment}
+// opens the editor, and `redraw` asks for the page again after categories were corrected.
 
-  function decide(tile, verdict) {
+let put = null; // takes the large image of a place
+let mounted = new AbortController(); // of the component, which Gradio mounts again when its tab is shown again
+
+window.text2segLargeImage = (props, watch) => {
+  watch("value", () => { if (props.value) put?.(props.value.place, props.value.file.url); });
+};
+
+window.text2segContactSheet = (element, send, watch) => {
+  const tiles = () => [...element.querySelectorAll(".t2s-tile")];
+  const tileOf = (place) => element.querySelector(`.t2s-tile[data-place="${place}"]`);
+  const placeOf = (target) => Number(target.closest("[data-place]").dataset.place);
+  const bodies = new Map(); // of tiles, which move to the large view and back
+  let isCorrected = false;
+
+  const bodyOf = (tile) => bodies.get(tile) ?? tile.querySelector(".t2s-tile-body");
+  const report = (place, change) => send.select({ place, ...change });
+
+  function decide(place, verdict) {
+    const tile = tileOf(place);
     const taken = tile.classList.contains(verdict) ? null : verdict;
     tile.classList.remove("accepted", "rejected");
     if (taken) tile.classList.add(taken);
-    for (const button of tile.querySelectorAll("[data-verdict]")) {
+    for (const button of bodyOf(tile).querySelectorAll("[data-verdict]")) {
       button.setAttribute("aria-pressed", String(button.dataset.verdict === taken));
     }
-    report(tile, { verdict: taken });
+    report(place, { verdict: taken });
   }
 
   function go(from, step) {
@@ -22,37 +39,98 @@ window.text2segContactSheet = (element, trigger, watch) => {
     next.scrollIntoView({ block: "nearest" });
   }
 
-  element.addEventListener("click", (event) => {
-    const button = event.target.closest("[data-verdict]");
-    if (button) decide(button.closest(".t2s-tile"), button.dataset.verdict);
-  });
+  function comeBack() {
+    for (const [tile, body] of bodies) {
+      body.remove();
+      if (!tile.querySelector(".t2s-tile-body")) tile.append(body); // the page may have been drawn again meanwhile
+    }
+    bodies.clear();
+  }
 
-  element.addEventListener("change", (event) => {
-    const box = event.target.closest("[data-segment]");
-    if (!box) return;
-    box.closest(".segment").classList.toggle("dropped", !box.checked);
-    report(box.closest(".t2s-tile"), { segment: Number(box.dataset.segment), keep: box.checked });
-  });
+  /** Show an image large, with its segments beside it. */
+  function open(tile) {
+    const all = tiles().filter((each) => each.querySelector("img"));
+    const items = all.map((each) => ({ caption: each.dataset.name, url: each.querySelector("img").src }));
+    const at = new Map(all.map((each, number) => [placeOf(each), number]));
+    put = (place, url) => { if (at.has(place)) text2segLarge.put(at.get(place), url); };
+    text2segLarge.open(items, all.indexOf(tile), {
+      side: (number) => {
+        comeBack();
+        const body = all[number].querySelector(".t2s-tile-body");
+        bodies.set(all[number], body);
+        return body;
+      },
+      moved: (number) => send.enlarge({ place: placeOf(all[number]) }),
+      closed: (number) => {
+        comeBack();
+        put = null;
+        go(all[number], 0);
+        if (isCorrected) send.redraw();
+        isCorrected = false;
+      },
+    });
+  }
 
-  // Another page is written into the elements of the one before; boxes that were pressed keep their state unless told.
+  function clicked(event) {
+    const { verdict, open: opens, edit } = event.target.closest("button")?.dataset ?? {};
+    if (verdict) decide(placeOf(event.target), verdict);
+    else if (opens !== undefined) open(event.target.closest(".t2s-tile"));
+    else if (edit !== undefined) {
+      const place = placeOf(event.target);
+      isCorrected = false;
+      text2segLarge.close();
+      send.edit({ place, segment: Number(edit) });
+    }
+  }
+
+  function changed(event) {
+    const { segment, category } = event.target.dataset;
+    const entry = event.target.closest(".segment");
+    if (segment) {
+      entry.classList.toggle("rejected", !event.target.checked);
+      report(placeOf(entry), { segment: Number(segment), keep: event.target.checked });
+    } else if (category) {
+      entry.querySelector("b").textContent = event.target.value;
+      isCorrected = true;
+      report(placeOf(entry), { segment: Number(category), category: event.target.value });
+    }
+  }
+
+  mounted.abort(); // the dialog of the large view is there for all mounts
+  mounted = new AbortController();
+  const { signal } = mounted;
+  for (const part of [element, text2segLarge.dialog]) {
+    part.addEventListener("click", (event) => { if (event.target.closest("[data-place]")) clicked(event); }, { signal });
+    part.addEventListener("change", (event) => { if (event.target.closest("[data-place]")) changed(event); }, { signal });
+  }
+
+  // A new page reuses the elements of the page before, so checkboxes keep their state unless it is reset.
   watch("value", () => {
     for (const box of element.querySelectorAll("[data-segment]")) box.checked = box.defaultChecked;
+    for (const option of element.querySelectorAll("[data-category] option")) option.selected = option.defaultSelected;
   });
 
   element.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("select")) return;
     const tile = event.target.closest(".t2s-tile");
     const verdict = { a: "accepted", r: "rejected" }[event.key];
     const step = { j: 1, k: -1 }[event.key];
-    if (verdict && tile) decide(tile, verdict);
+    if (event.key === "Enter" && event.target === tile && tile.querySelector("[data-open]")) open(tile);
+    if (verdict && tile) decide(placeOf(tile), verdict);
     if (verdict || step) {
       event.preventDefault();
       go(tile, step ?? 1);
     }
-  });
+  }, { signal });
+  text2segLarge.dialog.addEventListener("keydown", (event) => {
+    const verdict = { a: "accepted", r: "rejected" }[event.key];
+    const [tile] = bodies.keys();
+    if (!verdict || !tile || event.ctrlKey || event.metaKey || event.altKey || event.target.matches("select")) return;
+    decide(placeOf(tile), verdict);
+  }, { signal });
 };
 
-// The editor comes without a name that a screen reader could say.
+// The editor of Gradio has no name for screen readers.
 document.addEventListener("focusin", ({ target }) => {
   if (target.closest?.("#folder-ontology .cm-content")) target.setAttribute("aria-label", "Ontology, YAML");
 });

@@ -1,10 +1,11 @@
-"""Layout and events of the tab "Label a folder"."""
+"""Events of the tab "Label a folder"."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,136 +13,17 @@ from typing import Any
 import gradio as gr
 from gradio.context import Context
 
-from text2seg.app.folder import download, views
-from text2seg.app.folder.editor import WITH_LIMITS, as_yaml, demo_things
-from text2seg.app.folder.jobs import Job
-from text2seg.app.folder.session import NOBODY, Kept, Visits
-from text2seg.app.folder.sheet import ContactSheet, Shown
-from text2seg.app.folder.sources import folders_in
-from text2seg.app.messages import alert, words_of
+from text2seg.app.checks import check_upload
+from text2seg.app.folder import editing, layout
+from text2seg.app.folder.inputs import WITH_LIMITS, as_yaml, known_things
+from text2seg.app.folder.jobs import Job, Kept, VisitorJobs
+from text2seg.app.folder.layout import FEW_THINGS, SERVER, UPLOAD, choices_of, lay_out
+from text2seg.app.folder.review import ContactSheet, Shown, dataset_zip, failures_text, review_page
+from text2seg.app.messages import alert, message_of
 from text2seg.app.model_pool import ModelPool
-from text2seg.app.settings import AppSettings
-from text2seg.app.uploads import check_upload
+from text2seg.app.segment import Editor
+from text2seg.app.segment.session import EditSession
 from text2seg.errors import Text2SegError
-
-TICK = 1.0  # seconds between two looks at a job
-UPLOAD, SERVER = "Upload", "A folder of this server"
-SHOWN = [("All", "all"), ("Not decided", "undecided"), ("Accepted", "accepted"), ("Rejected", "rejected")]
-FEW_THINGS = "sheep, koala, fire engine"
-HELP = (
-    "The most doubtful pictures come first. What you reject leaves the dataset: a picture with all that is in it, a "
-    "segment (its box unticked) alone. What you leave undecided stays."
-)
-BEGIN = (
-    "Type things and write them as an ontology, begin with an example, or paste your own. It is checked as you type."
-)
-KEYS = "Keys: <kbd>j</kbd> next, <kbd>k</kbd> previous, <kbd>a</kbd> accept, <kbd>r</kbd> reject."
-
-
-def lay_out(settings: AppSettings, *, knows_all: bool) -> SimpleNamespace:
-    """Make the components within the tab. `knows_all`: there is a list of all that the models know."""
-    c = SimpleNamespace()
-    # Whatever the page is encrypted with stands in the page; what counts is that the token cannot be guessed.
-    c.kept = gr.BrowserState(NOBODY, storage_key="text2seg-folder", secret="text2seg")
-    c.number = gr.State(0)
-    c.phase = gr.Textbox(visible="hidden")  # no State: of that, events beside the queue report no change
-    c.timer = gr.Timer(TICK, active=False)
-    c.picker = gr.Radio([], label="Your jobs", visible=False, elem_id="folder-jobs")
-    with gr.Column(elem_id="folder-form") as c.form:
-        with gr.Row():
-            with gr.Column(min_width=320):
-                _lay_out_pictures(c, settings)
-            with gr.Column(min_width=320):
-                _lay_out_ontology(c, knows_all=knows_all)
-        c.problem = _html("folder-problem")
-        c.start = gr.Button("Label the pictures", variant="primary", elem_id="folder-start")
-        # What does the work, for the page to press (see page.js); there once it is known whose job it will be.
-        c.begin = gr.Button("Label the pictures", visible=False, elem_id="folder-begin")
-    with gr.Column(visible=False, elem_id="folder-job") as c.work:
-        _lay_out_job(c)
-    with gr.Column(visible=False, elem_id="folder-review") as c.review:
-        _lay_out_review(c)
-    return c
-
-
-def choices_of(root: Path | None) -> list[tuple[str, str]]:
-    """The folders below the root, each with what it is called on the page."""
-    return [("the whole folder" if name == "." else name, name) for name in (folders_in(root) if root else [])]
-
-
-def _lay_out_pictures(c: SimpleNamespace, settings: AppSettings) -> None:
-    gr.Markdown("### Pictures")
-    c.source = gr.Radio([UPLOAD, SERVER], value=UPLOAD, label="Where they are", visible=settings.root is not None)
-    c.files = gr.File(label="Pictures, or a zip of them", file_count="multiple", height=240, elem_id="folder-files")
-    folders = choices_of(settings.root)
-    first = folders[0][1] if folders else None
-    c.folder = gr.Dropdown(folders, value=first, label="Folder", visible=False, elem_id="folder-folder")
-    limits = (
-        f"At most {settings.folder_images:,} pictures and {settings.folder_mb:,} MB at once. Nobody else sees them; "
-        "they are deleted with the job, at the latest half a day after you last looked at it."
-    )
-    c.room = _html("folder-limits", _hint(limits))
-
-
-def _lay_out_ontology(c: SimpleNamespace, *, knows_all: bool) -> None:
-    gr.Markdown("### What to look for")
-    with gr.Row(equal_height=False, elem_classes="t2s-folder-list"):
-        c.queries = gr.Textbox(
-            label="Things, with commas between them",
-            placeholder=FEW_THINGS,
-            scale=5,
-            min_width=160,
-            elem_id="folder-queries",
-        )
-        c.write = gr.Button("Write the ontology", scale=0, min_width=200, size="md", elem_id="folder-write")
-    c.text = gr.Code(label="Ontology (YAML)", language="yaml", lines=8, max_lines=16, elem_id="folder-ontology")
-    c.checked = _html("folder-checked", _hint(BEGIN))
-    with gr.Row(elem_classes="t2s-folder-examples"):
-        c.few = gr.Button("Example: a few things", size="sm", min_width=120)
-        c.limits = gr.Button("Example: wordings and limits", size="sm", min_width=120)
-        c.all = gr.Button("All the demo model knows", size="sm", min_width=120, visible=knows_all)
-
-
-def _html(name: str, value: str = "", **options: Any) -> gr.HTML:
-    """HTML of ours, without the margins that Gradio gives to texts."""
-    return gr.HTML(value, elem_id=name, elem_classes="t2s-folder-html", apply_default_css=False, **options)
-
-
-def _hint(html: str) -> str:
-    return f'<p class="t2s-hint">{html}</p>'
-
-
-def _lay_out_job(c: SimpleNamespace) -> None:
-    c.status = _html("folder-status")
-    with gr.Row(elem_classes="t2s-folder-actions"):
-        c.cancel = gr.Button("Cancel", size="md", variant="stop", elem_id="folder-cancel")
-        c.resume = gr.Button("Go on", size="md", variant="primary", elem_id="folder-resume")
-        c.delete = gr.Button("Delete job", size="md", elem_id="folder-delete")
-    with gr.Row(visible=False, elem_classes="t2s-folder-actions") as c.sure:
-        gr.Markdown("Delete this job, what was uploaded for it and what you decided?")
-        c.yes = gr.Button("Yes, delete", size="md", variant="stop", elem_id="folder-yes")
-        c.no = gr.Button("Keep it", size="md", elem_id="folder-no")
-
-
-def _lay_out_review(c: SimpleNamespace) -> None:
-    gr.Markdown("### Take home")
-    with gr.Row(elem_classes="t2s-folder-actions"):
-        c.get_all = gr.Button("COCO dataset with pictures", size="md", variant="primary", elem_id="folder-get-all")
-        c.get_dataset = gr.Button("COCO dataset", size="md", elem_id="folder-get-dataset")
-        c.get_page = gr.Button("Review page", size="md", elem_id="folder-get-page")
-        c.get_failures = gr.Button("Failures", size="md", elem_id="folder-get-failures")
-    c.file = gr.DownloadButton("Download", visible="hidden", elem_id="folder-file")
-    gr.Markdown("### Review")
-    _html("folder-help", _hint(f'{HELP} <span class="t2s-keys">{KEYS}</span>'))
-    with gr.Row(elem_classes="t2s-folder-bar"):
-        c.shown = gr.Radio(SHOWN, value="all", label="Show", elem_id="folder-shown", scale=3)
-        c.tally = _html("folder-tally")
-    c.sheet = _html("folder-sheet", js_on_load="window.text2segContactSheet(element, trigger, watch)")
-    with gr.Row(elem_classes="t2s-folder-actions") as c.pages:
-        c.back = gr.Button("Previous page", size="sm", elem_id="folder-back")
-        c.place = _html("folder-place")
-        c.next = gr.Button("Next page", size="sm", elem_id="folder-next")
-
 
 Updates = dict[Any, Any]
 
@@ -151,62 +33,77 @@ FETCH = "() => setTimeout(() => document.querySelector('#folder-file a, a#folder
 PRESS = "() => text2segPress('#folder-begin')"
 READY = "() => ({__type__: 'update', interactive: true})"
 WAIT = "() => Array(2).fill({__type__: 'update', interactive: false})"
-SHOW_SHEET = "() => document.querySelector('#folder-sheet').scrollIntoView()"
+SHOW_SHEET = """() => {
+  document.querySelector('#folder-sheet').scrollIntoView();
+  text2segFocus('#folder-sheet .t2s-tile');
+}"""
 
 
-def build(model_pool: ModelPool) -> None:
-    """Build the tab; called within its `gr.Tab`."""
-    Tab(model_pool)
+def build(model_pool: ModelPool, tabs: gr.Tabs, editor: Editor, back: SimpleNamespace) -> None:
+    """Build the tab. Call it within its `gr.Tab`.
+
+    Args:
+        tabs: the tabs of the page.
+        editor: the editor of the Segment tab, for segments of a job.
+        back: the bar that leads back from there, made by `lay_out_return`.
+    """
+    Tab(model_pool)._wire_editor(tabs, editor, back)
 
 
 class Tab:
-    """The components of one page, wired up. Its methods are called by events of any visitor's page."""
+    """Components of the tab and their events. All visitors share one instance."""
 
     def __init__(self, model_pool: ModelPool) -> None:
-        self._visits = Visits(model_pool)
+        self._jobs = VisitorJobs(model_pool)
+        self._answers = count()  # the page sees only values that differ from the one before
         self._root = model_pool.settings.root
-        self._c = lay_out(model_pool.settings, knows_all=model_pool.models.things is not None)
+        self._c = lay_out(model_pool.settings, knows_all=model_pool.models.closed_vocabulary is not None)
         self._wire_job()
         self._wire_form()
         self._wire_review()
 
     def _wire_job(self) -> None:
-        c, jobs = self._c, self._visits.jobs
+        c, jobs = self._c, self._jobs.jobs
         page = Context.root_block
         if page is None:
-            raise RuntimeError("the tab is built within a page")
+            raise RuntimeError("the tab must be built within a page")
         screen = [c.picker, c.form, c.work, c.review, c.status, c.cancel, c.resume, c.delete, c.sure, c.timer, c.phase]
-        anew = [c.kept, *screen, c.start, c.begin]
+        anew = [c.kept, *screen, c.start, c.begin, c.problem]
         page.load(self._folders, outputs=[c.folder], **QUIET)
-        # Also when the tab is first opened: only then does the page look up what the browser kept.
+        page.unload(self._forget)
+        # This also fires when the tab is first opened, because the page reads the browser's data then.
         c.kept.change(self._anew, [c.kept], anew, **QUIET)
-        c.picker.input(self._look_at, [c.kept, c.picker], [c.kept], trigger_mode="always_last", **QUIET)
+        c.picker.input(self._select, [c.kept, c.picker], [c.kept], trigger_mode="always_last", **QUIET)
         c.timer.tick(self._tick, [c.kept], [c.status, c.timer, c.phase], queue=False, **QUIET)
         c.phase.change(self._screen, [c.kept], screen, **QUIET)
         c.cancel.click(self._acting(jobs.cancel), [c.kept], anew, **QUIET)
         c.resume.click(self._acting(jobs.resume), [c.kept], anew, **QUIET)
-        c.yes.click(self._acting(jobs.remove), [c.kept], anew, **QUIET)
+        removed = c.yes.click(self._acting(jobs.remove), [c.kept], anew, **QUIET)
+        removed.success(None, js="() => text2segFocus('#folder-jobs input, #folder-files .t2s-drop')")
         c.delete.click(lambda: gr.Row(visible=True), outputs=[c.sure], **QUIET)
         c.no.click(lambda: gr.Row(visible=False), outputs=[c.sure], **QUIET)
         c.start.click(None, outputs=[c.start], js=PRESS)
         begun = c.begin.click(
             self._start,
             [c.kept, c.source, c.files, c.folder, c.queries, c.text],
-            [*anew, c.problem, c.files, c.text],
+            [*anew, c.files, c.text],
             show_progress="minimal",
             show_progress_on=[c.problem],
             api_visibility="private",
         )
         begun.failure(None, outputs=[c.start], js=READY)
+        begun.success(None, js="() => text2segFocus('#folder-status')")
 
     def _wire_form(self) -> None:
         c = self._c
-        last: dict[str, Any] = {"trigger_mode": "always_last", **QUIET}  # of several presses in a row the last counts
+        last: dict[str, Any] = {"trigger_mode": "always_last", **QUIET}  # only the last of several presses counts
         c.source.input(self._switch, [c.source], [c.files, c.room, c.folder], **last)
+        changes = [c.files.input, c.source.input, c.folder.input, c.queries.change]
+        gr.on(changes, None, outputs=[c.problem], js="() => ''", api_visibility="private")  # it may be mended
         gr.on([c.write.click, c.queries.submit], self._write, [c.queries], [c.text, c.problem], **last)
         c.few.click(lambda: as_yaml(FEW_THINGS), outputs=[c.text], **QUIET)
         c.limits.click(lambda: WITH_LIMITS, outputs=[c.text], **QUIET)
-        c.all.click(demo_things, outputs=[c.text], **QUIET)
+        c.all.click(self._all_things, outputs=[c.text, c.problem], **QUIET)
         c.text.change(self._check, [c.text], [c.checked, c.problem], **QUIET)
 
     def _wire_review(self) -> None:
@@ -220,17 +117,71 @@ class Tab:
             turned.then(None, js=SHOW_SHEET)
             turned.failure(None, outputs=[button], js=READY)
         c.sheet.select(self._decide, [c.kept], [c.tally], trigger_mode="multiple", **QUIET)
+        c.sheet.enlarge(self._enlarge, [c.kept], [c.large], trigger_mode="always_last", **QUIET)
+        c.sheet.redraw(self._page, [c.kept, c.shown, c.number], sheet, **QUIET)
+        self._sheet = sheet
         for button, make in (
-            (c.get_all, lambda job, sheet: download.dataset_zip(job, sheet, pictures=True)),
-            (c.get_dataset, lambda job, sheet: download.dataset_zip(job, sheet, pictures=False)),
-            (c.get_page, download.review_page),
-            (c.get_failures, lambda job, _: download.failures_text(job)),
+            (c.get_all, lambda job, sheet: dataset_zip(job, sheet, images=True)),
+            (c.get_dataset, lambda job, sheet: dataset_zip(job, sheet, images=False)),
+            (c.get_page, review_page),
+            (c.get_failures, lambda job, _: failures_text(job)),
         ):
-            made = button.click(self._making(make), [c.kept], [c.file], api_visibility="private")
-            made.success(None, js=FETCH)
+            written = button.click(self._making(make), [c.kept], [c.file], api_visibility="private")
+            written.success(None, js=FETCH)
+
+    def _wire_editor(self, tabs: gr.Tabs, editor: Editor, back: SimpleNamespace) -> None:
+        """Wire the way of a segment to the editor and back."""
+        c = self._c
+        place = [editor.session, editor.canvas, tabs, back.bar, back.said, back.wrong]
+
+        def bar(session: EditSession) -> Updates:
+            """Return the updates of the bar, which is visible while an image of a job is edited."""
+            opened = session.editing
+            said = layout.return_html(opened.name, opened.job_name) if opened else ""
+            return {back.bar: gr.Row(visible=opened is not None), back.said: said, back.wrong: ""}
+
+        def edit(kept: Any, before: EditSession, event: gr.EventData) -> Updates:
+            job, data = self._done(kept), event._data if isinstance(event._data, dict) else {}
+            at, annotation = int(data.get("place", -1)), int(data.get("segment", 0))
+            try:
+                begun = editing.begin(self._jobs.model_pool, job, self._jobs.sheet(job), at, annotation, before)
+            except Text2SegError as error:
+                raise gr.Error(message_of(error), print_exception=False) from error
+            session, _ = begun
+            return {**editor.put(*begun), tabs: gr.Tabs(selected="segment"), **bar(session)}
+
+        def leave(opened: editing.Editing) -> Updates:
+            """Return to the review, and give the editor what it held before."""
+            return {**editor.put(opened.before, 0), tabs: gr.Tabs(selected="folder"), **bar(opened.before)}
+
+        def take(kept: Any, session: EditSession, shown: Shown, number: int) -> Updates:
+            opened = session.editing
+            if opened is None:
+                return bar(session)
+            job = self._jobs.job({**self._jobs.known(kept), "job": opened.job})
+            if job is None or job.state != "done":
+                return {back.wrong: alert("This job was deleted. Go back without saving.")}
+            try:
+                editing.finish(opened, session, job, self._jobs.sheet(job))
+            except Text2SegError as error:
+                return {back.wrong: alert(message_of(error))}
+            return leave(opened) | self._page(kept, shown, number)
+
+        def drop(session: EditSession) -> Updates:
+            return leave(session.editing) if session.editing else bar(session)
+
+        shown: dict[str, Any] = {**QUIET, "show_progress": "minimal"}
+        c.sheet.edit(edit, [c.kept, editor.session], place, **shown, show_progress_on=[c.tally])
+        inputs = [c.kept, editor.session, c.shown, c.number]
+        back.take.click(take, inputs, [*place, *self._sheet], **QUIET)
+        back.drop.click(drop, [editor.session], place, **QUIET)
+        editor.canvas.editing(bar, [editor.session], [back.bar, back.said, back.wrong], **QUIET)
+
+    def _forget(self, request: gr.Request) -> None:
+        self._jobs.forget(str(request.session_hash))
 
     def _folders(self) -> Any:
-        """The folders there are now; which one is chosen stays, for it may be chosen before this answer comes."""
+        """Update the list of folders. Keep the choice, which the visitor may make before this answer."""
         return gr.Dropdown(choices=choices_of(self._root))
 
     def _switch(self, source: str) -> Updates:
@@ -241,13 +192,13 @@ class Tab:
             c.folder: gr.Dropdown(visible=not uploads),
         }
 
-    def _look_at(self, kept: Any, number: str) -> Kept:
-        return {**self._visits.known(kept), "job": "" if number == NEW else number}
+    def _select(self, kept: Any, number: str, request: gr.Request) -> Kept:
+        return {**self._jobs.known(kept, str(request.session_hash)), "job": "" if number == NEW else number}
 
     def _screen(self, kept: Any) -> Updates:
-        """All that follows from which job is looked at and how far it is."""
+        """Return all updates that depend on the open job and its state."""
         c, job = self._c, self._seen(kept)
-        choices = [(f"{each.name} · {views.BADGES[each.state]}", each.id) for each in self._visits.jobs_of(kept)]
+        choices = [(f"{each.name} · {layout.BADGES[each.state]}", each.id) for each in self._jobs.jobs_of(kept)]
         state = job.state if job else None
         return {
             c.picker: gr.Radio(
@@ -262,17 +213,23 @@ class Tab:
             **self._progress(job),
         }
 
-    def _anew(self, kept: Any) -> Updates:
-        """The screen for a job that was not looked at, or was other, until now: nothing is half asked any more.
+    def _anew(self, kept: Any, request: gr.Request) -> Updates:
+        """Return all updates after another job was opened. This also closes an open question.
 
-        News of the same job keep a question open, because they may come in the instant after it was asked. A browser
-        that kept nothing of ours gets a token first and can label only then, so that every job is found again."""
-        c, known = self._c, self._visits.known(kept)
-        updates = {**self._screen(known), c.sure: gr.Row(visible=False), c.start: gr.Button(interactive=True)}
+        Updates of the same job keep a question open, because one may come just after the visitor was asked. A new
+        browser gets a token before it can start a job, so that it always finds its jobs again.
+        """
+        c, known = self._c, self._jobs.known(kept, str(request.session_hash))
+        updates = {
+            **self._screen(known),
+            c.sure: gr.Row(visible=False),
+            c.start: gr.Button(interactive=True),
+            c.problem: "",
+        }
         return {**updates, c.begin: gr.Button(visible="hidden")} if known == kept else {**updates, c.kept: known}
 
     def _tick(self, kept: Any) -> Updates:
-        """How far the job is, asked for every second while it is on its way."""
+        """Update the progress. The page calls this every second while a job is active."""
         return self._progress(self._seen(kept))
 
     def _progress(self, job: Job | None) -> Updates:
@@ -280,21 +237,21 @@ class Tab:
         if job is None:
             return {c.status: "", c.timer: gr.Timer(active=False), c.phase: ""}
         return {
-            c.status: views.status_html(job, self._visits.jobs.ahead(job.id)),
+            c.status: layout.status_html(job, self._jobs.jobs.ahead(job.id)),
             c.timer: gr.Timer(active=job.state in ("filling", "waiting", "running")),
             c.phase: f"{job.id} {job.state}",
         }
 
     def _seen(self, kept: Any) -> Job | None:
-        """The job as it is now, for it goes on while the page is made."""
-        job = self._visits.job(kept)
+        """Return a copy of the job, because it changes while the page is built."""
+        job = self._jobs.job(kept)
         return replace(job) if job else None
 
-    def _acting(self, act: Callable[[Job], None]) -> Callable[[Any], Updates]:
-        def acted(kept: Any) -> Updates:
-            if job := self._visits.job(kept):
+    def _acting(self, act: Callable[[Job], None]) -> Callable[[Any, gr.Request], Updates]:
+        def acted(kept: Any, request: gr.Request) -> Updates:
+            if job := self._jobs.job(kept):
                 act(job)
-            return self._anew(kept)
+            return self._anew(kept, request)
 
         return acted
 
@@ -302,42 +259,49 @@ class Tab:
         try:
             return {self._c.text: as_yaml(queries), self._c.problem: ""}
         except Text2SegError as error:
-            return {self._c.problem: alert(words_of(error))}
+            return {self._c.problem: alert(message_of(error))}
+
+    def _all_things(self) -> Updates:
+        vocabulary = self._jobs.model_pool.models.closed_vocabulary
+        if vocabulary is None:  # somebody switched the models, which all visitors share
+            return {self._c.problem: alert("The models of this app know any words now; type the things to find.")}
+        return {self._c.text: known_things(vocabulary), self._c.problem: ""}
 
     def _check(self, text: str) -> Updates:
-        html = views.checked_html(self._visits.check(text))
+        html = layout.checked_html(self._jobs.check(text))
         return {self._c.checked: html, self._c.problem: ""}
 
     def _start(
-        self, kept: Any, source: str, files: list[str] | None, folder: str | None, queries: str, text: str
+        self, kept: Any, source: str, files: Any, folder: str | None, queries: str, text: str, request: gr.Request
     ) -> Updates:
-        """A new job; things that were typed and not written as an ontology yet are written first."""
-        known: Kept = self._visits.known(kept)
+        """Start a job. If there is no ontology yet, make one of the things that were typed."""
+        known: Kept = self._jobs.known(kept, str(request.session_hash))
         c = self._c
         try:
             if queries.strip() and not text.strip():
                 text = as_yaml(queries)
             if source == SERVER:
-                job = self._visits.choose(known, folder or "", text)
+                job = self._jobs.choose(known, folder or "", text)
             else:
-                job = self._visits.upload(known, [check_upload(Path(file)) for file in files or []], text)
+                job = self._jobs.upload(known, _uploads(files), text)
         except Text2SegError as error:
-            return {c.start: gr.Button(interactive=True), c.problem: alert(words_of(error))}
+            return {c.start: gr.Button(interactive=True), c.problem: alert(message_of(error))}
         known = {**known, "job": job.id}
-        return {**self._anew(known), c.kept: known, c.problem: "", c.files: None, c.text: text}
+        return {**self._anew(known, request), c.kept: known, c.files: [], c.text: text}
 
     def _page(self, kept: Any, shown: Shown, number: int = 0) -> Updates:
-        """A page of the contact sheet, where the job has one."""
-        c, job = self._c, self._visits.job(kept)
+        """Return the updates for a page of the contact sheet, if the job is done."""
+        c, job = self._c, self._jobs.job(kept)
         if job is None or job.state != "done":
             return {c.sheet: "", c.tally: "", c.number: 0}
-        page = self._visits.sheet(job).page(job.decisions, shown, number)
+        sheet = self._jobs.sheet(job)
+        page = sheet.page(job.decisions, shown, number)
         return {
-            c.sheet: views.sheet_html(page),
-            c.tally: views.tally_html(job),
+            c.sheet: layout.sheet_html(page, sheet.categories),
+            c.tally: layout.tally_html(job),
             c.number: page.number,
             c.pages: gr.Row(visible=page.pages > 1),
-            c.place: views.place_html(page),
+            c.place: layout.place_html(page),
             c.back: gr.Button(interactive=page.number > 0),
             c.next: gr.Button(interactive=page.number + 1 < page.pages),
             c.get_failures: gr.Button(visible=bool(job.failures)),
@@ -346,21 +310,40 @@ class Tab:
     def _turn(self, step: int, kept: Any, shown: Shown, number: int) -> Updates:
         return self._page(kept, shown, number + step)
 
-    def _decide(self, kept: Any, event: gr.EventData) -> str:
-        job = self._visits.job(kept)
+    def _done(self, kept: Any) -> Job:
+        """Return the open job, which is done. Raises `gr.Error` if it is not there any more."""
+        job = self._jobs.job(kept)
         if job is None or job.state != "done":
-            raise gr.Error("This job is gone; load the page again.", print_exception=False)
-        self._visits.sheet(job).decide(job.decisions, event._data)
-        return views.tally_html(job)
+            raise gr.Error("This job was deleted; reload the page.", print_exception=False)
+        return job
+
+    def _enlarge(self, kept: Any, event: gr.EventData) -> Any:
+        """Return a large image of the review for the page."""
+        job, data = self._done(kept), event._data
+        place = data.get("place") if isinstance(data, dict) else None
+        large = self._jobs.sheet(job).large(place) if isinstance(place, int) else None
+        if large is None or not large.url:
+            return None
+        return {"place": place, "file": {"url": large.url}, "answer": next(self._answers)}
+
+    def _decide(self, kept: Any, event: gr.EventData) -> str:
+        job = self._done(kept)
+        self._jobs.sheet(job).decide(job.decisions, event._data)
+        return layout.tally_html(job)
 
     def _making(self, make: Callable[[Job, ContactSheet], Path]) -> Callable[[Any], Any]:
         def made(kept: Any) -> Any:
-            job = self._visits.job(kept)
-            if job is None or job.state != "done":
-                raise gr.Error("This job is gone; load the page again.", print_exception=False)
+            job = self._done(kept)
             try:
-                return make(job, self._visits.sheet(job))
+                return make(job, self._jobs.sheet(job))
             except Text2SegError as error:
-                raise gr.Error(words_of(error), print_exception=False) from error
+                raise gr.Error(message_of(error), print_exception=False) from error
 
         return made
+
+
+def _uploads(files: Any) -> list[Path]:
+    """Return the paths of uploaded files, given as the value of a `files_field`. Raises `ImageError` if one is not an
+    upload."""
+    given = files if isinstance(files, list) else []
+    return [check_upload(Path(str(file["path"]))) for file in given if isinstance(file, dict) and "path" in file]

@@ -1,5 +1,5 @@
-"""The Segment tab: type, see, correct, export."""
+"""The Segment tab: type queries, see masks, edit and download them."""
 
-from text2seg.app.segment.tab import build
+from text2seg.app.segment.tab import Editor, build
 
-__all__ = ["build"]
+__all__ = ["Editor", "build"]

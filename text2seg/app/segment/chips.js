@@ -1,47 +1,68 @@
-// What to look for, as chips: Enter or a comma makes one of what was typed, Backspace and × take one away.
-// Property `texts`; fires `change` when they change and `look` when a person wants to look again.
+// Queries as chips. Enter or a comma adds a chip; Backspace and × remove one. A chip that was not searched for is marked,
+// with one sentence below that says why and what to do.
+// Properties `texts`, `refused` [{text, reason, wording, close}] and `known` (names); fires `change` if the texts change,
+// `typed` at each letter, `find` if the user starts a search, and `models` for the way to other models.
 
 customElements.define("t2s-chips", class extends HTMLElement {
   #texts = [];
+  #refused = [];
+  #known = [];
 
   connectedCallback() {
     this.innerHTML = `
-      <div class="t2s-ask">
+      <div class="t2s-search">
         <div class="t2s-box">
-          <ul class="t2s-chips" aria-label="What to look for"></ul>
+          <ul class="t2s-chips" aria-label="Queries"></ul>
           <input type="text" list="t2s-known" autocomplete="off" autocapitalize="none" spellcheck="false"
-            enterkeyhint="done" aria-label="Add what to look for" aria-describedby="t2s-grammar">
+            enterkeyhint="done" aria-label="Add a query" aria-describedby="t2s-grammar">
           <datalist id="t2s-known"></datalist>
         </div>
-        <button type="button" class="t2s-main" data-do="look">Find</button>
+        <button type="button" class="t2s-main" data-do="find">Find</button>
       </div>
-      <p class="t2s-hint" id="t2s-grammar">
-        <b>person+bench</b> is one thing of two, <b>dog|puppy</b> two words for one,
-        <b>mouse -computer mouse</b> leaves something out.
-      </p>`;
+      <div class="t2s-refused" role="status"></div>
+      <p class="t2s-hint t2s-grammar">
+        <span id="t2s-grammar"><b>person+bench</b>: both as one segment. <b>dog|puppy</b>: two words for one thing.
+          <b>mouse -computer mouse</b>: exclude something.</span>
+        <button type="button" class="t2s-link" data-do="known" aria-expanded="false" hidden></button>
+      </p>
+      <div class="t2s-words" role="group" aria-label="What the model knows" hidden></div>`;
     this.input = this.querySelector("input");
+    this.words = this.querySelector(".t2s-words");
     this.input.addEventListener("keydown", (event) => this.#key(event));
     this.input.addEventListener("input", (event) => this.#typed(event));
-    this.addEventListener("click", (event) => {
-      const chip = event.target.closest("[data-chip]");
-      if (chip) this.#set(this.#texts.filter((_, place) => place !== Number(chip.dataset.chip)));
-      else if (event.target.closest("[data-do=look]")) this.look();
-      if (chip || event.target.closest(".t2s-box")) this.input.focus();
-    });
+    this.addEventListener("click", (event) => this.#click(event));
     this.#show();
   }
 
   get texts() { return this.#texts; }
   set texts(texts) { this.#texts = [...texts]; this.#show(); }
 
+  set refused(refused) { this.#refused = refused; this.#show(); }
+
   set known(names) {
+    if (String(names) === String(this.#known)) return;
+    this.#known = names;
     this.querySelector("datalist").replaceChildren(...names.map((name) => new Option(name)));
+    this.words.replaceChildren(...[...names].sort().map((name) => this.#button("word", name, name)));
+    this.words.hidden = true;
+    this.#showKnown();
   }
 
-  /** Take what stands in the field as well, and ask for a look. */
-  look() {
+  /** Add what was typed, and search. */
+  find() {
     this.#add(this.input.value);
-    this.dispatchEvent(new CustomEvent("look"));
+    this.dispatchEvent(new CustomEvent("find"));
+  }
+
+  #click(event) {
+    const { do: what, chip, word, wording, instead } = event.target.closest("button")?.dataset ?? {};
+    if (what === "find") this.find();
+    else if (what === "known") this.#openKnown();
+    else if (what === "models") this.dispatchEvent(new CustomEvent("models"));
+    else if (word) this.#add(word);
+    else if (instead) this.#set(this.#texts.map((text) => (text === chip ? text.replaceAll(wording, instead) : text)));
+    else if (chip) this.#set(this.#texts.filter((text) => text !== chip));
+    if ((chip && !what) || event.target.closest(".t2s-box")) this.input.focus();
   }
 
   #key(event) {
@@ -49,7 +70,7 @@ customElements.define("t2s-chips", class extends HTMLElement {
     if (event.key === "Enter") {
       event.preventDefault();
       if (this.input.value.trim()) this.#add(this.input.value);
-      else this.look();
+      else this.find();
     } else if (event.key === "Backspace" && !this.input.value && this.#texts.length) {
       event.preventDefault();
       this.#set(this.#texts.slice(0, -1));
@@ -57,12 +78,13 @@ customElements.define("t2s-chips", class extends HTMLElement {
   }
 
   #typed(event) {
-    const picked = event.inputType === "insertReplacementText" || !event.inputType; // from the list of known things
+    const picked = event.inputType === "insertReplacementText" || !event.inputType; // from the list of suggestions
     if (picked || /,\D|\D,/.test(this.input.value)) this.#add(this.input.value);
+    this.dispatchEvent(new CustomEvent("typed"));
   }
 
   #add(typed) {
-    // What else may stand between names is read by the server, which answers with one text for each.
+    // The server reads other separators and answers with one text for each name.
     const texts = typed.replace(/,(?=\D|$)|(\D),/g, "$1\n").split("\n").map((text) => text.trim().replace(/\s+/g, " ")).filter(Boolean);
     this.input.value = "";
     const all = [...new Set([...this.#texts, ...texts])];
@@ -70,22 +92,59 @@ customElements.define("t2s-chips", class extends HTMLElement {
   }
 
   #set(texts) {
-    this.texts = texts;
+    this.texts = [...new Set(texts)];
     this.dispatchEvent(new CustomEvent("change"));
   }
 
   #show() {
     if (!this.input) return;
-    this.querySelector("ul").replaceChildren(...this.#texts.map((text, place) => {
+    const refused = this.#refused.filter(({ text }) => this.#texts.includes(text)); // the others were removed since
+    const isRefused = new Set(refused.map(({ text }) => text));
+    this.querySelector(".t2s-chips").replaceChildren(...this.#texts.map((text) => {
       const chip = document.createElement("li");
-      const remove = document.createElement("button");
-      remove.type = "button";
-      remove.dataset.chip = place;
-      remove.textContent = "×";
+      const remove = this.#button("chip", text, "×");
       remove.setAttribute("aria-label", `Remove ${text}`);
+      chip.classList.toggle("t2s-unknown", isRefused.has(text));
+      if (isRefused.has(text)) chip.title = "Not searched; see below";
       chip.append(text, remove);
       return chip;
     }));
-    this.input.placeholder = this.#texts.length ? "and …" : "What do you want to cut out? dog, red car, person+bench";
+    this.querySelector(".t2s-refused").replaceChildren(...refused.map((each) => this.#line(each)));
+    this.input.placeholder = this.#texts.length ? "and …" : "What to find: dog, red car, person+bench";
+  }
+
+  /** The sentence for a text that was not searched for, with the ways out. */
+  #line({ text, reason, wording, close }) {
+    const line = document.createElement("p");
+    line.append(reason, " ");
+    if (!wording) return line;
+    close.forEach((other, place) => {
+      const instead = this.#button("chip", text, other);
+      Object.assign(instead.dataset, { wording, instead: other });
+      line.append(place ? ", " : "Did you mean ", instead);
+    });
+    line.append(close.length ? "? " : "", this.#button("do", "known", "What it knows"), " · ",
+      this.#button("do", "models", "Use real weights"));
+    for (const button of line.querySelectorAll("button")) button.className = "t2s-link";
+    return line;
+  }
+
+  #openKnown() {
+    this.words.hidden = !this.words.hidden;
+    this.#showKnown();
+    if (!this.words.hidden) this.words.scrollIntoView({ block: "nearest" });
+  }
+
+  #showKnown() {
+    const button = this.querySelector(".t2s-grammar [data-do=known]");
+    button.hidden = !this.#known.length;
+    button.textContent = this.words.hidden ? `The ${this.#known.length} things that the model knows` : "Hide the list";
+    button.setAttribute("aria-expanded", String(!this.words.hidden));
+  }
+
+  #button(key, value, text) {
+    const button = Object.assign(document.createElement("button"), { type: "button", textContent: text });
+    button.dataset[key] = value;
+    return button;
   }
 });

@@ -1,137 +1,152 @@
-"""What lies on a visitor's table: the segments of one picture, and every step that they took to where they are.
-
-Nothing here changes; each act gives a new document, so that undo is to look at an older one.
-"""
+"""The segments a visitor edits, with undo, and their outlines for the browser."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from text2seg.app.segment.outline import Outline, outline_of, parts_of
 from text2seg.errors import Text2SegError
 from text2seg.grids import iou, minmax
 from text2seg.records import PointPrompts, Segment
 
 MOST_STEPS = 50
-"""So many steps can be undone; each may hold a mask as large as the picture."""
+"""Number of edits that can be undone. Each may hold a mask of the size of the image."""
 SAME = 0.5
-"""Masks of one query whose IoU is above this show the same thing."""
+"""Two masks of one query above this IoU show the same object."""
+
+Place = tuple[float, float]
+"""Place of a point, x and y in pixels of the image, as float32 holds them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A segment with what a person did to it. `number` stays the same through all corrections."""
+    """A segment and its edits. Edits do not change its `number`. `placed` are the points that the visitor set.
+
+    `is_labelled`: it is an annotation of a dataset. `is_explained`: how its mask was chosen is known.
+    """
 
     number: int
     segment: Segment
     outline: Outline
     by_hand: bool = False
     accepted: bool = False
+    placed: frozenset[Place] = frozenset()
+    is_labelled: bool = False
+    is_explained: bool = True
 
     @property
-    def is_touched(self) -> bool:
-        return self.by_hand or self.accepted
+    def outlasts_searches(self) -> bool:
+        return self.by_hand or self.accepted or self.is_labelled
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """The pieces in the order in which they are shown. `removed` are segments that a person does not want to see
-    again; `last` is the highest number that was ever given."""
+    """The segments in display order. `removed` are deleted segments, which later searches must not add again. `last` is
+    the highest number so far. Immutable: each edit returns a new document."""
 
     pieces: tuple[Piece, ...] = ()
     removed: tuple[Segment, ...] = ()
     last: int = 0
 
     def piece(self, number: int) -> Piece:
-        """Raises `Text2SegError` where there is none of this number."""
+        """Return the segment with this number. Raises `Text2SegError` if there is none."""
         for piece in self.pieces:
             if piece.number == number:
                 return piece
-        raise Text2SegError("this segment is not there any more; choose another")
+        raise Text2SegError("this segment no longer exists; choose another")
 
     def found(self, segments: Iterable[Segment], queries: Sequence[str]) -> Document:
-        """After another look: what the models found now, beside what a person has corrected or accepted.
+        """Return the document after a new search.
 
-        Of the latter what belongs to a query that is still asked stays, and a find that shows the same thing as one of
-        them, or as one that was removed, is left out. What was removed of a query is forgotten with the query.
+        Edited and accepted segments, and those of a dataset, are kept if their query is still there. New segments are
+        added unless they show the same object as a kept or a deleted one. Deleted segments are forgotten with their
+        query.
         """
-        kept = tuple(piece for piece in self.pieces if piece.is_touched and piece.segment.query in queries)
+        kept = tuple(piece for piece in self.pieces if piece.outlasts_searches and piece.segment.query in queries)
         removed = tuple(segment for segment in self.removed if segment.query in queries)
         known = [*(piece.segment for piece in kept), *removed]
-        fresh = [segment for segment in segments if not any(_show_the_same(segment, other) for other in known)]
+        fresh = [segment for segment in segments if not any(show_the_same(segment, other) for other in known)]
         new = tuple(_piece(self.last + place, segment) for place, segment in enumerate(fresh, start=1))
         order = {query: place for place, query in enumerate(queries)}
         pieces = sorted((*kept, *new), key=lambda piece: order[piece.segment.query])
         return Document(tuple(pieces), removed, self.last + len(new))
 
-    def corrected(self, number: int, segment: Segment) -> Document:
-        """A piece with another segment in its place, made by hand; it waits to be accepted again."""
-        self.piece(number)
-        return self._with(number, _piece(number, segment, by_hand=True))
+    def corrected(self, number: int, segment: Segment, *placed: Place) -> Document:
+        """Replace a segment by an edited one, which is not accepted yet. `placed` are new points of the visitor."""
+        before = self.piece(number).placed
+        return self._with(number, _piece(number, segment, by_hand=True, placed=before | {*placed}))
 
-    def added(self, segment: Segment) -> Document:
-        """One more piece, made by hand."""
+    def added(self, segment: Segment, *placed: Place) -> Document:
+        """Add a segment made by hand, with the points that the visitor set."""
         number = self.last + 1
-        return replace(self, pieces=(*self.pieces, _piece(number, segment, by_hand=True)), last=number)
+        piece = _piece(number, segment, by_hand=True, placed=frozenset(placed))
+        return replace(self, pieces=(*self.pieces, piece), last=number)
 
     def deleted(self, number: int) -> Document:
         return replace(self._with(number), removed=(*self.removed, self.piece(number).segment))
 
     def accepted(self, number: int) -> Document:
-        """Accept a piece, or take that back."""
+        """Accept a segment, or undo its acceptance."""
         piece = self.piece(number)
         return self._with(number, replace(piece, accepted=not piece.accepted))
 
     def split(self, number: int) -> Document:
-        """Each connected part of a piece as a piece of its own; the largest keeps the number.
+        """Split a segment into its connected parts. The largest keeps the number.
 
         Raises:
-            Text2SegError: it is in one part.
+            Text2SegError: it has one part only.
         """
-        segment = self.piece(number).segment
+        before = self.piece(number)
+        segment = before.segment
         masks = parts_of(segment.mask)
         if len(masks) < 2:
-            raise Text2SegError(f"this segment of {segment.query!r} is in one part; there is nothing to split")
+            raise Text2SegError(f"this segment of {segment.query!r} has one part only; there is nothing to split")
         parts = [replace(segment, mask=mask, points=_points_on(mask, segment.points)) for mask in masks]
         numbers = (number, *range(self.last + 1, self.last + len(parts)))
-        pieces = [_piece(own, part, by_hand=True) for own, part in zip(numbers, parts, strict=True)]
+        pieces = [
+            _piece(each, part, by_hand=True, placed=before.placed) for each, part in zip(numbers, parts, strict=True)
+        ]
         return replace(self._with(number, *pieces), last=self.last + len(parts) - 1)
 
     def segments(self, numbers: Collection[int] | None = None) -> tuple[Segment, ...]:
-        """All segments, or those of these numbers."""
+        """Return all segments, or those with these numbers."""
         return tuple(piece.segment for piece in self.pieces if numbers is None or piece.number in numbers)
 
+    def of(self, query: str) -> tuple[Piece, ...]:
+        """Return the segments of one query."""
+        return tuple(piece for piece in self.pieces if piece.segment.query == query)
+
     def _with(self, number: int, *instead: Piece) -> Document:
-        """Others in the place of one piece."""
+        """Replace one segment by others."""
         at = self.pieces.index(self.piece(number))
         return replace(self, pieces=(*self.pieces[:at], *instead, *self.pieces[at + 1 :]))
 
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """A document with those before it and those that undo has left behind."""
+    """The current document, those before it, and those after it that were undone."""
 
     present: Document = field(default_factory=Document)
     past: tuple[Document, ...] = ()
     future: tuple[Document, ...] = ()
 
     def step(self, document: Document) -> History:
-        """Go on to another document; what was undone before is gone."""
+        """Make another document current. Redo is then impossible."""
         return History(document, (*self.past, self.present)[-MOST_STEPS:])
 
     def undo(self) -> History:
-        """One step back, if there is one."""
+        """Undo one edit, if there is one."""
         if not self.past:
             return self
         return History(self.past[-1], self.past[:-1], (self.present, *self.future))
 
     def redo(self) -> History:
-        """One step that was undone, if there is one."""
+        """Redo one edit, if there is one."""
         if not self.future:
             return self
         return History(self.future[0], (*self.past, self.present), self.future[1:])
@@ -143,15 +158,16 @@ NO_POINTS = PointPrompts(np.zeros((0, 2), np.float32), np.zeros(0, np.int8), np.
 def with_point(
     points: PointPrompts, xy: tuple[float, float], *, positive: bool, scores: NDArray[np.float32], hw: tuple[int, int]
 ) -> PointPrompts:
-    """The points and one more, at `xy` in pixels of the image; its similarity is that of the cell of the map
-    [gh, gw] that it lies in. A rough mask is left behind, because it says what the point is to change.
+    """Add a point at `xy`, in pixels of the image. Its similarity is that of its cell in the map float32[gh, gw].
+
+    The rough mask prompt is dropped, because it describes the mask before this point.
 
     Raises:
-        Text2SegError: the point lies outside of the image.
+        Text2SegError: the point is outside the image.
     """
     (x, y), (height, width) = xy, hw
     if not (0 <= x <= width and 0 <= y <= height):
-        raise Text2SegError("this point lies outside of the picture")
+        raise Text2SegError("this point is outside the image")
     rows, columns = scores.shape
     cell = min(int(y / height * rows), rows - 1), min(int(x / width * columns), columns - 1)
     return PointPrompts(
@@ -162,16 +178,17 @@ def with_point(
     )
 
 
-def _piece(number: int, segment: Segment, *, by_hand: bool = False) -> Piece:
-    return Piece(number, segment, outline_of(segment), by_hand)
+def _piece(number: int, segment: Segment, *, by_hand: bool = False, placed: frozenset[Place] = frozenset()) -> Piece:
+    return Piece(number, segment, outline_of(segment), by_hand, placed=placed)
 
 
-def _show_the_same(one: Segment, other: Segment) -> bool:
+def show_the_same(one: Segment, other: Segment) -> bool:
+    """Return whether two segments of one query show the same object."""
     return one.query == other.query and iou(one.mask, other.mask) > SAME
 
 
 def _points_on(mask: NDArray[np.bool_], points: PointPrompts) -> PointPrompts:
-    """Of the positive points those on the mask, or its innermost pixel if there is none; and all negative ones."""
+    """Return the negative points and the positive ones on the mask, or its innermost pixel if none is on it."""
     columns, rows = points.xy.astype(np.intp).T
     inside = mask[rows.clip(0, mask.shape[0] - 1), columns.clip(0, mask.shape[1] - 1)]
     kept = (points.labels == 0) | inside
@@ -182,3 +199,53 @@ def _points_on(mask: NDArray[np.bool_], points: PointPrompts) -> PointPrompts:
         xy = np.concatenate([xy, np.array([[column + 0.5, row + 0.5]], np.float32)])
         labels, similarity = np.append(labels, np.int8(1)), np.append(similarity, np.float32(0))
     return PointPrompts(xy, labels, similarity)
+
+
+DETAIL = 1400
+"""Longest side of the mask on which outlines are traced, in pixels. Large masks lose details that no screen shows;
+small ones get smooth edges."""
+TOLERANCE = 0.6
+"""Largest distance between a straight line and the outline, in pixels of that mask."""
+SPECK = 0.01
+"""A part smaller than this share of a segment counts as a speck of its largest part."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """Outline of a mask. `path` is an SVG path in pixels of the image, for the even-odd rule; `parts` is the number of
+    connected parts without specks; `area` is in pixels."""
+
+    path: str
+    parts: int
+    area: int
+
+
+def outline_of(segment: Segment) -> Outline:
+    """Return the outline of a mask for display. It is off by about one pixel at most."""
+    height, width = segment.mask.shape
+    scale = DETAIL / max(height, width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    mask = np.asarray(cv2.resize(segment.mask.view(np.uint8) * 255, size, interpolation=how) >= 128)
+    loops, _ = cv2.findContours(mask.view(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    to_image = np.array([width / size[0], height / size[1]])
+    path = "".join(_loop(cv2.approxPolyDP(loop, TOLERANCE, True)[:, 0], to_image) for loop in loops)
+    return Outline(path, len(parts_of(mask)), segment.area)
+
+
+def parts_of(mask: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
+    """Return the connected parts of a mask bool[H, W], the largest first. Specks belong to the largest part."""
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.view(np.uint8), connectivity=8)
+    areas = stats[1:, cv2.CC_STAT_AREA]
+    if count == 1:
+        return []
+    order = np.argsort(-areas, kind="stable") + 1
+    large = [int(label) for label in order if areas[label - 1] >= SPECK * areas.sum()]
+    specks = np.isin(labels, [int(label) for label in order if label not in large])
+    return [(labels == large[0]) | specks, *(labels == label for label in large[1:])]
+
+
+def _loop(corners: NDArray[Any], to_image: NDArray[np.float64]) -> str:
+    """Return one loop of the path. The corners are centres of pixels."""
+    points = (corners + 0.5) * to_image
+    return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points) + "Z"

@@ -1,15 +1,17 @@
-// What a visitor takes home. Property `shown` {count, chosen, command, python}; fires `export` {kind, chosen}.
+// Downloads, and the command and Python code of this session.
+// Property `shown` {count, total, selected, command, python}; fires `export` {kind, alone}.
 
 const KINDS = [["all", "Everything"], ["coco", "COCO JSON"], ["masks", "Masks"], ["cutouts", "Cut-outs"], ["overlay", "Overlay"]];
 
 customElements.define("t2s-export", class extends HTMLElement {
   connectedCallback() {
     this.innerHTML = `
-      <h3>Export <span data-part="count"></span></h3>
+      <h3>Download <span data-part="count"></span></h3>
       <div class="t2s-kinds">${KINDS.map(([kind, label]) =>
         `<button type="button" data-kind="${kind}">${label}</button>`).join("")}</div>
-      <label class="t2s-check" data-part="alone" hidden><input type="checkbox"> only the selected segment</label>
-      <details><summary>Copy the command</summary>
+      <p class="t2s-hint" data-part="none" hidden></p>
+      <label class="t2s-check" data-part="alone" hidden><input type="checkbox"> Only the selected segment</label>
+      <details><summary>Command and Python code</summary>
         ${[["command", "Command line"], ["python", "Python"]].map(([name, label]) => `
           <figure><figcaption>${label} <button type="button" data-copy="${name}">Copy</button></figcaption>
             <pre tabindex="0" aria-label="${label}" data-code="${name}"></pre></figure>`).join("")}
@@ -21,8 +23,12 @@ customElements.define("t2s-export", class extends HTMLElement {
     });
   }
 
-  set shown({ count, selected, command, python }) {
+  set shown({ count, total, selected, command, python }) {
     this.querySelector("[data-part=count]").textContent = `${count} shown`;
+    for (const button of this.querySelectorAll("[data-kind]")) button.disabled = !count;
+    const none = this.querySelector("[data-part=none]");
+    none.hidden = Boolean(count);
+    none.textContent = total ? "All segments are hidden. Show one to download it." : "There is nothing to download yet.";
     this.querySelector("[data-part=alone]").hidden = !selected;
     if (!selected) this.#alone.checked = false;
     this.querySelector("[data-code=command]").textContent = command;
@@ -35,9 +41,9 @@ customElements.define("t2s-export", class extends HTMLElement {
     try {
       await navigator.clipboard.writeText(code.textContent);
       button.textContent = "Copied";
-    } catch { // a page that is not served securely may not: the text is marked, so that Ctrl+C takes it
+    } catch { // only secure pages may write to the clipboard: select the text, so that Ctrl+C copies it
       getSelection().selectAllChildren(code);
-      button.textContent = "Marked: press Ctrl+C";
+      button.textContent = "Selected: press Ctrl+C";
     }
     setTimeout(() => { button.textContent = "Copy"; }, 2500);
   }

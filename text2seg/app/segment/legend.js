@@ -1,14 +1,17 @@
-// What was found: each query with its colour and what became of it, and its segments.
-// Property `shown` {queries, pieces, visible, hidden, selected, arming}; fires `select`, `toggle`, `arm`, `hover`.
+// The results: each query with its colour, its verdict and its segments.
+// Property `shown` {queries, pieces, visible, hidden, selected, adding}; fires `select`, `toggle`, `add`, `hover`,
+// `why-not`.
 
 customElements.define("t2s-legend", class extends HTMLElement {
   connectedCallback() {
-    this.innerHTML = `<h3>Found</h3><ul></ul>`;
+    this.innerHTML = `<h3>Results</h3><ul></ul>`;
     this.addEventListener("click", (event) => {
-      const { piece, toggle, arm } = event.target.closest("button")?.dataset ?? {};
+      const { piece, toggle, add, why } = event.target.closest("button")?.dataset ?? {};
+      const byKey = event.detail === 0;
       if (piece) this.#fire("select", { number: Number(piece) });
+      else if (why) this.#fire("why-not", { query: why });
       else if (toggle) this.#fire("toggle", { query: toggle });
-      else if (arm) this.#fire("arm", { query: arm });
+      else if (add) this.#fire("add", { query: add, byKey });
     });
     for (const kind of ["pointerover", "focusin"]) {
       this.addEventListener(kind, (event) => this.#hover(event.target.closest("[data-piece]")));
@@ -22,7 +25,8 @@ customElements.define("t2s-legend", class extends HTMLElement {
     this.querySelector("ul").replaceChildren(...shown.queries.map((query) => this.#entry(query, shown)));
     if (again) {
       const key = Object.keys(again)[0];
-      this.querySelector(`[data-${key}="${CSS.escape(again[key])}"]`)?.focus({ preventScroll: true });
+      const same = key && this.querySelector(`[data-${key}="${CSS.escape(again[key])}"]`); // it may have been deleted
+      (same || this.querySelector("button"))?.focus({ preventScroll: true });
     }
   }
 
@@ -32,42 +36,48 @@ customElements.define("t2s-legend", class extends HTMLElement {
     }
   }
 
-  #entry(query, { pieces, visible, hidden, selected, arming }) {
+  #entry(query, { pieces, visible, hidden, selected, adding }) {
     const entry = document.createElement("li");
-    const own = pieces.filter((piece) => piece.query === query.name);
+    const queryPieces = pieces.filter((piece) => piece.query === query.name);
     entry.classList.toggle("t2s-absent", !query.found);
     entry.style.setProperty("--t2s-colour", query.colour);
     const head = document.createElement("div");
     head.className = "t2s-query";
-    const name = this.#made("div", "t2s-name", "");
-    name.append(this.#made("strong", "", query.name), " ", this.#made("span", "", query.verdict));
-    head.append(this.#made("i", "t2s-swatch", ""), name);
-    if (own.length) {
+    const name = this.#element("div", "t2s-name", "");
+    name.append(this.#element("strong", "", query.name), " ", this.#element("span", "", query.verdict));
+    head.append(this.#element("i", "t2s-swatch", ""), name);
+    if (queryPieces.length) {
       const isHidden = hidden.has(query.name);
       head.append(this.#button("toggle", query.name, isHidden ? "Show" : "Hide", !isHidden, `Show ${query.name}`));
     }
-    const by = this.#button("arm", query.name, "+", arming === query.name, `Add a ${query.name} by hand`);
-    by.title = `Add one by hand: then click on it`;
+    if (!query.found) {
+      const why = this.#button("why", query.name, "Why not?", false, `Why ${query.name} was not found`);
+      why.removeAttribute("aria-pressed");
+      why.title = "Show its similarity map";
+      head.append(why);
+    }
+    const by = this.#button("add", query.name, "+", adding === query.name, `Add a ${query.name} by hand`);
+    by.title = `Add one by hand: press, then click it in the image`;
     head.append(by);
     entry.append(head);
-    if (own.length) entry.append(this.#pieces(own, visible, selected));
+    if (queryPieces.length) entry.append(this.#pieces(queryPieces, visible, selected));
     return entry;
   }
 
-  #pieces(own, visible, selected) {
-    const list = this.#made("div", "t2s-pieces", "");
-    list.append(...own.map((piece, place) => {
+  #pieces(queryPieces, visible, selected) {
+    const list = this.#element("div", "t2s-pieces", "");
+    list.append(...queryPieces.map((piece, place) => {
       const marks = (piece.accepted ? " ✓" : "") + (piece.byHand ? " by hand" : "");
       const name = `${piece.query} ${place + 1}, score ${piece.score.toFixed(2)}${marks}`;
       const button = this.#button("piece", piece.number, `${piece.score.toFixed(2)}${marks}`, piece.number === selected, name);
-      button.classList.toggle("t2s-left-out", !visible.has(piece.number));
+      button.classList.toggle("t2s-not-shown", !visible.has(piece.number));
       return button;
     }));
     return list;
   }
 
   #button(key, value, text, pressed, label) {
-    const button = this.#made("button", "", text);
+    const button = this.#element("button", "", text);
     button.type = "button";
     button.dataset[key] = value;
     button.setAttribute("aria-pressed", String(pressed));
@@ -75,7 +85,7 @@ customElements.define("t2s-legend", class extends HTMLElement {
     return button;
   }
 
-  #made(name, className, text) {
+  #element(name, className, text) {
     return Object.assign(document.createElement(name), { className, textContent: text });
   }
 

@@ -1,38 +1,55 @@
-// The conductor: asks the server one thing after the other, and shows each part what it has to know. What is asked before
-// there is a server to ask, or while it answers, waits for its turn.
-// What the server knows comes back whole with every answer; here lives only what no server has to know: the selected
-// segment, hidden queries, the sign of the next click.
+// The Segment tab as a whole: sends requests to the server, one at a time, and updates the parts of the page. Requests
+// made before the server is connected, or while it answers, wait in a queue.
+// Every answer holds the whole state of the session. Only the browser knows the selected segment, the hidden queries and
+// the tool of the next click. It keeps the token of the session, so that a reloaded page finds image, words and
+// corrections again.
 
-const PATIENCE = 180_000; // milliseconds without an answer, a long queue included, before it counts as lost
+const PATIENCE = 180_000; // milliseconds without an answer, with time in the queue, before a request counts as lost
+const KEPT = "text2seg-segment"; // where the browser keeps what a reload needs, for this window only
+const NAMES = { open: "Opening …", resume: "Opening your last image …", find: "Searching …", example: "Searching …",
+  point: "Updating …", take: "Updating …", why: "Explaining …", "why-not": "Explaining …", export: "Exporting …" };
+
+/** What this window kept before it was loaded again. */
+function recall() {
+  try {
+    return JSON.parse(sessionStorage.getItem(KEPT)) ?? {};
+  } catch (error) {
+    console.warn("text2seg cannot read what this window has kept", error); // storage is off, or holds something else
+    return {};
+  }
+}
 
 customElements.define("t2s-segment", class extends HTMLElement {
-  #view = { texts: [], queries: [], pieces: [], picture: null, canUndo: false, canRedo: false };
-  #own = { selected: 0, hidden: new Set(), minus: false, arming: "", threshold: null, presence: null };
+  #view = { texts: [], queries: [], pieces: [], refused: [], image: null, canUndo: false, canRedo: false };
+  #local = { selected: 0, hidden: new Set(), tool: "select", adding: "", isStart: false, threshold: null, presence: null };
   #waiting = [];
   #turn = 0;
   #sent = null;
   #patience = 0;
+  #outdated = 0; // the last turn before another tab has put an image into the editor
 
   connectedCallback() {
-    for (const name of ["chips", "stage", "tools", "legend", "sliders", "export", "why"]) {
+    for (const name of ["chips", "stage", "toolbar", "legend", "sliders", "export", "why"]) {
       this[name] = this.querySelector(`t2s-${name}`);
       customElements.upgrade(this[name]);
     }
     this.#listen();
   }
 
-  connect({ ask, props, watch, upload }) {
-    this.ask = ask;
+  connect({ send, resumedEditing, props, watch, upload }) {
+    this.send = send;
+    this.resumedEditing = resumedEditing;
     this.props = props;
     this.upload = upload;
     this.stage.examples = props.examples;
     this.chips.known = props.known;
     watch("value", () => this.#answered(props.value));
-    if (props.value?.queries) this.#answered(props.value); // the tab was away and is back
+    if (props.value?.queries) this.#answered(props.value); // the tab was hidden and is back
+    else this.#resume();
     this.#next();
   }
 
-  /** The connection broke, or the server could not even say what is wrong. */
+  /** Report a broken connection, or an answer without an error message. */
   failed(why = "The server did not answer. Please try again.") {
     this.#sent = null;
     this.#waiting = [];
@@ -43,102 +60,194 @@ customElements.define("t2s-segment", class extends HTMLElement {
 
   #listen() {
     const on = (part, name, react) => part.addEventListener(name, (event) => react(event.detail ?? {}));
-    on(this.chips, "change", () => { if (this.#view.picture) this.#look(); });
-    on(this.chips, "look", () => this.#look());
+    on(this.chips, "change", () => this.#changed());
+    on(this.chips, "typed", () => this.#note(""));
+    on(this.chips, "find", () => { this.#local.isStart = false; this.#find(); this.#show(); });
+    on(this.chips, "models", () => this.#openModels());
     on(this.stage, "file", ({ file }) => this.#open(file));
     on(this.stage, "example", ({ number }) => this.#send({ do: "example", number }));
+    on(this.stage, "back", () => this.#do("start"));
     on(this.stage, "point", (place) => this.#point(place));
+    on(this.stage, "say", ({ text }) => { this.querySelector("[data-part=said]").textContent = text; });
     for (const part of [this.stage, this.legend]) {
       on(part, "select", ({ number }) => this.#select(number));
       on(part, "hover", ({ number }) => (part === this.stage ? this.legend : this.stage).hint(number));
     }
     on(this.legend, "toggle", ({ query }) => this.#toggle(query));
-    on(this.legend, "arm", ({ query }) => this.#arm(query));
+    on(this.legend, "add", ({ query, byKey }) => this.#add(query, byKey));
+    on(this.legend, "why-not", ({ query }) => this.#send({ do: "why-not", query }));
     on(this.sliders, "paint", () => this.#show());
-    on(this.sliders, "look", (asked) => { Object.assign(this.#own, asked); this.#look(); });
-    on(this.tools, "do", ({ name }) => this.#do(name));
+    on(this.sliders, "find", (asked) => { Object.assign(this.#local, asked); this.#find(); });
+    on(this.toolbar, "do", ({ name, byKey }) => this.#do(name, byKey));
+    on(this.toolbar, "lost", () => this.stage.focusOn());
     on(this.export, "export", ({ kind, alone }) => this.#send(
-      { do: "export", kind, pieces: alone ? [this.#own.selected] : this.#visible().map((piece) => piece.number) }));
-    on(this.why, "close", () => { this.why.told = null; });
+      { do: "export", kind, pieces: alone ? [this.#local.selected] : this.#visible().map((piece) => piece.number) }));
+    on(this.why, "close", () => this.#closeWhy());
+    on(this.why, "take", ({ number, candidate }) => this.#send({ do: "take", piece: number, candidate }));
+    this.querySelector("[data-do=models]").addEventListener("click", () => this.#openModels());
     this.addEventListener("keydown", (event) => this.#key(event));
+    document.addEventListener("text2seg-queue", ({ detail: { before } }) => this.#showBusy(before));
     document.addEventListener("paste", (event) => this.#paste(event));
   }
 
-  // Asking: one thing at a time. Of several looks in a row only the last; another picture makes what waits pointless.
+  // Requests, one at a time. Only the last of several searches is sent. A new image drops all waiting requests.
 
   #send(what, then = null) {
     const isNew = what.do === "open" || what.do === "example";
-    this.#waiting = isNew ? [] : this.#waiting.filter((each) => what.do !== "look" || each.what.do !== "look");
+    this.#note("");
+    this.#waiting = isNew ? [] : this.#waiting.filter((each) => what.do !== "find" || each.what.do !== "find");
     this.#waiting.push({ what, then, texts: this.chips.texts });
     this.#next();
   }
 
   #next() {
-    if (!this.#sent && this.ask && this.#waiting.length) this.#ask(this.#waiting.shift());
+    if (!this.#sent && this.send && this.#waiting.length) this.#request(this.#waiting.shift());
     clearTimeout(this.#patience);
     if (this.#sent) this.#patience = setTimeout(() => this.failed(), PATIENCE);
-    const names = { open: "Opening …", look: "Looking …", example: "Looking …", point: "Cutting …", why: "Asking …",
-      export: "Packing …" };
-    const [now] = [this.#sent, ...this.#waiting].filter(Boolean);
-    this.stage.busy = now ? names[now.what.do] ?? "…" : "";
+    this.#showBusy();
   }
 
-  async #ask(asked) {
+  /** Show what runs, and how many requests of other visitors come before it. */
+  #showBusy(before = 0) {
+    const [now] = [this.#sent, ...this.#waiting].filter(Boolean);
+    const waits = before ? ` ${before} before you` : "";
+    this.stage.busy = now ? (NAMES[now.what.do] ?? "…") + waits : "";
+  }
+
+  async #request(asked) {
     const sent = this.#sent = { ...asked, turn: (this.#turn += 1) };
     let { file, ...what } = sent.what;
     if (file) {
       try {
         what = { ...what, path: (await this.upload(file)).path };
       } catch (error) {
-        if (this.#sent === sent) this.failed(`${file.name} could not be sent: ${error.message ?? error}`);
+        if (this.#sent === sent) this.failed(`${file.name} could not be uploaded: ${error.message ?? error}`);
       }
     }
-    if (this.#sent === sent) this.ask({ ...what, turn: sent.turn });
+    if (this.#sent === sent) this.send({ ...what, turn: sent.turn });
   }
 
   #answered(view) {
     const { what, then, texts } = view.turn && view.turn === this.#sent?.turn ? this.#sent : {};
-    if (view.turn && !what && this.#sent) return; // an answer from before the connection broke
+    if (view.turn && !what && this.#sent) return; // the answer to a request from before the connection broke
+    if (view.turn && view.turn <= this.#outdated) return; // an answer about the image before
     const isNew = ["open", "example"].includes(what?.do) && !view.error;
     this.#view = view;
     this.chips.known = view.known;
+    this.chips.refused = view.refused;
     if (what) this.#sent = null;
     this.#note(view.error);
-    if (isNew) {
-      Object.assign(this.#own, { selected: 0, arming: "", hidden: new Set(), threshold: null, presence: null });
-      this.why.told = null;
-    }
-    if (isNew && what.do === "example") {
-      const typed = this.chips.texts.filter((text) => !texts.includes(text)); // while it was waited for
-      this.chips.texts = [...new Set([...view.texts, ...typed])];
-      if (this.chips.texts.length > view.texts.length) this.#look();
-    }
-    if (isNew && what.do === "open" && this.chips.texts.length) this.#look();
-    const asked = what?.do === "look" && String(what.texts) === String(this.chips.texts); // one chip may be several names
+    if (isNew) this.#opened(what.do, view, texts);
+    if (view.opened && !what) this.#putInto(view);
+    if (what?.do === "resume" && !view.error) this.#resumed(view);
+    const asked = what?.do === "find" && String(what.texts) === String(this.chips.texts); // one chip may hold several names
     if (asked && !view.error) this.chips.texts = view.texts;
-    if (!view.pieces.some((piece) => piece.number === this.#own.selected)) this.#own.selected = 0;
+    if (!view.pieces.some((piece) => piece.number === this.#local.selected)) this.#deselect();
     if (!view.error) then?.(view);
-    if (view.why) this.why.told = view.why;
-    else if (what && what.do !== "export" && !view.error) this.why.told = null; // it was about a mask from before
+    if (view.why) this.why.explanation = { ...view.why, image: view.image };
+    else if (what && what.do !== "export" && !view.error) this.why.explanation = null; // it explained a mask that has changed
     if (view.file && what) this.#save(view.file);
     this.#say(what);
     this.#next();
     this.#show();
   }
 
-  #look() {
+  /** Begin with a new image. */
+  #opened(how, view, textsBefore) {
+    Object.assign(this.#local, { selected: 0, adding: "", tool: "select", hidden: new Set(), isStart: false,
+      threshold: null, presence: null });
+    this.why.explanation = null;
+    if (how === "example") {
+      const typed = this.chips.texts.filter((text) => !textsBefore.includes(text)); // while the request was running
+      this.chips.texts = [...new Set([...view.texts, ...typed])];
+      if (this.chips.texts.length > view.texts.length) this.#find();
+    } else {
+      if (this.chips.texts.length) this.#find();
+      const { activeElement: focused } = document;
+      if (focused === document.body || this.contains(focused)) setTimeout(() => this.chips.input.focus({ preventScroll: true }));
+    }
+  }
+
+  /** Show an image that another tab has put into the editor, and focus its segment once the tab is visible. */
+  #putInto(view) {
+    this.#sent = null;
+    this.#outdated = this.#turn;
+    this.#waiting = [];
+    Object.assign(this.#local, { adding: "", tool: "select", hidden: new Set(), isStart: false, ...view.given,
+      ...view.opened });
+    this.why.explanation = null;
+    this.chips.texts = view.texts;
+    this.#keep(); // even without a token: a reload must not open the image before
+    if (!view.opened.selected) return;
+    const focus = () => {
+      if (!this.checkVisibility()) return setTimeout(focus, 50);
+      const piece = this.stage.querySelector(`[data-piece="${view.opened.selected}"]`);
+      return (piece ?? this.chips.input).focus({ preventScroll: true });
+    };
+    requestAnimationFrame(focus);
+  }
+
+  // A reloaded page asks for its session by the token that this window has kept.
+
+  #resume() {
+    const { token, texts = [], hidden = [], opacity, most } = recall();
+    if (this.#waiting.length) return; // the user was faster
+    this.#local.hidden = new Set(hidden);
+    this.sliders.local = { opacity, most };
+    if (!this.chips.texts.length) this.chips.texts = texts;
+    if (token) this.#send({ do: "resume", token });
+  }
+
+  #resumed(view) {
+    if (!view.image) {
+      this.#note("The server no longer has your last image. It keeps an image for one hour, and not over a restart.");
+      this.#keep(); // without the token
+      return;
+    }
+    Object.assign(this.#local, view.given);
+    if (view.isLabelled) this.resumedEditing();
+    if (!this.chips.texts.length) this.chips.texts = view.texts;
+    else if (String(this.chips.texts) !== String(view.texts)) this.#find(); // changed just before the reload
+  }
+
+  #keep() {
+    const { token } = this.#view;
+    const most = Number.isFinite(this.sliders.most) ? this.sliders.most : null;
+    const kept = { token, texts: this.chips.texts, hidden: [...this.#local.hidden], opacity: this.sliders.opacity, most };
+    try {
+      sessionStorage.setItem(KEPT, JSON.stringify(kept));
+    } catch (error) {
+      console.warn("text2seg cannot keep your image over a reload", error); // storage is off or full
+    }
+  }
+
+  // Searches and images.
+
+  #changed() {
+    const { image, queries, refused } = this.#view;
+    this.#note("");
+    this.#keep();
+    if (image && this.chips.texts.length) this.#find();
+    else if (queries.length || refused.length) this.#send({ do: "find", texts: [] }); // results go with their words
+  }
+
+  #find() {
     const texts = this.chips.texts;
-    const isComing = [this.#sent, ...this.#waiting].some((each) => ["open", "example"].includes(each?.what.do));
-    if (!this.#view.picture && isComing) return; // it is looked at when it is there
-    if (!this.#view.picture) this.#note("Choose a picture first: drop one, paste one or take an example.");
-    else if (!texts.length) this.#note("Type what you want to see, then press Enter.");
-    else this.#send({ do: "look", texts, threshold: this.#own.threshold, presence: this.#own.presence });
+    const isComing = [this.#sent, ...this.#waiting].some((each) => ["open", "example", "resume"].includes(each?.what.do));
+    if (!this.#view.image && isComing) return; // the search runs once the image is open
+    if (!this.#view.image) {
+      this.#note("Choose an image first: drop one, paste one or choose an example.");
+      this.stage.focusOn();
+    } else if (!texts.length) {
+      this.#note("Type what to find, then press Enter.");
+      this.chips.input.focus();
+    } else this.#send({ do: "find", texts, threshold: this.#local.threshold, presence: this.#local.presence });
   }
 
   #open(file) {
     const { uploadMb } = this.props ?? {};
     if (file.size > uploadMb * 1e6) {
-      this.#note(`${file.name} has ${(file.size / 1e6).toFixed(1)} MB, and ${uploadMb} is the most here; make it smaller.`);
+      this.#note(`${file.name} has ${(file.size / 1e6).toFixed(1)} MB; the limit is ${uploadMb} MB. Make it smaller.`);
     } else this.#send({ do: "open", file });
   }
 
@@ -151,43 +260,65 @@ customElements.define("t2s-segment", class extends HTMLElement {
     Object.assign(document.createElement("a"), { href: file.url, download: name }).click();
   }
 
-  // What a person does to segments.
+  #openModels() {
+    const chip = document.querySelector("#models > button");
+    if (!document.querySelector("#models-table")?.checkVisibility()) chip.click();
+    chip.scrollIntoView({ block: "nearest" });
+    chip.focus({ preventScroll: true });
+  }
+
+  // Edits of segments.
+
+  #deselect() { Object.assign(this.#local, { selected: 0, adding: "", tool: "select" }); }
 
   #select(number) {
-    Object.assign(this.#own, { selected: number === this.#own.selected ? 0 : number, arming: "", minus: false });
+    if (number !== this.#local.selected) this.#deselect();
+    this.#local.selected = number;
+    this.#note("");
     this.#show();
   }
 
-  #arm(query) {
-    Object.assign(this.#own, { selected: 0, minus: false, arming: this.#own.arming === query ? "" : query });
+  #add(query, byKey) {
+    const adding = this.#local.adding === query ? "" : query;
+    this.#deselect();
+    this.#local.adding = adding;
     this.#show();
+    if (adding && byKey) this.stage.focusOn(); // there, arrow keys and Enter set the point
   }
 
   #toggle(query) {
-    if (!this.#own.hidden.delete(query)) this.#own.hidden.add(query);
+    if (!this.#local.hidden.delete(query)) this.#local.hidden.add(query);
     this.#show();
   }
 
-  #point({ x, y, minus }) {
-    const { selected, arming } = this.#own;
-    const positive = !(minus || this.#own.minus);
+  #point({ x, y, positive }) {
+    const { selected, adding } = this.#local;
     if (selected) this.#send({ do: "point", piece: selected, x, y, positive });
     else {
-      this.#send({ do: "point", query: arming, x, y, positive }, (view) => {
-        Object.assign(this.#own, { arming: "", selected: Math.max(...view.pieces.map((piece) => piece.number)) });
+      this.#send({ do: "point", query: adding, x, y, positive }, (view) => {
+        Object.assign(this.#local, { adding: "", selected: Math.max(...view.pieces.map((piece) => piece.number)) });
       });
     }
   }
 
-  #do(name) {
-    const { selected: piece } = this.#own;
+  #do(name, byKey = false) {
+    const { selected: piece } = this.#local;
+    if (document.fullscreenElement && ["why", "start"].includes(name)) document.exitFullscreen(); // their place is outside
     if (name === "undo" || name === "redo") this.#send({ do: name });
     else if (name === "full") this.#full();
-    else if (name === "other") this.stage.choose();
-    else if (name === "plus" || name === "minus") this.#own.minus = name === "minus";
-    else if (name === "done") Object.assign(this.#own, { selected: 0, arming: "" });
+    else if (name === "start") this.#local.isStart = !this.#local.isStart;
+    else if (["select", "plus", "minus"].includes(name)) this.#local.tool = name;
+    else if (name === "deselect") this.#deselect();
     else if (piece) this.#send({ do: name, piece });
     this.#show();
+    const isTool = name === "plus" || name === "minus";
+    if ((byKey && isTool) || name === "start") this.stage.focusOn(); // there, arrow keys and Enter set points
+  }
+
+  #closeWhy() {
+    this.why.explanation = null;
+    if (this.#local.selected) this.toolbar.focusOn("why");
+    else this.stage.focusOn();
   }
 
   #full() {
@@ -196,53 +327,66 @@ customElements.define("t2s-segment", class extends HTMLElement {
   }
 
   #key(event) {
-    if (event.target.matches("input[type=text]") || !this.#view.picture) return;
+    const { selected, adding, isStart, tool } = this.#local;
+    if (event.target.matches("input[type=text]") || !this.#view.image) return;
     const key = event.key.toLowerCase();
     const control = event.ctrlKey || event.metaKey;
     const name = control
       ? { z: event.shiftKey ? "redo" : "undo", y: "redo" }[key]
-      : { delete: "delete", backspace: "delete", escape: "done", a: "accept", s: "split", w: "why", f: "full" }[key];
-    if (!name || (name !== "full" && !control && !this.#own.selected && !this.#own.arming)) return;
+      : { delete: "delete", backspace: "delete", a: "accept", s: "split", w: "why", f: "full", "+": "plus", "-": "minus",
+        v: "select", escape: isStart ? "start" : tool === "select" ? "deselect" : "select" }[key];
+    if (!name || (!["full", "start"].includes(name) && !control && !selected && !adding)) return;
     event.preventDefault();
-    this.#do(name);
+    this.#do(name, true);
   }
 
-  // Showing.
+  // Display.
 
-  /** Segments that are to be seen: of each kind the best, so many as the slider says, and none that is hidden. */
+  /** Visible segments: the best of each query, as many as the slider allows, without hidden queries. */
   #visible() {
     const { pieces } = this.#view;
     const rank = (piece) => pieces.filter((other) => other.query === piece.query
       && (other.score > piece.score || (other.score === piece.score && other.number < piece.number))).length;
-    return pieces.filter((piece) => !this.#own.hidden.has(piece.query) && rank(piece) < this.sliders.most);
+    return pieces.filter((piece) => !this.#local.hidden.has(piece.query) && rank(piece) < this.sliders.most);
   }
 
   #show() {
     const view = this.#view;
-    const { selected, arming, minus, hidden } = this.#own;
     const pieces = this.#visible();
+    if (this.#local.selected && !pieces.some(({ number }) => number === this.#local.selected)) this.#deselect(); // hidden
+    const { selected, adding, tool, hidden, isStart } = this.#local;
     const piece = view.pieces.find((each) => each.number === selected);
-    this.classList.toggle("t2s-open", Boolean(view.picture));
-    this.querySelector("[data-part=side]").hidden = !view.queries.length;
-    this.tools.hidden = !view.picture;
-    this.stage.shown = { picture: view.picture, pieces, selected, arming, opacity: this.sliders.opacity };
-    this.tools.shown = { ...view, piece, minus, hint: this.#hint(piece) };
-    this.legend.shown = { ...view, visible: new Set(pieces.map((each) => each.number)), hidden, selected, arming };
-    const { threshold, presence } = this.#own; // the hand on a slider is ahead of the answer
+    const isOpen = Boolean(view.image) && !isStart;
+    this.classList.toggle("t2s-open", isOpen);
+    this.querySelector("[data-part=side]").hidden = !isOpen || !view.queries.length;
+    this.querySelector("[data-part=unfamiliar]").hidden = !isOpen || !view.isUnfamiliar;
+    this.toolbar.hidden = !isOpen;
+    if (isStart) this.why.explanation = null;
+    this.stage.shown = { image: view.image, pieces, selected, tool, adding, isStart, opacity: this.sliders.opacity };
+    this.toolbar.shown = { ...view, piece, tool, hint: this.#hint(piece) };
+    this.legend.shown = { ...view, visible: new Set(pieces.map((each) => each.number)), hidden, selected, adding };
+    const { threshold, presence } = this.#local; // a slider may have moved since the request
     if (view.queries.length) {
       this.sliders.shown = { threshold: threshold ?? view.threshold, presence: presence ?? view.presence };
     }
-    this.export.shown = { count: pieces.length, selected, command: view.command, python: view.python };
+    this.export.shown = { count: pieces.length, total: view.pieces.length, selected, command: view.command, python: view.python };
+    if (view.token) this.#keep();
   }
 
   #hint(piece) {
-    const [click, minus] = matchMedia("(pointer: coarse)").matches
-      ? ["Tap", "with “Does not” pressed"]
-      : ["Click", "with Shift, or “Does not” pressed"];
-    if (this.#own.arming) return `${click} on the ${this.#own.arming} in the picture.`;
-    if (piece) return `${click} what belongs to the ${piece.query}; ${minus}, what does not.`;
-    if (this.#view.pieces.length) return `${click} a segment to correct it or to see why it is there.`;
-    return this.#view.queries.length ? "Nothing found. Try other words, a lower presence, or + to point at it." : "";
+    const { adding, tool } = this.#local;
+    const isTouch = matchMedia("(pointer: coarse)").matches;
+    const click = isTouch ? "Tap" : "Click";
+    if (adding) return `${click} the ${adding} in the image, or move the cross with the arrow keys and press Enter.`;
+    if (piece && tool === "plus") return `${click} a place to add it to the mask.${isTouch ? "" : " Keys: arrows and Enter."}`;
+    if (piece && tool === "minus") return `${click} a place to remove it from the mask.${isTouch ? "" : " Keys: arrows and Enter."}`;
+    if (piece) {
+      return isTouch ? "To correct the mask, choose “Add to mask” or “Remove from mask”."
+        : "Correct the mask: Ctrl-click adds a place, Shift-click removes one.";
+    }
+    if (this.#view.pieces.length) return `${click} a segment to correct it or to see why it has this mask.`;
+    if (this.#view.isUnfamiliar) return "";
+    return this.#view.queries.length ? "Nothing found. Try other words or a lower presence, or use + to add a segment." : "";
   }
 
   #note(text) {
@@ -252,7 +396,7 @@ customElements.define("t2s-segment", class extends HTMLElement {
   }
 
   #say(what) {
-    const told = this.#view.queries.map((query) => `${query.name}: ${query.verdict}`).join("; ");
-    if (what && ["look", "example"].includes(what.do)) this.querySelector("[data-part=said]").textContent = told;
+    const verdicts = this.#view.queries.map((query) => `${query.name}: ${query.verdict}`).join("; ");
+    if (what && ["find", "example", "resume"].includes(what.do)) this.querySelector("[data-part=said]").textContent = verdicts;
   }
 });

@@ -1,36 +1,97 @@
-"""One visitor's work on one picture, as it is between two clicks."""
+"""One visitor's work on one image, and the bundled examples."""
 
 from __future__ import annotations
 
+import base64
+import io
+import secrets
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib import resources
+from typing import TYPE_CHECKING
 
-from text2seg.app.limits import check_request
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as PillowImage
+
+from text2seg.app.checks import check_request
+from text2seg.app.messages import message_of
 from text2seg.app.model_pool import ModelPool
-from text2seg.app.segment.document import NO_POINTS, Document, History, with_point
-from text2seg.app.segment.pictures import preview
+from text2seg.app.segment.document import NO_POINTS, Document, History, Place, with_point
+from text2seg.app.settings import MOST_QUERIES
+from text2seg.clip.maps import texts_of
 from text2seg.config import PresenceSettings, Settings
-from text2seg.errors import Text2SegError
+from text2seg.errors import QueryError, Text2SegError
+from text2seg.grids import map_score
+from text2seg.io.images import load_image
+from text2seg.model_card import ClosedVocabulary
 from text2seg.pipeline import Session, Text2Seg
-from text2seg.queries import Query, names_in, parse_queries
+from text2seg.queries import Query, names_in, parse_queries, parse_query
 from text2seg.records import Image, Segmentation
+
+if TYPE_CHECKING:
+    from text2seg.app.folder.editing import Editing
+
+SCENES = {
+    "scene_0019.jpg": ("sheep", "fire engine", "koala"),
+    "scene_0012.jpg": ("shirt", "frog", "horse"),
+    "scene_0022.jpg": ("umbrella", "mouse+alarm clock"),
+    "scene_0004.jpg": ("dog", "guitar", "elephant"),
+    "scene_0009.jpg": ("helicopter", "sun", "penguin"),
+    "scene_0015.jpg": ("rose", "pineapple"),
+}
+"""File names of the examples, with their queries. Some query things that are absent, or two things together."""
+THUMBNAIL_SIDE = 200
+"""Longest side of a thumbnail, in pixels."""
+PREVIEW_SIDE = 2048
+"""Longest side of the image in the browser, in pixels. Masks still have the full size."""
+KEPT_SECONDS, MOST_KEPT, MOST_BYTES = 3600.0, 200, 1_000_000_000
+"""A session is kept for this many seconds after its last request, and so many sessions and bytes of their images and
+segments at most."""
+TOKEN_BYTES = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A text that was not searched for, why, and the wording at fault with known ones of a similar spelling."""
+
+    text: str
+    reason: str
+    wording: str = ""
+    close: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Visit:
-    """A picture, what was asked of it and what lies on the table. Nothing changes; acts give a new visit.
+class EditSession:
+    """An image, its queries and the edited segments. Immutable: each edit returns a new session.
 
-    `preview` is the picture as a JPEG for the browser, `models` are those that it is looked at with, `threshold` and
-    `presence` stand in for their settings where given, and `found` is what they found last, before any correction.
+    `preview` is the image as a JPEG for the browser. `asked` are all texts of the last search, `texts` those that were
+    searched for, and `refused` the others. `threshold` and `presence` override the settings of the models if given.
+    `found` is the last result of the models, before any edit. `is_unfamiliar`: the image is a photograph, and the
+    models know drawings only. `token` names the session in the visitor's browser.
     """
 
-    session: Session | None = None
+    image_session: Session | None = None
     preview: bytes = b""
     models: Text2Seg | None = None
+    asked: tuple[str, ...] = ()
     texts: tuple[str, ...] = ()
+    refused: tuple[Refused, ...] = ()
     threshold: float | None = None
     presence: float | None = None
     found: Segmentation | None = None
     history: History = field(default_factory=History)
+    is_unfamiliar: bool = False
+    token: str = ""
+    given: tuple[Query, ...] = ()
+    """Queries that texts cannot express, such as the categories of an ontology. A search for other texts drops them."""
+    editing: Editing | None = None
+    """What is edited, if the segments are annotations of a labelling job."""
 
     @property
     def document(self) -> Document:
@@ -38,7 +99,7 @@ class Visit:
 
     @property
     def settings(self) -> Settings:
-        """Those of the models with the visitor's own in their place."""
+        """Settings of the models, with the visitor's threshold and presence."""
         settings = self.models.settings if self.models else Settings()
         if self.threshold is not None:
             settings = replace(settings, points=replace(settings.points, threshold=self.threshold))
@@ -48,66 +109,251 @@ class Visit:
 
     @property
     def queries(self) -> tuple[Query, ...]:
-        return parse_queries(self.texts) if self.texts else ()
+        return self.given or (parse_queries(self.texts) if self.texts else ())
 
     def segmentation(self, numbers: frozenset[int] | None = None) -> Segmentation:
-        """The pieces on the table, or those of these numbers, as the outcome of the models' last look.
+        """Return the last result with the edited segments, or only those with these numbers.
 
         Raises:
-            Text2SegError: nothing was looked for yet.
+            Text2SegError: no query has been run yet.
         """
         if self.found is None:
-            raise Text2SegError("nothing was looked for yet; type what you want to see")
+            raise Text2SegError("nothing has been searched for yet; type what to find")
         return replace(self.found, segments=self.document.segments(numbers))
 
 
-def opened(model_pool: ModelPool, image: Image) -> Visit:
-    """A visit that begins with a picture."""
-    return Visit(model_pool.session(image), preview(image.pixels), model_pool.models)
+def open_image(model_pool: ModelPool, image: Image) -> EditSession:
+    """Return a new session on an image."""
+    models = model_pool.models
+    return EditSession(
+        model_pool.session(image), preview(image.pixels), models, is_unfamiliar=models.is_unfamiliar(image)
+    )
 
 
-def looked(
-    visit: Visit, model_pool: ModelPool, texts: tuple[str, ...], *, threshold: float | None, presence: float | None
-) -> Visit:
-    """After a look for these queries. What a person did to segments stays, the way back from it does not.
+def find(
+    session: EditSession,
+    model_pool: ModelPool,
+    texts: tuple[str, ...],
+    *,
+    threshold: float | None,
+    presence: float | None,
+) -> EditSession:
+    """Search for queries. Edited segments are kept; the undo history is cleared.
 
-    Raises:
-        Text2SegError: there is no image, or `QueryError`, a query cannot be read or the models do not know it.
-    """
-    if visit.session is None:
-        raise Text2SegError("there is no image yet; drop one, paste one or take an example")
-    session = visit.session
-    if visit.models is not model_pool.models:  # they were changed, for all visitors
-        session = model_pool.session(session.image)
-        visit = replace(visit, session=session, models=model_pool.models)
-    texts = names_in(texts)  # one each, as the page shows them from now on
-    visit = replace(visit, texts=texts, threshold=threshold, presence=presence)
-    check_request(visit.queries, visit.settings, session.image.hw)
-    found = session.segment(list(texts), visit.settings)
-    return replace(visit, found=found, history=History(visit.document.found(found.segments, found.maps.queries)))
-
-
-def pointed(visit: Visit, number: int, query: str, xy: tuple[float, float], *, positive: bool) -> Visit:
-    """After a click: a piece with one more point or, without a number, a new piece of the query with its first.
+    A text that cannot be read, or that the models do not know, is in `refused` and does not stop the others.
 
     Raises:
-        Text2SegError: there is no such piece or query, or nothing to point at yet.
+        Text2SegError: there is no image.
+        QueryError: there are too many queries, or two that contradict each other.
     """
-    if visit.session is None or visit.found is None:
-        raise Text2SegError("there is nothing to point at yet; type what you want to see")
-    piece = visit.document.piece(number) if number else None
+    image_session = session.image_session
+    if image_session is None:
+        raise Text2SegError("there is no image yet; drop one, paste one or choose an example")
+    if session.models is not model_pool.models:  # somebody switched the models, which all visitors share
+        image_session = model_pool.session(image_session.image)
+        models = model_pool.models
+        unfamiliar = models.is_unfamiliar(image_session.image)
+        session = replace(session, image_session=image_session, models=models, is_unfamiliar=unfamiliar)
+    session = replace(session, threshold=threshold, presence=presence)
+    if texts != tuple(query.name for query in session.given):
+        session = replace(session, given=())
+    asked, refused = (texts, ()) if session.given else _read(model_pool.models, texts, session.settings)
+    faulty = {each.text for each in refused}
+    texts = tuple(text for text in asked if text not in faulty)
+    session = replace(session, asked=asked, texts=texts, refused=refused)
+    if not texts:
+        emptied = Document(last=session.document.last)  # no later segment gets the number of an earlier one
+        return replace(session, found=None, history=History(emptied))
+    check_request(session.queries, session.settings, image_session.image.hw)
+    found = image_session.segment(session.given or list(texts), session.settings)
+    document = session.document.found(found.segments, found.maps.queries)
+    return replace(session, found=found, history=History(document))
+
+
+def _read(models: Text2Seg, texts: Sequence[str], settings: Settings) -> tuple[tuple[str, ...], tuple[Refused, ...]]:
+    """Return the names in the texts, one each, and those that cannot be searched for; a text that cannot be read counts
+    as one name."""
+    names: dict[str, Query] = {}
+    refused: dict[str, Refused] = {}
+    asked: list[str] = []
+    for text in texts:
+        try:
+            found = names_in([text])
+        except QueryError as error:
+            found = (text,)
+            refused[text] = _unread(text, error)
+        asked += found
+        for name in found:
+            try:
+                if name not in refused:
+                    names[name] = parse_query(name)
+            except QueryError as error:
+                refused[name] = _unread(name, error)
+    if len(names) > MOST_QUERIES:
+        raise QueryError(f"{len(names)} queries are too many; the limit is {MOST_QUERIES}")
+    vocabulary = models.closed_vocabulary
+    if names and vocabulary:
+        _, unknown = models.known_queries(names.values(), settings)
+        without_case = {name.casefold() for name in unknown}
+        refused |= {
+            name: _unknown(name, query, vocabulary)
+            for name, query in names.items()
+            if query.name.casefold() in without_case
+        }
+    asked = list(dict.fromkeys(asked))
+    return tuple(asked), tuple(refused[name] for name in asked if name in refused)
+
+
+def _unread(text: str, error: QueryError) -> Refused:
+    return Refused(text, f"{message_of(error).rstrip('.')}.")
+
+
+def _unknown(name: str, query: Query, vocabulary: ClosedVocabulary) -> Refused:
+    wordings = (wording for wordings in texts_of([query]) for wording in wordings)
+    wording = next(each for each in wordings if not vocabulary.knows(each))
+    known = f"the {len(vocabulary.names)} {vocabulary.things} that the {vocabulary.model} model knows"
+    reason = f"“{wording}” is not among {known}."
+    return Refused(name, reason, wording, tuple(vocabulary.close_to(wording)))
+
+
+def add_point(session: EditSession, number: int, query: str, xy: tuple[float, float], *, positive: bool) -> EditSession:
+    """Add a point to the segment with this number, or start a new segment of a query if the number is 0.
+
+    Args:
+        xy: in pixels of the image.
+
+    Raises:
+        Text2SegError: there is no such segment or query, or no query has been run yet.
+    """
+    if session.image_session is None or session.found is None:
+        raise Text2SegError("there is nothing to point at yet; type what to find")
+    piece = session.document.piece(number) if number else None
     name = piece.segment.query if piece else query
-    maps = visit.found.maps
+    maps = session.found.maps
     if name not in maps.queries:
-        raise Text2SegError(f"{name!r} is not among the queries any more")
+        raise Text2SegError(f"{name!r} is no longer one of the queries")
     before = piece.segment.points if piece else NO_POINTS
     if not positive and not before.labels.any():
-        raise Text2SegError("the first point has to be on the thing itself")
+        raise Text2SegError("the first point must be on the object")
     scores = maps.scores[maps.queries.index(name)]
-    points = with_point(before, xy, positive=positive, scores=scores, hw=visit.session.image.hw)
-    asked = next(each for each in visit.queries if each.name == name)
-    segment = visit.session.segment_points(asked, points, visit.settings)
+    points = with_point(before, xy, positive=positive, scores=scores, hw=session.image_session.image.hw)
+    parsed = next(each for each in session.queries if each.name == name)
+    segment = session.image_session.segment_points(parsed, points, session.settings)
     if not segment.area:
-        raise Text2SegError("with this point nothing is left of the segment; try another place")
-    document = visit.document.corrected(number, segment) if piece else visit.document.added(segment)
-    return replace(visit, history=visit.history.step(document))
+        raise Text2SegError("this point leaves nothing of the segment; try another place")
+    x, y = points.xy[-1].tolist()
+    place: Place = (x, y)
+    document = session.document.corrected(number, segment, place) if piece else session.document.added(segment, place)
+    return replace(session, history=session.history.step(document))
+
+
+def take_candidate(session: EditSession, number: int, index: int) -> EditSession:
+    """Replace the mask of a segment by another of SAM's candidates.
+
+    Raises:
+        Text2SegError: there is no such segment or candidate, or the candidate is empty.
+    """
+    segment = session.document.piece(number).segment
+    if session.image_session is None or session.found is None or not 0 <= index < len(segment.candidates):
+        raise Text2SegError("there is no such candidate; open “Why this mask” again")
+    mask = session.image_session.candidate_mask(segment, index)
+    if not mask.any():
+        raise Text2SegError("this candidate is empty; choose another")
+    maps = session.found.maps
+    taken = replace(
+        segment,
+        mask=mask,
+        chosen=index,
+        sam_score=float(segment.candidates.scores[index]),
+        map_score=map_score(maps.scores[maps.queries.index(segment.query)], mask),
+    )
+    return replace(session, history=session.history.step(session.document.corrected(number, taken)))
+
+
+class KeptSessions:
+    """Sessions by the token in the visitor's browser, so that a reloaded page finds its image, words and corrections.
+
+    Tokens cannot be guessed. The least recently used sessions are dropped first. Safe to share between threads.
+    """
+
+    def __init__(self, most: int = MOST_KEPT, seconds: float = KEPT_SECONDS, most_bytes: int = MOST_BYTES) -> None:
+        self._most, self._seconds, self._most_bytes = most, seconds, most_bytes
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[str, tuple[float, int, EditSession]] = OrderedDict()
+
+    def keep(self, session: EditSession) -> EditSession:
+        """Keep a session with an image. Return it with its token, a new one if it has none."""
+        if session.image_session is None:
+            return session
+        session = session if session.token else replace(session, token=secrets.token_urlsafe(TOKEN_BYTES))
+        with self._lock:
+            self._kept[session.token] = time.monotonic(), bytes_of(session), session
+            self._kept.move_to_end(session.token)
+            self._sweep()
+        return session
+
+    def find(self, token: str) -> EditSession | None:
+        """Return a copy of a session without its token, because two pages may have the token of one session."""
+        with self._lock:
+            self._sweep()
+            _, _, session = self._kept.get(token, (0.0, 0, None))
+        return replace(session, token="") if session else None
+
+    def _sweep(self) -> None:
+        oldest = time.monotonic() - self._seconds
+        sizes = {token: size for token, (_, size, _) in self._kept.items()}
+        for token, (used, _, _) in list(self._kept.items()):  # the least recently used first
+            is_full = len(sizes) > self._most or (sum(sizes.values()) > self._most_bytes and len(sizes) > 1)
+            if used >= oldest and not is_full:
+                break
+            del self._kept[token], sizes[token]
+
+
+def bytes_of(session: EditSession) -> int:
+    """Return the bytes of the image, of the masks and candidates in all steps of the history, each counted once, and of
+    the session that the editor gets back after an image of a job was edited."""
+    history = session.history
+    documents = (history.present, *history.past, *history.future)
+    segments = [piece.segment for document in documents for piece in document.pieces]
+    segments += [segment for document in documents for segment in document.removed]
+    arrays = {id(array): array for each in segments for array in (each.mask, each.candidates.logits)}
+    image = session.image_session.image.pixels.nbytes if session.image_session else 0
+    before = bytes_of(session.editing.before) if session.editing else 0
+    return image + sum(array.nbytes for array in arrays.values()) + before
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ExampleImage:
+    """A bundled image, its queries, and its thumbnail as a data URL."""
+
+    image: Image
+    texts: tuple[str, ...]
+    thumbnail: str
+
+
+@cache
+def examples() -> tuple[ExampleImage, ...]:
+    """Return all examples. They are read once."""
+    return tuple(_example(name, texts) for name, texts in SCENES.items())
+
+
+def _example(name: str, texts: tuple[str, ...]) -> ExampleImage:
+    scene = resources.files("text2seg.demo") / "scenes" / "new-scenes" / "images" / name
+    with resources.as_file(scene) as path:
+        image = load_image(path)
+    thumbnail = base64.b64encode(preview(image.pixels, longest=THUMBNAIL_SIDE)).decode()
+    return ExampleImage(image, texts, f"data:image/jpeg;base64,{thumbnail}")
+
+
+def preview(pixels: NDArray[np.uint8], *, longest: int = PREVIEW_SIDE) -> bytes:
+    """Return RGB pixels uint8[h, w, 3] as a JPEG, shrunk if the longest side exceeds `longest` pixels."""
+    file = io.BytesIO()
+    PillowImage.fromarray(shrink(pixels, longest)).save(file, "JPEG", quality=92, subsampling=0)
+    return file.getvalue()
+
+
+def shrink(pixels: NDArray[np.uint8], longest: int) -> NDArray[np.uint8]:
+    """Return pixels uint8[h, w, 3], shrunk if the longest side exceeds `longest` pixels."""
+    scale = min(1.0, longest / max(pixels.shape[:2]))
+    size = max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale))
+    return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8) if scale < 1 else pixels

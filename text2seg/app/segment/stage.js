@@ -1,8 +1,11 @@
-// The picture with its segments: one SVG in pixels of the picture, so that a click has the right place however the
-// picture is scaled. Before there is a picture, the place to drop one.
-// Property `shown` {picture, pieces, selected, opacity, arming}; fires `select`, `point`, `file`, `example`.
+// The image with its segments: one SVG in pixels of the image, so that clicks need no scaling. Before there is an
+// image, and to open another, a place to drop one and the examples.
+// A click selects. It sets a point only with a tool, with a modifier key on the selected segment, or to add a segment.
+// Property `shown` {image, pieces, selected, tool, adding, opacity, isStart}; fires `select`, `point`, `file`, `example`,
+// `back`, `say`.
 
 const SVG = "http://www.w3.org/2000/svg";
+const STEPS = 40; // steps of the arrow keys along the longer side of the image; with Shift, five times as many
 
 function drawn(name, attributes) {
   const element = document.createElementNS(SVG, name);
@@ -10,30 +13,45 @@ function drawn(name, attributes) {
   return element;
 }
 
+/** Dots for points {x, y, positive, own}: negative ones are hollow, those of the person are larger and have a ring. */
+function marks(points) {
+  return points.flatMap(({ x, y, positive, own }) => {
+    const kinds = ["t2s-under", positive ? "t2s-plus" : "t2s-minus", ...(positive ? [] : ["t2s-hole"])];
+    return kinds.map((kind) => drawn("path", {
+      d: `M${x} ${y}h.001`, class: `t2s-point ${kind}${own ? " t2s-own" : ""}`, "vector-effect": "non-scaling-stroke",
+    }));
+  });
+}
+
 customElements.define("t2s-stage", class extends HTMLElement {
-  #shown = { picture: null, pieces: [], selected: 0 };
+  static marks = marks;
+
+  #shown = { image: null, pieces: [], selected: 0, tool: "select" };
+  #cursor = null; // place of the cross that the arrow keys move, in pixels of the image
 
   connectedCallback() {
     this.innerHTML = `
       <div class="t2s-empty">
+        <button type="button" class="t2s-back" data-do="back" hidden></button>
         <button type="button" class="t2s-drop" data-do="choose">
           <svg viewBox="0 0 48 48" aria-hidden="true"><rect x="5" y="9" width="38" height="30" rx="4"/>
             <circle cx="16" cy="19" r="3.5"/><path d="M6 35l12-11 8 7 7-6 9 8"/></svg>
-          <strong>Drop a picture here, paste one, or choose a file</strong>
+          <strong>Drop an image here, paste one, or choose a file</strong>
           <span>JPEG, PNG, WebP, TIFF …</span>
         </button>
         <p class="t2s-heading" data-part="try" hidden>Or try one of these</p>
         <div class="t2s-examples" data-part="examples"></div>
       </div>
       <div class="t2s-figure" hidden>
-        <svg class="t2s-picture" role="group" tabindex="-1" preserveAspectRatio="xMidYMid meet">
+        <svg class="t2s-image" role="group" tabindex="0" preserveAspectRatio="xMidYMid meet">
           <image x="0" y="0" preserveAspectRatio="none"></image><g data-part="pieces"></g><g data-part="points"></g>
+          <g data-part="cursor"></g>
         </svg>
         <span class="t2s-tip" hidden></span>
       </div>
       <div class="t2s-busy" hidden></div>
       <input type="file" accept="image/*" hidden>`;
-    this.svg = this.querySelector("svg.t2s-picture");
+    this.svg = this.querySelector("svg.t2s-image");
     this.tip = this.querySelector(".t2s-tip");
     const input = this.querySelector("input[type=file]");
     input.addEventListener("change", () => { this.#files(input.files); input.value = ""; });
@@ -41,6 +59,7 @@ customElements.define("t2s-stage", class extends HTMLElement {
     this.addEventListener("keydown", (event) => this.#key(event));
     this.svg.addEventListener("pointermove", (event) => this.#hover(event));
     this.svg.addEventListener("pointerleave", () => this.hint(0));
+    this.svg.addEventListener("focusout", (event) => { if (!this.svg.contains(event.relatedTarget)) this.#aim(null); });
     for (const kind of ["dragenter", "dragover"]) {
       this.addEventListener(kind, (event) => { event.preventDefault(); this.classList.add("t2s-over"); });
     }
@@ -52,14 +71,14 @@ customElements.define("t2s-stage", class extends HTMLElement {
     this.querySelector("[data-part=try]").hidden = !examples.length;
     this.querySelector("[data-part=examples]").replaceChildren(...examples.map((example, number) => {
       const button = document.createElement("button");
-      const picture = new Image();
-      Object.assign(picture, { src: example.thumbnail, alt: "" });
+      const thumbnail = new Image();
+      Object.assign(thumbnail, { src: example.thumbnail, alt: "" });
       const words = document.createElement("span");
       words.textContent = example.texts.join(", ");
       Object.assign(button, { type: "button", className: "t2s-example" });
       button.dataset.example = number;
       button.setAttribute("aria-label", `Example: ${example.texts.join(", ")}`);
-      button.append(picture, words);
+      button.append(thumbnail, words);
       return button;
     }));
   }
@@ -73,25 +92,38 @@ customElements.define("t2s-stage", class extends HTMLElement {
 
   choose() { this.querySelector("input[type=file]").click(); }
 
-  set shown(shown) {
-    const { picture } = this.#shown = { ...this.#shown, ...shown };
-    this.querySelector(".t2s-empty").hidden = Boolean(picture);
-    this.querySelector(".t2s-figure").hidden = !picture;
-    if (!picture) return;
-    this.svg.setAttribute("viewBox", `0 0 ${picture.width} ${picture.height}`);
-    this.svg.setAttribute("aria-label", `${picture.name}, ${this.#shown.pieces.length} segments`);
-    this.svg.style.aspectRatio = `${picture.width} / ${picture.height}`;
-    this.svg.style.setProperty("--t2s-ratio", picture.width / picture.height);
-    this.svg.style.setProperty("--t2s-opacity", this.#shown.opacity);
-    const image = this.svg.querySelector("image");
-    if (image.getAttribute("href") !== picture.file.url) image.setAttribute("href", picture.file.url);
-    image.setAttribute("width", picture.width);
-    image.setAttribute("height", picture.height);
-    this.svg.classList.toggle("t2s-aiming", Boolean(this.#shown.selected || this.#shown.arming));
-    this.#draw();
+  /** Put the focus on the image, or on the place to drop one. */
+  focusOn() {
+    const { image, isStart } = this.#shown;
+    (image && !isStart ? this.svg : this.querySelector("[data-do=choose]")).focus({ preventScroll: true });
   }
 
-  /** Let the segment of this number shine; 0 for none. */
+  set shown(shown) {
+    const { image, isStart, selected, tool, adding } = this.#shown = { ...this.#shown, ...shown };
+    this.querySelector(".t2s-empty").hidden = Boolean(image) && !isStart;
+    this.querySelector(".t2s-figure").hidden = !image || isStart;
+    const back = this.querySelector("[data-do=back]");
+    back.hidden = !image;
+    if (!image) return;
+    back.textContent = `← Back to ${image.name}`;
+    this.svg.setAttribute("viewBox", `0 0 ${image.width} ${image.height}`);
+    this.svg.setAttribute("aria-label", `${image.name}, ${this.#shown.pieces.length} segments`);
+    this.svg.style.aspectRatio = `${image.width} / ${image.height}`;
+    this.svg.style.setProperty("--t2s-ratio", image.width / image.height);
+    this.svg.style.setProperty("--t2s-opacity", this.#shown.opacity);
+    const shownImage = this.svg.querySelector("image");
+    if (shownImage.getAttribute("href") !== image.file.url) shownImage.setAttribute("href", image.file.url);
+    shownImage.setAttribute("width", image.width);
+    shownImage.setAttribute("height", image.height);
+    this.svg.classList.toggle("t2s-pointing", Boolean(adding || (selected && tool !== "select")));
+    this.#draw();
+    if (!this.#isPointing) this.#aim(null);
+  }
+
+  /** Whether a click sets a point. */
+  get #isPointing() { return this.svg.classList.contains("t2s-pointing"); }
+
+  /** Highlight the segment with this number; 0 for none. */
   hint(number, at) {
     for (const path of this.svg.querySelectorAll("[data-piece]")) {
       path.classList.toggle("t2s-hover", Number(path.dataset.piece) === number);
@@ -107,8 +139,8 @@ customElements.define("t2s-stage", class extends HTMLElement {
 
   #draw() {
     const { pieces, selected } = this.#shown;
-    const focused = this.contains(document.activeElement) ? document.activeElement.dataset?.piece : null;
-    const largestFirst = [...pieces].sort((one, other) => other.area - one.area); // small ones stay within reach
+    const focused = this.svg.contains(document.activeElement) ? document.activeElement.dataset?.piece : null;
+    const largestFirst = [...pieces].sort((one, other) => other.area - one.area); // small ones stay clickable
     this.svg.querySelector("[data-part=pieces]").replaceChildren(...largestFirst.map((piece) => drawn("path", {
       d: piece.path, fill: piece.colour, stroke: piece.colour, "fill-rule": "evenodd", role: "button", tabindex: 0,
       "data-piece": piece.number, "aria-pressed": piece.number === selected, "vector-effect": "non-scaling-stroke",
@@ -118,43 +150,75 @@ customElements.define("t2s-stage", class extends HTMLElement {
     const rims = chosen ? ["t2s-halo", "t2s-rim"] : [];
     this.svg.querySelector("[data-part=points]").replaceChildren(
       ...rims.map((name) => drawn("path", { d: chosen.path, class: name, "vector-effect": "non-scaling-stroke" })),
-      ...(chosen?.points ?? []).map(([x, y, label]) => drawn("path", {
-        d: `M${x} ${y}h.001`, class: label ? "t2s-plus" : "t2s-minus", "vector-effect": "non-scaling-stroke",
-      })));
-    if (focused) this.svg.querySelector(`[data-piece="${focused}"]`)?.focus({ preventScroll: true });
+      ...marks(chosen?.points ?? []));
+    if (!focused) return;
+    const again = this.svg.querySelector(`[data-piece="${focused}"]`) ?? this.svg; // it may have been deleted
+    again.focus({ preventScroll: true });
   }
 
   #click(event) {
     const example = event.target.closest("[data-example]");
     if (example) this.#fire("example", { number: Number(example.dataset.example) });
     else if (event.target.closest("[data-do=choose]")) this.choose();
-    else if (this.svg.contains(event.target)) {
-      if (this.#shown.selected || this.#shown.arming) this.#fire("point", { ...this.#place(event), minus: event.shiftKey });
-      else this.#fire("select", { number: Number(event.target.dataset.piece ?? 0) });
-    }
+    else if (event.target.closest("[data-do=back]")) this.#fire("back", {});
+    else if (this.svg.contains(event.target)) this.#clickImage(event);
   }
 
-  /** Where in the picture, in its pixels, an event is. */
-  #place(event) {
-    const { x, y } = new DOMPoint(event.clientX, event.clientY).matrixTransform(this.svg.getScreenCTM().inverse());
-    return { x, y };
+  #clickImage(event) {
+    const { selected, tool } = this.#shown;
+    const adds = event.ctrlKey || event.metaKey || event.altKey;
+    const isModified = selected && (event.shiftKey || adds);
+    if (!this.#isPointing && !isModified) this.#fire("select", { number: Number(event.target.dataset.piece ?? 0) });
+    else if (event.detail <= 1) { // the second click of a double-click sets no other point
+      const { x, y } = new DOMPoint(event.clientX, event.clientY).matrixTransform(this.svg.getScreenCTM().inverse());
+      this.#fire("point", { x, y, positive: !event.shiftKey && (adds || tool !== "minus") });
+    }
   }
 
   #key(event) {
-    const { pieces, selected } = this.#shown;
+    if (!this.svg.contains(event.target) || event.ctrlKey || event.metaKey) return;
+    const [dx, dy] = { ArrowRight: [1, 0], ArrowDown: [0, 1], ArrowLeft: [-1, 0], ArrowUp: [0, -1] }[event.key] ?? [0, 0];
+    const isPress = ["Enter", " "].includes(event.key);
+    if (!dx && !dy && !isPress) return;
     const focused = Number(event.target.dataset?.piece ?? 0);
-    const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
-    if (!this.svg.contains(event.target) || !pieces.length) return;
-    if (step) {
-      const at = pieces.findIndex((piece) => piece.number === (focused || selected));
-      const next = pieces[(at + step + pieces.length) % pieces.length].number;
-      event.preventDefault();
-      this.#fire("select", { number: next });
-      this.svg.querySelector(`[data-piece="${next}"]`)?.focus();
-    } else if (["Enter", " "].includes(event.key) && focused) {
-      event.preventDefault();
-      this.#fire("select", { number: focused });
-    }
+    if (this.#isPointing && isPress && this.#cursor) {
+      this.#fire("point", { ...this.#cursor, positive: !event.shiftKey && this.#shown.tool !== "minus" });
+    } else if (this.#isPointing && !isPress) this.#move(dx, dy, event.shiftKey ? 5 * STEPS : STEPS);
+    else if (isPress && focused) this.#fire("select", { number: focused });
+    else if (!isPress && this.#shown.pieces.length) this.#step(dx + dy, focused);
+    else return;
+    event.preventDefault();
+  }
+
+  /** Select the next segment. */
+  #step(step, focused) {
+    const { pieces, selected } = this.#shown;
+    const at = pieces.findIndex((piece) => piece.number === (focused || selected));
+    const next = pieces[(at + step + pieces.length) % pieces.length].number;
+    this.#fire("select", { number: next });
+    this.svg.querySelector(`[data-piece="${next}"]`)?.focus();
+  }
+
+  /** Move the cross by one step. It begins in the middle of the selected segment, or of the image. */
+  #move(dx, dy, steps) {
+    const { image, selected } = this.#shown;
+    const step = Math.max(image.width, image.height) / steps;
+    const box = this.svg.querySelector(`[data-piece="${selected}"]`)?.getBBox()
+      ?? { x: 0, y: 0, width: image.width, height: image.height };
+    const { x, y } = this.#cursor ?? { x: box.x + box.width / 2, y: box.y + box.height / 2 };
+    const within = (value, most) => Math.min(Math.max(value, 0), most);
+    this.#aim({ x: within(x + dx * step, image.width - 1), y: within(y + dy * step, image.height - 1) });
+    const { x: across, y: down } = this.#cursor;
+    this.#fire("say", { text: `${Math.round(across)}, ${Math.round(down)}` });
+  }
+
+  /** Draw the cross at a place; null removes it. */
+  #aim(place) {
+    this.#cursor = place;
+    const { width, height } = this.#shown.image ?? {};
+    const lines = place ? `M${place.x} 0V${height}M0 ${place.y}H${width}` : "";
+    this.svg.querySelector("[data-part=cursor]").replaceChildren(...(place ? ["t2s-cross-under", "t2s-cross"] : []).map(
+      (name) => drawn("path", { d: lines, class: name, "vector-effect": "non-scaling-stroke" })));
   }
 
   #hover(event) {

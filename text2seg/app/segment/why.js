@@ -1,46 +1,71 @@
-// Why a segment is as it is: the picture, and its numbers as tables. Property `told`, none closes it; fires `close`.
+// Why a segment has its mask: the similarity map with the points, and SAM's candidates, each of which can be taken. For a
+// query without a segment: its map, and why it was not found.
+// Property `explanation` {number, query, colour, reason, points, candidates, file, image}, null closes it; fires `close`
+// and `take` {number, candidate}.
 
 const two = (number) => number.toFixed(2);
 
-function table(caption, heads, rows) {
-  const body = rows.map(({ cells, marked }) =>
-    `<tr${marked ? ' class="t2s-won"' : ""}>${cells.map((cell) => `<td>${cell}</td>`).join("")}</tr>`).join("");
-  return `<table><caption>${caption}</caption>
-    <thead><tr>${heads.map((head) => `<th scope="col">${head}</th>`).join("")}</tr></thead><tbody>${body}</tbody></table>`;
+function table(caption, points) {
+  const rows = points.map(({ x, y, map, own }) => `<tr>${[Math.round(x), Math.round(y), two(map), own ? "you" : "model"].map(
+    (cell) => `<td>${cell}</td>`).join("")}</tr>`).join("");
+  return points.length ? `<table><caption>${caption}</caption><thead><tr><th scope="col">x</th><th scope="col">y</th>
+    <th scope="col">map</th><th scope="col">set by</th></tr></thead><tbody>${rows}</tbody></table>` : "";
 }
 
-function points(caption, all) {
-  const rows = all.map((each) => ({ cells: [Math.round(each.x), Math.round(each.y), two(each.map)] }));
-  return rows.length ? table(caption, ["x", "y", "map"], rows) : "";
+function panel({ image, url, content, caption, isChosen = false, more = "" }) {
+  return `<figure class="t2s-panel${isChosen ? " t2s-chosen" : ""}">
+    <svg viewBox="0 0 ${image.width} ${image.height}" role="img" aria-label="${caption.replace(/<[^>]+>/g, "")}">
+      <image href="${url}" width="${image.width}" height="${image.height}" preserveAspectRatio="none"/>${content}</svg>
+    <figcaption>${caption}${more}</figcaption></figure>`;
 }
 
 customElements.define("t2s-why", class extends HTMLElement {
+  #number = 0;
+
   connectedCallback() {
     this.setAttribute("role", "region");
-    this.setAttribute("aria-label", "Why this mask");
     this.addEventListener("click", (event) => {
-      if (event.target.closest("[data-do=close]")) this.dispatchEvent(new CustomEvent("close"));
+      const { do: what, candidate } = event.target.closest("button")?.dataset ?? {};
+      if (what === "close") this.dispatchEvent(new CustomEvent("close"));
+      else if (candidate) {
+        const detail = { number: this.#number, candidate: Number(candidate) };
+        this.dispatchEvent(new CustomEvent("take", { detail }));
+      }
     });
   }
 
-  set told(told) {
-    this.hidden = !told;
-    if (!told) return;
+  set explanation(explanation) {
+    this.hidden = !explanation;
+    if (!explanation) return;
+    const { number, image, file, colour, points, candidates, isFlat } = explanation;
+    const heading = number ? "Why this mask" : "Why not found";
+    const positive = points.filter((each) => each.positive);
+    const negative = points.filter((each) => !each.positive);
+    const count = points.length ? `, ${positive.length} positive and ${negative.length} negative points` : "";
+    this.#number = number;
+    this.setAttribute("aria-label", heading);
     this.innerHTML = `
-      <header><h3 tabindex="-1">Why this mask: <span data-part="query"></span></h3>
+      <header><h3 tabindex="-1">${heading}: <span data-part="query"></span></h3>
         <button type="button" data-do="close" aria-label="Close">×</button></header>
       <p data-part="reason"></p>
-      <div class="t2s-strip" tabindex="0" aria-label="Map, candidates and mask"><img alt="The map with its points,
-        SAM's candidates, and the mask that was chosen"></div>
-      <div class="t2s-tables">
-        ${table("Candidates of SAM", ["", "SAM's score", "agrees with the map", ""], told.candidates.map((each, place) => ({
-          cells: [place + 1, two(each.sam), two(each.map), each.won ? "taken" : ""], marked: each.won })))}
-        ${points("Points on it", told.points.filter((each) => each.positive))}
-        ${points("Points off it", told.points.filter((each) => !each.positive))}
-      </div>`;
-    this.querySelector("[data-part=query]").textContent = told.query;
-    this.querySelector("[data-part=reason]").textContent = told.reason;
-    this.querySelector("img").src = told.file.url;
+      <div class="t2s-panels">
+        ${panel({ image, url: file.url, content: '<g data-part="marks"></g>', caption: `Similarity map${count}` })}
+        ${candidates.map((each, place) => panel({ image, url: image.file.url, isChosen: each.chosen,
+          content: `<path d="${each.path}" fill="${colour}" fill-rule="evenodd" fill-opacity="0.55" stroke="${colour}"
+            stroke-width="2" vector-effect="non-scaling-stroke"/>`,
+          caption: `<b>Candidate ${place + 1}${each.chosen ? " (chosen)" : ""}</b>
+            SAM ${two(each.sam)}, map ${two(each.map)}`,
+          more: each.chosen || !each.path ? "" : `<button type="button" data-candidate="${place}">Take this one</button>` }))
+          .join("")}
+      </div>
+      <p class="t2s-hint">${isFlat ? "The map is flat: no place is more like the word than another."
+        : "Bright places of the map are most like the word, dark ones least."}
+        ${points.length ? "Full dots are positive points, hollow ones negative; yours have a ring." : ""}</p>
+      ${points.length ? `<details><summary>Points</summary>
+        <div class="t2s-tables">${table("Positive", positive)}${table("Negative", negative)}</div></details>` : ""}`;
+    this.querySelector("[data-part=query]").textContent = explanation.query;
+    this.querySelector("[data-part=reason]").textContent = explanation.reason;
+    this.querySelector("[data-part=marks]").append(...customElements.get("t2s-stage").marks(points));
     this.querySelector("h3").focus({ preventScroll: true });
     this.scrollIntoView({ block: "nearest", behavior: "smooth" });
   }

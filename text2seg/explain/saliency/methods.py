@@ -1,150 +1,382 @@
-"""The table of saliency methods and the one way to call them."""
+"""Saliency methods: one function and one row of `METHODS` each, and `saliency`, which runs them.
+
+The command line and the app read the names of the methods from this file, so it imports torch inside its functions.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from text2seg.clip.model import Clip, preprocess
 from text2seg.errors import CheckpointError, SettingsError
-from text2seg.explain.saliency import vit
-from text2seg.explain.saliency.cams import Cam, layers
-from text2seg.explain.saliency.targets import Target
-from text2seg.explain.saliency.vit import legrad, similarity
-from text2seg.records import Image
-from text2seg.runtime import FULL, autocast
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from text2seg.clip.model import Clip
+    from text2seg.explain.saliency.targets import Target
+    from text2seg.explain.saliency.trace import Trace
+    from text2seg.records import Image
+
+    Compute = Callable[[Clip, Tensor, Target, "ScoreKind"], Tensor]
 
 Kind = Literal["vit", "resnet"]
-Compute = Callable[[Clip, Tensor, Target], Tensor]
+ScoreKind = Literal["cosine", "logit", "dot"]
+"""Score that a method differentiates, or compares for changed images: the cosine, the cosine times CLIP's scale, or the
+product without normalisation."""
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A saliency method: its name, what it shows in a line, the paper, and for each kind of CLIP that it can look into
-    a function from the CLIP, normalised pixels float32 [1, 3, H, W] and a target to a map float32 [gh, gw]."""
+    """A saliency method.
+
+    Attributes:
+        name: its name on the command line.
+        summary: what the map shows, in one line.
+        source: the paper.
+        compute: for each supported kind of CLIP, a function from the CLIP, normalised pixels float32 [1, 3, H, W], a
+            target and the score to differentiate to a map float32 [gh, gw].
+        targeted: whether the map depends on the target.
+        score: for each kind of CLIP, the score that the method's authors use; empty if the method needs no score.
+        aliases: other names of the method.
+        has_start_block: whether the method can begin at a later block.
+        absolute: whether the map does not tell what raises the score from what lowers it.
+        slow: whether it runs the network once for each channel of a layer; then tools use it only if it is named.
+    """
 
     name: str
     summary: str
     source: str
     compute: Mapping[Kind, Compute]
     targeted: bool = True
-    """Whether the map depends on the target at all."""
+    score: Mapping[Kind, ScoreKind] = field(default_factory=dict)
+    aliases: tuple[str, ...] = ()
+    has_start_block: bool = False
+    absolute: bool = False
+    slow: bool = False
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
         return tuple(self.compute)
 
 
+@dataclass(frozen=True, slots=True)
+class Cam:
+    """A class activation map of a ResNet, by one class of the package grad-cam, at `layer`; None means the last."""
+
+    kind: str
+    layer: str | None = None
+
+    def __call__(self, clip: Clip, pixels: Tensor, target: Target, score: ScoreKind) -> Tensor:
+        from text2seg.explain.saliency import cams
+
+        by_forwards = {"ScoreCAM": cams.score_cam, "AblationCAM": cams.ablation_cam}.get(self.kind)
+        if by_forwards is not None:
+            return by_forwards(clip, pixels, target, score, layer=self.layer)
+        return cams.class_activation_map(clip, pixels, target, score, kind=self.kind, layer=self.layer)
+
+
+def full_grad(clip: Clip, pixels: Tensor, target: Target, score: ScoreKind) -> Tensor:
+    """FullGrad of a ResNet, on the grid of CLIP's input, in float32: see `cams.full_grad`."""
+    from text2seg.explain.saliency import cams
+    from text2seg.runtime import FULL, autocast
+
+    with autocast(clip.device, FULL):
+        return cams.full_grad(clip, pixels, target, score)
+
+
+def attention(clip: Clip, pixels: Tensor, target: Target, score: ScoreKind) -> Tensor:
+    """Attention of CLS in the last block, mean over heads. Does not depend on the target."""
+    trace = _trace(clip, pixels, first=None)
+    return _row_of_cls(trace.attentions[-1][0].float().mean(0), trace)
+
+
+def rollout(clip: Clip, pixels: Tensor, target: Target, score: ScoreKind) -> Tensor:
+    """Product over blocks of (mean over heads + I) / 2, row of CLS. Does not depend on the target."""
+    trace = _trace(clip, pixels, first=None)
+    identity = _identity(trace.attentions[0])
+    mixed = identity
+    for each in trace.attentions:
+        mixed = (each[0].float().mean(0) + identity) / 2 @ mixed
+    return _row_of_cls(mixed, trace)
+
+
+def gradcam_heads(clip: Clip, pixels: Tensor, target: Target, score: ScoreKind) -> Tensor:
+    """Grad-CAM with the heads of the last block as channels: the row of CLS in each head, weighted by the mean of its
+    gradient over the patches; ReLU."""
+    trace = _trace(clip, pixels, first=-1)
+    (gradient,) = _gradients(clip, trace, target, score, trace.attentions[-1:])
+    weights = gradient[0, :, 0, 1:].mean(-1)
+    rows = trace.attentions[-1][0, :, 0].float()
+    return _row_of_cls((weights @ rows / len(weights)).clamp(min=0)[None], trace)
+
+
+def relevance(clip: Clip, pixels: Tensor, target: Target, score: ScoreKind, *, start: int = 0) -> Tensor:
+    """R ← R + ĀR from block `start` on, Ā = mean over heads of ReLU(gradient ⊙ attention); row of CLS."""
+    trace = _trace(clip, pixels, first=start)
+    return _propagated(trace, _gradients(clip, trace, target, score, trace.attentions[start:]))
+
+
+def relevance_last_grad(clip: Clip, pixels: Tensor, target: Target, score: ScoreKind, *, start: int = 0) -> Tensor:
+    """`relevance` with the gradient of the last block as the weight of every block."""
+    trace = _trace(clip, pixels, first=-1)
+    (gradient,) = _gradients(clip, trace, target, score, trace.attentions[-1:])
+    return _propagated(trace, (gradient,) * len(trace.attentions[start:]))
+
+
+def propagate(attentions: tuple[Tensor, ...], weights: tuple[Tensor, ...]) -> Tensor:
+    """Return the relevance of every token for every other, float32 [B, N, N]: R = I; R ← R + ĀR for each block.
+
+    Args:
+        attentions: float [B, heads, N, N] of the blocks, first to last.
+        weights: their gradients, of the same shape.
+    """
+    identity = _identity(attentions[0])
+    relevances = identity.expand(len(attentions[0]), -1, -1)
+    for each, weight in zip(attentions, weights, strict=True):
+        positive = (weight.float() * each.detach().float()).clamp(min=0).mean(1)
+        relevances = relevances + positive @ relevances
+    return relevances
+
+
+LEGRAD_BLOCKS = 2
+"""Number of last blocks that LeGrad sums over."""
+
+
+def legrad(clip: Clip, pixels: Tensor, target: Target, score: ScoreKind) -> Tensor:
+    """Sum over the last blocks of the gradient of a block's score by its attention; ReLU, mean over heads and rows.
+
+    The score of a block is that of the mean of all its tokens, projected into CLIP's joint space.
+    """
+    import torch
+
+    from text2seg.explain.saliency.trace import gradients, into_joint_space
+
+    visual = clip.model.visual
+    first = max(len(visual.transformer.resblocks) - LEGRAD_BLOCKS, 0)
+    trace = _trace(clip, pixels, first=first)
+    maps = []
+    for block, tokens in zip(trace.attentions[first:], trace.tokens[first:], strict=True):
+        features = into_joint_space(visual, tokens.mean(1))
+        (gradient,) = gradients(target.objective(features, score, clip.logit_scale), [block])
+        maps.append(gradient[0].clamp(min=0).mean((0, 1))[1:])
+    return torch.stack(maps).sum(0).unflatten(0, trace.grid_hw)
+
+
+def similarity(clip: Clip, pixels: Tensor, target: Target, score: ScoreKind, *, rule: str) -> Tensor:
+    """Cosine of every patch with the target. `rule` is a key of `RULES`; ResNets support surgery and raw."""
+    from torch.nn import functional as F
+
+    from text2seg.clip.encoders import RULES, encode_resnet, encode_vit
+
+    if clip.is_vit:
+        tokens = encode_vit(clip.model.visual, pixels, rule=RULES[rule])
+    else:
+        tokens = encode_resnet(clip.model.visual, pixels, surgery=rule == "surgery")
+    rows, columns = pixels.shape[2] // clip.stride, pixels.shape[3] // clip.stride
+    return (F.normalize(tokens[0, 1:].float(), dim=-1) @ target.features).unflatten(0, (rows, columns))
+
+
+def _trace(clip: Clip, pixels: Tensor, first: int | None = 0) -> Trace:
+    from text2seg.explain.saliency.trace import trace_vit
+
+    return trace_vit(clip.model.visual, pixels, first=first)
+
+
+def _gradients(
+    clip: Clip, trace: Trace, target: Target, score: ScoreKind, attentions: tuple[Tensor, ...]
+) -> tuple[Tensor, ...]:
+    """Return the gradients of the target's score by the attentions."""
+    from text2seg.explain.saliency.trace import gradients
+
+    return gradients(target.objective(trace.features[:, 0], score, clip.logit_scale), attentions)
+
+
+def _propagated(trace: Trace, weights: tuple[Tensor, ...]) -> Tensor:
+    return _row_of_cls(propagate(trace.attentions[-len(weights) :], weights)[0], trace)
+
+
+def _row_of_cls(matrix: Tensor, trace: Trace) -> Tensor:
+    """Return the first row of a matrix [1 or N, N], without CLS itself, as a map [gh, gw]."""
+    return matrix[0, 1:].unflatten(0, trace.grid_hw)
+
+
+def _identity(attention: Tensor) -> Tensor:
+    """Return the identity matrix float32 [N, N] for an attention [..., N, N]."""
+    import torch
+
+    return torch.eye(attention.shape[-1], dtype=torch.float32, device=attention.device)
+
+
 def _rule(name: str, summary: str, source: str, *kinds: Kind) -> Method:
     return Method(name, summary, source, dict.fromkeys(kinds or ("vit",), partial(similarity, rule=name)))
 
 
-def _cam(name: str, summary: str, source: str, kind: str, *, targeted: bool = True) -> Method:
-    return Method(name, summary, source, {"resnet": Cam(kind)}, targeted)
+def _cam(name: str, summary: str, source: str, kind: str, *, targeted: bool = True, slow: bool = False) -> Method:
+    score: dict[Kind, ScoreKind] = {"resnet": "logit"} if targeted else {}
+    return Method(name, summary, source, {"resnet": Cam(kind)}, targeted, score, slow=slow)
 
 
 _TABLE = (
     Method(
         "attention",
-        "what the last block's CLS attends to, whatever the target",
+        "attention of CLS in the last block; ignores the target",
         "arXiv 2010.11929",
-        {"vit": vit.attention},
+        {"vit": attention},
         targeted=False,
     ),
     Method(
         "rollout",
-        "the attention of all blocks multiplied, whatever the target",
+        "product of the attention of all blocks; ignores the target",
         "arXiv 2005.00928",
-        {"vit": vit.rollout},
+        {"vit": rollout},
         targeted=False,
     ),
     Method(
         "gradcam",
-        "the last layer's channels (ViT: the last block's heads), weighted by their mean gradient",
-        "arXiv 1610.02391",
-        {"vit": vit.gradcam, "resnet": Cam("GradCAM")},
+        "channels of the last layer weighted by their mean gradient; ViT: attention times gradient in the last block",
+        "arXiv 1610.02391; ViT: arXiv 2103.15679, last block",
+        {"vit": partial(relevance, start=-1), "resnet": Cam("GradCAM")},
+        score={"vit": "logit", "resnet": "dot"},
+        aliases=("relevance-last",),
     ),
     Method(
-        "relevance-last",
-        "the last block's attention times its gradient, where positive",
-        "arXiv 2103.15679",
-        {"vit": vit.relevance_last},
+        "gradcam-heads",
+        "heads of the last block as channels, weighted by their mean gradient",
+        "a variant of arXiv 1610.02391",
+        {"vit": gradcam_heads},
+        score={"vit": "logit"},
     ),
     Method(
         "relevance",
-        "attention times gradient, where positive, carried through all blocks",
+        "attention times gradient, positive part, propagated through all blocks",
         "arXiv 2103.15679",
-        {"vit": vit.relevance},
+        {"vit": relevance},
+        score={"vit": "logit"},
+        has_start_block=True,
     ),
     Method(
         "relevance-last-grad",
-        "all blocks' attention, each weighted by the last block's gradient",
+        "attention of all blocks, each weighted by the gradient of the last block",
         "a variant of arXiv 2103.15679",
-        {"vit": vit.relevance_last_grad},
+        {"vit": relevance_last_grad},
+        score={"vit": "logit"},
+        has_start_block=True,
     ),
-    Method("legrad", "gradient of the last blocks' answers by their attention", "arXiv 2404.03214", {"vit": legrad}),
-    _rule("raw", "cosine of CLIP's patches as they are", "arXiv 2103.00020", "vit", "resnet"),
-    _rule("maskclip", "cosine of patches that do not look at one another", "arXiv 2112.01071"),
+    Method(
+        "legrad",
+        "gradient of the score by the attention of the last blocks",
+        "arXiv 2404.03214",
+        {"vit": legrad},
+        score={"vit": "cosine"},
+    ),
+    _rule("raw", "cosine of CLIP's unchanged patches", "arXiv 2103.00020", "vit", "resnet"),
+    _rule("maskclip", "cosine of patches that attend only to themselves", "arXiv 2112.01071"),
     _rule("surgery", "cosine of patches by CLIP Surgery's value-value attention", "arXiv 2304.05653", "vit", "resnet"),
     _rule("sclip", "cosine of patches by query-query and key-key attention", "arXiv 2312.01597"),
     _rule("clearclip", "cosine of patches by query-query attention alone", "arXiv 2407.12442"),
     _rule("naclip", "cosine of patches by key-key attention that prefers neighbours", "arXiv 2404.08181"),
     _rule("gem", "cosine of patches by an ensemble of self-self attention", "arXiv 2312.00878"),
-    _cam("gradcam++", "Grad-CAM that weighs by positive gradients alone", "arXiv 1710.11063", "GradCAMPlusPlus"),
-    _cam("xgradcam", "Grad-CAM that weighs gradients by activations", "arXiv 2008.02312", "XGradCAM"),
+    _cam(
+        "gradcam++",
+        "Grad-CAM weighted by positive gradients only, by the paper's equation 19, for gradients of any size",
+        "arXiv 1710.11063",
+        "GradCAMPlusPlus",
+    ),
+    _cam("xgradcam", "Grad-CAM with gradients weighted by activations", "arXiv 2008.02312", "XGradCAM"),
     _cam("hirescam", "gradient times activation in every cell", "arXiv 2011.08891", "HiResCAM"),
     _cam(
         "gradcam-elementwise",
-        "gradient times activation in every cell, where positive",
+        "gradient times activation in every cell, positive part",
         "a variant of arXiv 1610.02391",
         "GradCAMElementWise",
     ),
     _cam("layercam", "activation in every cell times its positive gradient", "10.1109/TIP.2021.3089943", "LayerCAM"),
     _cam(
         "eigencam",
-        "the activations' first principal component, whatever the target",
+        "first principal component of the centred activations, with the sign of their sum; ignores the target",
         "arXiv 2008.00299",
         "EigenCAM",
         targeted=False,
     ),
     _cam(
         "eigengradcam",
-        "the first principal component of gradient times activation",
+        "first principal component of centred gradient times activation, with the sign of their sum",
         "a variant of arXiv 2008.00299",
         "EigenGradCAM",
+    ),
+    Method(
+        "fullgrad",
+        "input times gradient, and bias times gradient in all layers, without sign; as fine as CLIP's input",
+        "arXiv 1905.00780",
+        {"resnet": full_grad},
+        score={"resnet": "logit"},
+        absolute=True,
+    ),
+    _cam(
+        "scorecam",
+        "channels weighted by the score of the image masked by them; slow: one forward for each channel",
+        "arXiv 1910.01279",
+        "ScoreCAM",
+        slow=True,
+    ),
+    _cam(
+        "ablationcam",
+        "channels weighted by the share of the score lost without them; slow: one forward for each channel",
+        "10.1109/WACV45572.2020.9093360",
+        "AblationCAM",
+        slow=True,
     ),
 )
 
 METHODS: Mapping[str, Method] = {method.name: method for method in _TABLE}
+ALIASES: Mapping[str, str] = {alias: method.name for method in _TABLE for alias in method.aliases}
+
+if TYPE_CHECKING:
+    MethodName = str
+else:
+    # the choices of the flag --method and of its field in the app
+    MethodName = Literal[tuple(METHODS) + tuple(ALIASES)]
 
 
-def methods_for(clip: Clip) -> tuple[str, ...]:
-    """The names of the methods that this CLIP can do, in the table's order."""
-    return tuple(name for name, method in METHODS.items() if _kind(clip) in method.compute)
+def methods_for(clip: Clip, *, slow: bool = True) -> tuple[str, ...]:
+    """Return the names of the methods that this CLIP supports, with or without slow ones, in the order of the table."""
+    return tuple(
+        name for name, method in METHODS.items() if _kind(clip) in method.compute and (slow or not method.slow)
+    )
 
 
 def check_method(clip: Clip, name: str, layer: str | None = None) -> Method:
-    """The method of this name.
+    """Return the method of this name or alias.
 
     Raises:
-        SettingsError: there is none, this CLIP cannot do it, or not at that layer; names what it can.
+        SettingsError: there is no such method, or this CLIP does not support it or that layer; lists what it supports.
     """
+    name = ALIASES.get(name, name)
     if name not in methods_for(clip):
-        what = (
-            f"{name} is a saliency method for other CLIPs than this" if name in METHODS else f"{name}: no such method"
-        )
-        raise SettingsError(f"{what}; this {'ViT' if clip.is_vit else 'ResNet'} can do {', '.join(methods_for(clip))}")
+        problem = f"{name} is for other kinds of CLIP" if name in METHODS else f"there is no saliency method {name}"
+        kind = "ViT" if clip.is_vit else "ResNet"
+        raise SettingsError(f"{problem}; this {kind} supports {', '.join(methods_for(clip))}")
     if layer is not None and layer not in _layers(clip, METHODS[name]):
         choices = ", ".join(_layers(clip, METHODS[name]))
-        raise SettingsError(f"{name} has no layer {layer!r} to look at: {choices or 'with this CLIP it has no choice'}")
+        raise SettingsError(f"{name} has no layer {layer!r}; its layers: {choices or 'none with this CLIP'}")
     return METHODS[name]
+
+
+def method_or_default(clip: Clip, name: str | None, layer: str | None = None) -> str:
+    """Check the name of a method and return it. The default is LeGrad, and Grad-CAM for ResNets.
+
+    Both follow the score of the whole image and are faithful (docs/measurements/explain.md).
+
+    Raises:
+        SettingsError: as `check_method`.
+    """
+    return check_method(clip, name or ("legrad" if clip.is_vit else "gradcam"), layer).name
 
 
 def saliency(
@@ -156,37 +388,79 @@ def saliency(
     size: int | tuple[int, int] | None = None,
     negative: bool = False,
     layer: str | None = None,
+    score: ScoreKind | None = None,
+    start_block: int | None = None,
 ) -> NDArray[np.float32]:
-    """Where in the image the score of the target comes from. The model is only read; threads may share it.
+    """Compute where in the image the target's score comes from. Threads may share the model: nothing in it changes.
 
     Args:
-        size: CLIP's input; default: what it was trained on.
-        negative: what speaks against the target instead.
-        layer: which layer of a ResNet class activation maps look at, as `layer4.2.relu3`; default: the last.
+        size: CLIP's input in pixels; default: the size it was trained on.
+        negative: show what lowers the score instead.
+        layer: layer of a ResNet for class activation maps, such as `layer4.2.relu3`; default: the last.
+        score: what is differentiated or compared; default: what the method's authors use.
+        start_block: first block of `relevance` and `relevance-last-grad`, from 0; negative numbers count from the end.
 
     Returns:
-        float32 [gh, gw] on the grid of the method, which covers the image; not normalised, the higher the more salient.
+        float32 [gh, gw]: a grid that covers the image, not normalised; a higher value is more salient. All 0 if the
+        score has no gradient.
 
     Raises:
-        SettingsError: the method is unknown, nothing for this CLIP, or does not depend on the target and so has no
-            negative; the layer is none of it.
-        CheckpointError: the map is not finite, so weights or precision are unfit.
+        SettingsError: the CLIP does not support the method, the layer, the score or the block, or `negative` is set
+            for a method that does not depend on the target or has no sign.
+        CheckpointError: the map is not finite, so the weights or the precision are unfit.
     """
+    import torch
+
+    from text2seg.runtime import FULL, autocast
+
     chosen = check_method(clip, method, layer)
     if negative and not chosen.targeted:
-        raise SettingsError(f"{method} shows the same for every target, so nothing against one: choose another method")
+        raise SettingsError(f"{method} ignores the target, so it cannot show what lowers a score; use another method")
+    if negative and chosen.absolute:
+        raise SettingsError(f"{method} has no sign, so it cannot show what lowers a score; use another method")
+    differentiated = score_of(clip, chosen, target, score)
     compute = chosen.compute[_kind(clip)]
     if isinstance(compute, Cam):
         compute = replace(compute, layer=layer)
-    # fp16 has too little range for gradients, and the CAMs' package computes with numpy, which has no bf16.
+    if start_block is not None:
+        compute = partial(compute, start=_start_block(clip, chosen, start_block))  # type: ignore[call-arg]
+    # fp16 has too little range for gradients, and the package grad-cam computes with numpy, which has no bf16.
     full = isinstance(compute, Cam) or clip.precision.dtype == torch.float16
-    # A caller may be in inference mode, in which no gradient can be taken of anything.
+    # The caller may be in inference mode, which allows no gradients.
     with torch.inference_mode(False), torch.enable_grad(), autocast(clip.device, FULL if full else clip.precision):
-        pixels = preprocess(image, clip.input_hw(size))[None].to(clip.device)
-        found = compute(clip, pixels, target.negated() if negative else target)
+        pixels = clip.preprocess(image, size)[None].to(clip.device)
+        found = compute(clip, pixels, target.negated() if negative else target, differentiated)
     if not bool(found.isfinite().all()):
         raise CheckpointError(f"the {method} map is not finite in {clip.precision.name}; try precision fp32")
     return np.ascontiguousarray(found.detach().float().cpu().numpy())
+
+
+def score_of(clip: Clip, method: Method, target: Target, score: ScoreKind | None) -> ScoreKind:
+    """Return the score that a method differentiates for a target; `score` is the user's choice, if any.
+
+    Raises:
+        SettingsError: the method has no gradient, or the target has no such score.
+    """
+    from text2seg.explain.saliency.targets import WordsTarget
+
+    default = method.score.get(_kind(clip))
+    if score is None:
+        return "cosine" if default is None or (default == "dot" and isinstance(target, WordsTarget)) else default
+    if default is None:
+        raise SettingsError(f"{method.name} takes no gradient of a score; leave the score out")
+    if score == "dot" and isinstance(target, WordsTarget):
+        raise SettingsError("weighted words have no dot product with an image; use the score cosine or logit")
+    return score
+
+
+def _start_block(clip: Clip, method: Method, block: int) -> int:
+    if not method.has_start_block:
+        able = ", ".join(name for name, each in METHODS.items() if each.has_start_block)
+        raise SettingsError(f"{method.name} has no start block; these methods have one: {able}")
+    count = len(clip.model.visual.transformer.resblocks)
+    if not -count <= block < count:
+        raise SettingsError(f"start_block must be from {-count} to {count - 1} for this CLIP, got {block}")
+    return block
 
 
 def _kind(clip: Clip) -> Kind:
@@ -194,4 +468,7 @@ def _kind(clip: Clip) -> Kind:
 
 
 def _layers(clip: Clip, method: Method) -> tuple[str, ...]:
+    """Return the layers that the method can be applied to, or none if it has no choice."""
+    from text2seg.explain.saliency.cams import layers
+
     return layers(clip) if isinstance(method.compute[_kind(clip)], Cam) else ()

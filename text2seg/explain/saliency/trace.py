@@ -1,7 +1,8 @@
-"""One forward through CLIP's transformers, image and text, that keeps every block's attention and tokens as tensors
-with gradients.
+"""A forward pass through CLIP's image or text transformer that keeps the attention and tokens of every block.
 
-The modules are only read, as in `clip.vit`: no hooks, no gradients on parameters, so threads may share a model."""
+Gradients of the attention are possible. As in `clip.encoders`, the modules do not change: no hooks, and no gradients of
+parameters, so threads may share a model.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from text2seg.clip.vit import embed_patches, join_heads, split_heads
+from text2seg.clip.encoders import embed_patches, join_heads, split_heads
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trace:
-    """One run of a vision transformer.
+    """One forward pass of a vision transformer.
 
-    `attentions` float [B, heads, N, N] of each block, rows attend to columns and sum to 1, CLS first; `tokens` float
-    [B, N, width] after each block; `features` float [B, N, C], the last tokens in CLIP's joint space, not normalised.
+    Attributes:
+        attentions: for each block float [B, heads, N, N]; rows attend to columns and sum to 1; CLS is first.
+        tokens: float [B, N, width] after each block.
+        features: float [B, N, C], the last tokens in CLIP's joint space, not normalised.
+        grid_hw: rows and columns of the patches.
     """
 
     attentions: tuple[Tensor, ...]
@@ -30,13 +34,13 @@ class Trace:
 
 
 def trace_vit(visual: Any, pixels: Tensor, *, first: int | None = 0) -> Trace:
-    """Run CLIP's own forward, unchanged, and keep what happens on the way.
+    """Run CLIP's unchanged forward and keep the attention and tokens of all blocks.
 
     Args:
         visual: a CLIP `VisionTransformer`.
         pixels: float [B, 3, H, W], normalised; H and W multiples of the patch size.
-        first: gradients can be taken of the attention of this block and of those after it; negative counts from
-            the end, and None is none at all. The later, the less work and memory.
+        first: the attention of this block and of later blocks allows gradients; a negative number counts from the
+            end, None means no block. A later block needs less work and memory.
     """
     x, grid_hw = embed_patches(visual, pixels)
     attentions, tokens = trace_blocks(visual.transformer.resblocks, x, first=first)
@@ -44,7 +48,7 @@ def trace_vit(visual: Any, pixels: Tensor, *, first: int | None = 0) -> Trace:
 
 
 def into_joint_space(visual: Any, tokens: Tensor) -> Tensor:
-    """Tokens [..., width] of a vision transformer as features [..., C], not normalised."""
+    """Project tokens [..., width] of a vision transformer to features [..., C], not normalised."""
     features: Tensor = visual.ln_post(tokens) @ visual.proj
     return features
 
@@ -52,11 +56,11 @@ def into_joint_space(visual: Any, tokens: Tensor) -> Tensor:
 def trace_blocks(
     blocks: Sequence[Any], x: Tensor, *, mask: Tensor | None = None, first: int | None = 0
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Attentions and tokens of a transformer's blocks, as in `Trace`, from its input [B, N, width].
+    """Run the blocks of a transformer on [B, N, width] and return attentions and tokens as in `Trace`.
 
     Args:
         mask: [N, N], added to the logits of the attention.
-        first: as for `trace_vit`.
+        first: as in `trace_vit`.
     """
     start = len(blocks) if first is None else first % len(blocks)
     attentions, tokens = [], []
@@ -65,7 +69,7 @@ def trace_blocks(
         logits = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
         attention = (logits if mask is None else logits + mask.to(logits)).softmax(-1)
         if index >= start and not attention.requires_grad:
-            attention.requires_grad_()  # here the graph begins, so blocks before it keep nothing
+            attention.requires_grad_()  # the graph starts here, so earlier blocks store nothing
         x = x + join_heads(block.attn, attention.to(value.dtype) @ value)
         x = x + block.mlp(block.ln_2(x))
         attentions.append(attention)
@@ -74,14 +78,14 @@ def trace_blocks(
 
 
 def gradients(score: Tensor, of: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """How the sum of the scores changes with each tensor, in float32; nothing is written to any tensor."""
+    """Return the gradients of the sum of the scores by each tensor, in float32, without changing `.grad`."""
     return tuple(gradient.float() for gradient in torch.autograd.grad(score.sum(), list(of)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TextTrace:
-    """One run of the text tower: `attentions` and `tokens` as in `Trace`, without CLS; `features` float [T, C], what
-    CLIP reads off each text's end, in its joint space, not normalised."""
+    """One forward pass of the text tower: `attentions` and `tokens` as in `Trace`, without CLS; `features` float [T, C]
+    of the end tokens in CLIP's joint space, not normalised."""
 
     attentions: tuple[Tensor, ...]
     tokens: tuple[Tensor, ...]
@@ -89,14 +93,14 @@ class TextTrace:
 
 
 def trace_text(model: Any, embeddings: Tensor, ends: Tensor, *, first: int | None = 0) -> TextTrace:
-    """Run CLIP's text tower, unchanged, and keep what happens on the way.
+    """Run CLIP's unchanged text tower and keep the attention and tokens of all blocks.
 
     Args:
         model: a CLIP.
         embeddings: float [T, L, width] of tokens, before positions are added; `model.token_embedding(tokens)` for
-            words. Positions after the longest text may be left off: nothing looks at them.
-        ends: int64 [T], where each text ends: the place of its end token.
-        first: as for `trace_vit`.
+            words. Positions after the longest text may be omitted: no token attends to them.
+        ends: int64 [T], the position of each text's end token.
+        first: as in `trace_vit`.
     """
     length = embeddings.shape[1]
     x = embeddings + model.positional_embedding[:length]

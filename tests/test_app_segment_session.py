@@ -1,0 +1,437 @@
+"""A session of the Segment tab without a browser: searches, clicks, exports, commands."""
+
+from __future__ import annotations
+
+import io
+import json
+import shlex
+import zipfile
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from closeness import about
+from PIL import Image as PillowImage
+from pycocotools import mask as coco_mask
+
+from text2seg.app.model_pool import ModelPool
+from text2seg.app.segment import export
+from text2seg.app.segment.document import History, with_point
+from text2seg.app.segment.export import dataset_of, export_file
+from text2seg.app.segment.session import (
+    EditSession,
+    KeptSessions,
+    add_point,
+    bytes_of,
+    examples,
+    find,
+    open_image,
+)
+from text2seg.app.segment.tab import read_request, view_of
+from text2seg.app.settings import AppSettings
+from text2seg.cli import main
+from text2seg.cli.segment import Segment as SegmentCommand
+from text2seg.coco.provenance import points_of
+from text2seg.config import MaskSettings, ModelSettings, PresenceSettings, Settings, TileSettings
+from text2seg.errors import QueryError, Text2SegError
+from text2seg.io.images import load_image
+from text2seg.pipeline import Text2Seg
+from text2seg.records import Image
+from text2seg.runtime import FULL, Precision
+
+
+@pytest.fixture(scope="module")
+def model_pool(demo):
+    return ModelPool(demo, AppSettings())
+
+
+@pytest.fixture(scope="module")
+def session(model_pool):
+    """A session with two sheep, a fire engine, and a koala that is not there."""
+    return read_request({"do": "example", "number": 0}).answer(EditSession(), model_pool).session
+
+
+def piece_of(session, number):
+    """A segment as the page gets it."""
+    return next(piece for piece in view_of(session)["pieces"] if piece["number"] == number)
+
+
+def numbers(session, query=None):
+    return [piece.number for piece in session.document.pieces if query in (None, piece.segment.query)]
+
+
+class TestVisit:
+    def test_an_example_is_opened_and_searched(self, session):
+        view = view_of(session)
+        verdicts = {query["name"]: query["verdict"] for query in view["queries"]}
+        assert verdicts["sheep"].startswith("2 found, best 0.9")
+        assert verdicts["koala"].startswith("not found (0.")
+        assert [piece["query"] for piece in view["pieces"]] == ["sheep", "sheep", "fire engine"]
+        assert len(json.dumps(view)) < 20_000
+
+    def test_all_examples_know_their_words(self, demo):
+        for example in examples():
+            assert demo.check(list(example.texts))
+            assert example.thumbnail.startswith("data:image/jpeg;base64,")
+
+    def test_another_threshold_encodes_nothing(self, session, model_pool, monkeypatch):
+        def forbidden(*args, **keywords):
+            raise AssertionError("an image was encoded")
+
+        monkeypatch.setattr(
+            model_pool.models.clip, "encode_images", lambda images, **keywords: forbidden() if images else []
+        )
+        monkeypatch.setattr(model_pool.models.sam, "embed", lambda images: forbidden() if images else [])
+        again = find(session, model_pool, session.texts, threshold=0.6, presence=0.0)
+        counts = [len(piece.segment.points) for piece in again.document.pieces]
+        assert counts != [len(piece.segment.points) for piece in session.document.pieces]
+        assert "koala" in {piece.segment.query for piece in again.document.pieces}
+        assert again.found.thresholds == (0, 0, 0)
+
+    def test_a_click_adds_a_point(self, session, model_pool):
+        number = numbers(session, "fire engine")[0]
+        before = session.document.piece(number).segment
+        after = add_point(session, number, "", (150.0, 20.0), positive=False)
+        segment = after.document.piece(number).segment
+        expected = session.image_session.segment_points(
+            "fire engine",
+            with_point(
+                before.points, (150.0, 20.0), positive=False, scores=session.found.maps.scores[1], hw=(360, 270)
+            ),
+        )
+        assert np.array_equal(segment.mask, expected.mask)
+        assert segment.points.xy[-1].tolist() == [150.0, 20.0]
+        assert after.history.undo().present is session.document
+
+    def test_a_click_can_start_a_segment(self, session):
+        after = add_point(session, 0, "koala", (90.0, 150.0), positive=True)  # on the bomb
+        (new,) = (piece for piece in after.document.pieces if piece.segment.query == "koala")
+        assert new.by_hand
+        assert new.segment.mask[150, 90]
+        assert "koala" in {query["name"] for query in view_of(after)["queries"] if query["found"]}
+
+    def test_the_first_point_must_be_positive(self, session):
+        with pytest.raises(Text2SegError, match="first point"):
+            add_point(session, 0, "koala", (90.0, 150.0), positive=False)
+
+    def test_a_text_that_is_not_known_or_not_readable_does_not_stop_the_others(self, session, model_pool):
+        texts = ("sheep", "big unicycle", "rose / tulip", "fire engine, ghost+elf")
+        after = find(session, model_pool, texts, threshold=None, presence=None)
+        assert after.asked == ("sheep", "big unicycle", "rose / tulip", "fire engine", "ghost+elf")
+        assert after.texts == after.found.maps.queries == ("sheep", "fire engine")
+        unknown, ambiguous, part = after.refused
+        assert unknown.reason == "“big unicycle” is not among the 109 drawn things that the demo model knows."
+        assert (unknown.text, unknown.wording, "bicycle" in unknown.close) == ("big unicycle", "big unicycle", True)
+        assert "can be read in two ways" in ambiguous.reason
+        assert (ambiguous.text, ambiguous.wording, ambiguous.close) == ("rose / tulip", "", ())
+        assert (part.text, part.wording) == ("ghost+elf", "elf")
+        assert "unicycle" not in export.as_command(after)
+        assert [query["name"] for query in view_of(after)["queries"]] == ["sheep", "fire engine"]
+
+    def test_only_unknown_words_leave_no_stale_result(self, session, model_pool):
+        after = find(session, model_pool, ("unicycle",), threshold=None, presence=None)
+        view = view_of(after)
+        assert (view["texts"], view["queries"], view["pieces"], view["command"]) == (["unicycle"], [], [], "")
+        assert [each["text"] for each in view["refused"]] == ["unicycle"]
+        assert not find(after, model_pool, (), threshold=None, presence=None).refused
+        twice = find(session, model_pool, ("Unicycle", "unicycle", "Sheep"), threshold=None, presence=None)
+        assert [each.text for each in twice.refused] == ["Unicycle", "unicycle"]
+
+    def test_queries_that_contradict_each_other_are_an_error(self, session, model_pool, monkeypatch):
+        def contradict(queries, settings=None):
+            raise QueryError("these two contradict each other")
+
+        monkeypatch.setattr(model_pool.models, "known_queries", contradict)
+        with pytest.raises(QueryError, match="contradict"):
+            find(session, model_pool, ("sheep", "koala"), threshold=None, presence=None)
+
+    def test_too_many_queries_are_an_error(self, session, model_pool):
+        with pytest.raises(QueryError, match="101 queries are too many"):
+            find(session, model_pool, tuple(f"sheep {n}" for n in range(101)), threshold=None, presence=None)
+
+    def test_a_photograph_is_unfamiliar_to_the_demo_model(self, session, model_pool, demo):
+        rng = np.random.default_rng(0)
+        noise = Image(np.repeat(rng.integers(0, 256, (60, 80, 1), np.uint8), 3, 2), "noise.png")
+        assert not view_of(session)["isUnfamiliar"]
+        opened = open_image(model_pool, noise)
+        assert view_of(opened)["isUnfamiliar"]
+        real = Text2Seg(demo.clip, demo.sam, settings=demo.settings, input_size=demo.input_size)
+        after = find(opened, ModelPool(real, AppSettings()), ("sheep",), threshold=None, presence=None)
+        assert not view_of(after)["isUnfamiliar"]
+
+    def test_points_of_the_visitor_are_marked(self, session):
+        number = numbers(session, "fire engine")[0]
+        assert not any(point["own"] for point in piece_of(session, number)["points"])
+        after = add_point(session, number, "", (150.1, 20.7), positive=False)
+        after = add_point(after, number, "", (250.3, 200.9), positive=True)
+        own = [point for point in piece_of(after, number)["points"] if point["own"]]
+        assert [(point["x"], point["y"], point["positive"]) for point in own] == [
+            (pytest.approx(150.1), pytest.approx(20.7), False),
+            (pytest.approx(250.3), pytest.approx(200.9), True),
+        ]
+        new = add_point(session, 0, "koala", (90.0, 150.0), positive=True)
+        assert [point["own"] for point in piece_of(new, numbers(new, "koala")[0])["points"]] == [True]
+
+    def test_another_candidate_can_be_taken(self, session, model_pool):
+        number = numbers(session, "fire engine")[0]
+        before = session.document.piece(number).segment
+        other = (before.chosen + 1) % 3
+        answer = read_request({"do": "take", "piece": number, "candidate": other}).answer(session, model_pool)
+        piece = answer.session.document.piece(number)
+        assert np.array_equal(piece.segment.mask, session.image_session.candidate_mask(before, other))
+        assert (piece.segment.chosen, piece.by_hand) == (other, True)
+        assert piece.segment.sam_score == pytest.approx(before.candidates.scores[other])
+        assert piece.segment.map_score == about(answer.why["candidates"][other]["map"], terms=before.mask.size)
+        assert [each["chosen"] for each in answer.why["candidates"]].index(True) == other
+        assert answer.session.history.undo().present is session.document
+        with pytest.raises(Text2SegError, match="no such candidate"):
+            read_request({"do": "take", "piece": number, "candidate": 3}).answer(session, model_pool)
+
+    def test_why_not_returns_the_map_of_what_was_not_found(self, session, model_pool):
+        answer = read_request({"do": "why-not", "query": "koala"}).answer(session, model_pool)
+        assert answer.why["reason"].startswith("The model does not find it: presence 0.0")
+        assert "below 0.50" in answer.why["reason"]
+        assert answer.why["candidates"] == answer.why["points"] == []
+        expected = PillowImage.open(io.BytesIO(answer.map_jpeg))
+        assert expected.size == session.image_session.image.hw[::-1]
+        with pytest.raises(Text2SegError, match="was not searched for"):
+            read_request({"do": "why-not", "query": "bomb"}).answer(session, model_pool)
+
+    def test_a_search_needs_an_image(self, model_pool):
+        with pytest.raises(Text2SegError, match="no image"):
+            find(EditSession(), model_pool, ("sheep",), threshold=None, presence=None)
+
+    def test_switched_models_are_used_for_the_next_search(self, session, demo):
+        other = ModelPool(demo, AppSettings())
+        with pytest.raises(Text2SegError, match="nothing to point at"):
+            add_point(open_image(other, examples()[0].image), 0, "sheep", (1, 1), positive=True)
+        stale = replace(session, models=None)
+        assert find(stale, other, ("sheep",), threshold=None, presence=None).models is demo
+
+    def test_deleting_all_segments_of_a_query_changes_its_verdict(self, session, model_pool):
+        for number in numbers(session, "sheep"):
+            session = read_request({"do": "delete", "piece": number}).answer(session, model_pool).session
+        assert view_of(session)["queries"][0]["verdict"] == "deleted"
+        for texts, verdict in ((("koala", "sheep"), "deleted"), (("koala",), "not found"), (("sheep",), "2 found")):
+            session = find(session, model_pool, texts, threshold=None, presence=None)
+            assert view_of(session)["queries"][-1]["verdict"].startswith(verdict)  # forgotten with the query
+
+    def test_why_returns_candidates_points_and_the_map(self, session, model_pool):
+        number = numbers(session, "fire engine")[0]
+        answer = read_request({"do": "why", "piece": number}).answer(session, model_pool)
+        segment = session.document.piece(number).segment
+        assert [each["sam"] for each in answer.why["candidates"]] == pytest.approx(segment.candidates.scores.tolist())
+        assert [each["chosen"] for each in answer.why["candidates"]].index(True) == segment.chosen
+        assert answer.why["candidates"][segment.chosen]["map"] == about(
+            segment.map_score, terms=session.found.maps.scores[0].size
+        )
+        assert len(answer.why["points"]) == len(segment.points)
+        assert PillowImage.open(io.BytesIO(answer.map_jpeg)).format == "JPEG"
+
+
+class TestExport:
+    def test_the_coco_file_has_masks_and_provenance(self, session):
+        number = numbers(session, "sheep")[0]
+        session = add_point(session, number, "", (5.0, 5.0), positive=False)
+        name, content = export_file(session, "coco", frozenset(numbers(session)))
+        dataset = json.loads(content)
+        assert name == "scene_0019_dataset.json"
+        assert [category["name"] for category in dataset["categories"]] == ["sheep", "fire engine", "koala"]
+        for annotation, piece in zip(dataset["annotations"], session.document.pieces, strict=True):
+            assert np.array_equal(coco_mask.decode(annotation["segmentation"]).astype(bool), piece.segment.mask)
+            assert annotation["attributes"]["by_hand"] == (piece.number == number)
+            assert annotation["attributes"]["provenance"]["clip"]["name"] == "demo"
+            assert np.array_equal(points_of(annotation).xy, piece.segment.points.xy)
+        assert dataset["images"][0]["file_name"] == "scene_0019.jpg"
+
+    def test_only_the_chosen_segments_are_exported(self, session):
+        chosen = frozenset(numbers(session, "fire engine"))
+        assert [each["category_id"] for each in dataset_of(session, chosen)["annotations"]] == [2]
+        assert dataset_of(session, frozenset())["annotations"] == []
+
+    def test_everything_is_one_zip(self, session):
+        name, content = export_file(session, "all", frozenset(numbers(session)))
+        assert name == "scene_0019_text2seg.zip"
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            names = {entry.removeprefix("scene_0019_text2seg/") for entry in archive.namelist()}
+            assert names == {"dataset.json", "scene_0019_overlay.png"} | {
+                f"{folder}/scene_0019_{segment}.png"  # as `segment --save` names them
+                for folder in ("masks", "cutouts")
+                for segment in ("sheep_1", "sheep_2", "fire-engine_1")
+            }
+            mask = np.asarray(
+                PillowImage.open(io.BytesIO(archive.read("scene_0019_text2seg/masks/scene_0019_fire-engine_1.png")))
+            )
+        (piece,) = (piece for piece in session.document.pieces if piece.segment.query == "fire engine")
+        assert np.array_equal(mask, piece.segment.mask * 255)
+
+    def test_one_cut_out_is_a_transparent_png(self, session):
+        name, content = export_file(session, "cutouts", frozenset(numbers(session, "fire engine")))
+        image = PillowImage.open(io.BytesIO(content))
+        (piece,) = (piece for piece in session.document.pieces if piece.segment.query == "fire engine")
+        assert name == "scene_0019_fire-engine_1_cutout.png"
+        assert image.mode == "RGBA"
+        assert image.size == piece.segment.box_xywh[2:]
+
+    @pytest.mark.parametrize("kind", ["coco", "masks", "cutouts", "overlay", "all"])
+    def test_nothing_shown_means_no_file(self, session, kind):
+        with pytest.raises(Text2SegError, match="show at least one"):
+            export_file(session, kind, frozenset())
+
+
+class TestKeptSessions:
+    def test_a_session_is_found_by_its_token(self, session):
+        kept = KeptSessions()
+        first = kept.keep(session)
+        assert len(first.token) >= 32
+        again = kept.keep(replace(first, texts=("sheep",)))
+        assert again.token == first.token
+        found = kept.find(first.token)
+        assert (found.texts, found.token, found.document) == (("sheep",), "", session.document)
+        assert kept.find("guess") is kept.find("") is None
+
+    def test_two_pages_with_one_token_go_separate_ways(self, session):
+        kept = KeptSessions()
+        token = kept.keep(session).token
+        one = kept.keep(replace(kept.find(token), texts=("one",)))
+        assert one.token != token
+        assert kept.find(token).texts == session.texts
+
+    def test_a_session_without_an_image_is_not_kept(self):
+        assert KeptSessions().keep(EditSession()).token == ""
+
+    def test_old_sessions_are_dropped(self, session):
+        kept = KeptSessions(most=2)
+        tokens = [kept.keep(session).token for _ in range(3)]
+        assert [kept.find(token) is None for token in tokens] == [True, False, False]
+        few = KeptSessions(most_bytes=2 * bytes_of(session))
+        tokens = [few.keep(session).token for _ in range(3)]
+        assert [few.find(token) is None for token in tokens] == [True, False, False]
+        tiny = KeptSessions(most_bytes=1)
+        assert tiny.find(tiny.keep(session).token)  # the current one stays
+        late = KeptSessions(seconds=-1)
+        assert late.find(late.keep(session).token) is None
+
+    def test_the_size_counts_each_mask_of_the_history_once(self, session):
+        opened = bytes_of(replace(session, history=History()))
+        assert opened == session.image_session.image.pixels.nbytes
+        segments = session.document.segments()
+        found = sum(each.mask.nbytes + each.candidates.logits.nbytes for each in segments)
+        assert bytes_of(session) == opened + found
+        number = session.document.pieces[0].number
+        accepted = replace(session, history=session.history.step(session.document.accepted(number)))
+        assert bytes_of(accepted) == bytes_of(session)
+        x, y = segments[0].points.xy[0].tolist()
+        corrected = add_point(session, number, "", (x + 1, y + 1), positive=True)
+        (new,) = (piece.segment for piece in corrected.document.pieces if piece.by_hand)
+        assert bytes_of(corrected) == bytes_of(session) + new.mask.nbytes + new.candidates.logits.nbytes
+        deleted = replace(corrected, history=corrected.history.step(corrected.document.deleted(number)))
+        assert bytes_of(deleted) == bytes_of(corrected)
+
+
+@pytest.fixture
+def parsed(monkeypatch):
+    """What the command line of text2seg understands of a line, without doing it."""
+    understood: list[SegmentCommand] = []
+    monkeypatch.setattr(SegmentCommand, "run", lambda self: understood.append(self) or 0)
+
+    def parse(line: str) -> SegmentCommand:
+        *remarks, last = line.splitlines()
+        assert all(remark.startswith("# ") for remark in remarks)
+        program, *words = shlex.split(last)
+        assert program == "text2seg"
+        assert main(words) == 0
+        return understood.pop()
+
+    return parse
+
+
+@pytest.fixture
+def at_home(monkeypatch):
+    """A machine on which `auto` means the CPU in fp32, as the demo model of the tests runs."""
+    monkeypatch.setattr(export, "choose_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(export, "choose_precision", lambda device: FULL)
+
+
+@pytest.mark.usefixtures("at_home")
+class TestCommand:
+    def test_the_command_has_no_default_flags(self, session):
+        assert export.as_command(session) == (
+            "text2seg segment scene_0019.jpg --query sheep --query 'fire engine' --query koala --model demo"
+        )
+        assert "Settings" not in export.as_python(session)
+
+    @pytest.mark.parametrize("threshold", [None, 0.65])
+    def test_the_command_line_understands_it(self, session, demo, threshold, parsed, monkeypatch):
+        texts = ("person's +bench|'x", "--dog", "$(rm) -cat `a`", 'a "b"')
+        settings = Settings(
+            masks=MaskSettings(resolve_overlaps=True, prompt="box"), tiles=TileSettings(tile=256, tile_overlap=0.1)
+        )
+        monkeypatch.setattr(demo, "settings", settings)
+        image = replace(session.image_session.image, file_name="-it's a photo.jpg")
+        image_session = demo.open(image)
+        session = replace(session, image_session=image_session, texts=texts, threshold=threshold, presence=0.25)
+        understood = parsed(export.as_command(session))
+        assert understood.query == texts
+        assert understood.settings == session.settings
+        assert understood.settings.presence == PresenceSettings(0.25)
+        assert [path.name for path in understood.images] == ["-it's a photo.jpg"]
+
+    def test_the_python_gives_the_same_masks(self, session, model_pool, tmp_path, monkeypatch):
+        session = find(session, model_pool, session.texts, threshold=0.7, presence=0.0)
+        PillowImage.fromarray(session.image_session.image.pixels).save(tmp_path / "scene_0019.png")
+        monkeypatch.chdir(tmp_path)
+        image = load_image("scene_0019.png")
+        names: dict = {}
+        exec(export.as_python(replace(session, image_session=model_pool.session(image))), names)
+        result = names["result"]
+        assert len(result.segments) == len(session.document.pieces)
+        for one, piece in zip(result.segments, session.document.pieces, strict=True):
+            assert one.query == piece.segment.query
+            assert np.mean(one.mask != piece.segment.mask) < 0.01  # precision may be another
+
+    def test_manual_edits_are_mentioned(self, session):
+        session = add_point(session, numbers(session)[0], "", (5.0, 5.0), positive=False)
+        session = replace(session, history=session.history.step(session.document.deleted(numbers(session)[1])))
+        first, last = export.as_command(session).splitlines()
+        assert first == "# Without manual edits: 1 added or edited, 1 deleted."
+        assert last.startswith("text2seg segment")
+        compile(export.as_python(session), "copied", "exec")
+
+    def test_segments_accepted_under_other_settings_are_mentioned(self, session, model_pool):
+        number = numbers(session, "fire engine")[0]
+        session = replace(session, history=session.history.step(session.document.accepted(number)))
+        assert not export.as_command(
+            find(session, model_pool, session.texts, threshold=None, presence=None)
+        ).startswith("#")
+        other = find(session, model_pool, session.texts, threshold=0.95, presence=None)
+        assert "# Without manual edits: 1 accepted before the settings changed." in export.as_command(other)
+
+    def test_models_other_than_the_demo_are_named(self, session, demo, monkeypatch):
+        monkeypatch.setattr(demo, "_provenance", {"clip": {"name": "ViT-B/16"}, "sam": {"name": "vit_h"}})
+        assert "--model huge" in export.as_command(session)
+        assert 'Text2Seg.load("huge")' in export.as_python(session)
+        monkeypatch.setattr(demo, "_provenance", {"clip": {"name": "my clip.pt"}, "sam": {"name": "demo"}})
+        assert "--clip 'my clip.pt' --sam demo" in export.as_command(session)
+
+    @pytest.mark.parametrize(
+        ("clip", "sam"),
+        [
+            ("openclip:ViT-B-16/laion2b_s34b_b88k", "sam2.1_hiera_tiny"),
+            ("openclip:my models/siglip", "mobile_sam"),
+            ("demo", "facebook/sam2.1-hiera-small"),
+        ],
+    )
+    def test_any_pair_of_names_is_parsed(self, session, demo, clip, sam, parsed, monkeypatch):
+        monkeypatch.setattr(demo, "_provenance", {"clip": {"name": clip}, "sam": {"name": sam}})
+        assert parsed(export.as_command(session)).model == ModelSettings(clip=clip, sam=sam)
+        assert f"Text2Seg.load(clip={clip!r}, sam={sam!r})" in export.as_python(session)
+
+    def test_what_auto_would_not_choose_is_named(self, session, demo, parsed, monkeypatch):
+        monkeypatch.setattr(export, "choose_device", lambda: torch.device("cuda:0"))
+        monkeypatch.setattr(export, "choose_precision", lambda device: Precision(torch.bfloat16, "fast"))
+        monkeypatch.setattr(demo.sam, "compiled", True)
+        wanted = ModelSettings(model="demo", device="cpu", precision="fp32", compile=True)
+        assert parsed(export.as_command(session)).model == wanted
+        assert "Text2Seg.load(\"demo\", device='cpu', precision='fp32', compile=True)" in export.as_python(session)

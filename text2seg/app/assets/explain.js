@@ -1,0 +1,61 @@
+// The list of explanation tools: a select field with the tools by group, and the summary of the chosen one.
+
+customElements.define("t2s-tool-list", class extends HTMLElement {
+  connect({ props, trigger, watch }) {
+    this.innerHTML = `<label><span>Tool</span><select></select></label><p class="t2s-note"></p>`;
+    const select = this.querySelector("select");
+    const tools = props.groups.flatMap((each) => each.tools);
+    select.append(...props.groups.map(({ group, tools: listed }) => {
+      const options = Object.assign(document.createElement("optgroup"), { label: group });
+      options.append(...listed.map(({ name, title }) => new Option(title, name)));
+      return options;
+    }));
+    const show = () => {
+      select.value = props.value;
+      this.querySelector("p").textContent = tools.find((each) => each.name === props.value)?.summary ?? "";
+    };
+    select.addEventListener("change", () => {
+      props.value = select.value;
+      show();
+      trigger("input");
+    });
+    watch("value", show);
+    show();
+  }
+});
+
+// The panels of a result. A panel opens in the large view.
+// Value: {columns, panels: [{file, caption, width, height}]}, or null; a panel without a file keeps its place free.
+
+customElements.define("t2s-panels", class extends HTMLElement {
+  connect({ props, watch }) {
+    this.addEventListener("click", (event) => {
+      const button = event.target.closest("[data-panel]");
+      if (button) this.#open(Number(button.dataset.panel));
+    });
+    watch("value", () => this.#show(props.value));
+    this.#show(props.value);
+  }
+
+  #show(value) {
+    this.panels = (value?.panels ?? []).map((panel) => ({ ...panel, url: panel.file?.url }));
+    this.hidden = !this.panels.length;
+    this.style.setProperty("--t2s-columns", value?.columns ?? 1);
+    this.replaceChildren(...this.panels.map(({ url, caption, width, height }, at) => {
+      const figure = document.createElement("figure");
+      if (!url) return figure;
+      const button = Object.assign(document.createElement("button"), { type: "button", title: "Show large" });
+      button.dataset.panel = at;
+      button.append(Object.assign(new Image(), { src: url, alt: caption, width, height, decoding: "async" }));
+      figure.append(button, Object.assign(document.createElement("figcaption"), { textContent: caption }));
+      return figure;
+    }));
+  }
+
+  #open(at) {
+    const drawn = this.panels.filter((panel) => panel.url);
+    text2segLarge.open(drawn, drawn.indexOf(this.panels[at]), {
+      closed: (last) => this.querySelector(`[data-panel="${this.panels.indexOf(drawn[last])}"]`)?.focus(),
+    });
+  }
+});

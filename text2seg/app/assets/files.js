@@ -1,0 +1,160 @@
+// A place to drop images, as in the Segment tab; also for several files. A file is uploaded when it is chosen.
+// Properties: `label`, `hint`, `several`, `accept`, `invitation`, `kinds` (the line below it), `uploadMb`, `examples`
+// [{title, thumbnail}], `offer` {name, thumbnail} of the image that is open in the Segment tab, or null.
+// Value: null, {example: number}, {segment: true} or {path, name}; of several files a list of {path, name}.
+
+const AT_ONCE = 3; // uploads
+const LISTED = 6; // names that are shown of several files
+const SHOWN = /\.(avif|bmp|gif|jpe?g|png|svg|webp)$/i; // what browsers can draw
+
+/** The place that takes a pasted image: the one with the focus or under the pointer, else the first. */
+function pasteTarget() {
+  const all = [...document.querySelectorAll("t2s-files")].filter((each) => each.checkVisibility());
+  return all.find((each) => each.matches(":focus-within")) ?? all.find((each) => each.matches(":hover")) ?? all[0];
+}
+
+customElements.define("t2s-files", class extends HTMLElement {
+  #urls = new Map(); // of files of this machine, by their paths on the server
+  #choice = 0; // number of the last choice; an upload for an earlier one is dropped when it ends
+
+  connect({ props, trigger, watch, upload }) {
+    Object.assign(this, { props, trigger, upload });
+    const what = props.invitation ?? "Drop an image here, paste one, or choose a file";
+    this.innerHTML = `
+      <span class="t2s-label" id="${this.#id}-label"></span><p class="t2s-hint" data-part="hint"></p>
+      <button type="button" class="t2s-drop t2s-small" data-do="choose" aria-describedby="${this.#id}-label">
+        <svg viewBox="0 0 48 48" aria-hidden="true"><rect x="5" y="9" width="38" height="30" rx="4"/>
+          <circle cx="16" cy="19" r="3.5"/><path d="M6 35l12-11 8 7 7-6 9 8"/></svg>
+        <strong>${what}</strong><span data-part="kinds"></span></button>
+      <div class="t2s-taken" hidden><img alt="" hidden><div data-part="names"></div>
+        <div class="t2s-row"><button type="button" data-do="choose">${props.several ? "Add files" : "Replace"}</button>
+          <button type="button" data-do="remove">${props.several ? "Remove all" : "Remove image"}</button></div></div>
+      <p class="t2s-hint" data-part="state" role="status"></p>
+      <div class="t2s-offers" data-part="offers"></div>
+      <input type="file" tabindex="-1" accept="${props.accept ?? "image/*"}" aria-labelledby="${this.#id}-label" hidden
+        ${props.several ? "multiple" : ""}>`;
+    this.#part("kinds").textContent = props.kinds ?? "JPEG, PNG, WebP, TIFF …";
+    this.querySelector(".t2s-label").textContent = props.label;
+    this.#part("hint").textContent = props.hint ?? "";
+    const input = this.querySelector("input");
+    input.addEventListener("change", () => { this.#take([...input.files]); input.value = ""; });
+    this.addEventListener("click", (event) => this.#click(event));
+    for (const kind of ["dragenter", "dragover"]) {
+      this.addEventListener(kind, (event) => { event.preventDefault(); this.classList.add("t2s-over"); });
+    }
+    for (const kind of ["dragleave", "drop"]) this.addEventListener(kind, () => this.classList.remove("t2s-over"));
+    this.addEventListener("drop", (event) => { event.preventDefault(); this.#take([...event.dataTransfer.files]); });
+    document.addEventListener("paste", (event) => this.#paste(event));
+    watch("value", () => this.#show());
+    watch("offer", () => this.#show());
+    this.#show();
+  }
+
+  get #id() { return this.closest("[id]")?.id ?? "files"; }
+
+  #part(name) { return this.querySelector(`[data-part=${name}]`); }
+
+  #click(event) {
+    const { do: action, example, segment } = event.target.closest("button")?.dataset ?? {};
+    if (action === "remove" || example || segment) this.#choice += 1;
+    if (action === "choose") this.querySelector("input").click();
+    else if (action === "remove") this.#set(this.props.several ? [] : null, { focus: true });
+    else if (example) this.#set({ example: Number(example) });
+    else if (segment) this.#set({ segment: true });
+  }
+
+  #paste(event) {
+    const files = [...(event.clipboardData?.files ?? [])].filter((each) => each.type.startsWith("image/"));
+    if (files.length && this === pasteTarget()) this.#take(this.props.several ? files : files.slice(0, 1));
+  }
+
+  async #take(files) {
+    const { uploadMb, several } = this.props;
+    const large = uploadMb && files.find((file) => file.size > uploadMb * 1e6);
+    if (large) return this.#state(`${large.name} has ${(large.size / 1e6).toFixed(1)} MB; the limit is ${uploadMb} MB. Make it smaller.`, true);
+    const waiting = several ? [...files] : files.slice(0, 1), total = waiting.length, taken = [];
+    if (total && !several) this.#choice += 1; // several files are added to those before
+    const choice = this.#choice;
+    const next = async () => {
+      for (let file = waiting.shift(); file; file = waiting.shift()) {
+        this.#state(total > 1 ? `Uploading: ${taken.length} of ${total} files` : `Uploading ${file.name}`);
+        const { path } = await this.upload(file);
+        if (choice !== this.#choice) return;
+        taken.push({ path, name: file.name });
+        if (SHOWN.test(file.name) && !several) this.#urls.set(path, URL.createObjectURL(file));
+      }
+    };
+    try {
+      await Promise.all(Array.from({ length: AT_ONCE }, next));
+    } catch (error) {
+      if (choice !== this.#choice) return;
+      return this.#state(`The upload failed: ${error.message ?? error}. Please try again.`, true);
+    }
+    if (choice !== this.#choice) return;
+    if (total) this.#set(several ? [...(this.props.value ?? []), ...taken] : taken[0]);
+    return this.#state("");
+  }
+
+  #set(value, { focus = false } = {}) {
+    this.props.value = value;
+    this.#state("");
+    this.#show();
+    for (const [path, url] of this.#urls) {
+      if (path === value?.path) continue;
+      URL.revokeObjectURL(url);
+      this.#urls.delete(path);
+    }
+    if (focus) this.querySelector(".t2s-drop").focus();
+    this.trigger("input");
+  }
+
+  #state(text, isWrong = false) {
+    const state = this.#part("state");
+    state.textContent = text;
+    state.classList.toggle("t2s-alert", isWrong);
+  }
+
+  #show() {
+    const { value, several, examples = [], offer } = this.props;
+    const taken = several ? value?.length : value;
+    this.querySelector(".t2s-drop").hidden = Boolean(taken);
+    this.querySelector(".t2s-taken").hidden = !taken;
+    const [name, url] = this.#shown(value);
+    const image = this.querySelector("img");
+    image.hidden = !url;
+    if (url) Object.assign(image, { src: url, alt: name });
+    else image.removeAttribute("src");
+    const names = several && taken ? value.slice(0, LISTED).map((each) => each.name) : [name];
+    const more = several && taken > LISTED ? [`and ${taken - LISTED} more`] : [];
+    this.#part("names").replaceChildren(...[...names, ...more].map((text) =>
+      Object.assign(document.createElement("p"), { textContent: text })));
+    const focused = this.#part("offers").contains(document.activeElement) ? { ...document.activeElement.dataset } : null;
+    this.#part("offers").replaceChildren(...(offer ? [this.#offer("segment", 1, offer, `${offer.name}, from Segment`)] : []),
+      ...examples.map((each, at) => this.#offer("example", at, each, each.title)));
+    for (const button of this.#part("offers").children) {
+      const { example, segment } = button.dataset;
+      button.setAttribute("aria-pressed", String(segment ? Boolean(value?.segment) : value?.example === Number(example)));
+    }
+    if (focused) {
+      const [key, number] = Object.entries(focused)[0];
+      this.querySelector(`[data-${key}="${number}"]`)?.focus({ preventScroll: true });
+    }
+  }
+
+  /** Name and address of the chosen image. */
+  #shown(value) {
+    const { several, examples = [], offer } = this.props;
+    if (several || !value) return ["", ""];
+    if (value.segment) return [offer?.name ?? "the image from Segment", offer?.thumbnail];
+    if (value.example !== undefined) return [examples[value.example].title, examples[value.example].thumbnail];
+    return [value.name, this.#urls.get(value.path)];
+  }
+
+  #offer(key, number, { thumbnail }, title) {
+    const button = Object.assign(document.createElement("button"), { type: "button", className: "t2s-offer", title });
+    button.dataset[key] = number;
+    button.append(Object.assign(new Image(), { src: thumbnail, alt: "" }),
+      Object.assign(document.createElement("span"), { textContent: title }));
+    return button;
+  }
+});

@@ -1,0 +1,177 @@
+"""A labelled image in the editor of the Segment tab, and what was edited there as annotations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from text2seg.app.checks import read_image
+from text2seg.app.folder.review import ContactSheet
+from text2seg.app.model_pool import ModelPool
+from text2seg.app.segment.document import NO_POINTS, SAME, Document, History, Piece, outline_of, show_the_same
+from text2seg.app.segment.session import EditSession, open_image
+from text2seg.coco.dataset import annotations_of
+from text2seg.coco.provenance import points_of
+from text2seg.coco.reader import attributes_of
+from text2seg.coco.rle import mask_of
+from text2seg.errors import Text2SegError
+from text2seg.grids import iou
+from text2seg.ontology import queries_of
+from text2seg.records import Candidates, Image, Segment, Segmentation
+from text2seg.review.contents import Item, number_in
+
+if TYPE_CHECKING:
+    from text2seg.app.folder.jobs import Job
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Editing:
+    """An image of a job while it is edited. `numbers` are the annotations' ids by the numbers of their segments in the
+    editor, `segments` these segments before. `before` is what the editor held before."""
+
+    job: str = ""
+    job_name: str = ""
+    place: int = 0
+    image: Image | None = None
+    numbers: Mapping[int, int] = field(default_factory=dict)
+    segments: Mapping[int, Segment] = field(default_factory=dict)
+    before: EditSession = field(default_factory=EditSession)
+
+    @property
+    def name(self) -> str:
+        """File name of the image."""
+        return self.image.file_name if self.image else ""
+
+
+def begin(
+    model_pool: ModelPool, job: Job, sheet: ContactSheet, place: int, annotation: int, before: EditSession
+) -> tuple[EditSession, int]:
+    """Open an image of a job in the editor. Return also the number of the segment of an annotation; 0 if it has none.
+
+    The models search the image again for all categories of the job, so that its segments can be corrected by points
+    and explained. The segments are those of the dataset, without rejected ones, which later searches do not add again.
+
+    Raises:
+        Text2SegError: there is no such image, it cannot be read, or the editor still holds an image of a job.
+        QueryError: the models of the app do not know a category.
+    """
+    if before.editing:
+        raise Text2SegError(
+            f"the editor still holds {before.editing.name}; first save it there, or go back without saving"
+        )
+    entry = sheet.image(place)
+    if entry is None:
+        raise Text2SegError("there is no such image; reload the page")
+    image = read_image(job.images / entry.file_name, model_pool.settings)
+    image = replace(image, file_name=entry.file_name)
+    queries = queries_of(job.ontology)
+    model_pool.models.check(queries)
+    session = open_image(model_pool, image)
+    if session.image_session is None:
+        raise Text2SegError("the image cannot be opened")
+    found = session.image_session.segment(queries)
+    order = {query.name: at for at, query in enumerate(queries)}
+    items = sorted((item for item in entry.items if item.category in order), key=lambda item: order[item.category])
+    pieces: list[Piece] = []
+    rejected: list[Segment] = []
+    numbers: dict[int, int] = {}
+    for item in items:
+        again = _found_again(item, found)
+        segment = _segment_of(item, found, again)
+        if item.annotation["id"] in job.decisions.segments:
+            rejected.append(segment)
+            continue
+        number, by_hand = len(pieces) + 1, _is_by_hand(item)
+        is_explained = again is not None and not by_hand
+        outline = outline_of(segment)
+        pieces.append(Piece(number, segment, outline, by_hand, is_labelled=True, is_explained=is_explained))
+        numbers[number] = int(item.annotation["id"])
+    document = Document(tuple(pieces), tuple(rejected), len(pieces))
+    segments = {piece.number: piece.segment for piece in pieces}
+    edited = replace(
+        session,
+        given=queries,
+        asked=tuple(order),
+        texts=tuple(order),
+        found=found,
+        history=History(document),
+        editing=Editing(job.id, job.name, place, image, numbers, segments, before),
+    )
+    chosen = next((number for number, each in numbers.items() if each == annotation), 0)
+    return edited, chosen
+
+
+def finish(editing: Editing, session: EditSession, job: Job, sheet: ContactSheet) -> None:
+    """Take over the segments of the editor as annotations of the job.
+
+    A segment that a search lost with its word is still an annotation of the job, as it was. If another search found it
+    again, it is this annotation.
+
+    Raises:
+        Text2SegError: the editor holds another image by now, or a segment of something that is no category.
+    """
+    shown = session.image_session
+    if shown is None or shown.image is not editing.image or session.found is None:
+        raise Text2SegError(f"the editor does not show {editing.name} any more; edit it again from the review")
+    categories = {name: number for number, name in enumerate(sheet.categories, start=1)}
+    ids = {each["name"]: each["id"] for each in sheet.content["categories"]}
+    pieces = session.document.pieces
+    other = sorted({piece.segment.query for piece in pieces} - set(categories))
+    if other:
+        raise Text2SegError(f"{', '.join(other)}: not a category of this job; delete these segments first")
+    there = {piece.number for piece in pieces}
+    lost = {number: segment for number, segment in editing.segments.items() if number not in there}
+    edited: dict[int, dict[str, Any]] = {}
+    added = []
+    for piece in pieces:
+        number = piece.number
+        if number not in editing.segments and not piece.by_hand:
+            number = next((each for each, segment in lost.items() if show_the_same(segment, piece.segment)), number)
+            lost.pop(number, None)
+        before = editing.segments.get(number)
+        if before is not None and np.array_equal(before.mask, piece.segment.mask):
+            continue
+        (annotation,) = annotations_of(replace(session.found, segments=(piece.segment,)), ids) or (None,)
+        if annotation is None:  # an empty mask
+            continue
+        if piece.by_hand:
+            annotation["attributes"] |= {"by_hand": True}
+        if before is None:
+            added.append(annotation)
+        else:
+            edited[editing.numbers[number]] = annotation
+    removed = [editing.numbers[number] for number, each in lost.items() if each.query in session.found.maps.queries]
+    sheet.correct(job.decisions, editing.place, edited, added, removed)
+
+
+def _found_again(item: Item, found: Segmentation) -> Segment | None:
+    """Return what was found that shows the same object as an annotation, or None."""
+    mask = mask_of(item.annotation, found.image.hw)
+    again = max(found.of(item.category), key=lambda each: iou(each.mask, mask), default=None)
+    return again if again is not None and iou(again.mask, mask) > SAME else None
+
+
+def _segment_of(item: Item, found: Segmentation, again: Segment | None) -> Segment:
+    """Return the segment of an annotation: as it was found `again`, with the mask of the annotation, or made from what
+    the annotation records."""
+    annotation = item.annotation
+    mask = mask_of(annotation, found.image.hw)
+    known = attributes_of(annotation)
+    try:
+        points = points_of(annotation)
+    except Text2SegError:  # a file of another program, or a segment that was split by hand
+        points = NO_POINTS
+    if again is not None:
+        return replace(again, mask=mask, points=points if len(points) else again.points)
+    score = number_in(known, "sam_score") or item.score or 0.0
+    side = 256  # SAM's resolution; the candidates of this segment are not known
+    candidates = Candidates(np.zeros((1, side, side), np.float32), np.array([score], np.float32))
+    values = (number_in(known, "map_score") or 0.0, number_in(known, "presence") or 0.0)
+    return Segment(item.category, mask, score, *values, points, candidates, 0)
+
+
+def _is_by_hand(item: Item) -> bool:
+    return attributes_of(item.annotation).get("by_hand") is True

@@ -1,0 +1,272 @@
+"""Layout of the tab "Label a folder": its components, and the HTML of its changing parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import gradio as gr
+
+from text2seg.app.fields import files_field
+from text2seg.app.folder.inputs import Checked, folders_in
+from text2seg.app.folder.jobs import NOBODY, Job, State
+from text2seg.app.folder.review import SheetPage
+from text2seg.app.settings import AppSettings
+from text2seg.render.saving import render_template
+
+TICK = 1.0  # seconds between two updates of a job's status
+
+
+UPLOAD, SERVER = "Upload", "A folder on the server"
+
+
+SHOWN = [("All", "all"), ("Undecided", "undecided"), ("Accepted", "accepted"), ("Rejected", "rejected")]
+
+
+FEW_THINGS = "sheep, koala, fire engine"
+
+
+HELP = (
+    "The most uncertain images come first. Click an image to see it large, to correct its categories or to edit its "
+    "segments. Rejected images and unticked segments are left out of the download. Images without a decision stay in."
+)
+BEGIN = "Type things and convert them to an ontology, start from an example, or paste your own."
+KEYS = (
+    "Keys: <kbd>j</kbd> next, <kbd>k</kbd> previous, <kbd>a</kbd> accept, <kbd>r</kbd> reject, <kbd>Enter</kbd> large."
+)
+
+
+def lay_out(settings: AppSettings, *, knows_all: bool) -> SimpleNamespace:
+    """Build the components of the tab. `knows_all`: the models have a closed vocabulary."""
+    c = SimpleNamespace()
+    # The encryption key is in the page. The token itself cannot be guessed.
+    c.kept = gr.BrowserState(NOBODY, storage_key="text2seg-folder", secret="text2seg")
+    c.number = gr.State(0)
+    c.phase = gr.Textbox(visible="hidden")  # not a State: events outside the queue do not report its changes
+    c.timer = gr.Timer(TICK, active=False)
+    c.picker = gr.Radio([], label="Jobs", visible=False, elem_id="folder-jobs")
+    with gr.Column(elem_id="folder-form") as c.form:
+        with gr.Row():
+            with gr.Column(min_width=320):
+                _lay_out_images(c, settings)
+            with gr.Column(min_width=320):
+                _lay_out_ontology(c, knows_all=knows_all)
+        c.problem = _html("folder-problem")
+        c.start = gr.Button("Label images", variant="primary", elem_id="folder-start")
+        # page.js presses this one. It exists once the visitor has a token.
+        c.begin = gr.Button("Label images", visible=False, elem_id="folder-begin")
+    with gr.Column(visible=False, elem_id="folder-job") as c.work:
+        _lay_out_job(c)
+    with gr.Column(visible=False, elem_id="folder-review") as c.review:
+        _lay_out_review(c)
+    _lay_out_deletion(c)
+    return c
+
+
+def lay_out_return() -> SimpleNamespace:
+    """Build the bar above the editor of the Segment tab that leads back to the review."""
+    c = SimpleNamespace()
+    with gr.Row(visible=False, elem_id="folder-return", elem_classes="t2s-folder-actions") as c.bar:
+        c.said = _html("folder-return-said")
+        c.take = gr.Button("Save and go back", size="md", variant="primary", elem_id="folder-take")
+        c.drop = gr.Button("Go back without saving", size="md", elem_id="folder-drop")
+    c.wrong = _html("folder-return-problem")
+    return c
+
+
+def choices_of(root: Path | None) -> list[tuple[str, str]]:
+    """Return the folders below the root as labels and values."""
+    return [("the whole folder" if name == "." else name, name) for name in (folders_in(root) if root else [])]
+
+
+def _lay_out_images(c: SimpleNamespace, settings: AppSettings) -> None:
+    gr.Markdown("### Images")
+    c.source = gr.Radio([UPLOAD, SERVER], value=UPLOAD, label="Source", visible=settings.root is not None)
+    c.files = files_field(
+        [],
+        elem_id="folder-files",
+        label="Images, or a zip file of images",
+        several=True,
+        accept="image/*,.zip",
+        invitation="Drop images or a zip file here, or choose files",
+        kinds="JPEG, PNG, WebP, TIFF …, ZIP",
+        uploadMb=settings.folder_mb,
+    )
+    folders = choices_of(settings.root)
+    first = folders[0][1] if folders else None
+    c.folder = gr.Dropdown(folders, value=first, label="Folder", visible=False, elem_id="folder-folder")
+    limits = (
+        f"At most {settings.folder_images:,} images and {settings.folder_mb:,} MB. Only you can see them. They are "
+        "deleted with the job, at the latest 12 hours after you last opened it."
+    )
+    c.room = _html("folder-limits", _hint(limits))
+
+
+def _lay_out_ontology(c: SimpleNamespace, *, knows_all: bool) -> None:
+    gr.Markdown("### Categories")
+    with gr.Row(equal_height=False, elem_classes="t2s-folder-list"):
+        c.queries = gr.Textbox(
+            label="Things to find, separated by commas",
+            placeholder=FEW_THINGS,
+            scale=5,
+            min_width=160,
+            elem_id="folder-queries",
+        )
+        c.write = gr.Button("Convert to ontology", scale=0, min_width=200, size="md", elem_id="folder-write")
+    c.text = gr.Code(label="Ontology (YAML)", language="yaml", lines=8, max_lines=16, elem_id="folder-ontology")
+    c.checked = _html("folder-checked", _hint(BEGIN))
+    with gr.Row(elem_classes="t2s-folder-examples"):
+        c.few = gr.Button("Example: a few things", size="md", min_width=120)
+        c.limits = gr.Button("Example: all options", size="md", min_width=120)
+        c.all = gr.Button("All the model knows", size="md", min_width=120, visible=knows_all)
+
+
+def _html(name: str, value: str = "", **options: Any) -> gr.HTML:
+    """Return an HTML component without the margins of Gradio."""
+    return gr.HTML(value, elem_id=name, elem_classes="t2s-folder-html", apply_default_css=False, **options)
+
+
+def _hint(html: str) -> str:
+    return f'<p class="t2s-hint">{html}</p>'
+
+
+def _lay_out_job(c: SimpleNamespace) -> None:
+    c.status = _html("folder-status")
+    with gr.Row(elem_classes="t2s-folder-actions"):
+        c.cancel = gr.Button("Cancel", size="md", variant="stop", elem_id="folder-cancel")
+        c.resume = gr.Button("Resume", size="md", variant="primary", elem_id="folder-resume")
+
+
+def _lay_out_deletion(c: SimpleNamespace) -> None:
+    """Build the end of the tab, away from the downloads."""
+    with gr.Row(elem_classes="t2s-folder-actions t2s-folder-end"):
+        c.delete = gr.Button("Delete job", size="md", visible=False, elem_id="folder-delete")
+    with gr.Row(visible=False, elem_classes="t2s-folder-actions t2s-folder-end") as c.sure:
+        gr.Markdown("Delete this job with its uploads and decisions?")
+        c.yes = gr.Button("Yes, delete", size="md", variant="stop", elem_id="folder-yes")
+        c.no = gr.Button("Keep", size="md", elem_id="folder-no")
+
+
+def _lay_out_review(c: SimpleNamespace) -> None:
+    gr.Markdown("### Download")
+    with gr.Row(elem_classes="t2s-folder-actions"):
+        c.get_all = gr.Button("COCO dataset with images", size="md", variant="primary", elem_id="folder-get-all")
+        c.get_dataset = gr.Button("COCO dataset", size="md", elem_id="folder-get-dataset")
+        c.get_page = gr.Button("Review page", size="md", elem_id="folder-get-page")
+        c.get_failures = gr.Button("Failures", size="md", elem_id="folder-get-failures")
+    c.file = gr.DownloadButton("Download", visible="hidden", elem_id="folder-file")
+    gr.Markdown("### Review")
+    _html("folder-help", _hint(f'{HELP} <span class="t2s-keys">{KEYS}</span>'))
+    with gr.Row(elem_classes="t2s-folder-bar"):
+        c.shown = gr.Radio(SHOWN, value="all", label="Show", elem_id="folder-shown", container=False)
+        c.tally = _html("folder-tally")
+        with gr.Row(elem_classes="t2s-pager") as c.pages:
+            c.back = gr.Button("‹ Previous", size="md", min_width=0, scale=0, elem_id="folder-back")
+            c.place = _html("folder-place")
+            c.next = gr.Button("Next ›", size="md", min_width=0, scale=0, elem_id="folder-next")
+    c.sheet = _html("folder-sheet", js_on_load=SHEET)
+    # The large image of the review, {place, file}. It is asked for by the sheet, and shown in the large view.
+    c.large = gr.HTML(
+        None, html_template="", js_on_load="window.text2segLargeImage(props, watch)", visible="hidden", padding=False
+    )
+
+
+SHEET = """
+const send = { select: (what) => trigger("select", what), enlarge: (what) => trigger("enlarge", what),
+  edit: (what) => trigger("edit", what), redraw: () => trigger("redraw", {}) };
+window.text2segContactSheet(element, send, watch);
+"""
+FAILURES, NAMES, SEGMENTS = 20, 12, 5  # most that are shown
+
+BADGES: dict[State, str] = {
+    "filling": "reading",
+    "waiting": "waiting",
+    "running": "running",
+    "stopped": "stopped",
+    "done": "done",
+    "failed": "failed",
+}
+
+
+def checked_html(checked: Checked) -> str:
+    """Return the errors of an ontology, or its categories if it has none."""
+    names = checked.ontology.names if checked.ontology else ()
+    return _render("checked", checked=checked, names=names, shown=NAMES)
+
+
+def status_html(job: Job, ahead: int) -> str:
+    """Return the status of a job. `ahead` is the number of jobs before it in the queue."""
+    return _render(
+        "status",
+        job=job,
+        words={"badge": "stopping" if _is_stopping(job) else BADGES[job.state], "detail": _detail(job, ahead)},
+        found=[each for each in job.report.categories if each.segments] if job.report else [],
+        failures=tuple(job.failures),
+        shown=FAILURES,
+    )
+
+
+def sheet_html(page: SheetPage, categories: Sequence[str]) -> str:
+    """Return a page of the review: its images, segments and buttons."""
+    return _render("sheet", page=page, shown=SEGMENTS, categories=categories)
+
+
+def place_html(page: SheetPage) -> str:
+    """Return the page number and the number of pages."""
+    return _hint(f"{page.number + 1} of {page.pages}")
+
+
+def return_html(name: str, job: str) -> str:
+    """Return what the bar above the editor says."""
+    return f'<p role="status">You edit <b>{escape(name)}</b> of the job <b>{escape(job)}</b>.</p>'
+
+
+def tally_html(job: Job) -> str:
+    """Return how many images and segments were accepted and rejected."""
+    accepted, rejected = job.decisions.count("accepted"), job.decisions.count("rejected")
+    labelled = job.report.found + job.report.empty if job.report else 0
+    segments = len(job.decisions.segments)
+    corrected = len({*job.decisions.edited, *job.decisions.added, *job.decisions.categories})
+    more = f"<b>{corrected}</b> corrected · " if corrected else ""
+    return (
+        f'<p class="t2s-tally" role="status"><b>{accepted}</b> accepted · <b>{rejected}</b> rejected · '
+        f"<b>{segments}</b> segment{'s' * (segments != 1)} rejected · {more}"
+        f"<b>{labelled - accepted - rejected}</b> undecided</p>"
+    )
+
+
+def _detail(job: Job, ahead: int) -> str:
+    if job.state == "waiting":
+        return f"{ahead} job{'s' * (ahead != 1)} before this one" if ahead else "next in the queue"
+    if job.state == "running" and not _is_stopping(job):
+        return _left(job.seconds_left)
+    if job.report and job.state == "done":
+        report = job.report
+        return f"{report.found} with segments, {report.empty} without, {report.failed} failed"
+    return {"stopped": "finished images are kept; resume at any time", "running": "finishing the current images"}.get(
+        job.state, ""
+    )
+
+
+def _left(seconds: float | None) -> str:
+    if seconds is None:
+        return "estimating the time left"
+    if seconds < 90:
+        return f"about {max(1, round(seconds))} s left"
+    minutes = round(seconds / 60)
+    return f"about {minutes} min left" if minutes < 90 else f"about {seconds / 3600:.1f} h left"
+
+
+def _is_stopping(job: Job) -> bool:
+    return job.state == "running" and job.stop.is_set()
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def _render(part: str, **values: Any) -> str:
+    return render_template("text2seg.app.folder", {"number": _number}, part=part, **values)

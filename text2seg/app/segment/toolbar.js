@@ -1,0 +1,73 @@
+// Tools and actions in one row above the image. Labels disappear where the row is too narrow for them.
+// A new button is one line in BUTTONS, its action in `#do` of segment.js and, if the server has to answer, one request in
+// tab.py.
+// Property `shown` {piece, tool, canUndo, canRedo, hint}; fires `do` with the name of the button, and `lost` when the
+// button with the focus disappears.
+
+const BUTTONS = [
+  // name, label, title, icon path, group: "piece" needs a selected segment, "image" is about the image
+  ["select", "Select", "A click selects a segment (V)", "M5 3l5.5 16 2.6-6.4L19.5 10z", "piece"],
+  ["plus", "Add to mask", "A click adds a place to the mask (+, or Ctrl-click)", "M12 5v14M5 12h14", "piece"],
+  ["minus", "Remove from mask", "A click removes a place from the mask (-, or Shift-click)", "M5 12h14", "piece"],
+  ["accept", "Accept", "Accept this segment (A)", "m4 12 5 5L20 6", "piece"],
+  ["split", "Split", "Split into connected parts (S)", "M8 4v5l4 3 4-3V4M12 12v8M8 20h8", "piece"],
+  ["delete", "Delete", "Delete this segment (Del)", "M4 7h16M9 7V4h6v3M6 7l1 13h10l1-13", "piece"],
+  ["why", "Why this mask", "Show the map, the points and the candidates (W)", "M9 9a3 3 0 1 1 4 3c-1 .5-1 1-1 2M12 18v.01", "piece"],
+  ["deselect", "Deselect", "Deselect (Esc)", "M6 6l12 12M18 6 6 18", "piece"],
+  ["undo", "Undo", "Undo (Ctrl+Z)", "M9 14 4 9l5-5M4 9h9a6 6 0 0 1 0 12h-3", ""],
+  ["redo", "Redo", "Redo (Ctrl+Y)", "m15 14 5-5-5-5M20 9h-9a6 6 0 0 0 0 12h3", ""],
+  ["full", "Full screen", "Full screen (F)", "M4 9V4h5M20 9V4h-5M4 15v5h5M20 15v5h-5", "image"],
+  ["start", "Another image", "Open another image, or an example", "M4 5h16v14H4zM4 16l5-5 4 4 3-3 4 4", "image"],
+];
+
+const LOSES = { undo: 1, redo: 1, full: 1, deselect: 1, accept: 2, split: 2, delete: 2, start: 2 }; // labels, in this order
+const CROWDED = 3; // then what is about the image makes room for a segment's buttons
+const MOST = 4; // then all labels are lost
+
+customElements.define("t2s-toolbar", class extends HTMLElement {
+  connectedCallback() {
+    this.innerHTML = `<div class="t2s-bar" role="toolbar" aria-label="Image and selected segment">${BUTTONS.map(
+      ([name, label, title, icon, group]) => `
+        <button type="button" data-tool="${name}" data-group="${group}" title="${title}">
+          <svg viewBox="0 0 24 24" aria-hidden="true"><path d="${icon}"/></svg><span>${label}</span></button>`).join("")}
+      </div><p class="t2s-hint" data-part="hint"></p>`;
+    this.addEventListener("click", (event) => {
+      const button = event.target.closest("[data-tool]");
+      const byKey = event.detail === 0;
+      if (button) this.dispatchEvent(new CustomEvent("do", { detail: { name: button.dataset.tool, byKey } }));
+    });
+    new ResizeObserver(() => this.#fit()).observe(this);
+  }
+
+  set shown({ piece, tool, canUndo, canRedo, hint }) {
+    this.querySelector("[data-part=hint]").textContent = hint;
+    const focused = this.contains(document.activeElement) ? document.activeElement : null;
+    for (const [name, , , , group] of BUTTONS) this.#button(name).hidden = group === "piece" && !piece;
+    this.#button("undo").disabled = !canUndo;
+    this.#button("redo").disabled = !canRedo;
+    this.#button("split").hidden = !(piece?.parts > 1);
+    for (const name of ["select", "plus", "minus"]) this.#press(name, name === tool);
+    this.#press("accept", Boolean(piece?.accepted));
+    this.querySelector(".t2s-bar").classList.toggle("t2s-of-piece", Boolean(piece));
+    this.#fit();
+    if (focused?.hidden || focused?.disabled) this.dispatchEvent(new CustomEvent("lost"));
+  }
+
+  /** Put the focus on a button. */
+  focusOn(name) { this.#button(name).focus(); }
+
+  /** Leave out as many labels as the width needs. */
+  #fit() {
+    const bar = this.querySelector(".t2s-bar");
+    for (let lost = 0; lost <= MOST; lost += 1) {
+      bar.classList.toggle("t2s-crowded", lost >= CROWDED);
+      bar.classList.toggle("t2s-narrow", lost === MOST);
+      for (const [name] of BUTTONS) this.#button(name).classList.toggle("t2s-icon", lost >= (LOSES[name] ?? MOST));
+      if (bar.scrollWidth <= bar.clientWidth) break;
+    }
+  }
+
+  #button(name) { return this.querySelector(`[data-tool=${name}]`); }
+
+  #press(name, isPressed) { this.#button(name).setAttribute("aria-pressed", String(isPressed)); }
+});

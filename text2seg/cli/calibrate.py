@@ -1,0 +1,125 @@
+"""`text2seg calibrate`: make a model card from images with true masks."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from text2seg.cli.common import load_models
+from text2seg.cli.terminal import exit_status, log_to_terminal, say
+from text2seg.config import ModelSettings, Settings
+from text2seg.errors import CheckpointError, ImageError, SettingsError
+
+COCO = "coco"
+SHOWN_FAILURES = 10
+"""Largest number of failures printed; the page has all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Calibrate:
+    """Calibrate weights on images with true masks, and write a model card and a page.
+
+    Presence ("found" and "not found"), the choice among SAM's masks and the bounds of regions are fitted. The numbers
+    on the page are of images that the fit had not seen. From then on, text2seg finds the card by the hashes of the
+    weights.
+
+    Example: text2seg calibrate coco --images 500 --model base
+
+    Example: text2seg calibrate truth.json --images photos --model base
+    """
+
+    truth: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="TRUTH.json|coco", help_behavior_hint="")]]
+    """COCO file with true masks; or coco: download what is needed of COCO val2017 from its server."""
+    images: Annotated[str | None, tyro.conf.arg(help_behavior_hint="")] = None
+    """Folder of the images. With coco: the number of images to download, 500 by default."""
+    output: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="")] = None
+    """File for the card. Default: in cards/ of the folder of checkpoints, where text2seg finds it."""
+    report: Path = Path("outputs/calibration.html")
+    """File for the page."""
+    overwrite: bool = False
+    """Replace an existing card and page."""
+    coco_folder: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="")] = None
+    """Folder for the files of COCO. Default: coco/ in the folder of checkpoints."""
+    model: ModelSettings = field(default_factory=ModelSettings)
+    verbose: bool = False
+    """Print which models run on which device, and other details."""
+
+    def run(self) -> int:
+        log_to_terminal(verbose=self.verbose)
+        count = image_count(self.images or "500") if self.truth == COCO else 0
+        from text2seg.io.writing import check_writable, write_atomically
+
+        inputs = [] if count else [self.truth]
+        check_writable(self.report, overwrite=self.overwrite, flag="--report", inputs=inputs, text=True)
+        if self.output is not None:
+            check_writable(self.output, overwrite=self.overwrite, inputs=[*inputs, self.report], text=True)
+        own = None if count else _read(Path(self.truth), self.images)
+        models = load_models(self.model, Settings())
+        output = self.output or _place_of_card(models.provenance())
+        if self.output is None:
+            check_writable(output, overwrite=self.overwrite, text=True)
+        truth, folder = own or fetched_coco(count, self.coco_folder)
+        from text2seg.calibration.card import FEW_IMAGES, calibrate, render_page
+
+        drawn = f"COCO val2017, {len(truth['images'])} images drawn at random"
+        data = drawn if count else Path(self.truth).name
+        result = calibrate(models, truth, folder, data=data, progress=True)
+        write_atomically(output, [result.card.to_json()])
+        write_atomically(self.report, [render_page(result).encode()])
+        for failure in result.failures[:SHOWN_FAILURES]:
+            say(f"failed: {failure.message}", file=sys.stderr)
+        if result.missing:
+            say(f"{result.missing} images of the ground truth are not in {folder}", file=sys.stderr)
+        if result.unknown:
+            say(f"the models do not know {len(result.unknown)} of the categories", file=sys.stderr)
+        if result.few:
+            say(f"fewer than {FEW_IMAGES} images: the intervals are wide", file=sys.stderr)
+        for heading, fact in result.card.facts().items():
+            say(f"{heading}: {fact}")
+        say(f"card: {output}")
+        say(f"page: {self.report}")
+        return exit_status(result.images, len(result.failures) + result.missing)
+
+
+def image_count(images: str) -> int:
+    """Read the number of images to download. Raises `SettingsError`."""
+    if not images.isdecimal() or int(images) < 1:
+        raise SettingsError(f"with coco, --images is the number of images to download, such as 500; got {images!r}")
+    return int(images)
+
+
+def fetched_coco(
+    count: int, folder: Path | None, *, seed: int = 0, to_score: bool = False
+) -> tuple[Mapping[str, Any], Path]:
+    """Download what is needed of COCO val2017, and say before what that is. Returns truth and folder of images."""
+    from text2seg.coco.download import announcement, default_folder, fetch_val2017
+
+    folder = folder or default_folder()
+    say(f"text2seg: {announcement(count, folder)}", file=sys.stderr)
+    return fetch_val2017(count, folder, seed=seed, to_score=to_score)
+
+
+def _read(truth: Path, images: str | None) -> tuple[Mapping[str, Any], Path]:
+    """Return a ground truth and the folder of its images."""
+    from text2seg.coco.dataset import read_dataset
+    from text2seg.io.files import check_is_dir
+
+    if images is None:
+        raise SettingsError(f"where are the images of {truth}? Add --images FOLDER")
+    check_is_dir(Path(images), ImageError, flag="--images")
+    return read_dataset(truth), Path(images)
+
+
+def _place_of_card(provenance: Mapping[str, Any]) -> Path:
+    """Return where text2seg finds the card of these weights. Raises `CheckpointError` if they have no hashes."""
+    from text2seg.model_card import user_cards
+
+    try:
+        return user_cards() / "-".join([provenance[kind]["sha256"][:16] for kind in ("clip", "sam")] + ["card.json"])
+    except KeyError as error:
+        raise CheckpointError("these weights were not read from files, so they cannot have a card") from error

@@ -1,0 +1,170 @@
+"""Flags of commands, made from dataclasses: how their values are read, and how `--help` describes them."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import sys
+import textwrap
+import types
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TextIO, Union, get_args, get_origin, get_type_hints
+
+import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from text2seg.config import SaveKind, Settings, help_of
+from text2seg.errors import SettingsError
+from text2seg.io.storage import Place, Url, place_of
+
+PipelineFlags = tyro.conf.UseAppendAction[Annotated[Settings, tyro.conf.arg(name="")]]
+"""The settings of the pipeline as flags of a command."""
+
+_NONE = type(None)
+_ABOUT_ARGUMENT = type(tyro.conf.arg())
+_METAVARS: dict[Any, str] = {int: "INT", float: "FLOAT", str: "STR", Path: "PATH"}
+_RULES = ConstructorRegistry()
+
+
+def parse(command: type, arguments: Sequence[str], prog: str) -> Any:
+    """Return the command with its flags. `--help` prints them and exits with 0; wrong flags exit with 2."""
+    with described(command), _RULES, _wrapped_help(arguments):
+        return tyro.cli(
+            command,
+            prog=prog,
+            args=list(arguments),
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+        )
+
+
+# ---- values
+
+
+@_RULES.primitive_rule
+def _place(kind: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Place | None] | None:
+    """Parse flags of the types `Path`, `Url | Path` and `Url | Path | None`."""
+    types = set(get_args(kind.type)) or {kind.type}
+    if types != {Path} and types - {_NONE} != {Path, Url}:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH|URL" if Url in types else "PATH",
+        instance_from_str=lambda given: _read(given[0], types),
+        is_instance=lambda value: isinstance(value, tuple(types)),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+@_RULES.primitive_rule
+def _save_kinds(kind: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[tuple[str, ...]] | None:
+    """Parse a flag of the type `tuple[SaveKind, ...]`: one value with commas. The settings check it."""
+    if get_args(kind.type) != (SaveKind, ...):
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=",".join(get_args(SaveKind)),
+        instance_from_str=lambda given: tuple(given[0].split(",")),
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=lambda value: [",".join(value) or "none"],
+    )
+
+
+def _read(given: str, types: set[type]) -> Place | None:
+    """Read a path or URL. Raises `SettingsError`, because tyro would catch a `ValueError` and hide its message."""
+    if given == "None" and _NONE in types:
+        return None
+    place = place_of(given)
+    if type(place) is Url and Url not in types:
+        raise SettingsError(f"{given} is a URL, but this must be a path; copy the file to this machine first")
+    return place
+
+
+# ---- help
+
+
+@contextmanager
+def described(command: Any) -> Iterator[None]:
+    """Say in the annotations of a dataclass, and of those in it, how tyro describes their fields.
+
+    The docstring of a field becomes one paragraph, because tyro keeps line breaks of the code. A field that may be None
+    has the form of its other values, and a default is not printed if there is none or the docstring says what happens.
+    """
+    texts, before = help_of(command), dict(command.__annotations__)
+    with ExitStack() as stack:
+        for name, hint in get_type_hints(command, include_extras=True).items():
+            kind, given = _without_extras(hint)
+            for each in get_args(kind) if get_origin(kind) in (Union, types.UnionType) else [kind]:
+                if is_dataclass(inner := _without_extras(each)[0]):
+                    stack.enter_context(described(inner))
+            default = next((each.default for each in fields(command) if each.name == name), MISSING)
+            said: dict[str, Any] = {
+                "help": texts.get(name) if not any(each.help for each in given) else None,
+                "metavar": _metavar(kind) if not any(each.metavar for each in given) else None,
+                "help_behavior_hint": "" if default is None or default == "" else None,
+            }
+            if any(value is not None for value in said.values()):
+                command.__annotations__[name] = Annotated[hint, tyro.conf.arg(**said)]
+        try:
+            yield
+        finally:
+            command.__annotations__ = before
+
+
+def _without_extras(hint: Any) -> tuple[Any, list[Any]]:
+    """Return a type without its annotations, and those that are about an argument."""
+    given: list[Any] = []
+    while get_origin(hint) is Annotated:
+        given += [each for each in hint.__metadata__ if isinstance(each, _ABOUT_ARGUMENT)]
+        hint = hint.__origin__
+    return hint, given
+
+
+def _metavar(kind: Any) -> str | None:
+    """Return the form of the values of a type that includes None, or None if tyro's is as good."""
+    if get_origin(kind) not in (Union, types.UnionType) or _NONE not in get_args(kind):
+        return None
+    first, *more = [_form(each) for each in get_args(kind) if each is not _NONE]
+    longer = [each.removeprefix(first) for each in more if each.startswith(f"{first} ")]
+    return first + "".join(f" [{each.strip()}]" for each in longer) if len(longer) == len(more) else None
+
+
+def _form(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return "{" + ",".join(map(str, get_args(kind))) + "}"
+    if get_origin(kind) is tuple:
+        return " ".join(map(_form, get_args(kind)))
+    return _METAVARS.get(kind, "VALUE")
+
+
+class _Buffer(io.StringIO):
+    """Text that is printed later on a stream, and that has the encoding and the colours of this stream."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._stream = stream
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._stream.encoding
+
+
+@contextmanager
+def _wrapped_help(arguments: Sequence[str]) -> Iterator[None]:
+    """Break the lines of the description at the width of the terminal, which tyro does not do."""
+    if not {"-h", "--help"} & set(arguments):
+        yield
+        return
+    width, text = shutil.get_terminal_size().columns, _Buffer(sys.stdout)
+    try:
+        with redirect_stdout(text):
+            yield
+    finally:
+        for line in text.getvalue().splitlines():
+            is_text = len(line) > width and line[0].isalpha()
+            sys.stdout.write(f"{textwrap.fill(line, width, break_on_hyphens=False) if is_text else line}\n")
