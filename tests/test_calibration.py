@@ -18,8 +18,16 @@ from checkpoint_builders import serving
 from sklearn.linear_model import LogisticRegression
 
 from text2seg.calibration import card as calibration
-from text2seg.calibration.card import calibrate, single_quality
-from text2seg.calibration.fit import equal_error, far_below, fit_choice, fit_presence, interval, sigmoid
+from text2seg.calibration.card import calibrate
+from text2seg.calibration.fit import (
+    equal_error,
+    far_below,
+    fit_choice,
+    fit_presence,
+    interval,
+    sigmoid,
+    single_quality,
+)
 from text2seg.cli import main
 from text2seg.coco.dataset import read_dataset
 from text2seg.coco.download import ARCHIVE, MEMBER, SERVER_VARIABLE
