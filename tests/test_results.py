@@ -112,11 +112,19 @@ def test_save_writes_image_files_and_a_coco_file(result, tmp_path):
 
 def test_save_keeps_files_of_others(result, tmp_path):
     (tmp_path / "one_overlay.png").write_bytes(b"mine")
-    with pytest.raises(OutputError, match="did not write it"):
-        result.save(tmp_path, ("overlay",))
+    for overwrite in (False, True):
+        with pytest.raises(OutputError, match="was not written by text2seg"):
+            result.save(tmp_path, ("overlay",), overwrite=overwrite)
     assert (tmp_path / "one_overlay.png").read_bytes() == b"mine"
-    result.save(tmp_path, ("overlay",), overwrite=True)
-    assert (tmp_path / "one_overlay.png").read_bytes() != b"mine"
+
+
+def test_save_replaces_what_somebody_changed_only_if_asked(result, tmp_path):
+    written = result.save(tmp_path, ("overlay",))
+    (tmp_path / "one_overlay.png").write_bytes(b"changed")
+    with pytest.raises(OutputError, match="was changed"):
+        result.save(tmp_path, ("overlay",))
+    assert result.save(tmp_path, ("overlay",), overwrite=True) == written
+    assert (tmp_path / "one_overlay.png").read_bytes() != b"changed"
 
 
 def test_save_refuses_unknown_kinds_and_images_without_a_name(result, tmp_path):

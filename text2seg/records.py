@@ -329,7 +329,7 @@ class Segmentation:
             folder: is made if it is missing.
             kinds: overlay, why, masks, cutouts, as for `segment --save`.
             provenance: what made the result, as `Text2Seg.provenance` returns it; goes into the COCO file.
-            overwrite: also replace files that text2seg did not write, or that were changed since.
+            overwrite: also replace files that text2seg wrote and somebody changed. Files of others are never replaced.
 
         Raises:
             OutputError: the image has no file name, or a file cannot be written.

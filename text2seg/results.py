@@ -18,7 +18,7 @@ from text2seg.coco.json_file import Json, json_chunks
 from text2seg.config import Encoding, SaveKind
 from text2seg.errors import SettingsError
 from text2seg.io.names import fit_file_name
-from text2seg.io.writing import OutputFolder
+from text2seg.io.output_folder import OutputFolder
 from text2seg.records import Segmentation
 from text2seg.render.drawing import colour_of, printable
 from text2seg.render.overlays import overlay
@@ -93,10 +93,10 @@ def save(
     stem = PurePath(image_entry(segmentation.image)["file_name"]).stem
     name = fit_file_name(stem, "_coco.json")
     dataset = to_coco(segmentation, provenance=provenance, encoding="rle")
-    target = OutputFolder(folder, flag="folder", overwrite=overwrite)
+    target = OutputFolder(folder, command="python", flag="folder", overwrite=overwrite)
     written = target.write([(name, json_chunks(target.folder / name, dataset))])
-    for room, file, content in image_files(segmentation, stem, kinds):
-        written += OutputFolder(target.folder / room, flag="folder", overwrite=overwrite).write([(file, [content])])
+    for part, file, content in image_files(segmentation, stem, kinds):
+        written += target.write([(f"{part}/{file}" if part else file, [content])])
     return written
 
 
