@@ -4,11 +4,11 @@
     python benchmarks/methods.py table runs/new-scenes …   # splits written by training/render.py
     python benchmarks/methods.py words                     # an image with 1, 109 and 1,200 words
 
-`table` has a row for each split and method; *uncalibrated* rows run without the calibration in the model card. Asked for
-all 109 things: AP, AP50, mIoU and the category-given IoU of `text2seg evaluate`, *lost*, the share of present things
-that were not found, and *found*, the share of absent things that were. *Covered* is the share of true things that a
-segment covers with an IoU of 0.5, asked for what is there; no query counts as absent then. The seconds are for one
-image with 5 and with all words, encoders included, text features cached.
+`table` has a row for each split and method; *uncalibrated* rows run without the calibration in the model card. Asked
+for all 109 things: AP, AP50, mIoU and the category-given IoU of `text2seg evaluate`; *lost* is the share of present
+things that were not found, *found* that of absent things that were. *Covered* is the share of true things that a
+segment covers with an IoU of 0.5, asked for what is there; no query counts as absent then. The seconds are CPU seconds
+for one image with 5 and with all words, encoders included, text features cached. Set OMP_NUM_THREADS=1.
 
 `words` measures an image with regions and with auto. The words beyond 109 are things with a word before them.
 """
@@ -57,20 +57,20 @@ def table(models: Text2Seg, folders: Sequence[Path], names: Sequence[str], limit
                 "lost": scores["present, lost"],
                 "found": scores["absent, found"],
                 "covered": float(np.mean(known.found)),
-                f"s, {FEW_WORDS} words": seconds(of_method, files, words[:FEW_WORDS], settings),
-                f"s, {len(words)} words": seconds(of_method, files, words, settings),
+                f"CPU s, {FEW_WORDS} words": seconds(of_method, files, words[:FEW_WORDS], settings),
+                f"CPU s, {len(words)} words": seconds(of_method, files, words, settings),
             }
     return rows
 
 
 def seconds(models: Text2Seg, files: Sequence[Path], words: Sequence[str], settings: Settings) -> float:
-    """Return the median seconds for an image; the first one is not counted, so that the text features are cached."""
+    """Return the median CPU seconds for an image; the first is not counted, so that text features are cached."""
     images = [load_image(file) for file in (files[0], *files)]
     taken = []
     for image in images:
-        start = time.perf_counter()
+        start = time.process_time()
         models.segment(image, words, settings)
-        taken.append(time.perf_counter() - start)
+        taken.append(time.process_time() - start)
     return float(np.median(taken[1:]))
 
 
@@ -81,11 +81,11 @@ def by_words(models: Text2Seg, files: Sequence[Path]) -> Table:
     for count in (1, len(known), MOST_WORDS):
         words = (*known, *more)[:count]
         rows[f"{count:,}"] = {
-            "regions, s": seconds(models, files, words, REGIONS),
-            "auto, s": seconds(models, files, words, Settings()),
+            "regions, CPU s": seconds(models, files, words, REGIONS),
+            "auto, CPU s": seconds(models, files, words, Settings()),
         }
-    one = next(iter(rows.values()))["regions, s"]
-    return {count: {**row, "regions, × one word": row["regions, s"] / one} for count, row in rows.items()}
+    one = next(iter(rows.values()))["regions, CPU s"]
+    return {count: {**row, "regions, × one word": row["regions, CPU s"] / one} for count, row in rows.items()}
 
 
 def main() -> None:
