@@ -15,7 +15,7 @@ LAYERS = {
         "_version errors demo grids records queries templates runtime io config render ontology weights model_card coco"
     ),
     "models": "prompts clip sam onnx loading tiling",
-    "pipeline": "pipeline sam3_pipeline everything __init__",
+    "pipeline": "pipeline sam3_pipeline everything refining __init__",
     "jobs": "known_answers search segmenting evaluation calibration labelling review onnx_export explain speed",
     "front ends": "app cli __main__",
 }
