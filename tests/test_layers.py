@@ -16,7 +16,7 @@ LAYERS = {
         " results"
     ),
     "models": "prompts clip sam onnx loading tiling",
-    "pipeline": "pipeline sam3_pipeline everything __init__",
+    "pipeline": "pipeline sam3_pipeline everything refining __init__",
     "jobs": "known_answers search segmenting evaluation calibration labelling review onnx_export explain speed",
     "front ends": "app integrations cli __main__",
 }
