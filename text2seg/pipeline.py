@@ -31,7 +31,7 @@ from text2seg.model_card import CALIBRATE, NO_CARD, ClosedVocabulary, ModelCard,
 from text2seg.prompts import query_prompts
 from text2seg.queries import Query, parse_queries
 from text2seg.records import Box, Candidates, Image, PointPrompts, SamPrompt, Segment, Segmentation, SimilarityMaps
-from text2seg.regions import FoundRegions, RegionClassifier, check_single
+from text2seg.regions import FoundRegions, RegionClassifier
 from text2seg.runtime import PrecisionName
 from text2seg.sam.automatic import automatic_masks
 from text2seg.sam.base import AnySam, SamEmbedding
@@ -308,7 +308,8 @@ class Text2Seg(Pipeline):
     def known_queries(
         self, queries: Queries, settings: Settings | None = None
     ) -> tuple[tuple[Query, ...], dict[str, str]]:
-        maps = (settings or self.settings).maps
+        settings = settings or self.settings
+        maps = settings.maps
         self.clip.check(maps.architecture)
         self.clip.input_hw(maps.input_size or self.input_size)
         known, unknown = parse_queries(queries), dict[str, str]()
@@ -316,8 +317,8 @@ class Text2Seg(Pipeline):
             known, unknown = self.closed_vocabulary.split(known)
         if known and maps.redundancy == "label-set":
             label_set(texts_of(known), maps.labels)
-        if (settings or self.settings).points.method == "regions":
-            check_single(known)
+        if settings.points.method == "regions":
+            RegionClassifier.of(self.clip, self.sam, self.card, settings).check(known)
         return known, unknown
 
     def segment_sessions(
