@@ -1,7 +1,8 @@
 """`text2seg calibrate`: a model card from images with true masks, cross-validated over images.
 
-Three passes over the images: the first gathers the numbers that are fitted, the second tries bounds of regions, the
-third compares the methods. In the last two, each image is segmented with a card that was fitted to other images.
+Four passes over the images: the first gathers the numbers that are fitted, the second tries bounds of regions, the
+third compares the methods, the last is about region classification. In the second and third, each image is segmented
+with a card that was fitted to other images.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from tqdm import tqdm
 
 from text2seg._version import __version__
 from text2seg.calibration.fit import (
-    RIGHT,
     SHOWS,
     Bools,
     Floats,
@@ -31,7 +31,9 @@ from text2seg.calibration.fit import (
     fit_presence,
     interval,
     sigmoid,
+    single_quality,
 )
+from text2seg.calibration.regions import MOST_IMAGES, fit_regions, gather_rows, least_something, most_shown
 from text2seg.coco import rle
 from text2seg.coco.lookup import ImageFinder
 from text2seg.coco.reader import check_dataset
@@ -39,11 +41,18 @@ from text2seg.coco.truth import TruthImage, category_names, sha256_of_truth, tru
 from text2seg.config import MaskSettings, PointSettings, PresenceSettings, Settings
 from text2seg.errors import DatasetError, Text2SegError
 from text2seg.grids import iou, minmax, resize
-from text2seg.model_card import CalibratedOn, ModelCard, PresenceCalibration, Regions, Score, WeightsFile
+from text2seg.model_card import (
+    CalibratedOn,
+    ModelCard,
+    PresenceCalibration,
+    RegionClassification,
+    Regions,
+    Score,
+    WeightsFile,
+)
 from text2seg.pipeline import Session, Text2Seg
 from text2seg.queries import Query
 from text2seg.records import Failure, Segment
-from text2seg.render.saving import render_template
 from text2seg.sam.candidates import separation
 
 log = logging.getLogger(__name__)
@@ -56,7 +65,6 @@ BOUNDS_IMAGES = 100
 """Bounds of regions are compared on this many images, because each takes a run of SAM's decoder."""
 USUAL_BOUNDS = (0.5, 0.05)
 CLEARLY_BETTER = 0.005
-BINS = 10
 MILD_SLOPE = 0.2
 """Presence must not saturate while it is gathered."""
 NEVER_ABSENT = PresenceSettings(0)
@@ -79,16 +87,19 @@ class Gathered:
     """What the first pass gathers from one image.
 
     `logits` and `present` are of the categories that count in this image; a category with crowds alone does not count.
-    `rows` float [K, 3] have SAM's score, separation and true IoU of the candidates of each region, `gaps` how far the
-    region's logit is below the best of its query.
+    `names` are those categories; `something` is what `regions.most_shown` returns. `rows` float [K, 3] have SAM's
+    score, separation and true IoU of the candidates of each region, `gaps` how far its logit is below the best of its
+    query.
     """
 
     shown: TruthImage
     path: Path
+    names: list[str]
     logits: Floats
     present: Bools
     rows: list[Floats]
     gaps: list[float]
+    something: list[float]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -182,6 +193,9 @@ def calibrate(
     card = _with_bounds(_fitted(models, base, gathered), quality)
     card = card.model_copy(
         update={
+            "region_classification": _fitted_regions(
+                models.with_card(card), gathered, known, failures, progress=progress
+            ),
             "scores": tuple(_scores(scores, pairs)),
             "calibrated_on": CalibratedOn(
                 data=data,
@@ -243,7 +257,8 @@ def _gather_one(models: Text2Seg, shown: TruthImage, path: Path, known: Mapping[
     logits = _logit(models.clip.patch_presence(tokens, names).max((1, 2))) if names else np.zeros(0)
     rows, gaps = _regions(models, session, things) if things else ([], [])
     present = np.array([name in things for name in names], np.bool_)
-    return Gathered(shown, path, logits, present, rows, gaps)
+    something = most_shown(models, tokens, [mask for masks, _ in things.values() for mask in masks])
+    return Gathered(shown, path, names, logits, present, rows, gaps, something)
 
 
 def _things(shown: TruthImage, known: Mapping[int, str]) -> Things:
@@ -369,6 +384,24 @@ def _with_bounds(card: ModelCard, quality: Floats) -> ModelCard:
     return card.model_copy(update={"regions": regions})
 
 
+def _fitted_regions(
+    models: Text2Seg,
+    gathered: Sequence[Gathered],
+    known: Mapping[int, str],
+    failures: dict[str, Failure],
+    *,
+    progress: bool,
+) -> RegionClassification | None:
+    """Calibrate region classification on a part of the images."""
+    something = least_something([each for of_image in gathered for each in of_image.something])
+    rows, used = [], gathered[:: -(-len(gathered) // MOST_IMAGES)]
+    for each in tqdm(used, desc="regions", unit="image", disable=not progress):
+        with _counted(failures, each.shown, each.path):
+            things = {name: masks for name, (masks, _) in _things(each.shown, known).items()}
+            rows.append(gather_rows(models, models.open(each.shown.load(each.path)), things, each.names, something))
+    return fit_regions(rows, something)
+
+
 def _presence_pairs(card: ModelCard, each: Gathered) -> Floats:
     """Return presence by a card, and whether the category is present, of all pairs of an image: float [C, 2]."""
     assert card.presence is not None  # it was fitted
@@ -415,21 +448,6 @@ def _judge(models: Text2Seg, session: Session, things: Things, settings: Setting
     return np.array(rows, np.float64).reshape(-1, 2)
 
 
-def single_quality(found: Sequence[Mask], true: Sequence[Mask]) -> float:
-    """Return the sum of the IoUs of matched masks, over the mean number of found and true ones.
-
-    Found and true masks with an IoU of 0.5 or more are matched, the highest IoU first. Source: panoptic quality
-    (Kirillov et al., arXiv 1801.00868), for one category.
-    """
-    table = np.array([[iou(a, b) for b in true] for a in found], np.float64).reshape(len(found), len(true))
-    total = 0.0
-    while table.size and table.max() >= RIGHT:
-        row, column = np.unravel_index(int(table.argmax()), table.shape)
-        total += float(table[row, column])
-        table[row], table[:, column] = 0, 0
-    return total / max((len(found) + len(true)) / 2, 1)
-
-
 def _scores(scores: Mapping[str, Sequence[Floats]], pairs: Sequence[Floats]) -> Iterator[Score]:
     def mean(column: int, rows: Floats) -> float:
         return float(rows[:, column].mean()) if len(rows) else float("nan")
@@ -453,51 +471,3 @@ def _scores(scores: Mapping[str, Sequence[Floats]], pairs: Sequence[Floats]) -> 
             {"method": method, "measure": measure}
             | {"value": round(point, 4), "low": round(low, 4), "high": round(high, 4)}
         )
-
-
-# ---- the page
-
-
-def render_page(calibration: Calibration) -> str:
-    """Return the HTML page of a calibration, which needs nothing from elsewhere."""
-    card, present, presence = calibration.card, calibration.present, calibration.presence
-    at: Floats = np.linspace(0, 1, 101, dtype=np.float64)
-    lost = [(presence[present] < each).mean() for each in at]
-    found = [(presence[~present] >= each).mean() for each in at]
-    bins = np.minimum((presence * BINS).astype(int), BINS - 1)
-    reliability = [
-        (float(presence[bins == k].mean()), float(present[bins == k].mean()), int((bins == k).sum()))
-        for k in range(BINS)
-        if (bins == k).any()
-    ]
-    ious = {method: np.concatenate(rows)[:, 0] for method, rows in calibration.scores.items()}
-    counts = {method: np.histogram(values, BINS, (0, 1))[0].tolist() for method, values in ious.items()}
-    table = {
-        measure: {score.method: score for score in card.scores if score.measure == measure}
-        for measure in (IOU, QUALITY, LOST, FOUND)
-    }
-    return render_template(
-        "text2seg.calibration",
-        {},
-        version=__version__,
-        card=card,
-        facts=card.facts(),
-        methods=list(METHODS),
-        table=table,
-        lost=_line(at, np.array(lost)),
-        found=_line(at, np.array(found)),
-        reliability=reliability,
-        counts=counts,
-        highest=max(max(row) for row in counts.values()),
-        failures=calibration.failures,
-        missing=calibration.missing,
-        unknown=calibration.unknown,
-        few=calibration.few,
-        few_images=FEW_IMAGES,
-        threshold=0.5,
-    )
-
-
-def _line(x: Floats, y: Floats) -> str:
-    """Return points of an SVG line in a square of 100 units, y upwards."""
-    return " ".join(f"{100 * a:.1f},{100 - 100 * b:.1f}" for a, b in zip(x, y, strict=True))

@@ -64,7 +64,8 @@ class Calibrate:
         if self.output is None:
             check_writable(output, overwrite=self.overwrite, text=True)
         truth, folder = own or fetched_coco(count, self.coco_folder)
-        from text2seg.calibration.card import FEW_IMAGES, calibrate, render_page
+        from text2seg.calibration.card import FEW_IMAGES, calibrate
+        from text2seg.calibration.page import render_page
 
         drawn = f"COCO val2017, {len(truth['images'])} images drawn at random"
         data = drawn if count else Path(self.truth).name
