@@ -5,8 +5,8 @@
     python benchmarks/accuracy.py options --limit 12         # the options for points and masks
     python benchmarks/accuracy.py tiles --count 4            # small things in large images
 
-`demo` prints three tables, the last two for each method: *reference* is CLIP Surgery as published (`--method reference`),
-*uncalibrated* the default method without the calibration of the model card, *calibrated* the default with it.
+`demo` prints three tables, the last two for each method: *reference* is CLIP Surgery as published (`--method
+reference`), *uncalibrated* the default method without the calibration of the model card, *calibrated* with it.
 
 1. SAM alone, with one point at the deepest place of each true mask: the IoU of the candidate with SAM's highest score,
    and of the best of three.
@@ -14,8 +14,8 @@
    segments and of true masks, over all pairs of an image and a thing in it; `found` is the share of true things that a
    segment covers with an IoU of 0.5; `right` is the share of segments for which no other candidate is more than 0.05
    better; `< map` is the share of pairs in which the map above its mean has a higher IoU.
-3. The queries are all things that the demo model knows, scored by all protocols of `text2seg evaluate`. The uncalibrated
-   method finds all 109 things in every scene, each several times, so it takes part in only a few scenes.
+3. The queries are all things that the demo model knows, scored by all protocols of `text2seg evaluate`. The
+   uncalibrated method finds all 109 things in every scene, each several times, so it takes part in only a few scenes.
 
 `options` compares options with the default. There, `right` is the share of segments that cover a thing of their query
 with an IoU of 0.5. AP and mIoU are for all things as queries.
