@@ -45,7 +45,7 @@ class LabelReport:
 
     `found` counts images with segments, `empty` those without, `failed` the others. `skipped` images are those of the
     empty ones that `--only-if-present` skipped. `earlier` of the images were done by earlier runs of the job. An
-    `interrupted` job has no dataset, `failures` and `categories` yet.
+    `interrupted` job has no dataset, `failures` and `categories` yet. `calibrated` says whether presence is.
     """
 
     dataset: Place
@@ -58,6 +58,7 @@ class LabelReport:
     failures: tuple[Failure, ...] = ()
     categories: tuple[CategorySummary, ...] = ()
     interrupted: bool = False
+    calibrated: bool = True
 
     @property
     def done(self) -> int:
@@ -162,6 +163,7 @@ def label_folder(
             failures=failures,
             categories=categories,
             interrupted=state.missing > 0,
+            calibrated=models.default_presence(models.settings) is not None,
         )
 
 
