@@ -116,12 +116,12 @@ def download_files(
             missing = [each for each in remote if not files.is_file(folder / each.file_name, CheckpointError)]
             one, have = len(remote) == 1, len(remote) - len(missing)
             for each in tqdm(missing, desc=what, unit="file", initial=have, total=len(remote), disable=one):
-                _complete(
-                    folder / each.file_name,
-                    each,
-                    None if one else lambda have, total: None,
-                    lambda part, each=each: check(part, each),
-                )
+
+                def check_this(part: Path, each: RemoteFile = each) -> None:
+                    check(part, each)
+
+                silent: Report | None = None if one else lambda have, total: None
+                _complete(folder / each.file_name, each, silent, check_this)
             return len(missing)
     except (OSError, OutputError) as error:
         raise CheckpointError(f"cannot write to {folder}: {error}") from error
