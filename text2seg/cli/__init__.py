@@ -10,6 +10,7 @@ import argparse
 import io
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -19,8 +20,8 @@ from importlib import import_module
 from typing import Any
 
 from text2seg._version import __version__
-from text2seg.cli.terminal import FAILED, INTERRUPTED, say_lines
-from text2seg.errors import Text2SegError
+from text2seg.cli.terminal import FAILED, INTERRUPTED, WRONG_FLAGS, say_lines
+from text2seg.errors import SettingsError, Text2SegError
 from text2seg.io.files import reason
 
 
@@ -149,11 +150,16 @@ def main(arguments: list[str] | None = None) -> int:
         status = run_command(COMMANDS, sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()
         return status
+    except SettingsError as error:
+        _print_error(str(error))
+        return WRONG_FLAGS
     except Text2SegError as error:
         _print_error(str(error))
     except MemoryError as error:
         _print_error(f"not enough memory ({error or 'none is left'})")
     except KeyboardInterrupt:
+        if arguments is None:  # a second Ctrl-C while Python ends would kill it, with another exit status
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         _print_error("stopped; finished work is kept")
         return INTERRUPTED
     except BrokenPipeError:  # the reader of the output, such as `head`, has ended

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from text2seg.cli.terminal import say
 from text2seg.config import AutomaticSettings, ModelSettings, Settings
-from text2seg.errors import QueryError, SettingsError
+from text2seg.errors import SettingsError
 from text2seg.io.names import escaped
 from text2seg.queries import Query, parse_queries
 
@@ -32,11 +32,11 @@ def queries_of(query: Sequence[str], queries: str) -> list[str]:
     """Return the texts of `--query` (repeated) and `--queries` as typed; `queries.parse_queries` reads both.
 
     Raises:
-        QueryError: Neither is given.
+        SettingsError: Neither is given.
     """
     texts = [*query, *([queries] if queries else [])]
     if not texts:
-        raise QueryError("nothing to look for: give --query at least once, or --everything")
+        raise SettingsError("nothing to look for: give --query at least once, or --everything")
     return texts
 
 
@@ -93,12 +93,10 @@ def _split(model: ModelSettings, queries: tuple[Query, ...]) -> tuple[Query, ...
     return known
 
 
-def check_everything(everything: bool, queries: object, automatic: AutomaticSettings) -> None:
-    """Raise `SettingsError` if --everything is given with words, or its flags without it."""
+def check_everything(everything: bool, queries: object) -> None:
+    """Raise `SettingsError` if --everything is given with words."""
     if everything and queries:
         raise SettingsError("--everything needs no words; leave them out, or leave --everything out")
-    if not everything and automatic != AutomaticSettings():
-        raise SettingsError("flags of automatic masks, such as --points-per-side and --stability, need --everything")
 
 
 def check_models(model: ModelSettings, *, sam_only: bool = False) -> None:

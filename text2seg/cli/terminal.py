@@ -17,9 +17,10 @@ from text2seg.io.names import escaped
 if TYPE_CHECKING:
     from text2seg.records import Failure
 
-FAILED, PARTLY, INTERRUPTED = 1, 3, 130
-"""Exit statuses. 0 is success, and 2 a flag that does not exist. FAILED: nothing was done. PARTLY: results are written,
-but stderr names images that failed or words that the models do not know."""
+FAILED, WRONG_FLAGS, PARTLY, INTERRUPTED = 1, 2, 3, 130
+"""Exit statuses. 0 is success. FAILED: nothing was done. WRONG_FLAGS: a flag does not exist, or its value is wrong or
+contradicts another flag. PARTLY: results are written, but stderr names images that failed or words that the models do
+not know."""
 
 SHOWN_FAILURES = 10
 """Largest number of failures that are printed without `--verbose`."""

@@ -21,15 +21,16 @@ from text2seg.coco.provenance import encoding_entry, run_info
 from text2seg.coco.reader import check_references, kept_categories
 from text2seg.config import LabelSettings, ModelSettings
 from text2seg.errors import CheckpointError, ImageError, OutputError
-from text2seg.io.files import exists, is_file, resolve_path
+from text2seg.io.files import exists, is_dir, is_file, resolve_path
 from text2seg.io.images import PIXEL_LIMIT, check_file, open_image
 from text2seg.io.names import listed, pair_names
+from text2seg.io.output_folder import OutputFolder
 from text2seg.io.scan import Scan, list_images
 from text2seg.io.storage import Place, Url, check_writable, opened, place_of
 from text2seg.io.writing import make_folder
 from text2seg.labelling.engine import Delivery, Engine, LocalEngine, Work, model_identity, stamp_of_record
 from text2seg.labelling.journal import JobState, Journal, lock_file, read_records
-from text2seg.labelling.output import check_output, image_folder, journal_path, write_output
+from text2seg.labelling.output import check_output, image_folder, journal_path, saved_images, write_output
 from text2seg.labelling.prefilter import check_prefilter, skipped
 from text2seg.labelling.summary import CategorySummary
 from text2seg.ontology import Ontology, queries_of, with_ids_from
@@ -75,6 +76,7 @@ def label_folder(
     progress: bool = False,
     stop: threading.Event | None = None,
     engine: Engine | None = None,
+    plan: Plan | None = None,
 ) -> LabelReport:
     """Label every image of a folder and write one COCO file.
 
@@ -86,6 +88,7 @@ def label_folder(
         folder: its path, or a URL such as `s3://bucket/photos`.
         progress: show a progress bar.
         stop: if set, the current batch is finished, and the report says `interrupted`.
+        plan: what `prepare` returned for the same arguments, if it was called before the models were loaded.
         engine: runs the batches; `LocalEngine` on `models` by default.
 
     Raises:
@@ -96,9 +99,12 @@ def label_folder(
     settings, folder = settings or LabelSettings(), place_of(folder)
     queries = models.check(queries_of(ontology))
     prefilter_models = check_prefilter(models) if settings.only_if_present else None
-    plan = prepare(folder, ontology, settings)
+    plan = plan or prepare(folder, ontology, settings)
     if isinstance(settings.output, Url):
         check_writable(settings.output)
+    images = (
+        OutputFolder(plan.image_folder, command="label", overwrite=settings.overwrite) if plan.image_folder else None
+    )
     work = Work(
         folder,
         queries,
@@ -108,13 +114,15 @@ def label_folder(
         keep_candidates=settings.keep_candidates,
         models=model_identity(models),
         save=settings.save,
-        image_folder=plan.image_folder,
+        images=images if settings.save else None,
     )
     stopping = stop.is_set if stop else lambda: False
     job = fingerprint(models, folder, plan.ontology, settings)
     with Journal.open(journal_path(settings.output), job, restart=settings.restart) as journal:
-        if plan.image_folder:
-            make_folder(plan.image_folder)
+        if images and settings.restart and is_dir(images.folder, OutputError):
+            images.discard_earlier()
+        if work.images:
+            make_folder(work.images.folder)
         state = JobState(plan.scan)
         state.resume(journal, retry_failures=settings.retry_failures)
         earlier = state.done
@@ -155,6 +163,8 @@ def label_folder(
                 ),
                 overwrite=settings.overwrite,
             )
+            if work.images:
+                work.images.discard_earlier(keep=saved_images(journal, state))
         return LabelReport(
             settings.output,
             len(plan.scan),
@@ -185,7 +195,7 @@ def _check_any_done(state: JobState, journal: Journal, output: Place) -> None:
 @dataclass(frozen=True, slots=True)
 class Plan:
     """The files of a job, the ontology with its category ids, the id of each image by its index in the scan, and the
-    folder that `--save` writes to."""
+    folder that `--save` writes to; None if the output is a URL."""
 
     scan: Scan
     ontology: Ontology

@@ -16,9 +16,10 @@ from text2seg.errors import OutputError, SettingsError
 from text2seg.io import storage
 from text2seg.io.files import expand_path, is_dir, is_file, list_folder, resolve_path, sha256_of
 from text2seg.io.names import fit_file_name
+from text2seg.io.output_folder import RECORD
 from text2seg.io.storage import Place, Url
 from text2seg.io.writing import check_folder, check_writable, discard
-from text2seg.labelling.engine import Json
+from text2seg.labelling.engine import SAVED, Json
 from text2seg.labelling.journal import WRITING, WRITTEN, JobState, Journal, output_hashes
 from text2seg.labelling.summary import CategorySummary, SegmentValues, SummaryTally
 from text2seg.ontology import Ontology
@@ -85,18 +86,21 @@ def check_output(output: Place, *, overwrite: bool = False, inputs: Iterable[obj
 
 
 def image_folder(folder: Place, settings: LabelSettings) -> Path | None:
-    """Return the folder that `--save` writes image files to, `<output>_images`, or None without `--save`.
+    """Return the folder that `--save` writes image files to, `<output>_images`, or None if the output is a URL. With
+    `--save`, it is checked.
 
     Raises:
         SettingsError: the output is a URL, or the folder is inside the folder of images and would be labelled too.
         OutputError: the folder has files that are not from this job, or cannot be written to.
     """
     output = settings.output
-    if not settings.save:
-        return None
     if isinstance(output, Url):
+        if not settings.save:
+            return None
         raise SettingsError("--save writes to a folder on this machine, so --output must be a path, not a URL")
     path = output.with_name(fit_file_name(output.stem, "_images"))
+    if not settings.save:
+        return path
     if isinstance(folder, Path) and resolve_path(path).is_relative_to(resolve_path(folder)):
         raise SettingsError(
             f"--save would write to {path}, inside the folder of images, and its files would be labelled as well; "
@@ -104,7 +108,8 @@ def image_folder(folder: Place, settings: LabelSettings) -> Path | None:
         )
     check_folder(path)
     is_new_job = not is_file(journal_path(output), OutputError)
-    if is_new_job and not settings.overwrite and is_dir(path, OutputError) and list_folder(path, OutputError):
+    has_files = is_dir(path, OutputError) and any(each.name != RECORD for each in list_folder(path, OutputError))
+    if is_new_job and not settings.overwrite and has_files:
         raise OutputError(
             f"{path} has files, and no journal says that this job wrote them; replace them with --overwrite, or choose "
             "another --output"
@@ -167,6 +172,11 @@ def write_output(
         _upload(file, output)
     journal.append([{"output": WRITTEN, "sha256": digest}])
     return failures, tally.summaries()
+
+
+def saved_images(journal: Journal, state: JobState) -> set[str]:
+    """Return the names of all image files that belong to the result."""
+    return {name for _, record in _labelled(journal, state) for name in record.get(SAVED, ())}
 
 
 def _failures(journal: Journal, state: JobState) -> Iterator[Failure]:
