@@ -58,12 +58,12 @@ def test_tools_mark_it_at_another_input_size(demo):
 
 def test_a_search_marks_it_in_the_table_and_in_its_files(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "150")
-    where = ["--index", str(tmp_path / "index"), "--output", str(tmp_path / "out"), "--device", "cpu"]
-    command = ["search", str(folder), "sheep", *where]
-    for more, marked in (([], False), (["--input-size", "256"], True)):
-        assert main([*command, *more]) == 0
+    command = ["search", str(folder), "sheep", "--index", str(tmp_path / "index"), "--device", "cpu"]
+    for size, marked in ((384, False), (256, True)):
+        output = tmp_path / str(size)
+        assert main([*command, "--input-size", str(size), "--output", str(output)]) == 0
         assert (MARK in capsys.readouterr().out) == marked
-        assert json.loads((tmp_path / "out" / "search.json").read_text())["presence_calibrated"] != marked
+        assert json.loads((output / "search.json").read_text())["presence_calibrated"] != marked
 
 
 def test_a_job_and_its_review_mark_it_and_skipping_by_it_is_said(models, folder, tmp_path, caplog):
