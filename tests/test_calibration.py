@@ -21,7 +21,7 @@ from text2seg.calibration.card import calibrate
 from text2seg.calibration.fit import equal_error, far_below, fit_choice, fit_presence, interval, sigmoid
 from text2seg.calibration.measure import single_quality
 from text2seg.cli import main
-from text2seg.cli.terminal import PARTLY
+from text2seg.cli.terminal import FAILED, PARTLY, WRONG_FLAGS
 from text2seg.coco.dataset import read_dataset
 from text2seg.coco.download import SERVER_VARIABLE
 from text2seg.coco.reader import check_dataset
@@ -329,22 +329,31 @@ class TestErrors:
             calibrate(demo, truth, SCENES, data="x")
 
     @pytest.mark.parametrize(
-        ("arguments", "says"),
+        ("status", "arguments", "says"),
         [
-            (["coco", "--images", "photos"], "with coco, --images is the number of images to download"),
+            (WRONG_FLAGS, ["coco", "--images", "photos"], "with coco, --images is the number of images to download"),
             (
+                WRONG_FLAGS,
                 ["coco", "--images", "9"],
                 "the number of images to download, 10 or more, such as 500; got '9'",
             ),
-            (["nowhere.json", "--images", "."], "nowhere.json"),
-            ([str(SCENES / "dataset.json")], "dataset.json? Add --images FOLDER"),
-            ([str(SCENES / "dataset.json"), "--images", "500"], "500, given as --images, is not an existing folder"),
-            ([str(SCENES / "dataset.json"), "--images", "."], "none of the 24 images of the ground truth is there"),
+            (FAILED, ["nowhere.json", "--images", "."], "nowhere.json"),
+            (WRONG_FLAGS, [str(SCENES / "dataset.json")], "dataset.json? Add --images FOLDER"),
+            (
+                FAILED,
+                [str(SCENES / "dataset.json"), "--images", "500"],
+                "500, given as --images, is not an existing folder",
+            ),
+            (
+                FAILED,
+                [str(SCENES / "dataset.json"), "--images", "."],
+                "none of the 24 images of the ground truth is there",
+            ),
         ],
     )
-    def test_bad_input_is_one_line_and_nothing_is_written(self, arguments, says, tmp_path, monkeypatch, capsys):
+    def test_bad_input_is_one_line_and_nothing_is_written(self, status, arguments, says, tmp_path, monkeypatch, capsys):
         monkeypatch.chdir(tmp_path)
-        assert main(["calibrate", *arguments, "--model", "demo"]) == 1
+        assert main(["calibrate", *arguments, "--model", "demo"]) == status
         assert says in capsys.readouterr().err.splitlines()[-1]
         assert not list(tmp_path.rglob("*.html"))
         assert not list(tmp_path.rglob("*card.json"))
@@ -360,5 +369,5 @@ class TestErrors:
         ],
     )
     def test_flags_of_the_benchmark_that_do_not_fit_together(self, arguments, says, capsys):
-        assert main(["benchmark", "coco", *arguments]) == 1
+        assert main(["benchmark", "coco", *arguments]) == WRONG_FLAGS
         assert says in capsys.readouterr().err

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from text2seg._version import __version__
 from text2seg.coco.dataset import read_dataset
-from text2seg.coco.provenance import encoding_entry, run_info
+from text2seg.coco.provenance import calibration_in, encoding_entry, run_info
 from text2seg.coco.reader import check_references, kept_categories
 from text2seg.config import LabelSettings, ModelSettings
 from text2seg.errors import CheckpointError, ImageError, OutputError
@@ -145,6 +145,14 @@ def label_folder(
             raise RuntimeError(f"the engine left {state.missing} of {len(plan.scan)} images undone")
         failures: tuple[Failure, ...] = ()
         categories: tuple[CategorySummary, ...] = ()
+        info = run_info(
+            models.provenance(),
+            folder=folder,
+            dataset=settings.output,
+            ontology=plan.ontology,
+            **_prefilter_entry(settings),
+            **encoding_entry(settings.segmentation, settings.polygon_tolerance),
+        )
         if not state.missing:
             _check_any_done(state, journal, settings.output)
             failures, categories = write_output(
@@ -153,14 +161,7 @@ def label_folder(
                 state,
                 plan.ontology,
                 image_id=plan.image_id,
-                info=run_info(
-                    models.provenance(),
-                    folder=folder,
-                    dataset=settings.output,
-                    ontology=plan.ontology,
-                    **_prefilter_entry(settings),
-                    **encoding_entry(settings.segmentation, settings.polygon_tolerance),
-                ),
+                info=info,
                 overwrite=settings.overwrite,
             )
             if work.images:
@@ -173,7 +174,7 @@ def label_folder(
             failures=failures,
             categories=categories,
             interrupted=state.missing > 0,
-            calibrated=models.default_presence(models.settings) is not None,
+            calibrated=calibration_in({"info": info}) is not False,
         )
 
 
