@@ -240,15 +240,54 @@ class TestFailures:
         assert result.images == 10
         assert counts == {"clip": 10, "sam": 10}
 
-    def test_bounds_are_the_usual_ones_unless_others_are_clearly_better(self):
+    def test_bounds_are_the_usual_ones_unless_others_are_clearly_better(self, demo):
+        def chosen(quality):
+            regions = calibration._with_bounds(demo.card, quality).regions
+            assert regions.far_below == demo.card.regions.far_below
+            return regions.floor, regions.prominence
+
         quality = np.full((20, len(measure.BOUNDS)), 0.5)
-        usual = measure.BOUNDS.index(calibration.USUAL_BOUNDS)
         quality[:10, 0], quality[10:, 1] = 0.9, 0.8
-        assert calibration._best_bounds(quality[:10]) == measure.BOUNDS[0]
-        assert calibration._best_bounds(quality[10:]) == measure.BOUNDS[1]
-        quality[:, 0] = quality[:, usual] + calibration.CLEARLY_BETTER / 2
+        assert (chosen(quality[:10]), chosen(quality[10:])) == (measure.BOUNDS[0], measure.BOUNDS[1])
+        quality[:, 0] = quality[:, measure.BOUNDS.index(calibration.USUAL_BOUNDS)] + calibration.CLEARLY_BETTER / 2
         quality[:, 1] = np.nan
-        assert calibration._best_bounds(quality) == calibration.USUAL_BOUNDS
+        assert chosen(quality) == calibration.USUAL_BOUNDS
+
+    def test_no_card_is_scored_on_images_that_chose_its_bounds_or_were_fitted(self, demo, truth, monkeypatch):
+        """Each image is scored with the bounds of a fold that it is not in, and its own quality is judged with a card
+        that was fitted without the images that this card is scored on."""
+        monkeypatch.setattr(measure, "BOUNDS_IMAGES", 24)
+        judged, given = {}, {}
+        fitted, with_bounds = calibration._fitted, calibration._with_bounds
+
+        def remembered(models, gathered):
+            card = fitted(models, gathered)
+            judged[card.model_dump_json()] = {each.shown.file_name for each in gathered}
+            return card
+
+        def compared(images, gathered, models):
+            given["images"] = [each.shown.file_name for each in gathered]
+            given["seen"] = [judged[each.card.model_dump_json()] for each in models]
+            return np.arange(len(gathered))[:, None] * np.ones(len(measure.BOUNDS))
+
+        def chosen(card, quality):
+            given.setdefault("of_card", []).append((judged[card.model_dump_json()], quality[:, 0].astype(int).tolist()))
+            return with_bounds(card, quality)
+
+        monkeypatch.setattr(calibration, "_fitted", remembered)
+        monkeypatch.setattr(calibration, "_with_bounds", chosen)
+        monkeypatch.setattr(measure.Images, "compare_bounds", compared)
+        truth["images"] = truth["images"][:10]
+        truth["annotations"] = [each for each in truth["annotations"] if each["image_id"] <= 10]
+        calibrate(demo, truth, SCENES, data="x")
+        *folds, (_, every) = given["of_card"]
+        assert every == list(range(len(given["images"])))
+        for seen, rows in folds:
+            scored = set(given["images"]) - seen
+            assert scored
+            for row in rows:
+                assert given["images"][row] in seen
+                assert not given["seen"][row] & scored
 
     def test_an_image_of_another_size_is_a_failure_of_the_benchmark(self, demo, truth):
         truth["images"] = [entry | {"width": entry["width"] + (entry["id"] == 1)} for entry in truth["images"][:2]]

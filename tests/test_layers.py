@@ -16,9 +16,9 @@ LAYERS = {
         " results"
     ),
     "models": "prompts clip sam onnx loading tiling",
-    "pipeline": "pipeline sam3_pipeline everything __init__",
+    "pipeline": "pipeline sam3_pipeline everything refining __init__",
     "jobs": "known_answers search segmenting evaluation calibration labelling review onnx_export explain speed",
-    "front ends": "app cli __main__",
+    "front ends": "app integrations cli __main__",
 }
 """The rooms of each layer in order: a room may import from those before it, in its own layer or in a lower one."""
 LATER = {"records": {"config", "render", "results"}}

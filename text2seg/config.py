@@ -343,6 +343,22 @@ class AutomaticSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class RefineSettings:
+    """How boxes and masks that exist already become finer masks."""
+
+    keep_below: float = 0.8
+    """Keep an old mask as it is if SAM's predicted IoU (0 to 1) of the new one is below this. Boxes always get one."""
+    amplitude: float = 30.0
+    """How strongly the old mask guides SAM, in logits."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.keep_below <= 1:
+            raise SettingsError(f"keep below must be in [0, 1], got {self.keep_below}")
+        if not 0 < self.amplitude < float("inf"):
+            raise SettingsError(f"amplitude must be more than 0, got {self.amplitude}")
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """How an image and words become segments; one field per stage, in the order of the pipeline."""
 

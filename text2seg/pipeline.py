@@ -517,10 +517,10 @@ class Session:
 
         Args:
             query: The name of the segment. Its map scores the mask.
-            points: At least one point, in pixels of the image.
+            points: At least one point or a box, in pixels of the image.
 
         Raises:
-            ValueError: There are no points.
+            ValueError: There are neither points nor a box.
             QueryError: As for `segment`.
         """
         return self._models.segment_points(self, query, points, settings)

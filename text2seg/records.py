@@ -135,8 +135,8 @@ class PointPrompts:
     points; `similarity` float32[N], in [0, 1], is the min-max map at the point. N may be 0.
 
     `boxes_xyxy` float32[B, 4] is left, top, right, bottom, with B 0 or 1; with a box SAM gives one mask instead of
-    several candidates. `masks` float32[M, gh, gw], with M 0 or 1 and values in [0, 1], is a rough mask on a grid that
-    covers the image.
+    several candidates. `masks` float32[M, gh, gw], with M 0 or 1, is a rough mask on a grid that covers the image: a
+    map in [0, 1], or logits divided by `sam.base.MASK_PROMPT_SCALE`.
     """
 
     xy: NDArray[np.float32]

@@ -1,7 +1,7 @@
 """`text2seg calibrate`: a model card from images with true masks, cross-validated over images.
 
-Two passes over the images. The first gathers the numbers that are fitted, and compares bounds of regions before
-anything is fitted. The second compares the methods, each image with a card that was fitted to other images.
+Three passes over the images. The first gathers the numbers that are fitted, the second compares bounds of regions, and
+the third the methods, each image with a card that was fitted to other images, bounds included.
 """
 
 from __future__ import annotations
@@ -110,12 +110,16 @@ def calibrate(
         _fitted(passes.models, [g for g, at in zip(gathered, fold_of, strict=True) if at != fold])
         for fold in range(folds)
     ]
+    # The bounds of each card are chosen on the fold before the one that it leaves out, so they never saw the latter.
+    fitted = [models.with_card(card) for card in cards]
+    quality = passes.compare_bounds(gathered, [fitted[(fold + 1) % folds] for fold in fold_of])
+    cards = [_with_bounds(card, quality[fold_of == (fold - 1) % folds]) for fold, card in enumerate(cards)]
     calibrated = [models.with_card(card) for card in cards]
     scores = passes.compare(gathered, [calibrated[fold] for fold in fold_of])
     if not any(map(len, scores["calibrated"])):
         raise DatasetError(f"{images}: no image could be used to compare the methods: {passes.first_failure}")
     pairs = [_presence_pairs(cards[fold], each) for fold, each in zip(fold_of, gathered, strict=True)]
-    card = _fitted(passes.models, gathered).model_copy(
+    card = _with_bounds(_fitted(passes.models, gathered), quality).model_copy(
         update={
             "scores": tuple(_scores(scores, pairs)),
             "calibrated_on": CalibratedOn(
@@ -145,7 +149,7 @@ def _check_enough(passes: Images, with_things: int, images: Path) -> None:
 
 
 def _fitted(models: Text2Seg, gathered: Sequence[Gathered]) -> ModelCard:
-    """Return the card of models without calibration, with everything fitted to these images."""
+    """Return the card of models without calibration, with presence and choice fitted to these images."""
     logits = np.concatenate([each.logits for each in gathered])
     present = np.concatenate([each.present for each in gathered])
     rows = [row for each in gathered for row in each.rows]
@@ -158,7 +162,6 @@ def _fitted(models: Text2Seg, gathered: Sequence[Gathered]) -> ModelCard:
     ratio = far_below(gaps[candidates[:, :, 2].max(1) >= SHOWS], slope)
     candidates = candidates[slope * gaps <= np.log(ratio)]  # the choice is only asked about regions that are kept
     names: Any = models.provenance()
-    floor, prominence = _best_bounds(np.stack([each.quality for each in gathered]))
     return models.card.model_copy(
         update={
             "name": " with ".join(dict.fromkeys(names[kind]["name"] for kind in ("clip", "sam"))),
@@ -171,23 +174,26 @@ def _fitted(models: Text2Seg, gathered: Sequence[Gathered]) -> ModelCard:
                 threshold=0.5,
             ),
             "choice": fit_choice(candidates),
-            "regions": Regions(floor=floor, prominence=prominence, far_below=ratio),
+            "regions": Regions(floor=USUAL_BOUNDS[0], prominence=USUAL_BOUNDS[1], far_below=ratio),
         }
     )
 
 
-def _best_bounds(quality: Floats) -> tuple[float, float]:
-    """Return the best bounds, or the usual ones unless others are clearly better.
+def _with_bounds(card: ModelCard, quality: Floats) -> ModelCard:
+    """Return the card with the best bounds, or the usual ones unless others are clearly better.
 
     Args:
-        quality: of single masks, float [images, bounds]; NaN for images on which bounds were not compared.
+        quality: see `Images.compare_bounds`.
     """
+    assert card.regions is not None  # it was fitted
     known = quality[np.isfinite(quality).all(1)]
     if not len(known):
-        return USUAL_BOUNDS
+        return card
     means = known.mean(0)
     best, usual = int(means.argmax()), BOUNDS.index(USUAL_BOUNDS)
-    return BOUNDS[best if means[best] > means[usual] + CLEARLY_BETTER else usual]
+    floor, prominence = BOUNDS[best if means[best] > means[usual] + CLEARLY_BETTER else usual]
+    regions = card.regions.model_copy(update={"floor": floor, "prominence": prominence})
+    return card.model_copy(update={"regions": regions})
 
 
 def _presence_pairs(card: ModelCard, each: Gathered) -> Floats:

@@ -1,6 +1,6 @@
 """What one image with true masks says about a pair of models: the numbers that are fitted, and the scores of methods.
 
-Each image is opened and encoded once: the first pass keeps its session for the second one while memory allows.
+Each image is opened and encoded once: the first pass keeps its session for the others while memory allows.
 """
 
 from __future__ import annotations
@@ -56,8 +56,7 @@ class Gathered:
 
     `logits` and `present` are of the categories that count in this image; a category with crowds alone does not count.
     `rows` float [K, 3] have SAM's score, separation and true IoU of the candidates of each region, `gaps` how far the
-    region's logit is below the best of its query. `quality` float [bounds] is that of single masks with each of
-    `BOUNDS`; NaN if they are not compared on this image. `session` is kept for the second pass if memory allows.
+    region's logit is below the best of its query. `session` is kept for the other passes if memory allows.
     """
 
     shown: TruthImage
@@ -66,7 +65,6 @@ class Gathered:
     present: Bools
     rows: list[Floats]
     gaps: list[float]
-    quality: Floats
     session: Session | None
 
 
@@ -105,25 +103,34 @@ class Images:
         )
         gatherer = self.models.with_card(self.models.card.model_copy(update={"presence": mild}))
         room = KEPT_SHARE * free_memory(self.models.device)
-        shows = self.with_things
-        compared = set(shows[:: -(-len(shows) // BOUNDS_IMAGES)]) if shows else set()  # from all parts of the data
         for shown, path in tqdm(self.found, desc="gathering", unit="image", disable=not self.progress):
             with self._counted(shown, path):
                 session, things = self.models.open(shown.load(path)), things_of(shown, self.known)
-                quality: Floats = np.full(len(BOUNDS), np.nan)
                 logits, present, rows, gaps = gather_one(gatherer, session, shown, things, self.known)
-                if shown.file_name in compared:
-                    quality = np.array([self._with_bounds(session, things, *bounds) for bounds in BOUNDS])
                 room -= session.nbytes
-                yield Gathered(shown, path, logits, present, rows, gaps, quality, session if room > 0 else None)
+                yield Gathered(shown, path, logits, present, rows, gaps, session if room > 0 else None)
 
-    def _with_bounds(self, session: Session, things: Things, floor: float, prominence: float) -> float:
-        """Return the quality of single masks with these bounds, before anything is fitted, so that no card is chosen by
-        images that it is scored on."""
-        settings = Settings(points=PointSettings(floor=floor, prominence=prominence), presence=NEVER_ABSENT)
-        return float(judge(self.models, session, things, settings)[:, 1].mean())
+    # ---- second and third pass
 
-    # ---- second pass
+    def compare_bounds(self, gathered: Sequence[Gathered], fitted: Sequence[Text2Seg]) -> Floats:
+        """Return the quality of single masks with each of `BOUNDS`, float [images, bounds].
+
+        It is NaN for images that are not used or fail.
+
+        Args:
+            fitted: for each image, the models with the card that its bounds are chosen for.
+        """
+        quality: Floats = np.full((len(gathered), len(BOUNDS)), np.nan)
+        used = [at for at, each in enumerate(gathered) if each.present.any()]
+        used = used[:: -(-len(used) // BOUNDS_IMAGES)]  # from all parts of the data
+        for at in tqdm(used, desc="bounds of regions", unit="image", disable=not self.progress):
+            each = gathered[at]
+            with self._counted(each.shown, each.path):
+                session, things = each.session or self._opened(each), things_of(each.shown, self.known)
+                for column, (floor, prominence) in enumerate(BOUNDS):
+                    settings = Settings(points=PointSettings(floor=floor, prominence=prominence), presence=NEVER_ABSENT)
+                    quality[at, column] = judge(fitted[at], session, things, settings)[:, 1].mean()
+        return quality
 
     def compare(self, gathered: Sequence[Gathered], calibrated: Sequence[Text2Seg]) -> dict[str, list[Floats]]:
         """Return for each method and image that does not fail float [T, 2]; see `judge`.
@@ -134,6 +141,8 @@ class Images:
         scores: dict[str, list[Floats]] = {method: [] for method in METHODS}
         images = tqdm(gathered, desc="comparing", unit="image", disable=not self.progress)
         for each, fitted in zip(images, calibrated, strict=True):
+            if each.shown.file_name in self.failures:
+                continue
             with self._counted(each.shown, each.path):
                 session, things = each.session or self._opened(each), things_of(each.shown, self.known)
                 judged = [

@@ -134,11 +134,11 @@ def load_models(model: ModelSettings, settings: Settings, *, say_uncalibrated: b
 
     `say_uncalibrated`: print a line if their presence is not calibrated.
     """
-    chosen = _chosen_pair(model)
+    chosen = chosen_pair(model)
     from text2seg.pipeline import NOT_CALIBRATED, Text2Seg
 
     models = Text2Seg.load(**{**model.arguments(), "model": chosen}, settings=settings)
-    _say_names(models.names, model, chosen, is_whole=bool(model.clip and model.sam))
+    say_names(models.names, model, chosen, is_whole=bool(model.clip and model.sam))
     if say_uncalibrated and models.default_presence(settings) is None:
         say(f"text2seg: {NOT_CALIBRATED}", file=sys.stderr)
     return models
@@ -146,15 +146,15 @@ def load_models(model: ModelSettings, settings: Settings, *, say_uncalibrated: b
 
 def load_everything(model: ModelSettings, automatic: AutomaticSettings, settings: Settings) -> Everything:
     """Load the SAM chosen by the flags, like `load_models`."""
-    chosen = _chosen_pair(model, sam_only=True)
+    chosen = chosen_pair(model, sam_only=True)
     from text2seg.everything import Everything
 
     models = Everything.load(replace(model, model=chosen), automatic, settings=settings)
-    _say_names(models.names, model, chosen, is_whole=bool(model.sam))
+    say_names(models.names, model, chosen, is_whole=bool(model.sam))
     return models
 
 
-def _chosen_pair(model: ModelSettings, *, sam_only: bool = False) -> Any:
+def chosen_pair(model: ModelSettings, *, sam_only: bool = False) -> Any:
     """Check the models, the device and Pillow's warnings, and return the name of the pair that `model` means."""
     from text2seg import weights
 
@@ -176,7 +176,7 @@ def without_why(save: tuple[SaveKind, ...]) -> tuple[SaveKind, ...]:
     return tuple(kind for kind in save if kind != "why")
 
 
-def _say_names(names: str, model: ModelSettings, chosen: str, *, is_whole: bool) -> None:
+def say_names(names: str, model: ModelSettings, chosen: str, *, is_whole: bool) -> None:
     """Print which weights are at work; if nobody chose the bundled ones, also what to download.
 
     `is_whole` says that the person named all weights, so that none is of the pair.

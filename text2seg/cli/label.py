@@ -92,18 +92,7 @@ class Label:
             report = label_folder(
                 models, self.folder, ontology, job, progress=True, stop=stop, engine=engine, plan=plan
             )
-        if report.interrupted:
-            failed = f" ({report.failed} of them failed)" * bool(report.failed)
-            say(
-                f"text2seg: stopped with {report.done} of {report.images} images done{failed}; "
-                "run the same command again to go on",
-                file=sys.stderr,
-            )
-            return INTERRUPTED
-        _print_report(report, verbose=self.verbose)
-        if job.save:
-            say(f"image files: {plan.image_folder}")
-        return exit_status(report.images - report.failed, report.failed + unknown)
+        return conclude(report, plan.image_folder if job.save else None, unknown, verbose=self.verbose)
 
     def _check_before_loading(self, ontology: Ontology, job: LabelSettings) -> Plan:
         """Check inputs, output and models before anything slow is imported, and list the images."""
@@ -178,6 +167,28 @@ class Label:
         return Sam3Pipeline.open_folder(
             self.sam3, device=model.device, precision=model.precision, settings=self.settings
         )
+
+
+def conclude(report: LabelReport, images: Path | None, left_out: int, *, verbose: bool = False) -> int:
+    """Print how a job ended and return the exit status.
+
+    Args:
+        images: folder of the image files, if there are any.
+        left_out: words or images that the job left out besides those that failed.
+        verbose: print all failures.
+    """
+    if report.interrupted:
+        failed = f" ({report.failed} of them failed)" * bool(report.failed)
+        say(
+            f"text2seg: stopped with {report.done} of {report.images} images done{failed}; "
+            "run the same command again to go on",
+            file=sys.stderr,
+        )
+        return INTERRUPTED
+    _print_report(report, verbose=verbose)
+    if images:
+        say(f"image files: {images}")
+    return exit_status(report.images - report.failed, report.failed + left_out)
 
 
 def _print_report(report: LabelReport, *, verbose: bool) -> None:

@@ -61,6 +61,7 @@ Batch = Sequence[Task]
 Delivery = list[tuple[int, Json]]  # pairs of a task's index and its record
 Deliver = Callable[[Delivery], None]
 Load = Callable[[Any, str], Image]  # reads an image from a Path or Url, and gives it a file name
+Annotate = Callable[..., list[Json]]  # makes the annotations of a Segmentation, see `annotations_of`
 Loaded = tuple[Task, Image]
 Result = tuple[Task, Segmentation, list[Masks]]  # with the candidates that were not chosen, for each segment
 Fault = tuple[Task, str, BaseException]  # with the stage that failed
@@ -94,13 +95,17 @@ class Engine(Protocol):
 class LocalEngine:
     """Runs batches on this machine."""
 
-    def __init__(self, models: Pipeline, *, workers: int = 4, load: Load | None = None) -> None:
+    def __init__(
+        self, models: Pipeline, *, workers: int = 4, load: Load | None = None, annotate: Annotate = annotations_of
+    ) -> None:
         """
         Args:
             models: run in the thread that calls `run`.
             workers: number of threads that decode images.
             load: reads an image from a path and a file name; raises `ImageError` if it cannot.
+            annotate: makes the annotations of a result; with the arguments of `annotations_of`.
         """
+        self._annotate = annotate
         self._models, self._workers, self._load = models, workers, load or _load
 
     def run(self, work: Work, batches: Iterable[Batch], deliver: Deliver, stopping: Callable[[], bool]) -> None:
@@ -145,7 +150,7 @@ class LocalEngine:
 
         def records() -> Delivery:
             done = [
-                (task.index, _record(work, task, found, others))
+                (task.index, _record(work, task, found, others, self._annotate))
                 for task, found, others in results
                 if task.needs_record and not (work.images and stopping())
             ]
@@ -236,7 +241,7 @@ class _Writer:
 # ---- records: what the journal keeps of an image, as plain JSON
 
 
-def _record(work: Work, task: Task, result: Segmentation, others: list[Masks]) -> Json:
+def _record(work: Work, task: Task, result: Segmentation, others: list[Masks], annotate: Annotate) -> Json:
     try:
         saved = _save_images(work, task, result)  # before the record: an image with a record is not processed again
         record = success_record(
@@ -246,6 +251,7 @@ def _record(work: Work, task: Task, result: Segmentation, others: list[Masks]) -
             encoding=work.encoding,
             polygon_tolerance=work.polygon_tolerance,
             others=others,
+            annotate=annotate,
         )
         return {**record, SAVED: saved} if work.images else record
     except Exception as error:
@@ -275,6 +281,7 @@ def success_record(
     encoding: Encoding,
     polygon_tolerance: float = POLYGON_TOLERANCE,
     others: Sequence[Masks] = (),
+    annotate: Annotate = annotations_of,
 ) -> Json:
     """Return the record of a segmented image.
 
@@ -285,7 +292,7 @@ def success_record(
     Raises:
         OutputError: the segmentation does not fit into a COCO file.
     """
-    annotations = annotations_of(segmentation, categories, encoding=encoding, polygon_tolerance=polygon_tolerance)
+    annotations = annotate(segmentation, categories, encoding=encoding, polygon_tolerance=polygon_tolerance)
     if others:
         written = (masks for segment, masks in zip(segmentation.segments, others, strict=True) if segment.area)
         for annotation, masks in zip(annotations, written, strict=True):

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import threading
 import warnings
 from array import array
@@ -18,7 +20,7 @@ from tqdm import tqdm
 from text2seg._version import __version__
 from text2seg.coco.dataset import read_dataset
 from text2seg.coco.provenance import calibration_in, encoding_entry, run_info
-from text2seg.coco.reader import check_references, kept_categories
+from text2seg.coco.reader import Dataset, check_references, kept_categories
 from text2seg.config import LabelSettings, ModelSettings
 from text2seg.errors import CheckpointError, ImageError, OutputError
 from text2seg.io.files import exists, is_dir, is_file, resolve_path
@@ -117,7 +119,7 @@ def label_folder(
         images=images if settings.save else None,
     )
     stopping = stop.is_set if stop else lambda: False
-    job = fingerprint(models, folder, plan.ontology, settings)
+    job = fingerprint(models, folder, plan.ontology, settings) | source_entry(plan.source)
     with Journal.open(journal_path(settings.output), job, restart=settings.restart) as journal:
         if images and settings.restart and is_dir(images.folder, OutputError):
             images.discard_earlier()
@@ -150,6 +152,7 @@ def label_folder(
             folder=folder,
             dataset=settings.output,
             ontology=plan.ontology,
+            **source_entry(plan.source),
             **_prefilter_entry(settings),
             **encoding_entry(settings.segmentation, settings.polygon_tolerance),
         )
@@ -163,6 +166,7 @@ def label_folder(
                 image_id=plan.image_id,
                 info=info,
                 overwrite=settings.overwrite,
+                source=plan.source,
             )
             if work.images:
                 work.images.discard_earlier(keep=saved_images(journal, state))
@@ -196,12 +200,13 @@ def _check_any_done(state: JobState, journal: Journal, output: Place) -> None:
 @dataclass(frozen=True, slots=True)
 class Plan:
     """The files of a job, the ontology with its category ids, the id of each image by its index in the scan, and the
-    folder that `--save` writes to; None if the output is a URL."""
+    folder that `--save` writes to; None if the output is a URL. `source` is the dataset that is refined, if one is."""
 
     scan: Scan
     ontology: Ontology
     image_id: Callable[[int], int]
     image_folder: Path | None = None
+    source: Dataset | None = None
 
 
 def prepare(folder: Place, ontology: Ontology, settings: LabelSettings) -> Plan:
@@ -286,6 +291,14 @@ def fingerprint(models: Pipeline, folder: Place, ontology: Ontology, settings: L
 def _prefilter_entry(settings: LabelSettings) -> dict[str, Any]:
     """Return what journal and dataset record of the prefilter. Empty if it is off."""
     return {"only_if_present": {"skip_below": settings.skip_below}} if settings.only_if_present else {}
+
+
+def source_entry(source: Dataset | None) -> dict[str, Any]:
+    """Return what journal and dataset record of the dataset that is refined: its name, a hash and its info."""
+    if source is None:
+        return {}
+    digest = hashlib.sha256(json.dumps(source, sort_keys=True).encode("utf-8", "backslashreplace")).hexdigest()
+    return {"refined": {"dataset": Path(source.name).name, "sha256": digest, "info": source["info"]}}
 
 
 # ---- dry run

@@ -11,6 +11,7 @@ from typing import Any
 import platformdirs
 
 from text2seg.coco.dataset import dataset_info, write_stream
+from text2seg.coco.reader import Dataset, attributes_of
 from text2seg.config import LabelSettings
 from text2seg.errors import OutputError, SettingsError
 from text2seg.io import storage
@@ -133,6 +134,7 @@ def write_output(
     image_id: Callable[[int], int],
     info: Mapping[str, Any],
     overwrite: bool = False,
+    source: Dataset | None = None,
 ) -> tuple[tuple[Failure, ...], tuple[CategorySummary, ...]]:
     """Write the COCO file from the journal, in the order of the scan. Returns the failures and the table of categories.
 
@@ -142,6 +144,7 @@ def write_output(
         image_id: returns the id of an image from its index in the scan.
         info: the `info` of the dataset, without the failures.
         overwrite: replace a file that this job did not write.
+        source: the dataset that was refined; its categories, licences and entries of images are kept.
 
     Raises:
         OutputError: the file cannot be written, somebody changed it while the job ran, or the journal is damaged. The
@@ -163,8 +166,11 @@ def write_output(
     write_stream(
         file,
         info=dataset_info({**info, "failures": entries}),
-        categories=ontology.coco_categories(),
-        images=_images(journal, state, image_id),
+        categories=ontology.coco_categories() if source is None else source["categories"],
+        images=_images(
+            journal, state, image_id, {} if source is None else {each["id"]: each for each in source["images"]}
+        ),
+        licenses=[] if source is None else source.get("licenses") or [],
         annotations=_annotations(journal, state, image_id, ontology, tally),
         before_replacing=announce,
     )
@@ -190,8 +196,13 @@ def _labelled(journal: Journal, state: JobState) -> Iterator[tuple[int, Json]]:
     return zip(indices, journal.read_all(offset for _, offset in state.labelled()), strict=True)
 
 
-def _images(journal: Journal, state: JobState, image_id: Callable[[int], int]) -> Iterator[Json]:
+def _images(
+    journal: Journal, state: JobState, image_id: Callable[[int], int], source: Mapping[int, Json]
+) -> Iterator[Json]:
     for index, record in _labelled(journal, state):
+        if source:
+            yield source[image_id(index)]
+            continue
         yield {
             "id": image_id(index),
             "file_name": record["file"],
@@ -211,9 +222,9 @@ def _annotations(
         tally.add_image(
             SegmentValues(
                 category=names[annotation["category_id"]],
-                area_share=annotation["area"] / pixels,
-                score=annotation["score"],
-                presence=annotation["attributes"]["presence"],
+                area_share=annotation.get("area", 0) / pixels,
+                score=annotation.get("score"),
+                presence=attributes_of(annotation).get("presence"),
             )
             for annotation in record["annotations"]
         )
