@@ -18,8 +18,16 @@ from sklearn.linear_model import LogisticRegression
 from text2seg.calibration import card as calibration
 from text2seg.calibration import measure
 from text2seg.calibration.card import calibrate
-from text2seg.calibration.fit import equal_error, far_below, fit_choice, fit_presence, interval, sigmoid
-from text2seg.calibration.measure import single_quality
+from text2seg.calibration.fit import (
+    equal_error,
+    far_below,
+    fit_choice,
+    fit_presence,
+    interval,
+    sigmoid,
+    single_quality,
+)
+from text2seg.calibration.regions import MOST_SOMETHING, RegionRows, best_f2, fit_regions, least_something
 from text2seg.cli import main
 from text2seg.cli.terminal import FAILED, PARTLY, WRONG_FLAGS
 from text2seg.coco.dataset import read_dataset
@@ -93,6 +101,47 @@ class TestFit:
         assert single_quality([], [one]) == 0
 
 
+class TestRegions:
+    def rows(self, odds, present, rows=()):
+        return RegionRows(np.array(odds, float), np.array(present), np.array(rows, float).reshape(-1, 4))
+
+    def test_presence_is_one_half_at_the_best_f2(self):
+        """A lost thing counts as much as four wrong ones: three of four absent pairs below the lowest present one are
+        worth it, the others are not."""
+        odds = [5, 4, 1, *[2] * 3, *[-3] * 40]
+        present = [True] * 3 + [False] * 43
+        assert best_f2(np.array(odds, float), np.array(present)) == 1
+        odds[3:6] = [-4] * 3
+        odds[2], odds[6:26] = -5, [-3] * 20  # keeping it would add 43 wrong ones
+        assert best_f2(np.array(odds, float), np.array(present)) == 4
+
+    def test_the_features_with_the_lower_equal_error_are_taken(self):
+        rng = np.random.default_rng(0)
+        present = rng.random(400) < 0.2
+        sharp, blurred = np.where(present, 3.0, -5.0), rng.normal(0, 3, 400)
+        weights = rng.random((50, 3))
+        ious = weights @ (0.6, 0.3, 0.05)
+        for odds, kind in ((blurred, "values"), (sharp, "patches")):
+            both = {"patches": sharp, kind: odds}
+            gathered = [
+                {name: self.rows(each, present, np.column_stack([weights, ious])) for name, each in both.items()}
+            ]
+            fitted = fit_regions(gathered, 0.25)
+            assert (fitted.features, fitted.something, fitted.threshold) == ("patches", 0.25, 0.5)
+        assert fitted.presence_of(np.array([3.0, -5.0], np.float32)) == pytest.approx([0.5, 0], abs=0.01)
+
+    def test_images_that_show_nothing_calibrate_no_regions(self):
+        assert fit_regions([], 0.1) is None
+        assert fit_regions([{"patches": self.rows([-np.inf, 1], [True, False])}], 0.1) is None
+
+    def test_points_stay_on_nearly_all_things(self):
+        highest = np.linspace(0, 1, 1001)
+        least = least_something(highest * 0.4)
+        assert (highest * 0.4 >= least).mean() == pytest.approx(0.98, abs=0.005)
+        assert least_something(highest[500:]) == MOST_SOMETHING  # never more
+        assert least_something([]) == 0
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """The card, page and messages of `calibrate coco` on bundled scenes."""
@@ -145,6 +194,13 @@ class TestCard:
         assert quality["calibrated"] > quality["reference"]
         assert scores["calibrated", calibration.FOUND].value < 0.1
 
+    def test_region_classification_is_calibrated_with_the_better_features(self, at_home, demo):
+        fitted = find_card(demo.card.clip.sha256, demo.card.sam.sha256).region_classification
+        assert fitted.features in ("patches", "values")
+        assert fitted.threshold == 0.5
+        assert 0 < fitted.something <= MOST_SOMETHING
+        assert fitted.choice.sam > 0
+
     def test_the_page_has_the_table_and_the_diagrams_and_needs_nothing_from_elsewhere(self, at_home):
         page = (at_home / "outputs" / "calibration.html").read_text()
         for words in ("Lost against found", "Reliability of presence", "IoU before and after", "cross-validated"):
@@ -196,6 +252,7 @@ class TestFailures:
         to keep sessions, so the second pass opens the images again."""
         monkeypatch.setattr(measure, "KEPT_SHARE", 0)
         monkeypatch.setattr(measure, "BOUNDS_IMAGES", 1)
+        monkeypatch.setattr(measure, "MOST_IMAGES", 1)
         names = [each["file_name"] for each in truth["images"][:13]]
         truth["images"] = truth["images"][:13]
         truth["annotations"] = [each for each in truth["annotations"] if each["image_id"] <= 13]
@@ -222,6 +279,7 @@ class TestFailures:
 
     def test_each_image_is_encoded_once(self, demo, truth, monkeypatch):
         monkeypatch.setattr(measure, "BOUNDS_IMAGES", 1)
+        monkeypatch.setattr(measure, "MOST_IMAGES", 1)
         counts = Counter()
         models = copy.copy(demo)
         for kind, name in (("clip", "encode_images"), ("sam", "embed")):
@@ -256,7 +314,7 @@ class TestFailures:
     def test_no_card_is_scored_on_images_that_chose_its_bounds_or_were_fitted(self, demo, truth, monkeypatch):
         """Each image is scored with the bounds of a fold that it is not in, and its own quality is judged with a card
         that was fitted without the images that this card is scored on."""
-        monkeypatch.setattr(measure, "BOUNDS_IMAGES", 24)
+        monkeypatch.setattr(measure, "MOST_IMAGES", 1)
         judged, given = {}, {}
         fitted, with_bounds = calibration._fitted, calibration._with_bounds
 

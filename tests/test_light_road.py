@@ -54,6 +54,7 @@ def at_home(tmp_path, monkeypatch):
         monkeypatch.setattr(registry, "CHECKPOINTS", here)
         monkeypatch.setattr("text2seg.weights.download.BACKOFF_SECONDS", (0, 0))
         monkeypatch.setattr(measure, "BOUNDS_IMAGES", 1)
+        monkeypatch.setattr(measure, "MOST_IMAGES", 1)
         monkeypatch.setenv("NO_PROXY", "*")
         monkeypatch.setenv(SERVER_VARIABLE, base)
         home = tmp_path / "home"

@@ -1,7 +1,8 @@
 """`text2seg calibrate`: a model card from images with true masks, cross-validated over images.
 
-Three passes over the images. The first gathers the numbers that are fitted, the second compares bounds of regions, and
-the third the methods, each image with a card that was fitted to other images, bounds included.
+Four passes over the images. The first gathers the numbers that are fitted, the second compares bounds of regions, the
+third the methods, the last is about region classification. In the third, each image is segmented with a card that was
+fitted to other images, bounds included.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from text2seg._version import __version__
 from text2seg.calibration import FEW_IMAGES, FEWEST_IMAGES
 from text2seg.calibration.fit import SHOWS, Bools, Floats, far_below, fit_choice, fit_presence, interval, sigmoid
 from text2seg.calibration.measure import BOUNDS, Gathered, Images
+from text2seg.calibration.regions import fit_regions, least_something
 from text2seg.coco.lookup import ImageFinder
 from text2seg.coco.reader import check_dataset
 from text2seg.coco.truth import category_names, sha256_of_truth, truth_images
@@ -119,8 +121,12 @@ def calibrate(
     if not any(map(len, scores["calibrated"])):
         raise DatasetError(f"{images}: no image could be used to compare the methods: {passes.first_failure}")
     pairs = [_presence_pairs(cards[fold], each) for fold, each in zip(fold_of, gathered, strict=True)]
-    card = _with_bounds(_fitted(passes.models, gathered), quality).model_copy(
+    card = _with_bounds(_fitted(passes.models, gathered), quality)
+    something = least_something([each for of_image in gathered for each in of_image.something])
+    regions = fit_regions(passes.gather_regions(gathered, models.with_card(card), something), something)
+    card = card.model_copy(
         update={
+            "region_classification": regions,
             "scores": tuple(_scores(scores, pairs)),
             "calibrated_on": CalibratedOn(
                 data=data,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from text2seg.calibration.fit import RIGHT, Bools, Floats
+from text2seg.calibration.fit import Bools, Floats, single_quality
+from text2seg.calibration.regions import MOST_IMAGES, RegionRows, gather_rows, most_shown
 from text2seg.coco import rle
 from text2seg.coco.truth import TruthImage
-from text2seg.config import MaskSettings, PointSettings, PresenceSettings, Settings
+from text2seg.config import MaskSettings, PointSettings, PresenceSettings, RegionFeatures, Settings
 from text2seg.errors import Text2SegError
 from text2seg.grids import iou, minmax, resize
 from text2seg.model_card import PresenceCalibration
@@ -54,17 +55,20 @@ Things = dict[str, tuple[list[Mask], Mask]]
 class Gathered:
     """What the first pass gathers from one image.
 
-    `logits` and `present` are of the categories that count in this image; a category with crowds alone does not count.
+    `names`, `logits` and `present` are of the categories that count in this image; a category with crowds alone does
+    not count. `something` is what `regions.most_shown` returns.
     `rows` float [K, 3] have SAM's score, separation and true IoU of the candidates of each region, `gaps` how far the
     region's logit is below the best of its query. `session` is kept for the other passes if memory allows.
     """
 
     shown: TruthImage
     path: Path
+    names: list[str]
     logits: Floats
     present: Bools
     rows: list[Floats]
     gaps: list[float]
+    something: list[float]
     session: Session | None
 
 
@@ -105,10 +109,10 @@ class Images:
         room = KEPT_SHARE * free_memory(self.models.device)
         for shown, path in tqdm(self.found, desc="gathering", unit="image", disable=not self.progress):
             with self._counted(shown, path):
-                session, things = self.models.open(shown.load(path)), things_of(shown, self.known)
-                logits, present, rows, gaps = gather_one(gatherer, session, shown, things, self.known)
+                session = self.models.open(shown.load(path))
+                gathered = gather_one(gatherer, session, shown, path, self.known)
                 room -= session.nbytes
-                yield Gathered(shown, path, logits, present, rows, gaps, session if room > 0 else None)
+                yield gathered if room > 0 else replace(gathered, session=None)
 
     # ---- second and third pass
 
@@ -153,6 +157,22 @@ class Images:
                     scores[method].append(rows)
         return scores
 
+    # ---- last pass
+
+    def gather_regions(
+        self, gathered: Sequence[Gathered], models: Text2Seg, something: float
+    ) -> list[dict[RegionFeatures, RegionRows]]:
+        """Return what a part of the images says about region classification; see `regions.gather_rows`."""
+        rows, used = [], gathered[:: -(-len(gathered) // MOST_IMAGES)]
+        for each in tqdm(used, desc="region classification", unit="image", disable=not self.progress):
+            if each.shown.file_name in self.failures:
+                continue
+            with self._counted(each.shown, each.path):
+                things = {name: masks for name, (masks, _) in things_of(each.shown, self.known).items()}
+                session = each.session or self._opened(each)
+                rows.append(gather_rows(models, session, things, each.names, something))
+        return rows
+
     def _opened(self, each: Gathered) -> Session:
         return self.models.open(each.shown.load(each.path))
 
@@ -165,17 +185,18 @@ class Images:
             self.failures.setdefault(shown.file_name, Failure.from_error(shown.file_name, "segment", error, path))
 
 
-def gather_one(
-    models: Text2Seg, session: Session, shown: TruthImage, things: Things, known: Mapping[int, str]
-) -> tuple[Floats, Bools, list[Floats], list[float]]:
-    """Return `logits`, `present`, `rows` and `gaps` of an image; see `Gathered`. Presence has `MILD_SLOPE`."""
+def gather_one(models: Text2Seg, session: Session, shown: TruthImage, path: Path, known: Mapping[int, str]) -> Gathered:
+    """Return what one image says. Presence of the models has `MILD_SLOPE`."""
+    things = things_of(shown, known)
     (tokens,) = models.clip.encode_images([session.image], size=models.input_size)
     session.tokens[models.clip.input_hw(models.input_size), "surgery"] = tokens
     counted = [number for number, name in known.items() if name in things or not shown.crowds_of(number)]
     names = [known[number] for number in counted]
     logits = _logit(models.clip.patch_presence(tokens, names).max((1, 2))) if names else np.zeros(0)
     rows, gaps = _regions(models, session, things) if things else ([], [])
-    return logits, np.array([name in things for name in names], np.bool_), rows, gaps
+    present = np.array([name in things for name in names], np.bool_)
+    something = most_shown(models, tokens, [mask for masks, _ in things.values() for mask in masks])
+    return Gathered(shown, path, names, logits, present, rows, gaps, something, session)
 
 
 def things_of(shown: TruthImage, known: Mapping[int, str]) -> Things:
@@ -241,18 +262,3 @@ def judge(models: Text2Seg, session: Session, things: Things, settings: Settings
         union = np.any([np.zeros_like(all_true), *masks], axis=0)
         rows.append((iou(union, all_true), single_quality(masks, true)))
     return np.array(rows, np.float64)
-
-
-def single_quality(found: Sequence[Mask], true: Sequence[Mask]) -> float:
-    """Return the sum of the IoUs of matched masks, over the mean number of found and true ones.
-
-    Found and true masks with an IoU of 0.5 or more are matched, the highest IoU first. Source: panoptic quality
-    (Kirillov et al., arXiv 1801.00868), for one category.
-    """
-    table = np.array([[iou(a, b) for b in true] for a in found], np.float64).reshape(len(found), len(true))
-    total = 0.0
-    while table.size and table.max() >= RIGHT:
-        row, column = np.unravel_index(int(table.argmax()), table.shape)
-        total += float(table[row, column])
-        table[row], table[:, column] = 0, 0
-    return total / max((len(found) + len(true)) / 2, 1)
