@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from text2seg.errors import CheckpointError, ImageError, SettingsError
 from text2seg.grids import resize
 from text2seg.records import Candidates, Image, PointPrompts
-from text2seg.runtime import FULL, Precision, PrecisionName, autocast, choose_precision
+from text2seg.runtime import FULL, Precision, PrecisionName, autocast, before_call, choose_precision
 from text2seg.sam import decoder
 from text2seg.sam.upscaling import Upscaling
 
@@ -325,6 +325,7 @@ class AnySam(ABC):
         """
         if not images:
             return []
+        before_call()
         pixels, sizes = self._frame.framed(images, self._mean, self._std)
         with autocast(self.device, self.precision):
             features, *fine = (level.float() for level in self._levels(pixels))
@@ -349,17 +350,18 @@ class AnySam(ABC):
                 for their masks. Default: all sets give candidates.
 
         Raises:
-            ValueError: a set has no points.
+            ValueError: a set has neither points nor a box.
         """
         groups: dict[Group, list[int]] = {}
         for place, (_, points) in enumerate(sets):
-            if not len(points):
-                raise ValueError(f"set {place} has no points")
+            if not len(points) and not len(points.boxes_xyxy):
+                raise ValueError(f"set {place} has no points and no box")
             groups.setdefault(self._group(points), []).append(place)
         found: dict[int, Candidates] = {}
         for _, places in sorted(groups.items()):
             for start in range(0, len(places), self._sets_per_call):
                 part = places[start : start + self._sets_per_call]
+                before_call(len(part))
                 found |= zip(part, self._decode([sets[place] for place in part], above), strict=True)
         return [found[place] for place in range(len(sets))]
 
