@@ -14,8 +14,8 @@ from app_builders import SCENE, live_app
 from checkpoint_builders import serving
 from PIL import Image
 from playwright.sync_api import expect
-from text2seg.app.explain_tab import FIRST_FIELDS
 
+from text2seg.app.explain.tab import FIRST_FIELDS
 from text2seg.app.fields import shown_settings
 from text2seg.explain import TOOLS
 from text2seg.weights import download, registry
@@ -96,7 +96,7 @@ class TestThePage:
     def test_no_name_is_a_key_of_a_missing_translation(self, visitor, app_url):
         page = visitor(app_url, prepare=lambda page: page.add_init_script(LISTEN))
         open_tab(page, "Explain")
-        page.get_by_role("gridcell", name="a bomb").wait_for()  # the example has run
+        page.get_by_role("rowheader", name="a bomb").wait_for()  # the example has run
         open_tab(page, "Label a folder")
         page.locator("#folder-files input[type=file]").set_input_files(SCENE)
         page.locator("#folder-files").get_by_text("scene_0019").first.wait_for()
@@ -168,7 +168,7 @@ class TestExplain:
         expect(page.locator("#explain-status")).to_contain_text("An example")
         expect(page.locator(IMAGE)).to_be_visible()
         expect(page.locator("#setting-text textarea")).to_have_value("a sheep\na fire engine\na bomb")
-        expect(page.get_by_role("gridcell", name="a fire engine").first).to_be_visible()
+        expect(page.get_by_role("rowheader", name="a fire engine").first).to_be_visible()
 
     def test_the_example_does_not_replace_a_result(self, page):
         choose_tool(page, "multilabel")
@@ -200,7 +200,7 @@ class TestExplain:
         give_image(page)
         page.locator("#setting-text textarea").fill("a sheep\na koala")
         page.get_by_role("button", name="Run").click()
-        expect(page.get_by_role("gridcell", name="a koala").first).to_be_visible()
+        expect(page.get_by_role("rowheader", name="a koala").first).to_be_visible()
 
     def test_a_click_opens_an_example(self, page):
         choose_tool(page, "multilabel")
@@ -246,10 +246,10 @@ class TestExplain:
         choose_tool(page, "multilabel")
         page.get_by_role("button", name="Run").click()
         expect(page.locator("#explain-status h3")).to_be_visible()
-        expect(page.get_by_role("gridcell").first).to_be_visible()
+        expect(page.get_by_role("rowheader").first).to_be_visible()
         choose_tool(page, "opinion")
         expect(page.locator("#explain-status h3")).to_have_count(0)
-        expect(page.get_by_role("gridcell")).to_have_count(0)
+        expect(page.get_by_role("rowheader")).to_have_count(0)
         expect(page.locator("#explain-panels img")).to_have_count(0)
         page.get_by_role("button", name="Run").click()
         expect(page.locator("#explain-status")).to_contain_text("of 300 steps")
@@ -355,8 +355,8 @@ class TestExplain:
             page.locator("#setting-text textarea").fill(text)
             page.get_by_role("button", name="Run").click(no_wait_after=True)
         for page, own, other in zip(pages, ("a sheep", "a rocket"), ("a rocket", "a sheep"), strict=True):
-            expect(page.get_by_role("gridcell", name=own).first).to_be_visible()
-            expect(page.get_by_role("gridcell", name=other)).to_have_count(0)
+            expect(page.get_by_role("rowheader", name=own).first).to_be_visible()
+            expect(page.get_by_role("rowheader", name=other)).to_have_count(0)
 
 
 def test_a_password_opens_the_page(visitor, servers, demo, monkeypatch):

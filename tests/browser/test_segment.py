@@ -17,7 +17,7 @@ from pycocotools.coco import COCO
 from browser.test_app import CONTRAST, NAMELESS
 from text2seg import Text2Seg
 from text2seg.app.model_pool import ModelPool
-from text2seg.app.segment import tab
+from text2seg.app.segment import requests
 from text2seg.app.serve import running
 from text2seg.app.settings import AppSettings
 
@@ -728,8 +728,8 @@ def test_two_visitors_have_separate_sessions(visitor, app_url):
 
 def test_a_waiting_visitor_sees_how_many_come_before(visitor, servers, demo, monkeypatch):
     go_on = threading.Event()
-    found = tab.find
-    monkeypatch.setattr(tab, "find", lambda *given, **named: go_on.wait(60) and found(*given, **named))
+    found = requests.find
+    monkeypatch.setattr(requests, "find", lambda *given, **named: go_on.wait(60) and found(*given, **named))
     url, _ = servers.enter_context(running(ModelPool(demo, AppSettings(port=0, workers=1))))
     pages = [visitor(url) for _ in range(3)]
     for page in pages:

@@ -123,7 +123,8 @@ def points_of(annotation: Json) -> PointPrompts:
     """Return the recorded points, and the box if there is one, equal to the bit. Rough masks are not recorded.
 
     Raises:
-        Text2SegError: neither points nor a box are recorded, there are over `MAX_POINTS`, or points or box cannot be read.
+        Text2SegError: neither points nor a box are recorded, there are over `MAX_POINTS`, or points or box cannot be
+            read.
     """
     attributes = attributes_of(annotation)
     rows, box = attributes.get("points"), attributes.get("box_prompt", [])

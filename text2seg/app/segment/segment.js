@@ -143,7 +143,8 @@ customElements.define("t2s-segment", class extends HTMLElement {
     if (turn !== this.#sent?.turn) return;
     const { since = performance.now(), first = share } = this.#progress ?? {};
     this.#progress = { share, since, first };
-    this.#next(); // it is not lost  }
+    this.#next(); // it is not lost
+  }
 
   async #request(asked) {
     this.#isStopping = false;
@@ -375,8 +376,7 @@ customElements.define("t2s-segment", class extends HTMLElement {
       const isOn = this.#local.tool === "box";
       this.#deselect();
       this.#local.tool = isOn ? "select" : "box";
-    }
-    else if (name === "start") this.#local.isStart = !this.#local.isStart;
+    } else if (name === "start") this.#local.isStart = !this.#local.isStart;
     else if (["select", "plus", "minus"].includes(name)) this.#local.tool = name;
     else if (name === "deselect") this.#deselect();
     else if (piece) this.#send({ do: name, piece });
@@ -431,7 +431,10 @@ customElements.define("t2s-segment", class extends HTMLElement {
     const piece = view.pieces.find((each) => each.number === selected);
     const isOpen = Boolean(view.image) && !isStart;
     this.classList.toggle("t2s-open", isOpen);
-    this.querySelector("[data-part=side]").hidden = !isOpen || !view.queries.length;
+    const side = this.querySelector("[data-part=side]");
+    const isLost = side.contains(document.activeElement);
+    side.hidden = !isOpen || !view.queries.length;
+    if (isLost && side.hidden) setTimeout(() => this.stage.focusOn());
     this.querySelector("[data-part=unfamiliar]").hidden = !isOpen || !view.isUnfamiliar;
     this.toolbar.hidden = !isOpen;
     if (isStart) this.why.explanation = null;

@@ -166,6 +166,7 @@ customElements.define("t2s-stage", class extends HTMLElement {
 
   #draw() {
     const { pieces, regions, selected } = this.#shown;
+    this.tip.hidden = true; // what it named may be gone
     const { piece: focused, region } = this.svg.contains(document.activeElement) ? document.activeElement.dataset : {};
     const byArea = (one, other) => other.area - one.area; // the largest first: small ones stay clickable
     const largestFirst = [...pieces].sort(byArea);
