@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 import time
@@ -9,6 +10,7 @@ import zipfile
 from dataclasses import replace
 
 import httpx
+import numpy as np
 import pytest
 from app_builders import SCENE, live_app
 from checkpoint_builders import serving
@@ -50,6 +52,27 @@ def give_image(page, path=SCENE) -> None:
     clear_image(page)
     page.locator("#explain-image input[type=file]").set_input_files(path)
     expect(page.locator(IMAGE)).to_be_visible()
+
+
+def press_before_the_server_answers(page, button: str, place: str, words: str) -> None:
+    """Press a button, and check that a place of the page says these words before the server has heard of it."""
+    held = []
+    page.route(
+        "**/gradio_api/**", lambda route: held.append(route) if route.request.method == "POST" else route.continue_()
+    )
+    page.evaluate(
+        """([place, words]) => {
+          window.isSaid = false;
+          const look = () => { window.isSaid ||= document.querySelector(place)?.textContent.includes(words); };
+          new MutationObserver(look).observe(document.body, { childList: true, subtree: true, characterData: true });
+        }""",
+        [place, words],
+    )
+    page.get_by_role("button", name=button).click()
+    page.wait_for_function("window.isSaid")
+    page.unroute("**/gradio_api/**")
+    for route in held:
+        route.continue_()
 
 
 class TestThePage:
@@ -223,12 +246,35 @@ class TestExplain:
         page.get_by_role("button", name="Run").click()
         expect(alert).to_contain_text("sky.png is 10000 x 6000 pixels, over the limit of 50 million")
 
+    def test_a_photograph_gives_a_warning(self, page, tmp_path):
+        noise = np.random.default_rng(0).integers(0, 256, (120, 160), np.uint8)  # rough and grey, as photographs are
+        Image.fromarray(noise).save(tmp_path / "photo.png")
+        choose_tool(page, "multilabel")
+        give_image(page, tmp_path / "photo.png")
+        page.get_by_role("button", name="Run").click()
+        warning = page.locator("#explain-status .t2s-warning")
+        expect(warning).to_contain_text("This looks like a photograph, and this model knows drawings only")
+        warning.get_by_role("button", name="Use real weights").click()
+        expect(page.locator("#models-table")).to_be_visible()
+
+    def test_a_table_can_be_downloaded(self, page):
+        open_tab(page, "Explain")
+        table = page.get_by_role("table").first
+        expect(table.get_by_role("rowheader", name="a bomb")).to_be_visible()
+        cells = table.get_by_role("cell")
+        assert set(cells.evaluate_all("all => all.map(each => getComputedStyle(each).textAlign)")) == {"right"}
+        with page.expect_download() as download:
+            page.get_by_role("link", name="CSV").first.click()
+        with open(download.value.path(), newline="", encoding="utf-8") as file:
+            rows = list(csv.reader(file))
+        assert [f"{float(value):.3f}" for row in rows[1:] for value in row[1:]] == cells.all_inner_texts()
+
     def test_a_long_run_shows_progress_and_stops(self, page):
         choose_tool(page, "opinion")
         give_image(page)
         page.get_by_role("button", name="Run").click()
         expect(page.locator("#explain-status")).to_contain_text(re.compile(r"[1-9]\d* of 300 steps"))
-        page.get_by_role("button", name="Stop").click()
+        press_before_the_server_answers(page, "Stop", "#explain-status", "Stopping …")
         expect(page.locator("#explain-status")).to_contain_text("Stopped. This is the result so far.")
 
     def test_a_slow_tool_says_its_time_before_it_starts(self, page):

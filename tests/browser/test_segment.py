@@ -523,8 +523,8 @@ def test_the_demo_model_says_of_a_photograph_that_it_knows_drawings_only(page, t
     noise = np.random.default_rng(0).integers(0, 256, (120, 160), np.uint8)  # rough and grey, as photographs are
     Image.fromarray(noise).save(tmp_path / "photo.png")
     upload(page, tmp_path / "photo.png")
-    warning = page.get_by_text("this model knows drawings only")
-    warning.wait_for()
+    warning = page.locator("[data-part=unfamiliar]")
+    warning.get_by_text("this model knows drawings only").wait_for()
     add_queries(page, "koala")
     page.locator("t2s-legend").get_by_text("koala").wait_for()
     wait_until_idle(page)
@@ -738,7 +738,7 @@ def test_a_waiting_visitor_sees_how_many_come_before(visitor, servers, demo, mon
         page.locator(".t2s-busy").get_by_text("Searching …").wait_for()
         page.wait_for_timeout(500)
     pages[2].locator(".t2s-busy").get_by_text("1 before you").wait_for()
-    assert pages[0].locator(".t2s-busy").inner_text() == "Searching …"
+    assert pages[0].locator(".t2s-busy span").inner_text() == "Searching …"
     go_on.set()
     pages[2].locator(PIECE).first.wait_for()
     wait_until_idle(pages[2])
