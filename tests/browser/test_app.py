@@ -56,10 +56,15 @@ def give_image(page, path=SCENE) -> None:
 
 def press_before_the_server_answers(page, button: str, place: str, words: str) -> None:
     """Press a button, and check that a place of the page says these words before the server has heard of it."""
-    held = []
-    page.route(
-        "**/gradio_api/**", lambda route: held.append(route) if route.request.method == "POST" else route.continue_()
-    )
+    held, is_held = [], True
+
+    def hold(route) -> None:
+        if is_held and route.request.method == "POST":
+            held.append(route)
+        else:
+            route.continue_()
+
+    page.route("**/gradio_api/**", hold)
     page.evaluate(
         """([place, words]) => {
           window.isSaid = false;
@@ -70,7 +75,7 @@ def press_before_the_server_answers(page, button: str, place: str, words: str) -
     )
     page.get_by_role("button", name=button).click()
     page.wait_for_function("window.isSaid")
-    page.unroute("**/gradio_api/**")
+    is_held = False
     for route in held:
         route.continue_()
 

@@ -150,8 +150,11 @@ class ExplainTab:
             self.start = gr.Button("Run", variant="primary", elem_id="explain-run", scale=3)
             self.begin = gr.Button("Run", visible="hidden", elem_id="explain-begin")  # pressed by page.js
             self.stop = gr.Button("Stop", interactive=False, elem_id="explain-stop", scale=1, min_width=90)
-        self.stop.click(self._leave, queue=False, **QUIET)
+        # The first one, because Gradio answers one after the other.
         self.stop.click(None, outputs=[self.stop], js=STOP, api_visibility="private")
+            None, outputs=[self.stop], js=STOP, api_visibility="private"
+        )  # first: Gradio calls one after the other
+        self.stop.click(self._leave, queue=False, **QUIET)
         self.estimate = gr.HTML("", padding=False, elem_id="explain-estimate")
         self.problem = gr.HTML("", padding=False, elem_id="explain-problem")
         self.status = gr.HTML(note(BEGIN), padding=False, elem_id="explain-status")

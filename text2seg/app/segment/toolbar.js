@@ -1,6 +1,6 @@
 // Tools and actions in one row above the image. Labels disappear where the row is too narrow for them.
-// A new button is one line in BUTTONS, its action in `#do` of segment.js and, if the server has to answer, one request in
-// tab.py.
+// A new button is one line in BUTTONS, its action in `#do` of segment.js and, if the server has to answer, one class in
+// requests.py.
 // Property `shown` {piece, tool, isAll, canUndo, canRedo, hint}; fires `do` with the name of the button, `name` {name}
 // for the selected segment, and `lost` when the button with the focus disappears.
 
