@@ -4,6 +4,7 @@
     python benchmarks/accuracy.py demo runs/new-scenes …     # splits written by training/render.py
     python benchmarks/accuracy.py options --limit 12         # the options for points and masks
     python benchmarks/accuracy.py tiles --count 4            # small things in large images
+    python benchmarks/accuracy.py refine                     # boxes and coarse masks into fine ones
 
 `demo` prints three tables, for `--method reference` and for `auto`, the default:
 
@@ -21,6 +22,9 @@ with an IoU of 0.5. AP and mIoU are for all things as queries.
 `tiles` pastes drawings from the bundled scenes on large backgrounds. The queries are the things in the image and as
 many absent things. `recall` is that of things, at an IoU of 0.5; `right` is the share of segments that match a true
 thing, each thing once; `absent, found` is the share of absent things that were found.
+
+`refine` gives `text2seg refine` the true boxes, and true masks that were eroded, dilated, drawn in coarse squares or
+with few corners; see refinement.py for the columns.
 """
 
 from __future__ import annotations
@@ -39,6 +43,7 @@ import numpy as np
 from agreement import Mask, agreement, read_truth, scenes_of
 from agreement import Scene as OpenScene
 from page import ROOT, bundled, markdown, publish
+from refinement import refinement
 
 from text2seg import MaskSettings, PointSettings, PresenceSettings, Settings, Text2Seg
 from text2seg.coco import rle
@@ -283,7 +288,10 @@ def main() -> None:
     tiles.add_argument(
         "--size", type=float, nargs=2, default=(0.04, 0.08), help="smallest and largest things, shares of 1200 pixels"
     )
-    for command in (demo, options, tiles):
+    refine = commands.add_parser("refine", help="score the refinement of boxes and of masks that were made worse")
+    refine.add_argument("folders", nargs="*", type=Path, help="folders with dataset.json; default: the bundled scenes")
+    refine.add_argument("--limit", type=int, help="use only the first scenes of each folder, this many")
+    for command in (demo, options, tiles, refine):
         command.add_argument("--write", action="store_true", help=f"write the tables into docs/measurements/{PAGE}")
     args = parser.parse_args()
     how = f"benchmarks/accuracy.py {args.command}"
@@ -302,6 +310,12 @@ def main() -> None:
             publish(
                 f"options-{folder.name}", markdown(headings, lines(table)), page=PAGE, how=command, write=args.write
             )
+    elif args.command == "refine":
+        models = Text2Seg.load("demo")
+        for folder in args.folders or bundled():
+            table = refinement(models, list(scenes_of(models, folder, args.limit)))
+            headings = (folder.name, *next(iter(table.values())))
+            publish(f"refine-{folder.name}", markdown(headings, lines(table)), page=PAGE, how=how, write=args.write)
     else:
         table = measure_tiles(Text2Seg.load("demo"), args.tile, tuple(args.size), args.count)
         headings = ("tile", *next(iter(table.values())))

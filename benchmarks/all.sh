@@ -24,6 +24,7 @@ case ${1:-} in
         measure accuracy.py demo --write
         measure accuracy.py options --write
         measure accuracy.py tiles --write
+        measure accuracy.py refine --write
         measure attention.py --limit 8 --write
         measure search.py --write
         measure origins.py --write

@@ -5,6 +5,7 @@ from __future__ import annotations
 import stat
 import threading
 import time
+from contextlib import closing
 from dataclasses import replace
 
 import labelling_builders as builders
@@ -204,12 +205,12 @@ def test_jobs_of_one_visitor_are_limited(jobs, monkeypatch):
     add(jobs)
 
 
-def test_jobs_of_all_visitors_are_limited(jobs, monkeypatch):
-    monkeypatch.setattr(module, "MOST", 2)
-    add(jobs, "anna")
-    add(jobs, "bert")
-    with pytest.raises(Text2SegError, match="later"):
-        add(jobs, "carl")
+def test_jobs_of_all_visitors_are_limited():
+    with closing(Jobs(most=2)) as jobs:
+        add(jobs, "anna")
+        add(jobs, "bert")
+        with pytest.raises(Text2SegError, match="later"):
+            add(jobs, "carl")
 
 
 def test_a_refused_job_leaves_no_files(jobs):

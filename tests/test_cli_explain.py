@@ -39,6 +39,21 @@ def test_docs_list_every_tool_with_its_title():
     assert listed == [(tool.name, tool.title) for tool in TOOLS.values()]
 
 
+def test_an_earlier_result_is_replaced_only_with_overwrite_and_a_photograph_is_noticed(tmp_path, capsys, caplog):
+    noise = np.random.default_rng(0).integers(0, 256, (60, 80), np.uint8)  # rough and grey, as photographs are
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    command = ["explain", "saliency", str(tmp_path / "noise.png"), "--text", "sheep", "--output", str(tmp_path / "out")]
+    result = tmp_path / "out" / "saliency_noise.json"
+    assert main(command) == 0
+    assert caplog.text.count("noise.png looks like a photograph") == 1
+    before = result.read_bytes()
+    assert main([*command, "--method", "legrad"]) == 1
+    assert "saliency_noise.png already exists; choose another --output or add --overwrite" in capsys.readouterr().err
+    assert result.read_bytes() == before
+    assert main([*command, "--method", "legrad", "--overwrite"]) == 0
+    assert result.read_bytes() != before
+
+
 def test_tool_writes_an_image_and_numbers(tmp_path, capsys):
     assert main(["explain", "saliency", SCENE, "--text", "sheep", "--output", str(tmp_path)]) == 0
     image = tmp_path / "saliency_scene_0019.png"
@@ -49,18 +64,18 @@ def test_tool_writes_an_image_and_numbers(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "says", "status"),
     [
-        (["saliency", "nowhere.png", "--text", "sheep"], "nowhere.png"),
-        (["saliency", SCENE, "--text", ""], "empty"),
-        (["saliency", SCENE, "--text", "aardvark"], "does not know"),
-        (["saliency", SCENE, "--text", "sheep", "--method", "layercam"], "surgery"),
-        (["run-all", "training/logs"], "training/logs"),
-        (["saliency", "text2seg/demo/scenes/new-scenes", "--text", "sheep"], "one image"),
+        (["saliency", "nowhere.png", "--text", "sheep"], "nowhere.png", 1),
+        (["saliency", SCENE, "--text", ""], "empty", 1),
+        (["saliency", SCENE, "--text", "aardvark"], "does not know", 1),
+        (["saliency", SCENE, "--text", "sheep", "--method", "layercam"], "surgery", 2),
+        (["run-all", "training/logs"], "training/logs", 1),
+        (["saliency", "text2seg/demo/scenes/new-scenes", "--text", "sheep"], "one image", 2),
     ],
 )
-def test_error_is_one_clear_line(arguments, says, tmp_path, capsys):
-    assert main(["explain", *arguments, "--output", str(tmp_path)]) == 1
+def test_error_is_one_clear_line(arguments, says, status, tmp_path, capsys):
+    assert main(["explain", *arguments, "--output", str(tmp_path)]) == status
     *before, error = capsys.readouterr().err.splitlines()
     assert says in error
     assert all(line.startswith("text2seg: the models are") for line in before)

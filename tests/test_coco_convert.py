@@ -390,6 +390,9 @@ def test_images_of_another_size_are_refused(tmp_path, to):
     (images / "one.png").write_bytes(b"no image")
     with pytest.raises(ImageError, match=r"one\.png is not an image"):
         convert(dataset, to, tmp_path / "out", images=images)
+    with pytest.raises(ImageError, match="elsewhere, given as --images, is not an existing folder"):
+        convert(dataset, to, tmp_path / "out", images=tmp_path / "elsewhere")
+    (tmp_path / "elsewhere").mkdir()
     with pytest.raises(ImageError, match=r"one\.png"):
         convert(dataset, to, tmp_path / "out", images=tmp_path / "elsewhere")
     assert not (tmp_path / "out").exists()
@@ -477,6 +480,14 @@ def foreign(*segmentations: list[list[float]], hw: tuple[int, int] = (24, 32)) -
     }
 
 
+def test_yolo_without_images_says_that_its_folder_of_images_is_missing(tmp_path):
+    dataset = made()
+    images = saved_images(dataset, tmp_path / "images")
+    note = "data.yaml names the folder images/, which is missing"
+    assert note in " ".join(convert(dataset, "yolo-seg", tmp_path / "a").notes)
+    assert note not in " ".join(convert(dataset, "yolo-seg", tmp_path / "b", images=images).notes)
+
+
 OVER = [[-8.0, 6.0, 16.0, 6.0, 16.0, 30.0, -8.0, 30.0]]
 INSIDE = [[4.5, 2.25, 9.0, 2.25, 9.0, 7.0]]
 OUTSIDE = [[40.0, 2.0, 50.0, 2.0, 50.0, 9.0]]
@@ -487,7 +498,7 @@ FLAT = [[1.0, 1.0, 5.0, 5.0, 9.0, 9.0]]
 def test_masks_are_clipped_to_the_image_with_a_note(tmp_path, to):
     done = convert(foreign(OVER, INSIDE, OUTSIDE, FLAT), to, tmp_path)
     assert (done.images, done.annotations) == (1, 2)
-    assert done.notes == (
+    assert done.notes[:2] == (
         "1 mask reaches beyond the image; the part outside, 50.0% of the area, is cut off: annotation 1 of one.png",
         "2 masks have no area in the image; left out: annotation 3 of one.png, annotation 4 of one.png",
     )
@@ -510,7 +521,7 @@ def test_empty_masks_are_left_out_with_a_note(tmp_path, to):
     dataset["annotations"][0]["segmentation"] = {"size": [24, 32], "counts": [24 * 32]}
     done = convert(dataset, to, tmp_path)
     assert done.annotations == 0
-    assert done.notes == ("1 mask has no area in the image; left out: annotation 1 of one.png",)
+    assert done.notes[:1] == ("1 mask has no area in the image; left out: annotation 1 of one.png",)
 
 
 def simple_polygons(count: int) -> list[np.ndarray]:

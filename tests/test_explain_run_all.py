@@ -24,7 +24,7 @@ from text2seg.explain.opinion import Opinion
 from text2seg.explain.run_all import PAGE_FILE, WORDS_FILE, RunAllSettings, _maps, make_mosaic
 from text2seg.explain.tool import ImageFiles
 from text2seg.io.images import load_image
-from text2seg.io.writing import RECORD
+from text2seg.io.output_folder import RECORD
 from text2seg.render.drawing import POSITIVE
 
 SCENES = resources.files("text2seg.demo") / "scenes" / "new-scenes" / "images"

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
+import subprocess
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -12,9 +15,8 @@ import pytest
 from text2seg.errors import ImageError, OutputError, Text2SegError
 from text2seg.io import files
 from text2seg.io.names import fit_file_name
+from text2seg.io.output_folder import RECORD, OutputFolder
 from text2seg.io.writing import (
-    RECORD,
-    OutputFolder,
     check_writable,
     temporary_folder_for,
     write_atomically,
@@ -227,11 +229,37 @@ def test_files_changed_by_hand_are_not_overwritten(tmp_path):
     OutputFolder(tmp_path).write([("a.json", [b"3"]), ("b\n.json", [b"3"])])
     (tmp_path / "a.json").write_bytes(b"mended")
     (tmp_path / "mine.json").write_bytes(b"mine")
-    for name in ("a.json", "mine.json"):
-        with pytest.raises(OutputError, match=rf"{name} was changed since.*move it away"):
+    for name, says in (("a.json", "was changed since text2seg"), ("mine.json", "was not written by text2seg")):
+        with pytest.raises(OutputError, match=rf"{name} {says}.*move it away"):
             OutputFolder(tmp_path).write([("b\n.json", [b"4"]), (name, [b"4"])])
+    with pytest.raises(OutputError, match="was not written by text2seg"):
+        OutputFolder(tmp_path, overwrite=True).write([("mine.json", [b"4"])])
     assert (tmp_path / "a.json").read_bytes() == b"mended"
     assert (tmp_path / "b\n.json").read_bytes() == b"3"
+    OutputFolder(tmp_path, overwrite=True).write([("a.json", [b"5"])])
+    assert (tmp_path / "a.json").read_bytes() == b"5"
+
+
+def test_earlier_files_of_the_same_command_are_discarded_unless_somebody_changed_them(tmp_path):
+    OutputFolder(tmp_path, command="segment").write([(name, [b"1"]) for name in ("a", "masks/b\n", "masks/\\c", "d")])
+    OutputFolder(tmp_path, command="search").write([("e", [b"1"])])
+    (tmp_path / "a").write_bytes(b"mended")
+    (tmp_path / "mine").write_bytes(b"1")
+    (tmp_path / RECORD).open("ab").write(b"\n# text2seg segment\n" + sha256(b"1").hexdigest().encode() + b"  ../x\n")
+    (tmp_path.parent / "x").write_bytes(b"1")
+    folder = OutputFolder(tmp_path, command="segment")
+    folder.write([("f", [b"2"])])
+    OutputFolder(tmp_path, command="segment").write([("d", [b"3"])])  # another process
+    folder.discard_earlier(keep={"f"})
+    assert sorted(os.listdir(tmp_path)) == [RECORD, "a", "e", "f", "mine"]
+    assert (tmp_path.parent / "x").exists()
+
+
+@pytest.mark.skipif(not shutil.which("sha256sum"), reason="needs sha256sum")
+def test_the_record_is_read_by_sha256sum(tmp_path):
+    OutputFolder(tmp_path, command="segment").write([("a", [b"1"]), ("masks/b", [b"1"])])
+    done = subprocess.run(["sha256sum", "--check", RECORD], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["a: OK", "masks/b: OK"]
 
 
 def test_a_truncated_record_of_written_files_is_continued(tmp_path):
@@ -241,5 +269,5 @@ def test_a_truncated_record_of_written_files_is_continued(tmp_path):
     OutputFolder(tmp_path).write([("a", [b"2"])])
     OutputFolder(tmp_path).write([("a", [b"3"])])
     record.write_bytes(record.read_bytes()[:-40])  # not known any more: refused, not guessed
-    with pytest.raises(OutputError, match="was changed since"):
+    with pytest.raises(OutputError, match=r"was (changed since|not written)"):
         OutputFolder(tmp_path).write([("a", [b"4"])])

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from filelock import FileLock
+from labelling_builders import FakeModels
 
 from text2seg.cli import main
 from text2seg.coco.dataset import read_dataset
+from text2seg.config import LabelSettings
+from text2seg.io.output_folder import OutputFolder
+from text2seg.labelling.job import label_folder
+from text2seg.ontology import ontology_of_queries
 
 SCENES = Path("text2seg/demo/scenes/new-scenes")
 
@@ -103,19 +110,19 @@ def test_a_dry_run_writes_nothing(folder, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "says", "status"),
     [
-        ([], "nothing to look for: give --ontology"),
-        (["--query", "zebra"], "zebra"),
-        (["--query", "zebra", "--dry-run"], "zebra"),
-        (["--query", "ball", "--ontology", "x.yaml"], "not both"),
-        (["--ontology", "nowhere.yaml"], "nowhere.yaml"),
-        (["--query", "ball", "--clip", "nothing", "--dry-run"], "nothing"),
+        ([], "nothing to look for: give --ontology", 2),
+        (["--query", "zebra"], "zebra", 1),
+        (["--query", "zebra", "--dry-run"], "zebra", 1),
+        (["--query", "ball", "--ontology", "x.yaml"], "not both", 2),
+        (["--ontology", "nowhere.yaml"], "nowhere.yaml", 1),
+        (["--query", "ball", "--clip", "nothing", "--dry-run"], "nothing", 1),
     ],
 )
-def test_errors_are_one_line_and_nothing_is_written(folder, tmp_path, capsys, arguments, says):
+def test_errors_are_one_line_and_nothing_is_written(folder, tmp_path, capsys, arguments, says, status):
     output = tmp_path / "dataset.json"
-    assert label(folder, output, *arguments) == 1
+    assert label(folder, output, *arguments) == status
     *before, error = capsys.readouterr().err.splitlines()
     assert says in error
     assert all(line.startswith("text2seg: the models are ") for line in before)
@@ -138,3 +145,41 @@ def test_an_output_locked_by_another_process_is_refused_before_models_are_loaded
     with FileLock(f"{output}.journal.lock"):
         assert label(folder, output, "--query", "ball", "--clip", "nothing") == 1
     assert "another process is writing" in capsys.readouterr().err
+
+
+def test_restart_deletes_the_image_files_of_the_earlier_result_and_no_others(folder, tmp_path, capsys):
+    output, images = tmp_path / "dataset.json", tmp_path / "dataset_images"
+    assert label(folder, output, "--query", names()[0], "--presence", "0", "--save", "overlay,masks") == 0
+    assert list(images.glob("masks/*.png"))
+    first = sorted(path.name for path in images.glob("*.png"))
+    (images / "mine.png").write_bytes(b"mine")
+    changed = images / first[0]
+    changed.write_bytes(b"drawn on")
+    (folder / first[1].removesuffix("_overlay.png")).unlink()
+    assert label(folder, output, "--query", names()[1], "--presence", "1", "--save", "masks", "--restart") == 0
+    assert sorted(path.name for path in images.rglob("*.png")) == sorted(["mine.png", changed.name])
+    assert label(folder, output, "--query", names()[1], "--save", "overlay", "--restart") == 3
+    errors = capsys.readouterr().err
+    assert f"{changed.name} was changed since text2seg wrote it" in errors
+    assert changed.read_bytes() == b"drawn on"
+    assert (images / "mine.png").read_bytes() == b"mine"
+    assert label(folder, output, "--query", names()[1], "--save", "overlay", "--restart", "--overwrite") == 0
+    assert changed.read_bytes() != b"drawn on"
+
+
+def test_a_stopped_job_draws_no_further_images(folder, tmp_path):
+    """The first Ctrl-C comes while the first image is drawn; the other images of the batch wait to be drawn."""
+    output, seen, stop = tmp_path / "dataset.json", [], threading.Event()
+
+    class Slow(OutputFolder):
+        def write(self, files):
+            seen.append(files[0][0])
+            stop.set()
+            return super().write(files)
+
+    with patch("text2seg.labelling.job.OutputFolder", Slow):
+        settings = LabelSettings(output, save="overlay")
+        report = label_folder(FakeModels(), folder, ontology_of_queries("ball"), settings, stop=stop)
+    assert (report.interrupted, report.done, len(seen)) == (True, 1, 1)
+    assert label_folder(FakeModels(), folder, ontology_of_queries("ball"), settings).done == 3
+    assert len(list((tmp_path / "dataset_images").glob("*.png"))) == 3

@@ -22,6 +22,7 @@ from text2seg.model_card import (
     ModelCard,
     card_for,
     card_of,
+    cards_in,
     find_card,
     is_photograph,
     read_card,
@@ -88,16 +89,19 @@ def test_a_file_that_is_no_card_is_named_and_the_others_are_used(caplog):
     put(made())
     (user_cards() / "broken.json").write_text("{")
     assert find_card(CLIP, SAM).name == "mine"
-    assert "broken.json is not a model card" in caplog.text
+    find_card(CLIP, SAM)
+    assert caplog.text.count("broken.json is not a model card: it ends too early, in line 1") == 1
+    assert len([*cards_in(user_cards())]) == 1
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda card: card["presence"].update(threshold=1.5), "presence.threshold"),
+        (lambda card: card["presence"].update(threshold=1.5), "its entry presence.threshold has the wrong value 1.5"),
         (lambda card: card["clip"].update(sha256="12"), "clip.sha256"),
-        (lambda card: card.update(speed=1), "speed"),
-        (lambda card: card.update(format="text2seg model card 9"), "format"),
+        (lambda card: card["clip"].pop("sha256"), "it lacks the entry clip.sha256"),
+        (lambda card: card.update(speed=1), "it has the unknown entry speed"),
+        (lambda card: card.update(format="text2seg model card 9"), "its format is not 'text2seg model card 1'"),
         (lambda card: card["choice"].update(sam="NaN"), "choice.sam"),
         (lambda card: card.pop("sam"), "which CLIP and SAM"),
     ],

@@ -43,8 +43,9 @@ def test_python(monkeypatch, tmp_path, capsys):
         exec(compile(code, f"README.md, block {number}", "exec"), names)
         if number == 0:
             assert "sheep" in capsys.readouterr().out
-    (image,) = read_dataset(tmp_path / "dataset.json")["images"]
-    mask, overlay = (Image.open(tmp_path / name) for name in ("mask.png", "overlay.png"))
+    folder = tmp_path / "python"
+    (image,) = read_dataset(folder / "scene_0019_coco.json")["images"]
+    mask, overlay = (Image.open(folder / name) for name in ("masks/scene_0019_sheep_1.png", "scene_0019_overlay.png"))
     assert mask.size == (image["width"], image["height"])
     assert set(np.unique(np.asarray(mask.convert("L")))) == {0, 255}
     assert overlay.width >= image["width"]

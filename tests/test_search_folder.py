@@ -8,6 +8,7 @@ import shutil
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 from filelock import FileLock
 from PIL import Image as PillowImage
@@ -230,6 +231,12 @@ def test_search_and_label_commands(folder, tmp_path, capsys):
     assert found["fire engine"][0]["file"] == "scene_0007.jpg"
     with PillowImage.open(tmp_path / "out" / "02-fire-engine.png") as sheet:
         assert sheet.size[0] > 900
+    assert main([*command, "--output", str(tmp_path / "out")]) == 1
+    assert "search.json already exists; choose another --output or add --overwrite" in capsys.readouterr().err
+    again = ["search", str(folder), "horse", *where, "--output", str(tmp_path / "out"), "--overwrite"]
+    assert main(again) == 3
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.*g")) == ["01-horse.png"]
+    capsys.readouterr()
     output = tmp_path / "only.json"
     flags = ["--output", str(output), "--query", "horse", "--only-if-present", *where]
     assert main(["label", str(folder), *flags]) == 3
@@ -238,7 +245,17 @@ def test_search_and_label_commands(folder, tmp_path, capsys):
     assert skipped
     assert not skipped & HORSES
     assert main(["search", str(folder), "unicorn", *where]) == 1
-    assert main(["search", str(folder), "horse", "--top", "0", *where]) == 1
+    assert main(["search", str(folder), "horse", "--top", "0", *where]) == 2
+
+
+def test_a_search_among_photographs_with_the_demo_model_says_so_each_time(tmp_path, caplog):
+    (tmp_path / "photos").mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (60, 80), np.uint8)
+    PillowImage.fromarray(noise).save(tmp_path / "photos" / "noise.png")
+    for _ in range(2):  # the second finds it in the index
+        assert main(["search", str(tmp_path / "photos"), "horse", "--index", str(tmp_path), "--device", "cpu"]) == 0
+        assert caplog.text.count("noise.png looks like a photograph") == 1
+        caplog.clear()
 
 
 def test_an_unreadable_index_folder_raises_output_error(demo, folder, tmp_path):

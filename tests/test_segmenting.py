@@ -101,10 +101,31 @@ def test_every_kind_of_file_has_a_writer():
 
 def test_an_interrupted_run_writes_the_finished_images(tmp_path):
     models = FakeModels(raises={"3.png": KeyboardInterrupt()})
-    with pytest.raises(KeyboardInterrupt):
-        segment_files(models, images(tmp_path), "ball", OutputSettings(tmp_path / "out"))
+    report = segment_files(models, images(tmp_path), "ball", OutputSettings(tmp_path / "out"))
+    assert (report.interrupted, report.images) == (True, 3)
     names = [Path(image["file_name"]).name for image in read_dataset(tmp_path / "out" / "dataset.json")["images"]]
     assert names == ["0.png", "1.png", "2.png"]
+
+
+def test_overwrite_replaces_the_whole_earlier_result_and_nothing_else(tmp_path):
+    out, paths = OutputSettings(tmp_path / "out", save="overlay,masks"), images(tmp_path, 3)
+    segment_files(FakeModels("red ball"), paths, "red ball", out)
+    (out.output / "masks" / "mine.png").write_bytes(b"mine")
+    (out.output / "1_overlay.png").write_bytes(b"drawn on by hand")
+    report = segment_files(FakeModels(), paths[:1], "ball", replace(out, overwrite=True))
+    found = sorted(path.relative_to(out.output).as_posix() for path in out.output.rglob("*.png"))
+    assert found == ["0_overlay.png", "1_overlay.png", "masks/0_ball_1.png", "masks/mine.png"]
+    assert len(report.written) == 2
+
+
+def test_a_dataset_of_another_program_is_not_replaced_even_with_overwrite(tmp_path):
+    out = OutputSettings(tmp_path / "out", overwrite=True)
+    out.output.mkdir()
+    out.dataset.write_text("{}")
+    models = FakeModels()
+    with pytest.raises(OutputError, match="was not written by text2seg"):
+        segment_files(models, images(tmp_path, 1), "ball", out)
+    assert (models.seen, out.dataset.read_text()) == ([], "{}")
 
 
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
@@ -174,8 +195,8 @@ def test_nothing_is_written_if_no_image_can_be_segmented(tmp_path):
     report = segment_files(FakeModels(), [tmp_path / "broken.png", tmp_path / "nowhere.png"], "ball", out)
     assert (report.images, len(report.failures)) == (0, 2)
     assert not out.output.exists()
-    with pytest.raises(KeyboardInterrupt):
-        segment_files(FakeModels(raises={"0.png": KeyboardInterrupt()}), images(tmp_path, 1), "ball", out)
+    stopped = FakeModels(raises={"0.png": KeyboardInterrupt()})
+    assert segment_files(stopped, images(tmp_path, 1), "ball", out).interrupted
     assert not out.output.exists()
 
 
@@ -187,7 +208,7 @@ def test_an_image_that_cannot_be_saved_is_one_failure_and_the_others_are_saved(t
     assert (report.images, [path.name for path in report.written]) == (4, ["0_overlay.png", "3_overlay.png"])
     first, second = report.failures
     assert "1_overlay.png: it is not a file but a folder" in first.message
-    assert "2_overlay.png was changed" in second.message
+    assert "2_overlay.png was not written by text2seg" in second.message
     assert (tmp_path / "out" / "2_overlay.png").read_bytes() == b"drawn on by hand"
 
 
@@ -209,8 +230,6 @@ def test_a_full_disk_is_reported_and_not_its_consequences(tmp_path, monkeypatch)
     monkeypatch.setattr("text2seg.io.files.os.fsync", full)
     with pytest.raises(OutputError, match=r"0_overlay\.png cannot be written: No space left on device; make room"):
         segment_files(FakeModels(), images(tmp_path, 2), "ball", OutputSettings(tmp_path / "out"))
-    with pytest.raises(KeyboardInterrupt):
-        segment_files(
-            FakeModels(raises={"0.png": KeyboardInterrupt()}), images(tmp_path, 2), "ball", no_images(tmp_path)
-        )
+    stopped = FakeModels(raises={"0.png": KeyboardInterrupt()})
+    assert segment_files(stopped, images(tmp_path, 2), "ball", no_images(tmp_path)).interrupted
     assert [path.name for path in (tmp_path / "out").iterdir()] in ([], [".text2seg-written"])

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from text2seg.errors import SettingsError
+from text2seg.io.names import did_you_mean
 from text2seg.io.storage import Url, place_of
 from text2seg.queries import names_in
 
@@ -56,7 +57,8 @@ def check_choices(settings: object) -> None:
     for name, choices in _choices_of(kind).items():
         value = getattr(settings, name)
         if value not in choices:
-            raise SettingsError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+            hint = did_you_mean([str(value)], choices)
+            raise SettingsError(f"{name} must be one of {', '.join(choices)}, got {value!r}.{hint}")
 
 
 def freeze_texts(settings: object, name: str) -> None:
@@ -82,7 +84,8 @@ def freeze_choices(settings: object, name: str, choices: tuple[str, ...]) -> Non
         words = []
     for word in words:
         if word not in choices:
-            raise SettingsError(f"{name} must be none, or a list of {', '.join(choices)}; got {word!r}")
+            hint = did_you_mean([word], [*choices, "none"])
+            raise SettingsError(f"{name} must be none, or a list of {', '.join(choices)}; got {word!r}.{hint}")
     object.__setattr__(settings, name, tuple(dict.fromkeys(words)))
 
 
@@ -337,6 +340,22 @@ class AutomaticSettings:
             raise SettingsError(f"crop overlap must be in [0, 1), got {self.crop_overlap}")
         if not 0 <= self.stability_offset < float("inf"):
             raise SettingsError(f"stability offset must be 0 or more, got {self.stability_offset}")
+
+
+@dataclass(frozen=True, slots=True)
+class RefineSettings:
+    """How boxes and masks that exist already become finer masks."""
+
+    keep_below: float = 0.8
+    """Keep an old mask as it is if SAM's predicted IoU (0 to 1) of the new one is below this. Boxes always get one."""
+    amplitude: float = 30.0
+    """How strongly the old mask guides SAM, in logits."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.keep_below <= 1:
+            raise SettingsError(f"keep below must be in [0, 1], got {self.keep_below}")
+        if not 0 < self.amplitude < float("inf"):
+            raise SettingsError(f"amplitude must be more than 0, got {self.amplitude}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,54 @@ from text2seg.sam.automatic import automatic_masks
 from text2seg.sam.base import AnySam, SamEmbedding
 
 
-class Everything(Pipeline):
+class SamPipeline(Pipeline):
+    """What pipelines of SAM alone share."""
+
+    def __init__(
+        self, sam: AnySam, *, settings: Settings | None = None, provenance: dict[str, object] | None = None
+    ) -> None:
+        super().__init__(settings=settings, provenance=provenance)
+        self.sam = sam
+
+    @property
+    def names(self) -> str:
+        """The name of the model for people, such as "SAM vit_b"."""
+        sam = self._provenance.get("sam")
+        return f"SAM {sam.get('name', 'custom') if isinstance(sam, dict) else 'custom'}"
+
+    @property
+    def device(self) -> torch.device:
+        return self.sam.device
+
+    def describe_models(self) -> dict[str, object]:
+        return {"runtime": "torch", "precision": self.sam.precision.name, "compiled": self.sam.compiled}
+
+    def provenance(self, settings: Settings | None = None) -> dict[str, object]:
+        described = super().provenance(settings)
+        del described["presence"]  # there are no words that could be absent
+        return described
+
+    def default_presence(self, settings: Settings) -> float:
+        return 0.0
+
+    def segment_points(
+        self, session: Session, query: str | Query, points: PointPrompts, settings: Settings | None = None
+    ) -> Segment:
+        """Raise `SettingsError`: these pipelines take no points of a person."""
+        raise SettingsError("SAM alone takes no points of a person; load CLIP and SAM instead")
+
+    def candidate_mask(self, session: Session, segment: Segment, index: int) -> NDArray[np.bool_]:
+        mask = self.sam.mask(self._embed(session, segment.view_xywh), segment.candidates, index)
+        return place(mask, segment.view_xywh, session.image.hw)
+
+    def _embed(self, session: Session, box: Box | None) -> SamEmbedding:
+        view = session.view(box)
+        if view.embedding is None:
+            (view.embedding,) = self.sam.embed([view.image])
+        return view.embedding
+
+
+class Everything(SamPipeline):
     """The pipeline of SAM alone. All segments belong to one query, whose only use is to name their category.
 
     Settings of maps, points and presence have no effect; `automatic` has its own.
@@ -34,8 +81,8 @@ class Everything(Pipeline):
         settings: Settings | None = None,
         provenance: dict[str, object] | None = None,
     ) -> None:
-        super().__init__(settings=settings, provenance=provenance)
-        self.sam, self.automatic = sam, automatic or AutomaticSettings()
+        super().__init__(sam, settings=settings, provenance=provenance)
+        self.automatic = automatic or AutomaticSettings()
 
     @classmethod
     def load(
@@ -49,31 +96,8 @@ class Everything(Pipeline):
         )
         return cls(sam, automatic=automatic, settings=settings, provenance=provenance)
 
-    @property
-    def names(self) -> str:
-        """The name of the model for people, such as "SAM vit_b"."""
-        sam = self._provenance.get("sam")
-        return f"SAM {sam.get('name', 'custom') if isinstance(sam, dict) else 'custom'}"
-
-    @property
-    def device(self) -> torch.device:
-        return self.sam.device
-
     def describe_models(self) -> dict[str, object]:
-        return {
-            "runtime": "torch",
-            "precision": self.sam.precision.name,
-            "compiled": self.sam.compiled,
-            "automatic": asdict(self.automatic),
-        }
-
-    def provenance(self, settings: Settings | None = None) -> dict[str, object]:
-        described = super().provenance(settings)
-        del described["presence"]  # there are no words that could be absent
-        return described
-
-    def default_presence(self, settings: Settings) -> float:
-        return 0.0
+        return super().describe_models() | {"automatic": asdict(self.automatic)}
 
     def check(self, queries: Queries, settings: Settings | None = None) -> tuple[Query, ...]:
         if (settings or self.settings).tiles.tile:
@@ -91,19 +115,3 @@ class Everything(Pipeline):
 
     def _segment(self, session: Session, name: str) -> Segmentation:
         return automatic_masks(self.sam, lambda box: self._embed(session, box), session.image, self.automatic, name)
-
-    def _embed(self, session: Session, box: Box | None) -> SamEmbedding:
-        view = session.view(box)
-        if view.embedding is None:
-            (view.embedding,) = self.sam.embed([view.image])
-        return view.embedding
-
-    def segment_points(
-        self, session: Session, query: str | Query, points: PointPrompts, settings: Settings | None = None
-    ) -> Segment:
-        """Raise `SettingsError`: everything takes no points of a person."""
-        raise SettingsError("everything takes no points; load CLIP and SAM instead")
-
-    def candidate_mask(self, session: Session, segment: Segment, index: int) -> NDArray[np.bool_]:
-        mask = self.sam.mask(self._embed(session, segment.view_xywh), segment.candidates, index)
-        return place(mask, segment.view_xywh, session.image.hw)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -21,7 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from text2seg import weights
 from text2seg.errors import CheckpointError, QueryError
-from text2seg.io.files import is_dir, list_folder, read_file
+from text2seg.io.files import is_dir, json_fault, list_folder, read_file
+from text2seg.io.names import did_you_mean
 from text2seg.queries import SHOWN, Query, shown
 from text2seg.records import Image
 from text2seg.weights.registry import is_openclip
@@ -90,8 +92,7 @@ class ClosedVocabulary:
         return QueryError(f"{says} {self.way_out}.", on_page=f"{says} {WAY_OUT_ON_PAGE}.")
 
     def _sentence(self, wordings: Sequence[str]) -> str:
-        close = dict.fromkeys(each for wording in wordings for each in self.close_to(wording))
-        hint = f" Did you mean {' or '.join(close)}?" if close else ""
+        hint = did_you_mean([wording.lower() for wording in wordings], self._words)
         who = f"the {self.model} model" if self.model else "this model"
         return f"{who} does not know {' and '.join(map(shown, wordings))}.{hint}"
 
@@ -270,14 +271,32 @@ def read_card(path: Path) -> ModelCard:
     try:
         card = ModelCard.model_validate_json(content)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
         raise CheckpointError(
-            f"{path} is not a model card: {f'{where}: ' if where else ''}{first['msg']}; `{CALIBRATE}` makes one"
+            f"{path} is not a model card: {_fault(content, error)}; `{CALIBRATE}` makes one"
         ) from error
     if card.clip is None or card.sam is None:
         raise CheckpointError(f"{path} is not a model card: it does not say for which CLIP and SAM it is")
     return card
+
+
+def _fault(content: bytes, error: ValidationError) -> str:
+    """Return what is wrong with the content of a card, in plain words."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(map(str, first["loc"]))
+    if first["type"] == "json_invalid":
+        try:
+            json.loads(content)
+        except json.JSONDecodeError as fault:
+            return json_fault(fault)
+        except ValueError:
+            return "it is not UTF-8 text"
+    if not where:
+        return "it is not an object with the entries of a card"
+    if where == "format":
+        return f"its format is not {ModelCard().format!r}"
+    return {"extra_forbidden": f"it has the unknown entry {where}", "missing": f"it lacks the entry {where}"}.get(
+        first["type"], f"its entry {where} has the wrong value {shown(first['input'])}"
+    )
 
 
 def user_cards() -> Path:
@@ -285,16 +304,19 @@ def user_cards() -> Path:
     return weights.folder() / "cards"
 
 
-def _cards() -> Iterator[ModelCard]:
-    """Yield the user's cards and then the bundled ones. A file that is not a card is logged and left out."""
-    for folder in (user_cards(), BUNDLED_CARDS):
-        if is_dir(folder, CheckpointError):
-            for path in list_folder(folder, CheckpointError):
-                if path.suffix == ".json":
-                    try:
-                        yield read_card(path)
-                    except CheckpointError as error:
-                        log.warning("%s; it is not used", error)
+def cards_in(folder: Path) -> Iterator[ModelCard]:
+    """Yield the cards in a folder, which need not exist. A file that is not a card is logged, once, and left out."""
+    for path in list_folder(folder, CheckpointError) if is_dir(folder, CheckpointError) else ():
+        if path.suffix == ".json":
+            try:
+                yield read_card(path)
+            except CheckpointError as error:
+                log.log(logging.DEBUG if str(error) in _reported else logging.WARNING, "%s; it is not used", error)
+                _reported.add(str(error))
+
+
+_reported: set[str] = set()
+"""Messages about files that are not cards that this process has logged."""
 
 
 def find_card(clip_sha256: str, sam_sha256: str | None = None) -> ModelCard:
@@ -303,7 +325,8 @@ def find_card(clip_sha256: str, sam_sha256: str | None = None) -> ModelCard:
     If there is only a card of the same CLIP with another SAM, what it says about the CLIP is kept: input size,
     vocabulary, presence and regions. It then has the name of the CLIP, and no SAM.
     """
-    of_clip = [card for card in _cards() if card.clip and card.clip.sha256 == clip_sha256]
+    cards = [*cards_in(user_cards()), *cards_in(BUNDLED_CARDS)]
+    of_clip = [card for card in cards if card.clip and card.clip.sha256 == clip_sha256]
     for card in of_clip:
         if card.sam and card.sam.sha256 == sam_sha256:
             return card

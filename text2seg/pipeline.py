@@ -328,6 +328,7 @@ class Text2Seg(Pipeline):
     ) -> tuple[tuple[Query, ...], dict[str, str]]:
         maps = (settings or self.settings).maps
         self.clip.check(maps.architecture)
+        self.clip.input_hw(maps.input_size or self.input_size)
         known, unknown = parse_queries(queries), dict[str, str]()
         if self.closed_vocabulary:
             known, unknown = self.closed_vocabulary.split(known)
@@ -340,7 +341,7 @@ class Text2Seg(Pipeline):
     ) -> tuple[Segmentation, ...]:
         settings = settings or self.settings
         parsed = self.check(queries, settings)
-        self._warn_of_photographs(sessions)
+        self.warn_of_photographs(session.image for session in sessions)
         if settings.tiles.tile:
             return tuple(self._segment_tiles(session, parsed, settings) for session in sessions)
         return self._segment_batch(sessions, parsed, settings)
@@ -349,9 +350,9 @@ class Text2Seg(Pipeline):
         """Return whether the image looks like a photograph, and the models know drawings only."""
         return self.card.drawings_only and is_photograph(image)
 
-    def _warn_of_photographs(self, sessions: Sequence[Session]) -> None:
+    def warn_of_photographs(self, images: Iterable[Image]) -> None:
         """Log a warning for the first image that looks like a photograph, if the models know drawings only."""
-        strange = None if self._has_warned else next((s.image for s in sessions if self.is_unfamiliar(s.image)), None)
+        strange = None if self._has_warned else next((each for each in images if self.is_unfamiliar(each)), None)
         if strange is not None:
             self._has_warned = True
             _log.warning(
@@ -536,10 +537,10 @@ class Session:
 
         Args:
             query: The name of the segment. Its map scores the mask.
-            points: At least one point, in pixels of the image.
+            points: At least one point or a box, in pixels of the image.
 
         Raises:
-            ValueError: There are no points.
+            ValueError: There are neither points nor a box.
             QueryError: As for `segment`.
         """
         return self._models.segment_points(self, query, points, settings)

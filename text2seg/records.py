@@ -9,12 +9,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from text2seg.errors import Text2SegError
 from text2seg.grids import tight_box
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from text2seg.config import Encoding, SaveKind
 
 UNNAMED = "object"
 """Query of the segments that were found without words."""
@@ -133,8 +140,8 @@ class PointPrompts:
     points; `similarity` float32[N], in [0, 1], is the min-max map at the point. N may be 0.
 
     `boxes_xyxy` float32[B, 4] is left, top, right, bottom, with B 0 or 1; with a box SAM gives one mask instead of
-    several candidates. `masks` float32[M, gh, gw], with M 0 or 1 and values in [0, 1], is a rough mask on a grid that
-    covers the image.
+    several candidates. `masks` float32[M, gh, gw], with M 0 or 1, is a rough mask on a grid that covers the image: a
+    map in [0, 1], or logits divided by `sam.base.MASK_PROMPT_SCALE`.
     """
 
     xy: NDArray[np.float32]
@@ -258,6 +265,12 @@ class Segment:
             f"presence {self.presence:.2f})"
         )
 
+    def _repr_png_(self) -> bytes:
+        """The mask, for notebooks."""
+        from text2seg.render.saving import mask_png
+
+        return mask_png(self)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Segmentation:
@@ -266,6 +279,9 @@ class Segmentation:
     `maps` has one map for each query, in the order of the queries. A query without a segment was not found.
     `thresholds` are the presences below which the queries count as absent; empty if they are unknown. `cut` are the
     queries that were longer than CLIP reads.
+
+    A notebook shows it as the image with its masks and a table. `save`, `plot`, `to_coco` and `to_supervision` are
+    implemented in `results.py`.
     """
 
     image: Image
@@ -296,6 +312,58 @@ class Segmentation:
     def __repr__(self) -> str:
         found = _few(f"{_cut(query)} {self.verdict(query)}" for query in self.maps.queries)
         return f"Segmentation({self.image!r}: {found})"
+
+    def _repr_html_(self) -> str:
+        from text2seg import results
+
+        return results.html(self)
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draw the image with its masks and a legend on matplotlib's axes, by default new ones, and return the axes."""
+        from text2seg import results
+
+        return results.plot(self, axes)
+
+    def save(
+        self,
+        folder: str | Path,
+        kinds: Iterable[SaveKind] = ("overlay", "why"),
+        *,
+        provenance: Mapping[str, Any] | None = None,
+        overwrite: bool = False,
+    ) -> list[Path]:
+        """Write image files and a COCO file, all named after the image, and return their paths.
+
+        Args:
+            folder: is made if it is missing.
+            kinds: overlay, why, masks, cutouts, as for `segment --save`.
+            provenance: what made the result, as `Text2Seg.provenance` returns it; goes into the COCO file.
+            overwrite: also replace files that text2seg wrote and somebody changed. Files of others are never replaced.
+
+        Raises:
+            OutputError: the image has no file name, or a file cannot be written.
+            SettingsError: a kind is unknown.
+        """
+        from text2seg import results
+
+        return results.save(self, folder, kinds, provenance=provenance, overwrite=overwrite)
+
+    def to_coco(self, *, provenance: Mapping[str, Any] | None = None, encoding: Encoding = "rle") -> dict[str, Any]:
+        """Return a COCO dataset of this image; arguments and errors as for `coco.dataset.build_dataset`."""
+        from text2seg import results
+
+        return results.to_coco(self, provenance=provenance, encoding=encoding)
+
+    def to_supervision(self) -> Any:
+        """Return the segments as `supervision.Detections`, in their order: `xyxy`, `mask`, `confidence` (the score of
+        the COCO file), `class_id` (the place of the query in `maps.queries`) and `data["class_name"]`.
+
+        Raises:
+            SettingsError: the package supervision is not installed.
+        """
+        from text2seg import results
+
+        return results.to_supervision(self)
 
 
 @dataclass(frozen=True, slots=True)

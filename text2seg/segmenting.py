@@ -17,7 +17,8 @@ from text2seg.config import OutputSettings
 from text2seg.errors import OutputError, Text2SegError
 from text2seg.io.images import load_image
 from text2seg.io.names import unique_names
-from text2seg.io.writing import OutputFolder, check_writable, is_disk_error
+from text2seg.io.output_folder import OutputFolder
+from text2seg.io.writing import check_writable, is_disk_error
 from text2seg.ontology import ontology_of_queries
 from text2seg.pipeline import Pipeline, Queries
 from text2seg.records import Failure, Segmentation
@@ -31,15 +32,17 @@ class Report:
     """Result of a run over files.
 
     Without `images`, nothing was written, not even the `dataset`. `written` are the image files. `found` is the number
-    of images that each query was found in. `verdicts` say how each query did in the last image.
+    of images that each query was found in. `verdicts` say for each image how each query did in it. A run that was
+    `interrupted` has not seen all images.
     """
 
     dataset: Path
     found: dict[str, int]
     written: list[Path] = field(default_factory=list)
-    verdicts: dict[str, str] = field(default_factory=dict)
+    verdicts: dict[Path, dict[str, str]] = field(default_factory=dict)
     images: int = 0
     failures: list[Failure] = field(default_factory=list)
+    interrupted: bool = False
 
 
 def segment_files(
@@ -48,7 +51,8 @@ def segment_files(
     """Segment each file, write its image files as `output.save` says, and one COCO file for all.
 
     A file that cannot be segmented becomes a `Failure`; if none can be, nothing is written. A file that is given twice
-    is segmented once. After Ctrl-C, the COCO file of the finished images is written before the interrupt is raised.
+    is segmented once. After Ctrl-C, the COCO file of the finished images is written, and the report says `interrupted`.
+    With `output.overwrite`, files that an earlier run wrote and this one did not are deleted.
 
     Raises:
         QueryError: the queries cannot be used, whatever the image.
@@ -56,7 +60,7 @@ def segment_files(
     """
     parsed = models.check(queries)
     names = [query.name for query in parsed]
-    check_writable(output.dataset, overwrite=output.overwrite, inputs=paths, text=True)
+    check_output(output, paths)
     report = Report(output.dataset, dict.fromkeys(names, 0))
     folder = Path(os.path.commonpath([path.absolute().parent for path in paths])) if paths else Path()
     info = run_info(models.provenance(), folder=folder, dataset=report.dataset, ontology=ontology_of_queries(parsed))
@@ -77,10 +81,12 @@ def segment_files(
                 continue
             builder.add(result)
             report.images += 1
-            report.verdicts = {name: result.verdict(name) for name in names}
+            report.verdicts[path] = {name: result.verdict(name) for name in names}
             for query in {segment.query for segment in result.segments}:
                 report.found[query] += 1
             writer.write_images(path, stem, result)
+    except KeyboardInterrupt:
+        report.interrupted = True
     except BaseException:
         try:  # keep the finished images; if that fails too, the first error is the one to raise
             writer.write_dataset(builder)
@@ -91,32 +97,38 @@ def segment_files(
     return report
 
 
+def check_output(output: OutputSettings, inputs: Sequence[Path]) -> None:
+    """Raise `OutputError` if the COCO file cannot be written, or is there already and must not be replaced."""
+    check_writable(output.dataset, overwrite=output.overwrite, inputs=inputs, text=True)
+    _folder(output, inputs).check(output.dataset.name)
+
+
+def _folder(output: OutputSettings, inputs: Sequence[Path]) -> OutputFolder:
+    return OutputFolder(output.output, command="segment", overwrite=output.overwrite, inputs=inputs)
+
+
 class _Writer:
     """Writes the results of a run, and notes them in its report."""
 
     def __init__(self, output: OutputSettings, report: Report, inputs: Sequence[Path]) -> None:
-        self._output, self._report, self._inputs = output, report, inputs
-        self._folders: dict[str, OutputFolder] = {}
+        self._output, self._report, self._folder = output, report, _folder(output, inputs)
 
     def write_images(self, path: Path, stem: str, result: Segmentation) -> None:
         """Write the image files of one image. A file that cannot be written becomes a `Failure`."""
         for folder, name, content in image_files(result, stem, self._output.save):
             try:
-                self._report.written += self._folder(folder).write([(name, [content])])
+                self._report.written += self._folder.write([(f"{folder}/{name}" if folder else name, [content])])
             except OutputError as error:
                 if is_disk_error(error):  # concerns all images, unlike a name that the disk refuses
                     raise
                 self._report.failures.append(Failure.from_error(str(path), "segment", error, path))
 
     def write_dataset(self, builder: DatasetBuilder) -> None:
-        """Write the COCO file, unless no image was segmented."""
-        if self._report.images:
-            file = self._report.dataset
-            self._folder("").write([(file.name, json_chunks(file, builder.build()))])
-
-    def _folder(self, name: str) -> OutputFolder:
-        if name not in self._folders:
-            self._folders[name] = OutputFolder(
-                self._output.output / name, overwrite=self._output.overwrite, inputs=self._inputs
-            )
-        return self._folders[name]
+        """Write the COCO file, unless no image was segmented, and delete what only an earlier run wrote."""
+        if not self._report.images:
+            return
+        file = self._report.dataset
+        written = self._folder.write([(file.name, json_chunks(file, builder.build()))])
+        if self._output.overwrite:
+            names = {path.relative_to(self._output.output).as_posix() for path in [*self._report.written, *written]}
+            self._folder.discard_earlier(keep=names)

@@ -80,7 +80,18 @@ def _missing(reason: str) -> None:
 def _served(**environment: str) -> Iterator[str]:
     """Start the app as a process on a free port and yield its address once it answers. Its output goes to a file,
     because a full pipe that nobody reads would block it."""
-    command = [sys.executable, "app.py", "--port", "0", "--device", "cpu", "--precision", "fp32"]
+    command = [
+        sys.executable,
+        "app.py",
+        "--port",
+        "0",
+        "--device",
+        "cpu",
+        "--precision",
+        "fp32",
+        "--folder-jobs",
+        "1000",
+    ]
     with tempfile.TemporaryFile("w+", encoding="utf-8") as said:
         process = subprocess.Popen(command, cwd=ROOT, env=os.environ | environment, stdout=said, stderr=said)
         try:

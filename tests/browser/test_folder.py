@@ -491,6 +491,35 @@ def test_review_by_keys(page, six):
     assert page.evaluate("document.activeElement.dataset.place") == tiles.nth(3).get_attribute("data-place")
 
 
+HOLD_ACCEPTED = """(() => {
+  const { fetch: ask } = window;
+  window.arrived = [];
+  window.fetch = async (what, how) => {
+    const [, verdict] = String(how?.body).match(/"verdict":"([a-z]+)"/) ?? [];
+    if (verdict === "accepted") await new Promise((ready) => setTimeout(ready, 1000));
+    const answer = await ask(what, how);
+    if (verdict) window.arrived.push(verdict);
+    return answer;
+  };
+})()"""
+
+
+def test_decisions_count_in_their_order(visitor, app_url, six):
+    """Also where the first of two requests takes a second longer to arrive."""
+    page = visitor(app_url, prepare=lambda page: page.add_init_script(HOLD_ACCEPTED))
+    begin(page, six)
+    tile = page.locator(TILE).first
+    tile.wait_for()
+    tile.focus()
+    for key in "akr":  # accept, back to the same image, reject
+        page.keyboard.press(key)
+    page.wait_for_function("arrived.length === 2")
+    assert page.evaluate("arrived") == ["accepted", "rejected"]
+    wait_for_tally(page, "0 accepted · 1 rejected")
+    page.get_by_label("Accepted", exact=True).check()
+    page.get_by_text("No images here.").wait_for()
+
+
 @pytest.mark.parametrize(("viewport", "dark"), [("phone", True), ("tablet", False), ("wide", True)])
 def test_no_horizontal_scrolling(visitor, app_url, six, viewport, dark):
     page = visitor(app_url, viewport=viewport, dark=dark)

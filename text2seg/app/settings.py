@@ -34,7 +34,7 @@ TIMES_USUAL = 20
 """Largest factor between a whole number in a tool's settings and its default."""
 
 PASSWORD_VARIABLE = "TEXT2SEG_PASSWORD"
-AT_LEAST_ONE = ("upload_mb", "megapixels", "folder_images", "folder_mb", "workers", "waiting")
+AT_LEAST_ONE = ("upload_mb", "megapixels", "folder_images", "folder_mb", "folder_jobs", "workers", "waiting")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +63,8 @@ class AppSettings:
     """Largest number of images in one folder job."""
     folder_mb: int = 500
     """Largest size of the images of a folder job, or of their zip file, in megabytes."""
+    folder_jobs: int = 24
+    """Largest number of folder jobs of all visitors; a job that nobody opens for 12 hours is removed."""
     cache_mb: int = 1024
     """Memory for the embeddings of recent images, in megabytes."""
     workers: int = 2

@@ -10,6 +10,7 @@ import argparse
 import io
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -19,8 +20,8 @@ from importlib import import_module
 from typing import Any
 
 from text2seg._version import __version__
-from text2seg.cli.terminal import FAILED, INTERRUPTED, say_lines
-from text2seg.errors import Text2SegError
+from text2seg.cli.terminal import FAILED, INTERRUPTED, WRONG_FLAGS, say_lines
+from text2seg.errors import SettingsError, Text2SegError
 from text2seg.io.files import reason
 
 
@@ -60,9 +61,14 @@ BENCHMARKS: Mapping[str, Command] = {
     "coco": Command("Segment COCO images, given the names of their objects, and score.", "benchmark:BenchmarkCoco"),
 }
 
+SERVERS: Mapping[str, Command] = {
+    "label-studio": Command("Serve the models as a backend of Label Studio.", "serve:ServeLabelStudio"),
+}
+
 COMMANDS: Mapping[str, Command | Group] = {
     "segment": Command("Find what the queries name in images and cut it out.", "segment:Segment"),
     "label": Command("Label all images of a folder and write one COCO file.", "label:Label"),
+    "refine": Command("Turn boxes and coarse masks of a COCO file into fine masks.", "refine:Refine"),
     "search": Command("Find the images in a folder that match a query best.", "search:Search"),
     "tune": Command("Find a threshold for each category of an ontology.", "tune:Tune"),
     "calibrate": Command("Calibrate weights on images with true masks: a model card.", "calibrate:Calibrate"),
@@ -75,6 +81,7 @@ COMMANDS: Mapping[str, Command | Group] = {
     "explain": Group("Explain CLIP: saliency, words, experiments; one command per tool.", _explain_commands),
     "export": Group("Export the networks to other runtimes: ONNX, Triton.", lambda: EXPORTS),
     "app": Command("Open the browser app.", "app:App"),
+    "serve": Group("Serve the models to another tool: Label Studio.", lambda: SERVERS),
     "doctor": Command("Show versions, device, memory, weights and missing extras.", "doctor:Doctor"),
     "checkpoints": Command("List, show, download or verify model weights.", "checkpoints:CheckpointsCommand"),
 }
@@ -149,11 +156,16 @@ def main(arguments: list[str] | None = None) -> int:
         status = run_command(COMMANDS, sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()
         return status
+    except SettingsError as error:
+        _print_error(str(error))
+        return WRONG_FLAGS
     except Text2SegError as error:
         _print_error(str(error))
     except MemoryError as error:
         _print_error(f"not enough memory ({error or 'none is left'})")
     except KeyboardInterrupt:
+        if arguments is None:  # a second Ctrl-C while Python ends would kill it, with another exit status
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         _print_error("stopped; finished work is kept")
         return INTERRUPTED
     except BrokenPipeError:  # the reader of the output, such as `head`, has ended

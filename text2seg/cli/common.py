@@ -16,7 +16,7 @@ from rich.text import Text
 
 from text2seg.cli.terminal import say
 from text2seg.config import AutomaticSettings, ModelSettings, Settings
-from text2seg.errors import QueryError, SettingsError
+from text2seg.errors import SettingsError
 from text2seg.io.names import escaped
 from text2seg.queries import Query, parse_queries
 
@@ -32,11 +32,11 @@ def queries_of(query: Sequence[str], queries: str) -> list[str]:
     """Return the texts of `--query` (repeated) and `--queries` as typed; `queries.parse_queries` reads both.
 
     Raises:
-        QueryError: Neither is given.
+        SettingsError: Neither is given.
     """
     texts = [*query, *([queries] if queries else [])]
     if not texts:
-        raise QueryError("nothing to look for: give --query at least once, or --everything")
+        raise SettingsError("nothing to look for: give --query at least once, or --everything")
     return texts
 
 
@@ -93,12 +93,10 @@ def _split(model: ModelSettings, queries: tuple[Query, ...]) -> tuple[Query, ...
     return known
 
 
-def check_everything(everything: bool, queries: object, automatic: AutomaticSettings) -> None:
-    """Raise `SettingsError` if --everything is given with words, or its flags without it."""
+def check_everything(everything: bool, queries: object) -> None:
+    """Raise `SettingsError` if --everything is given with words."""
     if everything and queries:
         raise SettingsError("--everything needs no words; leave them out, or leave --everything out")
-    if not everything and automatic != AutomaticSettings():
-        raise SettingsError("flags of automatic masks, such as --points-per-side and --stability, need --everything")
 
 
 def check_models(model: ModelSettings, *, sam_only: bool = False) -> None:
@@ -133,11 +131,11 @@ def check_models(model: ModelSettings, *, sam_only: bool = False) -> None:
 
 def load_models(model: ModelSettings, settings: Settings) -> Text2Seg:
     """Load the models chosen by the flags, after the checks that need no slow import."""
-    chosen = _chosen_pair(model)
+    chosen = chosen_pair(model)
     from text2seg.pipeline import NOT_CALIBRATED, Text2Seg
 
     models = Text2Seg.load(**{**model.arguments(), "model": chosen}, settings=settings)
-    _say_names(models.names, model, chosen, is_whole=bool(model.clip and model.sam))
+    say_names(models.names, model, chosen, is_whole=bool(model.clip and model.sam))
     if models.default_presence(settings) is None:
         say(f"text2seg: {NOT_CALIBRATED}", file=sys.stderr)
     return models
@@ -145,15 +143,15 @@ def load_models(model: ModelSettings, settings: Settings) -> Text2Seg:
 
 def load_everything(model: ModelSettings, automatic: AutomaticSettings, settings: Settings) -> Everything:
     """Load the SAM chosen by the flags, like `load_models`."""
-    chosen = _chosen_pair(model, sam_only=True)
+    chosen = chosen_pair(model, sam_only=True)
     from text2seg.everything import Everything
 
     models = Everything.load(replace(model, model=chosen), automatic, settings=settings)
-    _say_names(models.names, model, chosen, is_whole=bool(model.sam))
+    say_names(models.names, model, chosen, is_whole=bool(model.sam))
     return models
 
 
-def _chosen_pair(model: ModelSettings, *, sam_only: bool = False) -> Any:
+def chosen_pair(model: ModelSettings, *, sam_only: bool = False) -> Any:
     """Check the models, the device and Pillow's warnings, and return the name of the pair that `model` means."""
     from text2seg import weights
 
@@ -175,7 +173,7 @@ def without_why(save: tuple[SaveKind, ...]) -> tuple[SaveKind, ...]:
     return tuple(kind for kind in save if kind != "why")
 
 
-def _say_names(names: str, model: ModelSettings, chosen: str, *, is_whole: bool) -> None:
+def say_names(names: str, model: ModelSettings, chosen: str, *, is_whole: bool) -> None:
     """Print which weights are at work; if nobody chose the bundled ones, also what to download.
 
     `is_whole` says that the person named all weights, so that none is of the pair.

@@ -38,7 +38,7 @@ def facts() -> Iterator[tuple[str, str]]:
     import torch
 
     from text2seg import weights
-    from text2seg.model_card import card_of, user_cards
+    from text2seg.model_card import card_of, cards_in, user_cards
     from text2seg.runtime import choose_device, choose_precision
 
     yield "text2seg", f"{__version__} in {Path(__file__).parents[1]}"
@@ -56,7 +56,7 @@ def facts() -> Iterator[tuple[str, str]]:
     for status in here:
         yield f"{status.kind} {status.name}", f"{status.status}, {status.detail}"
     yield "--model auto", f"{weights.choose_model('auto')}: {card_of(*weights.pair('auto')).name or 'no model card'}"
-    yield "your model cards", f"{len([*user_cards().glob('*.json')])} in {user_cards()}"
+    yield "your model cards", f"{len([*cards_in(user_cards())])} in {user_cards()}"
     try:
         missing = ",".join(missing_extras())
     except metadata.PackageNotFoundError:

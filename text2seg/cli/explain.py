@@ -18,7 +18,8 @@ from text2seg.explain import TOOLS, ImageFiles, Progress, Result, Tool, run_tool
 from text2seg.explain.estimate import SLOW, Speed, estimate, words_for
 from text2seg.explain.tool import cell_text, check_images
 from text2seg.io.names import fit_file_name
-from text2seg.io.writing import OutputFolder
+from text2seg.io.output_folder import OutputFolder
+from text2seg.io.writing import check_writable
 
 OUTPUT = Path("outputs/explain")
 MOST_ROWS = 30
@@ -56,6 +57,11 @@ class ToolCommand:
                 OUTPUT,
             ),
             (
+                "overwrite",
+                Annotated[bool, tyro.conf.arg(help="Replace the result of an earlier run.")],
+                False,
+            ),
+            (
                 "verbose",
                 Annotated[bool, tyro.conf.arg(help="Print which models run on which device, and other details.")],
                 False,
@@ -79,12 +85,15 @@ def _run(tool: Tool, flags: Any) -> int:
     images = ImageFiles((given,) if isinstance(given, Path) else given)
     check_images(tool, len(images))
     stem = f"{tool.name}_{images.paths[0].stem}" if tool.images == "one" else tool.name
-    results = OutputFolder(flags.output)
-    for suffix in (".png", ".json"):
-        results.check(fit_file_name(stem, suffix))
+    results = OutputFolder(flags.output, command="explain", overwrite=flags.overwrite)
     settings = flags.settings
+    adds = hasattr(settings, "folder")  # a tool that writes files while it runs, and a later run goes on
+    for suffix in (".png", ".json"):
+        name = fit_file_name(stem, suffix)
+        check_writable(flags.output / name, overwrite=flags.overwrite or adds)
+        results.check(name)
     check_words(flags.model, getattr(settings, "text", ()))
-    if getattr(settings, "folder", ...) is None:  # a tool that writes files while it runs
+    if adds and settings.folder is None:
         settings = replace(settings, folder=flags.output / tool.name)
     models = load_models(flags.model, Settings())
     seconds = estimate(tool, Speed(models), len(images), settings)

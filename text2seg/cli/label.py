@@ -21,12 +21,12 @@ from text2seg.cli.common import (
 from text2seg.cli.flags import PipelineFlags
 from text2seg.cli.terminal import INTERRUPTED, exit_status, log_to_terminal, say, stop_on_signals
 from text2seg.config import AutomaticSettings, LabelSettings, ModelSettings, RaySettings, Settings
-from text2seg.errors import CheckpointError, DatasetError, QueryError, SettingsError
+from text2seg.errors import CheckpointError, SettingsError
 from text2seg.io.storage import Url
 
 if TYPE_CHECKING:
     from text2seg.labelling.engine import Engine
-    from text2seg.labelling.job import LabelReport
+    from text2seg.labelling.job import LabelReport, Plan
     from text2seg.ontology import Ontology
     from text2seg.pipeline import Pipeline
     from text2seg.records import Failure
@@ -75,7 +75,7 @@ class Label:
         other = "--sam3" if self.sam3 else "--everything"
         if self.sam3 and self.everything:
             raise SettingsError("--everything uses SAM without words and --sam3 needs words; leave one of them out")
-        check_everything(self.everything, self.ontology or self.query or self.queries, self.automatic)
+        check_everything(self.everything, self.ontology or self.query or self.queries)
         if (self.sam3 or self.everything) and (self.engine != "local" or self.label.only_if_present or self.dry_run):
             raise SettingsError(f"{other} cannot be combined with --engine ray, --only-if-present or --dry-run")
         job = self.label if self.resume else replace(self.label, restart=True)
@@ -87,50 +87,34 @@ class Label:
         ontology, unknown = self._known(self._read_ontology())
         if self.dry_run:
             return self._dry_run(ontology, job, unknown)
-        images = self._check_before_loading(job)
+        plan = self._check_before_loading(ontology, job)
         engine = self._make_engine()
         models = self._load_models()
         from text2seg.labelling.job import label_folder
 
         with stop_on_signals() as stop:
-            report = label_folder(models, self.folder, ontology, job, progress=True, stop=stop, engine=engine)
-        if report.interrupted:
-            failed = f" ({report.failed} of them failed)" * bool(report.failed)
-            say(
-                f"text2seg: stopped with {report.done} of {report.images} images done{failed}; "
-                "run the same command again to go on",
-                file=sys.stderr,
+            report = label_folder(
+                models, self.folder, ontology, job, progress=True, stop=stop, engine=engine, plan=plan
             )
-            return INTERRUPTED
-        _print_report(report)
-        if images:
-            say(f"image files: {images}")
-        return exit_status(report.images - report.failed, report.failed + unknown)
+        return conclude(report, plan.image_folder if job.save else None, unknown)
 
-    def _check_before_loading(self, job: LabelSettings) -> Path | None:
-        """Check inputs, output and models before anything slow is imported. Returns the folder of image files, or None
-        without `--save`."""
-        from text2seg.io.files import check_is_dir, open_file
-        from text2seg.io.scan import check_image_folder
+    def _check_before_loading(self, ontology: Ontology, job: LabelSettings) -> Plan:
+        """Check inputs, output and models before anything slow is imported, and list the images."""
+        from text2seg.io.files import check_is_dir
+        from text2seg.labelling.job import prepare
         from text2seg.labelling.journal import check_unlocked
-        from text2seg.labelling.output import check_output, image_folder, journal_path
+        from text2seg.labelling.output import journal_path
 
-        if isinstance(self.folder, Path):
-            check_image_folder(self.folder)
-        if isinstance(job.categories_from, Path):
-            open_file(job.categories_from, DatasetError).close()
         journal = journal_path(job.output)
         check_unlocked(journal)
-        if isinstance(job.output, Url):  # `label_folder` checks the store itself, once
+        if isinstance(job.output, Url):
             say(f"text2seg: the journal of this job is {journal}", file=sys.stderr)
-        else:
-            check_output(job.output, overwrite=job.overwrite)
-        images = image_folder(self.folder, job)
+        plan = prepare(self.folder, ontology, job)
         if self.sam3:
             check_is_dir(self.sam3, CheckpointError, flag="--sam3")
         else:
             check_models(self.model, sam_only=self.everything)
-        return images
+        return plan
 
     def _known(self, ontology: Ontology) -> tuple[Ontology, int]:
         """Return the categories that the models know, and the number of those left out."""
@@ -145,10 +129,10 @@ class Label:
             return ontology_of_queries([UNNAMED])
         if self.ontology is None:
             if not self.query and not self.queries:
-                raise QueryError("nothing to look for: give --ontology, --query at least once, or --everything")
+                raise SettingsError("nothing to look for: give --ontology, --query at least once, or --everything")
             return ontology_of_queries(queries_of(self.query, self.queries))
         if self.query or self.queries:
-            raise QueryError("give --ontology or queries, not both; add the categories to the ontology")
+            raise SettingsError("give --ontology or queries, not both; add the categories to the ontology")
         return read_ontology(self.ontology)
 
     def _dry_run(self, ontology: Ontology, settings: LabelSettings, unknown: int) -> int:
@@ -169,8 +153,6 @@ class Label:
     def _make_engine(self) -> Engine | None:
         """Return the Ray engine, or None for the local engine."""
         if self.engine == "local":
-            if self.ray != RaySettings():
-                raise SettingsError("flags of the Ray cluster, such as --address and --max-workers, need --engine ray")
             return None
         from text2seg.labelling.ray_engine import RayEngine
 
@@ -189,6 +171,27 @@ class Label:
         return Sam3Pipeline.open_folder(
             self.sam3, device=model.device, precision=model.precision, settings=self.settings
         )
+
+
+def conclude(report: LabelReport, images: Path | None, left_out: int) -> int:
+    """Print how a job ended and return the exit status.
+
+    Args:
+        images: folder of the image files, if there are any.
+        left_out: words or images that the job left out besides those that failed.
+    """
+    if report.interrupted:
+        failed = f" ({report.failed} of them failed)" * bool(report.failed)
+        say(
+            f"text2seg: stopped with {report.done} of {report.images} images done{failed}; "
+            "run the same command again to go on",
+            file=sys.stderr,
+        )
+        return INTERRUPTED
+    _print_report(report)
+    if images:
+        say(f"image files: {images}")
+    return exit_status(report.images - report.failed, report.failed + left_out)
 
 
 def _print_report(report: LabelReport) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,11 +14,12 @@ import tyro
 from text2seg.cli.common import PlainConsole, check_models, known_queries, load_models, plain_table, queries_of
 from text2seg.cli.terminal import INTERRUPTED, exit_status, log_to_terminal, say, stop_on_signals
 from text2seg.config import MapSettings, ModelSettings, Settings
-from text2seg.errors import SettingsError
+from text2seg.errors import ImageError, SettingsError
 from text2seg.io.storage import Url
+from text2seg.search import SEARCH_FILE
 
 if TYPE_CHECKING:
-    from text2seg.records import Failure
+    from text2seg.records import Failure, Image
     from text2seg.search.index import Hit
 
 SHOWN_FAILURES = 10
@@ -42,6 +44,8 @@ class Search:
     """Number of images for each query."""
     output: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="")] = None
     """Write search.json and, for each query, a sheet of its images into this folder."""
+    overwrite: bool = False
+    """Replace the results of an earlier search in that folder. Files that text2seg did not write are kept."""
     index: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="")] = None
     """Folder that contains the indexes. Default: a folder in your cache folder."""
     recursive: bool = True
@@ -63,20 +67,19 @@ class Search:
             raise SettingsError("top and workers must be 1 or more")
         queries, unknown = known_queries(self.model, queries_of(self.query, ""))
         from text2seg.io.scan import list_images
-        from text2seg.io.writing import OutputFolder, check_folder
+        from text2seg.io.writing import check_folder, check_writable
 
         if self.index is not None:
             check_folder(self.index, flag="--index")
         if self.output is not None:
             check_folder(self.output)
+            check_writable(self.output / SEARCH_FILE, overwrite=self.overwrite)
         scan = list_images(self.folder, recursive=self.recursive, globs=self.glob)
         check_models(self.model)
         from text2seg.search.fill import filled_index, indexed_images
-        from text2seg.search.index import SEARCH_FILE, best_images, import_faiss, write_results
+        from text2seg.search.index import best_images, import_faiss, write_results
 
         import_faiss()
-        if self.output is not None:
-            OutputFolder(self.output).check(SEARCH_FILE)
         models = load_models(self.model, Settings(maps=MapSettings(input_size=self.input_size)))
         queries = models.check(queries)
         with (
@@ -96,14 +99,26 @@ class Search:
                 return INTERRUPTED
             indexed = {file for file in scan.files if index.entry(file)}
             found = {query.name: best_images(models, index, query, self.top, indexed) for query in queries}
+        models.warn_of_photographs(_best(self.folder, found))
         for query, hits in found.items():
             _show(query, hits)
         _show_failures(filled.failures)
         say(f"{len(indexed)} images, {filled.encoded} of them encoded now; index: {index.path}")
         if self.output is not None:
-            for path in write_results(self.output, self.folder, found, filled.failures, models.names):
+            for path in write_results(
+                self.output, self.folder, found, filled.failures, models.names, overwrite=self.overwrite
+            ):
                 say(path)
         return exit_status(len(indexed), len(filled.failures) + unknown)
+
+
+def _best(folder: Path | Url, found: Mapping[str, Sequence[Hit]]) -> Iterator[Image]:
+    """Yield the best image of each query that can be read."""
+    from text2seg.io.images import load_image
+
+    for file in dict.fromkeys(hit.file for hits in found.values() for hit in hits[:1]):
+        with suppress(ImageError):
+            yield load_image(folder / file, file_name=file)
 
 
 def _show(query: str, hits: Sequence[Hit]) -> None:

@@ -11,13 +11,14 @@ import tyro
 
 from text2seg.cli.common import check_everything, known_queries, load_everything, load_models, queries_of, without_why
 from text2seg.cli.flags import PipelineFlags
-from text2seg.cli.terminal import FAILED, exit_status, log_to_terminal, say
+from text2seg.cli.terminal import FAILED, INTERRUPTED, exit_status, log_to_terminal, say
 from text2seg.config import AutomaticSettings, ModelSettings, OutputSettings, Settings
-from text2seg.errors import ImageError
+from text2seg.errors import ImageError, SettingsError
 from text2seg.queries import Query, parse_queries
 
 if TYPE_CHECKING:
     from text2seg.pipeline import Pipeline
+    from text2seg.segmenting import Report
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +51,10 @@ class Segment:
 
     def run(self) -> int:
         log_to_terminal(verbose=self.verbose)
-        check_everything(self.everything, self.query or self.queries, self.automatic)
+        check_everything(self.everything, self.query or self.queries)
         queries, unknown = self._queries()
         if not self.images:
-            raise ImageError("no image given: name at least one file")
+            raise SettingsError("no image given: name at least one file")
         files = self._readable()
         models = self._load_models()
         from text2seg.segmenting import segment_files
@@ -64,15 +65,31 @@ class Segment:
         report = segment_files(models, files, queries, output, progress=len(files) > 1)
         for failure in report.failures:
             say(f"failed: {failure.message}", file=sys.stderr)
+        if report.interrupted:
+            self._say_stopped(report, len(dict.fromkeys(files)))
+            return INTERRUPTED
         if not report.images:
             say("text2seg: no image could be segmented, so nothing was written", file=sys.stderr)
             return FAILED
-        for name, count in report.found.items():
-            say(f"{name}: " + (report.verdicts[name] if report.images == 1 else f"found in {count} of {report.images}"))
+        for path, verdicts in report.verdicts.items():
+            for name, verdict in verdicts.items():
+                say(f"{name}: {verdict}" if report.images == 1 else f"{path}: {name}: {verdict}")
+        for name, count in report.found.items() if report.images > 1 else ():
+            say(f"{name}: found in {count} of {report.images}")
         for path in report.written:
             say(f"image: {path}")
         say(f"COCO file: {report.dataset}")
         return exit_status(report.images, unknown + len(report.failures) + len(self.images) - len(files))
+
+    def _say_stopped(self, report: Report, files: int) -> None:
+        """Print how much was done, and how to go on."""
+        kept = f", which are in {report.dataset}" if report.images else ""
+        again = " with --overwrite" * bool(report.images)
+        say(
+            f"text2seg: stopped with {report.images} of {files} images done{kept}. The same command{again} begins "
+            "again; text2seg label, for a folder, goes on where it was stopped",
+            file=sys.stderr,
+        )
 
     def _queries(self) -> tuple[tuple[Query, ...], int]:
         """Return the queries, and how many more were left out because the models do not know them."""

@@ -14,9 +14,10 @@ from typing import TextIO
 
 from text2seg.io.names import escaped
 
-FAILED, PARTLY, INTERRUPTED = 1, 3, 130
-"""Exit statuses. 0 is success, and 2 a flag that does not exist. FAILED: nothing was done. PARTLY: results are written,
-but stderr names images that failed or words that the models do not know."""
+FAILED, WRONG_FLAGS, PARTLY, INTERRUPTED = 1, 2, 3, 130
+"""Exit statuses. 0 is success. FAILED: nothing was done. WRONG_FLAGS: a flag does not exist, or its value is wrong or
+contradicts another flag. PARTLY: results are written, but stderr names images that failed or words that the models do
+not know."""
 
 _log = logging.getLogger(__name__)
 

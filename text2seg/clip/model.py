@@ -212,9 +212,11 @@ class Clip:
         image.
 
         Raises:
-            SettingsError: the grid has too many cells.
+            SettingsError: a side is smaller than a cell, or the grid has too many cells.
         """
         rows, columns = size if isinstance(size, tuple) else (size or self.default_size,) * 2
+        if (least := min(rows, columns)) < self.stride:
+            raise SettingsError(f"input size must be at least {self.stride}, one patch of this CLIP, got {least}")
         input_hw = self._whole(rows), self._whole(columns)
         grid_hw = (input_hw[0] // self.stride, input_hw[1] // self.stride)
         what = f"an input of {input_hw[0]} x {input_hw[1]} pixels"

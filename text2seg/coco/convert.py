@@ -14,7 +14,7 @@ from text2seg.coco.reader import Dataset
 from text2seg.coco.source import ExportFormat, Source, SourceImage, source_of
 from text2seg.config import POLYGON_TOLERANCE, check_tolerance
 from text2seg.errors import ImageError, OutputError
-from text2seg.io.files import exists, is_dir, is_file, list_folder, resolve_path
+from text2seg.io.files import check_is_dir, exists, is_dir, is_file, list_folder, resolve_path
 from text2seg.io.images import measure
 from text2seg.io.writing import check_folder, check_not_input, is_leftover, temporary_folder_for
 
@@ -64,6 +64,8 @@ def convert(
     if to not in FORMATS:
         raise OutputError(f"there is no format {to!r}; there are {', '.join(FORMATS)}")
     export_format = FORMATS[to]
+    if images is not None:
+        check_is_dir(images, ImageError, flag="--images")
     source = source_of(
         dataset,
         images,

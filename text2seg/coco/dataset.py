@@ -101,7 +101,7 @@ def annotations_of(
         if not segment.mask.any():
             _log.info("%s: an empty mask of %r is left out", name, segment.query)
             continue
-        attributes = attributes_for(segment, _score(segment, segmentation)) | (
+        attributes = attributes_for(segment, segment_score(segment, segmentation)) | (
             {"provenance": provenance} if provenance else {}
         )
         annotations.append(
@@ -143,7 +143,7 @@ def check_encoding(encoding: str) -> None:
         raise OutputError(f"masks are written as {' or '.join(ENCODERS)}, got {encoding!r}")
 
 
-def _score(segment: Segment, segmentation: Segmentation) -> float:
+def segment_score(segment: Segment, segmentation: Segmentation) -> float:
     """Return the score of a segment: SAM's score, times presence if a presence threshold is used. SAM's score alone
     rates the mask, not what it shows."""
     threshold = dict(zip(segmentation.maps.queries, segmentation.thresholds, strict=False)).get(segment.query, 0)

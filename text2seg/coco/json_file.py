@@ -18,7 +18,7 @@ from typing import Any, cast
 import numpy as np
 
 from text2seg.errors import DatasetError, OutputError
-from text2seg.io.files import read_file
+from text2seg.io.files import json_fault, read_file
 from text2seg.io.storage import Url, read_bytes
 from text2seg.io.writing import write_atomically
 
@@ -63,7 +63,7 @@ def read_json(path: str | os.PathLike[str] | Url) -> Any:
     try:
         content = json.loads(text, object_pairs_hook=collect)
     except json.JSONDecodeError as error:
-        raise DatasetError(f"{path} is not a JSON file: {error if text.strip() else 'it is empty'}") from error
+        raise DatasetError(f"{path} is not a JSON file: {json_fault(error)}") from error
     except ValueError as error:  # Python's own message is advice to programmers
         digits = sys.get_int_max_str_digits()
         raise DatasetError(f"{path} is not a JSON file of a dataset: a number has over {digits} digits") from error

@@ -31,9 +31,12 @@ def write_yolo(source: Source, output: Path) -> list[str]:
     )
     text = f"train: images\nval: images\nnames:{'' if names else ' {}'}\n{names}"
     write_atomically(output / "data.yaml", [text.encode("utf-8", "backslashreplace")])
-    if not split:
-        return []
-    return [f"{split} of {source.count} masks have several parts or holes; each part becomes a line"]
+    notes = []
+    if split:
+        notes.append(f"{split} of {source.count} masks have several parts or holes; each part becomes a line")
+    if not any(image.pixels for image in source.images):
+        notes.append("data.yaml names the folder images/, which is missing; give --images, or put the images there")
+    return notes
 
 
 def _shares(polygon: Sequence[float], image: SourceImage) -> str:

@@ -30,7 +30,7 @@ from text2seg.explain.tool import Cell, Panel, Progress, Result, Table, Tool, fa
 from text2seg.io.arrays import read_arrays
 from text2seg.io.files import exists, read_file
 from text2seg.io.names import listed, pair_names, safe_file_name
-from text2seg.io.writing import OutputFolder
+from text2seg.io.output_folder import OutputFolder
 from text2seg.records import Image
 
 if TYPE_CHECKING:

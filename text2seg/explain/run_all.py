@@ -49,7 +49,8 @@ from text2seg.explain.tool import (
 from text2seg.io.files import exists, list_folder, read_file, sha256_of
 from text2seg.io.images import load_image
 from text2seg.io.names import fit_file_name, safe_file_name, unique_names
-from text2seg.io.writing import RECORD, OutputFolder, check_folder, is_leftover, make_folder
+from text2seg.io.output_folder import RECORD, OutputFolder
+from text2seg.io.writing import check_folder, is_leftover, make_folder
 from text2seg.queries import Query
 from text2seg.records import Image, Segmentation, SimilarityMaps
 

@@ -18,8 +18,8 @@ from text2seg.errors import ImageError, SettingsError
 from text2seg.io.files import exists, is_dir
 from text2seg.io.images import PIXEL_LIMIT, load_image
 from text2seg.io.names import fit_file_name
+from text2seg.io.output_folder import OutputFolder
 from text2seg.io.scan import list_images
-from text2seg.io.writing import OutputFolder
 from text2seg.queries import names_in
 from text2seg.records import Image
 
@@ -277,10 +277,11 @@ def mean_colour() -> Pixels:
 
 @dataclass(frozen=True, slots=True)
 class _FittedImages(Sequence[Image]):
-    """Images of a sequence, each fitted when it is read."""
+    """Images of a sequence, each fitted when it is read; `look` is called with it before."""
 
     images: Sequence[Image]
     fit: Fit
+    look: Callable[[Image], None]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -301,8 +302,9 @@ class _FittedImages(Sequence[Image]):
     def __getitem__(self, index: slice) -> _FittedImages: ...
     def __getitem__(self, index: int | slice) -> Image | _FittedImages:
         if isinstance(index, slice):
-            return _FittedImages(self.images[index], self.fit)
-        return fitted(self.images[index], self.fit)
+            return _FittedImages(self.images[index], self.fit, self.look)
+        self.look(image := self.images[index])
+        return fitted(image, self.fit)
 
 
 Images = Literal["one", "many", "none"]
@@ -359,7 +361,8 @@ def run_tool(
     check_images(tool, len(images))
     settings = settings or tool.settings()
     if isinstance(settings, InputSettings):
-        images = _FittedImages(images, settings.fit)
+        look = models.warn_of_photographs
+        images = _FittedImages(images, settings.fit, lambda image: look([image]))
         if settings.size is not None:
             models = copy.copy(models)
             models.clip = models.clip.with_input_size(settings.size)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import stat
 from pathlib import Path
@@ -59,6 +60,15 @@ def is_dir(path: StrPath, error: type[Text2SegError] = Text2SegError) -> bool:
     """Return whether a path is a folder. Raises as `status`."""
     found = status(path, error)
     return found is not None and stat.S_ISDIR(found.st_mode)
+
+
+def json_fault(error: json.JSONDecodeError) -> str:
+    """Return where a text stops being JSON, for people who do not know JSON."""
+    if not error.doc.strip():
+        return "it is empty"
+    if not error.doc[error.pos :].strip():
+        return f"it ends too early, in line {error.lineno}"
+    return f"line {error.lineno}, column {error.colno} is damaged"
 
 
 def check_is_dir(path: StrPath, error: type[Text2SegError], *, flag: str) -> None:

@@ -7,11 +7,12 @@ that all commands use to match such names to files or to the images of another d
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from urllib.parse import unquote
 
 from text2seg.errors import DatasetError
@@ -230,6 +231,19 @@ def escaped(text: str) -> str:
     'a\\\\x1b[2Jb'
     """
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+def did_you_mean(words: Iterable[str], known: Iterable[str]) -> str:
+    """Return a question that names known words spelled like these, with a space before it; empty if there is none.
+
+    >>> did_you_mean(["mask"], ["overlay", "masks"])
+    ' Did you mean masks?'
+    """
+    choices = sorted(known)
+    close = dict.fromkeys(
+        each for word in words for each in difflib.get_close_matches(word[:LONGEST_SHOWN], choices, n=3)
+    )
+    return f" Did you mean {' or '.join(close)}?" if close else ""
 
 
 def listed(names: Sequence[str]) -> str:

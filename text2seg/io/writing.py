@@ -1,7 +1,7 @@
 """Files and folders written whole or not at all.
 
 A file is written under a temporary name in its own folder and then renamed, so that no reader ever sees half of it.
-`check_writable` finds problems before any work is done; `OutputFolder` protects results that the user has edited.
+`check_writable` finds problems before any work is done.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -31,7 +31,6 @@ from text2seg.io.files import (
     reason,
     resolve_path,
     same_file,
-    sha256_of,
     shown_path,
     status,
 )
@@ -40,11 +39,8 @@ from text2seg.io.names import LONGEST_FILE_NAME, file_name_size
 if TYPE_CHECKING:
     from filelock import FileLock
 
-RECORD = ".text2seg-written"
-"""File in a folder of results. Each line holds the SHA-256 and the name of a file that was written, like the output of
-`sha256sum`."""
-
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_OF_THE_SYSTEM = (("/", "proc"), ("/", "sys"))  # folders that look writable
 _LINKS = 40  # links followed in one path, as in Linux
 
 _log = logging.getLogger(__name__)
@@ -123,6 +119,8 @@ def check_folder(folder: StrPath, *, flag: str = "--output", path: StrPath | Non
     found = status(nearest, OutputError)
     if found is None or not stat.S_ISDIR(found.st_mode):
         raise OutputError(f"cannot write {named}: {nearest} is not a folder; {advice}")
+    if nearest.parts[:2] in _OF_THE_SYSTEM:
+        raise OutputError(f"cannot write {named}: {nearest} belongs to the system, and takes no files; {advice}")
     if not has_access(nearest, os.W_OK | os.X_OK):
         raise OutputError(f"cannot write {named}: no permission to write in {nearest}; {advice}")
 
@@ -373,79 +371,3 @@ def acquire_lock(lock: FileLock, seconds: float, error: type[Text2SegError] = Ou
         why = "its disk does not support locks" if isinstance(fault, NotImplementedError) else reason(fault)
         raise error(f"cannot write in {Path(lock.lock_file).parent}: {why}{advice}") from fault
     return True
-
-
-class OutputFolder:
-    """A folder of results that later runs may overwrite, except for files that someone else changed or added.
-
-    A file is overwritten only if its bytes are those that text2seg last wrote. The hashes are kept in the file `RECORD`
-    of the folder. Lines are only appended to it, each before its file is replaced.
-    """
-
-    def __init__(
-        self, folder: StrPath, *, flag: str = "--output", overwrite: bool = False, inputs: Iterable[StrPath] = ()
-    ) -> None:
-        """Does not touch the disk yet.
-
-        Args:
-            folder: the folder.
-            flag: the option that gave it, for messages.
-            overwrite: also replace files that were changed or that text2seg did not write.
-            inputs: files that the command reads. They are never replaced.
-        """
-        self.folder, self._flag, self._overwrite = Path(folder), flag, overwrite
-        self._inputs = frozenset(map(resolve_path, inputs))
-        self._hashes: dict[bytes, list[str]] | None = None
-
-    def check(self, name: str) -> None:
-        """Raise `OutputError` if a file of this name cannot be written, or was not last written by text2seg."""
-        path = self.folder / name
-        check_writable(path, overwrite=True, flag=self._flag)
-        if self._inputs and resolve_path(path) in self._inputs:
-            check_not_input(path, [path], flag=self._flag)
-        if self._overwrite or not exists(path, OutputError):
-            return
-        written = self._read_hashes().get(_record_name(name), [])[-2:]  # an interrupted run may have noted one more
-        if sha256_of(path, OutputError) not in written:
-            raise OutputError(
-                f"{path} was changed since text2seg wrote it, or text2seg did not write it; move it away, or choose "
-                f"another {self._flag}"
-            )
-
-    def write(self, files: Sequence[tuple[str, Iterable[bytes]]]) -> list[Path]:
-        """Write files together, given as (name, content), and return their paths. Raises as `check`."""
-        for name, _ in files:
-            self.check(name)
-        make_folder(self.folder, flag=self._flag)
-        names = iter([name for name, _ in files])
-        return write_together(
-            [(self.folder / name, chunks) for name, chunks in files],
-            before_replacing=lambda temporary: self._append_hash(next(names), sha256_of(temporary, OutputError)),
-        )
-
-    def _read_hashes(self) -> dict[bytes, list[str]]:
-        if self._hashes is None:
-            self._hashes = {}
-            record = self.folder / RECORD
-            content = read_file(record, OutputError) if exists(record, OutputError) else b""
-            for line in content.split(b"\n"):
-                digest, _, name = line.partition(b"  ")
-                self._hashes.setdefault(name, []).append(digest.decode("ascii", "replace"))
-        return self._hashes
-
-    def _append_hash(self, name: str, digest: str) -> None:
-        known = self._read_hashes().setdefault(_record_name(name), [])
-        if known[-1:] == [digest]:
-            return
-        # Starts with a line break too: an interrupted process may have left half a line.
-        line = b"\n%s  %s\n" % (digest.encode("ascii"), _record_name(name))
-        record = self.folder / RECORD
-        with output_errors(record), record.open("ab", buffering=0) as file:
-            if file.write(line) != len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        known.append(digest)
-
-
-def _record_name(name: str) -> bytes:
-    """Return a file name on one line, with escaped line breaks."""
-    return name.replace("\\", "\\\\").replace("\n", "\\n").encode("utf-8", "surrogatepass")

@@ -14,7 +14,6 @@ from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass, field
 from logging import getLogger
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -26,8 +25,9 @@ from text2seg.coco.json_file import plain_number
 from text2seg.config import POLYGON_TOLERANCE, Encoding, SaveKind
 from text2seg.errors import StoppedError
 from text2seg.io.images import decode_ahead, load_image
+from text2seg.io.output_folder import OutputFolder
 from text2seg.io.storage import Place, Stamp
-from text2seg.io.writing import is_disk_error, make_folder, write_atomically
+from text2seg.io.writing import is_disk_error
 from text2seg.queries import Query
 from text2seg.records import Failure, Image, Segmentation
 from text2seg.render.saving import image_files
@@ -35,6 +35,7 @@ from text2seg.render.saving import image_files
 if TYPE_CHECKING:
     from text2seg.pipeline import Pipeline, Session
 
+SAVED = "saved"  # key of a record: the names of the image files of `--save`
 AHEAD = 2  # batches decoded in advance, and batches that wait for the writer
 
 _log = getLogger(__name__)
@@ -61,6 +62,7 @@ Batch = Sequence[Task]
 Delivery = list[tuple[int, Json]]  # pairs of a task's index and its record
 Deliver = Callable[[Delivery], None]
 Load = Callable[[Any, str], Image]  # reads an image from a Path or Url, and gives it a file name
+Annotate = Callable[..., list[Json]]  # makes the annotations of a Segmentation, see `annotations_of`
 Loaded = tuple[Task, Image]
 Result = tuple[Task, Segmentation, list[Masks]]  # with the candidates that were not chosen, for each segment
 Fault = tuple[Task, str, BaseException]  # with the stage that failed
@@ -78,7 +80,7 @@ class Work:
     keep_candidates: bool = False
     models: Mapping[str, Any] = field(default_factory=dict)  # what `model_identity` returns for the job's models
     save: tuple[SaveKind, ...] = ()
-    image_folder: Path | None = None  # folder of the image files that `save` names
+    images: OutputFolder | None = None  # folder of the image files that `save` names
 
 
 class Engine(Protocol):
@@ -94,19 +96,23 @@ class Engine(Protocol):
 class LocalEngine:
     """Runs batches on this machine."""
 
-    def __init__(self, models: Pipeline, *, workers: int = 4, load: Load | None = None) -> None:
+    def __init__(
+        self, models: Pipeline, *, workers: int = 4, load: Load | None = None, annotate: Annotate = annotations_of
+    ) -> None:
         """
         Args:
             models: run in the thread that calls `run`.
             workers: number of threads that decode images.
             load: reads an image from a path and a file name; raises `ImageError` if it cannot.
+            annotate: makes the annotations of a result; with the arguments of `annotations_of`.
         """
+        self._annotate = annotate
         self._models, self._workers, self._load = models, workers, load or _load
 
     def run(self, work: Work, batches: Iterable[Batch], deliver: Deliver, stopping: Callable[[], bool]) -> None:
         with self._decode(work, batches, stopping) as decoded, _Writer(deliver) as writer:
             for batch, images in decoded:
-                writer.put(self._segment(work, batch, images))
+                writer.put(self._segment(work, batch, images, stopping))
 
     def run_batch(self, work: Work, batch: Batch) -> Delivery:
         """Return the records of one batch, for the tasks with `needs_record`. A file that cannot be read becomes a
@@ -122,8 +128,18 @@ class LocalEngine:
 
         return closing(decode_ahead(batches, load, threads=self._workers, ahead=AHEAD + 1, stopping=stopping))
 
-    def _segment(self, work: Work, batch: Batch, decoding: list[Future[Image]]) -> Callable[[], Delivery]:
-        """Run the models on a batch. Returns a function that makes the records, for the writer's thread."""
+    def _segment(
+        self,
+        work: Work,
+        batch: Batch,
+        decoding: list[Future[Image]],
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> Callable[[], Delivery]:
+        """Run the models on a batch. Returns a function that makes the records, for the writer's thread.
+
+        Image files take long to draw. Once `stopping`, those of further images are not drawn, and these images get no
+        record.
+        """
         images: list[Loaded] = []
         unreadable: list[Fault] = []
         for task, future in zip(batch, decoding, strict=True):
@@ -135,7 +151,9 @@ class LocalEngine:
 
         def records() -> Delivery:
             done = [
-                (task.index, _record(work, task, found, others)) for task, found, others in results if task.needs_record
+                (task.index, _record(work, task, found, others, self._annotate))
+                for task, found, others in results
+                if task.needs_record and not (work.images and stopping())
             ]
             failed = [
                 (task.index, failure_record(task, stage, error, work.folder / task.file))
@@ -226,33 +244,36 @@ class _Writer:
 # ---- records: what the journal keeps of an image, as plain JSON
 
 
-def _record(work: Work, task: Task, result: Segmentation, others: list[Masks]) -> Json:
+def _record(work: Work, task: Task, result: Segmentation, others: list[Masks], annotate: Annotate) -> Json:
     try:
-        _save_images(work, task, result)  # before the record: an image with a record is not processed again
-        return success_record(
+        saved = _save_images(work, task, result)  # before the record: an image with a record is not processed again
+        record = success_record(
             task,
             result,
             work.categories,
             encoding=work.encoding,
             polygon_tolerance=work.polygon_tolerance,
             others=others,
+            annotate=annotate,
         )
+        return {**record, SAVED: saved} if work.images else record
     except Exception as error:
         if is_disk_error(error):  # stops the job, because all further images would fail too
             raise
         return failure_record(task, "write", error, work.folder / task.file)
 
 
-def _save_images(work: Work, task: Task, result: Segmentation) -> None:
-    """Write the image files of one image. Their names begin with its path in the folder, suffix included, because
-    `a.jpg` and `a.png` may both be there."""
-    if work.image_folder is None:
-        return
+def _save_images(work: Work, task: Task, result: Segmentation) -> list[str]:
+    """Write the image files of one image and return their names. They begin with its path in the folder, suffix
+    included, because `a.jpg` and `a.png` may both be there."""
+    if work.images is None:
+        return []
+    saved = []
     *folders, name = [part for part in task.file.split("/") if part not in ("", ".", "..")]
     for folder, file, content in image_files(result, name, work.save):
-        path = work.image_folder.joinpath(folder, *folders, file)
-        make_folder(path.parent)
-        write_atomically(path, [content])
+        saved.append("/".join(filter(None, [folder, *folders, file])))
+        work.images.write([(saved[-1], [content])])
+    return saved
 
 
 def success_record(
@@ -263,6 +284,7 @@ def success_record(
     encoding: Encoding,
     polygon_tolerance: float = POLYGON_TOLERANCE,
     others: Sequence[Masks] = (),
+    annotate: Annotate = annotations_of,
 ) -> Json:
     """Return the record of a segmented image.
 
@@ -273,7 +295,7 @@ def success_record(
     Raises:
         OutputError: the segmentation does not fit into a COCO file.
     """
-    annotations = annotations_of(segmentation, categories, encoding=encoding, polygon_tolerance=polygon_tolerance)
+    annotations = annotate(segmentation, categories, encoding=encoding, polygon_tolerance=polygon_tolerance)
     if others:
         written = (masks for segment, masks in zip(segmentation.segments, others, strict=True) if segment.area)
         for annotation, masks in zip(annotations, written, strict=True):

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import threading
 import warnings
 from array import array
@@ -18,18 +20,19 @@ from tqdm import tqdm
 from text2seg._version import __version__
 from text2seg.coco.dataset import read_dataset
 from text2seg.coco.provenance import encoding_entry, run_info
-from text2seg.coco.reader import check_references, kept_categories
+from text2seg.coco.reader import Dataset, check_references, kept_categories
 from text2seg.config import LabelSettings, ModelSettings
 from text2seg.errors import CheckpointError, ImageError, OutputError
-from text2seg.io.files import exists, is_file, resolve_path
+from text2seg.io.files import exists, is_dir, is_file, resolve_path
 from text2seg.io.images import PIXEL_LIMIT, check_file, open_image
 from text2seg.io.names import listed, pair_names
+from text2seg.io.output_folder import OutputFolder
 from text2seg.io.scan import Scan, list_images
 from text2seg.io.storage import Place, Url, check_writable, opened, place_of
 from text2seg.io.writing import make_folder
 from text2seg.labelling.engine import Delivery, Engine, LocalEngine, Work, model_identity, stamp_of_record
 from text2seg.labelling.journal import JobState, Journal, lock_file, read_records
-from text2seg.labelling.output import check_output, image_folder, journal_path, write_output
+from text2seg.labelling.output import check_output, image_folder, journal_path, saved_images, write_output
 from text2seg.labelling.prefilter import check_prefilter, skipped
 from text2seg.labelling.summary import CategorySummary
 from text2seg.ontology import Ontology, queries_of, with_ids_from
@@ -74,6 +77,7 @@ def label_folder(
     progress: bool = False,
     stop: threading.Event | None = None,
     engine: Engine | None = None,
+    plan: Plan | None = None,
 ) -> LabelReport:
     """Label every image of a folder and write one COCO file.
 
@@ -85,6 +89,7 @@ def label_folder(
         folder: its path, or a URL such as `s3://bucket/photos`.
         progress: show a progress bar.
         stop: if set, the current batch is finished, and the report says `interrupted`.
+        plan: what `prepare` returned for the same arguments, if it was called before the models were loaded.
         engine: runs the batches; `LocalEngine` on `models` by default.
 
     Raises:
@@ -95,9 +100,12 @@ def label_folder(
     settings, folder = settings or LabelSettings(), place_of(folder)
     queries = models.check(queries_of(ontology))
     prefilter_models = check_prefilter(models) if settings.only_if_present else None
-    plan = prepare(folder, ontology, settings)
+    plan = plan or prepare(folder, ontology, settings)
     if isinstance(settings.output, Url):
         check_writable(settings.output)
+    images = (
+        OutputFolder(plan.image_folder, command="label", overwrite=settings.overwrite) if plan.image_folder else None
+    )
     work = Work(
         folder,
         queries,
@@ -107,13 +115,15 @@ def label_folder(
         keep_candidates=settings.keep_candidates,
         models=model_identity(models),
         save=settings.save,
-        image_folder=plan.image_folder,
+        images=images if settings.save else None,
     )
     stopping = stop.is_set if stop else lambda: False
-    job = fingerprint(models, folder, plan.ontology, settings)
+    job = fingerprint(models, folder, plan.ontology, settings) | source_entry(plan.source)
     with Journal.open(journal_path(settings.output), job, restart=settings.restart) as journal:
-        if plan.image_folder:
-            make_folder(plan.image_folder)
+        if images and settings.restart and is_dir(images.folder, OutputError):
+            images.discard_earlier()
+        if work.images:
+            make_folder(work.images.folder)
         state = JobState(plan.scan)
         state.resume(journal, retry_failures=settings.retry_failures)
         earlier = state.done
@@ -149,11 +159,15 @@ def label_folder(
                     folder=folder,
                     dataset=settings.output,
                     ontology=plan.ontology,
+                    **source_entry(plan.source),
                     **_prefilter_entry(settings),
                     **encoding_entry(settings.segmentation, settings.polygon_tolerance),
                 ),
                 overwrite=settings.overwrite,
+                source=plan.source,
             )
+            if work.images:
+                work.images.discard_earlier(keep=saved_images(journal, state))
         return LabelReport(
             settings.output,
             len(plan.scan),
@@ -183,12 +197,13 @@ def _check_any_done(state: JobState, journal: Journal, output: Place) -> None:
 @dataclass(frozen=True, slots=True)
 class Plan:
     """The files of a job, the ontology with its category ids, the id of each image by its index in the scan, and the
-    folder that `--save` writes to."""
+    folder that `--save` writes to; None if the output is a URL. `source` is the dataset that is refined, if one is."""
 
     scan: Scan
     ontology: Ontology
     image_id: Callable[[int], int]
     image_folder: Path | None = None
+    source: Dataset | None = None
 
 
 def prepare(folder: Place, ontology: Ontology, settings: LabelSettings) -> Plan:
@@ -273,6 +288,14 @@ def fingerprint(models: Pipeline, folder: Place, ontology: Ontology, settings: L
 def _prefilter_entry(settings: LabelSettings) -> dict[str, Any]:
     """Return what journal and dataset record of the prefilter. Empty if it is off."""
     return {"only_if_present": {"skip_below": settings.skip_below}} if settings.only_if_present else {}
+
+
+def source_entry(source: Dataset | None) -> dict[str, Any]:
+    """Return what journal and dataset record of the dataset that is refined: its name, a hash and its info."""
+    if source is None:
+        return {}
+    digest = hashlib.sha256(json.dumps(source, sort_keys=True).encode("utf-8", "backslashreplace")).hexdigest()
+    return {"refined": {"dataset": Path(source.name).name, "sha256": digest, "info": source["info"]}}
 
 
 # ---- dry run

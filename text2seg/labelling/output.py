@@ -11,14 +11,16 @@ from typing import Any
 import platformdirs
 
 from text2seg.coco.dataset import dataset_info, write_stream
+from text2seg.coco.reader import Dataset, attributes_of
 from text2seg.config import LabelSettings
 from text2seg.errors import OutputError, SettingsError
 from text2seg.io import storage
 from text2seg.io.files import expand_path, is_dir, is_file, list_folder, resolve_path, sha256_of
 from text2seg.io.names import fit_file_name
+from text2seg.io.output_folder import RECORD
 from text2seg.io.storage import Place, Url
 from text2seg.io.writing import check_folder, check_writable, discard
-from text2seg.labelling.engine import Json
+from text2seg.labelling.engine import SAVED, Json
 from text2seg.labelling.journal import WRITING, WRITTEN, JobState, Journal, output_hashes
 from text2seg.labelling.summary import CategorySummary, SegmentValues, SummaryTally
 from text2seg.ontology import Ontology
@@ -85,18 +87,21 @@ def check_output(output: Place, *, overwrite: bool = False, inputs: Iterable[obj
 
 
 def image_folder(folder: Place, settings: LabelSettings) -> Path | None:
-    """Return the folder that `--save` writes image files to, `<output>_images`, or None without `--save`.
+    """Return the folder that `--save` writes image files to, `<output>_images`, or None if the output is a URL. With
+    `--save`, it is checked.
 
     Raises:
         SettingsError: the output is a URL, or the folder is inside the folder of images and would be labelled too.
         OutputError: the folder has files that are not from this job, or cannot be written to.
     """
     output = settings.output
-    if not settings.save:
-        return None
     if isinstance(output, Url):
+        if not settings.save:
+            return None
         raise SettingsError("--save writes to a folder on this machine, so --output must be a path, not a URL")
     path = output.with_name(fit_file_name(output.stem, "_images"))
+    if not settings.save:
+        return path
     if isinstance(folder, Path) and resolve_path(path).is_relative_to(resolve_path(folder)):
         raise SettingsError(
             f"--save would write to {path}, inside the folder of images, and its files would be labelled as well; "
@@ -104,7 +109,8 @@ def image_folder(folder: Place, settings: LabelSettings) -> Path | None:
         )
     check_folder(path)
     is_new_job = not is_file(journal_path(output), OutputError)
-    if is_new_job and not settings.overwrite and is_dir(path, OutputError) and list_folder(path, OutputError):
+    has_files = is_dir(path, OutputError) and any(each.name != RECORD for each in list_folder(path, OutputError))
+    if is_new_job and not settings.overwrite and has_files:
         raise OutputError(
             f"{path} has files, and no journal says that this job wrote them; replace them with --overwrite, or choose "
             "another --output"
@@ -128,6 +134,7 @@ def write_output(
     image_id: Callable[[int], int],
     info: Mapping[str, Any],
     overwrite: bool = False,
+    source: Dataset | None = None,
 ) -> tuple[tuple[Failure, ...], tuple[CategorySummary, ...]]:
     """Write the COCO file from the journal, in the order of the scan. Returns the failures and the table of categories.
 
@@ -137,6 +144,7 @@ def write_output(
         image_id: returns the id of an image from its index in the scan.
         info: the `info` of the dataset, without the failures.
         overwrite: replace a file that this job did not write.
+        source: the dataset that was refined; its categories, licences and entries of images are kept.
 
     Raises:
         OutputError: the file cannot be written, somebody changed it while the job ran, or the journal is damaged. The
@@ -158,8 +166,11 @@ def write_output(
     write_stream(
         file,
         info=dataset_info({**info, "failures": entries}),
-        categories=ontology.coco_categories(),
-        images=_images(journal, state, image_id),
+        categories=ontology.coco_categories() if source is None else source["categories"],
+        images=_images(
+            journal, state, image_id, {} if source is None else {each["id"]: each for each in source["images"]}
+        ),
+        licenses=[] if source is None else source.get("licenses") or [],
         annotations=_annotations(journal, state, image_id, ontology, tally),
         before_replacing=announce,
     )
@@ -167,6 +178,11 @@ def write_output(
         _upload(file, output)
     journal.append([{"output": WRITTEN, "sha256": digest}])
     return failures, tally.summaries()
+
+
+def saved_images(journal: Journal, state: JobState) -> set[str]:
+    """Return the names of all image files that belong to the result."""
+    return {name for _, record in _labelled(journal, state) for name in record.get(SAVED, ())}
 
 
 def _failures(journal: Journal, state: JobState) -> Iterator[Failure]:
@@ -180,8 +196,13 @@ def _labelled(journal: Journal, state: JobState) -> Iterator[tuple[int, Json]]:
     return zip(indices, journal.read_all(offset for _, offset in state.labelled()), strict=True)
 
 
-def _images(journal: Journal, state: JobState, image_id: Callable[[int], int]) -> Iterator[Json]:
+def _images(
+    journal: Journal, state: JobState, image_id: Callable[[int], int], source: Mapping[int, Json]
+) -> Iterator[Json]:
     for index, record in _labelled(journal, state):
+        if source:
+            yield source[image_id(index)]
+            continue
         yield {
             "id": image_id(index),
             "file_name": record["file"],
@@ -201,9 +222,9 @@ def _annotations(
         tally.add_image(
             SegmentValues(
                 category=names[annotation["category_id"]],
-                area_share=annotation["area"] / pixels,
-                score=annotation["score"],
-                presence=annotation["attributes"]["presence"],
+                area_share=annotation.get("area", 0) / pixels,
+                score=annotation.get("score"),
+                presence=attributes_of(annotation).get("presence"),
             )
             for annotation in record["annotations"]
         )

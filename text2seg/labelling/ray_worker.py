@@ -118,8 +118,8 @@ def fitting_models(work: Work, model: ModelSettings, settings: Settings, threads
 
     if isinstance(work.folder, Path) and not is_dir(work.folder, EngineError):
         raise EngineError(f"it cannot see the folder {work.folder}; use one that all machines share, or a URL")
-    if work.image_folder and not is_dir(work.image_folder, EngineError):
-        raise EngineError(f"it cannot see the folder {work.image_folder}; choose an --output that all machines share")
+    if work.images and not is_dir(work.images.folder, EngineError):
+        raise EngineError(f"it cannot see the folder {work.images.folder}; choose an --output that all machines share")
     torch.set_num_threads(threads)
     models = Text2Seg.load(**model.arguments(), settings=settings)
     changes = differences(dict(work.models), model_identity(models))

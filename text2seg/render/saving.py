@@ -5,6 +5,7 @@ A new kind of file needs a function here, an entry in `WRITERS` and a name in `c
 
 from __future__ import annotations
 
+import base64
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -18,6 +19,8 @@ from text2seg.io.names import fit_file_name, safe_file_name
 from text2seg.records import Image, Segment, Segmentation
 from text2seg.render.overlays import cut_out, overlay
 from text2seg.render.panels import maps_with_points
+
+JPEG_QUALITY = 82
 
 File = tuple[str, str, bytes]
 """A folder ("" or a single name), a file name in it, and the content."""
@@ -79,6 +82,13 @@ def png(pixels: NDArray[np.uint8]) -> bytes:
     file = io.BytesIO()
     PillowImage.fromarray(pixels).save(file, "PNG")
     return file.getvalue()
+
+
+def jpeg_url(pixels: NDArray[np.uint8]) -> str:
+    """Return a small JPEG of pixels uint8[h, w, 3] as a data URL for HTML pages."""
+    file = io.BytesIO()
+    PillowImage.fromarray(pixels).save(file, "JPEG", quality=JPEG_QUALITY, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
 
 
 # ---- self-contained HTML pages from templates beside the code

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,11 +16,11 @@ from text2seg.coco.rle import mask_of
 from text2seg.errors import Text2SegError
 from text2seg.io.images import load_image
 from text2seg.render.drawing import INK, PAPER, Colour, blend, draw_text, outline, text_width
+from text2seg.render.saving import jpeg_url
 from text2seg.review.contents import Item, ReviewImage
 
 LONG_SIDE = 360
 """Longer side of a thumbnail, pixels."""
-JPEG_QUALITY = 82
 NUMBER_HEIGHT = 13
 """Height of the number on a segment, pixels."""
 MAX_ITEMS = 100
@@ -73,7 +71,7 @@ def thumbnail(
     small = np.asarray(cv2.resize(pixels, (width, height), interpolation=method), dtype=np.uint8)
     drawn, unreadable = _draw_segments(small, image.items, colours, hw)
     note = f"masks that cannot be read: {', '.join(unreadable)}" if unreadable else ""
-    return Thumbnail(_data_url(drawn), width, height, note)
+    return Thumbnail(jpeg_url(drawn), width, height, note)
 
 
 def _size(hw: tuple[int, int], long_side: int) -> tuple[int, int]:
@@ -137,9 +135,3 @@ def _draw_numbers(small: NDArray[np.uint8], masks: Sequence[tuple[int, NDArray[n
         draw_text(draw, (x - half[0] + 4, y), str(number), size=NUMBER_HEIGHT, colour=INK, width=100)
         free[max(y - 2 * half[1], 0) : y + 2 * half[1] + 1, max(x - 2 * half[0], 0) : x + 2 * half[0] + 1] = 0
     return np.asarray(canvas)
-
-
-def _data_url(pixels: NDArray[np.uint8]) -> str:
-    file = io.BytesIO()
-    PillowImage.fromarray(pixels).save(file, "JPEG", quality=JPEG_QUALITY, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")

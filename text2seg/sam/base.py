@@ -342,8 +342,8 @@ class AnySam(ABC):
     ) -> list[Candidates]:
         """Decode point sets into candidate masks.
 
-        Sets may differ in image and in number of points, and may have a box or a rough mask. A set with a box gives one
-        candidate, because it is not ambiguous; other sets give three.
+        Sets may differ in image and in number of points, and may have a box, also alone, or a rough mask. A set with a
+        box gives one candidate, because it is not ambiguous; other sets give three.
 
         Args:
             above: sets without a candidate whose predicted IoU is above this give no candidates. That saves the time

@@ -29,14 +29,16 @@ from text2seg.errors import ImageError, OutputError, SettingsError
 from text2seg.io.files import exists, open_file
 from text2seg.io.images import load_image
 from text2seg.io.names import fit_file_name, safe_file_name
+from text2seg.io.output_folder import OutputFolder
 from text2seg.io.storage import Place
-from text2seg.io.writing import OutputFolder, write_atomically
+from text2seg.io.writing import write_atomically
 from text2seg.pipeline import Text2Seg
 from text2seg.queries import Query
 from text2seg.records import Failure
 from text2seg.render.panels import sheet
 from text2seg.render.saving import png
 from text2seg.runtime import FULL, autocast
+from text2seg.search import SEARCH_FILE
 
 VECTORS = 16  # per image
 
@@ -262,16 +264,21 @@ def _as_tokens(models: Text2Seg, vectors: NDArray[np.float32]) -> ImageTokens:
 
 
 MOST_SHOWN = 60  # images on a sheet; the JSON file has all
-SEARCH_FILE = "search.json"
 _DIGITS = 4
 
 
 def write_results(
-    output: Path, folder: Place, found: Mapping[str, Sequence[Hit]], failures: Sequence[Failure], models: str = ""
+    output: Path,
+    folder: Place,
+    found: Mapping[str, Sequence[Hit]],
+    failures: Sequence[Failure],
+    models: str = "",
+    *,
+    overwrite: bool = False,
 ) -> list[Path]:
     """Write `search.json` and a sheet for each query with results; return the paths. Raises `OutputError`.
 
-    `models` are the names of the models for people.
+    `models` are the names of the models for people. With `overwrite`, sheets of an earlier search are deleted.
     """
     content = {
         "folder": str(folder),
@@ -286,13 +293,15 @@ def write_results(
         "failures": [{"file_name": each.file_name, "stage": each.stage, "message": each.message} for each in failures],
     }
     text = json.dumps(content, indent=1) + "\n"
-    results = OutputFolder(output)
+    results = OutputFolder(output, command="search", overwrite=overwrite)
     written = results.write([(SEARCH_FILE, [text.encode("ascii")])])
     for number, (query, hits) in enumerate(found.items(), start=1):
         name = safe_file_name(query)
         image = _sheet(folder, query, hits)
         if image is not None:
             written += results.write([(fit_file_name(f"{number:02}-{name}", ".png"), [image])])
+    if overwrite:
+        results.discard_earlier(keep={path.relative_to(output).as_posix() for path in written})
     return written
 
 

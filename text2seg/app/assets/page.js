@@ -15,6 +15,7 @@ let uploads = 0;
 let sink = null; // what Gradio reads from
 let request = null; // its request for the stream
 let isOpen = false;
+let before = Promise.resolve(); // the event sent last
 
 window.fetch = (what, how) => {
   const url = new URL(what.url ?? what, location.href);
@@ -25,8 +26,11 @@ window.fetch = (what, how) => {
   return ask(what, how);
 };
 
+/** Send an event after all earlier ones have arrived, because requests that are sent at once arrive in any order. */
 async function sent(what, how) {
-  const answer = await ask(what, how);
+  const arrival = before.then(() => ask(what, how));
+  before = arrival.catch(() => null);
+  const answer = await arrival;
   const { event_id: id } = answer.ok ? await answer.clone().json() : {};
   if (id && !answered.delete(id)) waiting.add(id);
   read();

@@ -152,8 +152,6 @@ class ExplainTab:
             self.stop = gr.Button("Stop", interactive=False, elem_id="explain-stop", scale=1, min_width=90)
         # The first one, because Gradio answers one after the other.
         self.stop.click(None, outputs=[self.stop], js=STOP, api_visibility="private")
-            None, outputs=[self.stop], js=STOP, api_visibility="private"
-        )  # first: Gradio calls one after the other
         self.stop.click(self._leave, queue=False, **QUIET)
         self.estimate = gr.HTML("", padding=False, elem_id="explain-estimate")
         self.problem = gr.HTML("", padding=False, elem_id="explain-problem")

@@ -45,8 +45,8 @@ State = Literal["filling", "waiting", "running", "stopped", "done", "failed"]
 
 KEEP = 12 * 3600.0
 """Seconds after which a job is removed if its visitor does not open it."""
-PER_VISITOR, MOST = 3, 24
-"""Largest number of jobs of one visitor, and of all visitors."""
+PER_VISITOR = 3
+"""Largest number of jobs of one visitor."""
 SWEEP = 60.0
 """Seconds between two checks for old jobs."""
 BATCH = WORKERS = 2
@@ -100,9 +100,12 @@ class Job:
 class Jobs:
     """All jobs of the app. Thread-safe."""
 
-    def __init__(self, *, load: Load | None = None) -> None:
-        """`load` reads an image, as for `LocalEngine`. It raises `ImageError` if the image is refused."""
-        self._load = load or (lambda path, name: load_image(path, file_name=name))
+    def __init__(self, *, most: int = 24, load: Load | None = None) -> None:
+        """Make a list for the jobs of all visitors, `most` at a time.
+
+        `load` reads an image, as for `LocalEngine`. It raises `ImageError` if the image is refused.
+        """
+        self._most, self._load = most, load or (lambda path, name: load_image(path, file_name=name))
         self._jobs: dict[str, Job] = {}
         self._queue: deque[Job] = deque()
         self._changed = threading.Condition()
@@ -208,7 +211,7 @@ class Jobs:
             mine = sum(job.owner == owner for job in self._jobs.values())
             if mine >= PER_VISITOR:
                 raise Text2SegError(f"you have {mine} jobs already; delete one first")
-            if len(self._jobs) >= MOST or self._is_closed:
+            if len(self._jobs) >= self._most or self._is_closed:
                 raise Text2SegError("the app has too many jobs now; try again later")
             if self._folder is None:
                 self._folder = Path(tempfile.mkdtemp(prefix="text2seg-jobs-"))  # mode 0700
@@ -306,7 +309,7 @@ class VisitorJobs:
         self._starting: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()  # while a request holds one
         self._lock = threading.Lock()
         self._room = UploadLimit(model_pool.settings.folder_images, model_pool.settings.folder_mb * MEGA)
-        self.jobs = Jobs(load=self._load)
+        self.jobs = Jobs(most=model_pool.settings.folder_jobs, load=self._load)
 
     def known(self, kept: Any, page: str = "") -> Kept:
         """Return the data kept by a browser, or a new token if it is missing or not valid.

@@ -72,15 +72,15 @@ class Tab:
         page = Context.root_block
         if page is None:
             raise RuntimeError("the tab must be built within a page")
-        screen = [c.picker, c.form, c.work, c.review, c.status, c.cancel, c.resume, c.delete, c.sure, c.timer, c.phase]
-        anew = [c.kept, *screen, c.start, c.begin, c.problem]
+        shown = [c.picker, c.form, c.work, c.review, c.cancel, c.resume, c.delete]
+        anew = [c.kept, *shown, c.status, c.sure, c.timer, c.phase, c.start, c.begin, c.problem]
         page.load(self._folders, outputs=[c.folder], **QUIET)
         page.unload(self._forget)
         # This also fires when the tab is first opened, because the page reads the browser's data then.
         c.kept.change(self._anew, [c.kept], anew, **QUIET)
         c.picker.input(self._select, [c.kept, c.picker], [c.kept], trigger_mode="always_last", **QUIET)
         c.timer.tick(self._tick, [c.kept], [c.status, c.timer, c.phase], queue=False, **QUIET)
-        c.phase.change(self._screen, [c.kept], screen, **QUIET)
+        c.phase.change(self._parts, [c.kept], shown, **QUIET)
         c.cancel.click(None, js=STOPPING, api_visibility="private")
         c.cancel.click(self._acting(jobs.cancel), [c.kept], anew, **QUIET)
         c.resume.click(self._acting(jobs.resume), [c.kept], anew, **QUIET)
@@ -122,7 +122,8 @@ class Tab:
             turned = button.click(partial(self._turn, step), [c.kept, c.shown, c.number], sheet, **QUIET)
             turned.then(None, js=SHOW_SHEET)
             turned.failure(None, outputs=[button], js=READY)
-        c.sheet.select(self._decide, [c.kept], [c.tally], trigger_mode="multiple", **QUIET)
+        one: dict[str, Any] = {**QUIET, "concurrency_limit": 1}  # decisions count, and are answered, in their order
+        c.sheet.select(self._decide, [c.kept], [c.tally], trigger_mode="multiple", **one)
         c.sheet.enlarge(self._enlarge, [c.kept], [c.large], trigger_mode="always_last", **QUIET)
         c.sheet.redraw(self._page, [c.kept, c.shown, c.number], sheet, **QUIET)
         self._sheet = sheet
@@ -204,8 +205,8 @@ class Tab:
     def _select(self, kept: Any, number: str, request: gr.Request) -> Kept:
         return {**self._jobs.known(kept, str(request.session_hash)), "job": "" if number == NEW else number}
 
-    def _screen(self, kept: Any) -> Updates:
-        """Return all updates that depend on the open job and its state."""
+    def _parts(self, kept: Any) -> Updates:
+        """Return the updates of the parts that are visible in the state of the open job."""
         c, job = self._c, self._seen(kept)
         choices = [(f"{each.name} · {layout.BADGES[each.state]}", each.id) for each in self._jobs.jobs_of(kept)]
         state = job.state if job else None
@@ -219,7 +220,6 @@ class Tab:
             c.cancel: gr.Button(visible=state in ("waiting", "running")),
             c.resume: gr.Button(visible=state in ("stopped", "failed")),
             c.delete: gr.Button(visible=state in ("stopped", "failed", "done")),
-            **self._progress(job),
         }
 
     def _anew(self, kept: Any, request: gr.Request) -> Updates:
@@ -230,7 +230,8 @@ class Tab:
         """
         c, known = self._c, self._jobs.known(kept, str(request.session_hash))
         updates = {
-            **self._screen(known),
+            **self._parts(known),
+            **self._progress(self._seen(known)),
             c.sure: gr.Row(visible=False),
             c.start: gr.Button(interactive=True),
             c.problem: "",

@@ -1,0 +1,111 @@
+"""Flags that contradict each other or have no effect, how long a stop takes, and what a stopped command says."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from text2seg.cli import main
+from text2seg.coco.dataset import read_dataset
+
+SCENES = Path("text2seg/demo/scenes/new-scenes")
+SCENE = SCENES / "images" / "scene_0019.jpg"
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("segment x.jpg --everything --threshold 0.5", "--threshold has no effect with --everything"),
+        ("segment x.jpg --everything --clip a --tile=64", "--clip, --tile have no effect with --everything"),
+        ("segment x.jpg --query a --stability 0.9", "--stability has no effect without --everything"),
+        ("segment x.jpg --everything --crop-overlap 0.1", "--crop-overlap has no effect without --crop-layers"),
+        ("segment x.jpg --query a --polygon-tolerance 2", "no effect without --segmentation polygon"),
+        ("segment x.jpg --query a --tile-overlap 0.3", "no effect without --tile"),
+        ("segment x.jpg --query a --labels b", "no effect without --redundancy label-set"),
+        ("segment x.jpg --query a --method reference --choice map", "--choice has no effect with --method reference"),
+        ("label x --query a --skip-below 0.3", "no effect without --only-if-present"),
+        ("label x --query a --max-workers 2", "no effect without --engine ray"),
+        ("label x --query a --sam3 y --clip b", "--clip has no effect with --sam3"),
+        ("convert x --to voc-png --output y --polygon-tolerance 2", "no effect with --to voc-png"),
+    ],
+)
+def test_a_flag_without_effect_is_refused(line, says, capsys):
+    assert main(shlex.split(line)) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "segment {0} --everything --points-per-side 4 --crop-layers 1 --crop-overlap 0.1 --output {1}",
+        "segment {0} --query sheep --segmentation polygon --polygon-tolerance 2 --no-resolve-overlaps --output {1}",
+        "segment {0} --query sheep --redundancy label-set --labels ball --output {1}",
+    ],
+)
+def test_a_flag_with_effect_is_accepted(line, tmp_path):
+    assert main(shlex.split(line.format(SCENE, tmp_path))) == 0
+
+
+def test_an_input_smaller_than_one_patch_is_refused(tmp_path, capsys):
+    assert main(["segment", str(SCENE), "--query", "sheep", "--input-size", "7", "--output", str(tmp_path / "x")]) == 2
+    assert "input size must be at least 16, one patch of this CLIP, got 7" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "x").exists()
+
+
+def test_segment_says_in_which_image_something_was_found(tmp_path, capsys):
+    other = SCENES / "images" / "scene_0001.jpg"
+    assert (
+        main(["segment", str(SCENE), str(other), "--query", "sheep", "--save", "none", "--output", str(tmp_path)]) == 0
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"{SCENE}: sheep: 2 found")
+    assert lines[1].startswith(f"{other}: sheep: not found")
+    assert lines[2] == "sheep: found in 1 of 2"
+
+
+def test_a_stopped_segment_says_what_is_done_and_how_to_go_on(tmp_path, capsys, monkeypatch):
+    class Stopped:
+        def __init__(self, models):
+            self._models, self._calls = models, 0
+
+        def __getattr__(self, name):
+            return getattr(self._models, name)
+
+        def segment(self, *given):
+            self._calls += 1
+            if self._calls == 2:
+                raise KeyboardInterrupt
+            return self._models.segment(*given)
+
+    from text2seg.cli import segment
+
+    load = segment.load_models
+    monkeypatch.setattr(segment, "load_models", lambda *given: Stopped(load(*given)))
+    files = sorted(map(str, (SCENES / "images").iterdir()))[:3]
+    assert main(["segment", *files, "--query", "sheep", "--output", str(tmp_path)]) == 130
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"stopped with 1 of 3 images done, which are in {tmp_path / 'dataset.json'}" in error
+    assert "--overwrite" in error
+    assert len(read_dataset(tmp_path / "dataset.json")["images"]) == 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="sees in /proc when torch is imported")
+def test_two_interrupts_while_models_load_end_with_a_message(tmp_path):
+    command = [sys.executable, "-m", "text2seg", "label", str(SCENES), "--query", "sheep", "--output"]
+    process = subprocess.Popen([*command, str(tmp_path / "d.json")], stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    said = next((line for line in process.stderr if "stopped" in line), "")
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+    assert said
+    assert process.wait() == 130
