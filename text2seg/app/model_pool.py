@@ -153,10 +153,10 @@ class SharedSession(Session):
         with self._session() as session:
             return self.models.segment_prompt(session, points)
 
-    def regions(self, settings: AutomaticSettings) -> list[Region]:
-        """See `Text2Seg.regions`."""
+    def automatic_regions(self, settings: AutomaticSettings) -> list[Region]:
+        """See `Text2Seg.automatic_regions`."""
         with self._session() as session:
-            return self.models.regions(session, settings)
+            return self.models.automatic_regions(session, settings)
 
     def candidate_mask(self, segment: Segment, index: int) -> NDArray[np.bool_]:
         with self._session() as session:

@@ -78,17 +78,17 @@ def take_candidate(session: EditSession, number: int, index: int) -> EditSession
 
 def find_everything(session: EditSession) -> EditSession:
     """Find everything in the image without words. Raises `Text2SegError` if there is no image."""
-    regions = session.opened.regions(EVERYTHING)
+    regions = session.opened.automatic_regions(EVERYTHING)
     return replace(session, regions=tuple(regions))
 
 
 def seconds_for_everything(session: EditSession) -> float:
     """Return how long `find_everything` takes, estimated from a few points on this image."""
     image_session = session.opened
-    image_session.regions(replace(EVERYTHING, points_per_side=1))  # embeds the image, which happens once
+    image_session.automatic_regions(replace(EVERYTHING, points_per_side=1))  # embeds the image, which happens once
     few = replace(EVERYTHING, points_per_side=4)
     before = time.monotonic()
-    image_session.regions(few)
+    image_session.automatic_regions(few)
     return (time.monotonic() - before) * (EVERYTHING.points_per_side / few.points_per_side) ** 2
 
 
