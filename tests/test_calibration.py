@@ -271,19 +271,19 @@ class TestErrors:
         assert not gathered[0].present.any()
 
     @pytest.mark.parametrize(
-        ("arguments", "says"),
+        ("arguments", "says", "status"),
         [
-            (["coco", "--images", "photos"], "with coco, --images is the number of images to download"),
-            (["coco", "--images", "0"], "with coco, --images is the number of images to download"),
-            (["nowhere.json", "--images", "."], "nowhere.json"),
-            ([str(SCENES / "dataset.json")], "dataset.json? Add --images FOLDER"),
-            ([str(SCENES / "dataset.json"), "--images", "500"], "500, given as --images, is not an existing folder"),
-            ([str(SCENES / "dataset.json"), "--images", "."], "none of the 24 images of the ground truth is there"),
+            (["coco", "--images", "photos"], "with coco, --images is the number of images to download", 2),
+            (["coco", "--images", "0"], "with coco, --images is the number of images to download", 2),
+            (["nowhere.json", "--images", "."], "nowhere.json", 1),
+            ([str(SCENES / "dataset.json")], "dataset.json? Add --images FOLDER", 2),
+            ([str(SCENES / "dataset.json"), "--images", "500"], "500, given as --images, is not an existing folder", 1),
+            ([str(SCENES / "dataset.json"), "--images", "."], "none of the 24 images of the ground truth is there", 1),
         ],
     )
-    def test_bad_input_is_one_line_and_nothing_is_written(self, arguments, says, tmp_path, monkeypatch, capsys):
+    def test_bad_input_is_one_line_and_nothing_is_written(self, arguments, says, status, tmp_path, monkeypatch, capsys):
         monkeypatch.chdir(tmp_path)
-        assert main(["calibrate", *arguments, "--model", "demo"]) == 1
+        assert main(["calibrate", *arguments, "--model", "demo"]) == status
         assert says in capsys.readouterr().err.splitlines()[-1]
         assert not list(tmp_path.rglob("*.html"))
         assert not list(tmp_path.rglob("*card.json"))
@@ -299,5 +299,5 @@ class TestErrors:
         ],
     )
     def test_flags_of_the_benchmark_that_do_not_fit_together(self, arguments, says, capsys):
-        assert main(["benchmark", "coco", *arguments]) == 1
+        assert main(["benchmark", "coco", *arguments]) == 2
         assert says in capsys.readouterr().err
