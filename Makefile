@@ -6,7 +6,7 @@ DEMO := $(VENV)/.demo
 APP := $(VENV)/.app
 READY := $(VENV)/.ready
 
-.PHONY: demo app test lint type unit test-browser chromium score audit licences lock clean
+.PHONY: demo app test lint type unit test-browser test-integrations chromium score audit licences lock clean
 
 demo: $(DEMO)  ## set up, then segment a bundled scene with the bundled demo model
 	$(BIN)/text2seg segment text2seg/demo/scenes/new-scenes/images/scene_0019.jpg --model demo \
@@ -25,10 +25,21 @@ type: $(READY)
 	$(BIN)/mypy
 
 unit: $(READY)
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --ignore tests/browser
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --ignore tests/browser \
+		--ignore tests/integrations
 
 test-browser: chromium $(READY)  ## only the tests in a real browser
 	TEXT2SEG_REQUIRE_BROWSER=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/browser
+
+# Each tool has an environment of its own: their requirements contradict each other and ours.
+TOOLS := $(or $(TEXT2SEG_TOOLS),.tools)
+test-integrations: $(READY) $(patsubst tests/integrations/%.txt,$(TOOLS)/%/.ready,$(wildcard tests/integrations/*.txt))  ## with the real tools, which take several GB
+	TEXT2SEG_TOOLS=$(TOOLS) $(BIN)/python -m pytest -rs tests/integrations
+
+$(TOOLS)/%/.ready: tests/integrations/%.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --requirement $<
+	@touch $@
 
 chromium:  ## install Chromium on Debian or Ubuntu if it is missing
 	@command -v chromium chromium-browser google-chrome >/dev/null || \

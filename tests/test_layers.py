@@ -15,10 +15,10 @@ LAYERS = {
         "_version errors demo grids records queries templates runtime io config render ontology weights model_card coco"
         " results"
     ),
-    "models": "prompts clip sam onnx loading tiling",
+    "models": "clip sam prompts onnx loading tiling regions",
     "pipeline": "pipeline sam3_pipeline everything refining __init__",
     "jobs": "known_answers search segmenting evaluation calibration labelling review onnx_export explain speed",
-    "front ends": "app cli __main__",
+    "front ends": "app integrations cli __main__",
 }
 """The rooms of each layer in order: a room may import from those before it, in its own layer or in a lower one."""
 LATER = {"records": {"config", "render", "results"}}
@@ -40,6 +40,9 @@ LIBRARIES = {
     "gcsfs": set(),
     "pytorch_grad_cam": {"explain"},
     "transformers": {"sam"},
+    "fiftyone": {"integrations"},
+    "cvat_sdk": {"integrations"},
+    "supervision": {"results"},
 }
 """Which rooms may import a library; libraries that are not listed may be imported anywhere."""
 PLACE_OF = {room: place for place, room in enumerate(" ".join(LAYERS.values()).split())}

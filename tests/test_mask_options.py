@@ -134,6 +134,7 @@ def mixed_sets(images) -> list[tuple[int, PointPrompts]]:
         (0, replace(points(0, 2), masks=rough())),
         (0, points(0, 1)),
         (1, replace(points(1, 4), boxes_xyxy=box(1), masks=rough())),
+        (0, replace(points(0, 0), boxes_xyxy=box(0))),
     ]
 
 
@@ -150,8 +151,8 @@ def assert_mixed_batch_equals_single_sets_and_stock(sam: Sam, images) -> None:
         assert_close(many.scores, alone.scores, terms=TINY_NETWORK, scale=1)
         stock.set_image(images[place].pixels)
         *_, logits = stock.predict(
-            points.xy.copy(),
-            points.labels.copy(),
+            points.xy.copy() if len(points) else None,
+            points.labels.copy() if len(points) else None,
             box=points.boxes_xyxy.copy() if boxed else None,
             mask_input=stock_mask(sam, embeddings[place], points),
             multimask_output=not boxed,

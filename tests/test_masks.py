@@ -117,7 +117,7 @@ def test_empty_input_gives_empty_output(sam):
 
 def test_bad_input_is_named(sam):
     embeddings = sam.embed(IMAGES[:1])
-    with pytest.raises(ValueError, match="set 1 has no points"):
+    with pytest.raises(ValueError, match="set 1 has no points and no box"):
         sam.decode([(embeddings[0], build.points(IMAGES[0], count)) for count in (1, 0)])
     (candidates,) = sam.decode([(embeddings[0], build.points(IMAGES[0], 1))])
     for index in (-1, 3):

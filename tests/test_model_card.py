@@ -60,6 +60,29 @@ def test_a_written_card_is_read_back_and_cannot_be_changed():
         card.input_size = 3
 
 
+def test_a_card_of_the_first_format_is_read_and_has_no_region_classification(tmp_path):
+    content = json.loads(made().to_json()) | {"format": "text2seg model card 1"}
+    (tmp_path / "card.json").write_text(json.dumps(content))
+    card = read_card(tmp_path / "card.json")
+    assert card.region_classification is None
+    assert card.default_presence("surgery", None, "regions") is None
+    assert card.default_presence("surgery", None) == 0.4
+
+
+def test_region_classification_holds_for_its_features_and_its_sam():
+    regions = {"features": "values", "slope": 2, "offset": 1, "threshold": 0.5, "something": 0.3}
+    regions["choice"] = {**CHOICE, "evidence": 0.1}
+    card = made(region_classification=regions)
+    put(card)
+    assert find_card(CLIP, SAM).default_presence("surgery", None, "regions") == 0.5
+    assert card.default_presence("surgery", None, "regions", "values") == 0.5
+    assert card.default_presence("surgery", None, "regions", "patches") is None
+    assert card.default_presence("raw", None, "regions") is None
+    of_clip = find_card(CLIP, OTHER).region_classification
+    assert of_clip.choice is None
+    assert of_clip.threshold == 0.5
+
+
 def test_cards_are_found_by_hash_those_of_the_user_first():
     put(made())
     assert find_card(CLIP, SAM).name == "mine"
@@ -101,7 +124,7 @@ def test_a_file_that_is_no_card_is_named_and_the_others_are_used(caplog):
         (lambda card: card["clip"].update(sha256="12"), "clip.sha256"),
         (lambda card: card["clip"].pop("sha256"), "it lacks the entry clip.sha256"),
         (lambda card: card.update(speed=1), "it has the unknown entry speed"),
-        (lambda card: card.update(format="text2seg model card 9"), "its format is not 'text2seg model card 1'"),
+        (lambda card: card.update(format="text2seg model card 9"), "its format is not 'text2seg model card 2'"),
         (lambda card: card["choice"].update(sam="NaN"), "choice.sam"),
         (lambda card: card.pop("sam"), "which CLIP and SAM"),
     ],

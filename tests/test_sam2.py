@@ -51,8 +51,8 @@ def answer_of_stock(stock, image, prompts):
     boxed = len(prompts.boxes_xyxy) > 0
     inputs = processor(
         images=image.pixels.copy(),
-        input_points=[[prompts.xy.tolist()]],
-        input_labels=[[prompts.labels.tolist()]],
+        input_points=[[prompts.xy.tolist()]] if len(prompts) else None,
+        input_labels=[[prompts.labels.tolist()]] if len(prompts) else None,
         input_boxes=[prompts.boxes_xyxy.tolist()] if boxed else None,
         return_tensors="pt",
     )
@@ -110,7 +110,8 @@ def test_a_box_gives_one_candidate_and_a_rough_mask_changes_the_result(sam, stoc
     boxed = replace(plain, boxes_xyxy=np.array([[10, 5, 70, 50]], np.float32))
     rough = np.linspace(0, 1, 64, dtype=np.float32).reshape(1, 8, 8)
     masked = replace(plain, masks=rough)
-    assert_equals_stock(sam, stock, [image], [(0, boxed), (0, plain)])
+    alone = replace(boxed, xy=boxed.xy[:0], labels=boxed.labels[:0], similarity=boxed.similarity[:0])
+    assert_equals_stock(sam, stock, [image], [(0, boxed), (0, plain), (0, alone)])
     embedding = sam.embed([image])[0]
     one, three, other = sam.decode([(embedding, prompts) for prompts in (boxed, plain, masked)])
     assert (len(one), len(three), len(other)) == (1, 3, 3)
@@ -137,7 +138,7 @@ def test_results_are_in_the_order_of_the_sets_for_every_call_size(sam):
     few = Sam2(sam.module, CPU, sets_per_call=1)
     for one, other in zip(sam.decode(sets), few.decode(sets), strict=True):
         assert_close(one.logits, other.logits, terms=TINY_NETWORK)
-    with pytest.raises(ValueError, match="set 0 has no points"):
+    with pytest.raises(ValueError, match="set 0 has no points and no box"):
         sam.decode([(embedding, points(image, 0))])
 
 

@@ -18,6 +18,8 @@ from text2seg.queries import names_in
 Architecture = Literal["surgery", "raw", "maskclip", "sclip", "clearclip", "naclip", "gem"]
 """Names of the attention rules, `text2seg.clip.encoders.RULES`."""
 Prompt = Literal["points", "box", "box-mask"]
+RegionFeatures = Literal["patches", "values"]
+"""Features of regions, `text2seg.clip.regions`."""
 
 POINT_THRESHOLD = 0.8
 """Default of `--threshold`: cells of the min-max map at or above it become positive points."""
@@ -168,6 +170,9 @@ class MapSettings:
     """Sentences with {} in place of the query. Default: CLIP Surgery's 85 templates."""
     refine: Literal["none", "pamr"] = "none"
     """pamr: align the maps with edges in the image (pixel-adaptive mask refinement)."""
+    region_features: Literal["auto", "patches", "values"] = "auto"
+    """What tells which query a region shows: the mean of its patches, or TextRegion's values of the last block (vision
+    transformers only). auto: as the model card says; without one, values, and patches for ResNets."""
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -189,9 +194,10 @@ class MapSettings:
 class PointSettings:
     """From a similarity map to point prompts."""
 
-    method: Literal["auto", "reference"] = "auto"
+    method: Literal["auto", "reference", "regions"] = "auto"
     """auto: the points of CLIP Surgery with later improvements. reference: the method exactly as published, with one
-    segment per query, the candidate that SAM scores highest, and no "not found"."""
+    segment per query, the candidate that SAM scores highest, and no "not found". regions: region classification; SAM
+    cuts out everything once, and CLIP says which query each region shows, so that more queries cost hardly more."""
     threshold: float = POINT_THRESHOLD
     """Cells of the map (0 to 1) at or above this value become positive points. With regions: this share of the peak of
     each region."""

@@ -17,6 +17,7 @@ from string import punctuation
 from typing import Annotated, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image as PilImage
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -141,6 +142,33 @@ class Choice(_Record):
     quality: Finite
 
 
+class RegionChoice(Choice):
+    """`Choice` for a region that competes for a query: `evidence` · the log-odds that it shows the query is added."""
+
+    evidence: Finite
+
+
+class RegionClassification(_Record):
+    """How the feature of a region says which query it shows, for `--method regions`.
+
+    `features` are the features that were calibrated. The presence of a region is sigmoid(slope · log-odds + offset);
+    below `threshold` the region does not show the query. SAM gets no points where the probability that CLIP's patch
+    shows something is below `something`. The defaults are not calibrated: they have no threshold and no choice.
+    """
+
+    features: Literal["patches", "values"] = "patches"
+    slope: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    offset: Finite = 0.0
+    threshold: Share = 0.0
+    something: Share = 0.0
+    choice: RegionChoice | None = None
+
+    def presence_of(self, log_odds: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return presence in [0, 1] from log-odds."""
+        presence: NDArray[np.float32] = 1 / (1 + np.exp(-(np.float32(self.slope) * log_odds + np.float32(self.offset))))
+        return presence
+
+
 class Regions(_Record):
     """Bounds of the regions of a map; see `PointSettings`. `far_below` is the ratio of odds of presence by which a
     region may be below the best one of its query."""
@@ -166,7 +194,7 @@ class CalibratedOn(_Record):
 class Score(_Record):
     """One measured number with its 95 % interval over images. `method` says which calibration was at work."""
 
-    method: Literal["reference", "uncalibrated", "calibrated"]
+    method: Literal["reference", "uncalibrated", "calibrated", "regions"]
     measure: str
     value: Finite
     low: Finite
@@ -183,7 +211,7 @@ class ModelCard(_Record):
     by topic; the explanation tools show those on their topics.
     """
 
-    format: Literal["text2seg model card 1"] = "text2seg model card 1"
+    format: Literal["text2seg model card 1", "text2seg model card 2"] = "text2seg model card 2"  # 2 adds regions
     name: str = ""
     clip: WeightsFile | None = None
     sam: WeightsFile | None = None
@@ -195,6 +223,7 @@ class ModelCard(_Record):
     presence: PresenceCalibration | None = None
     choice: Choice | None = None
     regions: Regions | None = None
+    region_classification: RegionClassification | None = None
     calibrated_on: CalibratedOn | None = None
     scores: tuple[Score, ...] = ()
     licence: str = ""
@@ -207,14 +236,36 @@ class ModelCard(_Record):
 
     def uncalibrated(self) -> ModelCard:
         """Return the card without what was fitted to images."""
-        fitted = {"presence": None, "choice": None, "regions": None, "calibrated_on": None, "scores": ()}
+        fitted = {
+            "presence": None,
+            "choice": None,
+            "regions": None,
+            "region_classification": None,
+            "calibrated_on": None,
+            "scores": (),
+        }
         return self.model_copy(update=fitted)
 
-    def default_presence(self, architecture: object, input_size: object) -> float | None:
+    def default_presence(
+        self, architecture: object, input_size: object, method: object = "auto", region_features: object = "auto"
+    ) -> float | None:
         """Return the presence below which a query counts as absent if neither the query nor the settings say; None if
-        presence is not calibrated for these maps. Both values may be recorded ones that are not checked."""
-        fits = architecture == "surgery" and (input_size is None or input_size == self.input_size)
-        return self.presence.threshold if self.presence and fits else None
+        presence is not calibrated for these settings. The values may be recorded ones that are not checked."""
+        if method == "regions":
+            fitted = self.regions_for(architecture, input_size, region_features)
+            return fitted.threshold if fitted else None
+        return self.presence.threshold if self.presence and self._fits(architecture, input_size) else None
+
+    def regions_for(
+        self, architecture: object, input_size: object, features: object = "auto"
+    ) -> RegionClassification | None:
+        """Return how regions are calibrated, if that holds for these settings."""
+        fitted = self.region_classification
+        wanted = fitted and features in ("auto", fitted.features)
+        return fitted if wanted and self._fits(architecture, input_size) else None
+
+    def _fits(self, architecture: object, input_size: object) -> bool:
+        return architecture == "surgery" and (input_size is None or input_size == self.input_size)
 
     def notes_on(self, topic: str) -> tuple[str, ...]:
         """Return the note on a topic, if there is one."""
@@ -236,7 +287,7 @@ class ModelCard(_Record):
         """Return the card in words for people, as one short text for each heading."""
         vocabulary = f"{len(self.vocabulary)} {self.things}" if self.vocabulary else "any words"
         presence = f"calibrated, not found below {self.presence.threshold:.2f}" if self.presence else "not calibrated"
-        on = self.calibrated_on
+        on, regions = self.calibrated_on, self.region_classification
         alone = ", only what holds for this CLIP with any SAM" if self.clip and not self.sam else ""
         facts = {
             "card": f"{self.name}{alone}" or "none for these weights",
@@ -244,6 +295,7 @@ class ModelCard(_Record):
             "knows": vocabulary,
             "presence": presence,
             "choice of masks": "calibrated" if self.choice else "not calibrated",
+            "region classification": f"calibrated, {regions.features}" if regions else "not calibrated",
             "calibrated on": f"{on.data}: {on.images} images, {on.date}, text2seg {on.version}" if on else "nothing",
         }
         facts |= {
@@ -332,7 +384,9 @@ def find_card(clip_sha256: str, sam_sha256: str | None = None) -> ModelCard:
             return card
     if not of_clip or of_clip[0].clip is None:
         return NO_CARD
-    of_pair = {"name": of_clip[0].clip.name, "sam": None, "choice": None, "scores": ()}
+    of_pair: dict[str, object] = {"name": of_clip[0].clip.name, "sam": None, "choice": None, "scores": ()}
+    if regions := of_clip[0].region_classification:
+        of_pair["region_classification"] = regions.model_copy(update={"choice": None})
     return of_clip[0].model_copy(update=of_pair)
 
 

@@ -28,13 +28,14 @@ from text2seg.io.images import ImageSource as Source
 from text2seg.io.images import load_image
 from text2seg.loading import load_pair, presence_model
 from text2seg.model_card import CALIBRATE, NO_CARD, ClosedVocabulary, ModelCard, is_photograph
-from text2seg.prompts import sam_prompts
+from text2seg.prompts import query_prompts
 from text2seg.queries import Query, parse_queries
-from text2seg.records import Box, Candidates, Image, PointPrompts, SamPrompt, Segment, Segmentation
+from text2seg.records import Box, Candidates, Image, PointPrompts, SamPrompt, Segment, Segmentation, SimilarityMaps
+from text2seg.regions import FoundRegions, RegionClassifier, check_single
 from text2seg.runtime import PrecisionName
 from text2seg.sam.automatic import automatic_masks
 from text2seg.sam.base import AnySam, SamEmbedding
-from text2seg.sam.candidates import by_sam, cut, resolve_overlaps, segment_of
+from text2seg.sam.candidates import by_sam, cut, segment_of, without_overlaps
 from text2seg.tiling import KEPT_VIEWS, VIEWS_PER_CALL, crop, merge_views, tiles_of, view_of
 from text2seg.weights import download_hint
 
@@ -295,7 +296,8 @@ class Text2Seg(Pipeline):
         return f"Text2Seg({self.names}, {self.device})"
 
     def default_presence(self, settings: Settings) -> float | None:
-        return self.card.default_presence(settings.maps.architecture, settings.maps.input_size)
+        maps, method = settings.maps, settings.points.method
+        return self.card.default_presence(maps.architecture, maps.input_size, method, maps.region_features)
 
     def check(self, queries: Queries, settings: Settings | None = None) -> tuple[Query, ...]:
         known, unknown = self.known_queries(queries, settings)
@@ -314,6 +316,8 @@ class Text2Seg(Pipeline):
             known, unknown = self.closed_vocabulary.split(known)
         if known and maps.redundancy == "label-set":
             label_set(texts_of(known), maps.labels)
+        if (settings or self.settings).points.method == "regions":
+            check_single(known)
         return known, unknown
 
     def segment_sessions(
@@ -362,7 +366,7 @@ class Text2Seg(Pipeline):
             ]
         merged = merge_views(whole, views, settings.masks.overlap)
         if settings.masks.resolve_overlaps:
-            merged = _without_overlaps(merged, queries)
+            merged = without_overlaps(merged, queries)
         return merged
 
     def _segment_batch(
@@ -370,15 +374,45 @@ class Text2Seg(Pipeline):
     ) -> tuple[Segmentation, ...]:
         """Segment a batch of images, each as a whole."""
         # Where is it? One similarity map per image and query.
-        found = [
-            query_maps(self.clip, tokens, queries, settings.maps) for tokens in self._encode(sessions, settings.maps)
+        tokens = self._encode(sessions, settings.maps)
+        found = [query_maps(self.clip, each, queries, settings.maps) for each in tokens]
+        thresholds = tuple(self.presence_threshold(query, settings) for query in queries)
+        if settings.points.method == "regions":
+            regions = RegionClassifier.of(self.clip, self.sam, self.card, settings)
+            embeddings = self._embed(sessions, range(len(sessions)))
+            segmented = [
+                regions.classify(embeddings[n], session, each, maps, queries, thresholds)
+                for n, (session, each, (maps, _)) in enumerate(zip(sessions, tokens, found, strict=True))
+            ]
+        else:
+            segmented = self._answer_points(sessions, found, queries, thresholds, settings)
+        cut_off = tuple(query.name for query in queries if self.clip.cuts(texts_of([query]), settings.maps))
+        calibrated = self.default_presence(settings) is not None
+        results = [
+            Segmentation(session.image, tuple(segments), replace(maps, calibrated=calibrated), thresholds, cut_off)
+            for session, (segments, maps) in zip(sessions, segmented, strict=True)
         ]
+        if settings.masks.resolve_overlaps:
+            return tuple(without_overlaps(result, queries) for result in results)
+        return tuple(results)
+
+    def _answer_points(
+        self,
+        sessions: Sequence[Session],
+        found: Sequence[tuple[SimilarityMaps, list[QueryMap]]],
+        queries: tuple[Query, ...],
+        thresholds: tuple[float, ...],
+        settings: Settings,
+    ) -> list[tuple[list[Segment], SimilarityMaps]]:
+        """Return the segments of each image that SAM answers to points on the maps, and the maps."""
         # Point at it: prompts for SAM, each with the numbers of its image and query.
         prompts = [
             (n, q, prompt)
             for n, (maps, query_map) in enumerate(found)
             for q, query in enumerate(queries)
-            for prompt in self._sam_prompts(query, query_map[q], maps.image_hw, settings)
+            for prompt in query_prompts(
+                query, query_map[q], maps.image_hw, settings, self.card, min_presence=thresholds[q]
+            )
         ]
         # Cut it out: SAM embeds the images that have prompts and answers all prompts together.
         embeddings = self._embed(sessions, {n for n, _, _ in prompts})
@@ -391,16 +425,7 @@ class Text2Seg(Pipeline):
         for (n, q), of_query in answers.items():
             chosen = cut(self.sam, embeddings[n], found[n][0], q, of_query, settings.masks, self.card.choice)
             segments[n] += [segment for segment in chosen if segment.area >= queries[q].min_area]
-        thresholds = tuple(self.presence_threshold(query, settings) for query in queries)
-        cut_off = tuple(query.name for query in queries if self.clip.cuts(texts_of([query]), settings.maps))
-        calibrated = self.default_presence(settings) is not None
-        results = tuple(
-            Segmentation(session.image, tuple(of_image), replace(maps, calibrated=calibrated), thresholds, cut_off)
-            for session, of_image, (maps, _) in zip(sessions, segments, found, strict=True)
-        )
-        if settings.masks.resolve_overlaps:
-            results = tuple(_without_overlaps(result, queries) for result in results)
-        return results
+        return [(of_image, maps) for of_image, (maps, _) in zip(segments, found, strict=True)]
 
     def _encode(self, sessions: Sequence[Session], settings: MapSettings) -> list[ImageTokens]:
         """Return the CLIP tokens of every session; missing ones are computed in one batch."""
@@ -412,29 +437,6 @@ class Text2Seg(Pipeline):
         for session, tokens in zip(missing, fresh, strict=True):
             session.tokens[key] = tokens
         return [session.tokens[key] for session in sessions]
-
-    def _sam_prompts(
-        self, query: Query, query_map: QueryMap, image_hw: tuple[int, int], settings: Settings
-    ) -> tuple[SamPrompt, ...]:
-        """Turn the map of one query into prompts for SAM."""
-        points, bounds = settings.points, self.card.regions
-        threshold = points.threshold if query.threshold is None else query.threshold
-        if points.instances == "auto":
-            points = replace(points, instances="regions")
-        if bounds:
-            floor = bounds.floor if points.floor is None else points.floor
-            prominence = bounds.prominence if points.prominence is None else points.prominence
-            points = replace(points, floor=floor, prominence=prominence)
-        return sam_prompts(
-            query_map.parts,
-            query_map.patch_presence,
-            image_hw,
-            replace(points, threshold=threshold),
-            query_map.negatives,
-            settings.masks.prompt,
-            min_presence=self.presence_threshold(query, settings),
-            far_below=bounds.far_below if bounds and self.default_presence(settings) is not None else None,
-        )
 
     def _embed(self, sessions: Sequence[Session], numbers: Iterable[int]) -> dict[int, SamEmbedding]:
         """Return the SAM embeddings of the numbered sessions; missing ones are computed in one batch."""
@@ -465,12 +467,6 @@ class Text2Seg(Pipeline):
         return place(mask, segment.view_xywh, session.image.hw)
 
 
-def _without_overlaps(result: Segmentation, queries: tuple[Query, ...]) -> Segmentation:
-    """Give each pixel to one query only; see `resolve_overlaps`."""
-    min_areas = [query.min_area for query in queries]
-    return replace(result, segments=tuple(resolve_overlaps(result.segments, result.maps, min_areas)))
-
-
 class Session:
     """One image with the features computed for it, so that further calls are fast.
 
@@ -484,6 +480,8 @@ class Session:
         self.tokens: dict[tuple[tuple[int, int], str], ImageTokens] = {}
         """By CLIP's input size (rows, columns) and the name of the attention rule."""
         self.embedding: SamEmbedding | None = None
+        self.regions: dict[object, FoundRegions] = {}
+        """Those of region classification, by what they were found with."""
         self._models = models
         self._views: dict[Box, Session] = {}
 
@@ -496,7 +494,11 @@ class Session:
         tensors = [tokens.features for tokens in list(self.tokens.values())]
         if self.embedding is not None:
             tensors.extend(self.embedding.tensors)
-        own = self.image.pixels.nbytes + sum(tensor.nbytes for tensor in tensors)
+        own = (
+            self.image.pixels.nbytes
+            + sum(found.nbytes for found in list(self.regions.values()))
+            + sum(tensor.nbytes for tensor in tensors)
+        )
         return own + sum(view.nbytes for view in list(self._views.values()))
 
     def view(self, xywh: Box | None) -> Session:
@@ -517,10 +519,10 @@ class Session:
 
         Args:
             query: The name of the segment. Its map scores the mask.
-            points: At least one point, in pixels of the image.
+            points: At least one point or a box, in pixels of the image.
 
         Raises:
-            ValueError: There are no points.
+            ValueError: There are neither points nor a box.
             QueryError: As for `segment`.
         """
         return self._models.segment_points(self, query, points, settings)

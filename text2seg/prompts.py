@@ -11,8 +11,11 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from text2seg.config import PointSettings, Prompt
-from text2seg.grids import minmax, resize
+from text2seg.clip.maps import QueryMap
+from text2seg.config import PointSettings, Prompt, Settings
+from text2seg.grids import minmax, resize, tight_box
+from text2seg.model_card import ModelCard
+from text2seg.queries import Query
 from text2seg.records import PointPrompts, SamPrompt
 
 log = logging.getLogger(__name__)
@@ -24,6 +27,38 @@ FINE_GRID = 16  # cells per side in the original: 512 px in patches of 16, halve
 
 NO_POINTS = PointPrompts(np.zeros((0, 2), np.float32), np.zeros(0, np.int8), np.zeros(0, np.float32))
 NO_MAPS = np.zeros((0, 1, 1), np.float32)
+
+
+def query_prompts(
+    query: Query,
+    query_map: QueryMap,
+    image_hw: tuple[int, int],
+    settings: Settings,
+    card: ModelCard,
+    *,
+    min_presence: float,
+) -> tuple[SamPrompt, ...]:
+    """Make SAM's prompts for one query, with the bounds of regions and the threshold that the query, the settings or
+    the model card say; see `sam_prompts`."""
+    points, bounds = settings.points, card.regions
+    threshold = points.threshold if query.threshold is None else query.threshold
+    if points.instances == "auto":
+        points = replace(points, instances="regions")
+    if bounds:
+        floor = bounds.floor if points.floor is None else points.floor
+        prominence = bounds.prominence if points.prominence is None else points.prominence
+        points = replace(points, floor=floor, prominence=prominence)
+    calibrated = card.default_presence(settings.maps.architecture, settings.maps.input_size) is not None
+    return sam_prompts(
+        query_map.parts,
+        query_map.patch_presence,
+        image_hw,
+        replace(points, threshold=threshold),
+        query_map.negatives,
+        settings.masks.prompt,
+        min_presence=min_presence,
+        far_below=bounds.far_below if bounds and calibrated else None,
+    )
 
 
 def sam_prompts(
@@ -251,8 +286,10 @@ def _boxed(sam_prompt: SamPrompt, image_hw: tuple[int, int], *, with_mask: bool)
     height, width = sam_prompt.scores.shape
     inside = np.where(sam_prompt.region, sam_prompt.scores, np.float32(0))
     core = sam_prompt.region & (sam_prompt.scores >= BOX_LEVEL * inside.max())
-    rows, columns = np.flatnonzero(core.any(1)), np.flatnonzero(core.any(0))
-    corners = np.array([[columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]], np.float64)
+    box = tight_box(core)
+    assert box is not None  # the peak is inside
+    x, y, across, down = box
+    corners = np.array([[x, y, x + across, y + down]], np.float64)
     scale = np.tile([image_hw[1] / width, image_hw[0] / height], 2)
     peak = np.array([inside.argmax()])
     points = PointPrompts(

@@ -42,6 +42,8 @@ class Precision:
 
 
 FULL = Precision(torch.float32, "exact")
+UNTOLD_MEMORY = 4 << 30
+"""Free memory in bytes that is assumed where the system does not tell."""
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -245,3 +247,21 @@ def import_part(package: str, part: str) -> ModuleType:
             del sys.modules[name]
             raise
         return module
+
+
+def host_memory() -> tuple[int, int] | None:
+    """Return the available and the whole memory of this machine in bytes; None where the system does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
+    except OSError:
+        return None
+    sizes = {name: 1024 * int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
+    return sizes["MemAvailable"], sizes["MemTotal"]
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the free memory of a device in bytes; `UNTOLD_MEMORY` where the system does not tell."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    memory = host_memory()
+    return memory[0] if memory else UNTOLD_MEMORY

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from text2seg.grids import iou
 from text2seg.model_card import Choice
 
 Floats = NDArray[np.float64]
@@ -92,6 +93,21 @@ def far_below(gaps: Floats, slope: float) -> float:
     """
     gap = float(np.quantile(gaps, KEPT_REGIONS)) if len(gaps) else 0.0
     return round(max(float(np.exp(min(slope * gap, 20.0))), 2.0), 1)
+
+
+def single_quality(found: Sequence[Bools], true: Sequence[Bools]) -> float:
+    """Return the sum of the IoUs of matched masks, over the mean number of found and true ones.
+
+    Found and true masks with an IoU of 0.5 or more are matched, the highest IoU first. Source: panoptic quality
+    (Kirillov et al., arXiv 1801.00868), for one category.
+    """
+    table = np.array([[iou(a, b) for b in true] for a in found], np.float64).reshape(len(found), len(true))
+    total = 0.0
+    while table.size and table.max() >= RIGHT:
+        row, column = np.unravel_index(int(table.argmax()), table.shape)
+        total += float(table[row, column])
+        table[row], table[:, column] = 0, 0
+    return total / max((len(found) + len(true)) / 2, 1)
 
 
 def interval(rows: Sequence[Floats], value: Callable[[Floats], float], *, seed: int = 0) -> tuple[float, float]:

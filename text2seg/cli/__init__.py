@@ -61,6 +61,10 @@ BENCHMARKS: Mapping[str, Command] = {
     "coco": Command("Segment COCO images, given the names of their objects, and score.", "benchmark:BenchmarkCoco"),
 }
 
+SERVERS: Mapping[str, Command] = {
+    "label-studio": Command("Serve the models as a backend of Label Studio.", "serve:ServeLabelStudio"),
+}
+
 COMMANDS: Mapping[str, Command | Group] = {
     "segment": Command("Find what the queries name in images and cut it out.", "segment:Segment"),
     "label": Command("Label all images of a folder and write one COCO file.", "label:Label"),
@@ -77,6 +81,7 @@ COMMANDS: Mapping[str, Command | Group] = {
     "explain": Group("Explain CLIP: saliency, words, experiments; one command per tool.", _explain_commands),
     "export": Group("Export the networks to other runtimes: ONNX, Triton.", lambda: EXPORTS),
     "app": Command("Open the browser app.", "app:App"),
+    "serve": Group("Serve the models to another tool: Label Studio.", lambda: SERVERS),
     "doctor": Command("Show versions, device, memory, weights and missing extras.", "doctor:Doctor"),
     "checkpoints": Command("List, show, download or verify model weights.", "checkpoints:CheckpointsCommand"),
 }

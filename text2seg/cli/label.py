@@ -19,7 +19,7 @@ from text2seg.cli.common import (
     without_why,
 )
 from text2seg.cli.flags import PipelineFlags
-from text2seg.cli.terminal import INTERRUPTED, exit_status, log_to_terminal, say, stop_on_signals
+from text2seg.cli.terminal import INTERRUPTED, exit_status, log_to_terminal, say, say_failures, stop_on_signals
 from text2seg.config import AutomaticSettings, LabelSettings, ModelSettings, RaySettings, Settings
 from text2seg.errors import CheckpointError, SettingsError
 from text2seg.io.storage import Url
@@ -29,10 +29,6 @@ if TYPE_CHECKING:
     from text2seg.labelling.job import LabelReport, Plan
     from text2seg.ontology import Ontology
     from text2seg.pipeline import Pipeline
-    from text2seg.records import Failure
-
-SHOWN_FAILURES = 10
-"""Largest number of failures printed; the COCO file has all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +92,7 @@ class Label:
             report = label_folder(
                 models, self.folder, ontology, job, progress=True, stop=stop, engine=engine, plan=plan
             )
-        return conclude(report, plan.image_folder if job.save else None, unknown)
+        return conclude(report, plan.image_folder if job.save else None, unknown, verbose=self.verbose)
 
     def _check_before_loading(self, ontology: Ontology, job: LabelSettings) -> Plan:
         """Check inputs, output and models before anything slow is imported, and list the images."""
@@ -139,7 +135,7 @@ class Label:
         from text2seg.labelling.job import dry_run
 
         plan = dry_run(self.folder, ontology, self.model, settings)
-        _print_failures(plan.failures, "--verbose shows all", limit=plan.images if self.verbose else SHOWN_FAILURES)
+        say_failures(plan.failures, verbose=self.verbose)
         names = ", ".join(category.name for category in plan.ontology.categories)
         say(f"would look for: {names}")
         ready = plan.images - plan.done
@@ -173,12 +169,13 @@ class Label:
         )
 
 
-def conclude(report: LabelReport, images: Path | None, left_out: int) -> int:
+def conclude(report: LabelReport, images: Path | None, left_out: int, *, verbose: bool = False) -> int:
     """Print how a job ended and return the exit status.
 
     Args:
         images: folder of the image files, if there are any.
         left_out: words or images that the job left out besides those that failed.
+        verbose: print all failures.
     """
     if report.interrupted:
         failed = f" ({report.failed} of them failed)" * bool(report.failed)
@@ -188,25 +185,25 @@ def conclude(report: LabelReport, images: Path | None, left_out: int) -> int:
             file=sys.stderr,
         )
         return INTERRUPTED
-    _print_report(report)
+    _print_report(report, verbose=verbose)
     if images:
         say(f"image files: {images}")
     return exit_status(report.images - report.failed, report.failed + left_out)
 
 
-def _print_report(report: LabelReport) -> None:
+def _print_report(report: LabelReport, *, verbose: bool) -> None:
     from rich.table import Table
 
     from text2seg.cli.common import PlainConsole
-    from text2seg.labelling.summary import COLUMNS
+    from text2seg.labelling.summary import columns
 
     table = Table("category")
-    for column in COLUMNS.values():
+    for column in columns(calibrated=report.calibrated):
         table.add_column(column.heading, justify="right")
     for category in report.categories:
         table.add_row(category.name, *category.texts())
     PlainConsole().print(table)
-    _print_failures(report.failures, f"all are in info.failures of {report.dataset}")
+    say_failures(report.failures, all_in=f"info.failures of {report.dataset}", verbose=verbose)
     if report.earlier == report.images:
         say("nothing to do: earlier runs labelled all images; --restart labels them again")
     skipped = f" ({report.skipped} of them skipped)" * bool(report.skipped)
@@ -214,10 +211,3 @@ def _print_report(report: LabelReport) -> None:
         f"{report.images} images: {report.found} with segments, {report.empty} without{skipped}, {report.failed} failed"
     )
     say(f"COCO file: {report.dataset}")
-
-
-def _print_failures(failures: tuple[Failure, ...], rest: str, *, limit: int = SHOWN_FAILURES) -> None:
-    for failure in failures[:limit]:
-        say(f"failed: {failure.message}", file=sys.stderr)
-    if len(failures) > limit:
-        say(f"failed: {len(failures) - limit} more; {rest}", file=sys.stderr)

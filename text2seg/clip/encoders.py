@@ -285,6 +285,12 @@ def run_vit(
     return vit.features(x, (x if patches is None else patches)[:, vit.prefix :])
 
 
+def run_block(block: Any, x: Tensor) -> Tensor:
+    """Return the output of one unchanged block for its input [B, N, width]."""
+    query, key, value, _ = split_heads(block, x)
+    return _add_mlp(_add_attention(x, block, F.scaled_dot_product_attention(query, key, value)), block)
+
+
 def _patches(rule: AttentionRule, block: Any, heads: Heads, path: Tensor | None, attention: Attend) -> Tensor:
     """Return the patch path [B, N, width] after one more changed block. A `path` of None starts at zero."""
     path = _add_attention(path, block, rule.attention(heads, attention))

@@ -165,14 +165,45 @@ def patch_presence(
         others: unit features [D + 1, C] of the distractors, then of the empty text.
         scale: factor of CLIP on cosines (the exponential of its logit scale).
     """
+    return torch.sigmoid(model.slope * log_odds(patches, texts, names, others, model, scale=scale) + model.offset)
+
+
+def log_odds(
+    patches: Tensor,
+    texts: Tensor,
+    names: Sequence[Sequence[str]],
+    others: Tensor,
+    model: PresenceModel,
+    *,
+    scale: float,
+) -> Tensor:
+    """Return the log-odds that each patch shows each query and not a distractor or nothing, float32 [N, Q], before
+    calibration; arguments as for `patch_presence`."""
     counted = ~_synonyms(texts, names, others, model.distractors)
     query_logits = scale * patches @ texts.T
     other_logits = scale * patches @ others.T
     # The exponentials are shared by all queries; each query leaves out the distractors that mean the same.
     highest = torch.maximum(other_logits.amax(1, keepdim=True), query_logits.amax(1, keepdim=True))
     rest = (other_logits - highest).exp() @ counted.T.to(other_logits.dtype)
-    logits = query_logits - highest - rest.clamp(min=1e-30).log()
-    return torch.sigmoid(model.slope * logits + model.offset)
+    return query_logits - highest - rest.clamp(min=1e-30).log()
+
+
+def shows_something(patches: Tensor, others: Tensor, *, scale: float) -> Tensor:
+    """Return the probability that each patch shows one of the distractors, and not nothing, float32 [N].
+
+    Args:
+        others: unit features [D + 1, C] of the distractors, then of the empty text. Distractors that mean the same as
+            the empty text are left out.
+    """
+    logits = scale * patches @ others.T
+    logits[:, :-1] = logits[:, :-1].masked_fill(like_nothing(others[:-1], others), -torch.inf)
+    return 1 - logits.softmax(1)[:, -1]
+
+
+def like_nothing(texts: Tensor, others: Tensor) -> Tensor:
+    """Return whether texts [Q, C] mean the same as the empty text, the last of `others` [D + 1, C], bool [Q]."""
+    mean = others[:-1].mean(0)
+    return F.normalize(texts - mean, dim=-1) @ F.normalize(others[-1] - mean, dim=-1) > TOO_CLOSE
 
 
 def _synonyms(texts: Tensor, names: Sequence[Sequence[str]], others: Tensor, distractors: Sequence[str]) -> Tensor:

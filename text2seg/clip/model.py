@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from text2seg.clip.build import RESNET_STRIDE, ClipShape, build_clip, prefix_errors
-from text2seg.clip.encoders import RULES, check_resnet, encode_resnet, encode_vit
+from text2seg.clip.encoders import RULES, PlainVit, Vit, check_resnet, encode_resnet, encode_vit
 from text2seg.clip.maps import (
     PRESENCE_TEMPLATE,
     PresenceModel,
@@ -27,8 +27,11 @@ from text2seg.clip.maps import (
     combine_maps,
     cosines,
     label_set,
+    like_nothing,
+    log_odds,
     patch_presence,
     refine_maps,
+    shows_something,
     texts_of,
     without_empty_text,
     without_label_set,
@@ -45,6 +48,8 @@ from text2seg.weights.architecture import check_patches
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 """Mean and standard deviation of each RGB channel, in [0, 1], by which OpenAI's CLIPs normalise their input."""
+MOST_EVIDENCE = 6.0
+"""Log-odds beyond which a region shows a query, or does not, for sure."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,6 +67,8 @@ class ImageTower:
     mean: tuple[float, ...] = CLIP_MEAN
     std: tuple[float, ...] = CLIP_STD
     resampling: Resampling = Resampling.BICUBIC
+    vit: Vit | None = None
+    """The vision transformer that `encode` runs; None for ResNets."""
 
 
 def openai_images(visual: Any) -> ImageTower:
@@ -76,7 +83,8 @@ def vit_tower(visual: Any, size: int) -> ImageTower:
     def encode(pixels: Tensor, architecture: str) -> Tensor:
         return encode_vit(visual, pixels, rule=RULES[architecture])
 
-    return ImageTower(encode, is_vit=True, stride=int(visual.conv1.kernel_size[0]), trained_size=size)
+    stride = int(visual.conv1.kernel_size[0])
+    return ImageTower(encode, is_vit=True, stride=stride, trained_size=size, vit=PlainVit(visual))
 
 
 def resnet_tower(visual: Any, size: int) -> ImageTower:
@@ -341,10 +349,48 @@ class Clip:
         """Return the presence of each query in each patch, float32 [Q, gh, gw] in [0, 1]; see
         `clip.maps.patch_presence`."""
         each = [_wordings(query) for query in queries]
-        others = self.encode_texts((*self.presence.distractors, ""), (PRESENCE_TEMPLATE,))
         texts = self.encode_texts(each, (PRESENCE_TEMPLATE,))
-        patches = patch_presence(tokens.features[1:], texts, each, others, self.presence, scale=self.logit_scale)
+        patches = patch_presence(
+            tokens.features[1:], texts, each, self._others(), self.presence, scale=self.logit_scale
+        )
         return _to_numpy(patches.T.unflatten(-1, tokens.grid_hw))
+
+    def _others(self) -> Tensor:
+        """Return the features [D + 1, C] of the distractors, then of the empty text."""
+        return self.encode_texts((*self.presence.distractors, ""), (PRESENCE_TEMPLATE,))
+
+    @torch.inference_mode()
+    @_in_float32
+    def evidence(self, features: Tensor, queries: Sequence[Query]) -> np.ndarray:
+        """Return the log-odds that each region shows each query and not a distractor or nothing, float32 [R, Q], at
+        most `MOST_EVIDENCE` both ways.
+
+        Of several parts the highest counts. A region that is closer to a negative shows the negative. No region shows a
+        query that means the same as the empty text.
+
+        Args:
+            features: unit features [R, C] of regions.
+        """
+        names = texts_of(queries)
+        texts, others = self.encode_texts(names, (PRESENCE_TEMPLATE,)), self._others()
+        odds = log_odds(features, texts, names, others, self.presence, scale=self.logit_scale)
+        odds[:, like_nothing(texts, others)] = -MOST_EVIDENCE
+        row_of = {wordings: row for row, wordings in enumerate(names)}
+        columns = []
+        for query in queries:
+            best = odds[:, [row_of[part] for part in query.parts]].amax(1)
+            if query.negatives:
+                negative = odds[:, [row_of[(text,)] for text in query.negatives]].amax(1)
+                best = torch.where(negative > best, torch.full_like(best, -MOST_EVIDENCE), best)
+            columns.append(best)
+        return _to_numpy(torch.stack(columns, dim=1).clamp(-MOST_EVIDENCE, MOST_EVIDENCE))
+
+    @torch.inference_mode()
+    @_in_float32
+    def something(self, tokens: ImageTokens) -> np.ndarray:
+        """Return the probability that each patch shows one of the distractors and not nothing, float32 [gh, gw]."""
+        shown = shows_something(tokens.features[1:], self._others(), scale=self.logit_scale)
+        return _to_numpy(shown.unflatten(0, tokens.grid_hw))
 
 
 def _wordings(query: str | Wordings) -> Wordings:

@@ -193,7 +193,7 @@ def _image_tower(recipe: Recipe, model: Any) -> ImageTower:
     size = sides.pop()
     if type(visual) is TimmModel:
         vit = prefix_errors(recipe.name, TimmVit, visual)
-        tower = ImageTower(lambda pixels, rule: run_vit(vit, pixels, rule=RULES[rule]), True, vit.stride, size)
+        tower = ImageTower(lambda pixels, rule: run_vit(vit, pixels, rule=RULES[rule]), True, vit.stride, size, vit=vit)
     elif type(visual) is VisionTransformer:
         if any(type(block) is not ResidualAttentionBlock for block in visual.transformer.resblocks):
             raise CheckpointError(f"{recipe.name}: its blocks have more than attention and an MLP")

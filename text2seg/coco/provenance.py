@@ -103,11 +103,17 @@ def models_in(dataset: Json) -> str:
     parts = [(label, recorded.get(kind)) for kind, label in (("clip", "CLIP"), ("sam", "SAM"), ("sam3", "SAM 3"))]
     named = [(label, part.get("name")) for label, part in parts if isinstance(part, Mapping)]
     models = " with ".join(f"{label} {name[:LONGEST_NAME]}" for label, name in named if isinstance(name, str))
-    presence = recorded.get("presence")
-    calibrated = presence.get("calibrated") if isinstance(presence, Mapping) else None
-    if not models or not isinstance(calibrated, bool):
+    calibrated = calibration_in(dataset)
+    if not models or calibrated is None:
         return models
     return f"{models}; presence {'calibrated' if calibrated else 'not calibrated'}"
+
+
+def calibration_in(dataset: Json) -> bool | None:
+    """Return whether the presence in a dataset is calibrated; None if it does not say."""
+    presence = provenance_of({}, dataset).get("presence")
+    calibrated = presence.get("calibrated") if isinstance(presence, Mapping) else None
+    return calibrated if isinstance(calibrated, bool) else None
 
 
 def annotation_with_id(dataset: Json, annotation_id: int) -> Json:

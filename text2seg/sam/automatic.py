@@ -80,12 +80,14 @@ def automatic_masks(
             chosen=region.chosen,
             view_xywh=region.view_xywh,
         )
-        for region, candidates in zip(regions, _candidates(sam, embed, regions, settings), strict=True)
+        for region, candidates in zip(regions, candidates_of(sam, embed, regions, settings), strict=True)
     ]
     return Segmentation(image, tuple(segments), maps)
 
 
-def _candidates(sam: AnySam, embed: Embed, regions: Sequence[Region], settings: AutomaticSettings) -> list[Candidates]:
+def candidates_of(
+    sam: AnySam, embed: Embed, regions: Sequence[Region], settings: AutomaticSettings
+) -> list[Candidates]:
     """Return the candidates of each region's point. They are decoded once more, because those of all points together
     would need several times the memory of those that are kept. Each crop is embedded once."""
     found: dict[int, Candidates] = {}
@@ -107,16 +109,26 @@ def _moved(point: PointPrompts, crop: Box | None) -> PointPrompts:
 
 @torch.no_grad()
 def automatic_regions(
-    sam: AnySam, embed: Embed, image_hw: tuple[int, int], settings: AutomaticSettings
+    sam: AnySam,
+    embed: Embed,
+    image_hw: tuple[int, int],
+    settings: AutomaticSettings,
+    *,
+    where: NDArray[np.bool_] | None = None,
 ) -> list[Region]:
     """Return the regions of one image, those with the highest predicted IoU first.
 
     Crops are searched one after the other. With `crop_layers`, regions of smaller crops come first, because they are
     kept where they repeat one of a larger crop.
+
+    Args:
+        where: bool [h, w], a grid that covers the image; points in its other cells are left out. Default: all points.
     """
     crops = crops_of(image_hw, settings)
     regions = [
-        region for crop, layer in crops for region in _regions_of_crop(sam, embed, crop, layer, image_hw, settings)
+        region
+        for crop, layer in crops
+        for region in _regions_of_crop(sam, embed, crop, layer, image_hw, settings, where)
     ]
     if len(crops) > 1:
         areas = [(region.view_xywh or (0, 0, *image_hw))[2:] for region in regions]
@@ -150,12 +162,21 @@ def grid(side: int) -> NDArray[np.float64]:
 
 
 def _regions_of_crop(
-    sam: AnySam, embed: Embed, crop: Box | None, layer: int, image_hw: tuple[int, int], settings: AutomaticSettings
+    sam: AnySam,
+    embed: Embed,
+    crop: Box | None,
+    layer: int,
+    image_hw: tuple[int, int],
+    settings: AutomaticSettings,
+    where: NDArray[np.bool_] | None,
 ) -> list[Region]:
     """Return the regions of one crop without repeats, those with the highest predicted IoU first."""
     x, y, width, height = crop or (0, 0, image_hw[1], image_hw[0])
     side = settings.points_per_side // settings.crop_points_divisor**layer
     points = (grid(side) * (width, height)).astype(np.float32)
+    if where is not None:
+        cells = ((points + np.array([x, y])) * (where.shape[::-1] / np.array(image_hw[::-1]))).astype(np.int64)
+        points = points[where[cells[:, 1], cells[:, 0]]]
     if not len(points):
         return []
     embedding, above = embed(crop), settings.predicted_iou or -inf
@@ -213,14 +234,14 @@ def _without_repeats(regions: Sequence[Region], image_hw: tuple[int, int], setti
     if not regions:
         return []
     step = ceil(max(image_hw) / OVERLAP_GRID)
-    low = np.stack([_coarse(region, step, image_hw).ravel() for region in regions]).astype(np.float32)
+    low = np.stack([coarse(region, step, image_hw).ravel() for region in regions]).astype(np.float32)
     scores = np.array([region.predicted_iou for region in regions])
     contained = CONTAINED if settings.suppression == "parts" else inf
     kept = suppress_by_intersection(low @ low.T, scores, settings.box_overlap, contained=contained)
     return [regions[index] for index in kept]
 
 
-def _coarse(region: Region, step: int, image_hw: tuple[int, int]) -> NDArray[np.bool_]:
+def coarse(region: Region, step: int, image_hw: tuple[int, int]) -> NDArray[np.bool_]:
     """Return which cells of `step` × `step` pixels have a pixel of the region, bool[rows, columns] of the image."""
     x, y, width, height = region.xywh
     top, left, bottom, right = y // step, x // step, -(-(y + height) // step), -(-(x + width) // step)

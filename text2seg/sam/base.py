@@ -341,20 +341,20 @@ class AnySam(ABC):
     ) -> list[Candidates]:
         """Decode point sets into candidate masks.
 
-        Sets may differ in image and in number of points, and may have a box or a rough mask. A set with a box gives one
-        candidate, because it is not ambiguous; other sets give three.
+        Sets may differ in image and in number of points, and may have a box, also alone, or a rough mask. A set with a
+        box gives one candidate, because it is not ambiguous; other sets give three.
 
         Args:
             above: sets without a candidate whose predicted IoU is above this give no candidates. That saves the time
                 for their masks. Default: all sets give candidates.
 
         Raises:
-            ValueError: a set has no points.
+            ValueError: a set has neither points nor a box.
         """
         groups: dict[Group, list[int]] = {}
         for place, (_, points) in enumerate(sets):
-            if not len(points):
-                raise ValueError(f"set {place} has no points")
+            if not len(points) and not len(points.boxes_xyxy):
+                raise ValueError(f"set {place} has no points and no box")
             groups.setdefault(self._group(points), []).append(place)
         found: dict[int, Candidates] = {}
         for _, places in sorted(groups.items()):

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from text2seg.config import MaskSettings
 from text2seg.grids import map_score, minmax, resize
 from text2seg.model_card import Choice
-from text2seg.records import Candidates, SamPrompt, Segment, SimilarityMaps
+from text2seg.queries import Query
+from text2seg.records import Candidates, SamPrompt, Segment, Segmentation, SimilarityMaps
 from text2seg.sam.base import AnySam, SamEmbedding
 
 LEAST_SHARE = 0.7
@@ -57,8 +58,11 @@ def least_quality(best: float, settings: MaskSettings, fitted: Choice | None) ->
     return LEAST_SHARE * best if fitted is None else fitted.quality
 
 
-def separation(masks: NDArray[np.bool_], scores: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the mean of a map [h, w] inside each mask bool [K, h, w] minus its mean outside, float32 [K]."""
+def separation(masks: NDArray[np.bool_] | NDArray[np.float32], scores: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the mean of a map [h, w] inside each mask minus its mean outside, float32 [K].
+
+    Masks are bool [K, h, w], or float32 shares of cells.
+    """
     flat, values = masks.reshape(len(masks), -1).astype(np.float32), scores.ravel()
     inside = flat.sum(1)
     mass = flat @ values
@@ -162,6 +166,12 @@ def suppress_by_intersection(
         if area[index] and not (same | inside).any():
             kept.append(index)
     return kept
+
+
+def without_overlaps(result: Segmentation, queries: Sequence[Query]) -> Segmentation:
+    """Give each pixel of an image to one query only; see `resolve_overlaps`."""
+    min_areas = [query.min_area for query in queries]
+    return replace(result, segments=tuple(resolve_overlaps(result.segments, result.maps, min_areas)))
 
 
 def resolve_overlaps(

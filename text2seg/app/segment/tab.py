@@ -40,7 +40,7 @@ from text2seg.app.segment.session import (
 from text2seg.coco.json_file import plain_number
 from text2seg.errors import Text2SegError
 from text2seg.grids import map_score
-from text2seg.records import Image
+from text2seg.records import Image, calibration_note
 from text2seg.render.drawing import colour_of, heat, is_flat
 
 log = logging.getLogger(__name__)
@@ -396,12 +396,13 @@ def why_not(session: EditSession, query: str) -> tuple[Json, bytes]:
     index = found.maps.queries.index(query)
     presence = float(found.maps.presence[index])
     threshold = found.thresholds[index] if found.thresholds else 0.0
+    note = calibration_note(found.maps.calibrated)
     if session.document.of(query) or any(segment.query == query for segment in session.document.removed):
         reason = _presence(presence, threshold, calibrated=found.maps.calibrated)
     elif presence < threshold:
         reason = (
-            f"The model does not find it: presence {presence:.2f}, below {threshold:.2f}. The map shows where the "
-            "image is most like this word, which proves nothing. A lower “Presence” gives a mask there."
+            f"The model does not find it: presence {presence:.2f}{note}, below {threshold:.2f}. The map shows where "
+            "the image is most like this word, which proves nothing. A lower “Presence” gives a mask there."
         )
     else:
         reason = (
@@ -431,9 +432,10 @@ def _presence(presence: float, threshold: float, *, calibrated: bool) -> str:
         return f"Presence ({presence:.2f}) is not calibrated for these weights, so nothing counts as absent."
     if threshold <= 0:
         return f"The presence score is {presence:.2f}; no minimum is set."
+    note = calibration_note(calibrated)
     if presence >= threshold:
-        return f"The model finds it in the image: presence {presence:.2f}, at least {threshold:.2f}."
-    return f"The model does not find it (presence {presence:.2f}, below {threshold:.2f}); you added it."
+        return f"The model finds it in the image: presence {presence:.2f}{note}, at least {threshold:.2f}."
+    return f"The model does not find it (presence {presence:.2f}{note}, below {threshold:.2f}); you added it."
 
 
 def _reason(session: EditSession, piece: Piece, candidates: list[Json]) -> str:

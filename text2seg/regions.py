@@ -1,0 +1,212 @@
+"""Region classification: SAM cuts out everything, and CLIP says which query each region shows, or that it shows none.
+
+One set of masks serves any number of queries. A region competes for a query with the distractors and the empty text, so
+that it may be nothing. Of regions of one query that overlap, such as a thing and its parts, the best one stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from text2seg.clip.maps import on_grid
+from text2seg.clip.model import Clip, ImageTokens
+from text2seg.clip.regions import patch_features, soft_masks, value_features
+from text2seg.config import AutomaticSettings, MaskSettings, RegionFeatures, Settings
+from text2seg.errors import QueryError
+from text2seg.grids import map_score, minmax
+from text2seg.model_card import ModelCard, RegionClassification
+from text2seg.queries import Query
+from text2seg.records import Image, Segment, SimilarityMaps
+from text2seg.sam.automatic import OVERLAP_GRID, Region, automatic_regions, candidates_of, coarse
+from text2seg.sam.base import AnySam, SamEmbedding
+from text2seg.sam.candidates import least_quality, separation, suppress_by_intersection
+
+GRID = AutomaticSettings(points_per_side=16, predicted_iou=0.5, stability=0.5, suppression="masks", box_overlap=0.8)
+"""How SAM cuts out everything: fewer points than for masks without words, and lower bounds, because CLIP tells things
+from the rest."""
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FoundRegions:
+    """The regions of one image, before any words: `features`, unit float32 [R, C], `shares` float32 [R, gh, gw], how
+    much of each cell of CLIP's grid each region covers, and `intersections` [R, R], in cells of a finer grid."""
+
+    regions: tuple[Region, ...]
+    features: Tensor
+    shares: Floats
+    intersections: Floats
+
+    @property
+    def nbytes(self) -> int:
+        masks = sum(region.mask.nbytes for region in self.regions)
+        return masks + int(self.features.nbytes) + self.shares.nbytes + self.intersections.nbytes
+
+
+def check_single(queries: Sequence[Query]) -> None:
+    """Raise `QueryError` for a query of several parts: a region has one query, and is no union of regions."""
+    for query in queries:
+        if len(query.parts) > 1:
+            raise QueryError(f"region classification takes no {query.name!r}; ask for its parts, or use --method auto")
+
+
+class Opened(Protocol):
+    """An image with the regions found for it; `pipeline.Session`."""
+
+    image: Image
+    regions: dict[object, FoundRegions]
+
+
+@dataclass(frozen=True, slots=True)
+class RegionClassifier:
+    """Region classification with one pair of models."""
+
+    clip: Clip
+    sam: AnySam
+    fitted: RegionClassification
+    settings: MaskSettings
+
+    @classmethod
+    def of(cls, clip: Clip, sam: AnySam, card: ModelCard, settings: Settings) -> RegionClassifier:
+        """Return the classifier for these settings, calibrated if the card is for them."""
+        maps = settings.maps
+        if fitted := card.regions_for(maps.architecture, maps.input_size, maps.region_features):
+            return cls(clip, sam, fitted, settings.masks)
+        features = maps.region_features
+        if features == "auto":
+            features = "values" if clip.is_vit else "patches"
+        return cls(clip, sam, RegionClassification(features=features), settings.masks)
+
+    def found(self, embedding: SamEmbedding, session: Opened, tokens: ImageTokens) -> FoundRegions:
+        """Return the regions of an image, found now or before.
+
+        Raises:
+            SettingsError: this CLIP has no such features.
+        """
+        key = (tokens, self.fitted.features, self.fitted.something)
+        if key not in session.regions:
+            session.regions[key] = self._find(embedding, session.image, tokens)
+        return session.regions[key]
+
+    def _find(self, embedding: SamEmbedding, image: Image, tokens: ImageTokens) -> FoundRegions:
+        least = self.fitted.something
+        where = self.clip.something(tokens) >= least if least else None
+        regions = tuple(automatic_regions(self.sam, lambda _: embedding, image.hw, GRID, where=where))
+        masks = [region.in_image(image.hw) for region in regions]
+        step = ceil(max(image.hw) / OVERLAP_GRID)
+        size = ceil(image.hw[0] / step) * ceil(image.hw[1] / step)
+        flat = np.zeros((len(regions), size), np.float32)
+        for row, region in zip(flat, regions, strict=True):
+            row[:] = coarse(region, step, image.hw).ravel()
+        features = region_features(self.clip, image, tokens, masks, self.fitted.features)
+        return FoundRegions(regions, features, soft_masks(masks, tokens.grid_hw).numpy(), flat @ flat.T)
+
+    def classify(
+        self,
+        embedding: SamEmbedding,
+        session: Opened,
+        tokens: ImageTokens,
+        maps: SimilarityMaps,
+        queries: Sequence[Query],
+        thresholds: Sequence[float],
+    ) -> tuple[list[Segment], SimilarityMaps]:
+        """Give the regions of one image to queries; a region may go to several, or to none.
+
+        Args:
+            maps: the maps of the queries.
+            thresholds: the lowest presence of each query.
+
+        Returns:
+            The segments in the order of the queries, the best of each first, and the maps with the presence of the
+            regions.
+
+        Raises:
+            SettingsError: this CLIP has no such features.
+        """
+        found = self.found(embedding, session, tokens)
+        evidence = self.clip.evidence(found.features, queries)
+        presence = self.fitted.presence_of(evidence)
+        highest = presence.max(0, initial=0.0).astype(np.float32)
+        rows = np.flatnonzero(highest >= thresholds) if found.regions else np.zeros(0, np.int64)
+        stretched = minmax(on_grid(maps.scores[rows], tokens.grid_hw)) if len(rows) else maps.scores[rows]
+        chosen = []
+        for row, scores in zip(rows.tolist(), stretched, strict=True):
+            qualities = quality(found, scores, evidence[:, row], self.fitted)
+            threshold = thresholds[row]
+            shown = presence[:, row] >= threshold if threshold else evidence[:, row] >= min(0, evidence[:, row].max())
+            chosen += [(row, number) for number in self._best(found, np.flatnonzero(shown), qualities)]
+        maps = replace(maps, presence=highest)
+        segments = self._segments(embedding, found, maps, chosen, presence)
+        min_area = {query.name: query.min_area for query in queries}
+        return [segment for segment in segments if segment.area >= min_area[segment.query]], maps
+
+    def _best(self, found: FoundRegions, candidates: NDArray[np.intp], qualities: Floats) -> list[int]:
+        """Return the regions that become segments of one query, the best first.
+
+        A region that repeats a better one, is a part of it or holds it is dropped, and so is one of low quality beside
+        the best.
+        """
+        of_query, shared = qualities[candidates], found.intersections[np.ix_(candidates, candidates)]
+        kept = suppress_by_intersection(shared, of_query, self.settings.overlap)
+        least = least_quality(float(of_query.max()), self.settings, self.fitted.choice)
+        return [int(candidates[place]) for place in kept if place == kept[0] or of_query[place] >= least]
+
+    def _segments(
+        self,
+        embedding: SamEmbedding,
+        found: FoundRegions,
+        maps: SimilarityMaps,
+        chosen: Sequence[tuple[int, int]],
+        presence: Floats,
+    ) -> list[Segment]:
+        numbers = sorted({number for _, number in chosen})
+        regions = [found.regions[number] for number in numbers]
+        answers = dict(zip(numbers, candidates_of(self.sam, lambda _: embedding, regions, GRID), strict=True))
+        masks = {number: found.regions[number].in_image(maps.image_hw) for number in numbers}
+        return [
+            Segment(
+                query=maps.queries[row],
+                mask=masks[number],
+                sam_score=found.regions[number].predicted_iou,
+                map_score=map_score(maps.scores[row], masks[number]),
+                presence=float(presence[number, row]),
+                points=found.regions[number].point,
+                candidates=answers[number],
+                chosen=found.regions[number].chosen,
+            )
+            for row, number in chosen
+        ]
+
+
+def region_features(
+    clip: Clip, image: Image, tokens: ImageTokens, masks: Sequence[NDArray[np.bool_]], kind: RegionFeatures
+) -> Tensor:
+    """Return the feature of each mask, unit float32 [R, C]."""
+    if masks and kind == "values":
+        return value_features(clip, image, masks)
+    return patch_features(tokens, masks)
+
+
+def quality(found: FoundRegions, scores: Floats, evidence: Floats, fitted: RegionClassification) -> Floats:
+    """Return the quality of each region for one query, float32 [R].
+
+    Args:
+        scores: the query's min-max map [gh, gw].
+        evidence: float32 [R], how much each region shows the query.
+        fitted: weights of SAM's score, the map's separation and the evidence; the quality is then the expected IoU.
+            Without them it is the product of the three, as probabilities.
+    """
+    predicted = np.array([region.predicted_iou for region in found.regions], np.float32)
+    apart = separation(found.shares, scores)
+    if choice := fitted.choice:
+        expected = choice.sam * predicted + choice.separation * apart + choice.evidence * evidence + choice.constant
+        return expected.astype(np.float32)
+    return (predicted * apart.clip(min=0) / (1 + np.exp(-evidence))).astype(np.float32)
