@@ -7,7 +7,7 @@ record checks dtypes and shapes when it is made, and raises `ValueError` with th
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -114,6 +114,15 @@ class SimilarityMaps:
             scores=_checked("scores", self.scores, np.float32, (count, "gh", "gw")),
             presence=_checked("presence", self.presence, np.float32, (count,)),
         )
+
+    @classmethod
+    def flat(
+        cls, queries: Sequence[str], image_hw: tuple[int, int], grid_hw: tuple[int, int] = (1, 1)
+    ) -> SimilarityMaps:
+        """Return maps of names that were not searched for: zero everywhere, with a presence of 1."""
+        count = len(queries)
+        scores = np.zeros((count, *grid_hw), np.float32)
+        return cls(tuple(queries), scores, np.ones(count, np.float32), image_hw)
 
     @property
     def grid_hw(self) -> tuple[int, int]:

@@ -129,11 +129,12 @@ def points_of(annotation: Json) -> PointPrompts:
     """Return the recorded points, and the box if there is one, equal to the bit. Rough masks are not recorded.
 
     Raises:
-        Text2SegError: no points are recorded, there are over `MAX_POINTS`, or points or box cannot be read.
+        Text2SegError: neither points nor a box are recorded, there are over `MAX_POINTS`, or points or box cannot be
+            read.
     """
     attributes = attributes_of(annotation)
     rows, box = attributes.get("points"), attributes.get("box_prompt", [])
-    if not isinstance(rows, list) or not rows:
+    if not isinstance(rows, list) or not (rows or box):
         raise Text2SegError(
             f"annotation {annotation['id']} records no points, so it cannot be reproduced; only annotations of "
             "text2seg can"
@@ -147,7 +148,7 @@ def points_of(annotation: Json) -> PointPrompts:
         raise Text2SegError(
             f"the box of annotation {annotation['id']} cannot be read: {short(box)} is not four numbers"
         )
-    table = np.array(rows, np.float64)
+    table = np.array(rows, np.float64).reshape(-1, 4)
     return PointPrompts(
         table[:, :2].astype(np.float32),
         table[:, 2].astype(np.int8),
