@@ -1,5 +1,5 @@
-"""The road of README with `light`, CLIP ViT-B/16 and MobileSAM: random weights of their real size, from servers on this
-machine, are downloaded, verified and calibrated, and then give the masks of an image."""
+"""The first steps of README with `light`, CLIP ViT-B/16 and MobileSAM: random weights of their real size, from servers
+on this machine, are downloaded, verified and calibrated, and then give the masks of an image."""
 
 from __future__ import annotations
 
