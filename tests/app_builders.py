@@ -53,6 +53,9 @@ class CountingModels:
         self.busy = self.busiest = 0
         self._lock = threading.Lock()
 
+    def is_unfamiliar(self, image):
+        return False
+
     def segment_sessions(self, sessions, queries, settings=None):
         (session,) = sessions
         with self._lock:

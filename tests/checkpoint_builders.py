@@ -33,6 +33,19 @@ def clip_module(arguments: tuple[Any, ...], *, seed: int = 0) -> nn.Module:
     return model.eval()
 
 
+def with_smooth_maps(model: nn.Module) -> nn.Module:
+    """Give a ViT smooth position embeddings, so that its maps have few regions, as those of trained weights do."""
+    embedding = model.visual.positional_embedding.data
+    side = round((len(embedding) - 1) ** 0.5)
+    along = torch.linspace(0, 1, side)
+    waves = [
+        torch.cos(k * torch.pi * along)[:, None] * torch.cos(m * torch.pi * along) for k, m in ((0, 1), (1, 0), (1, 1))
+    ]
+    directions = torch.randn(len(waves), embedding.shape[1], generator=torch.Generator().manual_seed(1))
+    embedding[1:] = torch.einsum("nyx,nc->yxc", torch.stack(waves), directions).reshape(side * side, -1)
+    return model
+
+
 def sam_weights(name: str = "vit_b", *, device: str = "meta") -> dict[str, Tensor]:
     """Return tensors with the names and shapes of a published SAM; their values are zero, or absent on meta."""
     from segment_anything import sam_model_registry

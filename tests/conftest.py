@@ -16,6 +16,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 
 LONGEST = (  # seconds of two processors' time in each, beginning with the most
+    *("test_calibration", "test_light_model"),
     *("test_demo_scores", "test_onnx", "test_encoder", "test_labelling_kill", "test_bench_gpu", "test_engine_ray"),
     *("test_explain_experiments", "test_app_load", "test_engine_ray_cli", "test_storage_s3", "test_tiling"),
 )

@@ -31,6 +31,7 @@ class FakeModels:
     def __init__(self, *, seconds=0.0, raises=None, settings="none"):
         self.seconds, self.raises, self.settings = seconds, raises or {}, settings
         self.batches = []
+        self.photographs = ()
         self.device = SimpleNamespace(type="cpu")
         self.sam = SimpleNamespace(mask=self._mask)
 
@@ -39,6 +40,9 @@ class FakeModels:
 
     def known_queries(self, queries):
         return parse_queries(queries), {}
+
+    def is_unfamiliar(self, image):
+        return image.file_name in self.photographs
 
     def provenance(self, settings=None):
         return {"text2seg": "test", "settings": {"points": {"threshold": self.settings}}}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import csv
+import time
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +16,10 @@ import pytest
 from app_builders import SCENE, CountingModels
 from PIL import Image as PillowImage
 
-from text2seg.app import explain_tab
+from text2seg import app
 from text2seg.app.checks import visitors_folder
-from text2seg.app.explain_tab import explain
+from text2seg.app.explain import explain, results
+from text2seg.app.explain.run import Run
 from text2seg.app.fields import read_settings, settings_of, shown_settings, widget
 from text2seg.app.messages import note_of
 from text2seg.app.model_pool import ModelPool
@@ -26,7 +29,7 @@ from text2seg.explain import GROUPS, TOOLS, Panel, Progress, Result, Table, Tool
 from text2seg.explain.estimate import Speed, Work, estimate
 from text2seg.explain.tool import EMPTY
 
-APP = Path(explain_tab.__file__).parent
+APP = Path(app.__file__).parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,21 +246,31 @@ def test_every_tool_is_listed_once_under_a_group():
     assert sorted(listed) == sorted(TOOLS)
 
 
-def test_cells_are_rounded_and_none_is_a_dash():
-    assert [explain_tab._cell(value) for value in (None, 0.123456, "a", 3)] == ["–", 0.1235, "a", 3]
+def test_tables_are_texts_with_columns_of_numbers_and_a_csv(tmp_path):
+    table = Table("Scores: a/b", ("text", "score", "rank"), (("a", 0.123456, 1), ('"b", c', None, 12)))
+    shown = results.tables_of(Result("t", tables=(table,), notes=("A note.",)), str(tmp_path))
+    (one,) = shown["tables"]
+    assert one["rows"] == [["a", "0.123", "1"], ['"b", c', "–", "12"]]
+    assert one["isNumber"] == [False, True, True]
+    assert shown["notes"] == ["A note."]
+    path = Path(one["file"]["path"])
+    assert path.is_relative_to(tmp_path)
+    with path.open(newline="", encoding="utf-8") as file:
+        assert list(csv.reader(file)) == [["text", "score", "rank"], ["a", "0.123456", "1"], ['"b", c', "", "12"]]
+    assert results.tables_of(Result("t"), str(tmp_path)) is None
 
 
 def test_panels_become_files_in_columns(tmp_path):
     """The place of an empty panel stays free."""
     drawn = Panel("a", np.full((4, 6, 3), 7, np.uint8))
-    one = explain_tab._panels(Result("t", (drawn,)), str(tmp_path))
+    one = results.panels_of(Result("t", (drawn,)), str(tmp_path))
     assert (one["columns"], [panel["caption"] for panel in one["panels"]]) == (1, ["a"])
     path = Path(one["panels"][0]["file"]["path"])
     assert path.is_relative_to(tmp_path)
     assert (np.asarray(PillowImage.open(path)) == 7).all()
-    two = explain_tab._panels(Result("t", (drawn, Panel("", EMPTY)), columns=2), str(tmp_path))
+    two = results.panels_of(Result("t", (drawn, Panel("", EMPTY)), columns=2), str(tmp_path))
     assert [bool(panel["file"]) for panel in two["panels"]] == [True, False]
-    assert explain_tab._panels(Result("t"), str(tmp_path)) is None
+    assert results.panels_of(Result("t"), str(tmp_path)) is None
 
 
 def test_files_of_a_tool_are_packed_with_their_folder(tmp_path):
@@ -266,7 +279,7 @@ def test_files_of_a_tool_are_packed_with_their_folder(tmp_path):
     (folder / "run-all.html").write_text("page")
     (folder / "words" / "a.png").write_bytes(b"image")
     (folder / ".text2seg-written").write_text("{}")
-    packed = explain_tab._packed(folder)
+    packed = results.packed(folder)
     with zipfile.ZipFile(packed) as archive:
         assert sorted(archive.namelist()) == ["run-all/run-all.html", "run-all/words/a.png"]
         assert archive.read("run-all/run-all.html") == b"page"
@@ -296,8 +309,8 @@ class TestRun:
 
     def test_says_what_it_waits_for_and_the_time_left(self, fake, monkeypatch):
         now = [100.0]
-        monkeypatch.setattr(explain_tab.time, "monotonic", lambda: now[0])
-        run = explain_tab.Run(fake)
+        monkeypatch.setattr(time, "monotonic", lambda: now[0])
+        run = Run(fake)
         assert "Starting" in run.html()
         now[0] = 102.0
         assert "busy with other visitors" in run.html()

@@ -41,8 +41,10 @@ from text2seg.app.folder.inputs import (
 from text2seg.app.folder.jobs import Job, Jobs, VisitorJobs
 from text2seg.app.folder.review import LARGE, PAGE, ContactSheet, Decisions, dataset_zip, failures_text, review_page
 from text2seg.app.model_pool import ModelPool
-from text2seg.app.segment.session import EditSession, KeptSessions, add_point, find, open_image
-from text2seg.app.segment.tab import NOT_RECORDED, view_of, why
+from text2seg.app.segment.desk import KeptSessions
+from text2seg.app.segment.edits import add_point
+from text2seg.app.segment.session import EditSession, find, open_image
+from text2seg.app.segment.view import NOT_RECORDED, view_of, why
 from text2seg.app.settings import AppSettings
 from text2seg.coco.dataset import write_dataset
 from text2seg.coco.rle import encode, mask_of
@@ -429,6 +431,22 @@ class TestEditing:
         assert review["rejected_annotations"] == [sheep[0]]
         COCO(tmp_path / "download" / "dataset.json")
 
+    def test_an_edit_is_saved_once(self, labelled):
+        """Not by two windows that hold the same edit, nor by one that began before the other saved."""
+        job, sheet, pool = labelled
+        session, _ = editing.begin(pool, job, sheet, 0, 0, EditSession())
+        other, _ = editing.begin(pool, job, sheet, 0, 0, EditSession())
+        session = add_point(session, 0, "koala", (20.0, 20.0), positive=True)
+        editing.finish(session.editing, session, job, sheet)
+        saved = list(sheet.content["annotations"])
+        for late in (session, add_point(other, 0, "koala", (20.0, 20.0), positive=True)):
+            with pytest.raises(Text2SegError, match="another window has saved this image since"):
+                editing.finish(late.editing, late, job, sheet)
+        assert sheet.content["annotations"] == saved
+        assert len(job.decisions.added) == 1
+        again, _ = editing.begin(pool, job, sheet, 0, 0, EditSession())
+        editing.finish(again.editing, again, job, sheet)
+
     def test_another_image_in_the_editor_is_refused(self, labelled):
         job, sheet, pool = labelled
         session, _ = editing.begin(pool, job, sheet, 0, 0, EditSession())
@@ -490,7 +508,7 @@ class TestEditing:
         elsewhere[:9, :9] = True
         number = sheet.content["annotations"][0]["id"]
         annotation = {**sheet.content["annotations"][0], "segmentation": encode(elsewhere), "area": 81}
-        sheet.correct(job.decisions, 0, {number: annotation}, [], [])
+        sheet.correct(job.decisions, 0, 0, {number: annotation}, [], [])
         session, chosen = editing.begin(pool, job, sheet, 0, number, EditSession())
         explanation, _ = why(session, chosen)
         assert explanation["candidates"] == []
@@ -543,7 +561,7 @@ def test_names_are_escaped_on_the_page(tmp_path):
     sheet = ContactSheet(write_dataset(dataset, job.dataset), job.images)
     pieces = [
         layout.status_html(job, 0),
-        layout.sheet_html(sheet.page(job.decisions, "all", 0), sheet.categories),
+        layout.sheet_html(sheet.page(job.decisions, "all", 0), sheet.categories, {name}),
         layout.return_html(name, name),
         layout.checked_html(check(f"categories: {{a: {{'{name}': 1}}}}", DEMO)),
         layout.checked_html(Checked(ontology_of_queries([name]), ())),

@@ -12,11 +12,13 @@ import labelling_builders as builders
 import pytest
 
 from text2seg.app.folder import jobs as module
+from text2seg.app.folder import layout
 from text2seg.app.folder.jobs import BATCH, WORKERS, Jobs
 from text2seg.coco.dataset import read_dataset
 from text2seg.config import LabelSettings
 from text2seg.errors import ImageError, Text2SegError
 from text2seg.labelling.job import label_folder
+from text2seg.runtime import before_call
 
 HANGS = 120  # seconds after which a test has hung; no test waits that long
 
@@ -123,6 +125,43 @@ def test_progress_and_time_left_come_with_the_batches(jobs):
     models.open_gate()
     reach(job, "done")
     assert job.seconds_left == 0
+
+
+def test_a_job_stops_between_two_calls_of_the_networks(jobs):
+    """The images of that moment are labelled when the job is resumed."""
+
+    class Calling(Gated):
+        def segment_sessions(self, sessions, queries):
+            self.arrived.release()
+            assert self.gate.acquire(timeout=HANGS)
+            before_call()  # as real networks do
+            return builders.FakeModels.segment_sessions(self, sessions, queries)
+
+    models = Calling()
+    job = add(jobs, models=models)
+    models.arrive()
+    jobs.cancel(job)
+    models.open_gate()
+    reach(job, "stopped")
+    assert (job.done, job.failures, models.batches) == (0, [], [])
+    jobs.resume(job)
+    reach(job, "done")
+    assert (job.done, job.failures) == (5, [])
+
+
+def test_images_that_look_like_photographs_are_known(jobs):
+    models = builders.FakeModels()
+    job = add(jobs, models=models)
+    reach(job, "done")
+    assert "photographs" not in layout.status_html(job, 0)
+    first, second, *_ = (image["file_name"] for image in read_dataset(job.dataset)["images"])
+    models.photographs = (first, second)
+    job = add(jobs, models=models)
+    reach(job, "done")
+    assert job.unfamiliar == {first, second}
+    shown = layout.status_html(job, 0)
+    assert "2 of 5 images look like photographs, and this model knows drawings only" in shown
+    assert 'data-do="models"' in shown
 
 
 def test_a_stopped_job_resumes(jobs):

@@ -13,8 +13,8 @@ from builders import HW, box_mask, points, ring_mask, segment
 from text2seg.app.checks import visitors_folder
 from text2seg.app.model_pool import ModelPool
 from text2seg.app.segment.document import MOST_STEPS, Document, History, outline_of, parts_of, with_point
+from text2seg.app.segment.requests import Point, read_request
 from text2seg.app.segment.session import EditSession
-from text2seg.app.segment.tab import Point, read_request
 from text2seg.app.settings import AppSettings
 from text2seg.errors import ImageError, Text2SegError
 
@@ -117,7 +117,7 @@ class TestOutline:
     @pytest.mark.parametrize("scale", [1, 12, 90])
     def test_outline_covers_the_mask_without_holes(self, scale):
         mask = ring_mask().repeat(scale, 0).repeat(scale, 1)
-        outline = outline_of(segment(mask=mask))
+        outline = outline_of(mask)
         inside = cv2.erode(mask.view(np.uint8), np.ones((5, 5))) > 0
         outside = cv2.dilate(mask.view(np.uint8), np.ones((5, 5))) == 0
         shown = drawn(outline.path, mask.shape)
@@ -132,11 +132,11 @@ class TestOutline:
         parts = parts_of(mask)
         assert len(parts) == 2
         assert np.array_equal(parts[0] | parts[1], mask)
-        assert outline_of(segment(mask=mask)).parts == 2
+        assert outline_of(mask).parts == 2
 
     def test_an_empty_mask_has_no_parts(self):
         assert parts_of(np.zeros(HW, bool)) == []
-        assert outline_of(segment(mask=np.zeros(HW, bool))).path == ""
+        assert outline_of(np.zeros(HW, bool)).path == ""
 
 
 class TestPoints:

@@ -6,7 +6,9 @@ import io
 import json
 import shlex
 import zipfile
+from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,28 +19,23 @@ from pycocotools import mask as coco_mask
 
 from text2seg.app.model_pool import ModelPool
 from text2seg.app.segment import export
+from text2seg.app.segment.desk import Desk, KeptSessions, bytes_of
 from text2seg.app.segment.document import History, with_point
+from text2seg.app.segment.edits import EVERYTHING, add_point, draw_box, find_everything, give_name, pick
 from text2seg.app.segment.export import dataset_of, export_file
-from text2seg.app.segment.session import (
-    EditSession,
-    KeptSessions,
-    add_point,
-    bytes_of,
-    examples,
-    find,
-    open_image,
-)
-from text2seg.app.segment.tab import read_request, view_of
+from text2seg.app.segment.requests import read_request
+from text2seg.app.segment.session import EditSession, examples, find, open_image
+from text2seg.app.segment.view import view_of
 from text2seg.app.settings import AppSettings
 from text2seg.cli import main
 from text2seg.cli.segment import Segment as SegmentCommand
 from text2seg.coco.provenance import points_of
 from text2seg.config import MaskSettings, ModelSettings, PresenceSettings, Settings, TileSettings
-from text2seg.errors import QueryError, Text2SegError
+from text2seg.errors import QueryError, StoppedError, Text2SegError
 from text2seg.io.images import load_image
 from text2seg.pipeline import Text2Seg
 from text2seg.records import Image
-from text2seg.runtime import FULL, Precision
+from text2seg.runtime import FULL, Precision, watched
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +201,7 @@ class TestVisit:
 
     def test_switched_models_are_used_for_the_next_search(self, session, demo):
         other = ModelPool(demo, AppSettings())
-        with pytest.raises(Text2SegError, match="nothing to point at"):
+        with pytest.raises(Text2SegError, match="no longer one of the queries"):
             add_point(open_image(other, examples()[0].image), 0, "sheep", (1, 1), positive=True)
         stale = replace(session, models=None)
         assert find(stale, other, ("sheep",), threshold=None, presence=None).models is demo
@@ -278,6 +275,127 @@ class TestExport:
     def test_nothing_shown_means_no_file(self, session, kind):
         with pytest.raises(Text2SegError, match="show at least one"):
             export_file(session, kind, frozenset())
+
+
+@pytest.fixture(scope="module")
+def opened(model_pool):
+    """A session with everything that is in its image, and no word."""
+    return find_everything(open_image(model_pool, examples()[0].image))
+
+
+class TestWithoutWords:
+    """Masks that were found without words, and boxes, in the same document as those of words."""
+
+    def test_a_picked_mask_gets_a_name_and_is_exported(self, opened):
+        assert len(opened.regions) >= 4  # two sheep, a fire engine, a bomb
+        picked = pick(opened, 2)
+        (piece,) = picked.document.pieces
+        region = opened.regions[1]
+        assert (piece.segment.mask == region.in_image(opened.opened.image.hw)).all()
+        assert piece.segment.sam_score == region.predicted_iou
+        assert view_of(picked)["queries"][0]["name"] == "object"
+        named = give_name(picked, piece.number, "  unicycle ")  # no word that the model knows
+        dataset = dataset_of(named, frozenset([piece.number]))
+        assert [each["name"] for each in dataset["categories"]] == ["unicycle"]
+        (annotation,) = dataset["annotations"]
+        assert annotation["attributes"]["by_hand"]
+        assert (coco_mask.decode(annotation["segmentation"]) == piece.segment.mask).all()
+        assert [each["name"] for each in dataset["info"]["ontology"]["categories"]] == ["unicycle"]
+        back = replace(named, history=named.history.undo().undo())
+        assert back.document.pieces == ()
+        assert view_of(back)["queries"] == []
+
+    def test_a_named_mask_outlasts_searches_and_can_be_corrected(self, opened, model_pool):
+        session = give_name(pick(opened, 1), 1, "unicycle")
+        session = find(session, model_pool, ("sheep",), threshold=None, presence=None)
+        assert set(numbers(session, "unicycle")) == {1}
+        assert len(numbers(session, "sheep")) == 2
+        session = add_point(session, 1, "", (20.0, 20.0), positive=False)
+        assert session.document.piece(1).segment.query == "unicycle"
+        explained = read_request({"do": "why", "piece": 1}).answer(session, model_pool).why
+        assert explained["reason"].startswith("You gave this mask its name")
+        session = find(session, model_pool, (), threshold=None, presence=None)
+        assert [piece.segment.query for piece in session.document.pieces] == ["unicycle"]
+
+    def test_a_name_that_is_a_query_joins_it(self, opened, model_pool):
+        session = find(pick(opened, 1), model_pool, ("sheep",), threshold=None, presence=None)
+        session = give_name(session, 1, "Sheep")
+        assert [query["name"] for query in view_of(session)["queries"]] == ["sheep"]
+        assert len(numbers(session, "sheep")) == 3
+
+    def test_a_renamed_segment_is_not_found_again_under_its_word(self, session, model_pool):
+        first = numbers(session, "fire engine")[0]
+        session = give_name(session, first, "lorry")
+        session = find(session, model_pool, session.texts, threshold=None, presence=None)
+        assert numbers(session, "fire engine") == []
+        assert numbers(session, "lorry") == [first]
+
+    @pytest.mark.parametrize(("name", "wrong"), [(" ", "1 to 100 letters"), ("x" * 101, "1 to 100 letters")])
+    def test_a_bad_name_is_refused(self, session, name, wrong):
+        with pytest.raises(Text2SegError, match=wrong):
+            give_name(session, numbers(session)[0], name)
+
+    def test_a_box_gives_what_is_in_it(self, session):
+        (engine,) = (piece.segment for piece in session.document.pieces if piece.segment.query == "fire engine")
+        left, top, width, height = engine.box_xywh
+        boxed = draw_box(session, (left, top, left + width, top + height), "")
+        segment = boxed.document.pieces[-1].segment
+        shared = np.logical_and(segment.mask, engine.mask).sum() / np.logical_or(segment.mask, engine.mask).sum()
+        assert shared > 0.8
+        assert (segment.query, len(segment.candidates)) == ("object", 1)
+        (annotation,) = dataset_of(boxed, frozenset([boxed.document.last]))["annotations"]
+        assert annotation["attributes"]["box_prompt"] == [left, top, left + width, top + height]
+        assert len(points_of(annotation).boxes_xyxy) == 1
+        added = draw_box(session, (left, top, left + width, top + height), "koala")
+        assert len(numbers(added, "koala")) == 1
+
+    @pytest.mark.parametrize("box", [(5, 5, 5, 50), (-50, -50, -2, -2), (400, 10, 500, 60)])
+    def test_an_empty_box_is_refused(self, session, box):
+        with pytest.raises(Text2SegError, match="too small"):
+            draw_box(session, box, "")
+
+    def test_a_slow_search_first_says_how_long_it_takes(self, session, model_pool, monkeypatch):
+        monkeypatch.setattr("text2seg.app.segment.requests.seconds_for_everything", lambda _: 40.0)
+        asked = read_request({"do": "everything"}).answer(session, model_pool)
+        assert (asked.seconds, asked.session.regions) == (40.0, ())
+        assert read_request({"do": "everything", "sure": True}).answer(session, model_pool).session.regions
+
+    def test_the_command_and_the_code_find_everything(self, opened, parsed):
+        command, code = view_of(pick(opened, 1))["command"], view_of(pick(opened, 1))["python"]
+        assert "--everything" in command
+        assert parsed(command).automatic == EVERYTHING
+        compile(code, "code", "exec")
+        assert "seg.everything('scene_0019.jpg', AutomaticSettings(points_per_side=16" in code
+
+
+class TestDesk:
+    def test_a_late_answer_does_not_win(self):
+        desk, kept = Desk(), []
+        slow, _ = desk.begin()
+        desk.put(EditSession(asked=("put",)))
+        assert desk.finish(slow, lambda: kept.append("late")) is None
+        assert (desk.session.asked, kept) == (("put",), [])
+        first, _ = desk.begin()
+        second, before = desk.begin()
+        assert before.asked == ("put",)
+        assert desk.finish(second, lambda: EditSession(asked=("second",))).asked == ("second",)
+        assert desk.finish(first, EditSession) is None
+        assert desk.session.asked == ("second",)
+
+    def test_a_stopped_request_ends_at_the_next_call_of_a_network(self, session, model_pool):
+        desk = Desk()
+        turn, _ = desk.begin()
+        desk.watch(turn, 5)
+        assert desk.points == 5
+        desk.stop()
+        with pytest.raises(StoppedError), watched(partial(desk.watch, turn)):
+            find_everything(session)
+        turn, _ = desk.begin()
+        desk.watch(turn, 0)  # only that one was stopped
+
+    def test_each_page_gets_its_own(self):
+        desk = Desk()
+        assert deepcopy(desk) is not desk
 
 
 class TestKeptSessions:

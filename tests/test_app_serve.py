@@ -358,7 +358,7 @@ class TestSettings:
 
     def test_a_port_in_use_is_a_one_line_error(self, capsys):
         with socket.create_server(("127.0.0.1", 0)) as taken:
-            assert main(["app", "--port", str(taken.getsockname()[1])]) == 1
+            assert main(["app", "--port", str(taken.getsockname()[1])]) == 2
         assert "choose another with --host or --port" in capsys.readouterr().err
 
 

@@ -4,20 +4,19 @@ this machine offers as COCO val2017."""
 from __future__ import annotations
 
 import copy
-import io
 import json
 import re
-import zipfile
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from checkpoint_builders import serving
+from coco_builders import SCENES, coco_of_scenes
 from sklearn.linear_model import LogisticRegression
 
 from text2seg.calibration import card as calibration
+from text2seg.calibration import measure
 from text2seg.calibration.card import calibrate
 from text2seg.calibration.fit import (
     equal_error,
@@ -30,14 +29,15 @@ from text2seg.calibration.fit import (
 )
 from text2seg.calibration.regions import MOST_SOMETHING, RegionRows, best_f2, fit_regions, least_something
 from text2seg.cli import main
+from text2seg.cli.terminal import FAILED, PARTLY, WRONG_FLAGS
 from text2seg.coco.dataset import read_dataset
-from text2seg.coco.download import ARCHIVE, MEMBER, SERVER_VARIABLE
-from text2seg.coco.truth import TruthImage, sha256_of_truth
+from text2seg.coco.download import SERVER_VARIABLE
+from text2seg.coco.reader import check_dataset
+from text2seg.coco.truth import TruthImage, category_names, sha256_of_truth, truth_images
 from text2seg.errors import DatasetError, ImageError
 from text2seg.evaluation.benchmark import benchmark_coco
 from text2seg.model_card import find_card, read_card
 
-SCENES = Path(__file__).parents[1] / "text2seg" / "demo" / "scenes" / "new-scenes"
 COUNT = 12
 
 
@@ -146,26 +146,12 @@ class TestRegions:
 def made(tmp_path_factory):
     """The card, page and messages of `calibrate coco` on bundled scenes."""
     folder = tmp_path_factory.mktemp("calibration")
-    truth = read_dataset(SCENES / "dataset.json")
-    images = [
-        {**entry, "file_name": Path(entry["file_name"]).name, "coco_url": f"http://coco/val2017/{number}.jpg"}
-        for number, entry in enumerate(truth["images"])
-    ]
-    crowd = next(each for each in truth["annotations"] if each["image_id"] == images[0]["id"])
-    annotations = [{**each, "iscrowd": int(each is crowd)} for each in truth["annotations"]]
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as file:
-        file.writestr(MEMBER, json.dumps({**truth, "images": images, "annotations": annotations}))
-    files = {
-        f"/val2017/{number}.jpg": (SCENES / entry["file_name"]).read_bytes()
-        for number, entry in enumerate(truth["images"])
-    }
     with pytest.MonkeyPatch.context() as patch, serving(b"") as server:
         patch.setenv("NO_PROXY", "*")
         patch.setenv("TEXT2SEG_CHECKPOINTS", str(folder / "checkpoints"))
         patch.setenv(SERVER_VARIABLE, server.url.removesuffix("/weights.pt"))
         patch.chdir(folder)
-        server.files = {f"/{ARCHIVE}": buffer.getvalue(), **files}
+        server.files = coco_of_scenes()
         command = ["calibrate", "coco", "--images", str(COUNT), "--model", "demo"]
         assert main(command) == 0
         yield folder, command, server
@@ -261,9 +247,12 @@ class TestCard:
 
 
 class TestFailures:
-    def test_images_that_fail_are_counted_in_every_pass_and_left_out(self, demo, truth, monkeypatch):
-        """One image has another size than its truth says. Another one is gone after the first pass, a third one after
-        the second."""
+    def test_images_that_fail_are_counted_in_both_passes_and_left_out(self, demo, truth, monkeypatch):
+        """One image has another size than its truth says. Another one is gone after the first pass. There is no memory
+        to keep sessions, so the second pass opens the images again."""
+        monkeypatch.setattr(measure, "KEPT_SHARE", 0)
+        monkeypatch.setattr(measure, "BOUNDS_IMAGES", 1)
+        monkeypatch.setattr(measure, "MOST_IMAGES", 1)
         names = [each["file_name"] for each in truth["images"][:13]]
         truth["images"] = truth["images"][:13]
         truth["annotations"] = [each for each in truth["annotations"] if each["image_id"] <= 13]
@@ -271,7 +260,7 @@ class TestFailures:
 
         def load_or_fail(shown, path):
             opened[shown.file_name] += 1
-            if opened[shown.file_name] > {names[1]: 1, names[2]: 2}.get(shown.file_name, 9):
+            if opened[shown.file_name] > {names[1]: 1}.get(shown.file_name, 9):
                 raise ImageError(f"{path} is gone")
             if shown.file_name == names[0]:
                 shown = replace(shown, hw=(shown.hw[0] + 1, shown.hw[1]))
@@ -280,12 +269,83 @@ class TestFailures:
         monkeypatch.setattr(TruthImage, "load", load_or_fail)
         models = demo.with_card(demo.card.model_copy(update={"name": "another pair"}))
         result = calibrate(models, truth, SCENES, data="x")
-        assert [each.file_name for each in result.failures] == names[:3]
+        assert [each.file_name for each in result.failures] == names[:2]
+        assert max(opened.values()) == 2
         assert "rows and columns, but its dataset says" in result.failures[0].message
         assert result.failures[1].message == f"{names[1]} is gone"
         assert result.card.calibrated_on.images == 12
-        assert {len(rows) for rows in result.scores.values()} == {result.images} == {10}
+        assert {len(rows) for rows in result.scores.values()} == {result.images} == {11}
         assert result.card.name == "demo"
+
+    def test_each_image_is_encoded_once(self, demo, truth, monkeypatch):
+        monkeypatch.setattr(measure, "BOUNDS_IMAGES", 1)
+        monkeypatch.setattr(measure, "MOST_IMAGES", 1)
+        counts = Counter()
+        models = copy.copy(demo)
+        for kind, name in (("clip", "encode_images"), ("sam", "embed")):
+            part = copy.copy(getattr(demo, kind))
+            keep = getattr(part, name)
+
+            def counted(images, *args, keep=keep, kind=kind, **more):
+                counts[kind] += len(images)
+                return keep(images, *args, **more)
+
+            monkeypatch.setattr(part, name, counted, raising=True)
+            setattr(models, kind, part)
+        truth["images"] = truth["images"][:10]
+        truth["annotations"] = [each for each in truth["annotations"] if each["image_id"] <= 10]
+        result = calibrate(models, truth, SCENES, data="x")
+        assert result.images == 10
+        assert counts == {"clip": 10, "sam": 10}
+
+    def test_bounds_are_the_usual_ones_unless_others_are_clearly_better(self, demo):
+        def chosen(quality):
+            regions = calibration._with_bounds(demo.card, quality).regions
+            assert regions.far_below == demo.card.regions.far_below
+            return regions.floor, regions.prominence
+
+        quality = np.full((20, len(measure.BOUNDS)), 0.5)
+        quality[:10, 0], quality[10:, 1] = 0.9, 0.8
+        assert (chosen(quality[:10]), chosen(quality[10:])) == (measure.BOUNDS[0], measure.BOUNDS[1])
+        quality[:, 0] = quality[:, measure.BOUNDS.index(calibration.USUAL_BOUNDS)] + calibration.CLEARLY_BETTER / 2
+        quality[:, 1] = np.nan
+        assert chosen(quality) == calibration.USUAL_BOUNDS
+
+    def test_no_card_is_scored_on_images_that_chose_its_bounds_or_were_fitted(self, demo, truth, monkeypatch):
+        """Each image is scored with the bounds of a fold that it is not in, and its own quality is judged with a card
+        that was fitted without the images that this card is scored on."""
+        monkeypatch.setattr(measure, "MOST_IMAGES", 1)
+        judged, given = {}, {}
+        fitted, with_bounds = calibration._fitted, calibration._with_bounds
+
+        def remembered(models, gathered):
+            card = fitted(models, gathered)
+            judged[card.model_dump_json()] = {each.shown.file_name for each in gathered}
+            return card
+
+        def compared(images, gathered, models):
+            given["images"] = [each.shown.file_name for each in gathered]
+            given["seen"] = [judged[each.card.model_dump_json()] for each in models]
+            return np.arange(len(gathered))[:, None] * np.ones(len(measure.BOUNDS))
+
+        def chosen(card, quality):
+            given.setdefault("of_card", []).append((judged[card.model_dump_json()], quality[:, 0].astype(int).tolist()))
+            return with_bounds(card, quality)
+
+        monkeypatch.setattr(calibration, "_fitted", remembered)
+        monkeypatch.setattr(calibration, "_with_bounds", chosen)
+        monkeypatch.setattr(measure.Images, "compare_bounds", compared)
+        truth["images"] = truth["images"][:10]
+        truth["annotations"] = [each for each in truth["annotations"] if each["image_id"] <= 10]
+        calibrate(demo, truth, SCENES, data="x")
+        *folds, (_, every) = given["of_card"]
+        assert every == list(range(len(given["images"])))
+        for seen, rows in folds:
+            scored = set(given["images"]) - seen
+            assert scored
+            for row in rows:
+                assert given["images"][row] in seen
+                assert not given["seen"][row] & scored
 
     def test_an_image_of_another_size_is_a_failure_of_the_benchmark(self, demo, truth):
         truth["images"] = [entry | {"width": entry["width"] + (entry["id"] == 1)} for entry in truth["images"][:2]]
@@ -293,8 +353,43 @@ class TestFailures:
         truth["annotations"] = [
             each | {"segmentation": [[1, 1, 50, 1, 50, 50]]} if each["image_id"] == 1 else each for each in kept
         ]
-        (failure,) = benchmark_coco(demo, truth, SCENES).failures
-        assert "rows and columns, but its dataset says" in failure.message
+        found = benchmark_coco(demo, truth, SCENES)
+        assert "rows and columns, but its dataset says" in found.failures[0].message
+        assert len(found.failures) == found.images == 1
+        assert found.pairs == len({each["category_id"] for each in truth["annotations"] if each["image_id"] == 2})
+
+    def test_any_fault_of_an_image_is_one_line_of_the_benchmark(self, demo, truth, tmp_path, monkeypatch, capsys):
+        """One file is damaged, one cannot be read, and the features of one do not fit into memory. The scores are those
+        of the other images."""
+        truth["images"] = truth["images"][:5]
+        truth["annotations"] = [each for each in truth["annotations"] if each["image_id"] <= 5]
+        names = [each["file_name"] for each in truth["images"]]
+        for name in names:
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_bytes((SCENES / name).read_bytes() if name != names[0] else b"not an image")
+        load = TruthImage.load
+
+        def load_or_fail(shown, path):
+            if shown.file_name == names[1]:
+                raise PermissionError(13, "Permission denied", str(path))
+            if shown.file_name == names[2]:
+                raise RuntimeError("out of memory")
+            return load(shown, path)
+
+        monkeypatch.setattr(TruthImage, "load", load_or_fail)
+        found = benchmark_coco(demo, truth, tmp_path)
+        assert [each.file_name for each in found.failures] == names[:3]
+        assert f"Permission denied: '{names[1]}'" in found.failures[1].message
+        others = truth | {"images": truth["images"][3:]}
+        others["annotations"] = [each for each in truth["annotations"] if each["image_id"] > 3]
+        alone = benchmark_coco(demo, others, tmp_path)
+        assert (found.images, found.pairs, found.mean_iou) == (2, alone.pairs, alone.mean_iou)
+        (tmp_path / "truth.json").write_text(json.dumps(truth))
+        command = ["benchmark", "coco", "--images", str(tmp_path), "--annotations", str(tmp_path / "truth.json")]
+        assert main([*command, "--model", "demo"]) == PARTLY
+        text, errors = capsys.readouterr()
+        assert errors.count("failed: ") == 3
+        assert f"{alone.pairs} pairs in 2 images" in text
 
 
 class TestErrors:
@@ -314,33 +409,48 @@ class TestErrors:
         with pytest.raises(DatasetError, match="only 3 images show a thing that the models know, and 10 are needed"):
             calibrate(demo, truth, SCENES, data="x")
 
-    def test_crowds_alone_count_neither_as_present_nor_as_absent(self, demo, truth, monkeypatch):
+    def test_crowds_alone_count_neither_as_present_nor_as_absent(self, demo, truth):
         shown = {each["category_id"] for each in truth["annotations"] if each["image_id"] == 1}
         truth["images"] = truth["images"][:2]
         kept = [each for each in truth["annotations"] if each["image_id"] <= 2]
         truth["annotations"] = [{**each, "iscrowd": int(each["image_id"] == 1)} for each in kept]
-        gathered = []
-        keep = calibration._gather_one
-        monkeypatch.setattr(calibration, "_gather_one", lambda *a, **k: gathered.append(keep(*a, **k)) or gathered[-1])
+        checked = check_dataset(truth, "the ground truth")
+        found = [(each, SCENES / each.file_name) for each in truth_images(checked)]
+        images = measure.Images(demo.with_card(demo.card.uncalibrated()), category_names(checked), found)
+        assert images.with_things == [found[1][0].file_name]
+        crowded, other = images.gather()
+        assert len(crowded.logits) == len(demo.closed_vocabulary.names) - len(shown)
+        assert not crowded.present.any()
+        assert other.present.any()
         with pytest.raises(DatasetError, match="only 1 image shows"):
             calibrate(demo, truth, SCENES, data="x")
-        assert len(gathered[0].logits) == len(demo.closed_vocabulary.names) - len(shown)
-        assert not gathered[0].present.any()
 
     @pytest.mark.parametrize(
-        ("arguments", "says"),
+        ("status", "arguments", "says"),
         [
-            (["coco", "--images", "photos"], "with coco, --images is the number of images to download"),
-            (["coco", "--images", "0"], "with coco, --images is the number of images to download"),
-            (["nowhere.json", "--images", "."], "nowhere.json"),
-            ([str(SCENES / "dataset.json")], "dataset.json? Add --images FOLDER"),
-            ([str(SCENES / "dataset.json"), "--images", "500"], "500, given as --images, is not an existing folder"),
-            ([str(SCENES / "dataset.json"), "--images", "."], "none of the 24 images of the ground truth is there"),
+            (WRONG_FLAGS, ["coco", "--images", "photos"], "with coco, --images is the number of images to download"),
+            (
+                WRONG_FLAGS,
+                ["coco", "--images", "9"],
+                "the number of images to download, 10 or more, such as 500; got '9'",
+            ),
+            (FAILED, ["nowhere.json", "--images", "."], "nowhere.json"),
+            (WRONG_FLAGS, [str(SCENES / "dataset.json")], "dataset.json? Add --images FOLDER"),
+            (
+                FAILED,
+                [str(SCENES / "dataset.json"), "--images", "500"],
+                "500, given as --images, is not an existing folder",
+            ),
+            (
+                FAILED,
+                [str(SCENES / "dataset.json"), "--images", "."],
+                "none of the 24 images of the ground truth is there",
+            ),
         ],
     )
-    def test_bad_input_is_one_line_and_nothing_is_written(self, arguments, says, tmp_path, monkeypatch, capsys):
+    def test_bad_input_is_one_line_and_nothing_is_written(self, status, arguments, says, tmp_path, monkeypatch, capsys):
         monkeypatch.chdir(tmp_path)
-        assert main(["calibrate", *arguments, "--model", "demo"]) == 1
+        assert main(["calibrate", *arguments, "--model", "demo"]) == status
         assert says in capsys.readouterr().err.splitlines()[-1]
         assert not list(tmp_path.rglob("*.html"))
         assert not list(tmp_path.rglob("*card.json"))
@@ -356,5 +466,5 @@ class TestErrors:
         ],
     )
     def test_flags_of_the_benchmark_that_do_not_fit_together(self, arguments, says, capsys):
-        assert main(["benchmark", "coco", *arguments]) == 1
+        assert main(["benchmark", "coco", *arguments]) == WRONG_FLAGS
         assert says in capsys.readouterr().err

@@ -120,6 +120,51 @@ def test_pycocotools(found, encoding, capsys):
 
 
 @ENCODINGS
+def test_torchvision(found, encoding, capsys):
+    from torchvision.datasets import CocoDetection
+
+    opened = CocoDetection(found.images, str(found.files[encoding]))
+    assert opened.ids == list(IMAGES)
+    for number, (image, entries) in zip(IMAGES, opened, strict=True):
+        assert image.size == found.segmentations[number - 1].image.hw[::-1]
+        agree(found.masks[number], [opened.coco.annToMask(each) for each in entries], np.array_equal)
+    capsys.readouterr()
+
+
+@ENCODINGS
+def test_loaders_in_the_manner_of_detectron(found, encoding, capsys):
+    """Such loaders renumber the categories, refuse ids that occur twice, take boxes as XYWH, and either decode an RLE
+    of the size of the image or want polygons of three corners or more."""
+    from pycocotools import mask as coco_mask
+    from pycocotools.coco import COCO
+
+    coco = COCO(str(found.files[encoding]))
+    contiguous = {number: place for place, number in enumerate(sorted(coco.getCatIds()))}
+    names = [each["name"] for each in coco.loadCats(sorted(coco.getCatIds()))]
+    ids = [each["id"] for number in IMAGES for each in coco.imgToAnns[number]]
+    assert len(set(ids)) == len(ids) > 0
+    for number in IMAGES:
+        height, width = coco.imgs[number]["height"], coco.imgs[number]["width"]
+        annotations = coco.imgToAnns[number]
+        assert all(each["image_id"] == number and each.get("ignore", 0) == 0 for each in annotations)
+        assert [names[contiguous[each["category_id"]]] for each in annotations] == found.names[number]
+        masks = []
+        for each in annotations:
+            if encoding == "rle":
+                assert each["segmentation"]["size"] == [height, width]
+                masks.append(coco_mask.decode(each["segmentation"]))
+            else:
+                assert all(len(polygon) % 2 == 0 and len(polygon) >= 6 for polygon in each["segmentation"])
+                masks.append(
+                    coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(each["segmentation"], height, width)))
+                )
+            x, y, columns, rows = (round(side) for side in each["bbox"])
+            assert masks[-1][y : y + rows, x : x + columns].sum() == masks[-1].sum() == each["area"]
+        agree(found.masks[number], masks, np.array_equal)
+    capsys.readouterr()
+
+
+@ENCODINGS
 def test_faster_coco_eval(found, encoding, capsys):
     from faster_coco_eval import COCO, COCOeval_faster
 

@@ -12,7 +12,7 @@ import pytest
 from test_labelling_kill import PATIENCE, ROOT, photos, queries, records
 
 from text2seg.cli import main
-from text2seg.cli.terminal import FAILED, INTERRUPTED
+from text2seg.cli.terminal import FAILED, INTERRUPTED, WRONG_FLAGS
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals")
 
@@ -64,5 +64,5 @@ def test_an_address_without_a_cluster_fails_quickly_with_one_line(tmp_path, caps
 
 def test_ray_flags_without_the_ray_engine_are_refused(tmp_path, capsys):
     folder = photos(tmp_path / "photos", 1)
-    assert main(command(folder, tmp_path / "dataset.json", "--max-workers", "4")) == FAILED
+    assert main(command(folder, tmp_path / "dataset.json", "--max-workers", "4")) == WRONG_FLAGS
     assert "--engine ray" in capsys.readouterr().err

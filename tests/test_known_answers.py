@@ -125,7 +125,7 @@ def test_the_command_prints_both_answers_and_fails_if_one_differs(server, tmp_pa
     monkeypatch.setattr(known_answers, "cases_of", lambda name: (clip_case(server, answer=(0.2, 0.3, 0.5)),))
     assert main(command) == 1
     text = capsys.readouterr().out
-    assert "1 answers differ" in text
+    assert "1 of 1 answers differ" in text
     assert "0.3000" in text
 
 
@@ -145,7 +145,7 @@ def test_of_a_pair_the_checkpoint_without_answers_is_left_out_and_said(server, t
     for source in ("original code, version one", "a page about it"):
         assert source in text
     assert main(["checkpoints", "verify", "huge", "--answers", "--device", "cpu"]) == 1
-    assert "no answers of 'ViT-B/16' are published" in capsys.readouterr().err
+    assert "no answers of 'ViT-B/16' or 'vit_h' are published" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

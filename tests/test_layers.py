@@ -40,6 +40,9 @@ LIBRARIES = {
     "gcsfs": set(),
     "pytorch_grad_cam": {"explain"},
     "transformers": {"sam"},
+    "fiftyone": {"integrations"},
+    "cvat_sdk": {"integrations"},
+    "supervision": {"results"},
 }
 """Which rooms may import a library; libraries that are not listed may be imported anywhere."""
 PLACE_OF = {room: place for place, room in enumerate(" ".join(LAYERS.values()).split())}

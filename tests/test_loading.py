@@ -43,7 +43,7 @@ def test_sam_with_compile_is_downloaded(sam):
 
 @pytest.mark.usefixtures("no_weights")
 def test_the_command_refuses_sam_2_with_compile_in_one_line(capsys):
-    assert main(["segment", str(SCENE), "--query", "dog", "--sam", "sam2.1_hiera_tiny", "--compile"]) == 1
+    assert main(["segment", str(SCENE), "--query", "dog", "--sam", "sam2.1_hiera_tiny", "--compile"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "leave --compile out" in line
 

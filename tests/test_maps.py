@@ -206,7 +206,9 @@ def test_the_grid_always_covers_the_image():
     clip = Clip(model, device=CPU, precision=FULL)
     assert clip.input_hw(512) == (518, 518)
     assert clip.input_hw(None) == (70, 70)
-    assert clip.input_hw((1, 30)) == (14, 28)
+    assert clip.input_hw((15, 30)) == (14, 28)
+    with pytest.raises(SettingsError, match="at least 14, one patch of this CLIP, got 1"):
+        clip.input_hw((1, 30))
 
 
 def test_threads_do_not_change_features(clip):

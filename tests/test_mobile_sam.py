@@ -69,15 +69,19 @@ def sam():
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
-    """A file like the published one, with random weights: its names, and those that MobileSAM does not use."""
+    """A file like the published one, with random weights."""
+    path = tmp_path_factory.mktemp("mobile") / "mobile_sam.pt"
+    torch.save(published_weights(), path)
+    return path
+
+
+def published_weights() -> dict[str, torch.Tensor]:
+    """Random weights with the names and sizes of the published file, and those names that MobileSAM does not use."""
     weights = random_weights(PUBLISHED)
     weights |= {"image_encoder.norm_head.weight": torch.ones(320), "image_encoder.norm_head.bias": torch.ones(320)}
     weights |= {"image_encoder.head.weight": torch.ones(1000, 320), "image_encoder.head.bias": torch.ones(1000)}
     counts = [name for name in weights if name.endswith("bn.running_var")]
-    weights |= {name.replace("running_var", "num_batches_tracked"): torch.tensor(7) for name in counts}
-    path = tmp_path_factory.mktemp("mobile") / "mobile_sam.pt"
-    torch.save(weights, path)
-    return path
+    return weights | {name.replace("running_var", "num_batches_tracked"): torch.tensor(7) for name in counts}
 
 
 def names_of_timm(name: str) -> str:

@@ -143,3 +143,30 @@ def test_there_are_examples():
     assert len(COMMANDS) == 1
     assert len(LABELLING) == 4
     assert len(EXPLAINED) == 3
+
+
+def test_measured_numbers_are_those_of_the_page_of_accuracy():
+    """README's table of the demo model has the numbers of the tables that `benchmarks/accuracy.py` wrote."""
+    page = (ROOT / "docs" / "measurements" / "accuracy.md").read_text(encoding="utf-8")
+    found = {}
+    for name in ("rendered-known", "rendered-all"):
+        lines = page.partition(f"<!-- table {name} -->\n")[2].partition("<!-- end -->")[0].splitlines()
+        headings, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines if "|" in line)
+        found |= {(row[0], heading): row[at] for row in rows for at, heading in enumerate(headings)}
+    rows = {
+        "mean IoU, asked for what is there": "IoU",
+        "things found with an IoU of 0.5": "found",
+        "AP, asked for all 109 things": "AP",
+        "absent things reported as found": "absent, found",
+        "present things not found": "present, lost",
+    }
+    columns = [
+        f"{split}, {way}" for split in ("new-scenes", "held-out") for way in ("reference", "uncalibrated", "calibrated")
+    ]
+    for says, heading in rows.items():
+        (line,) = (line for line in README.splitlines() if line.startswith(f"| {says} |"))
+        for column, cell in zip(columns, line.strip("|").split("|")[1:], strict=True):
+            number = cell.strip().strip("*")
+            if number != "–":
+                share = float(number.removesuffix(" %")) / (100 if number.endswith("%") else 1)
+                assert share == pytest.approx(float(found[column, heading]), abs=0.0011), (says, column)

@@ -329,7 +329,7 @@ class TestCommands:
         ids=" ".join,
     )
     def test_commands_without_support_for_urls_refuse_them(self, command, capsys):
-        assert main(command) == 1
+        assert main(command) == 2
         assert "is a URL, but this must be a path" in capsys.readouterr().err
 
     @pytest.mark.parametrize(("scheme", "package"), [("s3", "s3fs"), ("gs", "gcsfs")])

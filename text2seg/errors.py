@@ -49,3 +49,7 @@ class EngineError(Text2SegError):
 
 class OutputError(Text2SegError):
     """An output that cannot be written."""
+
+
+class StoppedError(Text2SegError):
+    """Work that the caller has stopped."""

@@ -81,13 +81,25 @@ def cases_of(name: str) -> tuple[Case, ...]:
     Raises:
         CheckpointError: none is known.
     """
-    text = resources.files("text2seg").joinpath("known_answers.json").read_bytes()
-    every = TypeAdapter(tuple[Case, ...]).validate_json(text)
-    found = tuple(case for case in every if case.weights == name)
+    found = tuple(case for case in published() if case.weights == name)
     if not found:
-        known = ", ".join(dict.fromkeys(case.weights for case in every))
-        raise CheckpointError(f"no answers of {name!r} are published; there are those of {known}")
+        raise not_published(name)
     return found
+
+
+def published() -> tuple[Case, ...]:
+    """Return all cases."""
+    text = resources.files("text2seg").joinpath("known_answers.json").read_bytes()
+    return TypeAdapter(tuple[Case, ...]).validate_json(text)
+
+
+def not_published(*names: str) -> CheckpointError:
+    """Return the error for checkpoints without a case."""
+    known = ", ".join(dict.fromkeys(case.weights for case in published()))
+    return CheckpointError(
+        f"no answers of {' or '.join(map(repr, names))} are published; there are those of {known}. Without --answers, "
+        "verify compares hashes"
+    )
 
 
 def verify_answers(cases: Sequence[Case], *, device: str = "auto", folder: Path | None = None) -> list[Verdict]:

@@ -11,7 +11,7 @@ import logging
 import os
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -30,10 +30,20 @@ from text2seg.loading import load_pair, presence_model
 from text2seg.model_card import CALIBRATE, NO_CARD, ClosedVocabulary, ModelCard, is_photograph
 from text2seg.prompts import query_prompts
 from text2seg.queries import Query, parse_queries
-from text2seg.records import Box, Candidates, Image, PointPrompts, SamPrompt, Segment, Segmentation, SimilarityMaps
+from text2seg.records import (
+    UNNAMED,
+    Box,
+    Candidates,
+    Image,
+    PointPrompts,
+    SamPrompt,
+    Segment,
+    Segmentation,
+    SimilarityMaps,
+)
 from text2seg.regions import FoundRegions, RegionClassifier
 from text2seg.runtime import PrecisionName
-from text2seg.sam.automatic import automatic_masks
+from text2seg.sam.automatic import Region, automatic_masks, automatic_regions
 from text2seg.sam.base import AnySam, SamEmbedding
 from text2seg.sam.candidates import by_sam, cut, segment_of, without_overlaps
 from text2seg.tiling import KEPT_VIEWS, VIEWS_PER_CALL, crop, merge_views, tiles_of, view_of
@@ -251,12 +261,22 @@ class Text2Seg(Pipeline):
             ImageError: The image cannot be read.
         """
         session = self.open(image)
-        return automatic_masks(
-            self.sam,
-            lambda box: self._embed([session.view(box)], [0])[0],
-            session.image,
-            settings or AutomaticSettings(),
-        )
+        return automatic_masks(self.sam, self._embedder(session), session.image, settings or AutomaticSettings())
+
+    def automatic_regions(self, session: Session, settings: AutomaticSettings | None = None) -> list[Region]:
+        """Return everything in the image of a session as regions, which need less memory than `everything`."""
+        return automatic_regions(self.sam, self._embedder(session), session.image.hw, settings or AutomaticSettings())
+
+    def segment_prompt(self, session: Session, points: PointPrompts) -> Segment:
+        """Segment with points or a box alone, without words. The query of the segment is "object"."""
+        (candidates,) = self.sam.decode([(self._embed([session], [0])[0], points)])
+        maps = SimilarityMaps.flat((UNNAMED,), session.image.hw)
+        prompt = SamPrompt(points, maps.scores[0])
+        best = int(by_sam(candidates).argmax())
+        return segment_of(self.sam, self._embed([session], [0])[0], maps, 0, prompt, candidates, best)
+
+    def _embedder(self, session: Session) -> Callable[[Box | None], SamEmbedding]:
+        return lambda box: self._embed([session.view(box)], [0])[0]
 
     @property
     def names(self) -> str:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from text2seg.clip.maps import QueryMap
 from text2seg.config import PointSettings, Prompt, Settings
-from text2seg.grids import minmax, resize
+from text2seg.grids import minmax, resize, tight_box
 from text2seg.model_card import ModelCard
 from text2seg.queries import Query
 from text2seg.records import PointPrompts, SamPrompt
@@ -286,8 +286,10 @@ def _boxed(sam_prompt: SamPrompt, image_hw: tuple[int, int], *, with_mask: bool)
     height, width = sam_prompt.scores.shape
     inside = np.where(sam_prompt.region, sam_prompt.scores, np.float32(0))
     core = sam_prompt.region & (sam_prompt.scores >= BOX_LEVEL * inside.max())
-    rows, columns = np.flatnonzero(core.any(1)), np.flatnonzero(core.any(0))
-    corners = np.array([[columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]], np.float64)
+    box = tight_box(core)
+    assert box is not None  # the peak is inside
+    x, y, across, down = box
+    corners = np.array([[x, y, x + across, y + down]], np.float64)
     scale = np.tile([image_hw[1] / width, image_hw[0] / height], 2)
     peak = np.array([inside.argmax()])
     points = PointPrompts(

@@ -7,7 +7,7 @@ record checks dtypes and shapes when it is made, and raises `ValueError` with th
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +87,11 @@ class Image:
         return f"Image({self.file_name!r}, {_size(self.hw)} pixels)"
 
 
+def calibration_note(calibrated: bool) -> str:
+    """Return what follows the word "presence" or a number of it: nothing, or that it is not calibrated."""
+    return "" if calibrated else ", not calibrated"
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class SimilarityMaps:
     """CLIP's score for each query and patch.
@@ -110,14 +115,22 @@ class SimilarityMaps:
             presence=_checked("presence", self.presence, np.float32, (count,)),
         )
 
+    @classmethod
+    def flat(
+        cls, queries: Sequence[str], image_hw: tuple[int, int], grid_hw: tuple[int, int] = (1, 1)
+    ) -> SimilarityMaps:
+        """Return maps of names that were not searched for: zero everywhere, with a presence of 1."""
+        count = len(queries)
+        scores = np.zeros((count, *grid_hw), np.float32)
+        return cls(tuple(queries), scores, np.ones(count, np.float32), image_hw)
+
     @property
     def grid_hw(self) -> tuple[int, int]:
         return self.scores.shape[1], self.scores.shape[2]
 
     def presence_of(self, query: str) -> str:
         """Return the presence of a query for people, such as "presence 0.93" or "presence 0.12, not calibrated"."""
-        presence = self.presence[self.queries.index(query)]
-        return f"presence {presence:.2f}{'' if self.calibrated else ', not calibrated'}"
+        return f"presence {self.presence[self.queries.index(query)]:.2f}{calibration_note(self.calibrated)}"
 
     def __repr__(self) -> str:
         return f"SimilarityMaps({_few(map(repr, self.queries))}; grid {_size(self.grid_hw)})"
@@ -296,7 +309,7 @@ class Segmentation:
         place = self.maps.queries.index(query)
         presence = float(self.maps.presence[place])
         if self.thresholds and presence < self.thresholds[place]:
-            note = "" if self.maps.calibrated else ", not calibrated"
+            note = calibration_note(self.maps.calibrated)
             return f"not found ({presence:.2f} < {self.thresholds[place]:.2f}{note})"
         return "not found"
 
@@ -368,7 +381,7 @@ class Failure:
     @classmethod
     def from_error(cls, file_name: str, stage: str, error: BaseException, path: object) -> Failure:
         """Make the message from an error. It names the file as `file_name`, also where the error names its `path`."""
-        if isinstance(error, Text2SegError):
+        if isinstance(error, Text2SegError | OSError):
             message = str(error).replace(str(path), file_name)
         else:
             _log.info("%s", path, exc_info=error)

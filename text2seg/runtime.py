@@ -1,6 +1,7 @@
-"""Choice of the device and precision in which networks run.
+"""How networks run: their device, their precision, and who watches their calls.
 
-Nothing here changes global state: device and precision are values, and autocast is entered for each call.
+Nothing here changes global state: device and precision are values, autocast is entered for each call, and a watch
+belongs to one thread.
 """
 
 from __future__ import annotations
@@ -8,7 +9,9 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -42,6 +45,28 @@ class Precision:
 
 
 FULL = Precision(torch.float32, "exact")
+UNTOLD_MEMORY = 4 << 30
+"""Free memory in bytes that is assumed where the system does not tell."""
+
+
+_watch: ContextVar[Callable[[int], None] | None] = ContextVar("watch", default=None)
+
+
+@contextmanager
+def watched(watch: Callable[[int], None]) -> Iterator[None]:
+    """Call `watch` before each call of a network in this thread, with the number of point sets that SAM's decoder will
+    answer; 0 for other networks. It may raise `StoppedError`, which ends the work."""
+    token = _watch.set(watch)
+    try:
+        yield
+    finally:
+        _watch.reset(token)
+
+
+def before_call(point_sets: int = 0) -> None:
+    """Tell the watch of this thread, if there is one, that a network is called now; see `watched`."""
+    if watch := _watch.get():
+        watch(point_sets)
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -245,3 +270,21 @@ def import_part(package: str, part: str) -> ModuleType:
             del sys.modules[name]
             raise
         return module
+
+
+def host_memory() -> tuple[int, int] | None:
+    """Return the available and the whole memory of this machine in bytes; None where the system does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
+    except OSError:
+        return None
+    sizes = {name: 1024 * int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
+    return sizes["MemAvailable"], sizes["MemTotal"]
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the free memory of a device in bytes; `UNTOLD_MEMORY` where the system does not tell."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    memory = host_memory()
+    return memory[0] if memory else UNTOLD_MEMORY

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 import time
@@ -9,13 +10,14 @@ import zipfile
 from dataclasses import replace
 
 import httpx
+import numpy as np
 import pytest
 from app_builders import SCENE, live_app
 from checkpoint_builders import serving
 from PIL import Image
 from playwright.sync_api import expect
 
-from text2seg.app.explain_tab import FIRST_FIELDS
+from text2seg.app.explain.tab import FIRST_FIELDS
 from text2seg.app.fields import shown_settings
 from text2seg.explain import TOOLS
 from text2seg.weights import download, registry
@@ -50,6 +52,32 @@ def give_image(page, path=SCENE) -> None:
     clear_image(page)
     page.locator("#explain-image input[type=file]").set_input_files(path)
     expect(page.locator(IMAGE)).to_be_visible()
+
+
+def press_before_the_server_answers(page, button: str, place: str, words: str) -> None:
+    """Press a button, and check that a place of the page says these words before the server has heard of it."""
+    held, is_held = [], True
+
+    def hold(route) -> None:
+        if is_held and route.request.method == "POST":
+            held.append(route)
+        else:
+            route.continue_()
+
+    page.route("**/gradio_api/**", hold)
+    page.evaluate(
+        """([place, words]) => {
+          window.isSaid = false;
+          const look = () => { window.isSaid ||= document.querySelector(place)?.textContent.includes(words); };
+          new MutationObserver(look).observe(document.body, { childList: true, subtree: true, characterData: true });
+        }""",
+        [place, words],
+    )
+    page.get_by_role("button", name=button).click()
+    page.wait_for_function("window.isSaid")
+    is_held = False
+    for route in held:
+        route.continue_()
 
 
 class TestThePage:
@@ -96,7 +124,7 @@ class TestThePage:
     def test_no_name_is_a_key_of_a_missing_translation(self, visitor, app_url):
         page = visitor(app_url, prepare=lambda page: page.add_init_script(LISTEN))
         open_tab(page, "Explain")
-        page.get_by_role("gridcell", name="a bomb").wait_for()  # the example has run
+        page.get_by_role("rowheader", name="a bomb").wait_for()  # the example has run
         open_tab(page, "Label a folder")
         page.locator("#folder-files input[type=file]").set_input_files(SCENE)
         page.locator("#folder-files").get_by_text("scene_0019").first.wait_for()
@@ -168,7 +196,7 @@ class TestExplain:
         expect(page.locator("#explain-status")).to_contain_text("An example")
         expect(page.locator(IMAGE)).to_be_visible()
         expect(page.locator("#setting-text textarea")).to_have_value("a sheep\na fire engine\na bomb")
-        expect(page.get_by_role("gridcell", name="a fire engine").first).to_be_visible()
+        expect(page.get_by_role("rowheader", name="a fire engine").first).to_be_visible()
 
     def test_the_example_does_not_replace_a_result(self, page):
         choose_tool(page, "multilabel")
@@ -200,7 +228,7 @@ class TestExplain:
         give_image(page)
         page.locator("#setting-text textarea").fill("a sheep\na koala")
         page.get_by_role("button", name="Run").click()
-        expect(page.get_by_role("gridcell", name="a koala").first).to_be_visible()
+        expect(page.get_by_role("rowheader", name="a koala").first).to_be_visible()
 
     def test_a_click_opens_an_example(self, page):
         choose_tool(page, "multilabel")
@@ -223,12 +251,35 @@ class TestExplain:
         page.get_by_role("button", name="Run").click()
         expect(alert).to_contain_text("sky.png is 10000 x 6000 pixels, over the limit of 50 million")
 
+    def test_a_photograph_gives_a_warning(self, page, tmp_path):
+        noise = np.random.default_rng(0).integers(0, 256, (120, 160), np.uint8)  # rough and grey, as photographs are
+        Image.fromarray(noise).save(tmp_path / "photo.png")
+        choose_tool(page, "multilabel")
+        give_image(page, tmp_path / "photo.png")
+        page.get_by_role("button", name="Run").click()
+        warning = page.locator("#explain-status .t2s-warning")
+        expect(warning).to_contain_text("This looks like a photograph, and this model knows drawings only")
+        warning.get_by_role("button", name="Use real weights").click()
+        expect(page.locator("#models-table")).to_be_visible()
+
+    def test_a_table_can_be_downloaded(self, page):
+        open_tab(page, "Explain")
+        table = page.get_by_role("table").first
+        expect(table.get_by_role("rowheader", name="a bomb")).to_be_visible()
+        cells = table.get_by_role("cell")
+        assert set(cells.evaluate_all("all => all.map(each => getComputedStyle(each).textAlign)")) == {"right"}
+        with page.expect_download() as download:
+            page.get_by_role("link", name="CSV").first.click()
+        with open(download.value.path(), newline="", encoding="utf-8") as file:
+            rows = list(csv.reader(file))
+        assert [f"{float(value):.3f}" for row in rows[1:] for value in row[1:]] == cells.all_inner_texts()
+
     def test_a_long_run_shows_progress_and_stops(self, page):
         choose_tool(page, "opinion")
         give_image(page)
         page.get_by_role("button", name="Run").click()
         expect(page.locator("#explain-status")).to_contain_text(re.compile(r"[1-9]\d* of 300 steps"))
-        page.get_by_role("button", name="Stop").click()
+        press_before_the_server_answers(page, "Stop", "#explain-status", "Stopping …")
         expect(page.locator("#explain-status")).to_contain_text("Stopped. This is the result so far.")
 
     def test_a_slow_tool_says_its_time_before_it_starts(self, page):
@@ -246,10 +297,10 @@ class TestExplain:
         choose_tool(page, "multilabel")
         page.get_by_role("button", name="Run").click()
         expect(page.locator("#explain-status h3")).to_be_visible()
-        expect(page.get_by_role("gridcell").first).to_be_visible()
+        expect(page.get_by_role("rowheader").first).to_be_visible()
         choose_tool(page, "opinion")
         expect(page.locator("#explain-status h3")).to_have_count(0)
-        expect(page.get_by_role("gridcell")).to_have_count(0)
+        expect(page.get_by_role("rowheader")).to_have_count(0)
         expect(page.locator("#explain-panels img")).to_have_count(0)
         page.get_by_role("button", name="Run").click()
         expect(page.locator("#explain-status")).to_contain_text("of 300 steps")
@@ -355,8 +406,8 @@ class TestExplain:
             page.locator("#setting-text textarea").fill(text)
             page.get_by_role("button", name="Run").click(no_wait_after=True)
         for page, own, other in zip(pages, ("a sheep", "a rocket"), ("a rocket", "a sheep"), strict=True):
-            expect(page.get_by_role("gridcell", name=own).first).to_be_visible()
-            expect(page.get_by_role("gridcell", name=other)).to_have_count(0)
+            expect(page.get_by_role("rowheader", name=own).first).to_be_visible()
+            expect(page.get_by_role("rowheader", name=other)).to_have_count(0)
 
 
 def test_a_password_opens_the_page(visitor, servers, demo, monkeypatch):

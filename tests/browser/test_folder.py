@@ -9,9 +9,13 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from app_builders import live_app
+from PIL import Image
 from pycocotools.coco import COCO
+
+from browser.test_app import press_before_the_server_answers
 
 IMAGES = Path(__file__).parents[2] / "text2seg" / "demo" / "scenes" / "new-scenes" / "images"
 SIX = ("scene_0019.jpg", *(f"scene_000{number}.jpg" for number in range(1, 6)))
@@ -159,6 +163,21 @@ def test_a_zip_becomes_a_reviewed_dataset(page, six, tmp_path):
     assert path.read_text().count("\n") == 1
 
 
+def test_photographs_are_named_in_the_status_and_the_review(page, make_zip):
+    content = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (120, 160), np.uint8)  # rough and grey, as photographs are
+    Image.fromarray(noise).save(content, "PNG")
+    begin(page, make_zip(("photo.png", content.getvalue()), (SIX[0], (IMAGES / SIX[0]).read_bytes())))
+    status(page, "done")
+    warning = page.locator("#folder-status .t2s-warning")
+    assert "1 of 2 images look like photographs, and this model knows drawings only" in warning.inner_text()
+    page.locator(TILE).nth(1).wait_for()
+    marked = page.locator(TILE, has_text="It looks like a photograph")
+    assert marked.locator(".name").all_inner_texts() == ["photo.png"]
+    warning.get_by_role("button", name="Use real weights").click()
+    page.locator("#models-table").wait_for()
+
+
 def test_typed_queries_are_converted_to_an_ontology_on_start(page, six):
     folder_tab(page)
     page.get_by_label("Things to find, separated by commas").fill("sheep, fire engine")
@@ -195,7 +214,7 @@ def test_a_job_runs_during_a_reload_and_resumes_after_cancel(page, many):
     before = int(page.get_by_role("progressbar", name="Images done").get_attribute("aria-valuenow"))
     page.wait_for_function(f"Number(document.querySelector('.t2s-status .track').ariaValueNow) > {before}")
     assert re.search(r"about [\d.]+ (s|min) left", page.locator(".t2s-status").inner_text())
-    page.get_by_role("button", name="Cancel").click()
+    press_before_the_server_answers(page, "Cancel", "#folder-status .badge", "stopping")
     stopped = int(status(page, "stopped").get_by_role("progressbar", name="Images done").get_attribute("aria-valuenow"))
     assert before < stopped < 120
     page.get_by_role("button", name="Resume").click()

@@ -17,7 +17,7 @@ from pycocotools.coco import COCO
 from browser.test_app import CONTRAST, NAMELESS
 from text2seg import Text2Seg
 from text2seg.app.model_pool import ModelPool
-from text2seg.app.segment import tab
+from text2seg.app.segment import requests
 from text2seg.app.serve import running
 from text2seg.app.settings import AppSettings
 
@@ -523,8 +523,8 @@ def test_the_demo_model_says_of_a_photograph_that_it_knows_drawings_only(page, t
     noise = np.random.default_rng(0).integers(0, 256, (120, 160), np.uint8)  # rough and grey, as photographs are
     Image.fromarray(noise).save(tmp_path / "photo.png")
     upload(page, tmp_path / "photo.png")
-    warning = page.get_by_text("this model knows drawings only")
-    warning.wait_for()
+    warning = page.locator("[data-part=unfamiliar]")
+    warning.get_by_text("this model knows drawings only").wait_for()
     add_queries(page, "koala")
     page.locator("t2s-legend").get_by_text("koala").wait_for()
     wait_until_idle(page)
@@ -728,8 +728,8 @@ def test_two_visitors_have_separate_sessions(visitor, app_url):
 
 def test_a_waiting_visitor_sees_how_many_come_before(visitor, servers, demo, monkeypatch):
     go_on = threading.Event()
-    found = tab.find
-    monkeypatch.setattr(tab, "find", lambda *given, **named: go_on.wait(60) and found(*given, **named))
+    found = requests.find
+    monkeypatch.setattr(requests, "find", lambda *given, **named: go_on.wait(60) and found(*given, **named))
     url, _ = servers.enter_context(running(ModelPool(demo, AppSettings(port=0, workers=1))))
     pages = [visitor(url) for _ in range(3)]
     for page in pages:
@@ -738,7 +738,7 @@ def test_a_waiting_visitor_sees_how_many_come_before(visitor, servers, demo, mon
         page.locator(".t2s-busy").get_by_text("Searching …").wait_for()
         page.wait_for_timeout(500)
     pages[2].locator(".t2s-busy").get_by_text("1 before you").wait_for()
-    assert pages[0].locator(".t2s-busy").inner_text() == "Searching …"
+    assert pages[0].locator(".t2s-busy span").inner_text() == "Searching …"
     go_on.set()
     pages[2].locator(PIECE).first.wait_for()
     wait_until_idle(pages[2])

@@ -23,10 +23,10 @@ from starlette.datastructures import FormData, UploadFile
 
 from text2seg._version import __version__
 from text2seg.app.checks import check_request, check_upload, read_image, read_pipeline_settings, visitors_folder
-from text2seg.app.explain_tab import explain
+from text2seg.app.explain import explain
 from text2seg.app.fields import visitor_settings
 from text2seg.app.guard import FORM_ERRORS, unreadable_form, why_no_json
-from text2seg.app.messages import INTERNAL_ERROR, message_of
+from text2seg.app.messages import INTERNAL_ERROR, PHOTOGRAPH, message_of
 from text2seg.app.model_pool import ModelPool
 from text2seg.app.models_panel import name_of
 from text2seg.app.settings import MOST_IMAGES, MOST_QUERIES
@@ -119,8 +119,6 @@ def result_json(result: Result) -> Json:
 
 
 log = logging.getLogger(__name__)
-
-PHOTOGRAPH = "This looks like a photograph, and this model knows drawings only: masks and scores mean nothing here."
 
 POLL_SECONDS = 1.0
 """Seconds between two checks whether the client is still connected."""

@@ -7,7 +7,7 @@ import io
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints, overload
@@ -144,15 +144,17 @@ def check_upload(place: Path) -> Path:
 
 
 class Uploads(Sequence[Image]):
-    """A sequence of uploaded images that reads each image when it is used.
+    """A sequence of uploaded images that reads each image when it is used, and then calls `opened` with it.
 
     Raises:
         ImageError: a path is not an upload; or, on access, as `read_image`.
     """
 
-    def __init__(self, paths: Sequence[Path], settings: AppSettings) -> None:
+    def __init__(
+        self, paths: Sequence[Path], settings: AppSettings, opened: Callable[[Image], object] = lambda _: None
+    ) -> None:
         self.paths, self._settings = tuple(check_upload(path) for path in paths), settings
-        self.names = tuple(path.name for path in self.paths)
+        self.names, self._opened = tuple(path.name for path in self.paths), opened
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -163,5 +165,7 @@ class Uploads(Sequence[Image]):
     def __getitem__(self, index: slice) -> Uploads: ...
     def __getitem__(self, index: int | slice) -> Image | Uploads:
         if isinstance(index, slice):
-            return Uploads(self.paths[index], self._settings)
-        return read_image(self.paths[index], self._settings, image_id=range(len(self))[index] + 1)
+            return Uploads(self.paths[index], self._settings, self._opened)
+        image = read_image(self.paths[index], self._settings, image_id=range(len(self))[index] + 1)
+        self._opened(image)
+        return image

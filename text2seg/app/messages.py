@@ -10,6 +10,8 @@ from text2seg.app.checks import visitors_folder
 from text2seg.app.settings import AppSettings
 from text2seg.config import LabelSettings, ModelSettings
 
+_OF_DRAWINGS = "this model knows drawings only: masks and scores mean nothing"
+PHOTOGRAPH = f"This looks like a photograph, and {_OF_DRAWINGS} here."
 INTERNAL_ERROR = "This failed because of an error in text2seg or on the server. See its log."
 _OF_THE_COMMAND_LINE = {*ModelSettings.__slots__, *LabelSettings.__slots__} | {
     *AppSettings.__slots__,
@@ -72,6 +74,27 @@ def _of_uploads() -> re.Pattern[str]:
 
 def _names_a_flag_of_the_command_line(clause: str) -> bool:
     return any(flag.replace("-", "_") in _OF_THE_COMMAND_LINE for flag in _FLAG.findall(clause))
+
+
+def photographs(count: int, total: int) -> str:
+    """Return the warning about images that look like photographs, to models that know drawings only; "" if there is no
+    such image."""
+    if total == 1 or not count:
+        return PHOTOGRAPH if count else ""
+    return f"{count} of {total} images look like photographs, and {_OF_DRAWINGS} there."
+
+
+def is_of_photographs(text: str) -> bool:
+    """Return whether a note is the warning of `photographs`."""
+    return _OF_DRAWINGS in text
+
+
+def warning(text: str) -> str:
+    """Return a warning about the models as HTML, with the way to others (see page.js); "" for no text."""
+    if not text:
+        return ""
+    button = '<button type="button" data-do="models">Use real weights</button>'
+    return f'<div class="t2s"><p class="t2s-alert t2s-warning" role="status">{escape(text)} {button}</p></div>'
 
 
 def note(text: str) -> str:

@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from text2seg.app.settings import AppSettings
-from text2seg.config import PresenceSettings, Settings
+from text2seg.config import AutomaticSettings, PresenceSettings, Settings
 from text2seg.errors import Text2SegError
 from text2seg.pipeline import Pipeline, Queries, Session, Text2Seg
 from text2seg.queries import Query
 from text2seg.records import Image, PointPrompts, Segment, Segmentation
+from text2seg.sam.automatic import Region
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ class ModelPool:
             self._generation += 1
             self._cache.clear()
 
-    def session(self, image: Image) -> Session:
+    def session(self, image: Image) -> SharedSession:
         """Return a session on an image.
 
         Its embeddings are cached by the pixels of the image and shared by all visitors with the same image. Its calls
@@ -126,10 +127,12 @@ class ModelPool:
 
 
 class SharedSession(Session):
-    """One visitor's session on an image. It uses the cached session that all visitors share."""
+    """One visitor's session on an image. It uses the cached session that all visitors share. `models` are those of the
+    app when it was made."""
 
     def __init__(self, model_pool: ModelPool, models: Text2Seg, image: Image, key: Key) -> None:
         super().__init__(models, image)
+        self.models = models
         self._model_pool, self._key = model_pool, key
 
     @contextmanager
@@ -144,6 +147,16 @@ class SharedSession(Session):
     def segment_points(self, query: str | Query, points: PointPrompts, settings: Settings | None = None) -> Segment:
         with self._session() as session:
             return session.segment_points(query, points, settings)
+
+    def segment_prompt(self, points: PointPrompts) -> Segment:
+        """See `Text2Seg.segment_prompt`."""
+        with self._session() as session:
+            return self.models.segment_prompt(session, points)
+
+    def automatic_regions(self, settings: AutomaticSettings) -> list[Region]:
+        """See `Text2Seg.automatic_regions`."""
+        with self._session() as session:
+            return self.models.automatic_regions(session, settings)
 
     def candidate_mask(self, segment: Segment, index: int) -> NDArray[np.bool_]:
         with self._session() as session:

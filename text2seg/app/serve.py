@@ -16,7 +16,7 @@ import gradio as gr
 import uvicorn
 from fastapi import FastAPI
 
-from text2seg.app import api, explain_tab, folder, models_panel, segment
+from text2seg.app import api, explain, folder, models_panel, segment
 from text2seg.app.api import add_routes
 from text2seg.app.checks import visitors_folder
 from text2seg.app.guard import PUBLIC, Guard
@@ -55,7 +55,7 @@ def build_page(model_pool: ModelPool) -> gr.Blocks:
             with gr.Tab("Label a folder", id="folder"):
                 folder.build(model_pool, tabs, editor, back)
             with gr.Tab("Explain", id="explain") as tab:
-                explain_tab.build(model_pool, tab, editor.session)
+                explain.build(model_pool, tab, editor.desk)
         api.add_endpoints(model_pool)
     page.queue(
         default_concurrency_limit=model_pool.settings.workers, max_size=model_pool.settings.waiting, api_open=False

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from text2seg._version import __version__
-from text2seg.calibration.card import FEW_IMAGES, FOUND, IOU, LOST, METHODS, QUALITY, Calibration
+from text2seg.calibration import FEW_IMAGES
+from text2seg.calibration.card import FOUND, IOU, LOST, QUALITY, Calibration
 from text2seg.calibration.fit import Floats
+from text2seg.calibration.measure import METHODS
 from text2seg.render.saving import render_template
 
 BINS = 10

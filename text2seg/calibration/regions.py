@@ -72,7 +72,12 @@ def gather_rows(
     image = session.image
     card = models.card.model_copy(update={"region_classification": RegionClassification(something=something)})
     classifier = RegionClassifier.of(models.clip, models.sam, card, Settings())
-    (tokens,), (embedding,) = models.clip.encode_images([image], size=models.input_size), models.sam.embed([image])
+    tokens = session.tokens.get((models.clip.input_hw(models.input_size), "surgery"))
+    if tokens is None:
+        (tokens,) = models.clip.encode_images([image], size=models.input_size)
+    embedding = session.embedding
+    if embedding is None:
+        (embedding,) = models.sam.embed([image])
     found = classifier.found(embedding, session, tokens)
     masks = [region.in_image(image.hw) for region in found.regions]
     kinds = {kind: region_features(models.clip, image, tokens, masks, kind) for kind in kinds_of(models)}

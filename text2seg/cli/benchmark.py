@@ -13,13 +13,14 @@ import tyro
 
 from text2seg.cli.common import PlainConsole, check_models, load_models, plain_table
 from text2seg.cli.flags import PipelineFlags
-from text2seg.cli.terminal import exit_status, log_to_terminal, say, say_lines
+from text2seg.cli.terminal import exit_status, log_to_terminal, say, say_failures, say_lines
 from text2seg.config import ModelSettings, Settings, check_device_name
 from text2seg.errors import ImageError, SettingsError
 from text2seg.model_card import CALIBRATE
 
 if TYPE_CHECKING:
     from text2seg.pipeline import Pipeline, Text2Seg
+    from text2seg.records import Failure
     from text2seg.speed.measure import Plan
 
 
@@ -209,8 +210,7 @@ class BenchmarkCoco:
             output=self.predictions,
             progress=True,
         )
-        for failure in result.failures:
-            say(f"failed: {failure.message}", file=sys.stderr)
+        say_failures(result.failures, verbose=self.verbose)
         say(f"category-given mean IoU   {result.mean_iou:.3f}   {result.pairs} pairs in {result.images} images")
         say(f"map alone (above mean)    {result.map_iou:.3f}   better than the segments in {result.worse_than_map:.1%}")
         say(f"SAM's best candidates     {result.best_iou:.3f}")
@@ -224,18 +224,17 @@ class BenchmarkCoco:
         table = plain_table(
             f"{models.names}, category-given", "method", "mean IoU", "map alone", "best candidate", "worse than map"
         )
-        failures: dict[str, str] = {}
+        failures: dict[str, Failure] = {}
         for method, pipeline in self._methods(models).items():
             found = benchmark_coco(pipeline, truth, folder, targets=self.targets, seed=self.seed, progress=True)
             numbers = (found.mean_iou, found.map_iou, found.best_iou, found.worse_than_map)
             table.add_row(method, *(f"{number:.3f}" for number in numbers))
-            failures |= {failure.file_name: failure.message for failure in found.failures}
+            failures |= {failure.file_name: failure for failure in found.failures}
         PlainConsole().print(table)
         say(f"{found.pairs} pairs of an image and a category in {found.images} images")
         if not models.card.presence:
             say(f"these weights have no card; {CALIBRATE} makes one")
-        for message in failures.values():
-            say(f"failed: {message}", file=sys.stderr)
+        say_failures(tuple(failures.values()), verbose=self.verbose)
         return exit_status(found.images, len(failures))
 
     def _methods(self, models: Text2Seg) -> dict[str, Pipeline]:

@@ -10,14 +10,13 @@ from typing import Annotated, Any
 
 import tyro
 
+from text2seg.calibration import FEW_IMAGES, FEWEST_IMAGES
 from text2seg.cli.common import load_models
-from text2seg.cli.terminal import exit_status, log_to_terminal, say
+from text2seg.cli.terminal import exit_status, log_to_terminal, say, say_failures
 from text2seg.config import ModelSettings, Settings
 from text2seg.errors import CheckpointError, ImageError, SettingsError
 
 COCO = "coco"
-SHOWN_FAILURES = 10
-"""Largest number of failures printed; the page has all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +35,7 @@ class Calibrate:
     truth: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="TRUTH.json|coco", help_behavior_hint="")]]
     """COCO file with true masks; or coco: download what is needed of COCO val2017 from its server."""
     images: Annotated[str | None, tyro.conf.arg(help_behavior_hint="")] = None
-    """Folder of the images. With coco: the number of images to download, 500 by default."""
+    """Folder of the images. With coco: the number of images to download, 10 or more, 500 by default."""
     output: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="")] = None
     """File for the card. Default: in cards/ of the folder of checkpoints, where text2seg finds it."""
     report: Path = Path("outputs/calibration.html")
@@ -59,12 +58,12 @@ class Calibrate:
         if self.output is not None:
             check_writable(self.output, overwrite=self.overwrite, inputs=[*inputs, self.report], text=True)
         own = None if count else _read(Path(self.truth), self.images)
-        models = load_models(self.model, Settings())
+        models = load_models(self.model, Settings(), say_uncalibrated=False)
         output = self.output or _place_of_card(models.provenance())
         if self.output is None:
             check_writable(output, overwrite=self.overwrite, text=True)
         truth, folder = own or fetched_coco(count, self.coco_folder)
-        from text2seg.calibration.card import FEW_IMAGES, calibrate
+        from text2seg.calibration.card import calibrate
         from text2seg.calibration.page import render_page
 
         drawn = f"COCO val2017, {len(truth['images'])} images drawn at random"
@@ -72,8 +71,7 @@ class Calibrate:
         result = calibrate(models, truth, folder, data=data, progress=True)
         write_atomically(output, [result.card.to_json()])
         write_atomically(self.report, [render_page(result).encode()])
-        for failure in result.failures[:SHOWN_FAILURES]:
-            say(f"failed: {failure.message}", file=sys.stderr)
+        say_failures(result.failures, all_in=str(self.report), verbose=self.verbose)
         if result.missing:
             say(f"{result.missing} images of the ground truth are not in {folder}", file=sys.stderr)
         if result.unknown:
@@ -89,8 +87,9 @@ class Calibrate:
 
 def image_count(images: str) -> int:
     """Read the number of images to download. Raises `SettingsError`."""
-    if not images.isdecimal() or int(images) < 1:
-        raise SettingsError(f"with coco, --images is the number of images to download, such as 500; got {images!r}")
+    if not images.isdecimal() or int(images) < FEWEST_IMAGES:
+        needed = f"{FEWEST_IMAGES} or more, such as 500"
+        raise SettingsError(f"with coco, --images is the number of images to download, {needed}; got {images!r}")
     return int(images)
 
 

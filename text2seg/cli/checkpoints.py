@@ -35,7 +35,7 @@ class ListCheckpoints:
 
 @dataclass(frozen=True, slots=True)
 class DownloadCheckpoints:
-    """Download weights by name: ViT-B/16, vit_h, openclip:…, or a pair: base, large, huge."""
+    """Download weights by name: ViT-B/16, vit_h, openclip:…, or a pair: base, light, large, huge."""
 
     names: tyro.conf.Positional[
         Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]", help_behavior_hint="")]
@@ -91,7 +91,7 @@ class VerifyCheckpoints:
         from text2seg.cli.common import PlainConsole, plain_table
         from text2seg.known_answers import verify_answers
 
-        failed = 0
+        failed = asked = 0
         for cases in [cases for name in self.names for cases in _cases_of(name)]:
             table = plain_table(cases[0].weights, "asked", "image", "ours", "published", "within", "source")
             table.columns[-1].justify, table.columns[-1].overflow = "left", "fold"
@@ -108,7 +108,9 @@ class VerifyCheckpoints:
                 )
             PlainConsole().print(table)
             failed += sum(not each.agrees for each in verdicts)
-        say(f"{failed} answers differ" if failed else "all answers agree")
+            asked += len(verdicts)
+        differ = f"{failed} of {asked} answers differ: these are other weights, or text2seg reads them wrongly"
+        say(differ if failed else "all answers agree")
         return FAILED if failed else 0
 
 
@@ -165,18 +167,18 @@ def _cases_of(name: str) -> list[tuple[Case, ...]]:
     Raises:
         CheckpointError: no case is known of the checkpoint, or of both of the pair.
     """
-    from text2seg.known_answers import cases_of
+    from text2seg.known_answers import cases_of, not_published
 
     found: list[tuple[Case, ...]] = []
-    refused: list[CheckpointError] = []
+    refused: dict[str, CheckpointError] = {}
     for single, _ in _expand(name):
         try:
             found.append(cases_of(single))
         except CheckpointError as error:
-            refused.append(error)
+            refused[single] = error
     if not found:
-        raise refused[0]
-    for reason in refused:
+        raise not_published(*refused)
+    for reason in refused.values():
         say(f"left out: {reason}", file=sys.stderr)
     return found
 

@@ -129,14 +129,17 @@ def check_models(model: ModelSettings, *, sam_only: bool = False) -> None:
         weights.fetch(sam, "sam")
 
 
-def load_models(model: ModelSettings, settings: Settings) -> Text2Seg:
-    """Load the models chosen by the flags, after the checks that need no slow import."""
+def load_models(model: ModelSettings, settings: Settings, *, say_uncalibrated: bool = True) -> Text2Seg:
+    """Load the models chosen by the flags, after the checks that need no slow import.
+
+    `say_uncalibrated`: print a line if their presence is not calibrated.
+    """
     chosen = chosen_pair(model)
     from text2seg.pipeline import NOT_CALIBRATED, Text2Seg
 
     models = Text2Seg.load(**{**model.arguments(), "model": chosen}, settings=settings)
     say_names(models.names, model, chosen, is_whole=bool(model.clip and model.sam))
-    if models.default_presence(settings) is None:
+    if say_uncalibrated and models.default_presence(settings) is None:
         say(f"text2seg: {NOT_CALIBRATED}", file=sys.stderr)
     return models
 

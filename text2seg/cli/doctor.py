@@ -100,9 +100,11 @@ def _device_name(kind: str) -> str:
 
 def _memory() -> str:
     """Return free and whole memory of this machine, where the system tells them."""
-    try:
-        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
-    except OSError:
-        return "not told by this system"
-    sizes = {name: int(rest.split()[0]) / 2**20 for name, _, rest in (line.partition(":") for line in lines)}
-    return f"{sizes['MemAvailable']:.1f} of {sizes['MemTotal']:.1f} GiB available"
+    from text2seg.runtime import host_memory
+
+    memory = host_memory()
+    return (
+        "{:.1f} of {:.1f} GiB available".format(*(size / 2**30 for size in memory))
+        if memory
+        else "not told by this system"
+    )

@@ -19,9 +19,9 @@ from text2seg.cli.common import (
     without_why,
 )
 from text2seg.cli.flags import PipelineFlags
-from text2seg.cli.terminal import INTERRUPTED, exit_status, log_to_terminal, say, stop_on_signals
+from text2seg.cli.terminal import INTERRUPTED, exit_status, log_to_terminal, say, say_failures, stop_on_signals
 from text2seg.config import AutomaticSettings, LabelSettings, ModelSettings, RaySettings, Settings
-from text2seg.errors import CheckpointError, SettingsError
+from text2seg.errors import CheckpointError, ImageError, SettingsError
 from text2seg.io.storage import Url
 
 if TYPE_CHECKING:
@@ -29,10 +29,6 @@ if TYPE_CHECKING:
     from text2seg.labelling.job import LabelReport, Plan
     from text2seg.ontology import Ontology
     from text2seg.pipeline import Pipeline
-    from text2seg.records import Failure
-
-SHOWN_FAILURES = 10
-"""Largest number of failures printed; the COCO file has all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +61,9 @@ class Label:
     """Label everything in the images with one category, "object", without words and without CLIP."""
     resume: bool = True
     """Continue an earlier run of the same job that was stopped; --no-resume is the same as --restart."""
+    watch: bool = False
+    """Go on until Ctrl-C: label images that arrive or change, and write the COCO file again each time. The id of an
+    image grows if files arrive that come before it by name."""
     dry_run: bool = False
     """Check files, ontology, model names and output, print what would be done, and stop."""
     verbose: bool = False
@@ -84,9 +83,13 @@ class Label:
         from text2seg.io.writing import check_not_input
 
         check_not_input(job.output, [self.ontology, job.categories_from])
+        if self.watch and self.dry_run:
+            raise SettingsError("--watch cannot be combined with --dry-run")
         ontology, unknown = self._known(self._read_ontology())
         if self.dry_run:
             return self._dry_run(ontology, job, unknown)
+        if self.watch:
+            return self._watch(ontology, job, unknown)
         plan = self._check_before_loading(ontology, job)
         engine = self._make_engine()
         models = self._load_models()
@@ -96,12 +99,38 @@ class Label:
             report = label_folder(
                 models, self.folder, ontology, job, progress=True, stop=stop, engine=engine, plan=plan
             )
-        return conclude(report, plan.image_folder if job.save else None, unknown)
+        return conclude(report, plan.image_folder if job.save else None, unknown, verbose=self.verbose)
+
+    def _watch(self, ontology: Ontology, job: LabelSettings, unknown: int) -> int:
+        """Label what arrives until the program is stopped; return the exit status of the last time."""
+        from text2seg.io.files import check_is_dir
+        from text2seg.labelling.output import check_output, image_folder
+
+        if isinstance(self.folder, Path):
+            check_is_dir(self.folder, ImageError, flag="FOLDER")
+        self._check_journal(job)
+        check_output(job.output, overwrite=job.overwrite, inputs=[job.categories_from])
+        self._check_models()
+        engine, models, status = self._make_engine(), self._load_models(), 0
+        images = image_folder(self.folder, job) if job.save else None
+        from text2seg.labelling.watch import watch
+
+        with stop_on_signals() as stop:
+            say(f"text2seg: watching {self.folder} (Ctrl-C stops it)", flush=True)
+            for report in watch(models, self.folder, ontology, job, stop=stop, engine=engine):
+                status = conclude(report, images, unknown, verbose=self.verbose)
+        return status
 
     def _check_before_loading(self, ontology: Ontology, job: LabelSettings) -> Plan:
         """Check inputs, output and models before anything slow is imported, and list the images."""
-        from text2seg.io.files import check_is_dir
         from text2seg.labelling.job import prepare
+
+        self._check_journal(job)
+        plan = prepare(self.folder, ontology, job)
+        self._check_models()
+        return plan
+
+    def _check_journal(self, job: LabelSettings) -> None:
         from text2seg.labelling.journal import check_unlocked
         from text2seg.labelling.output import journal_path
 
@@ -109,12 +138,14 @@ class Label:
         check_unlocked(journal)
         if isinstance(job.output, Url):
             say(f"text2seg: the journal of this job is {journal}", file=sys.stderr)
-        plan = prepare(self.folder, ontology, job)
+
+    def _check_models(self) -> None:
+        from text2seg.io.files import check_is_dir
+
         if self.sam3:
             check_is_dir(self.sam3, CheckpointError, flag="--sam3")
         else:
             check_models(self.model, sam_only=self.everything)
-        return plan
 
     def _known(self, ontology: Ontology) -> tuple[Ontology, int]:
         """Return the categories that the models know, and the number of those left out."""
@@ -139,7 +170,7 @@ class Label:
         from text2seg.labelling.job import dry_run
 
         plan = dry_run(self.folder, ontology, self.model, settings)
-        _print_failures(plan.failures, "--verbose shows all", limit=plan.images if self.verbose else SHOWN_FAILURES)
+        say_failures(plan.failures, verbose=self.verbose)
         names = ", ".join(category.name for category in plan.ontology.categories)
         say(f"would look for: {names}")
         ready = plan.images - plan.done
@@ -173,12 +204,13 @@ class Label:
         )
 
 
-def conclude(report: LabelReport, images: Path | None, left_out: int) -> int:
+def conclude(report: LabelReport, images: Path | None, left_out: int, *, verbose: bool = False) -> int:
     """Print how a job ended and return the exit status.
 
     Args:
         images: folder of the image files, if there are any.
         left_out: words or images that the job left out besides those that failed.
+        verbose: print all failures.
     """
     if report.interrupted:
         failed = f" ({report.failed} of them failed)" * bool(report.failed)
@@ -188,25 +220,25 @@ def conclude(report: LabelReport, images: Path | None, left_out: int) -> int:
             file=sys.stderr,
         )
         return INTERRUPTED
-    _print_report(report)
+    _print_report(report, verbose=verbose)
     if images:
         say(f"image files: {images}")
     return exit_status(report.images - report.failed, report.failed + left_out)
 
 
-def _print_report(report: LabelReport) -> None:
+def _print_report(report: LabelReport, *, verbose: bool) -> None:
     from rich.table import Table
 
     from text2seg.cli.common import PlainConsole
-    from text2seg.labelling.summary import COLUMNS
+    from text2seg.labelling.summary import columns
 
     table = Table("category")
-    for column in COLUMNS.values():
+    for column in columns(calibrated=report.calibrated):
         table.add_column(column.heading, justify="right")
     for category in report.categories:
         table.add_row(category.name, *category.texts())
     PlainConsole().print(table)
-    _print_failures(report.failures, f"all are in info.failures of {report.dataset}")
+    say_failures(report.failures, all_in=f"info.failures of {report.dataset}", verbose=verbose)
     if report.earlier == report.images:
         say("nothing to do: earlier runs labelled all images; --restart labels them again")
     skipped = f" ({report.skipped} of them skipped)" * bool(report.skipped)
@@ -214,10 +246,3 @@ def _print_report(report: LabelReport) -> None:
         f"{report.images} images: {report.found} with segments, {report.empty} without{skipped}, {report.failed} failed"
     )
     say(f"COCO file: {report.dataset}")
-
-
-def _print_failures(failures: tuple[Failure, ...], rest: str, *, limit: int = SHOWN_FAILURES) -> None:
-    for failure in failures[:limit]:
-        say(f"failed: {failure.message}", file=sys.stderr)
-    if len(failures) > limit:
-        say(f"failed: {len(failures) - limit} more; {rest}", file=sys.stderr)

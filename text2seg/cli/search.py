@@ -12,18 +12,15 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from text2seg.cli.common import PlainConsole, check_models, known_queries, load_models, plain_table, queries_of
-from text2seg.cli.terminal import INTERRUPTED, exit_status, log_to_terminal, say, stop_on_signals
+from text2seg.cli.terminal import INTERRUPTED, exit_status, log_to_terminal, say, say_failures, stop_on_signals
 from text2seg.config import MapSettings, ModelSettings, Settings
 from text2seg.errors import ImageError, SettingsError
 from text2seg.io.storage import Url
 from text2seg.search import SEARCH_FILE
 
 if TYPE_CHECKING:
-    from text2seg.records import Failure, Image
+    from text2seg.records import Image
     from text2seg.search.index import Hit
-
-SHOWN_FAILURES = 10
-"""Largest number of failures printed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,14 +96,23 @@ class Search:
                 return INTERRUPTED
             indexed = {file for file in scan.files if index.entry(file)}
             found = {query.name: best_images(models, index, query, self.top, indexed) for query in queries}
+        calibrated = models.default_presence(models.settings) is not None
         models.warn_of_photographs(_best(self.folder, found))
         for query, hits in found.items():
-            _show(query, hits)
-        _show_failures(filled.failures)
+            _show(query, hits, calibrated=calibrated)
+        say_failures(
+            filled.failures, all_in=str(self.output / SEARCH_FILE) if self.output else "", verbose=self.verbose
+        )
         say(f"{len(indexed)} images, {filled.encoded} of them encoded now; index: {index.path}")
         if self.output is not None:
             for path in write_results(
-                self.output, self.folder, found, filled.failures, models.names, overwrite=self.overwrite
+                self.output,
+                self.folder,
+                found,
+                filled.failures,
+                models.names,
+                calibrated=calibrated,
+                overwrite=self.overwrite,
             ):
                 say(path)
         return exit_status(len(indexed), len(filled.failures) + unknown)
@@ -121,16 +127,11 @@ def _best(folder: Path | Url, found: Mapping[str, Sequence[Hit]]) -> Iterator[Im
             yield load_image(folder / file, file_name=file)
 
 
-def _show(query: str, hits: Sequence[Hit]) -> None:
+def _show(query: str, hits: Sequence[Hit], *, calibrated: bool) -> None:
     """Print the images found for one query."""
-    table = plain_table(query, "image", "rank", "presence", "cosine")
+    from text2seg.records import calibration_note
+
+    table = plain_table(query, "image", "rank", f"presence{calibration_note(calibrated)}", "cosine")
     for rank, hit in enumerate(hits, start=1):
         table.add_row(hit.file, str(rank), f"{hit.presence:.2f}", f"{hit.cosine:.3f}")
     PlainConsole().print(table)
-
-
-def _show_failures(failures: Sequence[Failure]) -> None:
-    for failure in failures[:SHOWN_FAILURES]:
-        say(f"failed: {failure.message}", file=sys.stderr)
-    if len(failures) > SHOWN_FAILURES:
-        say(f"failed: {len(failures) - SHOWN_FAILURES} more; --output writes all into search.json", file=sys.stderr)

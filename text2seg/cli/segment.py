@@ -11,7 +11,7 @@ import tyro
 
 from text2seg.cli.common import check_everything, known_queries, load_everything, load_models, queries_of, without_why
 from text2seg.cli.flags import PipelineFlags
-from text2seg.cli.terminal import FAILED, INTERRUPTED, exit_status, log_to_terminal, say
+from text2seg.cli.terminal import FAILED, INTERRUPTED, exit_status, log_to_terminal, say, say_failures
 from text2seg.config import AutomaticSettings, ModelSettings, OutputSettings, Settings
 from text2seg.errors import ImageError, SettingsError
 from text2seg.queries import Query, parse_queries
@@ -63,8 +63,7 @@ class Segment:
         if self.everything:
             output = replace(output, save=without_why(output.save))
         report = segment_files(models, files, queries, output, progress=len(files) > 1)
-        for failure in report.failures:
-            say(f"failed: {failure.message}", file=sys.stderr)
+        say_failures(report.failures, verbose=self.verbose)
         if report.interrupted:
             self._say_stopped(report, len(dict.fromkeys(files)))
             return INTERRUPTED

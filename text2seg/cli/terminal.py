@@ -7,17 +7,23 @@ import logging
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from text2seg.io.names import escaped
+
+if TYPE_CHECKING:
+    from text2seg.records import Failure
 
 FAILED, WRONG_FLAGS, PARTLY, INTERRUPTED = 1, 2, 3, 130
 """Exit statuses. 0 is success. FAILED: nothing was done. WRONG_FLAGS: a flag does not exist, or its value is wrong or
 contradicts another flag. PARTLY: results are written, but stderr names images that failed or words that the models do
 not know."""
+
+SHOWN_FAILURES = 10
+"""Largest number of failures that are printed without `--verbose`."""
 
 _log = logging.getLogger(__name__)
 
@@ -32,6 +38,20 @@ def exit_status(done: int, left_out: int) -> int:
 def say(line: object, *, file: TextIO | None = None, flush: bool = False) -> None:
     """Print one line on stdout or another stream."""
     print(escaped(str(line)), file=file, flush=flush)
+
+
+def say_failures(failures: Sequence[Failure], *, all_in: str = "", verbose: bool = False) -> None:
+    """Print a line on stderr for each of the first failures, then where the others are; with `verbose`, for all.
+
+    Args:
+        all_in: The file that has all of them, or the flag that writes it.
+    """
+    shown = failures if verbose else failures[:SHOWN_FAILURES]
+    for failure in shown:
+        say(f"failed: {failure.message}", file=sys.stderr)
+    if len(failures) > len(shown):
+        where = f"all are in {all_in}" if all_in else "--verbose prints all"
+        say(f"failed: {len(failures) - len(shown)} more; {where}", file=sys.stderr)
 
 
 def say_lines(text: str, *, file: TextIO | None = None) -> None:

@@ -11,16 +11,13 @@ import tyro
 
 from text2seg.cli.common import check_models, known_categories, load_models
 from text2seg.cli.flags import PipelineFlags
-from text2seg.cli.terminal import exit_status, log_to_terminal, say
+from text2seg.cli.terminal import exit_status, log_to_terminal, say, say_failures
 from text2seg.config import ModelSettings, Settings
 from text2seg.errors import DatasetError, SettingsError
 
 if TYPE_CHECKING:
     from text2seg.calibration.thresholds import Tuning
     from text2seg.ontology import Ontology
-
-SHOWN_FAILURES = 10
-"""Largest number of failures printed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +82,7 @@ class Tune:
         if self.write:
             check_writable(self.ontology, overwrite=True, flag="--ontology")
         tuning = self._sweep(ontology)
-        _show(tuning)
+        _show(tuning, verbose=self.verbose)
         if self.plot:
             say(f"curves: {plot(tuning, self.plot)}")
         changes = tuning.changes()
@@ -113,7 +110,7 @@ class Tune:
         return tune_by_stability(load_models(self.model, settings), ontology, paths, progress=True)
 
 
-def _show(tuning: Tuning) -> None:
+def _show(tuning: Tuning, *, verbose: bool) -> None:
     from rich.table import Table
 
     from text2seg.cli.common import PlainConsole
@@ -126,10 +123,7 @@ def _show(tuning: Tuning) -> None:
         scores = [_number(each.score(each.used)), _number(each.score(each.chosen))] if tuning.by_truth else []
         table.add_row(each.category, str(each.curve.images), _number(each.used), _number(each.chosen), *scores)
     PlainConsole().print(table)
-    for failure in tuning.failures[:SHOWN_FAILURES]:
-        say(f"failed: {failure.message}", file=sys.stderr)
-    if len(tuning.failures) > SHOWN_FAILURES:
-        say(f"failed: {len(tuning.failures) - SHOWN_FAILURES} more", file=sys.stderr)
+    say_failures(tuning.failures, verbose=verbose)
     for name in tuning.never_found():
         say(f"{name} was not found at any threshold; check its wordings and its presence", file=sys.stderr)
     if tuning.missing:

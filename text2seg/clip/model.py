@@ -41,7 +41,7 @@ from text2seg.config import MapSettings
 from text2seg.errors import CheckpointError, QueryError, SettingsError
 from text2seg.queries import Query, Wordings
 from text2seg.records import Image, SimilarityMaps
-from text2seg.runtime import FULL, Precision, autocast
+from text2seg.runtime import FULL, Precision, autocast, before_call
 from text2seg.templates import DISTRACTORS, TEMPLATES
 from text2seg.weights.architecture import check_patches
 
@@ -276,6 +276,7 @@ class Clip:
         self.check(architecture)
         if not images:
             return []
+        before_call()
         input_hw = self.input_hw(size)
         pixels = torch.stack([preprocess(image, input_hw, self.images) for image in images]).to(self.device)
         with autocast(self.device, self.precision):

@@ -103,11 +103,17 @@ def models_in(dataset: Json) -> str:
     parts = [(label, recorded.get(kind)) for kind, label in (("clip", "CLIP"), ("sam", "SAM"), ("sam3", "SAM 3"))]
     named = [(label, part.get("name")) for label, part in parts if isinstance(part, Mapping)]
     models = " with ".join(f"{label} {name[:LONGEST_NAME]}" for label, name in named if isinstance(name, str))
-    presence = recorded.get("presence")
-    calibrated = presence.get("calibrated") if isinstance(presence, Mapping) else None
-    if not models or not isinstance(calibrated, bool):
+    calibrated = calibration_in(dataset)
+    if not models or calibrated is None:
         return models
     return f"{models}; presence {'calibrated' if calibrated else 'not calibrated'}"
+
+
+def calibration_in(dataset: Json) -> bool | None:
+    """Return whether the presence in a dataset is calibrated; None if it does not say."""
+    presence = provenance_of({}, dataset).get("presence")
+    calibrated = presence.get("calibrated") if isinstance(presence, Mapping) else None
+    return calibrated if isinstance(calibrated, bool) else None
 
 
 def annotation_with_id(dataset: Json, annotation_id: int) -> Json:
@@ -123,11 +129,12 @@ def points_of(annotation: Json) -> PointPrompts:
     """Return the recorded points, and the box if there is one, equal to the bit. Rough masks are not recorded.
 
     Raises:
-        Text2SegError: no points are recorded, there are over `MAX_POINTS`, or points or box cannot be read.
+        Text2SegError: neither points nor a box are recorded, there are over `MAX_POINTS`, or points or box cannot be
+            read.
     """
     attributes = attributes_of(annotation)
     rows, box = attributes.get("points"), attributes.get("box_prompt", [])
-    if not isinstance(rows, list) or not rows:
+    if not isinstance(rows, list) or not (rows or box):
         raise Text2SegError(
             f"annotation {annotation['id']} records no points, so it cannot be reproduced; only annotations of "
             "text2seg can"
@@ -141,7 +148,7 @@ def points_of(annotation: Json) -> PointPrompts:
         raise Text2SegError(
             f"the box of annotation {annotation['id']} cannot be read: {short(box)} is not four numbers"
         )
-    table = np.array(rows, np.float64)
+    table = np.array(rows, np.float64).reshape(-1, 4)
     return PointPrompts(
         table[:, :2].astype(np.float32),
         table[:, 2].astype(np.int8),

@@ -33,7 +33,7 @@ from text2seg.records import Failure, Segmentation
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """Means over (image, category present) pairs.
+    """Means over (image, category present) pairs of the `images` that could be used; `failures` are the others.
 
     `mean_iou` is the IoU of `evaluation.category_given`. `map_iou` is the IoU of the map alone, where it is above its
     mean. `best_iou` is the IoU of the best candidate of each segment, or of the segments if that is higher.
@@ -86,18 +86,23 @@ def benchmark_coco(
     builder = DatasetBuilder(queries=list(names.values()), provenance=models.provenance(settings))
     failures: list[Failure] = []
     rows: list[tuple[float, float, float]] = []
+    used: list[Sequence[Pair]] = []
     finder = ImageFinder(images=images)
     start = time.perf_counter()
     for pairs in tqdm(chosen, unit="image", disable=not progress):
         scene = pairs[0].scene
+        path = None
         try:
-            session = models.open(scene.load(finder.find(scene.file_name)))
+            path = finder.find(scene.file_name)
+            session = models.open(scene.load(path))
             found = session.segment([names[pair.category] for pair in pairs], settings)
-        except Text2SegError as error:
-            failures.append(Failure(scene.file_name, "segment", str(error)))
+            scores = [_scores(session, found, names[pair.category], pair) for pair in pairs]
+        except (Text2SegError, OSError, MemoryError, RuntimeError) as error:  # torch raises RuntimeError without memory
+            failures.append(Failure.from_error(scene.file_name, "segment", error, path or images))
             continue
         builder.add(found)
-        rows += [_scores(session, found, names[pair.category], pair) for pair in pairs]
+        used.append(pairs)
+        rows += scores
     seconds = time.perf_counter() - start
     if not rows:
         raise DatasetError(f"none of the {len(chosen)} images could be used, the first because: {failures[0].message}")
@@ -106,9 +111,9 @@ def benchmark_coco(
         write_dataset(predicted, output)
     of_map, of_segments, of_best = (np.array(column) for column in zip(*rows, strict=True))
     return Benchmark(
-        pairs=sum(len(pairs) for pairs in chosen),
-        images=len(chosen),
-        mean_iou=category_given(_restricted(checked, chosen), predicted).mean_iou,
+        pairs=len(rows),
+        images=len(used),
+        mean_iou=category_given(_restricted(checked, used), predicted).mean_iou,
         map_iou=float(of_map.mean()),
         best_iou=float(of_best.mean()),
         worse_than_map=float((of_segments < of_map).mean()),

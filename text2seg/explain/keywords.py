@@ -8,8 +8,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from text2seg.errors import QueryError
-from text2seg.explain.tool import InputSettings, Panel, Progress, Result, Table, Tool, backdrop, image_name
-from text2seg.records import Image
+from text2seg.explain.tool import (
+    InputSettings,
+    Panel,
+    Progress,
+    Result,
+    Table,
+    Tool,
+    backdrop,
+    image_name,
+    is_calibrated,
+)
+from text2seg.records import Image, calibration_note
 from text2seg.templates import TEMPLATES
 
 if TYPE_CHECKING:
@@ -101,14 +111,15 @@ def show_keywords(models: Text2Seg, images: Sequence[Image], settings: KeywordsS
             texts, similarity.presence.tolist(), cosines, similarity.scores, strict=True
         )
     )
+    note = calibration_note(is_calibrated(models))
     panels = [
-        Panel(f"{name}: presence {presence:.2f}", heat(scores, pixels))
+        Panel(f"{name}: presence {presence:.2f}{note}", heat(scores, pixels))
         for name, presence, scores in zip(names, similarity.presence, similarity.scores, strict=True)
     ]
     return Result(
         f"{image_name(image)}: keywords of “{settings.text}”",
         (Panel("the image", pixels), *panels),
-        (Table("Sentence and keywords", ("text", "presence", "cosine", "peak of the map"), rows),),
+        (Table("Sentence and keywords", ("text", f"presence{note}", "cosine", "peak of the map"), rows),),
     )
 
 

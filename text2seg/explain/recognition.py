@@ -27,8 +27,9 @@ from text2seg.explain.tool import (
     backdrop,
     freeze_typed,
     image_name,
+    is_calibrated,
 )
-from text2seg.records import Image
+from text2seg.records import Image, calibration_note
 from text2seg.templates import DISTRACTORS
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ def multilabel(models: Text2Seg, images: Sequence[Image], settings: RecognitionS
     plain = recognise(tokens.features[0], texts, surgery=False).tolist()
     scores = recognise(tokens.features[0], texts, surgery=True).tolist()
     presence = models.clip.patch_presence(tokens, labels).max((1, 2)).tolist()
+    note = calibration_note(is_calibrated(models))
     order = sorted(range(len(labels)), key=lambda at: -scores[at])
     longest = max(scores[order[0]], 1e-9)
     lines = [Bar(labels[at], scores[at] / longest, f"{scores[at]:.3f}", colour_of(labels[at])) for at in order[:BARS]]
@@ -83,7 +85,7 @@ def multilabel(models: Text2Seg, images: Sequence[Image], settings: RecognitionS
                 bars(lines),
             ),
         ),
-        (Table("labels, highest score first", ("label", "score", "cosine", "presence"), rows),),
+        (Table("labels, highest score first", ("label", "score", "cosine", f"presence{note}"), rows),),
         (
             "score: the image's cosine with the label after feature surgery over all labels. Surgery subtracts what "
             "all labels share, which makes scores of different images comparable; within an image it keeps the order "

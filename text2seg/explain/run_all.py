@@ -52,7 +52,7 @@ from text2seg.io.names import fit_file_name, safe_file_name, unique_names
 from text2seg.io.output_folder import RECORD, OutputFolder
 from text2seg.io.writing import check_folder, is_leftover, make_folder
 from text2seg.queries import Query
-from text2seg.records import Image, Segmentation, SimilarityMaps
+from text2seg.records import Image, Segmentation, SimilarityMaps, calibration_note
 
 if TYPE_CHECKING:
     from text2seg.pipeline import Text2Seg
@@ -301,7 +301,8 @@ def make_mosaic(
             Panel(f"{word}: {verdict}", _painted(segmented, pixels)),
         ]
         rows.append((word, counts.get(word), presence, verdict))
-    tables.append(Table(_counted(opinion, settings), ("word", "count", "presence", "segments"), tuple(rows)))
+    headings = ("word", "count", f"presence{calibration_note(maps.pipeline.calibrated)}", "segments")
+    tables.append(Table(_counted(opinion, settings), headings, tuple(rows)))
     if fits:
         tables.append(Table("Words of earlier images that fit best", ("word", "cosine"), tuple(fits[:MOST_EARLIER])))
     return Result(title, tuple(panels), tuple(tables), columns=5)
@@ -338,7 +339,8 @@ def _maps(models: Text2Seg, image: Image, words: Sequence[str]) -> _Maps:
     size = settings.input_size or models.input_size
     (tokens,) = clip.encode_images([image], size=size, architecture=settings.architecture)
     (raw,) = clip.encode_images([image], size=size, architecture="raw")
-    pipeline = clip.similarity(tokens, words, settings)
+    calibrated = models.default_presence(models.settings) is not None
+    pipeline = replace(clip.similarity(tokens, words, settings), calibrated=calibrated)
     plain = replace(settings, redundancy="none", refine="none")
     label_set = np.zeros_like(pipeline.scores)
     if len(words) > 1:

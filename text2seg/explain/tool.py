@@ -131,6 +131,11 @@ def image_name(image: Image) -> str:
     return image.file_name or "the image"
 
 
+def is_calibrated(models: Text2Seg) -> bool:
+    """Return whether presence is calibrated at the input size at which tools encode images."""
+    return models.card.default_presence(models.settings.maps.architecture, models.clip.default_size) is not None
+
+
 def backdrop(image: Image) -> Pixels:
     """Return the image uint8[h, w, 3] that maps are drawn on, no larger than a sheet shows it.
 

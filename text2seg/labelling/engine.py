@@ -23,6 +23,7 @@ from text2seg.coco import rle
 from text2seg.coco.dataset import annotations_of
 from text2seg.coco.json_file import plain_number
 from text2seg.config import POLYGON_TOLERANCE, Encoding, SaveKind
+from text2seg.errors import StoppedError
 from text2seg.io.images import decode_ahead, load_image
 from text2seg.io.output_folder import OutputFolder
 from text2seg.io.storage import Place, Stamp
@@ -174,6 +175,8 @@ class LocalEngine:
                 (task, result, _other_candidates(session, result) if work.keep_candidates else [])
                 for (task, _), session, result in zip(images, sessions, found, strict=True)
             ], []
+        except StoppedError:  # no fault of an image
+            raise
         except Exception as error:
             _log.info("%s", ", ".join(task.file for task, _ in images), exc_info=True)
             reason: BaseException = error.with_traceback(None)  # its frames would keep the batch in memory

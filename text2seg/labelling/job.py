@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from text2seg._version import __version__
 from text2seg.coco.dataset import read_dataset
-from text2seg.coco.provenance import encoding_entry, run_info
+from text2seg.coco.provenance import calibration_in, encoding_entry, run_info
 from text2seg.coco.reader import Dataset, check_references, kept_categories
 from text2seg.config import LabelSettings, ModelSettings
 from text2seg.errors import CheckpointError, ImageError, OutputError
@@ -48,7 +48,7 @@ class LabelReport:
 
     `found` counts images with segments, `empty` those without, `failed` the others. `skipped` images are those of the
     empty ones that `--only-if-present` skipped. `earlier` of the images were done by earlier runs of the job. An
-    `interrupted` job has no dataset, `failures` and `categories` yet.
+    `interrupted` job has no dataset, `failures` and `categories` yet. `calibrated` says whether presence is.
     """
 
     dataset: Place
@@ -61,6 +61,7 @@ class LabelReport:
     failures: tuple[Failure, ...] = ()
     categories: tuple[CategorySummary, ...] = ()
     interrupted: bool = False
+    calibrated: bool = True
 
     @property
     def done(self) -> int:
@@ -146,6 +147,15 @@ def label_folder(
             raise RuntimeError(f"the engine left {state.missing} of {len(plan.scan)} images undone")
         failures: tuple[Failure, ...] = ()
         categories: tuple[CategorySummary, ...] = ()
+        info = run_info(
+            models.provenance(),
+            folder=folder,
+            dataset=settings.output,
+            ontology=plan.ontology,
+            **source_entry(plan.source),
+            **_prefilter_entry(settings),
+            **encoding_entry(settings.segmentation, settings.polygon_tolerance),
+        )
         if not state.missing:
             _check_any_done(state, journal, settings.output)
             failures, categories = write_output(
@@ -154,15 +164,7 @@ def label_folder(
                 state,
                 plan.ontology,
                 image_id=plan.image_id,
-                info=run_info(
-                    models.provenance(),
-                    folder=folder,
-                    dataset=settings.output,
-                    ontology=plan.ontology,
-                    **source_entry(plan.source),
-                    **_prefilter_entry(settings),
-                    **encoding_entry(settings.segmentation, settings.polygon_tolerance),
-                ),
+                info=info,
                 overwrite=settings.overwrite,
                 source=plan.source,
             )
@@ -176,6 +178,7 @@ def label_folder(
             failures=failures,
             categories=categories,
             interrupted=state.missing > 0,
+            calibrated=calibration_in({"info": info}) is not False,
         )
 
 

@@ -6,6 +6,7 @@ batches consist of the images that are left.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -13,10 +14,13 @@ from text2seg.config import LabelSettings
 from text2seg.errors import SettingsError
 from text2seg.labelling.engine import Delivery, Task, skip_record
 from text2seg.labelling.journal import JobState
+from text2seg.model_card import CALIBRATE
 from text2seg.queries import Query
 
 if TYPE_CHECKING:
     from text2seg.pipeline import Pipeline, Text2Seg
+
+_log = logging.getLogger(__name__)
 
 AT_ONCE = 256  # images that are compared with the queries, and whose records are written, together
 
@@ -40,6 +44,12 @@ def check_prefilter(models: Pipeline) -> Text2Seg:
         raise SettingsError(
             "--only-if-present compares whole images and would skip those that show something in a tile only; leave "
             "out --only-if-present or --tile"
+        )
+    if models.default_presence(models.settings) is None:
+        _log.warning(
+            "--only-if-present skips images by presence, which is not calibrated for these weights and settings, so it "
+            "may skip images that show a category; %s coco calibrates it",
+            CALIBRATE,
         )
     return models
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean, median
 from typing import NamedTuple
+
+from text2seg.records import calibration_note
 
 
 class SegmentValues(NamedTuple):
@@ -76,6 +78,15 @@ COLUMNS: dict[str, Column] = {
         "{:.2f}",
     ),
 }
+
+
+def columns(*, calibrated: bool) -> tuple[Column, ...]:
+    """Return the columns; the heading of presence says if it is not calibrated."""
+    note = calibration_note(calibrated)
+    return tuple(
+        replace(column, heading=column.heading + note) if key == "presence" else column
+        for key, column in COLUMNS.items()
+    )
 
 
 @dataclass(frozen=True, slots=True)

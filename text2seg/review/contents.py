@@ -8,7 +8,7 @@ from math import prod
 from typing import Any
 
 from text2seg.coco import rle
-from text2seg.coco.provenance import models_in, provenance_of
+from text2seg.coco.provenance import calibration_in, models_in, provenance_of
 from text2seg.coco.reader import attributes_of, check_dataset, check_references, score_of
 from text2seg.coco.rle import is_number, rle_of
 from text2seg.config import PresenceSettings
@@ -86,6 +86,7 @@ class Contents:
     failures: tuple[Json, ...]
     orphans: int
     models: str = ""
+    calibrated: bool = True
 
 
 def contents_of(dataset: Json) -> Contents:
@@ -117,6 +118,7 @@ def contents_of(dataset: Json) -> Contents:
         tuple(each for each in failures if isinstance(each, Mapping)) if isinstance(failures, list) else (),
         orphans,
         models_in(checked),
+        calibration_in(checked) is not False,
     )
 
 

@@ -19,7 +19,7 @@ from text2seg.coco.dataset import read_dataset
 from text2seg.coco.lookup import ImageFinder
 from text2seg.errors import Text2SegError
 from text2seg.io.writing import check_writable, write_atomically
-from text2seg.labelling.summary import COLUMNS
+from text2seg.labelling.summary import columns
 from text2seg.render.drawing import Colour
 from text2seg.render.saving import render_template
 from text2seg.review.contents import PARTS, Contents, Item, Near, ReviewImage, contents_of, nearness
@@ -116,7 +116,7 @@ def _render(contents: Contents, cards: list[dict[str, Any]], *, title: str) -> s
             ("failed", "failed", len(contents.failures)),
             ("annotation", "annotations", sum(row.segments for row in rows)),
         ],
-        columns=COLUMNS.values(),
+        columns=columns(calibrated=contents.calibrated),
         rows=[
             {"name": row.name, "colour": _hex(contents.colours[row.name]), "values": row.texts()}
             for row in rows

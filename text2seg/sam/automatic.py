@@ -66,7 +66,7 @@ def automatic_masks(
 
     There are no words, so the map is zero everywhere, `map_score` is 0, and `presence` is 1.
     """
-    maps = SimilarityMaps((name,), np.zeros((1, 1, 1), np.float32), np.ones(1, np.float32), image.hw)
+    maps = SimilarityMaps.flat((name,), image.hw)
     regions = automatic_regions(sam, embed, image.hw, settings)
     segments = [
         Segment(

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from text2seg.errors import CheckpointError, ImageError, SettingsError
 from text2seg.grids import resize
 from text2seg.records import Candidates, Image, PointPrompts
-from text2seg.runtime import FULL, Precision, PrecisionName, autocast, choose_precision
+from text2seg.runtime import FULL, Precision, PrecisionName, autocast, before_call, choose_precision
 from text2seg.sam import decoder
 from text2seg.sam.upscaling import Upscaling
 
@@ -325,6 +325,7 @@ class AnySam(ABC):
         """
         if not images:
             return []
+        before_call()
         pixels, sizes = self._frame.framed(images, self._mean, self._std)
         with autocast(self.device, self.precision):
             features, *fine = (level.float() for level in self._levels(pixels))
@@ -360,6 +361,7 @@ class AnySam(ABC):
         for _, places in sorted(groups.items()):
             for start in range(0, len(places), self._sets_per_call):
                 part = places[start : start + self._sets_per_call]
+                before_call(len(part))
                 found |= zip(part, self._decode([sets[place] for place in part], above), strict=True)
         return [found[place] for place in range(len(sets))]
 

@@ -233,13 +233,13 @@ class Sam2(AnySam):
     ) -> list[Candidates]:
         """Decode sets as one batch. Each has its own copy of the features of its image."""
         xy, labels, boxes = zip(*(self._prompts(embedding, points) for embedding, points in sets), strict=True)
-        boxed = boxes[0] is not None
+        boxed, pointed = boxes[0] is not None, len(sets[0][1]) > 0
         levels = zip(*((*embedding.fine, embedding.features) for embedding, _ in sets), strict=True)
         with autocast(self.device, FULL):
             outputs = self.module(
                 image_embeddings=[torch.stack(level) for level in levels],
-                input_points=torch.stack(xy)[:, None].to(self.device),
-                input_labels=torch.stack(labels)[:, None].to(self.device),
+                input_points=torch.stack(xy)[:, None].to(self.device) if pointed else None,
+                input_labels=torch.stack(labels)[:, None].to(self.device) if pointed else None,
                 input_boxes=torch.stack(boxes)[:, None].to(self.device) if boxed else None,
                 input_masks=self._mask_prompts(sets),
                 multimask_output=not boxed,

@@ -34,7 +34,7 @@ from text2seg.io.storage import Place
 from text2seg.io.writing import write_atomically
 from text2seg.pipeline import Text2Seg
 from text2seg.queries import Query
-from text2seg.records import Failure
+from text2seg.records import Failure, calibration_note
 from text2seg.render.panels import sheet
 from text2seg.render.saving import png
 from text2seg.runtime import FULL, autocast
@@ -274,15 +274,18 @@ def write_results(
     failures: Sequence[Failure],
     models: str = "",
     *,
+    calibrated: bool = True,
     overwrite: bool = False,
 ) -> list[Path]:
     """Write `search.json` and a sheet for each query with results; return the paths. Raises `OutputError`.
 
-    `models` are the names of the models for people. With `overwrite`, sheets of an earlier search are deleted.
+    `models` are the names of the models for people; `calibrated` says whether their presence is. With `overwrite`,
+    sheets of an earlier search are deleted.
     """
     content = {
         "folder": str(folder),
         **({"models": models} if models else {}),
+        "presence_calibrated": calibrated,
         "queries": {
             query: [
                 {"file": hit.file, "presence": round(hit.presence, _DIGITS), "cosine": round(hit.cosine, _DIGITS)}
@@ -297,7 +300,7 @@ def write_results(
     written = results.write([(SEARCH_FILE, [text.encode("ascii")])])
     for number, (query, hits) in enumerate(found.items(), start=1):
         name = safe_file_name(query)
-        image = _sheet(folder, query, hits)
+        image = _sheet(folder, query, hits, calibrated=calibrated)
         if image is not None:
             written += results.write([(fit_file_name(f"{number:02}-{name}", ".png"), [image])])
     if overwrite:
@@ -305,7 +308,7 @@ def write_results(
     return written
 
 
-def _sheet(folder: Place, query: str, hits: Sequence[Hit]) -> bytes | None:
+def _sheet(folder: Place, query: str, hits: Sequence[Hit], *, calibrated: bool) -> bytes | None:
     """Return a PNG of the images, the best first; None if no image can be read."""
     cells = []
     for rank, hit in enumerate(hits[:MOST_SHOWN], start=1):
@@ -319,4 +322,4 @@ def _sheet(folder: Place, query: str, hits: Sequence[Hit]) -> bytes | None:
         cells.append((f"{rank}. {hit.presence:.2f} {hit.file}", np.asarray(image)))
     if not cells:
         return None
-    return png(sheet(cells, title=query))
+    return png(sheet(cells, title=query if calibrated else f"{query}: presence{calibration_note(calibrated)}"))

@@ -79,14 +79,11 @@ def download(checkpoint: Checkpoint, folder: Path, *, replace: bool = False, rep
     if checkpoint.url is None:
         raise CheckpointError(f"{checkpoint.kind.upper()} {checkpoint.name} is not published for download")
     target = folder / checkpoint.file_name
-    part = folder / f"{checkpoint.file_name}.part"
     try:
         writing.make_folder(folder, flag="TEXT2SEG_CHECKPOINTS")
         with locked(folder / f".{checkpoint.file_name}.lock"):
             if replace or not files.is_file(target, CheckpointError):
-                _fill(part, checkpoint, report)
-                _check_hash(part, checkpoint)
-                os.replace(part, target)
+                _complete(target, checkpoint, report)
                 logger.info("downloaded %s", target)
     except (OSError, OutputError) as error:
         raise CheckpointError(
@@ -119,15 +116,12 @@ def download_files(
             missing = [each for each in remote if not files.is_file(folder / each.file_name, CheckpointError)]
             one, have = len(remote) == 1, len(remote) - len(missing)
             for each in tqdm(missing, desc=what, unit="file", initial=have, total=len(remote), disable=one):
-                part = folder / f"{each.file_name}.part"
-                _fill(part, each, None if one else lambda have, total: None)
-                _check_hash(part, each)
-                try:
+
+                def check_this(part: Path, each: RemoteFile = each) -> None:
                     check(part, each)
-                except CheckpointError:
-                    part.unlink()
-                    raise
-                os.replace(part, folder / each.file_name)
+
+                silent: Report | None = None if one else lambda have, total: None
+                _complete(folder / each.file_name, each, silent, check_this)
             return len(missing)
     except (OSError, OutputError) as error:
         raise CheckpointError(f"cannot write to {folder}: {error}") from error
@@ -147,6 +141,30 @@ def locked(path: Path) -> AbstractContextManager[Any]:
     stack = ExitStack()
     stack.callback(lock.release)
     return stack
+
+
+def _complete(
+    target: Path,
+    remote: Checkpoint | RemoteFile,
+    report: Report | None,
+    check: Callable[[Path], None] | None = None,
+) -> None:
+    """Receive a file into its part, check it, and give it its name. What is not the wanted file is deleted."""
+    part = target.with_name(f"{target.name}.part")
+    _fill(part, remote, report)
+    found = sha256_of(part)
+    try:
+        if remote.sha256 is not None and not found.startswith(remote.sha256):
+            raise CheckpointError(
+                f"the file from {remote.url} is not {remote.file_name}: its sha256 is {found}, "
+                f"expected {remote.sha256}. It was deleted; try again, or over another network"
+            )
+        if check is not None:
+            check(part)
+    except CheckpointError:
+        part.unlink()
+        raise
+    os.replace(part, target)
 
 
 def _fill(part: Path, checkpoint: Checkpoint | RemoteFile, report: Report | None) -> None:
@@ -261,17 +279,6 @@ def _numbers(answer: Any, pattern: str) -> tuple[int, ...]:
     """Return the numbers that the pattern finds in the Content-Range header; empty if it does not match."""
     match = re.match(rf"bytes {pattern}", answer.headers.get("Content-Range", ""))
     return tuple(int(group) for group in match.groups()) if match else ()
-
-
-def _check_hash(part: Path, checkpoint: Checkpoint | RemoteFile) -> None:
-    """Raise and delete the part if its hash is not the published one."""
-    found = sha256_of(part)
-    if checkpoint.sha256 is not None and not found.startswith(checkpoint.sha256):
-        part.unlink()
-        raise CheckpointError(
-            f"the file from {checkpoint.url} is not {checkpoint.file_name}: its sha256 is {found}, "
-            f"expected {checkpoint.sha256}. It was deleted; try again, or over another network"
-        )
 
 
 def _size(path: Path) -> int:

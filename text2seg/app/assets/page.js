@@ -143,6 +143,15 @@ window.text2segFocus = (selector) => {
   setTimeout(look, 100); // once Gradio has changed the page
 };
 
+// The way to real weights, from every warning: opens the panel of the models.
+document.addEventListener("click", (event) => {
+  if (!event.target.closest?.("[data-do=models]")) return;
+  const chip = document.querySelector("#models > button");
+  if (!document.querySelector("#models-table")?.checkVisibility()) chip.click();
+  chip.scrollIntoView({ block: "nearest" });
+  chip.focus({ preventScroll: true });
+});
+
 // Arrow keys move between tabs, as screen readers announce.
 document.addEventListener("keydown", (event) => {
   const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True, eq=False)
 class Editing:
     """An image of a job while it is edited. `numbers` are the annotations' ids by the numbers of their segments in the
-    editor, `segments` these segments before. `before` is what the editor held before."""
+    editor, `segments` these segments before. `version` is that of the image in the review, `before` what the editor
+    held before."""
 
     job: str = ""
     job_name: str = ""
@@ -38,6 +39,7 @@ class Editing:
     image: Image | None = None
     numbers: Mapping[int, int] = field(default_factory=dict)
     segments: Mapping[int, Segment] = field(default_factory=dict)
+    version: int = 0
     before: EditSession = field(default_factory=EditSession)
 
     @property
@@ -62,7 +64,7 @@ def begin(
         raise Text2SegError(
             f"the editor still holds {before.editing.name}; first save it there, or go back without saving"
         )
-    entry = sheet.image(place)
+    version, entry = sheet.version(place), sheet.image(place)
     if entry is None:
         raise Text2SegError("there is no such image; reload the page")
     image = read_image(job.images / entry.file_name, model_pool.settings)
@@ -86,7 +88,7 @@ def begin(
             continue
         number, by_hand = len(pieces) + 1, _is_by_hand(item)
         is_explained = again is not None and not by_hand
-        outline = outline_of(segment)
+        outline = outline_of(segment.mask)
         pieces.append(Piece(number, segment, outline, by_hand, is_labelled=True, is_explained=is_explained))
         numbers[number] = int(item.annotation["id"])
     document = Document(tuple(pieces), tuple(rejected), len(pieces))
@@ -98,7 +100,7 @@ def begin(
         texts=tuple(order),
         found=found,
         history=History(document),
-        editing=Editing(job.id, job.name, place, image, numbers, segments, before),
+        editing=Editing(job.id, job.name, place, image, numbers, segments, version, before),
     )
     chosen = next((number for number, each in numbers.items() if each == annotation), 0)
     return edited, chosen
@@ -111,17 +113,20 @@ def finish(editing: Editing, session: EditSession, job: Job, sheet: ContactSheet
     again, it is this annotation.
 
     Raises:
-        Text2SegError: the editor holds another image by now, or a segment of something that is no category.
+        Text2SegError: the editor holds another image by now, or a segment of something that is no category; or another
+            window has saved this image since.
     """
     shown = session.image_session
-    if shown is None or shown.image is not editing.image or session.found is None:
+    if shown is None or shown.image is not editing.image:
         raise Text2SegError(f"the editor does not show {editing.name} any more; edit it again from the review")
     categories = {name: number for number, name in enumerate(sheet.categories, start=1)}
     ids = {each["name"]: each["id"] for each in sheet.content["categories"]}
-    pieces = session.document.pieces
+    result, pieces = session.segmentation(), session.document.pieces
     other = sorted({piece.segment.query for piece in pieces} - set(categories))
     if other:
-        raise Text2SegError(f"{', '.join(other)}: not a category of this job; delete these segments first")
+        raise Text2SegError(
+            f"{', '.join(other)}: not a category of this job; name these segments otherwise, or delete them"
+        )
     there = {piece.number for piece in pieces}
     lost = {number: segment for number, segment in editing.segments.items() if number not in there}
     edited: dict[int, dict[str, Any]] = {}
@@ -134,7 +139,7 @@ def finish(editing: Editing, session: EditSession, job: Job, sheet: ContactSheet
         before = editing.segments.get(number)
         if before is not None and np.array_equal(before.mask, piece.segment.mask):
             continue
-        (annotation,) = annotations_of(replace(session.found, segments=(piece.segment,)), ids) or (None,)
+        (annotation,) = annotations_of(replace(result, segments=(piece.segment,)), ids) or (None,)
         if annotation is None:  # an empty mask
             continue
         if piece.by_hand:
@@ -143,8 +148,8 @@ def finish(editing: Editing, session: EditSession, job: Job, sheet: ContactSheet
             added.append(annotation)
         else:
             edited[editing.numbers[number]] = annotation
-    removed = [editing.numbers[number] for number, each in lost.items() if each.query in session.found.maps.queries]
-    sheet.correct(job.decisions, editing.place, edited, added, removed)
+    removed = [editing.numbers[number] for number, each in lost.items() if each.query in result.maps.queries]
+    sheet.correct(job.decisions, editing.place, editing.version, edited, added, removed)
 
 
 def _found_again(item: Item, found: Segmentation) -> Segment | None:

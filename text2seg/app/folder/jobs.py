@@ -11,7 +11,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakValueDictionary
@@ -24,12 +26,14 @@ from text2seg.app.messages import message_of
 from text2seg.app.model_pool import ModelPool
 from text2seg.app.settings import MEGA
 from text2seg.config import LabelSettings
-from text2seg.errors import Text2SegError
+from text2seg.errors import StoppedError, Text2SegError
 from text2seg.io.files import reason, resolve_path
+from text2seg.io.images import load_image
 from text2seg.labelling.engine import Batch, Deliver, Delivery, Engine, Load, LocalEngine, Work
 from text2seg.labelling.job import LabelReport, label_folder, scan_folder
 from text2seg.ontology import Ontology, queries_of
 from text2seg.records import Image
+from text2seg.runtime import watched
 
 if TYPE_CHECKING:
     from text2seg.pipeline import Text2Seg
@@ -66,6 +70,8 @@ class Job:
     done: int = 0
     notes: tuple[str, ...] = ()
     failures: list[str] = field(default_factory=list)
+    unfamiliar: set[str] = field(default_factory=set)
+    """File names of images that look like photographs, if the models know drawings only."""
     message: str = ""
     report: LabelReport | None = None
     decisions: Decisions = field(default_factory=Decisions)
@@ -99,7 +105,7 @@ class Jobs:
 
         `load` reads an image, as for `LocalEngine`. It raises `ImageError` if the image is refused.
         """
-        self._most, self._load = most, load
+        self._most, self._load = most, load or (lambda path, name: load_image(path, file_name=name))
         self._jobs: dict[str, Job] = {}
         self._queue: deque[Job] = deque()
         self._changed = threading.Condition()
@@ -232,7 +238,7 @@ class Jobs:
 
     def _run(self, job: Job) -> None:
         """Label the images, and set the state of the job."""
-        engine = _CountingEngine(LocalEngine(job.models, workers=WORKERS, load=self._load), job)
+        engine = _CountingEngine(LocalEngine(job.models, workers=WORKERS, load=partial(self._look, job)), job)
         try:
             report = label_folder(job.models, job.images, job.ontology, _settings(job), stop=job.stop, engine=engine)
         except Exception as error:  # the next jobs must not wait for ever
@@ -245,9 +251,17 @@ class Jobs:
         job.report = report
         job.state = "stopped" if report.interrupted else "done"
 
+    def _look(self, job: Job, path: Any, name: str) -> Image:
+        """Read an image, and note whether it is unlike what the models know."""
+        image = self._load(path, name)
+        if job.models.is_unfamiliar(image):
+            job.unfamiliar.add(name)
+        return image
+
 
 class _CountingEngine:
-    """An engine that counts finished and failed images in its job."""
+    """An engine that counts finished and failed images in its job, and stops between two calls of the networks. The
+    images of that moment are labelled again when the job is resumed."""
 
     def __init__(self, engine: Engine, job: Job) -> None:
         self._engine, self._job = engine, job
@@ -258,7 +272,12 @@ class _CountingEngine:
             self._job.failures += [record["failure"]["message"] for _, record in delivery if "failure" in record]
             self._job.done += len(delivery)
 
-        self._engine.run(work, batches, counted, stopping)
+        def watch(_: int) -> None:
+            if stopping():
+                raise StoppedError("the job was stopped")
+
+        with watched(watch), suppress(StoppedError):
+            self._engine.run(work, batches, counted, stopping)
 
 
 _RESTING: tuple[State, ...] = ("stopped", "done", "failed")

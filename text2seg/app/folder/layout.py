@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from html import escape
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +14,7 @@ from text2seg.app.fields import files_field
 from text2seg.app.folder.inputs import Checked, folders_in
 from text2seg.app.folder.jobs import NOBODY, Job, State
 from text2seg.app.folder.review import SheetPage
+from text2seg.app.messages import photographs, warning
 from text2seg.app.settings import AppSettings
 from text2seg.render.saving import render_template
 
@@ -199,7 +200,7 @@ def checked_html(checked: Checked) -> str:
 
 def status_html(job: Job, ahead: int) -> str:
     """Return the status of a job. `ahead` is the number of jobs before it in the queue."""
-    return _render(
+    status = _render(
         "status",
         job=job,
         words={"badge": "stopping" if _is_stopping(job) else BADGES[job.state], "detail": _detail(job, ahead)},
@@ -207,11 +208,12 @@ def status_html(job: Job, ahead: int) -> str:
         failures=tuple(job.failures),
         shown=FAILURES,
     )
+    return status + warning(photographs(len(job.unfamiliar), job.total))
 
 
-def sheet_html(page: SheetPage, categories: Sequence[str]) -> str:
-    """Return a page of the review: its images, segments and buttons."""
-    return _render("sheet", page=page, shown=SEGMENTS, categories=categories)
+def sheet_html(page: SheetPage, categories: Sequence[str], unfamiliar: Collection[str]) -> str:
+    """Return a page of the review: its images, segments and buttons. `unfamiliar` images look like photographs."""
+    return _render("sheet", page=page, shown=SEGMENTS, categories=categories, unfamiliar=unfamiliar)
 
 
 def place_html(page: SheetPage) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import secrets
 import threading
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from text2seg.coco.dataset import read_dataset, write_dataset
 from text2seg.coco.lookup import ImageFinder
-from text2seg.errors import OutputError
+from text2seg.errors import OutputError, Text2SegError
 from text2seg.io.files import reason
 from text2seg.io.writing import discard, make_folder, write_atomically
 from text2seg.review import write_review
@@ -106,6 +107,7 @@ class ContactSheet:
         self._folder = images
         self._last = max((each["id"] for each in self.content["annotations"]), default=0)
         self._lock = threading.Lock()
+        self._versions: Counter[int] = Counter()
 
     @property
     def categories(self) -> tuple[str, ...]:
@@ -147,21 +149,38 @@ class ContactSheet:
         """Return an image; None if there is no such image."""
         return self.contents.images[place] if self._has(place) else None
 
+    def version(self, place: int) -> int:
+        """Return how often an image was edited by hand."""
+        return self._versions[place]
+
     def correct(
         self,
         decisions: Decisions,
         place: int,
+        version: int,
         edited: Mapping[int, Json],
         added: Sequence[Json],
-        removed: Iterable[int],
+        removed: Sequence[int],
     ) -> None:
         """Take over what was edited by hand in an image.
 
         Args:
+            version: the version of the image that was edited.
             edited: new annotations by their ids; their category stays as it is.
             added: annotations without an id, which get one.
             removed: ids of annotations to reject.
+
+        Raises:
+            Text2SegError: the image has another version by now; nothing is changed.
         """
+        if not (edited or added or removed):
+            return
+        with self._lock:
+            if self._versions[place] != version:
+                raise Text2SegError(
+                    "another window has saved this image since; go back without saving, and edit it again"
+                )
+            self._versions[place] += 1
         image = self.contents.images[place]
         changed = {}
         for number, annotation in edited.items():

@@ -22,6 +22,7 @@ from text2seg.app.folder.review import ContactSheet, Shown, dataset_zip, failure
 from text2seg.app.messages import alert, message_of
 from text2seg.app.model_pool import ModelPool
 from text2seg.app.segment import Editor
+from text2seg.app.segment.desk import Desk
 from text2seg.app.segment.session import EditSession
 from text2seg.errors import Text2SegError
 
@@ -33,6 +34,10 @@ FETCH = "() => setTimeout(() => document.querySelector('#folder-file a, a#folder
 PRESS = "() => text2segPress('#folder-begin')"
 READY = "() => ({__type__: 'update', interactive: true})"
 WAIT = "() => Array(2).fill({__type__: 'update', interactive: false})"
+STOPPING = """() => {
+  const [badge] = document.querySelectorAll("#folder-status .badge");
+  if (badge) badge.textContent = "stopping";
+}"""
 SHOW_SHEET = """() => {
   document.querySelector('#folder-sheet').scrollIntoView();
   text2segFocus('#folder-sheet .t2s-tile');
@@ -76,6 +81,7 @@ class Tab:
         c.picker.input(self._select, [c.kept, c.picker], [c.kept], trigger_mode="always_last", **QUIET)
         c.timer.tick(self._tick, [c.kept], [c.status, c.timer, c.phase], queue=False, **QUIET)
         c.phase.change(self._parts, [c.kept], shown, **QUIET)
+        c.cancel.click(None, js=STOPPING, api_visibility="private")
         c.cancel.click(self._acting(jobs.cancel), [c.kept], anew, **QUIET)
         c.resume.click(self._acting(jobs.resume), [c.kept], anew, **QUIET)
         removed = c.yes.click(self._acting(jobs.remove), [c.kept], anew, **QUIET)
@@ -133,7 +139,7 @@ class Tab:
     def _wire_editor(self, tabs: gr.Tabs, editor: Editor, back: SimpleNamespace) -> None:
         """Wire the way of a segment to the editor and back."""
         c = self._c
-        place = [editor.session, editor.canvas, tabs, back.bar, back.said, back.wrong]
+        place = [editor.desk, editor.canvas, tabs, back.bar, back.said, back.wrong]
 
         def bar(session: EditSession) -> Updates:
             """Return the updates of the bar, which is visible while an image of a job is edited."""
@@ -141,22 +147,24 @@ class Tab:
             said = layout.return_html(opened.name, opened.job_name) if opened else ""
             return {back.bar: gr.Row(visible=opened is not None), back.said: said, back.wrong: ""}
 
-        def edit(kept: Any, before: EditSession, event: gr.EventData) -> Updates:
+        def edit(kept: Any, desk: Desk, event: gr.EventData) -> Updates:
             job, data = self._done(kept), event._data if isinstance(event._data, dict) else {}
             at, annotation = int(data.get("place", -1)), int(data.get("segment", 0))
             try:
-                begun = editing.begin(self._jobs.model_pool, job, self._jobs.sheet(job), at, annotation, before)
+                begun = editing.begin(self._jobs.model_pool, job, self._jobs.sheet(job), at, annotation, desk.session)
             except Text2SegError as error:
                 raise gr.Error(message_of(error), print_exception=False) from error
-            session, _ = begun
-            return {**editor.put(*begun), tabs: gr.Tabs(selected="segment"), **bar(session)}
+            session, number = begun
+            if session.editing:  # a search may have ended meanwhile
+                session = replace(session, editing=replace(session.editing, before=desk.session))
+            return {**editor.put(desk, session, number), tabs: gr.Tabs(selected="segment"), **bar(session)}
 
-        def leave(opened: editing.Editing) -> Updates:
+        def leave(desk: Desk, opened: editing.Editing) -> Updates:
             """Return to the review, and give the editor what it held before."""
-            return {**editor.put(opened.before, 0), tabs: gr.Tabs(selected="folder"), **bar(opened.before)}
+            return {**editor.put(desk, opened.before, 0), tabs: gr.Tabs(selected="folder"), **bar(opened.before)}
 
-        def take(kept: Any, session: EditSession, shown: Shown, number: int) -> Updates:
-            opened = session.editing
+        def take(kept: Any, desk: Desk, shown: Shown, number: int) -> Updates:
+            session, opened = desk.session, desk.session.editing
             if opened is None:
                 return bar(session)
             job = self._jobs.job({**self._jobs.known(kept), "job": opened.job})
@@ -166,17 +174,18 @@ class Tab:
                 editing.finish(opened, session, job, self._jobs.sheet(job))
             except Text2SegError as error:
                 return {back.wrong: alert(message_of(error))}
-            return leave(opened) | self._page(kept, shown, number)
+            return leave(desk, opened) | self._page(kept, shown, number)
 
-        def drop(session: EditSession) -> Updates:
-            return leave(session.editing) if session.editing else bar(session)
+        def drop(desk: Desk) -> Updates:
+            opened = desk.session.editing
+            return leave(desk, opened) if opened else bar(desk.session)
 
         shown: dict[str, Any] = {**QUIET, "show_progress": "minimal"}
-        c.sheet.edit(edit, [c.kept, editor.session], place, **shown, show_progress_on=[c.tally])
-        inputs = [c.kept, editor.session, c.shown, c.number]
+        c.sheet.edit(edit, [c.kept, editor.desk], place, **shown, show_progress_on=[c.tally])
+        inputs = [c.kept, editor.desk, c.shown, c.number]
         back.take.click(take, inputs, [*place, *self._sheet], **QUIET)
-        back.drop.click(drop, [editor.session], place, **QUIET)
-        editor.canvas.editing(bar, [editor.session], [back.bar, back.said, back.wrong], **QUIET)
+        back.drop.click(drop, [editor.desk], place, **QUIET)
+        editor.canvas.editing(lambda desk: bar(desk.session), [editor.desk], [back.bar, back.said, back.wrong], **QUIET)
 
     def _forget(self, request: gr.Request) -> None:
         self._jobs.forget(str(request.session_hash))
@@ -298,7 +307,7 @@ class Tab:
         sheet = self._jobs.sheet(job)
         page = sheet.page(job.decisions, shown, number)
         return {
-            c.sheet: layout.sheet_html(page, sheet.categories),
+            c.sheet: layout.sheet_html(page, sheet.categories, job.unfamiliar),
             c.tally: layout.tally_html(job),
             c.number: page.number,
             c.pages: gr.Row(visible=page.pages > 1),

@@ -1,7 +1,7 @@
 // Queries as chips. Enter or a comma adds a chip; Backspace and × remove one. A chip that was not searched for is marked,
 // with one sentence below that says why and what to do.
 // Properties `texts`, `refused` [{text, reason, wording, close}] and `known` (names); fires `change` if the texts change,
-// `typed` at each letter, `find` if the user starts a search, and `models` for the way to other models.
+// `typed` at each letter, and `find` if the user starts a search.
 
 customElements.define("t2s-chips", class extends HTMLElement {
   #texts = [];
@@ -58,7 +58,6 @@ customElements.define("t2s-chips", class extends HTMLElement {
     const { do: what, chip, word, wording, instead } = event.target.closest("button")?.dataset ?? {};
     if (what === "find") this.find();
     else if (what === "known") this.#openKnown();
-    else if (what === "models") this.dispatchEvent(new CustomEvent("models"));
     else if (word) this.#add(word);
     else if (instead) this.#set(this.#texts.map((text) => (text === chip ? text.replaceAll(wording, instead) : text)));
     else if (chip) this.#set(this.#texts.filter((text) => text !== chip));

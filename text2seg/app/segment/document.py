@@ -27,7 +27,9 @@ Place = tuple[float, float]
 class Piece:
     """A segment and its edits. Edits do not change its `number`. `placed` are the points that the visitor set.
 
-    `is_labelled`: it is an annotation of a dataset. `is_explained`: how its mask was chosen is known.
+    `is_labelled`: it is an annotation of a dataset. `is_explained`: how its mask was chosen is known. `is_named`: the
+    visitor gave its name, and it stays when that is no query. `region` is the number of the region of "everything" that
+    it was, or 0.
     """
 
     number: int
@@ -38,6 +40,8 @@ class Piece:
     placed: frozenset[Place] = frozenset()
     is_labelled: bool = False
     is_explained: bool = True
+    is_named: bool = False
+    region: int = 0
 
     @property
     def outlasts_searches(self) -> bool:
@@ -63,29 +67,41 @@ class Document:
     def found(self, segments: Iterable[Segment], queries: Sequence[str]) -> Document:
         """Return the document after a new search.
 
-        Edited and accepted segments, and those of a dataset, are kept if their query is still there. New segments are
-        added unless they show the same object as a kept or a deleted one. Deleted segments are forgotten with their
-        query.
+        Edited and accepted segments, and those of a dataset, are kept if their query is still there, and those that the
+        visitor named in any case. New segments are added unless they show the same object as a kept or a deleted one.
+        Deleted segments are forgotten with their query.
         """
-        kept = tuple(piece for piece in self.pieces if piece.outlasts_searches and piece.segment.query in queries)
+        kept = tuple(
+            piece
+            for piece in self.pieces
+            if piece.is_named or (piece.outlasts_searches and piece.segment.query in queries)
+        )
         removed = tuple(segment for segment in self.removed if segment.query in queries)
         known = [*(piece.segment for piece in kept), *removed]
         fresh = [segment for segment in segments if not any(show_the_same(segment, other) for other in known)]
         new = tuple(_piece(self.last + place, segment) for place, segment in enumerate(fresh, start=1))
         order = {query: place for place, query in enumerate(queries)}
-        pieces = sorted((*kept, *new), key=lambda piece: order[piece.segment.query])
+        pieces = sorted((*kept, *new), key=lambda piece: order.get(piece.segment.query, len(order)))
         return Document(tuple(pieces), removed, self.last + len(new))
 
     def corrected(self, number: int, segment: Segment, *placed: Place) -> Document:
         """Replace a segment by an edited one, which is not accepted yet. `placed` are new points of the visitor."""
-        before = self.piece(number).placed
-        return self._with(number, _piece(number, segment, by_hand=True, placed=before | {*placed}))
+        before = self.piece(number)
+        piece = _piece(number, segment, by_hand=True, placed=before.placed | {*placed})
+        return self._with(number, replace(piece, is_named=before.is_named, region=before.region))
 
-    def added(self, segment: Segment, *placed: Place) -> Document:
+    def added(self, segment: Segment, *placed: Place, is_named: bool = False, region: int = 0) -> Document:
         """Add a segment made by hand, with the points that the visitor set."""
         number = self.last + 1
         piece = _piece(number, segment, by_hand=True, placed=frozenset(placed))
-        return replace(self, pieces=(*self.pieces, piece), last=number)
+        return replace(self, pieces=(*self.pieces, replace(piece, is_named=is_named, region=region)), last=number)
+
+    def named(self, number: int, name: str) -> Document:
+        """Give a segment another name. Later searches for its query do not add it again."""
+        before = self.piece(number)
+        piece = replace(before, segment=replace(before.segment, query=name), by_hand=True, is_named=True)
+        removed = self.removed if before.by_hand else (*self.removed, before.segment)
+        return replace(self._with(number, piece), removed=removed)
 
     def deleted(self, number: int) -> Document:
         return replace(self._with(number), removed=(*self.removed, self.piece(number).segment))
@@ -109,7 +125,8 @@ class Document:
         parts = [replace(segment, mask=mask, points=_points_on(mask, segment.points)) for mask in masks]
         numbers = (number, *range(self.last + 1, self.last + len(parts)))
         pieces = [
-            _piece(each, part, by_hand=True, placed=before.placed) for each, part in zip(numbers, parts, strict=True)
+            replace(_piece(each, part, by_hand=True, placed=before.placed), is_named=before.is_named)
+            for each, part in zip(numbers, parts, strict=True)
         ]
         return replace(self._with(number, *pieces), last=self.last + len(parts) - 1)
 
@@ -179,7 +196,7 @@ def with_point(
 
 
 def _piece(number: int, segment: Segment, *, by_hand: bool = False, placed: frozenset[Place] = frozenset()) -> Piece:
-    return Piece(number, segment, outline_of(segment), by_hand, placed=placed)
+    return Piece(number, segment, outline_of(segment.mask), by_hand, placed=placed)
 
 
 def show_the_same(one: Segment, other: Segment) -> bool:
@@ -220,17 +237,17 @@ class Outline:
     area: int
 
 
-def outline_of(segment: Segment) -> Outline:
-    """Return the outline of a mask for display. It is off by about one pixel at most."""
-    height, width = segment.mask.shape
+def outline_of(mask: NDArray[np.bool_]) -> Outline:
+    """Return the outline of a mask bool[H, W] for display. It is off by about one pixel at most."""
+    height, width = mask.shape
     scale = DETAIL / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    mask = np.asarray(cv2.resize(segment.mask.view(np.uint8) * 255, size, interpolation=how) >= 128)
-    loops, _ = cv2.findContours(mask.view(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    small = np.asarray(cv2.resize(mask.view(np.uint8) * 255, size, interpolation=how) >= 128)
+    loops, _ = cv2.findContours(small.view(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     to_image = np.array([width / size[0], height / size[1]])
     path = "".join(_loop(cv2.approxPolyDP(loop, TOLERANCE, True)[:, 0], to_image) for loop in loops)
-    return Outline(path, len(parts_of(mask)), segment.area)
+    return Outline(path, len(parts_of(small)), int(mask.sum()))
 
 
 def parts_of(mask: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:

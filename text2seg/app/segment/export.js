@@ -1,7 +1,7 @@
 // Downloads, and the command and Python code of this session.
 // Property `shown` {count, total, selected, command, python}; fires `export` {kind, alone}.
 
-const KINDS = [["all", "Everything"], ["coco", "COCO JSON"], ["masks", "Masks"], ["cutouts", "Cut-outs"], ["overlay", "Overlay"]];
+const KINDS = [["all", "All files"], ["coco", "COCO JSON"], ["masks", "Masks"], ["cutouts", "Cut-outs"], ["overlay", "Overlay"]];
 
 customElements.define("t2s-export", class extends HTMLElement {
   connectedCallback() {

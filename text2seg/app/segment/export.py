@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from text2seg.app.segment.document import Piece
+from text2seg.app.segment.edits import EVERYTHING
 from text2seg.app.segment.session import EditSession
 from text2seg.coco.dataset import build_dataset
 from text2seg.coco.json_file import json_chunks
@@ -23,6 +24,7 @@ from text2seg.loading import graphs_of
 from text2seg.onnx.networks import choose_onnx_device
 from text2seg.ontology import ontology_of_queries
 from text2seg.pipeline import Text2Seg
+from text2seg.queries import Query
 from text2seg.render.saving import image_files
 from text2seg.runtime import choose_device, choose_precision
 from text2seg.weights import PAIRS
@@ -65,11 +67,12 @@ def dataset_of(session: EditSession, numbers: Numbers) -> dict[str, Any]:
     """Return a COCO dataset of these segments. The attributes `by_hand` and `accepted` of an annotation say whether the
     visitor made or edited it, and whether the visitor accepted it."""
     segmentation = session.segmentation(numbers)
+    names = [Query(name, ((name,),)) for name in session.names]
     dataset = build_dataset(
         [segmentation],
         queries=list(segmentation.maps.queries),
         provenance=session.models.provenance(session.settings) if session.models else None,
-        info={"ontology": ontology_of_queries(session.queries).to_dict()},
+        info={"ontology": ontology_of_queries([*session.queries, *names]).to_dict()},
     )
     pieces = [piece for piece in session.document.pieces if piece.number in numbers and piece.segment.area]
     for annotation, piece in zip(dataset["annotations"], pieces, strict=True):
@@ -117,6 +120,8 @@ KINDS = ("clip", "sam")
 def as_command(session: EditSession) -> str:
     """Return a command for a POSIX shell, with all flags that differ from their defaults."""
     words = ["text2seg", "segment", _file(session)]
+    if not session.texts:
+        words += ["--everything", *(word for name, value in _differing(EVERYTHING) for word in _flag(name, value))]
     for text in session.texts:
         words += [f"--query={text}"] if text.startswith("-") else ["--query", text]
     for name, value in _models(session).items():
@@ -136,6 +141,11 @@ def as_python(session: EditSession) -> str:
         stages.setdefault(stage, []).append(f"{name}={value!r}")
     types = {field.name: type(getattr(session.settings, field.name)).__name__ for field in fields(Settings)}
     asked = ["from text2seg import Text2Seg", "", f"seg = Text2Seg.load({given})"]
+    if not session.texts:
+        asked.insert(1, "from text2seg.config import AutomaticSettings")
+        settings = ", ".join(f"{name}={value!r}" for name, value in _differing(EVERYTHING))
+        call = f"seg.everything({_file(session)!r}, AutomaticSettings({settings}))"
+        return _by_hand(session) + "\n".join([*asked, f"result = {call}"])
     call = f"seg.segment({_file(session)!r}, {list(session.texts)!r}"
     if stages:
         asked.insert(
@@ -180,13 +190,18 @@ def _running(models: Text2Seg) -> dict[str, Any]:
 
 def _changed(settings: Settings) -> Iterator[tuple[str, str, Any]]:
     """Yield stage, name and value of every setting that differs from its default."""
-    default = Settings()
     for stage in fields(Settings):
-        ours, theirs = getattr(settings, stage.name), getattr(default, stage.name)
-        for field in fields(ours):
-            value = getattr(ours, field.name)
-            if value != getattr(theirs, field.name):
-                yield stage.name, field.name, value
+        for name, value in _differing(getattr(settings, stage.name)):
+            yield stage.name, name, value
+
+
+def _differing(settings: Any) -> Iterator[tuple[str, Any]]:
+    """Yield name and value of every setting of one stage that differs from its default."""
+    default = type(settings)()
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if value != getattr(default, field.name):
+            yield field.name, value
 
 
 def _flag(name: str, value: Any) -> list[str]:

@@ -6,7 +6,9 @@
 
 const PATIENCE = 180_000; // milliseconds without an answer, with time in the queue, before a request counts as lost
 const KEPT = "text2seg-segment"; // where the browser keeps what a reload needs, for this window only
+const SLOW = ["find", "example", "everything"]; // what can be stopped
 const NAMES = { open: "Opening …", resume: "Opening your last image …", find: "Searching …", example: "Searching …",
+  pick: "Picking …", box: "Cutting out …", name: "Naming …", everything: "Finding everything …",
   point: "Updating …", take: "Updating …", why: "Explaining …", "why-not": "Explaining …", export: "Exporting …" };
 
 /** What this window kept before it was loaded again. */
@@ -21,9 +23,13 @@ function recall() {
 
 customElements.define("t2s-segment", class extends HTMLElement {
   #view = { texts: [], queries: [], pieces: [], refused: [], image: null, canUndo: false, canRedo: false };
-  #local = { selected: 0, hidden: new Set(), tool: "select", adding: "", isStart: false, threshold: null, presence: null };
+  #local = { selected: 0, hidden: new Set(), tool: "select", adding: "", isStart: false, isAll: false, threshold: null,
+    presence: null };
+  #regions = []; // everything that was found without words
+  #progress = null; // {share, since, first} of the request that is being answered
   #waiting = [];
   #turn = 0;
+  #isStopping = false;
   #sent = null;
   #patience = 0;
   #outdated = 0; // the last turn before another tab has put an image into the editor
@@ -36,13 +42,15 @@ customElements.define("t2s-segment", class extends HTMLElement {
     this.#listen();
   }
 
-  connect({ send, resumedEditing, props, watch, upload }) {
+  connect({ send, stop, resumedEditing, props, watch, upload }) {
     this.send = send;
+    this.stop = stop;
     this.resumedEditing = resumedEditing;
     this.props = props;
     this.upload = upload;
     this.stage.examples = props.examples;
     this.chips.known = props.known;
+    this.querySelector("[data-part=unfamiliar] span").textContent = props.unfamiliar;
     watch("value", () => this.#answered(props.value));
     if (props.value?.queries) this.#answered(props.value); // the tab was hidden and is back
     else this.#resume();
@@ -63,11 +71,13 @@ customElements.define("t2s-segment", class extends HTMLElement {
     on(this.chips, "change", () => this.#changed());
     on(this.chips, "typed", () => this.#note(""));
     on(this.chips, "find", () => { this.#local.isStart = false; this.#find(); this.#show(); });
-    on(this.chips, "models", () => this.#openModels());
     on(this.stage, "file", ({ file }) => this.#open(file));
     on(this.stage, "example", ({ number }) => this.#send({ do: "example", number }));
     on(this.stage, "back", () => this.#do("start"));
     on(this.stage, "point", (place) => this.#point(place));
+    on(this.stage, "box", ({ box }) => this.#box(box));
+    on(this.stage, "pick", ({ region }) => this.#send({ do: "pick", region }, (view) => this.#selectLast(view)));
+    on(this.stage, "stop", () => { this.#isStopping = true; this.stop(); this.#showBusy(); });
     on(this.stage, "say", ({ text }) => { this.querySelector("[data-part=said]").textContent = text; });
     for (const part of [this.stage, this.legend]) {
       on(part, "select", ({ number }) => this.#select(number));
@@ -79,12 +89,16 @@ customElements.define("t2s-segment", class extends HTMLElement {
     on(this.sliders, "paint", () => this.#show());
     on(this.sliders, "find", (asked) => { Object.assign(this.#local, asked); this.#find(); });
     on(this.toolbar, "do", ({ name, byKey }) => this.#do(name, byKey));
+    on(this.toolbar, "name", ({ name }) => this.#name(name));
     on(this.toolbar, "lost", () => this.stage.focusOn());
     on(this.export, "export", ({ kind, alone }) => this.#send(
       { do: "export", kind, pieces: alone ? [this.#local.selected] : this.#visible().map((piece) => piece.number) }));
     on(this.why, "close", () => this.#closeWhy());
     on(this.why, "take", ({ number, candidate }) => this.#send({ do: "take", piece: number, candidate }));
-    this.querySelector("[data-do=models]").addEventListener("click", () => this.#openModels());
+    this.querySelector("[data-part=ask]").addEventListener("click", ({ target: { dataset } }) => {
+      if (dataset.do === "begin") this.#send({ do: "everything", sure: true });
+      else if (dataset.do === "leave") { this.#local.isAll = false; this.#ask(0); this.#show(); }
+    });
     this.addEventListener("keydown", (event) => this.#key(event));
     document.addEventListener("text2seg-queue", ({ detail: { before } }) => this.#showBusy(before));
     document.addEventListener("paste", (event) => this.#paste(event));
@@ -95,6 +109,7 @@ customElements.define("t2s-segment", class extends HTMLElement {
   #send(what, then = null) {
     const isNew = what.do === "open" || what.do === "example";
     this.#note("");
+    this.#ask(0);
     this.#waiting = isNew ? [] : this.#waiting.filter((each) => what.do !== "find" || each.what.do !== "find");
     this.#waiting.push({ what, then, texts: this.chips.texts });
     this.#next();
@@ -111,10 +126,28 @@ customElements.define("t2s-segment", class extends HTMLElement {
   #showBusy(before = 0) {
     const [now] = [this.#sent, ...this.#waiting].filter(Boolean);
     const waits = before ? ` ${before} before you` : "";
-    this.stage.busy = now ? (NAMES[now.what.do] ?? "…") + waits : "";
+    if (this.#isStopping && this.#sent) { this.stage.busy = { text: "Stopping …" }; return; }
+    const text = now ? (NAMES[now.what.do] ?? "…") + waits + this.#left() : "";
+    this.stage.busy = { text, canStop: now === this.#sent && SLOW.includes(now?.what.do) };
+  }
+
+  /** How far a slow request is, and how long it will still take. */
+  #left() {
+    const { share = 0, since, first } = this.#progress ?? {};
+    if (!share) return "";
+    const seconds = share > first ? (performance.now() - since) / 1000 / (share - first) * (1 - share) : 0;
+    return ` ${Math.round(100 * share)} %${seconds ? `, about ${Math.ceil(seconds)} s left` : ""}`;
+  }
+
+  #progressed({ turn, progress: share }) {
+    if (turn !== this.#sent?.turn) return;
+    const { since = performance.now(), first = share } = this.#progress ?? {};
+    this.#progress = { share, since, first };
+    this.#next(); // it is not lost
   }
 
   async #request(asked) {
+    this.#isStopping = false;
     const sent = this.#sent = { ...asked, turn: (this.#turn += 1) };
     let { file, ...what } = sent.what;
     if (file) {
@@ -128,6 +161,7 @@ customElements.define("t2s-segment", class extends HTMLElement {
   }
 
   #answered(view) {
+    if (view.progress !== undefined) return this.#progressed(view);
     const { what, then, texts } = view.turn && view.turn === this.#sent?.turn ? this.#sent : {};
     if (view.turn && !what && this.#sent) return; // the answer to a request from before the connection broke
     if (view.turn && view.turn <= this.#outdated) return; // an answer about the image before
@@ -135,8 +169,11 @@ customElements.define("t2s-segment", class extends HTMLElement {
     this.#view = view;
     this.chips.known = view.known;
     this.chips.refused = view.refused;
-    if (what) this.#sent = null;
-    this.#note(view.error);
+    if (what) this.#sent = this.#progress = null;
+    this.#note(view.isStopped ? "Stopped. Nothing has changed." : view.error, !view.isStopped);
+    if (what?.do === "everything") this.#ask(view.seconds);
+    if (view.regions) this.#regions = view.regions;
+    if (what?.do === "everything" && view.regions && !view.regions.length) this.#note("Nothing was found without words.");
     if (isNew) this.#opened(what.do, view, texts);
     if (view.opened && !what) this.#putInto(view);
     if (what?.do === "resume" && !view.error) this.#resumed(view);
@@ -154,8 +191,9 @@ customElements.define("t2s-segment", class extends HTMLElement {
 
   /** Begin with a new image. */
   #opened(how, view, textsBefore) {
-    Object.assign(this.#local, { selected: 0, adding: "", tool: "select", hidden: new Set(), isStart: false,
+    Object.assign(this.#local, { selected: 0, adding: "", tool: "select", hidden: new Set(), isStart: false, isAll: false,
       threshold: null, presence: null });
+    this.#regions = [];
     this.why.explanation = null;
     if (how === "example") {
       const typed = this.chips.texts.filter((text) => !textsBefore.includes(text)); // while the request was running
@@ -173,7 +211,7 @@ customElements.define("t2s-segment", class extends HTMLElement {
     this.#sent = null;
     this.#outdated = this.#turn;
     this.#waiting = [];
-    Object.assign(this.#local, { adding: "", tool: "select", hidden: new Set(), isStart: false, ...view.given,
+    Object.assign(this.#local, { adding: "", tool: "select", hidden: new Set(), isStart: false, isAll: false, ...view.given,
       ...view.opened });
     this.why.explanation = null;
     this.chips.texts = view.texts;
@@ -260,13 +298,6 @@ customElements.define("t2s-segment", class extends HTMLElement {
     Object.assign(document.createElement("a"), { href: file.url, download: name }).click();
   }
 
-  #openModels() {
-    const chip = document.querySelector("#models > button");
-    if (!document.querySelector("#models-table")?.checkVisibility()) chip.click();
-    chip.scrollIntoView({ block: "nearest" });
-    chip.focus({ preventScroll: true });
-  }
-
   // Edits of segments.
 
   #deselect() { Object.assign(this.#local, { selected: 0, adding: "", tool: "select" }); }
@@ -301,17 +332,56 @@ customElements.define("t2s-segment", class extends HTMLElement {
     }
   }
 
+  #box(box) {
+    const { adding: query } = this.#local;
+    this.#send({ do: "box", box, query }, (view) => this.#selectLast(view, !query));
+  }
+
+  /** Select the newest segment, which waits for its name. */
+  #selectLast(view, isNameless = true) {
+    this.#deselect();
+    this.#local.selected = Math.max(...view.pieces.map((piece) => piece.number));
+    if (isNameless) setTimeout(() => this.toolbar.focusOnName());
+  }
+
+  #name(name) {
+    const { selected } = this.#local;
+    if (selected && name) this.#send({ do: "name", piece: selected, name }, () => setTimeout(() => this.stage.focusOn()));
+  }
+
+  /** Show or hide everything that was found without words. The first time, find it. */
+  #everything() {
+    this.#local.isAll = !this.#local.isAll;
+    this.#ask(0);
+    if (this.#local.isAll && !this.#regions.length) this.#send({ do: "everything" });
+  }
+
+  /** Say how long everything takes, and ask whether to begin; 0 seconds: nothing to ask. */
+  #ask(seconds) {
+    const ask = this.querySelector("[data-part=ask]");
+    ask.hidden = !seconds;
+    if (!seconds) return;
+    const time = seconds < 90 ? `${Math.round(seconds)} s` : `${Math.round(seconds / 60)} min`;
+    ask.querySelector("span").textContent = `Finding everything takes about ${time} on this computer.`;
+    ask.querySelector("button").focus();
+  }
+
   #do(name, byKey = false) {
     const { selected: piece } = this.#local;
     if (document.fullscreenElement && ["why", "start"].includes(name)) document.exitFullscreen(); // their place is outside
     if (name === "undo" || name === "redo") this.#send({ do: name });
     else if (name === "full") this.#full();
-    else if (name === "start") this.#local.isStart = !this.#local.isStart;
+    else if (name === "everything") this.#everything();
+    else if (name === "box") {
+      const isOn = this.#local.tool === "box";
+      this.#deselect();
+      this.#local.tool = isOn ? "select" : "box";
+    } else if (name === "start") this.#local.isStart = !this.#local.isStart;
     else if (["select", "plus", "minus"].includes(name)) this.#local.tool = name;
     else if (name === "deselect") this.#deselect();
     else if (piece) this.#send({ do: name, piece });
     this.#show();
-    const isTool = name === "plus" || name === "minus";
+    const isTool = ["plus", "minus", "box"].includes(name);
     if ((byKey && isTool) || name === "start") this.stage.focusOn(); // there, arrow keys and Enter set points
   }
 
@@ -334,8 +404,9 @@ customElements.define("t2s-segment", class extends HTMLElement {
     const name = control
       ? { z: event.shiftKey ? "redo" : "undo", y: "redo" }[key]
       : { delete: "delete", backspace: "delete", a: "accept", s: "split", w: "why", f: "full", "+": "plus", "-": "minus",
-        v: "select", escape: isStart ? "start" : tool === "select" ? "deselect" : "select" }[key];
-    if (!name || (!["full", "start"].includes(name) && !control && !selected && !adding)) return;
+        v: "select", e: "everything", b: "box", escape: isStart ? "start" : tool === "select" ? "deselect" : "select" }[key];
+    const isFree = control || ["full", "start", "everything", "box"].includes(name);
+    if (!name || (!isFree && !selected && !adding && tool !== "box")) return;
     event.preventDefault();
     this.#do(name, true);
   }
@@ -354,16 +425,21 @@ customElements.define("t2s-segment", class extends HTMLElement {
     const view = this.#view;
     const pieces = this.#visible();
     if (this.#local.selected && !pieces.some(({ number }) => number === this.#local.selected)) this.#deselect(); // hidden
-    const { selected, adding, tool, hidden, isStart } = this.#local;
+    const { selected, adding, tool, hidden, isStart, isAll } = this.#local;
+    const picked = new Set(view.pieces.map((each) => each.region));
+    const regions = isAll ? this.#regions.filter(({ number }) => !picked.has(number)) : [];
     const piece = view.pieces.find((each) => each.number === selected);
     const isOpen = Boolean(view.image) && !isStart;
     this.classList.toggle("t2s-open", isOpen);
-    this.querySelector("[data-part=side]").hidden = !isOpen || !view.queries.length;
+    const side = this.querySelector("[data-part=side]");
+    const isLost = side.contains(document.activeElement);
+    side.hidden = !isOpen || !view.queries.length;
+    if (isLost && side.hidden) setTimeout(() => this.stage.focusOn());
     this.querySelector("[data-part=unfamiliar]").hidden = !isOpen || !view.isUnfamiliar;
     this.toolbar.hidden = !isOpen;
     if (isStart) this.why.explanation = null;
-    this.stage.shown = { image: view.image, pieces, selected, tool, adding, isStart, opacity: this.sliders.opacity };
-    this.toolbar.shown = { ...view, piece, tool, hint: this.#hint(piece) };
+    this.stage.shown = { image: view.image, pieces, regions, selected, tool, adding, isStart, opacity: this.sliders.opacity };
+    this.toolbar.shown = { ...view, piece, tool, isAll, hint: this.#hint(piece) };
     this.legend.shown = { ...view, visible: new Set(pieces.map((each) => each.number)), hidden, selected, adding };
     const { threshold, presence } = this.#local; // a slider may have moved since the request
     if (view.queries.length) {
@@ -377,20 +453,25 @@ customElements.define("t2s-segment", class extends HTMLElement {
     const { adding, tool } = this.#local;
     const isTouch = matchMedia("(pointer: coarse)").matches;
     const click = isTouch ? "Tap" : "Click";
-    if (adding) return `${click} the ${adding} in the image, or move the cross with the arrow keys and press Enter.`;
+    const drag = isTouch ? "Draw" : "Drag";
+    if (adding) return `${click} the ${adding} in the image or ${drag.toLowerCase()} a box around it. Keys: arrows and Enter.`;
+    if (tool === "box") return `${drag} a box around a thing.${isTouch ? "" : " Keys: arrows and Enter for each of two corners."}`;
     if (piece && tool === "plus") return `${click} a place to add it to the mask.${isTouch ? "" : " Keys: arrows and Enter."}`;
     if (piece && tool === "minus") return `${click} a place to remove it from the mask.${isTouch ? "" : " Keys: arrows and Enter."}`;
     if (piece) {
       return isTouch ? "To correct the mask, choose “Add to mask” or “Remove from mask”."
         : "Correct the mask: Ctrl-click adds a place, Shift-click removes one.";
     }
+    if (this.#local.isAll && this.#regions.length) return `${click} a mask to pick it, then type its name.`;
     if (this.#view.pieces.length) return `${click} a segment to correct it or to see why it has this mask.`;
     if (this.#view.isUnfamiliar) return "";
-    return this.#view.queries.length ? "Nothing found. Try other words or a lower presence, or use + to add a segment." : "";
+    return this.#view.queries.length ? "Nothing found. Try other words or a lower presence, or use + to add a segment."
+      : "Type what to find, or find everything without words, or draw a box around a thing.";
   }
 
-  #note(text) {
+  #note(text, isWrong = true) {
     const note = this.querySelector("[data-part=note]");
+    note.classList.toggle("t2s-plain", !isWrong);
     note.hidden = !text;
     note.textContent = text ?? "";
   }

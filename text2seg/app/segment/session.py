@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import secrets
-import threading
-import time
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -21,18 +17,18 @@ from PIL import Image as PillowImage
 
 from text2seg.app.checks import check_request
 from text2seg.app.messages import message_of
-from text2seg.app.model_pool import ModelPool
-from text2seg.app.segment.document import NO_POINTS, Document, History, Place, with_point
+from text2seg.app.model_pool import ModelPool, SharedSession
+from text2seg.app.segment.document import Document, History
 from text2seg.app.settings import MOST_QUERIES
 from text2seg.clip.maps import texts_of
 from text2seg.config import PresenceSettings, Settings
 from text2seg.errors import QueryError, Text2SegError
-from text2seg.grids import map_score
 from text2seg.io.images import load_image
 from text2seg.model_card import ClosedVocabulary
-from text2seg.pipeline import Session, Text2Seg
+from text2seg.pipeline import Text2Seg
 from text2seg.queries import Query, names_in, parse_queries, parse_query
-from text2seg.records import Image, Segmentation
+from text2seg.records import Image, Segmentation, SimilarityMaps
+from text2seg.sam.automatic import Region
 
 if TYPE_CHECKING:
     from text2seg.app.folder.editing import Editing
@@ -50,10 +46,6 @@ THUMBNAIL_SIDE = 200
 """Longest side of a thumbnail, in pixels."""
 PREVIEW_SIDE = 2048
 """Longest side of the image in the browser, in pixels. Masks still have the full size."""
-KEPT_SECONDS, MOST_KEPT, MOST_BYTES = 3600.0, 200, 1_000_000_000
-"""A session is kept for this many seconds after its last request, and so many sessions and bytes of their images and
-segments at most."""
-TOKEN_BYTES = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +64,12 @@ class EditSession:
 
     `preview` is the image as a JPEG for the browser. `asked` are all texts of the last search, `texts` those that were
     searched for, and `refused` the others. `threshold` and `presence` override the settings of the models if given.
-    `found` is the last result of the models, before any edit. `is_unfamiliar`: the image is a photograph, and the
+    `found` is the last result of the models, before any edit; `regions` is everything that was found without words.
+    `is_unfamiliar`: the image is a photograph, and the
     models know drawings only. `token` names the session in the visitor's browser.
     """
 
-    image_session: Session | None = None
+    image_session: SharedSession | None = None
     preview: bytes = b""
     models: Text2Seg | None = None
     asked: tuple[str, ...] = ()
@@ -85,6 +78,7 @@ class EditSession:
     threshold: float | None = None
     presence: float | None = None
     found: Segmentation | None = None
+    regions: tuple[Region, ...] = ()
     history: History = field(default_factory=History)
     is_unfamiliar: bool = False
     token: str = ""
@@ -92,6 +86,13 @@ class EditSession:
     """Queries that texts cannot express, such as the categories of an ontology. A search for other texts drops them."""
     editing: Editing | None = None
     """What is edited, if the segments are annotations of a labelling job."""
+
+    @property
+    def opened(self) -> SharedSession:
+        """The session of the models on the image. Raises `Text2SegError` if there is no image."""
+        if self.image_session is None:
+            raise Text2SegError("there is no image yet; drop one, paste one or choose an example")
+        return self.image_session
 
     @property
     def document(self) -> Document:
@@ -111,23 +112,46 @@ class EditSession:
     def queries(self) -> tuple[Query, ...]:
         return self.given or (parse_queries(self.texts) if self.texts else ())
 
+    @property
+    def is_answered(self) -> bool:
+        """Whether there is a result or a segment."""
+        return self.found is not None or bool(self.document.pieces)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of segments that are no queries."""
+        queries = self.found.maps.queries if self.found else ()
+        names = dict.fromkeys(piece.segment.query for piece in self.document.pieces)
+        return tuple(name for name in names if name not in queries)
+
     def segmentation(self, numbers: frozenset[int] | None = None) -> Segmentation:
-        """Return the last result with the edited segments, or only those with these numbers.
+        """Return the last result with the edited segments, or only those with these numbers. Names that were not
+        searched for have flat maps and a presence of 1.
 
         Raises:
-            Text2SegError: no query has been run yet.
+            Text2SegError: there is no image.
         """
-        if self.found is None:
-            raise Text2SegError("nothing has been searched for yet; type what to find")
-        return replace(self.found, segments=self.document.segments(numbers))
+        image, names = self.opened.image, self.names
+        found = self.found or Segmentation(image, (), SimilarityMaps.flat((), image.hw))
+        maps, flat = found.maps, SimilarityMaps.flat(names, image.hw, found.maps.grid_hw)
+        return replace(
+            found,
+            segments=self.document.segments(numbers),
+            maps=replace(
+                maps,
+                queries=(*maps.queries, *names),
+                scores=np.concatenate([maps.scores, flat.scores]),
+                presence=np.concatenate([maps.presence, flat.presence]),
+            ),
+            thresholds=(*found.thresholds, *(0.0 for _ in names)) if found.thresholds else (),
+        )
 
 
 def open_image(model_pool: ModelPool, image: Image) -> EditSession:
     """Return a new session on an image."""
-    models = model_pool.models
-    return EditSession(
-        model_pool.session(image), preview(image.pixels), models, is_unfamiliar=models.is_unfamiliar(image)
-    )
+    image_session = model_pool.session(image)
+    models = image_session.models
+    return EditSession(image_session, preview(image.pixels), models, is_unfamiliar=models.is_unfamiliar(image))
 
 
 def find(
@@ -146,24 +170,21 @@ def find(
         Text2SegError: there is no image.
         QueryError: there are too many queries, or two that contradict each other.
     """
-    image_session = session.image_session
-    if image_session is None:
-        raise Text2SegError("there is no image yet; drop one, paste one or choose an example")
+    image_session = session.opened
     if session.models is not model_pool.models:  # somebody switched the models, which all visitors share
         image_session = model_pool.session(image_session.image)
-        models = model_pool.models
+        models = image_session.models
         unfamiliar = models.is_unfamiliar(image_session.image)
-        session = replace(session, image_session=image_session, models=models, is_unfamiliar=unfamiliar)
+        session = replace(session, image_session=image_session, models=models, is_unfamiliar=unfamiliar, regions=())
     session = replace(session, threshold=threshold, presence=presence)
     if texts != tuple(query.name for query in session.given):
         session = replace(session, given=())
-    asked, refused = (texts, ()) if session.given else _read(model_pool.models, texts, session.settings)
+    asked, refused = (texts, ()) if session.given else _read(image_session.models, texts, session.settings)
     faulty = {each.text for each in refused}
     texts = tuple(text for text in asked if text not in faulty)
     session = replace(session, asked=asked, texts=texts, refused=refused)
     if not texts:
-        emptied = Document(last=session.document.last)  # no later segment gets the number of an earlier one
-        return replace(session, found=None, history=History(emptied))
+        return replace(session, found=None, history=History(session.document.found((), ())))
     check_request(session.queries, session.settings, image_session.image.hw)
     found = image_session.segment(session.given or list(texts), session.settings)
     document = session.document.found(found.segments, found.maps.queries)
@@ -214,112 +235,6 @@ def _unknown(name: str, query: Query, vocabulary: ClosedVocabulary) -> Refused:
     known = f"the {len(vocabulary.names)} {vocabulary.things} that the {vocabulary.model} model knows"
     reason = f"“{wording}” is not among {known}."
     return Refused(name, reason, wording, tuple(vocabulary.close_to(wording)))
-
-
-def add_point(session: EditSession, number: int, query: str, xy: tuple[float, float], *, positive: bool) -> EditSession:
-    """Add a point to the segment with this number, or start a new segment of a query if the number is 0.
-
-    Args:
-        xy: in pixels of the image.
-
-    Raises:
-        Text2SegError: there is no such segment or query, or no query has been run yet.
-    """
-    if session.image_session is None or session.found is None:
-        raise Text2SegError("there is nothing to point at yet; type what to find")
-    piece = session.document.piece(number) if number else None
-    name = piece.segment.query if piece else query
-    maps = session.found.maps
-    if name not in maps.queries:
-        raise Text2SegError(f"{name!r} is no longer one of the queries")
-    before = piece.segment.points if piece else NO_POINTS
-    if not positive and not before.labels.any():
-        raise Text2SegError("the first point must be on the object")
-    scores = maps.scores[maps.queries.index(name)]
-    points = with_point(before, xy, positive=positive, scores=scores, hw=session.image_session.image.hw)
-    parsed = next(each for each in session.queries if each.name == name)
-    segment = session.image_session.segment_points(parsed, points, session.settings)
-    if not segment.area:
-        raise Text2SegError("this point leaves nothing of the segment; try another place")
-    x, y = points.xy[-1].tolist()
-    place: Place = (x, y)
-    document = session.document.corrected(number, segment, place) if piece else session.document.added(segment, place)
-    return replace(session, history=session.history.step(document))
-
-
-def take_candidate(session: EditSession, number: int, index: int) -> EditSession:
-    """Replace the mask of a segment by another of SAM's candidates.
-
-    Raises:
-        Text2SegError: there is no such segment or candidate, or the candidate is empty.
-    """
-    segment = session.document.piece(number).segment
-    if session.image_session is None or session.found is None or not 0 <= index < len(segment.candidates):
-        raise Text2SegError("there is no such candidate; open “Why this mask” again")
-    mask = session.image_session.candidate_mask(segment, index)
-    if not mask.any():
-        raise Text2SegError("this candidate is empty; choose another")
-    maps = session.found.maps
-    taken = replace(
-        segment,
-        mask=mask,
-        chosen=index,
-        sam_score=float(segment.candidates.scores[index]),
-        map_score=map_score(maps.scores[maps.queries.index(segment.query)], mask),
-    )
-    return replace(session, history=session.history.step(session.document.corrected(number, taken)))
-
-
-class KeptSessions:
-    """Sessions by the token in the visitor's browser, so that a reloaded page finds its image, words and corrections.
-
-    Tokens cannot be guessed. The least recently used sessions are dropped first. Safe to share between threads.
-    """
-
-    def __init__(self, most: int = MOST_KEPT, seconds: float = KEPT_SECONDS, most_bytes: int = MOST_BYTES) -> None:
-        self._most, self._seconds, self._most_bytes = most, seconds, most_bytes
-        self._lock = threading.Lock()
-        self._kept: OrderedDict[str, tuple[float, int, EditSession]] = OrderedDict()
-
-    def keep(self, session: EditSession) -> EditSession:
-        """Keep a session with an image. Return it with its token, a new one if it has none."""
-        if session.image_session is None:
-            return session
-        session = session if session.token else replace(session, token=secrets.token_urlsafe(TOKEN_BYTES))
-        with self._lock:
-            self._kept[session.token] = time.monotonic(), bytes_of(session), session
-            self._kept.move_to_end(session.token)
-            self._sweep()
-        return session
-
-    def find(self, token: str) -> EditSession | None:
-        """Return a copy of a session without its token, because two pages may have the token of one session."""
-        with self._lock:
-            self._sweep()
-            _, _, session = self._kept.get(token, (0.0, 0, None))
-        return replace(session, token="") if session else None
-
-    def _sweep(self) -> None:
-        oldest = time.monotonic() - self._seconds
-        sizes = {token: size for token, (_, size, _) in self._kept.items()}
-        for token, (used, _, _) in list(self._kept.items()):  # the least recently used first
-            is_full = len(sizes) > self._most or (sum(sizes.values()) > self._most_bytes and len(sizes) > 1)
-            if used >= oldest and not is_full:
-                break
-            del self._kept[token], sizes[token]
-
-
-def bytes_of(session: EditSession) -> int:
-    """Return the bytes of the image, of the masks and candidates in all steps of the history, each counted once, and of
-    the session that the editor gets back after an image of a job was edited."""
-    history = session.history
-    documents = (history.present, *history.past, *history.future)
-    segments = [piece.segment for document in documents for piece in document.pieces]
-    segments += [segment for document in documents for segment in document.removed]
-    arrays = {id(array): array for each in segments for array in (each.mask, each.candidates.logits)}
-    image = session.image_session.image.pixels.nbytes if session.image_session else 0
-    before = bytes_of(session.editing.before) if session.editing else 0
-    return image + sum(array.nbytes for array in arrays.values()) + before
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,10 +1,13 @@
 // The image with its segments: one SVG in pixels of the image, so that clicks need no scaling. Before there is an
 // image, and to open another, a place to drop one and the examples.
 // A click selects. It sets a point only with a tool, with a modifier key on the selected segment, or to add a segment.
-// Property `shown` {image, pieces, selected, tool, adding, opacity, isStart}; fires `select`, `point`, `file`, `example`,
-// `back`, `say`.
+// With the tool "box", or to add a segment, dragging draws a box. A click on a region, one of the masks that were found
+// without words, picks it.
+// Property `shown` {image, pieces, regions, selected, tool, adding, opacity, isStart}; fires `select`, `point`, `box`,
+// `pick`, `file`, `example`, `back`, `stop`, `say`.
 
 const SVG = "http://www.w3.org/2000/svg";
+const SLIP = 5; // pixels of the screen that a click may move before it is a drag
 const STEPS = 40; // steps of the arrow keys along the longer side of the image; with Shift, five times as many
 
 function drawn(name, attributes) {
@@ -26,8 +29,11 @@ function marks(points) {
 customElements.define("t2s-stage", class extends HTMLElement {
   static marks = marks;
 
-  #shown = { image: null, pieces: [], selected: 0, tool: "select" };
+  #shown = { image: null, pieces: [], regions: [], selected: 0, tool: "select" };
   #cursor = null; // place of the cross that the arrow keys move, in pixels of the image
+  #corner = null; // first corner of a box, in pixels of the image
+  #drag = null; // where a box begins that is dragged, on the screen
+  #hasDragged = false; // the click that follows is the end of a box
 
   connectedCallback() {
     this.innerHTML = `
@@ -44,12 +50,12 @@ customElements.define("t2s-stage", class extends HTMLElement {
       </div>
       <div class="t2s-figure" hidden>
         <svg class="t2s-image" role="group" tabindex="0" preserveAspectRatio="xMidYMid meet">
-          <image x="0" y="0" preserveAspectRatio="none"></image><g data-part="pieces"></g><g data-part="points"></g>
+          <image x="0" y="0" preserveAspectRatio="none"></image><g data-part="regions"></g><g data-part="pieces"></g><g data-part="points"></g>
           <g data-part="cursor"></g>
         </svg>
         <span class="t2s-tip" hidden></span>
       </div>
-      <div class="t2s-busy" hidden></div>
+      <div class="t2s-busy" hidden><span></span> <button type="button" data-do="stop" hidden>Stop</button></div>
       <input type="file" accept="image/*" hidden>`;
     this.svg = this.querySelector("svg.t2s-image");
     this.tip = this.querySelector(".t2s-tip");
@@ -57,8 +63,11 @@ customElements.define("t2s-stage", class extends HTMLElement {
     input.addEventListener("change", () => { this.#files(input.files); input.value = ""; });
     this.addEventListener("click", (event) => this.#click(event));
     this.addEventListener("keydown", (event) => this.#key(event));
-    this.svg.addEventListener("pointermove", (event) => this.#hover(event));
-    this.svg.addEventListener("pointerleave", () => this.hint(0));
+    this.svg.addEventListener("pointerdown", (event) => this.#press(event));
+    this.svg.addEventListener("pointermove", (event) => (this.#drag ? this.#stretch(event) : this.#hover(event)));
+    this.svg.addEventListener("pointerup", (event) => this.#release(event));
+    this.svg.addEventListener("pointercancel", () => this.#aim(null));
+    this.svg.addEventListener("pointerleave", () => { this.hint(0); this.#light(0); });
     this.svg.addEventListener("focusout", (event) => { if (!this.svg.contains(event.relatedTarget)) this.#aim(null); });
     for (const kind of ["dragenter", "dragover"]) {
       this.addEventListener(kind, (event) => { event.preventDefault(); this.classList.add("t2s-over"); });
@@ -83,10 +92,11 @@ customElements.define("t2s-stage", class extends HTMLElement {
     }));
   }
 
-  set busy(text) {
+  set busy({ text, canStop = false }) {
     const busy = this.querySelector(".t2s-busy");
     busy.hidden = !text;
-    busy.textContent = text;
+    busy.querySelector("span").textContent = text;
+    busy.querySelector("button").hidden = !canStop;
     this.svg.setAttribute("aria-busy", String(Boolean(text)));
   }
 
@@ -115,13 +125,34 @@ customElements.define("t2s-stage", class extends HTMLElement {
     if (shownImage.getAttribute("href") !== image.file.url) shownImage.setAttribute("href", image.file.url);
     shownImage.setAttribute("width", image.width);
     shownImage.setAttribute("height", image.height);
-    this.svg.classList.toggle("t2s-pointing", Boolean(adding || (selected && tool !== "select")));
+    this.svg.classList.toggle("t2s-pointing", Boolean(adding || (selected && ["plus", "minus"].includes(tool))));
+    this.svg.classList.toggle("t2s-boxing", Boolean(adding || tool === "box"));
     this.#draw();
-    if (!this.#isPointing) this.#aim(null);
+    if (!this.#isPointing && !this.#isBoxing) this.#aim(null);
   }
 
   /** Whether a click sets a point. */
   get #isPointing() { return this.svg.classList.contains("t2s-pointing"); }
+
+  /** Whether dragging draws a box. */
+  get #isBoxing() { return this.svg.classList.contains("t2s-boxing"); }
+
+  /** Light up the region with this number; 0 for none. */
+  #light(number, at) {
+    this.svg.classList.toggle("t2s-lit", Boolean(number));
+    for (const path of this.svg.querySelectorAll("[data-region]")) {
+      path.classList.toggle("t2s-hover", Number(path.dataset.region) === number);
+    }
+    if (number) this.#tip(`mask ${number}`, at);
+  }
+
+  #tip(text, at) {
+    this.tip.hidden = false;
+    this.tip.textContent = text;
+    const frame = this.tip.parentElement.getBoundingClientRect();
+    this.tip.style.left = `${Math.min(at.x - frame.left + 14, frame.width - 130)}px`;
+    this.tip.style.top = `${at.y - frame.top + 16}px`;
+  }
 
   /** Highlight the segment with this number; 0 for none. */
   hint(number, at) {
@@ -129,18 +160,21 @@ customElements.define("t2s-stage", class extends HTMLElement {
       path.classList.toggle("t2s-hover", Number(path.dataset.piece) === number);
     }
     const piece = this.#shown.pieces.find((each) => each.number === number);
-    this.tip.hidden = !(piece && at);
-    if (this.tip.hidden) return;
-    this.tip.textContent = `${piece.query} ${piece.score.toFixed(2)}`;
-    const frame = this.tip.parentElement.getBoundingClientRect();
-    this.tip.style.left = `${Math.min(at.x - frame.left + 14, frame.width - 130)}px`;
-    this.tip.style.top = `${at.y - frame.top + 16}px`;
+    this.tip.hidden = true;
+    if (piece && at) this.#tip(`${piece.query} ${piece.score.toFixed(2)}`, at);
   }
 
   #draw() {
-    const { pieces, selected } = this.#shown;
-    const focused = this.svg.contains(document.activeElement) ? document.activeElement.dataset?.piece : null;
-    const largestFirst = [...pieces].sort((one, other) => other.area - one.area); // small ones stay clickable
+    const { pieces, regions, selected } = this.#shown;
+    this.tip.hidden = true; // what it named may be gone
+    const { piece: focused, region } = this.svg.contains(document.activeElement) ? document.activeElement.dataset : {};
+    const byArea = (one, other) => other.area - one.area; // the largest first: small ones stay clickable
+    const largestFirst = [...pieces].sort(byArea);
+    this.svg.querySelector("[data-part=regions]").replaceChildren(...[...regions].sort(byArea).map((each) => drawn("path", {
+      d: each.path, fill: each.colour, stroke: each.colour, "fill-rule": "evenodd", role: "button", tabindex: 0,
+      "data-region": each.number, "vector-effect": "non-scaling-stroke", "aria-label": `Pick mask ${each.number}`,
+    })));
+    if (region) (this.svg.querySelector(`[data-region="${region}"]`) ?? this.svg).focus({ preventScroll: true });
     this.svg.querySelector("[data-part=pieces]").replaceChildren(...largestFirst.map((piece) => drawn("path", {
       d: piece.path, fill: piece.colour, stroke: piece.colour, "fill-rule": "evenodd", role: "button", tabindex: 0,
       "data-piece": piece.number, "aria-pressed": piece.number === selected, "vector-effect": "non-scaling-stroke",
@@ -161,6 +195,7 @@ customElements.define("t2s-stage", class extends HTMLElement {
     if (example) this.#fire("example", { number: Number(example.dataset.example) });
     else if (event.target.closest("[data-do=choose]")) this.choose();
     else if (event.target.closest("[data-do=back]")) this.#fire("back", {});
+    else if (event.target.closest("[data-do=stop]")) this.#fire("stop", {});
     else if (this.svg.contains(event.target)) this.#clickImage(event);
   }
 
@@ -168,11 +203,53 @@ customElements.define("t2s-stage", class extends HTMLElement {
     const { selected, tool } = this.#shown;
     const adds = event.ctrlKey || event.metaKey || event.altKey;
     const isModified = selected && (event.shiftKey || adds);
-    if (!this.#isPointing && !isModified) this.#fire("select", { number: Number(event.target.dataset.piece ?? 0) });
+    const { piece = 0, region } = event.target.dataset;
+    if (this.#hasDragged) this.#hasDragged = false;
+    else if (!this.#isPointing && !isModified && region) this.#fire("pick", { region: Number(region) });
+    else if (!this.#isPointing && !isModified) this.#fire("select", { number: Number(piece) });
     else if (event.detail <= 1) { // the second click of a double-click sets no other point
-      const { x, y } = new DOMPoint(event.clientX, event.clientY).matrixTransform(this.svg.getScreenCTM().inverse());
-      this.#fire("point", { x, y, positive: !event.shiftKey && (adds || tool !== "minus") });
+      this.#fire("point", { ...this.#placeOf(event), positive: !event.shiftKey && (adds || tool !== "minus") });
     }
+  }
+
+  /** Place of the pointer in pixels of the image. */
+  #placeOf(event) {
+    const { x, y } = new DOMPoint(event.clientX, event.clientY).matrixTransform(this.svg.getScreenCTM().inverse());
+    return { x, y };
+  }
+
+  #press(event) {
+    this.#hasDragged = false;
+    if (!this.#isBoxing || event.button || !event.isPrimary) return;
+    this.#drag = { x: event.clientX, y: event.clientY };
+    this.#corner = this.#placeOf(event);
+  }
+
+  #stretch(event) {
+    if (!this.#hasDragged && Math.hypot(event.clientX - this.#drag.x, event.clientY - this.#drag.y) < SLIP) return;
+    if (!this.#hasDragged) this.svg.setPointerCapture(event.pointerId);
+    this.#hasDragged = true;
+    this.#drawBox(this.#placeOf(event));
+  }
+
+  #release(event) {
+    const { x, y } = this.#corner ?? {};
+    const isBox = this.#drag && this.#hasDragged;
+    const end = this.#placeOf(event);
+    if (this.#drag) this.#aim(null);
+    if (isBox) this.#fireBox({ x, y }, end);
+  }
+
+  #fireBox(one, other) {
+    const [left, right] = [one.x, other.x].sort((a, b) => a - b);
+    const [top, bottom] = [one.y, other.y].sort((a, b) => a - b);
+    this.#fire("box", { box: [left, top, right, bottom] });
+  }
+
+  /** Draw a box from the first corner to a place. */
+  #drawBox({ x, y }) {
+    const { x: left, y: top } = this.#corner;
+    this.#drawLines(`M${left} ${top}H${x}V${y}H${left}Z`);
   }
 
   #key(event) {
@@ -181,9 +258,12 @@ customElements.define("t2s-stage", class extends HTMLElement {
     const isPress = ["Enter", " "].includes(event.key);
     if (!dx && !dy && !isPress) return;
     const focused = Number(event.target.dataset?.piece ?? 0);
-    if (this.#isPointing && isPress && this.#cursor) {
+    if (this.#isBoxing && !this.#isPointing && isPress && this.#cursor) this.#setCorner();
+    else if (this.#isPointing && isPress && this.#cursor) {
       this.#fire("point", { ...this.#cursor, positive: !event.shiftKey && this.#shown.tool !== "minus" });
-    } else if (this.#isPointing && !isPress) this.#move(dx, dy, event.shiftKey ? 5 * STEPS : STEPS);
+    } else if ((this.#isPointing || this.#isBoxing) && !isPress) this.#move(dx, dy, event.shiftKey ? 5 * STEPS : STEPS);
+    else if (isPress && event.target.dataset.region) this.#fire("pick", { region: Number(event.target.dataset.region) });
+    else if (!isPress && event.target.dataset.region) this.#stepRegion(dx + dy, event.target);
     else if (isPress && focused) this.#fire("select", { number: focused });
     else if (!isPress && this.#shown.pieces.length) this.#step(dx + dy, focused);
     else return;
@@ -197,6 +277,21 @@ customElements.define("t2s-stage", class extends HTMLElement {
     const next = pieces[(at + step + pieces.length) % pieces.length].number;
     this.#fire("select", { number: next });
     this.svg.querySelector(`[data-piece="${next}"]`)?.focus();
+  }
+
+  /** Focus the next region. */
+  #stepRegion(step, from) {
+    const all = [...this.svg.querySelectorAll("[data-region]")].sort((a, b) => a.dataset.region - b.dataset.region);
+    all[(all.indexOf(from) + step + all.length) % all.length].focus();
+  }
+
+  /** Take the place of the cross as a corner of a box; the second one completes it. */
+  #setCorner() {
+    const [first, place] = [this.#corner, this.#cursor];
+    if (first) {
+      this.#aim(null);
+      this.#fireBox(first, place);
+    } else this.#corner = place;
   }
 
   /** Move the cross by one step. It begins in the middle of the selected segment, or of the image. */
@@ -215,15 +310,23 @@ customElements.define("t2s-stage", class extends HTMLElement {
   /** Draw the cross at a place; null removes it. */
   #aim(place) {
     this.#cursor = place;
+    if (!place) this.#corner = this.#drag = null;
     const { width, height } = this.#shown.image ?? {};
-    const lines = place ? `M${place.x} 0V${height}M0 ${place.y}H${width}` : "";
-    this.svg.querySelector("[data-part=cursor]").replaceChildren(...(place ? ["t2s-cross-under", "t2s-cross"] : []).map(
+    if (place && this.#corner) this.#drawBox(place);
+    else this.#drawLines(place ? `M${place.x} 0V${height}M0 ${place.y}H${width}` : "");
+  }
+
+  /** Draw the cross or a box, given as an SVG path; "" draws nothing. */
+  #drawLines(lines) {
+    this.svg.querySelector("[data-part=cursor]").replaceChildren(...(lines ? ["t2s-cross-under", "t2s-cross"] : []).map(
       (name) => drawn("path", { d: lines, class: name, "vector-effect": "non-scaling-stroke" })));
   }
 
   #hover(event) {
     const number = Number(event.target.dataset?.piece ?? 0);
-    this.hint(number, { x: event.clientX, y: event.clientY });
+    const at = { x: event.clientX, y: event.clientY };
+    this.hint(number, at);
+    this.#light(Number(event.target.dataset?.region ?? 0), at);
     this.#fire("hover", { number });
   }
 

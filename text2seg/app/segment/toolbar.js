@@ -1,11 +1,12 @@
 // Tools and actions in one row above the image. Labels disappear where the row is too narrow for them.
-// A new button is one line in BUTTONS, its action in `#do` of segment.js and, if the server has to answer, one request in
-// tab.py.
-// Property `shown` {piece, tool, canUndo, canRedo, hint}; fires `do` with the name of the button, and `lost` when the
-// button with the focus disappears.
+// A new button is one line in BUTTONS, its action in `#do` of segment.js and, if the server has to answer, one class in
+// requests.py.
+// Property `shown` {piece, tool, isAll, canUndo, canRedo, hint}; fires `do` with the name of the button, `name` {name}
+// for the selected segment, and `lost` when the button with the focus disappears.
 
 const BUTTONS = [
-  // name, label, title, icon path, group: "piece" needs a selected segment, "image" is about the image
+  // name, label, title, icon path, group: "piece" needs a selected segment; on narrow screens
+  // the groups "free" and "image" make room for it
   ["select", "Select", "A click selects a segment (V)", "M5 3l5.5 16 2.6-6.4L19.5 10z", "piece"],
   ["plus", "Add to mask", "A click adds a place to the mask (+, or Ctrl-click)", "M12 5v14M5 12h14", "piece"],
   ["minus", "Remove from mask", "A click removes a place from the mask (-, or Shift-click)", "M5 12h14", "piece"],
@@ -14,13 +15,15 @@ const BUTTONS = [
   ["delete", "Delete", "Delete this segment (Del)", "M4 7h16M9 7V4h6v3M6 7l1 13h10l1-13", "piece"],
   ["why", "Why this mask", "Show the map, the points and the candidates (W)", "M9 9a3 3 0 1 1 4 3c-1 .5-1 1-1 2M12 18v.01", "piece"],
   ["deselect", "Deselect", "Deselect (Esc)", "M6 6l12 12M18 6 6 18", "piece"],
+  ["everything", "Everything", "Show all masks, without words (E)", "M4 4h7v7H4zM13 4h7v7h-7zM4 13h7v7H4zM13 13h7v7h-7z", "free"],
+  ["box", "Box", "Drag a box around a thing (B)", "M4 4h3M10 4h4M17 4h3v3M20 10v4M20 17v3h-3M14 20h-4M7 20H4v-3M4 14v-4M4 7V4", "free"],
   ["undo", "Undo", "Undo (Ctrl+Z)", "M9 14 4 9l5-5M4 9h9a6 6 0 0 1 0 12h-3", ""],
   ["redo", "Redo", "Redo (Ctrl+Y)", "m15 14 5-5-5-5M20 9h-9a6 6 0 0 0 0 12h3", ""],
   ["full", "Full screen", "Full screen (F)", "M4 9V4h5M20 9V4h-5M4 15v5h5M20 15v5h-5", "image"],
   ["start", "Another image", "Open another image, or an example", "M4 5h16v14H4zM4 16l5-5 4 4 3-3 4 4", "image"],
 ];
 
-const LOSES = { undo: 1, redo: 1, full: 1, deselect: 1, accept: 2, split: 2, delete: 2, start: 2 }; // labels, in this order
+const LOSES = { undo: 1, redo: 1, full: 1, deselect: 1, box: 2, everything: 2, accept: 2, split: 2, delete: 2, start: 2 }; // labels, in this order
 const CROWDED = 3; // then what is about the image makes room for a segment's buttons
 const MOST = 4; // then all labels are lost
 
@@ -30,7 +33,19 @@ customElements.define("t2s-toolbar", class extends HTMLElement {
       ([name, label, title, icon, group]) => `
         <button type="button" data-tool="${name}" data-group="${group}" title="${title}">
           <svg viewBox="0 0 24 24" aria-hidden="true"><path d="${icon}"/></svg><span>${label}</span></button>`).join("")}
-      </div><p class="t2s-hint" data-part="hint"></p>`;
+      </div><div class="t2s-below"><p class="t2s-hint" data-part="hint"></p>
+        <form data-part="name" hidden><label>Name <input type="text" list="t2s-known" maxlength="100" autocomplete="off"
+          autocapitalize="none" spellcheck="false" enterkeyhint="done"></label><button>Set</button></form></div>`;
+    this.form = this.querySelector("form");
+    this.form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.dispatchEvent(new CustomEvent("name", { detail: { name: this.#input.value.trim() } }));
+    });
+    this.form.addEventListener("keydown", (event) => {
+      if (event.key !== "Escape") return;
+      event.stopPropagation();
+      this.dispatchEvent(new CustomEvent("lost"));
+    });
     this.addEventListener("click", (event) => {
       const button = event.target.closest("[data-tool]");
       const byKey = event.detail === 0;
@@ -39,14 +54,19 @@ customElements.define("t2s-toolbar", class extends HTMLElement {
     new ResizeObserver(() => this.#fit()).observe(this);
   }
 
-  set shown({ piece, tool, canUndo, canRedo, hint }) {
+  set shown({ piece, tool, isAll, canUndo, canRedo, hint }) {
     this.querySelector("[data-part=hint]").textContent = hint;
     const focused = this.contains(document.activeElement) ? document.activeElement : null;
     for (const [name, , , , group] of BUTTONS) this.#button(name).hidden = group === "piece" && !piece;
     this.#button("undo").disabled = !canUndo;
     this.#button("redo").disabled = !canRedo;
     this.#button("split").hidden = !(piece?.parts > 1);
-    for (const name of ["select", "plus", "minus"]) this.#press(name, name === tool);
+    for (const name of ["select", "plus", "minus", "box"]) this.#press(name, name === tool);
+    this.#press("everything", isAll);
+    this.form.hidden = !piece?.canBeNamed;
+    const named = piece ? `${piece.number} ${piece.query}` : "";
+    if (this.form.dataset.of !== named) this.#input.value = piece?.query ?? ""; // what is being typed stays
+    this.form.dataset.of = named;
     this.#press("accept", Boolean(piece?.accepted));
     this.querySelector(".t2s-bar").classList.toggle("t2s-of-piece", Boolean(piece));
     this.#fit();
@@ -55,6 +75,12 @@ customElements.define("t2s-toolbar", class extends HTMLElement {
 
   /** Put the focus on a button. */
   focusOn(name) { this.#button(name).focus(); }
+
+  /** Put the focus on the name of the selected segment. */
+  focusOnName() {
+    this.#input.focus();
+    this.#input.select();
+  }
 
   /** Leave out as many labels as the width needs. */
   #fit() {
@@ -66,6 +92,8 @@ customElements.define("t2s-toolbar", class extends HTMLElement {
       if (bar.scrollWidth <= bar.clientWidth) break;
     }
   }
+
+  get #input() { return this.form.querySelector("input"); }
 
   #button(name) { return this.querySelector(`[data-tool=${name}]`); }
 

@@ -59,3 +59,51 @@ customElements.define("t2s-panels", class extends HTMLElement {
     });
   }
 });
+
+// The tables and notes of a result. Value: {tables: [{title, columns, rows, isNumber, name, file}], notes}, or null.
+// Cells are texts; a column of numbers is aligned on the right.
+
+const HEAD = () => "th";
+
+customElements.define("t2s-tables", class extends HTMLElement {
+  connect({ props, watch }) {
+    watch("value", () => this.#show(props.value));
+    this.#show(props.value);
+  }
+
+  #show(value) {
+    const { tables = [], notes = [] } = value ?? {};
+    this.hidden = !tables.length && !notes.length;
+    this.replaceChildren(...tables.map((table) => this.#table(table)), ...notes.map((text) => this.#element("p", text, "t2s-note")));
+  }
+
+  #table({ title, columns, rows, isNumber, name, file }) {
+    const figure = document.createElement("figure");
+    const caption = document.createElement("figcaption");
+    const link = Object.assign(this.#element("a", "CSV"), { href: file.url, download: name, title: `Download ${name}` });
+    caption.append(this.#element("h4", title), link);
+    const scroll = Object.assign(document.createElement("div"), { className: "t2s-scroll", tabIndex: 0 });
+    const table = document.createElement("table");
+    const of = (cells, names) => {
+      const row = document.createElement("tr");
+      row.append(...cells.map((cell, at) => {
+        const element = this.#element(names(at), cell, isNumber[at] ? "t2s-number" : "");
+        if (element.localName === "th") element.scope = names === HEAD ? "col" : "row";
+        return element;
+      }));
+      return row;
+    };
+    table.createTHead().append(of(columns, HEAD));
+    table.createTBody().append(...rows.map((row) => of(row, (at) => (at ? "td" : "th"))));
+    table.setAttribute("aria-label", title);
+    scroll.setAttribute("role", "group");
+    scroll.setAttribute("aria-label", title);
+    scroll.append(table);
+    figure.append(caption, scroll);
+    return figure;
+  }
+
+  #element(name, text, className = "") {
+    return Object.assign(document.createElement(name), { textContent: text, className });
+  }
+});

@@ -1,4 +1,5 @@
-"""The Explain tab: a list of tools, a form for each, and its results. It is built from `text2seg.explain.GROUPS`."""
+"""Components of the Explain tab and their events. The list of tools and their forms are made from
+`text2seg.explain.GROUPS`."""
 
 from __future__ import annotations
 
@@ -8,25 +9,24 @@ import logging
 import shutil
 import tempfile
 import threading
-import time
-import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import numpy as np
-from gradio import processing_utils
 from numpy.typing import NDArray
 
-from text2seg.app.checks import Uploads, check_effort, check_upload, read_image, visitors_folder
+from text2seg.app.checks import visitors_folder
+from text2seg.app.explain.results import packed, panels_of, tables_of
+from text2seg.app.explain.run import BUSY, PATIENCE, Run, explain
 from text2seg.app.fields import example_of, files_field, read_settings, settings_of, shown_settings, widget
-from text2seg.app.messages import alert, message_of, note, note_of
+from text2seg.app.messages import alert, is_of_photographs, message_of, note, warning
 from text2seg.app.model_pool import ModelPool
-from text2seg.app.segment.session import THUMBNAIL_SIDE, EditSession, preview
+from text2seg.app.segment.desk import Desk
+from text2seg.app.segment.session import THUMBNAIL_SIDE, preview
 from text2seg.app.settings import MOST_IMAGES
 from text2seg.errors import ImageError, OutputError, Text2SegError
 from text2seg.explain import GROUPS, Progress, Result, Tool, run_tool, save_result
@@ -43,12 +43,9 @@ FIRST_FIELDS = 3
 MOST_COLUMNS = 5
 """Largest number of panels side by side."""
 BEGIN = "Choose a tool and an image, then press Run."
-PATIENCE = 1.0
-"""Seconds after which a run that has no turn yet says why."""
 POLL = 0.25
 """Seconds between two updates of the page while a tool runs."""
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-BUSY = "The models are busy with other visitors; this run is next."
 PRESS = f"""() => {{
   // Until the server begins with this run; what it sends then has no data-sent.
   setTimeout(() => {{
@@ -59,10 +56,16 @@ PRESS = f"""() => {{
   return [text2segPress('#explain-begin'), `<section class="t2s-status running">${{starts}}</section>`, ''];
 }}"""
 NOTED = "(typed, value) => ({{ ...typed, {tool}: {{ ...typed[{tool}], {field}: value }} }})"  # runs in the browser
+STOP = """() => {
+  const said = document.querySelector("#explain-status .numbers");
+  if (said) said.textContent = "Stopping …";
+  return { __type__: "update", interactive: false };
+}"""
 READY = "() => ({__type__: 'update', interactive: true})"
 TOOL_LIST = 'element.querySelector("t2s-tool-list").connect({ props, trigger, watch })'
 PANELS = 'element.querySelector("t2s-panels").connect({ props, watch })'
-SCENES = Path(__file__).parents[1] / "demo" / "scenes" / "new-scenes" / "images"
+TABLES = 'element.querySelector("t2s-tables").connect({ props, watch })'
+SCENES = Path(__file__).parents[2] / "demo" / "scenes" / "new-scenes" / "images"
 EXAMPLES = {
     "Sheep and a fire engine": SCENES / "scene_0019.jpg",
     "Rocket and horse": SCENES / "scene_0003.jpg",
@@ -75,108 +78,13 @@ Updates = dict[Any, Any]
 Groups = Mapping[str, Sequence[Tool]]
 
 
-def explain(
-    model_pool: ModelPool,
-    tool: Tool,
-    uploads: Sequence[Path],
-    given: Mapping[str, Any],
-    progress: Progress | None = None,
-    *,
-    folder: Path | None = None,
-    begin: Callable[[], object] = lambda: None,
-) -> Result:
-    """Read a visitor's settings and images, wait for a turn, and run the tool.
-
-    Args:
-        uploads: uploaded image files.
-        given: values by the names of the tool's settings. An image is the path of an uploaded file.
-        folder: where a tool that writes files while it runs puts them.
-        begin: called when it is the visitor's turn.
-
-    Raises:
-        SettingsError, QueryError, ImageError: a value is not valid or exceeds a limit.
-    """
-    settings = read_settings(tool.settings, given)
-    check_effort(settings)
-    if len(uploads) > MOST_IMAGES:
-        raise ImageError(f"{len(uploads)} images are too many; {MOST_IMAGES} is the most here")
-    for each in shown_settings(tool.settings):
-        if each.kind == "image" and (path := getattr(settings, each.name)) is not None:
-            read_image(check_upload(path), model_pool.settings)  # the tool reads it again, without our limits
-    if folder is not None and writes_files(tool):
-        settings = replace(settings, folder=folder)
-    images = Uploads(uploads, model_pool.settings)
-    with model_pool.turn():
-        begin()
-        return run_tool(tool, model_pool.models, images, settings, progress)
-
-
-def writes_files(tool: Tool) -> bool:
-    """Return whether a tool writes files while it runs, into its setting `folder`."""
-    return any(each.name == "folder" for each in settings_of(tool.settings))
-
-
 def build(model_pool: ModelPool, tab: gr.Tab, editor: gr.State | None = None, groups: Groups = GROUPS) -> None:
     """Build the content of a tab. Call it within that tab.
 
     Args:
-        editor: the state of the Segment tab, an `EditSession`, whose image is offered here.
+        editor: the state of the Segment tab, a `Desk`, whose image is offered here.
     """
-    ExplainTab(model_pool, groups, editor or gr.State(EditSession())).wire_opening(tab)
-
-
-@dataclass(slots=True, eq=False)
-class Run:
-    """A run of a tool: how far it is, for the thread that runs it and the page that shows it."""
-
-    tool: Tool
-    stop: threading.Event = field(default_factory=threading.Event)
-    made: float = field(default_factory=lambda: time.monotonic())
-    began: float = 0.0
-    """Time at which it was its turn; 0 while it waits."""
-    done: int = 0
-    total: int = 0
-    text: str = ""
-    first: tuple[float, int] = (0.0, 0)
-    """Time and steps done at the first report."""
-    is_left: bool = False
-    """The visitor has chosen another tool, so nobody wants the result."""
-
-    def begin(self) -> None:
-        self.began = time.monotonic()
-
-    def report(self, done: int, total: int, text: str) -> None:
-        if not self.first[0]:
-            self.first = time.monotonic(), done
-        self.done, self.total, self.text = done, total, text
-
-    @property
-    def seconds_left(self) -> float | None:
-        """Estimate from the speed of this run, or None if it is not known yet."""
-        since, before = self.first
-        fresh = self.done - before
-        return (time.monotonic() - since) / fresh * (self.total - self.done) if fresh > 0 and self.total else None
-
-    def html(self) -> str:
-        """Return the busy state for the page."""
-        if self.stop.is_set():
-            words = "Stopping …"
-        elif not self.began and time.monotonic() - self.made > PATIENCE:
-            words = BUSY
-        elif not self.began or not self.total:
-            words = "Starting …"
-        else:
-            left = self.seconds_left
-            words = f"{self.done} of {self.total} steps" + (f", about {words_for(left)} left" if left else "")
-        share = 100 * self.done / self.total if self.total else 0
-        said = f'<p class="message">{escape(self.text)}</p>' if self.text else ""
-        return (
-            f'<section class="t2s-status running"><header><h3>{escape(self.tool.title)}</h3></header>'
-            f'<div class="track" role="progressbar" aria-label="Steps done" aria-valuemin="0" '
-            f'aria-valuemax="{self.total}" aria-valuenow="{self.done}">'
-            f'<span class="fill" style="width:{share:.1f}%"></span></div>'
-            f'<p class="numbers" role="status">{escape(words)}</p>{said}</section>'
-        )
+    ExplainTab(model_pool, groups, editor or gr.State(Desk())).wire_opening(tab)
 
 
 class ExplainTab:
@@ -213,9 +121,9 @@ class ExplainTab:
         the first example."""
         tab.select(self._offer, [self._editor], [self.image], queue=False, **QUIET)
         tab.select(self._estimate, self._asked, [self.estimate], queue=False, **QUIET)
-        outputs = [self.status, self.panels, self.downloads, self.sheet, self.numbers, self.folder, self.result]
+        outputs = [self.status, self.panels, self.downloads, self.sheet, self.numbers, self.folder, self.tables]
         # The example has a queue of its own, so that it takes no place among the runs.
-        tab.select(self._open, [self.result], outputs, concurrency_id="explain-example", **QUIET)
+        tab.select(self._open, None, outputs, concurrency_id="explain-example", **QUIET)
 
     def _images(self) -> None:
         tool, limit = self._first, self._model_pool.settings.upload_mb
@@ -242,6 +150,8 @@ class ExplainTab:
             self.start = gr.Button("Run", variant="primary", elem_id="explain-run", scale=3)
             self.begin = gr.Button("Run", visible="hidden", elem_id="explain-begin")  # pressed by page.js
             self.stop = gr.Button("Stop", interactive=False, elem_id="explain-stop", scale=1, min_width=90)
+        # The first one, because Gradio answers one after the other.
+        self.stop.click(None, outputs=[self.stop], js=STOP, api_visibility="private")
         self.stop.click(self._leave, queue=False, **QUIET)
         self.estimate = gr.HTML("", padding=False, elem_id="explain-estimate")
         self.problem = gr.HTML("", padding=False, elem_id="explain-problem")
@@ -259,11 +169,17 @@ class ExplainTab:
             self.sheet = gr.DownloadButton("Images (PNG)", size="md", elem_id="explain-sheet")
             self.numbers = gr.DownloadButton("Numbers (JSON)", size="md", elem_id="explain-numbers")
             self.folder = gr.DownloadButton("All files (ZIP)", size="md", elem_id="explain-folder", visible=False)
-        self.result = gr.State(None, time_to_live=3600)
-        # Tables are rendered by a request of their own; it must not wait behind the runs in the queue.
-        gr.render(inputs=[self.result], triggers=[self.result.change], queue=False)(self._tables)
+        self.tables = gr.HTML(
+            None,
+            html_template="<t2s-tables hidden></t2s-tables>",
+            js_on_load=TABLES,
+            apply_default_css=False,
+            padding=False,
+            elem_id="explain-tables",
+            elem_classes="t2s",
+        )
         self._asked = [self.tool, self.files, self.typed]
-        self._shown_parts = [self.problem, self.status, self.panels, self.downloads, self.result]
+        self._shown_parts = [self.problem, self.status, self.panels, self.downloads, self.tables]
 
     def _form(self, name: str, typed: Any) -> None:
         """Render the fields of a tool, with the values typed before."""
@@ -324,7 +240,7 @@ class ExplainTab:
             self.status: note(BEGIN),
             self.panels: None,
             self.downloads: gr.Row(visible=False),
-            self.result: None,
+            self.tables: None,
         }
 
     def _choose(self, name: str, request: gr.Request) -> Updates:
@@ -351,9 +267,9 @@ class ExplainTab:
         _, *images = self._ran.get(str(request.session_hash), ("", None, None))
         return {self.status: gr.skip()} if images == [image, files] else self._cleared()
 
-    def _offer(self, editor: EditSession) -> Any:
+    def _offer(self, editor: Desk) -> Any:
         """Offer the image that is open in the Segment tab."""
-        session = editor.image_session
+        session = editor.session.image_session
         if session is None:
             return gr.HTML(offer=None)
         name = session.image.file_name or "the image"
@@ -387,7 +303,7 @@ class ExplainTab:
             return self._speed
 
     def _run(
-        self, name: str, image: Any, files: Any, typed: Any, editor: EditSession, request: gr.Request
+        self, name: str, image: Any, files: Any, typed: Any, editor: Desk, request: gr.Request
     ) -> Iterator[Updates]:
         """Run a tool: yield the updates of the page while it runs, and then its result."""
         visitor, run = str(request.session_hash), Run(self._tools[name])
@@ -427,7 +343,7 @@ class ExplainTab:
         ready = {self.start: gr.Button(interactive=True), self.stop: gr.Button(interactive=False)}
         yield ready if run.is_left else updates | ready
 
-    def _paths(self, tool: Tool, image: Any, files: Any, editor: EditSession, folder: Path) -> list[Path]:
+    def _paths(self, tool: Tool, image: Any, files: Any, editor: Desk, folder: Path) -> list[Path]:
         """Return the chosen images as files among the uploads. An example and the image of the Segment tab are copied
         there."""
         if tool.images == "none":
@@ -439,17 +355,17 @@ class ExplainTab:
                 return [Path(path)]
             case {"example": int(number)} if 0 <= number < len(EXAMPLES):
                 return [Path(shutil.copy([*EXAMPLES.values()][number], folder))]
-            case {"segment": True} if editor.image_session:
-                shared = editor.image_session.image
+            case {"segment": True} if editor.session.image_session:
+                shared = editor.session.image_session.image
                 copied = folder / Path(shared.file_name or "image").with_suffix(".png").name
                 copied.write_bytes(png(shared.pixels))
                 return [copied]
         raise ImageError("there is no image yet; drop one, paste one or choose an example")
 
-    def _open(self, result: Result | None, request: gr.Request) -> Updates:
+    def _open(self, request: gr.Request) -> Updates:
         """Show the example, unless the visitor has run a tool. It is computed once for each pair of models."""
         visitor = str(request.session_hash)
-        if result is not None or visitor in self._ran:
+        if visitor in self._ran:
             return {self.status: gr.skip()}
         models = self._model_pool.models
         with self._example_lock:
@@ -475,16 +391,17 @@ class ExplainTab:
         Args:
             folder: where the tool has put files of its own.
         """
+        warned = "".join(warning(each) for each in result.notes if is_of_photographs(each))
         files = {path.suffix: str(path) for path in save_result(result, _folder(), tool.name)}
-        packed = _packed(folder) if folder is not None and folder.is_dir() else None
+        archive = packed(folder) if folder is not None and folder.is_dir() else None
         return {
-            self.status: f'<h3 class="t2s-title">{escape(result.title)}</h3>{note(text) if text else ""}',
-            self.panels: _panels(result, self.panels.GRADIO_CACHE),
+            self.status: f'<h3 class="t2s-title">{escape(result.title)}</h3>{note(text) if text else ""}{warned}',
+            self.panels: panels_of(result, self.panels.GRADIO_CACHE),
             self.downloads: gr.Row(visible=True),
             self.sheet: gr.DownloadButton(value=files.get(".png"), visible=".png" in files),
             self.numbers: gr.DownloadButton(value=files.get(".json"), visible=".json" in files),
-            self.folder: gr.DownloadButton(value=packed, visible=packed is not None),
-            self.result: replace(result, panels=()),  # the page has the images
+            self.folder: gr.DownloadButton(value=archive, visible=archive is not None),
+            self.tables: tables_of(result, self.tables.GRADIO_CACHE),
         }
 
     def _leave(self, request: gr.Request) -> None:
@@ -496,19 +413,6 @@ class ExplainTab:
         """Stop what a visitor who leaves the page runs."""
         self._leave(request)
         self._ran.pop(str(request.session_hash), None)
-
-    def _tables(self, result: Result | None) -> None:
-        for table in result.tables if result else ():
-            gr.Dataframe(
-                value=[[_cell(value) for value in row] for row in table.rows],
-                headers=[*table.columns],
-                label=table.title,
-                interactive=False,
-                wrap=True,
-                max_height=420,
-            )
-        for text in result.notes if result else ():
-            gr.HTML(note(note_of(text)), padding=False)
 
     def _given(self, typed: Any, name: str) -> dict[str, Any]:
         """Return the values for a run: those typed, and the examples of empty text fields. Files are paths."""
@@ -547,37 +451,6 @@ def _tool_list(groups: Groups, first: Tool) -> Any:
     )
 
 
-def _panels(result: Result, cache: str) -> dict[str, Any] | None:
-    """Return the panels of a result for the page (see explain.js). Each panel is a file with an address that nobody
-    can guess."""
-    if not result.panels:
-        return None
-    panels: list[dict[str, Any]] = []
-    for panel in result.panels:
-        height, width = panel.pixels.shape[:2]
-        entry: dict[str, Any] = {"caption": panel.caption, "width": width, "height": height, "file": None}
-        if panel.pixels.size:
-            kept = processing_utils.save_bytes_to_cache(png(panel.pixels), "panel.png", cache)
-            entry["file"] = gr.FileData(path=kept).model_dump()
-        panels.append(entry)
-    return {"columns": min(result.columns or 3, len(panels), MOST_COLUMNS), "panels": panels}
-
-
-def _packed(folder: Path) -> str:
-    """Pack a folder of files into a zip beside it, delete it, and return the zip."""
-    target = folder.with_suffix(".zip")
-    try:
-        with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
-            for path in sorted(folder.rglob("*")):
-                if path.is_file() and not path.name.startswith("."):
-                    how = zipfile.ZIP_STORED if path.suffix == ".png" else zipfile.ZIP_DEFLATED
-                    archive.write(path, f"{folder.name}/{path.relative_to(folder).as_posix()}", how)
-        shutil.rmtree(folder)
-    except OSError as error:
-        raise OutputError(f"the files cannot be packed: {reason(error)}; please try again later") from error
-    return str(target)
-
-
 def _thumbnail(pixels: NDArray[np.uint8]) -> str:
     """Return a small JPEG of an image uint8[h, w, 3] as a data URL."""
     return f"data:image/jpeg;base64,{base64.b64encode(preview(pixels, longest=THUMBNAIL_SIDE)).decode()}"
@@ -585,10 +458,6 @@ def _thumbnail(pixels: NDArray[np.uint8]) -> str:
 
 def _is_file(value: Any) -> bool:
     return isinstance(value, dict) and isinstance(value.get("path"), str)
-
-
-def _cell(value: str | float | None) -> str | float:
-    return "–" if value is None else round(value, 4) if isinstance(value, float) else value
 
 
 def _folder() -> Path:

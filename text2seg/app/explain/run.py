@@ -1,0 +1,130 @@
+"""One run of an explanation tool for a visitor: its images, its turn, its progress."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from text2seg.app.checks import Uploads, check_effort, check_upload, read_image
+from text2seg.app.fields import read_settings, settings_of, shown_settings
+from text2seg.app.messages import photographs
+from text2seg.app.model_pool import ModelPool
+from text2seg.app.settings import MOST_IMAGES
+from text2seg.errors import ImageError
+from text2seg.explain import Progress, Result, Tool, run_tool
+from text2seg.explain.estimate import words_for
+from text2seg.records import Image
+
+PATIENCE = 1.0
+"""Seconds after which a run that has no turn yet says why."""
+BUSY = "The models are busy with other visitors; this run is next."
+
+
+def explain(
+    model_pool: ModelPool,
+    tool: Tool,
+    uploads: Sequence[Path],
+    given: Mapping[str, Any],
+    progress: Progress | None = None,
+    *,
+    folder: Path | None = None,
+    begin: Callable[[], object] = lambda: None,
+) -> Result:
+    """Read a visitor's settings and images, wait for a turn, and run the tool.
+
+    Args:
+        uploads: uploaded image files.
+        given: values by the names of the tool's settings. An image is the path of an uploaded file.
+        folder: where a tool that writes files while it runs puts them.
+        begin: called when it is the visitor's turn.
+
+    The first note of the result warns of photographs, if the models know drawings only.
+
+    Raises:
+        SettingsError, QueryError, ImageError: a value is not valid or exceeds a limit.
+    """
+    settings = read_settings(tool.settings, given)
+    check_effort(settings)
+    if len(uploads) > MOST_IMAGES:
+        raise ImageError(f"{len(uploads)} images are too many; {MOST_IMAGES} is the most here")
+    for each in shown_settings(tool.settings):
+        if each.kind == "image" and (path := getattr(settings, each.name)) is not None:
+            read_image(check_upload(path), model_pool.settings)  # the tool reads it again, without our limits
+    if folder is not None and writes_files(tool):
+        settings = replace(settings, folder=folder)
+    models, unfamiliar = model_pool.models, set[str]()
+
+    def look(image: Image) -> None:
+        if models.is_unfamiliar(image):
+            unfamiliar.add(image.file_name)
+
+    images = Uploads(uploads, model_pool.settings, look)
+    with model_pool.turn():
+        begin()
+        result = run_tool(tool, models, images, settings, progress)
+    warning = photographs(len(unfamiliar), len(images))
+    return replace(result, notes=(warning, *result.notes)) if warning else result
+
+
+def writes_files(tool: Tool) -> bool:
+    """Return whether a tool writes files while it runs, into its setting `folder`."""
+    return any(each.name == "folder" for each in settings_of(tool.settings))
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """A run of a tool: how far it is, for the thread that runs it and the page that shows it."""
+
+    tool: Tool
+    stop: threading.Event = field(default_factory=threading.Event)
+    made: float = field(default_factory=lambda: time.monotonic())
+    began: float = 0.0
+    """Time at which it was its turn; 0 while it waits."""
+    done: int = 0
+    total: int = 0
+    text: str = ""
+    first: tuple[float, int] = (0.0, 0)
+    """Time and steps done at the first report."""
+    is_left: bool = False
+    """The visitor has chosen another tool, so nobody wants the result."""
+
+    def begin(self) -> None:
+        self.began = time.monotonic()
+
+    def report(self, done: int, total: int, text: str) -> None:
+        if not self.first[0]:
+            self.first = time.monotonic(), done
+        self.done, self.total, self.text = done, total, text
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Estimate from the speed of this run, or None if it is not known yet."""
+        since, before = self.first
+        fresh = self.done - before
+        return (time.monotonic() - since) / fresh * (self.total - self.done) if fresh > 0 and self.total else None
+
+    def html(self) -> str:
+        """Return the busy state for the page."""
+        if self.stop.is_set():
+            words = "Stopping …"
+        elif not self.began and time.monotonic() - self.made > PATIENCE:
+            words = BUSY
+        elif not self.began or not self.total:
+            words = "Starting …"
+        else:
+            left = self.seconds_left
+            words = f"{self.done} of {self.total} steps" + (f", about {words_for(left)} left" if left else "")
+        share = 100 * self.done / self.total if self.total else 0
+        said = f'<p class="message">{escape(self.text)}</p>' if self.text else ""
+        return (
+            f'<section class="t2s-status running"><header><h3>{escape(self.tool.title)}</h3></header>'
+            f'<div class="track" role="progressbar" aria-label="Steps done" aria-valuemin="0" '
+            f'aria-valuemax="{self.total}" aria-valuenow="{self.done}">'
+            f'<span class="fill" style="width:{share:.1f}%"></span></div>'
+            f'<p class="numbers" role="status">{escape(words)}</p>{said}</section>'
+        )

@@ -1,0 +1,239 @@
+"""The state of a session as plain JSON for the page, and the explanation of one mask."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from text2seg.app.segment.document import Piece, outline_of
+from text2seg.app.segment.export import as_command, as_python
+from text2seg.app.segment.session import EditSession, preview, shrink
+from text2seg.coco.json_file import plain_number
+from text2seg.errors import Text2SegError
+from text2seg.grids import map_score
+from text2seg.records import Image, calibration_note
+from text2seg.render.drawing import Colour, colour_of, colour_of_number, heat, is_flat
+
+Json = dict[str, Any]
+
+MAP_SIDE = 640
+"""Longest side of the similarity map in the explanation, in pixels."""
+
+
+def view_of(session: EditSession) -> Json:
+    """Return everything the page needs, except the image itself."""
+    return {
+        "token": session.token,
+        "texts": list(session.asked),
+        "refused": [asdict(each) for each in session.refused],
+        "isUnfamiliar": session.is_unfamiliar,
+        "queries": _queries(session),
+        "pieces": [_piece(piece) for piece in session.document.pieces],
+        "canUndo": bool(session.history.past),
+        "canRedo": bool(session.history.future),
+        "threshold": session.settings.points.threshold,
+        "presence": _presence_threshold(session),
+        "given": {"threshold": session.threshold, "presence": session.presence},
+        "isLabelled": session.editing is not None,
+        "command": as_command(session) if session.is_answered else "",
+        "python": as_python(session) if session.is_answered else "",
+    }
+
+
+BY_NAME = "You gave this mask its name; no word led to it."
+NOT_RECORDED = "This mask is in the dataset, which does not record how it was chosen. The models did not find it again."
+
+
+def why(session: EditSession, number: int) -> tuple[Json, bytes]:
+    """Explain a segment: return its points, candidates and reasons, and its similarity map as a JPEG.
+
+    Raises:
+        Text2SegError: there is no such segment.
+    """
+    piece = session.document.piece(number)
+    segment, result, image_session = piece.segment, session.segmentation(), session.opened
+    maps = result.maps
+    index = maps.queries.index(segment.query)
+    threshold = result.thresholds[index] if result.thresholds else 0.0
+    candidates: list[Json] = []
+    for place, score in enumerate(segment.candidates.scores if piece.is_explained else ()):
+        mask = image_session.candidate_mask(segment, place)
+        candidates.append(
+            {
+                "sam": plain_number(score),
+                "map": plain_number(map_score(maps.scores[index], mask)),
+                "chosen": place == segment.chosen,
+                "path": outline_of(mask).path,
+            }
+        )
+    explanation = {
+        "number": number,
+        "query": segment.query,
+        "colour": _colour(segment.query),
+        "points": _points(piece),
+        "candidates": candidates,
+        "isFlat": is_flat(maps.scores[index]),
+        "reason": " ".join(
+            [
+                BY_NAME if piece.is_named else _presence(segment.presence, threshold, calibrated=maps.calibrated),
+                _reason(session, piece, candidates),
+            ]
+        )
+        if piece.is_explained
+        else NOT_RECORDED,
+    }
+    return explanation, _map_jpeg(image_session.image, maps.scores[index])
+
+
+def why_not(session: EditSession, query: str) -> tuple[Json, bytes]:
+    """Explain why a query has no segment: return the reason, and its similarity map as a JPEG.
+
+    Raises:
+        Text2SegError: the query was not searched for.
+    """
+    if session.image_session is None or session.found is None or query not in session.found.maps.queries:
+        raise Text2SegError(f"{query!r} was not searched for; add it to the words")
+    found = session.found
+    index = found.maps.queries.index(query)
+    presence = float(found.maps.presence[index])
+    threshold = found.thresholds[index] if found.thresholds else 0.0
+    note = calibration_note(found.maps.calibrated)
+    if session.document.of(query) or any(segment.query == query for segment in session.document.removed):
+        reason = _presence(presence, threshold, calibrated=found.maps.calibrated)
+    elif presence < threshold:
+        reason = (
+            f"The model does not find it: presence {presence:.2f}{note}, below {threshold:.2f}. The map shows where "
+            "the image is most like this word, which proves nothing. A lower “Presence” gives a mask there."
+        )
+    else:
+        reason = (
+            f"{_presence(presence, threshold, calibrated=found.maps.calibrated)} But no mask is left: each was too "
+            "small, or repeated another. Add one by hand with +."
+        )
+    explanation = {
+        "number": 0,
+        "query": query,
+        "colour": _colour(query),
+        "points": [],
+        "candidates": [],
+        "isFlat": is_flat(found.maps.scores[index]),
+        "reason": reason,
+    }
+    return explanation, _map_jpeg(session.image_session.image, found.maps.scores[index])
+
+
+def _map_jpeg(image: Image, scores: NDArray[np.float32]) -> bytes:
+    """Return a similarity map float32[gh, gw] over the image, as a JPEG; a flat map gives the image alone."""
+    small = shrink(image.pixels, MAP_SIDE)
+    return preview(small if is_flat(scores) else heat(scores, small))
+
+
+def _presence(presence: float, threshold: float, *, calibrated: bool) -> str:
+    if not calibrated and threshold <= 0:
+        return f"Presence ({presence:.2f}) is not calibrated for these weights, so nothing counts as absent."
+    if threshold <= 0:
+        return f"The presence score is {presence:.2f}; no minimum is set."
+    note = calibration_note(calibrated)
+    if presence >= threshold:
+        return f"The model finds it in the image: presence {presence:.2f}{note}, at least {threshold:.2f}."
+    return f"The model does not find it (presence {presence:.2f}{note}, below {threshold:.2f}); you added it."
+
+
+def _reason(session: EditSession, piece: Piece, candidates: list[Json]) -> str:
+    """Return one or two sentences: which candidate was chosen, by which rule."""
+    chosen = piece.segment.chosen
+    if len(candidates) == 1:
+        return "SAM returned one mask only."
+    best_of_sam = max(range(len(candidates)), key=lambda index: candidates[index]["sam"])
+    name = f"Candidate {chosen + 1} was chosen"
+    if piece.by_hand and chosen != best_of_sam:
+        return f"You chose candidate {chosen + 1}; SAM prefers candidate {best_of_sam + 1}."
+    if piece.by_hand or session.settings.masks.choice == "sam":
+        return f"{name}: it has the highest SAM score{' for your points' if piece.placed else ''}."
+    if chosen == best_of_sam:
+        return f"{name}: it has the highest SAM score, and it fits the similarity map."
+    return (
+        f"{name}: SAM prefers candidate {best_of_sam + 1}, but candidate {chosen + 1} fits the similarity map better. "
+        "The map is high inside it and low outside."
+    )
+
+
+def _points(piece: Piece) -> list[Json]:
+    points = piece.segment.points
+    return [
+        {
+            "x": plain_number(x),
+            "y": plain_number(y),
+            "positive": bool(label),
+            "map": plain_number(similarity),
+            "own": (x, y) in piece.placed,
+        }
+        for (x, y), label, similarity in zip(points.xy.tolist(), points.labels, points.similarity, strict=True)
+    ]
+
+
+def _queries(session: EditSession) -> list[Json]:
+    """Return each query with its verdict after all edits."""
+    if not session.is_answered:
+        return []
+    now, names = session.segmentation(), session.names
+    removed = {segment.query for segment in session.document.removed}
+    queries = []
+    for name in now.maps.queries:
+        found = bool(now.of(name))
+        verdict = "deleted" if not found and name in removed else now.verdict(name)
+        if name in names:
+            verdict = f"{len(now.of(name))} by hand"
+        queries.append(
+            {"name": name, "colour": _colour(name), "verdict": verdict, "found": found, "isWord": name not in names}
+        )
+    return queries
+
+
+def _piece(piece: Piece) -> Json:
+    return {
+        "number": piece.number,
+        "query": piece.segment.query,
+        "colour": _colour(piece.segment.query),
+        "path": piece.outline.path,
+        "parts": piece.outline.parts,
+        "area": piece.outline.area,
+        "score": plain_number(piece.segment.sam_score),
+        "points": _points(piece),
+        "byHand": piece.by_hand,
+        "region": piece.region,
+        "canBeNamed": not piece.is_labelled,
+        "accepted": piece.accepted,
+    }
+
+
+def regions_of(session: EditSession) -> list[Json]:
+    """Return everything that was found without words. Regions are numbered from 1."""
+    if session.image_session is None:
+        return []
+    hw = session.image_session.image.hw
+    regions = []
+    for number, region in enumerate(session.regions, start=1):
+        outline = outline_of(region.in_image(hw))
+        score = plain_number(region.predicted_iou)
+        colour = _hex(colour_of_number(number))
+        regions.append({"number": number, "path": outline.path, "area": outline.area, "score": score, "colour": colour})
+    return regions
+
+
+def _presence_threshold(session: EditSession) -> float:
+    """Return the position of the presence slider: the visitor's value, or the threshold of the models."""
+    if session.presence is not None:
+        return session.presence
+    return plain_number(max(session.found.thresholds, default=0.0)) if session.found else 0.0
+
+
+def _colour(query: str) -> str:
+    return _hex(colour_of(query))
+
+
+def _hex(colour: Colour) -> str:
+    return "#" + bytes(colour).hex()
