@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from unittest.mock import patch
@@ -16,6 +19,7 @@ from text2seg.coco.dataset import read_dataset
 from text2seg.config import LabelSettings
 from text2seg.io.output_folder import OutputFolder
 from text2seg.labelling.job import label_folder
+from text2seg.labelling.watch import watch
 from text2seg.ontology import ontology_of_queries
 
 SCENES = Path("text2seg/demo/scenes/new-scenes")
@@ -183,3 +187,59 @@ def test_a_stopped_job_draws_no_further_images(folder, tmp_path):
     assert (report.interrupted, report.done, len(seen)) == (True, 1, 1)
     assert label_folder(FakeModels(), folder, ontology_of_queries("ball"), settings).done == 3
     assert len(list((tmp_path / "dataset_images").glob("*.png"))) == 3
+
+
+def test_watch_labels_what_arrives_until_it_is_stopped(folder, tmp_path):
+    """The first image, then a second one that sorts before it, then a broken one; each round does only what is new."""
+    waiting = sorted(folder.iterdir())
+    arriving = tmp_path / "arriving"
+    arriving.mkdir()
+    output, stop = tmp_path / "dataset.json", threading.Event()
+    shutil.copy(waiting[1], arriving)
+    rounds = watch(FakeModels(), arriving, ontology_of_queries(names()), LabelSettings(output), stop=stop, seconds=0.01)
+    first = next(rounds)
+    assert (first.images, first.earlier) == (1, 0)
+    shutil.copy(waiting[0], arriving)
+    (arriving / "notes.txt").write_text("no image")
+    second = next(rounds)
+    assert (second.images, second.earlier) == (2, 1)
+    assert [image["file_name"] for image in read_dataset(output)["images"]] == [path.name for path in waiting[:2]]
+    (arriving / "zz.jpg").write_bytes(b"\xff\xd8")
+    third = next(rounds)
+    assert (third.images, third.earlier, third.failed) == (3, 2, 1)
+    stop.set()
+    assert list(rounds) == []
+
+
+def test_watch_waits_for_the_first_image_and_goes_on_after_a_round_without_a_result(folder, tmp_path, caplog):
+    arriving, output, stop = tmp_path / "arriving", tmp_path / "dataset.json", threading.Event()
+    arriving.mkdir()
+
+    def arrive():
+        (arriving / "a.jpg").write_bytes(b"\xff\xd8")
+        while not caplog.records:
+            stop.wait(0.01)
+        shutil.copy(min(folder.iterdir()), arriving)
+
+    thread = threading.Thread(target=arrive)
+    rounds = watch(FakeModels(), arriving, ontology_of_queries(names()), LabelSettings(output), stop=stop, seconds=0.01)
+    thread.start()
+    report = next(rounds)
+    thread.join()
+    assert (report.images, report.failed) == (2, 1)
+    assert "none of the 1 images could be labelled" in caplog.text
+
+
+def test_the_command_watches_until_ctrl_c(folder, tmp_path):
+    output = tmp_path / "dataset.json"
+    command = [sys.executable, "-u", "-m", "text2seg", "label", folder, "--watch", "--output", output]
+    command += ["--model", "demo", "--query", names()[0]]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("COCO file: "):
+                break
+        assert len(read_dataset(output)["images"]) == 3
+        process.send_signal(signal.SIGINT)
+        assert process.wait() == 0
+    assert main(["label", str(folder), "--watch", "--dry-run", "--query", names()[0]]) == 2

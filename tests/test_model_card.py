@@ -18,6 +18,7 @@ from text2seg.coco.provenance import models_in
 from text2seg.errors import CheckpointError
 from text2seg.io.images import load_image
 from text2seg.model_card import (
+    BUNDLED_CARDS,
     NO_CARD,
     ModelCard,
     card_for,
@@ -162,6 +163,8 @@ def test_show_prints_the_card(capsys):
     shown = capsys.readouterr().out
     assert "presence: calibrated, not found below 0.50" in shown
     assert "It knows 109 drawn things: airplane, " in shown
+    on = read_card(BUNDLED_CARDS / "demo.json").calibrated_on
+    assert f"calibrated on: {on.data}: {on.images} images, {on.date}, text2seg {on.version}" in shown
     assert main(["checkpoints", "show", "base"]) == 0
     shown = capsys.readouterr().out
     assert "presence: not calibrated" in shown

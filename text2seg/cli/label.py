@@ -21,7 +21,7 @@ from text2seg.cli.common import (
 from text2seg.cli.flags import PipelineFlags
 from text2seg.cli.terminal import INTERRUPTED, exit_status, log_to_terminal, say, say_failures, stop_on_signals
 from text2seg.config import AutomaticSettings, LabelSettings, ModelSettings, RaySettings, Settings
-from text2seg.errors import CheckpointError, SettingsError
+from text2seg.errors import CheckpointError, ImageError, SettingsError
 from text2seg.io.storage import Url
 
 if TYPE_CHECKING:
@@ -61,6 +61,9 @@ class Label:
     """Label everything in the images with one category, "object", without words and without CLIP."""
     resume: bool = True
     """Continue an earlier run of the same job that was stopped; --no-resume is the same as --restart."""
+    watch: bool = False
+    """Go on until Ctrl-C: label images that arrive or change, and write the COCO file again each time. The id of an
+    image grows if files arrive that come before it by name."""
     dry_run: bool = False
     """Check files, ontology, model names and output, print what would be done, and stop."""
     verbose: bool = False
@@ -80,9 +83,13 @@ class Label:
         from text2seg.io.writing import check_not_input
 
         check_not_input(job.output, [self.ontology, job.categories_from])
+        if self.watch and self.dry_run:
+            raise SettingsError("--watch cannot be combined with --dry-run")
         ontology, unknown = self._known(self._read_ontology())
         if self.dry_run:
             return self._dry_run(ontology, job, unknown)
+        if self.watch:
+            return self._watch(ontology, job, unknown)
         plan = self._check_before_loading(ontology, job)
         engine = self._make_engine()
         models = self._load_models()
@@ -94,10 +101,36 @@ class Label:
             )
         return conclude(report, plan.image_folder if job.save else None, unknown, verbose=self.verbose)
 
+    def _watch(self, ontology: Ontology, job: LabelSettings, unknown: int) -> int:
+        """Label what arrives until the program is stopped; return the exit status of the last time."""
+        from text2seg.io.files import check_is_dir
+        from text2seg.labelling.output import check_output, image_folder
+
+        if isinstance(self.folder, Path):
+            check_is_dir(self.folder, ImageError, flag="FOLDER")
+        self._check_journal(job)
+        check_output(job.output, overwrite=job.overwrite, inputs=[job.categories_from])
+        self._check_models()
+        engine, models, status = self._make_engine(), self._load_models(), 0
+        images = image_folder(self.folder, job) if job.save else None
+        from text2seg.labelling.watch import watch
+
+        with stop_on_signals() as stop:
+            say(f"text2seg: watching {self.folder} (Ctrl-C stops it)", flush=True)
+            for report in watch(models, self.folder, ontology, job, stop=stop, engine=engine):
+                status = conclude(report, images, unknown, verbose=self.verbose)
+        return status
+
     def _check_before_loading(self, ontology: Ontology, job: LabelSettings) -> Plan:
         """Check inputs, output and models before anything slow is imported, and list the images."""
-        from text2seg.io.files import check_is_dir
         from text2seg.labelling.job import prepare
+
+        self._check_journal(job)
+        plan = prepare(self.folder, ontology, job)
+        self._check_models()
+        return plan
+
+    def _check_journal(self, job: LabelSettings) -> None:
         from text2seg.labelling.journal import check_unlocked
         from text2seg.labelling.output import journal_path
 
@@ -105,12 +138,14 @@ class Label:
         check_unlocked(journal)
         if isinstance(job.output, Url):
             say(f"text2seg: the journal of this job is {journal}", file=sys.stderr)
-        plan = prepare(self.folder, ontology, job)
+
+    def _check_models(self) -> None:
+        from text2seg.io.files import check_is_dir
+
         if self.sam3:
             check_is_dir(self.sam3, CheckpointError, flag="--sam3")
         else:
             check_models(self.model, sam_only=self.everything)
-        return plan
 
     def _known(self, ontology: Ontology) -> tuple[Ontology, int]:
         """Return the categories that the models know, and the number of those left out."""
