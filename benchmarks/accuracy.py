@@ -58,8 +58,8 @@ from text2seg.grids import iou
 from text2seg.io.images import load_image
 from text2seg.labelling.job import label_folder
 from text2seg.ontology import ontology_of_queries
-from text2seg.pipeline import Session
 from text2seg.records import Image, PointPrompts, Segmentation
+from text2seg.session import Session
 
 PAGE = "accuracy.md"
 NEVER_ABSENT = PresenceSettings(0)

@@ -19,8 +19,8 @@ from text2seg.coco.reader import check_dataset
 from text2seg.coco.truth import category_names, truth_images
 from text2seg.grids import iou, minmax, resize
 from text2seg.io.images import load_image
-from text2seg.pipeline import Session
 from text2seg.records import Segment, Segmentation
+from text2seg.session import Session
 
 Mask = NDArray[np.bool_]
 Scene = tuple[Session, dict[str, list[Mask]]]

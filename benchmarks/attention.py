@@ -35,7 +35,7 @@ from text2seg.evaluation import align, category_given
 from text2seg.evaluation.protocols import pairs_of
 from text2seg.grids import minmax, resize
 from text2seg.io.images import load_image
-from text2seg.pipeline import Session
+from text2seg.session import Session
 from text2seg.templates import TEMPLATES
 
 PAGE = "accuracy.md"

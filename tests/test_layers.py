@@ -16,7 +16,7 @@ LAYERS = {
         " results"
     ),
     "models": "clip sam prompts onnx loading tiling regions",
-    "pipeline": "pipeline sam3_pipeline everything refining __init__",
+    "pipeline": "session pipeline sam3_pipeline everything refining __init__",
     "jobs": "known_answers search segmenting evaluation calibration labelling review onnx_export explain speed",
     "front ends": "app integrations cli __main__",
 }

@@ -10,7 +10,8 @@ from text2seg.errors import Text2SegError
 from text2seg.queries import Query
 
 if TYPE_CHECKING:
-    from text2seg.pipeline import Session, Text2Seg
+    from text2seg.pipeline import Text2Seg
+    from text2seg.session import Session
 
 __all__ = [
     "AutomaticSettings",

@@ -13,11 +13,11 @@ from text2seg.config import AutomaticSettings, ModelSettings, Settings
 from text2seg.errors import QueryError, SettingsError
 from text2seg.grids import place
 from text2seg.loading import load_sam
-from text2seg.pipeline import Pipeline, Queries, Session
 from text2seg.queries import Query, parse_queries
 from text2seg.records import Box, PointPrompts, Segment, Segmentation
 from text2seg.sam.automatic import automatic_masks
 from text2seg.sam.base import AnySam, SamEmbedding
+from text2seg.session import Pipeline, Queries, Session
 
 
 class SamPipeline(Pipeline):

@@ -17,11 +17,12 @@ from text2seg.errors import DatasetError, ImageError
 from text2seg.everything import SamPipeline
 from text2seg.grids import tight_box
 from text2seg.loading import load_sam
-from text2seg.pipeline import ImageSource, Queries, Session, Text2Seg
+from text2seg.pipeline import Text2Seg
 from text2seg.queries import Query, parse_queries
 from text2seg.records import Segment, Segmentation, SimilarityMaps
 from text2seg.sam.base import AnySam
 from text2seg.sam.refinement import Refined, Region, refine
+from text2seg.session import ImageSource, Queries, Session
 
 
 def refine_image(

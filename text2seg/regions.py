@@ -52,7 +52,7 @@ class FoundRegions:
 
 
 class Opened(Protocol):
-    """An image with the regions found for it; `pipeline.Session`."""
+    """An image with the regions found for it; `session.Session`."""
 
     image: Image
     regions: dict[object, FoundRegions]

@@ -16,12 +16,12 @@ from text2seg import weights
 from text2seg.config import Settings
 from text2seg.errors import SettingsError
 from text2seg.grids import map_score
-from text2seg.pipeline import Pipeline, Queries, Session
 from text2seg.queries import Query, parse_queries
 from text2seg.records import Candidates, PointPrompts, Segment, Segmentation, SimilarityMaps
 from text2seg.runtime import PrecisionName, choose_device
 from text2seg.sam.candidates import suppress
 from text2seg.sam.sam3 import WEIGHTS, Found, Sam3
+from text2seg.session import Pipeline, Queries, Session
 
 SCORE_THRESHOLD = 0.5
 """Score below which SAM 3 counts a mask as not found, as in its published post-processing."""

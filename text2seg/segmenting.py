@@ -20,9 +20,9 @@ from text2seg.io.names import unique_names
 from text2seg.io.output_folder import OutputFolder
 from text2seg.io.writing import check_writable, is_disk_error
 from text2seg.ontology import ontology_of_queries
-from text2seg.pipeline import Pipeline, Queries
 from text2seg.records import Failure, Segmentation
 from text2seg.render.saving import image_files
+from text2seg.session import Pipeline, Queries
 
 _log = logging.getLogger(__name__)
 

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from text2seg.app.settings import AppSettings
 from text2seg.config import AutomaticSettings, PresenceSettings, Settings
 from text2seg.errors import Text2SegError
-from text2seg.pipeline import Pipeline, Queries, Session, Text2Seg
+from text2seg.pipeline import Text2Seg
 from text2seg.queries import Query
 from text2seg.records import Image, PointPrompts, Segment, Segmentation
 from text2seg.sam.automatic import Region
+from text2seg.session import Pipeline, Queries, Session
 
 log = logging.getLogger(__name__)
 

@@ -24,11 +24,12 @@ from text2seg.config import MaskSettings, PointSettings, PresenceSettings, Regio
 from text2seg.errors import Text2SegError
 from text2seg.grids import iou, minmax, resize
 from text2seg.model_card import PresenceCalibration
-from text2seg.pipeline import Session, Text2Seg
+from text2seg.pipeline import Text2Seg
 from text2seg.queries import Query
 from text2seg.records import Failure, Segment
 from text2seg.runtime import free_memory
 from text2seg.sam.candidates import separation
+from text2seg.session import Session
 
 BOUNDS = tuple((floor, prominence) for floor in (0.4, 0.5, 0.6) for prominence in (0.02, 0.05, 0.1))
 """Bounds of regions that are compared: `PointSettings.floor` and `prominence`."""

@@ -19,10 +19,11 @@ from text2seg.clip.regions import has_values, soft_masks
 from text2seg.config import RegionFeatures, Settings
 from text2seg.grids import iou, minmax
 from text2seg.model_card import RegionChoice, RegionClassification
-from text2seg.pipeline import Session, Text2Seg
+from text2seg.pipeline import Text2Seg
 from text2seg.queries import Query
 from text2seg.regions import RegionClassifier, region_features
 from text2seg.sam.candidates import separation
+from text2seg.session import Session
 
 MOST_IMAGES = 100
 KEPT_THINGS = 0.98

@@ -26,10 +26,10 @@ from text2seg.grids import iou
 from text2seg.io.images import load_image
 from text2seg.io.writing import write_atomically
 from text2seg.ontology import Ontology, queries_of
-from text2seg.pipeline import Pipeline, Session
 from text2seg.queries import Query
 from text2seg.records import Failure
 from text2seg.render.drawing import fitted, text_width
+from text2seg.session import Pipeline, Session
 
 THRESHOLDS: tuple[float, ...] = tuple(round(0.3 + 0.05 * step, 2) for step in range(14))
 """0.3 to 0.95: the thresholds tried with ground truth."""

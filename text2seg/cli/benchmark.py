@@ -19,8 +19,9 @@ from text2seg.errors import ImageError, SettingsError
 from text2seg.model_card import CALIBRATE
 
 if TYPE_CHECKING:
-    from text2seg.pipeline import Pipeline, Text2Seg
+    from text2seg.pipeline import Text2Seg
     from text2seg.records import Failure
+    from text2seg.session import Pipeline
     from text2seg.speed.measure import Plan
 
 

@@ -135,7 +135,8 @@ def load_models(model: ModelSettings, settings: Settings, *, say_uncalibrated: b
     `say_uncalibrated`: print a line if their presence is not calibrated.
     """
     chosen = chosen_pair(model)
-    from text2seg.pipeline import NOT_CALIBRATED, Text2Seg
+    from text2seg.pipeline import Text2Seg
+    from text2seg.session import NOT_CALIBRATED
 
     models = Text2Seg.load(**{**model.arguments(), "model": chosen}, settings=settings)
     say_names(models.names, model, chosen, is_whole=bool(model.clip and model.sam))

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from text2seg.labelling.engine import Engine
     from text2seg.labelling.job import LabelReport, Plan
     from text2seg.ontology import Ontology
-    from text2seg.pipeline import Pipeline
+    from text2seg.session import Pipeline
 
 
 @dataclass(frozen=True, slots=True)

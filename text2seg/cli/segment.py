@@ -17,8 +17,8 @@ from text2seg.errors import ImageError, SettingsError
 from text2seg.queries import Query, parse_queries
 
 if TYPE_CHECKING:
-    from text2seg.pipeline import Pipeline
     from text2seg.segmenting import Report
+    from text2seg.session import Pipeline
 
 
 @dataclass(frozen=True, slots=True)

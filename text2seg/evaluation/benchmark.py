@@ -27,8 +27,8 @@ from text2seg.evaluation import category_given
 from text2seg.evaluation.alignment import align
 from text2seg.evaluation.protocols import Pair, pairs_of
 from text2seg.grids import minmax, resize
-from text2seg.pipeline import Pipeline, Session
 from text2seg.records import Failure, Segmentation
+from text2seg.session import Pipeline, Session
 
 
 @dataclass(frozen=True, slots=True)

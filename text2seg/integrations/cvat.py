@@ -17,7 +17,7 @@ from text2seg.ontology import Ontology, ontology_of_queries, queries_of
 from text2seg.ontology.read import read_ontology
 
 if TYPE_CHECKING:
-    from text2seg.pipeline import Pipeline
+    from text2seg.session import Pipeline
 
 
 def create(*, ontology: str = "", queries: str = "", model: str = "auto", device: str = "auto") -> Function:

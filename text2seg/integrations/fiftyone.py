@@ -13,7 +13,7 @@ from text2seg.errors import SettingsError, Text2SegError
 from text2seg.records import Failure, Segmentation
 
 if TYPE_CHECKING:
-    from text2seg.pipeline import Pipeline, Queries
+    from text2seg.session import Pipeline, Queries
 
 
 def label_dataset(samples: Any, models: Pipeline, queries: Queries, *, field: str = "text2seg") -> list[Failure]:

@@ -20,9 +20,10 @@ from text2seg.coco.dataset import segment_score
 from text2seg.coco.simplify import encode as polygons_of
 from text2seg.config import POLYGON_TOLERANCE
 from text2seg.errors import SettingsError
-from text2seg.pipeline import Session, Text2Seg
+from text2seg.pipeline import Text2Seg
 from text2seg.queries import Query, parse_queries
 from text2seg.records import Image, PointPrompts, Segment
+from text2seg.session import Session
 
 Json = dict[str, Any]
 

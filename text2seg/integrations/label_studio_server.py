@@ -27,7 +27,8 @@ from text2seg.integrations.label_studio import Asked, Json, LabelConfig, model_v
 from text2seg.integrations.settings import KEY_VARIABLE, LabelStudioSettings
 from text2seg.io.images import load_image, open_image
 from text2seg.io.names import parts_of
-from text2seg.pipeline import Session, Text2Seg
+from text2seg.pipeline import Text2Seg
+from text2seg.session import Session
 
 MOST_BYTES = 64 << 20
 """Limit of a request and of an image, bytes."""

@@ -33,7 +33,7 @@ from text2seg.records import Failure, Image, Segmentation
 from text2seg.render.saving import image_files
 
 if TYPE_CHECKING:
-    from text2seg.pipeline import Pipeline, Session
+    from text2seg.session import Pipeline, Session
 
 SAVED = "saved"  # key of a record: the names of the image files of `--save`
 AHEAD = 2  # batches decoded in advance, and batches that wait for the writer

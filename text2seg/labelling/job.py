@@ -39,7 +39,7 @@ from text2seg.ontology import Ontology, queries_of, with_ids_from
 from text2seg.records import Failure
 
 if TYPE_CHECKING:
-    from text2seg.pipeline import Pipeline
+    from text2seg.session import Pipeline
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,8 @@ from text2seg.model_card import CALIBRATE
 from text2seg.queries import Query
 
 if TYPE_CHECKING:
-    from text2seg.pipeline import Pipeline, Text2Seg
+    from text2seg.pipeline import Text2Seg
+    from text2seg.session import Pipeline
 
 _log = logging.getLogger(__name__)
 

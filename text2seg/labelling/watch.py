@@ -13,7 +13,7 @@ from text2seg.io.storage import Place, Stamp
 from text2seg.labelling.engine import Engine
 from text2seg.labelling.job import LabelReport, label_folder, scan_folder
 from text2seg.ontology import Ontology
-from text2seg.pipeline import Pipeline
+from text2seg.session import Pipeline
 
 SECONDS = 2.0
 """Time between two looks at the folder."""

@@ -35,11 +35,12 @@ from text2seg.grids import iou, place
 from text2seg.io.images import load_image
 from text2seg.loading import fetch, is_here
 from text2seg.onnx.networks import read_manifest
-from text2seg.pipeline import Session, Text2Seg
+from text2seg.pipeline import Text2Seg
 from text2seg.queries import Query, parse_query
 from text2seg.records import Image, PointPrompts, Segment
 from text2seg.runtime import PrecisionName
 from text2seg.sam.base import AnySam
+from text2seg.session import Session
 from text2seg.tiling import shift
 from text2seg.weights.registry import is_openclip, is_published
 
