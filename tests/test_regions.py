@@ -13,7 +13,7 @@ import numpy as np
 import openclip_builders as models
 import pytest
 import torch
-from closeness import TINY_NETWORK, assert_close
+from closeness import TINY_NETWORK, assert_close, assert_same_masks
 from PIL import Image as PilImage
 from test_attention import tiny_clip
 from torch import nn
@@ -30,13 +30,16 @@ from text2seg.clip.regions import (
     value_features,
     vit_of,
 )
+from text2seg.coco.dataset import build_dataset
 from text2seg.config import MapSettings, MaskSettings
 from text2seg.errors import QueryError, SettingsError
 from text2seg.grids import iou
-from text2seg.model_card import RegionChoice, RegionClassification
+from text2seg.io.images import load_image
+from text2seg.model_card import NO_CARD, RegionChoice, RegionClassification
 from text2seg.queries import parse_queries
 from text2seg.records import Image
 from text2seg.regions import GRID, FoundRegions, RegionClassifier, quality
+from text2seg.review.replay import replay
 from text2seg.sam.automatic import automatic_regions, grid
 
 SCENES = Path(__file__).parents[1] / "text2seg" / "demo" / "scenes" / "new-scenes" / "images"
@@ -305,6 +308,24 @@ def test_a_negative_takes_the_regions_that_show_it(demo, session):
     (without,) = demo.clip.evidence(features, parse_queries("bus -fire engine")).T
     assert (engine > bus).any()
     np.testing.assert_array_equal(without, np.where(engine > bus, -MOST_EVIDENCE, bus))
+
+
+def test_features_that_a_clip_lacks_are_an_error_before_any_image_is_read(demo):
+    other = demo.with_card(demo.card)
+    other.clip.image_network = lambda pixels, rule: pixels  # as ONNX Runtime would
+    with pytest.raises(SettingsError, match="run with torch only"):
+        other.check("sheep", replace(REGIONS, maps=MapSettings(region_features="values")))
+    assert RegionClassifier.of(other.clip, other.sam, NO_CARD, REGIONS).fitted.features == "patches"
+    assert RegionClassifier.of(demo.clip, demo.sam, NO_CARD, REGIONS).fitted.features == "values"
+
+
+def test_a_mask_of_a_region_can_be_replayed(demo):
+    image = load_image(SCENE, file_name="images/scene_0019.jpg")
+    content = build_dataset([demo.segment(image, "sheep, fire engine", REGIONS)], provenance=demo.provenance(REGIONS))
+    again = replay(content, content["annotations"][0]["id"], images=SCENES.parent, models=demo)
+    assert again.points_identical
+    assert again.rebuilt_chosen == again.recorded_chosen
+    assert_same_masks(again.rebuilt, again.recorded)
 
 
 def test_points_are_left_out_where_the_grid_says_so(demo, session):

@@ -172,7 +172,7 @@ class MapSettings:
     """pamr: align the maps with edges in the image (pixel-adaptive mask refinement)."""
     region_features: Literal["auto", "patches", "values"] = "auto"
     """What tells which query a region shows: the mean of its patches, or TextRegion's values of the last block (vision
-    transformers only). auto: as the model card says; without one, values, and patches for ResNets."""
+    transformers only). auto: as the model card says; without one, values, and patches for ResNets and ONNX."""
 
     def __post_init__(self) -> None:
         check_choices(self)

@@ -6,7 +6,6 @@ user are in the folder `cards` of the checkpoint folder, written by `text2seg ca
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import logging
@@ -24,8 +23,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from text2seg import weights
 from text2seg.errors import CheckpointError, QueryError
 from text2seg.io.files import is_dir, json_fault, list_folder, read_file
-from text2seg.io.names import did_you_mean
-from text2seg.queries import SHOWN, Query, shown
+from text2seg.io.names import did_you_mean, similar
+from text2seg.queries import Query, shown
 from text2seg.records import Image
 from text2seg.weights.registry import is_openclip
 
@@ -56,7 +55,7 @@ class ClosedVocabulary:
 
     def close_to(self, wording: str) -> list[str]:
         """Return up to three known wordings that are spelled like this one."""
-        return difflib.get_close_matches(wording.lower()[:SHOWN], sorted(self._words), n=3)
+        return similar(wording, self._words)
 
     def check(self, wording: str) -> None:
         """Raise `QueryError` if a wording is unknown. The message suggests the closest known wordings."""
@@ -93,7 +92,7 @@ class ClosedVocabulary:
         return QueryError(f"{says} {self.way_out}.", on_page=f"{says} {WAY_OUT_ON_PAGE}.")
 
     def _sentence(self, wordings: Sequence[str]) -> str:
-        hint = did_you_mean([wording.lower() for wording in wordings], self._words)
+        hint = did_you_mean(wordings, self._words)
         who = f"the {self.model} model" if self.model else "this model"
         return f"{who} does not know {' and '.join(map(shown, wordings))}.{hint}"
 

@@ -41,7 +41,7 @@ from text2seg.records import (
     Segmentation,
     SimilarityMaps,
 )
-from text2seg.regions import FoundRegions, RegionClassifier, check_single
+from text2seg.regions import FoundRegions, RegionClassifier
 from text2seg.runtime import PrecisionName
 from text2seg.sam.automatic import Region, automatic_masks, automatic_regions
 from text2seg.sam.base import AnySam, SamEmbedding
@@ -328,7 +328,8 @@ class Text2Seg(Pipeline):
     def known_queries(
         self, queries: Queries, settings: Settings | None = None
     ) -> tuple[tuple[Query, ...], dict[str, str]]:
-        maps = (settings or self.settings).maps
+        settings = settings or self.settings
+        maps = settings.maps
         self.clip.check(maps.architecture)
         self.clip.input_hw(maps.input_size or self.input_size)
         known, unknown = parse_queries(queries), dict[str, str]()
@@ -336,8 +337,8 @@ class Text2Seg(Pipeline):
             known, unknown = self.closed_vocabulary.split(known)
         if known and maps.redundancy == "label-set":
             label_set(texts_of(known), maps.labels)
-        if (settings or self.settings).points.method == "regions":
-            check_single(known)
+        if settings.points.method == "regions":
+            RegionClassifier.of(self.clip, self.sam, self.card, settings).check(known)
         return known, unknown
 
     def segment_sessions(

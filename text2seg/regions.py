@@ -17,7 +17,7 @@ from torch import Tensor
 
 from text2seg.clip.maps import on_grid
 from text2seg.clip.model import Clip, ImageTokens
-from text2seg.clip.regions import patch_features, soft_masks, value_features
+from text2seg.clip.regions import has_values, patch_features, soft_masks, value_features, vit_of
 from text2seg.config import AutomaticSettings, MaskSettings, RegionFeatures, Settings
 from text2seg.errors import QueryError
 from text2seg.grids import map_score, minmax
@@ -51,13 +51,6 @@ class FoundRegions:
         return masks + int(self.features.nbytes) + self.shares.nbytes + self.intersections.nbytes
 
 
-def check_single(queries: Sequence[Query]) -> None:
-    """Raise `QueryError` for a query of several parts: a region has one query, and is no union of regions."""
-    for query in queries:
-        if len(query.parts) > 1:
-            raise QueryError(f"region classification takes no {query.name!r}; ask for its parts, or use --method auto")
-
-
 class Opened(Protocol):
     """An image with the regions found for it; `pipeline.Session`."""
 
@@ -82,15 +75,26 @@ class RegionClassifier:
             return cls(clip, sam, fitted, settings.masks)
         features = maps.region_features
         if features == "auto":
-            features = "values" if clip.is_vit else "patches"
+            features = "values" if has_values(clip) else "patches"
         return cls(clip, sam, RegionClassification(features=features), settings.masks)
 
-    def found(self, embedding: SamEmbedding, session: Opened, tokens: ImageTokens) -> FoundRegions:
-        """Return the regions of an image, found now or before.
+    def check(self, queries: Sequence[Query]) -> None:
+        """Check what is asked for, before any image is read.
 
         Raises:
+            QueryError: a query has several parts; a region has one query, and is no union of regions.
             SettingsError: this CLIP has no such features.
         """
+        for query in queries:
+            if len(query.parts) > 1:
+                raise QueryError(
+                    f"region classification takes no {query.name!r}; ask for its parts, or use --method auto"
+                )
+        if self.fitted.features == "values":
+            vit_of(self.clip)
+
+    def found(self, embedding: SamEmbedding, session: Opened, tokens: ImageTokens) -> FoundRegions:
+        """Return the regions of an image, found now or before."""
         key = (tokens, self.fitted.features, self.fitted.something)
         if key not in session.regions:
             session.regions[key] = self._find(embedding, session.image, tokens)
@@ -127,9 +131,6 @@ class RegionClassifier:
         Returns:
             The segments in the order of the queries, the best of each first, and the maps with the presence of the
             regions.
-
-        Raises:
-            SettingsError: this CLIP has no such features.
         """
         found = self.found(embedding, session, tokens)
         evidence = self.clip.evidence(found.features, queries)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import difflib
 import json
 import logging
 import re
@@ -35,6 +34,7 @@ from text2seg.coco.json_file import Json
 from text2seg.config import Encoding
 from text2seg.errors import ImageError, SettingsError, Text2SegError
 from text2seg.explain import TOOLS, Progress, Result
+from text2seg.io.names import similar
 from text2seg.ontology import ontology_of_queries
 from text2seg.queries import shown
 from text2seg.render.saving import png
@@ -87,7 +87,7 @@ def run_tool(
 ) -> Result:
     """Run a tool by its name. Raises `SettingsError` if there is no such tool, and the errors of `explain`."""
     if not isinstance(tool, str) or tool not in TOOLS:
-        close = difflib.get_close_matches(str(tool), TOOLS, n=3)
+        close = similar(str(tool), TOOLS)
         hint = f"did you mean {' or '.join(close)}? " if close else ""
         raise SettingsError(f"there is no tool {shown(tool)}; {hint}/api/tools lists all {len(TOOLS)}")
     return explain(model_pool, TOOLS[tool], images, given, progress)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import logging
@@ -18,6 +17,7 @@ from PIL.Image import Resampling
 from text2seg.clip.model import CLIP_MEAN, CLIP_STD
 from text2seg.errors import CheckpointError
 from text2seg.io.files import is_file, list_folder, read_file
+from text2seg.io.names import similar
 from text2seg.weights import sha256_of
 from text2seg.weights.download import check_reachable
 from text2seg.weights.registry import CONFIG, SYNTAX, WEIGHTS, parse_openclip
@@ -240,9 +240,9 @@ def _usual_preprocessing(open_clip: ModuleType, architecture: str) -> dict[str, 
 
 def _one_of(name: str, names: Iterable[str], message: str) -> str:
     """Return the name if it is one of `names`. Raises `CheckpointError` with similar names if it is not."""
-    known = {other.lower(): other for other in names}
-    if name in known.values():
+    known = tuple(names)
+    if name in known:
         return name
-    close = [known[lower] for lower in difflib.get_close_matches(name.lower(), known, n=3)]
+    close = similar(name, known)
     hint = f"; did you mean {' or '.join(close)}?" if close else f"; there are {', '.join(known)}"
     raise CheckpointError(f"{message} {name!r}{hint}")

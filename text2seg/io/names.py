@@ -233,16 +233,22 @@ def escaped(text: str) -> str:
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
-def did_you_mean(words: Iterable[str], known: Iterable[str]) -> str:
+def similar(word: str, known: Iterable[str], *, most: int = 3) -> list[str]:
+    """Return known words that are spelled like this one, the most similar first, whatever their case."""
+    spelled: dict[str, str] = {}
+    for each in sorted(known):
+        spelled.setdefault(each.casefold(), each)
+    return [spelled[each] for each in difflib.get_close_matches(word[:LONGEST_SHOWN].casefold(), spelled, n=most)]
+
+
+def did_you_mean(words: Iterable[str], known: Iterable[str], *, most: int = 3) -> str:
     """Return a question that names known words spelled like these, with a space before it; empty if there is none.
 
     >>> did_you_mean(["mask"], ["overlay", "masks"])
     ' Did you mean masks?'
     """
     choices = sorted(known)
-    close = dict.fromkeys(
-        each for word in words for each in difflib.get_close_matches(word[:LONGEST_SHOWN], choices, n=3)
-    )
+    close = dict.fromkeys(each for word in words for each in similar(word, choices, most=most))
     return f" Did you mean {' or '.join(close)}?" if close else ""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from text2seg.errors import OntologyError, QueryError
+from text2seg.io.names import similar
 from text2seg.queries import Query, Wordings, cleaned, names_in, parse_queries, parse_query
 
 SUPERCATEGORY = "thing"
@@ -146,11 +146,8 @@ def with_ids_from(ontology: Ontology, categories: Sequence[Mapping[str, Any]]) -
 
 def did_you_mean(wrong: str, known: Iterable[str]) -> str:
     """Return a hint in brackets with similar known names, ignoring case; empty if there are none."""
-    spelled: dict[str, str] = {}
-    for each in known:
-        spelled.setdefault(each.casefold(), each)
-    close = difflib.get_close_matches(wrong.casefold(), spelled, n=3)
-    return f" (did you mean {' or '.join(repr(spelled[each]) for each in close)}?)" if close else ""
+    close = similar(wrong, known)
+    return f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
 
 
 def queries_of(ontology: Ontology) -> tuple[Query, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Literal
 
 from text2seg.errors import CheckpointError, SettingsError
 from text2seg.io.files import exists, expand_path, is_dir, is_file
+from text2seg.io.names import did_you_mean
 
 PREFIX = "openclip:"
 _PUBLISHED = re.compile(r"\w[\w.+-]*/\w[\w.+-]*")
@@ -201,7 +201,9 @@ def of_pair(model: str) -> tuple[Checkpoint, Checkpoint]:
     """
     if model not in PAIRS:
         names = [AUTO, *PAIRS]
-        raise CheckpointError(f"there is no model {model!r}; choose from {', '.join(names)}{_closest(model, names)}")
+        raise CheckpointError(
+            f"there is no model {model!r}; choose from {', '.join(names)}.{did_you_mean([model], names, most=1)}"
+        )
     clip, sam = PAIRS[model]
     return find(clip, "clip"), find(sam, "sam")
 
@@ -250,7 +252,7 @@ def find(name: str, kind: Kind) -> Checkpoint:
     wrong_kind = f" ({name} is a {others[0]})" if others else ""
     raise CheckpointError(
         f"there is no {kind.upper()} checkpoint {name!r}{wrong_kind}; choose from {', '.join(names)}, "
-        f"or give a file that ends in {', '.join(SUFFIXES)}{_closest(name, names)}"
+        f"or give a file that ends in {', '.join(SUFFIXES)}.{did_you_mean([name], names, most=1)}"
     )
 
 
@@ -262,10 +264,3 @@ def check_sam(sam: Checkpoint, *, compiled: bool, graphs: bool) -> None:
         raise SettingsError(f"{sam.name} is a SAM 2, which runs uncompiled only; leave --compile out or choose a SAM")
     if graphs:
         raise SettingsError(f"{sam.name} is a SAM 2, and ONNX graphs run SAM and MobileSAM only; use --runtime torch")
-
-
-def _closest(name: str, names: list[str]) -> str:
-    """Return "Did you mean …?" as the end of a message, or nothing if no name is similar."""
-    by_lower = {n.lower(): n for n in names}
-    matches = difflib.get_close_matches(name.lower(), by_lower, n=1)
-    return f". Did you mean {by_lower[matches[0]]}?" if matches else ""
