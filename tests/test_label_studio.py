@@ -26,6 +26,7 @@ from text2seg.errors import ImageError, SettingsError
 from text2seg.integrations.label_studio import Asked, LabelConfig, brush_of, model_version
 from text2seg.integrations.label_studio_server import Images, server
 from text2seg.integrations.settings import LabelStudioSettings
+from text2seg.io.images import load_image
 
 SCENE = Path(__file__).parents[1] / "text2seg/demo/scenes/new-scenes/images/scene_0019.jpg"
 BRUSHES = """<View>
@@ -129,11 +130,19 @@ class LabelStudio(BaseHTTPRequestHandler):
     """Gives the image to whoever has the key, as Label Studio does."""
 
     def do_GET(self):
-        known = self.headers.get("Authorization") == "Token key of setup"
+        known = self.headers.get("Authorization") in ("Token key of setup", "Bearer for minutes")
         self.send_response(200 if known and self.path == "/data/upload/1/scene.jpg" else 401)
         self.end_headers()
         if known:
             self.wfile.write(SCENE.read_bytes())
+
+    def do_POST(self):
+        """Gives an access token for a personal access token, at the path with a slash at its end."""
+        given = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        known = self.path == "/api/token/refresh/" and given == {"refresh": "a.personal.token"}
+        self.send_response(200 if known else 401)
+        self.end_headers()
+        self.wfile.write(b'{"access": "for minutes"}' if known else b"{}")
 
     def log_message(self, *_):
         """Print nothing."""
@@ -248,6 +257,16 @@ def test_images_of_label_studio_need_its_key(backend):
     status, answer = ask(backend, image=image)
     assert status == 200
     assert len(answer["results"][0]["result"]) == 3
+
+
+def test_a_personal_access_token_is_exchanged_first(demo, running, monkeypatch):
+    address = running(ThreadingHTTPServer(("127.0.0.1", 0), LabelStudio))
+    images = Images(LabelStudioSettings(label_studio=address))
+    monkeypatch.setenv("LABEL_STUDIO_API_KEY", "a.personal.token")
+    assert np.array_equal(images.open(demo, "/data/upload/1/scene.jpg").image.pixels, load_image(SCENE).pixels)
+    monkeypatch.setenv("LABEL_STUDIO_API_KEY", "another.personal.token")
+    with pytest.raises(ImageError, match="is LABEL_STUDIO_API_KEY set"):
+        images.open(demo, "/data/upload/1/scene.jpg")
 
 
 @pytest.mark.parametrize(

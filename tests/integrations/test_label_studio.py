@@ -18,8 +18,9 @@ import pytest
 from label_studio_sdk.converter.brush import decode_rle
 
 from text2seg.integrations.label_studio import brush_of, model_version
-from text2seg.integrations.label_studio_server import server
+from text2seg.integrations.label_studio_server import Images, server
 from text2seg.integrations.settings import LabelStudioSettings
+from text2seg.io.images import load_image
 
 SCENES = Path(__file__).parents[2] / "text2seg/demo/scenes/new-scenes/images"
 NAMES = ("scene_0019.jpg", "scene_0001.jpg")
@@ -105,6 +106,16 @@ def project(label_studio, backend):
     found = {name: task["id"] for name in NAMES for task in tasks if task["data"]["image"].endswith(name)}
     assert set(found) == set(NAMES)
     return number, model["id"], found
+
+
+def test_a_personal_access_token_opens_images(label_studio, project, demo, monkeypatch):
+    _, _, tasks = project
+    token = checked(label_studio.post("/api/token/"))["token"]
+    monkeypatch.setenv("LABEL_STUDIO_API_KEY", token)
+    for name, number in tasks.items():
+        image = checked(label_studio.get(f"/api/tasks/{number}"))["data"]["image"]
+        images = Images(LabelStudioSettings(label_studio=str(label_studio.base_url)))
+        assert np.array_equal(images.open(demo, image).image.pixels, load_image(SCENES / name).pixels)
 
 
 def masks_of(regions: list[dict], hw: tuple[int, int]) -> list[tuple[str, np.ndarray]]:

@@ -90,7 +90,7 @@ class Images:
             return {"Authorization": f"Token {key}"} if key else {}
         # A personal access token: it gives access tokens of a few minutes.
         request = Request(
-            urljoin(self._base, "api/token/refresh"),
+            urljoin(self._base, "api/token/refresh/"),
             json.dumps({"refresh": key}).encode(),
             {"Content-Type": "application/json"},
         )
