@@ -172,8 +172,10 @@ def test_python_refines_masks_and_boxes_and_keeps_a_mask_if_sam_is_unsure(demo):
 def test_boxes_become_masks_and_everything_else_is_kept(folder, boxes, tmp_path, capsys):
     output = tmp_path / "refined.json"
     assert command(boxes, folder, output, "--save", "overlay") == 0
-    assert "3 images: 3 with segments" in capsys.readouterr().out
+    said = capsys.readouterr().out
     before, after = read_dataset(boxes), read_dataset(output)
+    assert "3 images: 3 with segments" in said
+    assert f"{len(before['annotations'])} masks refined, 0 kept" in said
     assert after["categories"] == before["categories"]
     assert after["images"] == before["images"]
     assert [(a["id"], a["image_id"], a["category_id"]) for a in after["annotations"]] == [

@@ -76,7 +76,7 @@ class Refine:
         job = LabelSettings(**{name: getattr(self, name) for name in shared})
         from text2seg.labelling.journal import check_unlocked
         from text2seg.labelling.output import journal_path
-        from text2seg.labelling.refine import prepare_refinement, read_source, refine_dataset
+        from text2seg.labelling.refine import count_refined, prepare_refinement, read_source, refine_dataset
 
         source = read_source(self.dataset, self.results)
         check_unlocked(journal_path(job.output))
@@ -90,4 +90,8 @@ class Refine:
             say(f"left out: {len(missing)} images are not in {self.images}: {listed(missing)}", file=sys.stderr)
         with stop_on_signals() as stop:
             report = refine_dataset(models, plan, job, progress=True, stop=stop)
-        return conclude(report, plan.image_folder if job.save else None, 0 if self.limit else len(missing))
+        status = conclude(report, plan.image_folder if job.save else None, 0 if self.limit else len(missing))
+        if not report.interrupted:
+            refined, kept = count_refined(report.dataset)
+            say(f"{refined} masks refined, {kept} kept as they were because SAM was not sure")
+        return status

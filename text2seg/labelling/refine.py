@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from text2seg.coco.dataset import read_dataset
 from text2seg.coco.json_file import read_json
-from text2seg.coco.reader import Dataset, check_dataset, check_references, check_results
+from text2seg.coco.reader import Dataset, attributes_of, check_dataset, check_references, check_results
 from text2seg.config import LabelSettings
 from text2seg.errors import DatasetError, ImageError
 from text2seg.io.images import load_image
@@ -109,3 +109,13 @@ def refine_dataset(
     return label_folder(
         models, plan.scan.folder, plan.ontology, settings, progress=progress, stop=stop, engine=engine, plan=plan
     )
+
+
+def count_refined(dataset: Place) -> tuple[int, int]:
+    """Return how many annotations of a refined dataset have a new mask, and how many kept theirs."""
+    verdicts = [
+        attributes_of(each)["refined"]
+        for each in read_dataset(dataset)["annotations"]
+        if "refined" in attributes_of(each)
+    ]
+    return verdicts.count(True), verdicts.count(False)
