@@ -71,7 +71,22 @@ def _names(*settings: type[Any]) -> frozenset[str]:
 
 _OF_CLIP = _names(MapSettings, PointSettings) | {"clip", "card", "choice", "prompt", "quality", "resolve_overlaps"}
 _OF_CLIP |= {"tile", "tile_overlap"}
-_OF_REGIONS = frozenset({"instances", "floor", "prominence", "choice", "prompt", "resolve_overlaps"})
+METHODS_OF: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(("method", "architecture", "redundancy", "labels", "input_size"), ("auto", "reference", "regions")),
+    **dict.fromkeys(("templates", "refine", "overlap", "quality"), ("auto", "reference", "regions")),
+    **dict.fromkeys(("threshold", "downsample"), ("auto", "reference")),
+    **dict.fromkeys(("choice", "resolve_overlaps"), ("auto", "regions")),
+    **dict.fromkeys(("instances", "floor", "prominence", "prompt"), ("auto",)),
+    "region_features": ("regions",),
+}
+"""The methods that each setting of maps, points and masks has an effect with; a test knows all settings and methods."""
+
+
+def _without_effect(method: str) -> _Condition:
+    flags = frozenset(name for name, methods in METHODS_OF.items() if method not in methods)
+    return _Condition(flags, f"with --method {method}", lambda all_: all_.get("method") != method)
+
+
 _CONDITIONS = (
     _Condition(
         _OF_CLIP | _names(PresenceSettings, MaskSettings),
@@ -81,7 +96,22 @@ _CONDITIONS = (
     _Condition(_names(AutomaticSettings), "without --everything", lambda all_: bool(all_.get("everything", True))),
     _Condition(_OF_CLIP | {"model", "sam", "compile"}, "with --sam3", lambda all_: not all_.get("sam3")),
     _Condition(_names(RaySettings), "without --engine ray", lambda all_: all_.get("engine", "ray") == "ray"),
-    _Condition(_OF_REGIONS, "with --method reference", lambda all_: all_.get("method") != "reference"),
+    _Condition(
+        frozenset({"region_features"}),
+        "without --method regions",
+        lambda all_: all_.get("method", "regions") == "regions",
+    ),
+    *map(_without_effect, get_args(get_type_hints(PointSettings)["method"])),
+    _Condition(  # one segment for each query, unless tiles add others
+        frozenset({"overlap", "quality"}),
+        "with --method reference and without --tile",
+        lambda all_: all_.get("method") != "reference" or bool(all_.get("tile")),
+    ),
+    _Condition(  # merging tiles compares segments by it
+        frozenset({"choice"}),
+        "with --method regions and without --tile",
+        lambda all_: all_.get("method") != "regions" or bool(all_.get("tile")),
+    ),
     _Condition(
         frozenset({"polygon_tolerance"}),
         "without --segmentation polygon",
