@@ -541,3 +541,35 @@ def test_files_of_a_job_are_not_served(page, six):
     for place in [*places, IMAGES / SIX[0]]:
         answer = page.request.get(f"{page.url.rstrip('/')}/gradio_api/file={place}")
         assert answer.status in (403, 404)
+
+
+def test_the_visible_things_are_labelled_also_after_a_refusal(page, make_zip):
+    """Things that were changed after the conversion, and the same upload after an unknown word."""
+    one = make_zip((SIX[0], (IMAGES / SIX[0]).read_bytes()))
+    folder_tab(page)
+    set_queries(page, "sheep, dog")
+    page.get_by_label("Things to find, separated by commas").fill("sheep, unicorn")
+    choose(page, one)
+    start(page)
+    page.locator("#folder-problem").get_by_text("1 error").wait_for()
+    page.locator("#folder-checked").get_by_text("unicorn").first.wait_for()
+    page.get_by_label("Things to find, separated by commas").fill("fire engine")
+    start(page)
+    status(page, "done")
+    page.locator(TILE).get_by_text("fire engine").first.wait_for()
+    assert not page.locator(f"{TILE} .segment").get_by_text("sheep", exact=True).count()
+    page.get_by_label("New job").check()
+    page.get_by_text("Drop images or a zip file here").wait_for()
+    assert page.locator("#folder-files input[type=file]").get_attribute("multiple") is not None
+    assert page.get_by_role("button", name="Label images").count() == 1
+
+
+def test_an_ontology_that_does_not_come_from_the_things_is_not_used_silently(page, make_zip):
+    folder_tab(page)
+    set_queries(page, "sheep")
+    page.get_by_role("button", name="Example: all options").click()
+    page.locator("#folder-checked").get_by_text("vehicle").first.wait_for()
+    page.get_by_label("Things to find, separated by commas").fill("bell")
+    choose(page, make_zip((SIX[0], (IMAGES / SIX[0]).read_bytes())))
+    start(page)
+    page.locator("#folder-problem").get_by_text("does not come from the things").wait_for()

@@ -166,7 +166,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         if arguments is None:  # a second Ctrl-C while Python ends would kill it, with another exit status
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-        _print_error("stopped; finished work is kept")
+        _print_error("stopped")
         return INTERRUPTED
     except BrokenPipeError:  # the reader of the output, such as `head`, has ended
         pass

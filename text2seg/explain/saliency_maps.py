@@ -161,6 +161,8 @@ SALIENCY = Tool(
 class CompareSettings(TargetSettings):
     """The target that an image is compared with, and the methods."""
 
+    text: tuple[str, ...] = ()
+    """The text to compare the image with, such as "sheep"; only one, unless another kind of target is given."""
     method: tuple[MethodName, ...] = ()
     """A saliency method to show; repeat for more. Default: all methods that this CLIP supports, except scorecam and
     ablationcam, which are slow."""

@@ -29,11 +29,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Editing:
-    """An image of a job while it is edited. `numbers` are the annotations' ids by the numbers of their segments in the
-    editor, `segments` these segments before. `version` is that of the image in the review, `before` what the editor
-    held before."""
+    """An image of a job, and of its `owner`, while it is edited. `numbers` are the annotations' ids by the numbers of
+    their segments in the editor, `segments` these segments before. `version` is that of the image in the review,
+    `before` what the editor held before."""
 
     job: str = ""
+    owner: str = ""
     job_name: str = ""
     place: int = 0
     image: Image | None = None
@@ -100,7 +101,7 @@ def begin(
         texts=tuple(order),
         found=found,
         history=History(document),
-        editing=Editing(job.id, job.name, place, image, numbers, segments, version, before),
+        editing=Editing(job.id, job.owner, job.name, place, image, numbers, segments, version, before),
     )
     chosen = next((number for number, each in numbers.items() if each == annotation), 0)
     return edited, chosen

@@ -44,6 +44,7 @@ def lay_out(settings: AppSettings, *, knows_all: bool) -> SimpleNamespace:
     """Build the components of the tab. `knows_all`: the models have a closed vocabulary."""
     c = SimpleNamespace()
     # The encryption key is in the page. The token itself cannot be guessed.
+    c.converted = gr.State(("", ""))
     c.kept = gr.BrowserState(NOBODY, storage_key="text2seg-folder", secret="text2seg")
     c.number = gr.State(0)
     c.phase = gr.Textbox(visible="hidden")  # not a State: events outside the queue do not report its changes

@@ -24,7 +24,7 @@ from text2seg.app.model_pool import ModelPool
 from text2seg.app.segment import Editor
 from text2seg.app.segment.desk import Desk
 from text2seg.app.segment.session import EditSession
-from text2seg.errors import Text2SegError
+from text2seg.errors import OntologyError, Text2SegError
 
 Updates = dict[Any, Any]
 
@@ -91,8 +91,8 @@ class Tab:
         c.start.click(None, outputs=[c.start], js=PRESS)
         begun = c.begin.click(
             self._start,
-            [c.kept, c.source, c.files, c.folder, c.queries, c.text],
-            [*anew, c.files, c.text],
+            [c.kept, c.source, c.files, c.folder, c.queries, c.text, c.converted],
+            [*anew, c.files, c.text, c.converted],
             show_progress="minimal",
             show_progress_on=[c.problem],
             api_visibility="private",
@@ -104,13 +104,13 @@ class Tab:
         c = self._c
         last: dict[str, Any] = {"trigger_mode": "always_last", **QUIET}  # only the last of several presses counts
         c.source.input(self._switch, [c.source], [c.files, c.room, c.folder], **last)
-        changes = [c.files.input, c.source.input, c.folder.input, c.queries.change]
+        changes = [c.files.input, c.source.input, c.folder.input, c.queries.change, c.text.input]
         gr.on(changes, None, outputs=[c.problem], js="() => ''", api_visibility="private")  # it may be mended
-        gr.on([c.write.click, c.queries.submit], self._write, [c.queries], [c.text, c.problem], **last)
+        gr.on([c.write.click, c.queries.submit], self._write, [c.queries], [c.text, c.problem, c.converted], **last)
         c.few.click(lambda: as_yaml(FEW_THINGS), outputs=[c.text], **QUIET)
         c.limits.click(lambda: WITH_LIMITS, outputs=[c.text], **QUIET)
         c.all.click(self._all_things, outputs=[c.text, c.problem], **QUIET)
-        c.text.change(self._check, [c.text], [c.checked, c.problem], **QUIET)
+        c.text.change(self._check, [c.text], [c.checked], **QUIET)
 
     def _wire_review(self) -> None:
         c = self._c
@@ -167,7 +167,7 @@ class Tab:
             session, opened = desk.session, desk.session.editing
             if opened is None:
                 return bar(session)
-            job = self._jobs.job({**self._jobs.known(kept), "job": opened.job})
+            job = self._jobs.jobs.find(opened.owner, opened.job)  # the browser may not have sent its token yet
             if job is None or job.state != "done":
                 return {back.wrong: alert("This job was deleted. Go back without saving.")}
             try:
@@ -267,7 +267,8 @@ class Tab:
 
     def _write(self, queries: str) -> Updates:
         try:
-            return {self._c.text: as_yaml(queries), self._c.problem: ""}
+            text = as_yaml(queries)
+            return {self._c.text: text, self._c.problem: "", self._c.converted: (queries, text)}
         except Text2SegError as error:
             return {self._c.problem: alert(message_of(error))}
 
@@ -278,26 +279,47 @@ class Tab:
         return {self._c.text: known_things(vocabulary), self._c.problem: ""}
 
     def _check(self, text: str) -> Updates:
-        html = layout.checked_html(self._jobs.check(text))
-        return {self._c.checked: html, self._c.problem: ""}
+        return {self._c.checked: layout.checked_html(self._jobs.check(text))}
 
     def _start(
-        self, kept: Any, source: str, files: Any, folder: str | None, queries: str, text: str, request: gr.Request
+        self,
+        kept: Any,
+        source: str,
+        files: Any,
+        folder: str | None,
+        queries: str,
+        text: str,
+        converted: tuple[str, str],
+        request: gr.Request,
     ) -> Updates:
-        """Start a job. If there is no ontology yet, make one of the things that were typed."""
+        """Start a job. If the ontology is empty, or was made of things that have changed since, make it of the things
+        that are typed now. `converted` are things and the ontology made of them."""
         known: Kept = self._jobs.known(kept, str(request.session_hash))
         c = self._c
         try:
-            if queries.strip() and not text.strip():
+            if queries.strip() and queries != converted[0]:
+                if text.strip() and text != converted[1]:
+                    raise OntologyError(
+                        "the ontology does not come from the things above it; press “Convert to ontology” to use these "
+                        "things, or empty their field to use the ontology"
+                    )
                 text = as_yaml(queries)
+                converted = (queries, text)
             if source == SERVER:
                 job = self._jobs.choose(known, folder or "", text)
             else:
                 job = self._jobs.upload(known, _uploads(files), text)
         except Text2SegError as error:
-            return {c.start: gr.Button(interactive=True), c.problem: alert(message_of(error))}
+            # The files are sent back, because Gradio takes the settings from a field that has no answer.
+            return {
+                c.start: gr.Button(interactive=True),
+                c.problem: alert(message_of(error)),
+                c.files: files,
+                c.text: text,
+                c.converted: converted,
+            }
         known = {**known, "job": job.id}
-        return {**self._anew(known, request), c.kept: known, c.files: [], c.text: text}
+        return {**self._anew(known, request), c.kept: known, c.files: [], c.text: text, c.converted: converted}
 
     def _page(self, kept: Any, shown: Shown, number: int = 0) -> Updates:
         """Return the updates for a page of the contact sheet, if the job is done."""
