@@ -25,11 +25,11 @@ from text2seg.config import (
     RaySettings,
     SaveKind,
     Settings,
-    help_of,
 )
 from text2seg.errors import SettingsError
 from text2seg.io.names import listed
 from text2seg.io.storage import Place, Url, place_of
+from text2seg.settings_fields import help_of
 
 PipelineFlags = tyro.conf.UseAppendAction[Annotated[Settings, tyro.conf.arg(name="")]]
 """The settings of the pipeline as flags of a command."""
