@@ -17,11 +17,9 @@ import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from text2seg.config import (
+    SETTINGS_OF_CLIP,
+    SETTINGS_OF_WORDS,
     AutomaticSettings,
-    MapSettings,
-    MaskSettings,
-    PointSettings,
-    PresenceSettings,
     RaySettings,
     SaveKind,
     Settings,
@@ -69,17 +67,11 @@ def _names(*settings: type[Any]) -> frozenset[str]:
     return frozenset(field.name for each in settings for field in fields(each))
 
 
-_OF_CLIP = _names(MapSettings, PointSettings) | {"clip", "card", "choice", "prompt", "quality", "resolve_overlaps"}
-_OF_CLIP |= {"tile", "tile_overlap"}
 _OF_REGIONS = frozenset({"instances", "floor", "prominence", "choice", "prompt", "resolve_overlaps"})
 _CONDITIONS = (
-    _Condition(
-        _OF_CLIP | _names(PresenceSettings, MaskSettings),
-        "with --everything",
-        lambda all_: not all_.get("everything"),
-    ),
+    _Condition(SETTINGS_OF_WORDS, "with --everything", lambda all_: not all_.get("everything")),
     _Condition(_names(AutomaticSettings), "without --everything", lambda all_: bool(all_.get("everything", True))),
-    _Condition(_OF_CLIP | {"model", "sam", "compile"}, "with --sam3", lambda all_: not all_.get("sam3")),
+    _Condition(SETTINGS_OF_CLIP | {"model", "sam", "compile"}, "with --sam3", lambda all_: not all_.get("sam3")),
     _Condition(_names(RaySettings), "without --engine ray", lambda all_: all_.get("engine", "ray") == "ray"),
     _Condition(_OF_REGIONS, "with --method reference", lambda all_: all_.get("method") != "reference"),
     _Condition(

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from text2seg.config import RefineSettings
-from text2seg.grids import iou, tight_box
+from text2seg.grids import depth_of, highest, iou, tight_box
 from text2seg.records import Candidates, PointPrompts
 from text2seg.sam.base import MASK_PROMPT_SCALE, AnySam, SamEmbedding
 
@@ -77,28 +76,23 @@ def _of_mask(mask: NDArray[np.bool_], amplitude: float) -> PointPrompts:
     if box is None:
         raise ValueError("a mask has no pixels")
     x, y, width, height = box
-    depth = cv2.distanceTransform(np.pad(mask, 1).view(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
-    points, labels = [_highest(depth)], [1]
+    depth = depth_of(mask)
+    points, labels = [highest(depth)], [1]
     if not mask[y : y + height, x : x + width].all():
         distance = cv2.distanceTransform((~mask).view(np.uint8), cv2.DIST_L2, 5)[y : y + height, x : x + width]
         if distance.max() > FAR:
-            points.append(_highest(distance) + np.array([x, y]))
+            column, row = highest(distance)
+            points.append((x + column, y + row))
             labels.append(0)
     fall = np.exp(-((depth - depth.max()) ** 2) / (mask.sum() / 4))
     logits = amplitude * np.where(mask, fall, -1)
     return PointPrompts(
-        np.stack(points).astype(np.float32),
+        np.array(points, np.float32),
         np.array(labels, np.int8),
         np.ones(len(labels), np.float32),
         np.array([[x, y, x + width - 1, y + height - 1]], np.float32),
         (logits / MASK_PROMPT_SCALE).astype(np.float32)[None],
     )
-
-
-def _highest(values: NDArray[Any]) -> NDArray[np.int64]:
-    """Return the x and y of the highest value."""
-    row, column = np.unravel_index(values.argmax(), values.shape)
-    return np.array([column, row])
 
 
 def _of_box(box: BoxXywh, hw: tuple[int, int]) -> PointPrompts:

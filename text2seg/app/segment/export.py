@@ -17,7 +17,7 @@ from text2seg.app.segment.edits import EVERYTHING
 from text2seg.app.segment.session import EditSession
 from text2seg.coco.dataset import build_dataset
 from text2seg.coco.json_file import json_chunks
-from text2seg.config import SaveKind, Settings
+from text2seg.config import SETTINGS_OF_WORDS, SaveKind, Settings
 from text2seg.errors import Text2SegError
 from text2seg.io.names import safe_file_name
 from text2seg.loading import graphs_of
@@ -115,18 +115,24 @@ def _stem(session: EditSession) -> str:
 
 
 KINDS = ("clip", "sam")
+ONLY_ONNX = {"runtime", "graphs", "onnx_provider"}
+"""Arguments that `--everything` refuses, because it runs with torch only."""
 
 
 def as_command(session: EditSession) -> str:
     """Return a command for a POSIX shell, with all flags that differ from their defaults."""
     words = ["text2seg", "segment", _file(session)]
+    settings = _models(session)
+    if "graphs" in settings:
+        settings = {"runtime": "onnx"} | settings
+    settings |= {name: value for _, name, value in _changed(session.settings)}
     if not session.texts:
-        words += ["--everything", *(word for name, value in _differing(EVERYTHING) for word in _flag(name, value))]
+        words.append("--everything")
+        used = settings.keys() - SETTINGS_OF_WORDS - ONLY_ONNX
+        settings = dict(_differing(EVERYTHING)) | {name: value for name, value in settings.items() if name in used}
     for text in session.texts:
         words += [f"--query={text}"] if text.startswith("-") else ["--query", text]
-    for name, value in _models(session).items():
-        words += (["--runtime", "onnx"] if name == "graphs" else []) + _flag(name, value)
-    for _, name, value in _changed(session.settings):
+    for name, value in settings.items():
         words += _flag(name, value)
     return _by_hand(session) + " ".join(shlex.quote(word) for word in words)
 
