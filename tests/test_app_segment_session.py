@@ -602,6 +602,21 @@ class TestCommand:
         assert understood.settings.presence == PresenceSettings(0.25)
         assert [path.name for path in understood.images] == ["-it's a photo.jpg"]
 
+    @pytest.mark.parametrize("method", ["auto", "reference", "regions"])
+    @pytest.mark.parametrize("tile", [0, 256])
+    def test_the_command_has_only_flags_with_an_effect(self, session, demo, method, tile, parsed, monkeypatch):
+        settings = Settings(
+            maps=MapSettings(region_features="patches"),
+            points=PointSettings(method=method, floor=0.1),
+            masks=MaskSettings(choice="sam", overlap=0.6),
+            tiles=TileSettings(tile=tile, tile_overlap=0.1),
+        )
+        monkeypatch.setattr(demo, "settings", settings)
+        understood = parsed(export.as_command(replace(session, threshold=0.5, presence=0.3))).settings
+        assert (understood.points.method, understood.tiles.tile) == (method, tile)
+        assert understood.points.threshold == (PointSettings().threshold if method == "regions" else 0.5)
+        assert understood.presence == PresenceSettings(0.3)
+
     def test_the_python_gives_the_same_masks(self, session, model_pool, tmp_path, monkeypatch):
         session = find(session, model_pool, session.texts, threshold=0.7, presence=0.0)
         PillowImage.fromarray(session.image_session.image.pixels).save(tmp_path / "scene_0019.png")

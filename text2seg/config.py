@@ -383,14 +383,6 @@ class Settings:
                 object.__setattr__(self, "presence", PresenceSettings(0))
 
 
-SETTINGS_OF_CLIP = frozenset((*MapSettings.__slots__, *PointSettings.__slots__, *TileSettings.__slots__)).union(
-    ("clip", "card", "choice", "prompt", "quality", "resolve_overlaps")
-)
-"""Settings that only the pipeline of CLIP and SAM has."""
-SETTINGS_OF_WORDS = SETTINGS_OF_CLIP.union(PresenceSettings.__slots__, MaskSettings.__slots__)
-"""Settings that have no effect with `--everything`."""
-
-
 def settings_from_dict(values: Mapping[str, Any]) -> Settings:
     """Read settings from JSON that `dataclasses.asdict` gave; missing values get their defaults.
 

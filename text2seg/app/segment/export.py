@@ -6,7 +6,7 @@ import io
 import shlex
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +17,8 @@ from text2seg.app.segment.edits import EVERYTHING
 from text2seg.app.segment.session import EditSession
 from text2seg.coco.dataset import build_dataset
 from text2seg.coco.json_file import json_chunks
-from text2seg.config import SETTINGS_OF_WORDS, SaveKind, Settings
+from text2seg.config import SaveKind, Settings
+from text2seg.effects import without_effect
 from text2seg.errors import Text2SegError
 from text2seg.io.names import safe_file_name
 from text2seg.loading import graphs_of
@@ -126,14 +127,16 @@ def as_command(session: EditSession) -> str:
     if "graphs" in settings:
         settings = {"runtime": "onnx"} | settings
     settings |= {name: value for _, name, value in _changed(session.settings)}
-    if not session.texts:
+    is_everything = not session.texts
+    if is_everything:
         words.append("--everything")
-        used = settings.keys() - SETTINGS_OF_WORDS - ONLY_ONNX
-        settings = dict(_differing(EVERYTHING)) | {name: value for name, value in settings.items() if name in used}
+        settings = dict(_differing(EVERYTHING)) | {name: settings[name] for name in settings if name not in ONLY_ONNX}
+    values = {name: value for stage in asdict(session.settings).values() for name, value in stage.items()}
+    idle = {name for names, _ in without_effect(values | {"everything": is_everything}) for name in names}
     for text in session.texts:
         words += [f"--query={text}"] if text.startswith("-") else ["--query", text]
     for name, value in settings.items():
-        words += _flag(name, value)
+        words += _flag(name, value) if name not in idle else []
     return _by_hand(session) + " ".join(shlex.quote(word) for word in words)
 
 
