@@ -3,11 +3,14 @@ this machine offers as COCO val2017."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 import json
 import re
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from checkpoint_builders import serving
 from coco_builders import SCENES, coco_of_scenes
 from sklearn.linear_model import LogisticRegression
 
+from text2seg import Text2Seg
 from text2seg.calibration import card as calibration
 from text2seg.calibration import measure
 from text2seg.calibration.card import calibrate
@@ -37,6 +41,7 @@ from text2seg.coco.truth import TruthImage, category_names, sha256_of_truth, tru
 from text2seg.errors import DatasetError, ImageError
 from text2seg.evaluation.benchmark import benchmark_coco
 from text2seg.model_card import find_card, read_card
+from text2seg.regions import GRID
 
 COUNT = 12
 
@@ -153,7 +158,11 @@ def made(tmp_path_factory):
         patch.chdir(folder)
         server.files = coco_of_scenes()
         command = ["calibrate", "coco", "--images", str(COUNT), "--model", "demo"]
-        assert main(command) == 0
+        said = io.StringIO()
+        with contextlib.redirect_stderr(said):
+            assert main(command) == 0
+        (announced,) = re.findall(r"(\d+) images, four passes\. In the last, SAM cuts .* in (\d+) of", said.getvalue())
+        assert announced == (str(COUNT), str(COUNT))
         yield folder, command, server
 
 
@@ -276,6 +285,39 @@ class TestFailures:
         assert result.card.calibrated_on.images == 12
         assert {len(rows) for rows in result.scores.values()} == {result.images} == {11}
         assert result.card.name == "demo"
+
+    def test_the_effort_is_said_before_the_first_pass_and_measured_on_the_first_image_that_opens(
+        self, demo, truth, tmp_path, monkeypatch
+    ):
+        """Three of the thirteen images are damaged. The last pass uses every third image."""
+        monkeypatch.setattr(measure, "MOST_IMAGES", 5)
+        truth["images"] = truth["images"][:13]
+        truth["annotations"] = [each for each in truth["annotations"] if each["image_id"] <= 13]
+        for place, image in enumerate(truth["images"]):
+            path = tmp_path / image["file_name"]
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(b"no image" if place < 3 else (SCENES / image["file_name"]).read_bytes())
+        heard, cut = [], []
+        regions = Text2Seg.automatic_regions
+
+        def counted(models, session, settings):
+            cut.append((session.image.file_name, settings))
+            return regions(models, session, settings)
+
+        monkeypatch.setattr(Text2Seg, "automatic_regions", counted)
+
+        def stop(*said):
+            heard.append(said)
+            raise InterruptedError
+
+        with pytest.raises(InterruptedError):
+            calibrate(demo, truth, tmp_path, data="x", announce=stop)
+        ((images, used, seconds),) = heard
+        assert (images, used) == (13, 5)
+        assert seconds > 0
+        assert [(Path(name).name, settings) for name, settings in cut] == [
+            (Path(truth["images"][3]["file_name"]).name, GRID)
+        ]
 
     def test_each_image_is_encoded_once(self, demo, truth, monkeypatch):
         monkeypatch.setattr(measure, "BOUNDS_IMAGES", 1)

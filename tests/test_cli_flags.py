@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import shlex
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
+from tqdm import tqdm
 
 from text2seg.cli import main
+from text2seg.cli.terminal import LinesBesideBars
 from text2seg.coco.dataset import read_dataset
+from text2seg.config import MapSettings, MaskSettings, PointSettings
+from text2seg.effects import METHODS_OF
+from text2seg.io.images import load_image
 
 SCENES = Path("text2seg/demo/scenes/new-scenes")
 SCENE = SCENES / "images" / "scene_0019.jpg"
@@ -29,6 +38,18 @@ SCENE = SCENES / "images" / "scene_0019.jpg"
         ("segment x.jpg --query a --tile-overlap 0.3", "no effect without --tile"),
         ("segment x.jpg --query a --labels b", "no effect without --redundancy label-set"),
         ("segment x.jpg --query a --method reference --choice map", "--choice has no effect with --method reference"),
+        (
+            "segment x.jpg --query a --method regions --instances union --floor .9 --prominence .9 --prompt box"
+            " --threshold .2 --downsample 2",
+            "--threshold, --instances, --floor and 3 more have no effect with --method regions",
+        ),
+        ("segment x.jpg --query a --method regions --choice sam", "--choice has no effect with --method regions and"),
+        ("segment x.jpg --query a --region-features values", "no effect without --method regions"),
+        ("label x --query a --method reference --region-features values", "no effect without --method regions"),
+        (
+            "segment x.jpg --query a --method reference --overlap .1 --quality 5",
+            "--overlap, --quality have no effect with --method reference and without --tile",
+        ),
         ("label x --query a --skip-below 0.3", "no effect without --only-if-present"),
         ("label x --query a --max-workers 2", "no effect without --engine ray"),
         ("label x --query a --sam3 y --clip b", "--clip has no effect with --sam3"),
@@ -48,10 +69,20 @@ def test_a_flag_without_effect_is_refused(line, says, capsys):
         "segment {0} --everything --points-per-side 4 --crop-layers 1 --crop-overlap 0.1 --output {1}",
         "segment {0} --query sheep --segmentation polygon --polygon-tolerance 2 --no-resolve-overlaps --output {1}",
         "segment {0} --query sheep --redundancy label-set --labels ball --output {1}",
+        "segment {0} --query sheep --method regions --region-features values --quality 0 --output {1}",
+        "segment {0} --query sheep --method reference --tile 128 --overlap 0.5 --save none --output {1}",
     ],
 )
 def test_a_flag_with_effect_is_accepted(line, tmp_path):
     assert main(shlex.split(line.format(SCENE, tmp_path))) == 0
+
+
+def test_the_effect_of_each_setting_with_each_method_is_known():
+    settings = [field.name for stage in (MapSettings, PointSettings, MaskSettings) for field in fields(stage)]
+    assert sorted(METHODS_OF) == sorted(settings)
+    methods = get_args(get_type_hints(PointSettings)["method"])
+    assert METHODS_OF["method"] == methods
+    assert {method for each in METHODS_OF.values() for method in each} == set(methods)
 
 
 def test_an_input_smaller_than_one_patch_is_refused(tmp_path, capsys):
@@ -95,6 +126,56 @@ def test_a_stopped_segment_says_what_is_done_and_how_to_go_on(tmp_path, capsys, 
     assert f"stopped with 1 of 3 images done, which are in {tmp_path / 'dataset.json'}" in error
     assert "--overwrite" in error
     assert len(read_dataset(tmp_path / "dataset.json")["images"]) == 1
+
+
+def test_a_stopped_segment_that_overwrites_says_that_the_earlier_dataset_is_kept(tmp_path, capsys, monkeypatch):
+    files = sorted(map(str, (SCENES / "images").iterdir()))[:2]
+    command = ["segment", *files, "--query", "sheep", "--save", "none", "--output", str(tmp_path)]
+    assert main(command) == 0
+    dataset = (tmp_path / "dataset.json").read_bytes()
+    seen = []
+
+    def stop_at_second(*given, **named):
+        seen.append(given)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return load_image(*given, **named)
+
+    monkeypatch.setattr("text2seg.segmenting.load_image", stop_at_second)
+    assert main([*command, "--overwrite"]) == 130
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"stopped with 1 of 2 images done; {tmp_path / 'dataset.json'} is still that of the earlier run" in error
+    assert "The same command with --overwrite" in error
+    assert (tmp_path / "dataset.json").read_bytes() == dataset
+
+
+def test_a_message_has_a_line_of_its_own_above_a_progress_bar():
+    terminal = io.StringIO()
+    handler = LinesBesideBars(terminal)
+    with tqdm(total=2, file=terminal) as bar:
+        bar.update()
+        bar.refresh()
+        handler.emit(logging.makeLogRecord({"msg": "stopping after the current work"}))
+    said, after = terminal.getvalue().split("\n")[:2]
+    *_, cleared, message = said.split("\r")
+    assert (cleared.strip(), message) == ("", "stopping after the current work")
+    assert "1/2" in after  # the bar is drawn again
+
+
+@pytest.mark.parametrize("command", ["segment", "search"])
+def test_a_result_of_somebody_else_is_refused_before_any_work_even_with_overwrite(
+    command, tmp_path, capsys, monkeypatch
+):
+    def load(*given):
+        raise AssertionError("models are loaded")
+
+    monkeypatch.setattr(f"text2seg.cli.{command}.load_models", load)
+    name = {"segment": "dataset.json", "search": "search.json"}[command]
+    given = {"segment": [str(SCENE), "--query", "sheep"], "search": [str(SCENES), "sheep", "--index", str(tmp_path)]}
+    (tmp_path / name).write_text("{}")
+    assert main([command, *given[command], "--model", "demo", "--output", str(tmp_path), "--overwrite"]) == 1
+    assert f"{name} was not written by text2seg" in capsys.readouterr().err
+    assert (tmp_path / name).read_text() == "{}"
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="sees in /proc when torch is imported")

@@ -255,6 +255,20 @@ def test_earlier_files_of_the_same_command_are_discarded_unless_somebody_changed
     assert (tmp_path.parent / "x").exists()
 
 
+def test_a_file_that_arrives_in_a_folder_while_it_is_discarded_is_kept(tmp_path, monkeypatch):
+    folder = OutputFolder(tmp_path, command="segment")
+    folder.write([("masks/a", [b"1"])])
+
+    def remove(path):  # the file arrives after any look into the folder
+        (path / "mine").write_bytes(b"mine")
+        rmdir(path)
+
+    rmdir = Path.rmdir
+    monkeypatch.setattr(Path, "rmdir", remove)
+    folder.discard_earlier()
+    assert os.listdir(tmp_path / "masks") == ["mine"]
+
+
 @pytest.mark.skipif(not shutil.which("sha256sum"), reason="needs sha256sum")
 def test_the_record_is_read_by_sha256sum(tmp_path):
     OutputFolder(tmp_path, command="segment").write([("a", [b"1"]), ("masks/b", [b"1"])])

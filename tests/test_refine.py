@@ -21,9 +21,9 @@ from text2seg.config import LabelSettings, RefineSettings
 from text2seg.errors import DatasetError, ImageError
 from text2seg.grids import iou, tight_box
 from text2seg.io.images import load_image
-from text2seg.labelling.refine import prepare_refinement, read_source, refine_dataset
+from text2seg.labelling.refine import count_refined, prepare_refinement, read_source, refine_dataset
 from text2seg.refining import Refiner, refine_image
-from text2seg.sam.base import MASK_PROMPT_SCALE
+from text2seg.sam.base import MASK_PROMPT_SCALE, SETS_PER_CALL
 from text2seg.sam.refinement import refine
 
 SCENES = Path("text2seg/demo/scenes/new-scenes")
@@ -119,6 +119,9 @@ def test_the_prompt_of_a_mask_has_its_deepest_point_the_farthest_point_of_its_bo
     seen = []
 
     class Sam:
+        def mask_prompt_hw(self, embedding):
+            return embedding.image_hw
+
         def decode(self, sets):
             seen.extend(points for _, points in sets)
             raise InterruptedError
@@ -166,6 +169,23 @@ def test_python_refines_masks_and_boxes_and_keeps_a_mask_if_sam_is_unsure(demo):
         refine_image(demo, image, [coarse[:-1]])
 
 
+def test_prompts_are_as_small_as_sam_takes_them_and_go_to_it_in_parts(demo, monkeypatch):
+    """A prompt with a logit for each pixel needs 4 bytes a pixel: 50 MB for a mask of a photograph."""
+    calls, hw, (rows, columns) = [], (600, 900), demo.sam._mask_input_hw
+    regions = []
+    for place in range(SETS_PER_CALL + 3):
+        mask = np.zeros(hw, np.bool_)
+        mask[place : place + 300, 2 * place : 2 * place + 200] = True
+        regions.append(mask)
+    decode = demo.sam.decode
+    monkeypatch.setattr(demo.sam, "decode", lambda sets: calls.append([prompt for _, prompt in sets]) or decode(sets))
+    found = refine_image(demo, np.full((*hw, 3), 90, np.uint8), regions)
+    assert [len(prompts) for prompts in calls] == [SETS_PER_CALL, 3]
+    assert all(prompt.masks.size <= rows * columns for prompts in calls for prompt in prompts)
+    assert [refined.points.masks.size for refined in found] == [0] * len(regions)
+    assert [refined.points.xy.tolist() for refined in found] == [each.xy.tolist() for part in calls for each in part]
+
+
 # ---- the job
 
 
@@ -208,6 +228,44 @@ def test_crowds_and_annotations_outside_the_image_stay_as_they_are_and_a_refused
     for before in annotations[2:]:
         assert after[before["id"]]["segmentation"] == before["segmentation"]
         assert after[before["id"]]["attributes"]["refined"] is False
+
+
+def test_an_annotation_with_neither_mask_nor_box_stays_and_the_others_are_refined(folder, tmp_path, capsys):
+    dataset = part(1)
+    first, second, third, *others = annotations = [dict(each) for each in dataset["annotations"]]
+    for annotation in annotations:
+        del annotation["iscrowd"]
+    del first["segmentation"], first["bbox"]
+    second |= {"segmentation": [], "bbox": [float("nan"), 0, 5, 5]}
+    third |= {"segmentation": {"size": [dataset["images"][0][side] for side in ("height", "width")], "counts": []}}
+    third["segmentation"]["counts"] = [third["segmentation"]["size"][0] * third["segmentation"]["size"][1]]
+    (tmp_path / "some.json").write_text(json.dumps({**dataset, "annotations": annotations}))
+    assert command(tmp_path / "some.json", folder, tmp_path / "out.json") == 0
+    said = capsys.readouterr().out
+    assert "2 annotations have neither a mask nor a box in their image, and stay as they were" in said
+    after = {each["id"]: each for each in read_dataset(tmp_path / "out.json")["annotations"]}
+    assert after[first["id"]] == first
+    assert after[second["id"]] == {key: value for key, value in second.items() if key != "bbox"}
+    for annotation in (third, *others):  # the mask of the third is empty, so its box is taken
+        assert after[annotation["id"]]["attributes"]["refined"] is True
+        assert after[annotation["id"]]["iscrowd"] == 0
+
+
+def test_a_box_in_which_sam_finds_nothing_is_not_refined(demo, folder, tmp_path, monkeypatch):
+    source = Dataset(part(1, segmentation=[]), "d.json")
+    for annotation in source["annotations"]:
+        annotation.pop("iscrowd", None)
+        annotation.pop("score", None)
+    monkeypatch.setattr(demo.sam, "mask", lambda embedding, candidates, index: np.zeros(embedding.image_hw, np.bool_))
+    run(demo, source, folder, tmp_path / "out.json")
+    after = {each["id"]: each for each in read_dataset(tmp_path / "out.json")["annotations"]}
+    for before in source["annotations"]:
+        found = after[before["id"]]
+        attributes = found.pop("attributes")
+        assert found == {key: value for key, value in before.items() if key != "attributes"}
+        assert attributes["refined"] is False
+        assert attributes["agreement"] == 0
+    assert count_refined(tmp_path / "out.json") == (0, len(after), 0)
 
 
 def test_a_stopped_job_resumes_with_the_same_bytes(demo, folder, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from text2seg.clip.regions import (
     value_features,
     vit_of,
 )
-from text2seg.coco.dataset import build_dataset
+from text2seg.coco.dataset import build_dataset, read_dataset
 from text2seg.config import MapSettings, MaskSettings
 from text2seg.errors import QueryError, SettingsError
 from text2seg.grids import iou
@@ -40,7 +41,7 @@ from text2seg.queries import parse_queries
 from text2seg.records import Image
 from text2seg.regions import GRID, FoundRegions, RegionClassifier, quality
 from text2seg.review.replay import replay
-from text2seg.sam.automatic import automatic_regions, grid
+from text2seg.sam.automatic import Region, automatic_regions, grid
 
 SCENES = Path(__file__).parents[1] / "text2seg" / "demo" / "scenes" / "new-scenes" / "images"
 SCENE = SCENES / "scene_0019.jpg"  # two sheep and a fire engine
@@ -297,8 +298,21 @@ def test_a_word_that_means_nothing_to_clip_gets_no_region(demo):
 
 
 def test_a_query_of_several_parts_is_refused(demo):
-    with pytest.raises(QueryError, match=r"takes no 'sheep\+fire engine'"):
-        demo.check("sheep+fire engine", REGIONS)
+    with pytest.raises(QueryError, match=r"takes no 'sheep\+fire engine'; .* --method auto takes such queries"):
+        demo.check("bomb, sheep+fire engine", REGIONS)
+    known, unknown = demo.known_queries("bomb, sheep+fire engine, sheep+unicycle", REGIONS)
+    assert [query.name for query in known] == ["bomb"]
+    assert unknown["sheep+fire engine"] == "region classification takes no 'sheep+fire engine'; ask for its parts."
+    assert "does not know 'unicycle'" in unknown["sheep+unicycle"]
+
+
+def test_the_command_line_leaves_out_a_query_of_several_parts(tmp_path, capsys):
+    command = ["segment", str(SCENE), "--method", "regions", "--save", "none", "--model", "demo", "--output"]
+    assert main([*command, str(tmp_path / "out"), "--query", "sheep, fire engine+bomb"]) == 3
+    assert "left out: region classification takes no 'fire engine+bomb'; ask for its parts." in capsys.readouterr().err
+    assert [each["name"] for each in read_dataset(tmp_path / "out" / "dataset.json")["categories"]] == ["sheep"]
+    assert main([*command, str(tmp_path / "none"), "--query", "fire engine+bomb"]) == 1
+    assert "--method auto takes such queries" in capsys.readouterr().err
 
 
 def test_a_negative_takes_the_regions_that_show_it(demo, session):
@@ -317,6 +331,52 @@ def test_features_that_a_clip_lacks_are_an_error_before_any_image_is_read(demo):
         other.check("sheep", replace(REGIONS, maps=MapSettings(region_features="values")))
     assert RegionClassifier.of(other.clip, other.sam, NO_CARD, REGIONS).fitted.features == "patches"
     assert RegionClassifier.of(demo.clip, demo.sam, NO_CARD, REGIONS).fitted.features == "values"
+
+
+def test_features_of_a_card_that_a_clip_lacks_are_an_error_before_any_image_is_read(demo):
+    values = RegionClassification(features="values", slope=1.0, offset=0.0, threshold=0.5)
+    other = demo.with_card(demo.card.model_copy(update={"region_classification": values}))
+    assert [query.name for query in other.known_queries("sheep", REGIONS)[0]] == ["sheep"]
+    other.clip.image_network = lambda pixels, rule: pixels
+    for ask in (other.check, other.known_queries):
+        with pytest.raises(SettingsError, match="run with torch only"):
+            ask("sheep", REGIONS)
+
+
+@pytest.mark.parametrize("features", ["patches", "values"])
+def test_one_mask_of_the_size_of_the_image_is_in_memory_at_a_time(demo, monkeypatch, features):
+    """A mask of a photograph takes 12 MB, and an image has dozens of regions."""
+    made, alive = [], []
+    in_image = Region.in_image
+
+    def counted(region, hw):
+        alive.append(sum(mask() is not None for mask in made))
+        mask = in_image(region, hw)
+        made.append(weakref.ref(mask))
+        return mask
+
+    monkeypatch.setattr(Region, "in_image", counted)
+    classifier = RegionClassifier(demo.clip, demo.sam, RegionClassification(features=features), MaskSettings())
+    session = demo.open(SCENE)
+    (tokens,), (embedding,) = demo.clip.encode_images([session.image]), demo.sam.embed([session.image])
+    found = classifier.found(embedding, session, tokens)
+    assert len(made) == 2 * len(found.regions) > 4
+    assert max(alive) <= 1
+
+
+def test_the_bytes_of_a_session_with_regions_are_counted_by_device(demo):
+    session = demo.open(SCENE)
+    session.segment("sheep", REGIONS)
+    (found,) = session.regions.values()
+    host = session.image.pixels.nbytes + found.host_nbytes
+    features = [*(each.features for each in session.tokens.values()), found.features, *session.embedding.tensors]
+    assert session.nbytes_by_device() == {"cpu": host + sum(each.nbytes for each in features)}
+    session.tokens = {}
+    session.embedding = None
+    session.regions["x"] = replace(found, features=found.features.to("meta"))
+    sizes = session.nbytes_by_device()
+    assert sizes["meta"] == found.features.nbytes
+    assert sizes["cpu"] == session.nbytes - found.features.nbytes == host + found.host_nbytes + (found.features.nbytes)
 
 
 def test_a_mask_of_a_region_can_be_replayed(demo):
@@ -382,6 +442,7 @@ def test_a_region_of_low_quality_stays_only_if_it_is_the_best():
 
 
 def test_quality_is_the_expected_iou_or_without_a_card_a_product(demo, session):
+    session.segment("sheep", REGIONS)
     of_image = next(iter(session.regions.values()))
     count = len(of_image.regions)
     scores = np.random.default_rng(0).random(of_image.shares.shape[1:]).astype(np.float32)

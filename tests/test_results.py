@@ -7,6 +7,7 @@ import io
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import builders
@@ -116,6 +117,38 @@ def test_save_keeps_files_of_others(result, tmp_path):
         with pytest.raises(OutputError, match="was not written by text2seg"):
             result.save(tmp_path, ("overlay",), overwrite=overwrite)
     assert (tmp_path / "one_overlay.png").read_bytes() == b"mine"
+
+
+def test_save_writes_nothing_if_one_file_cannot_be_written(result, tmp_path):
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / "one_ring_1.png").write_bytes(b"mine")
+    with pytest.raises(OutputError, match=r"one_ring_1\.png was not written by text2seg"):
+        result.save(tmp_path, ("overlay", "masks"))
+    assert [path.name for path in tmp_path.rglob("*.*")] == ["one_ring_1.png"]
+
+
+def test_save_replaces_the_whole_earlier_result_of_its_image_and_nothing_else(result, tmp_path):
+    other = Segmentation(builders.image(file_name="one_b.png"), result.segments, result.maps)
+    kept = other.save(tmp_path, ("overlay", "masks"))
+    result.save(tmp_path, ("overlay", "masks"))
+    (tmp_path / "masks" / "mine.png").write_bytes(b"mine")
+    written = replace(result, segments=result.segments[:1]).save(tmp_path, ("masks",))
+    found = {path for path in tmp_path.rglob("*.*") if path.is_file() and not path.name.startswith(".")}
+    assert found == {*kept, *written, tmp_path / "masks" / "mine.png"}
+    assert {path.name for path in written} == {"one_coco.json", "one_b-ball-b_1.png"}
+
+
+def test_save_refuses_to_replace_the_result_of_another_image_with_the_same_name(result, tmp_path):
+    first = result.save(tmp_path, ("masks",))
+    before = [path.read_bytes() for path in first]
+    pixels = np.ascontiguousarray(result.image.pixels[::-1])
+    for other in (replace(result.image, file_name="one.jpg"), replace(result.image, pixels=pixels)):
+        namesake = Segmentation(other, result.segments[:1], result.maps)
+        with pytest.raises(OutputError, match=r"one_coco\.json is the result of another image.*overwrite=True"):
+            namesake.save(tmp_path, ("masks",))
+        assert [path.read_bytes() for path in first] == before
+    namesake.save(tmp_path, ("masks",), overwrite=True)
+    assert not (tmp_path / "masks" / "one_ring_1.png").exists()
 
 
 def test_save_replaces_what_somebody_changed_only_if_asked(result, tmp_path):

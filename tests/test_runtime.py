@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -173,3 +174,54 @@ def test_full_precision_ignores_an_autocast_of_the_caller():
         with autocast(CPU, FULL):
             assert linear_dtype() == FP32
         assert linear_dtype() == BF16
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "files", "expected"),
+    [
+        ("", {}, (6 << 30, 8 << 30)),
+        ("0::/\n", {"memory.max": "max", "memory.current": "7"}, (6 << 30, 8 << 30)),
+        ("0::/\n", {"memory.max": f"{2 << 30}", "memory.current": f"{1 << 29}"}, (3 << 29, 2 << 30)),
+        (
+            "0::/\n",
+            {"memory.max": f"{2 << 30}", "memory.current": f"{1 << 30}"}
+            | {"memory.stat": f"anon 9\ninactive_file {1 << 29}\n"},
+            (3 << 29, 2 << 30),
+        ),
+        ("0::/\n", {"memory.max": f"{2 << 30}", "memory.current": f"{3 << 30}"}, (0, 2 << 30)),
+        (
+            "0::/jobs/one\n",
+            {"jobs/one/memory.max": "max", "jobs/one/memory.current": "9"}
+            | {"jobs/memory.max": f"{5 << 30}", "jobs/memory.current": f"{1 << 30}"},
+            (4 << 30, 5 << 30),
+        ),
+        (
+            "3:cpu,cpuacct:/a\n2:memory:/docker/a:b\n",
+            {"memory/memory.stat": "cache 9\nrss 9\n"}
+            | {"memory/memory.limit_in_bytes": f"{1 << 30}\n", "memory/memory.usage_in_bytes": f"{1 << 20}\n"},
+            ((1 << 30) - (1 << 20), 1 << 30),
+        ),
+    ],
+    ids=[
+        "no groups",
+        "no limit",
+        "a limit",
+        "a limit and cached files",
+        "more used than allowed",
+        "a job in a job",
+        "version 1",
+    ],
+)
+def test_free_memory_is_that_of_the_container_or_job(cgroup, files, expected, tmp_path, monkeypatch):
+    (tmp_path / "proc" / "self").mkdir(parents=True)
+    (tmp_path / "proc" / "meminfo").write_text(f"MemTotal: {8 << 20} kB\nMemAvailable: {6 << 20} kB\n")
+    if cgroup:
+        (tmp_path / "proc" / "self" / "cgroup").write_text(cgroup)
+    folders = {str(Path(name).parent) for name in files}
+    for name, content in ({f"{folder}/memory.stat": "anon 9\n" for folder in folders} | files).items():
+        (tmp_path / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "groups" / name).write_text(content)
+    monkeypatch.setattr(runtime, "_PROC", tmp_path / "proc")
+    monkeypatch.setattr(runtime, "_CGROUPS", tmp_path / "groups")
+    assert runtime.host_memory() == expected
+    assert runtime.free_memory(CPU) == expected[0]

@@ -118,6 +118,29 @@ def test_overwrite_replaces_the_whole_earlier_result_and_nothing_else(tmp_path):
     assert len(report.written) == 2
 
 
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_a_run_that_stops_keeps_what_an_earlier_run_wrote(tmp_path, stop):
+    out, paths = OutputSettings(tmp_path / "out", save="overlay,masks", overwrite=True), images(tmp_path, 3)
+    segment_files(FakeModels(), paths, "ball", out)
+    before = {path: path.read_bytes() for path in out.output.rglob("*.*")}
+    models = FakeModels("red ball", raises={"1.png": stop})
+    if isinstance(stop, KeyboardInterrupt):
+        report = segment_files(models, paths, "red ball", out)
+        assert (report.interrupted, report.kept_earlier, report.images) == (True, True, 1)
+    else:
+        with pytest.raises(OSError, match="No space left"):
+            segment_files(models, paths, "red ball", out)
+    after = {path: path.read_bytes() for path in out.output.rglob("*.*")}
+    replaced = {out.output / "0_overlay.png", out.output / ".text2seg-written"}
+    assert {path: after[path] for path in before if path not in replaced} == {
+        path: content for path, content in before.items() if path not in replaced
+    }
+    assert {path.name for path in after if path not in before} == {"0_red-ball_1.png"}
+    report = segment_files(FakeModels("red ball"), paths, "red ball", out)
+    assert not report.kept_earlier
+    assert {path.name for path in (out.output / "masks").iterdir()} == {f"{n}_red-ball_1.png" for n in range(3)}
+
+
 def test_a_dataset_of_another_program_is_not_replaced_even_with_overwrite(tmp_path):
     out = OutputSettings(tmp_path / "out", overwrite=True)
     out.output.mkdir()

@@ -13,7 +13,7 @@ from text2seg.coco.json_file import Json, plain_number
 from text2seg.coco.reader import Dataset, attributes_of, size_of
 from text2seg.coco.rle import mask_of
 from text2seg.config import POLYGON_TOLERANCE, Encoding, ModelSettings, RefineSettings, Settings
-from text2seg.errors import DatasetError, ImageError
+from text2seg.errors import ImageError
 from text2seg.everything import SamPipeline
 from text2seg.grids import tight_box
 from text2seg.loading import load_sam
@@ -55,7 +55,8 @@ class Refiner(SamPipeline):
     """The pipeline that refines the annotations of one dataset.
 
     An image is known by its `image_id` in the dataset. The segments of an image are its annotations in their order,
-    each with the name of its category as query; crowds and annotations without a pixel in the image have none.
+    each with the name of its category as query. Crowds, and annotations with neither a mask nor a box in the image,
+    have none and stay as they are.
     """
 
     def __init__(
@@ -125,10 +126,11 @@ class Refiner(SamPipeline):
     def _region(self, annotation: Json, hw: tuple[int, int]) -> Region | None:
         if annotation.get("segmentation"):
             mask = mask_of(annotation, hw, self._name)
-            return mask if mask.any() else None
+            if mask.any():
+                return mask
         box = annotation.get("bbox")
         if not box:
-            raise DatasetError(f"{self._name}: annotation {annotation['id']} has neither a mask nor a box")
+            return None
         x, y, width, height = map(float, box)
         inside = min(x + width, hw[1]) - max(x, 0) >= 1 and min(y + height, hw[0]) - max(y, 0) >= 1
         return (x, y, width, height) if inside else None
@@ -171,8 +173,9 @@ def refined_annotations(
 ) -> list[Json]:
     """Return the annotations of a `RefinedImage` with their ids, categories and attributes. Like `annotations_of`.
 
-    Refined ones get another mask, area and box. `attributes.refined` says whether, `sam_score` is SAM's predicted IoU,
-    and `agreement` the IoU of SAM's mask with what was there.
+    Refined ones get another mask, area, box and, if they had none, a score. All that SAM was asked about get
+    attributes: `refined` says whether they have another mask, `sam_score` is SAM's predicted IoU, and `agreement` the
+    IoU of SAM's mask with what was there. Others stay as they are.
     """
     assert isinstance(result, RefinedImage)
     return [
@@ -184,18 +187,15 @@ def refined_annotations(
 
 
 def _annotation(old: Json, refined: Refined, encoding: Encoding, polygon_tolerance: float) -> Json:
-    score = plain_number(refined.sam_score)
-    new = {key: value for key, value in old.items() if key != "image_id"} | {"iscrowd": 0}
-    new.setdefault("score", score)
-    new["attributes"] = {
-        **attributes_of(old),
-        "refined": not refined.kept,
-        "sam_score": score,
-        "agreement": plain_number(refined.agreement),
-    }
-    if refined.kept or not refined.mask.any():
+    score, is_new = plain_number(refined.sam_score), not refined.kept and bool(refined.mask.any())
+    attributes = {"refined": is_new, "sam_score": score, "agreement": plain_number(refined.agreement)}
+    new = {key: value for key, value in old.items() if key != "image_id"}
+    new["attributes"] = {**attributes_of(old), **attributes}
+    if not is_new:
         return new
+    new.setdefault("score", score)
     return new | {
+        "iscrowd": 0,
         "segmentation": ENCODERS[encoding](refined.mask, polygon_tolerance),
         "area": int(np.count_nonzero(refined.mask)),
         "bbox": list(tight_box(refined.mask) or (0, 0, 0, 0)),

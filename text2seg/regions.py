@@ -19,7 +19,6 @@ from text2seg.clip.maps import on_grid
 from text2seg.clip.model import Clip, ImageTokens
 from text2seg.clip.regions import has_values, patch_features, soft_masks, value_features, vit_of
 from text2seg.config import AutomaticSettings, MaskSettings, RegionFeatures, Settings
-from text2seg.errors import QueryError
 from text2seg.grids import map_score, minmax
 from text2seg.model_card import ModelCard, RegionClassification
 from text2seg.queries import Query
@@ -46,9 +45,9 @@ class FoundRegions:
     intersections: Floats
 
     @property
-    def nbytes(self) -> int:
-        masks = sum(region.mask.nbytes for region in self.regions)
-        return masks + int(self.features.nbytes) + self.shares.nbytes + self.intersections.nbytes
+    def host_nbytes(self) -> int:
+        """Bytes of all but `features`, which are on the device of CLIP."""
+        return sum(region.mask.nbytes for region in self.regions) + self.shares.nbytes + self.intersections.nbytes
 
 
 class Opened(Protocol):
@@ -78,18 +77,8 @@ class RegionClassifier:
             features = "values" if has_values(clip) else "patches"
         return cls(clip, sam, RegionClassification(features=features), settings.masks)
 
-    def check(self, queries: Sequence[Query]) -> None:
-        """Check what is asked for, before any image is read.
-
-        Raises:
-            QueryError: a query has several parts; a region has one query, and is no union of regions.
-            SettingsError: this CLIP has no such features.
-        """
-        for query in queries:
-            if len(query.parts) > 1:
-                raise QueryError(
-                    f"region classification takes no {query.name!r}; ask for its parts, or use --method auto"
-                )
+    def check(self) -> None:
+        """Raise `SettingsError` if this CLIP has no such features."""
         if self.fitted.features == "values":
             vit_of(self.clip)
 
@@ -104,14 +93,14 @@ class RegionClassifier:
         least = self.fitted.something
         where = self.clip.something(tokens) >= least if least else None
         regions = tuple(automatic_regions(self.sam, lambda _: embedding, image.hw, GRID, where=where))
-        masks = [region.in_image(image.hw) for region in regions]
         step = ceil(max(image.hw) / OVERLAP_GRID)
         size = ceil(image.hw[0] / step) * ceil(image.hw[1] / step)
         flat = np.zeros((len(regions), size), np.float32)
         for row, region in zip(flat, regions, strict=True):
             row[:] = coarse(region, step, image.hw).ravel()
-        features = region_features(self.clip, image, tokens, masks, self.fitted.features)
-        return FoundRegions(regions, features, soft_masks(masks, tokens.grid_hw).numpy(), flat @ flat.T)
+        features = region_features(self.clip, image, tokens, regions, self.fitted.features)
+        shares = soft_masks((region.in_image(image.hw) for region in regions), tokens.grid_hw).numpy()
+        return FoundRegions(regions, features, shares, flat @ flat.T)
 
     def classify(
         self,
@@ -188,10 +177,11 @@ class RegionClassifier:
 
 
 def region_features(
-    clip: Clip, image: Image, tokens: ImageTokens, masks: Sequence[NDArray[np.bool_]], kind: RegionFeatures
+    clip: Clip, image: Image, tokens: ImageTokens, regions: Sequence[Region], kind: RegionFeatures
 ) -> Tensor:
-    """Return the feature of each mask, unit float32 [R, C]."""
-    if masks and kind == "values":
+    """Return the feature of each region, unit float32 [R, C]. One mask of the size of the image is made at a time."""
+    masks = (region.in_image(image.hw) for region in regions)
+    if regions and kind == "values":
         return value_features(clip, image, masks)
     return patch_features(tokens, masks)
 

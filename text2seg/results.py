@@ -5,6 +5,8 @@ The methods of `records.Segmentation` call these functions.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Iterable, Mapping
 from html import escape
@@ -13,11 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from text2seg.coco.dataset import build_dataset, image_entry, segment_score
+from text2seg.coco.dataset import build_dataset, image_entry, read_dataset, segment_score
 from text2seg.coco.json_file import Json, json_chunks
 from text2seg.config import Encoding, SaveKind
-from text2seg.errors import SettingsError
-from text2seg.io.names import fit_file_name
+from text2seg.errors import OutputError, SettingsError
+from text2seg.io.files import exists
+from text2seg.io.names import fit_file_name, shown
 from text2seg.io.output_folder import OutputFolder
 from text2seg.records import Segmentation
 from text2seg.render.drawing import colour_of, printable
@@ -93,11 +96,30 @@ def save(
     stem = PurePath(image_entry(segmentation.image)["file_name"]).stem
     name = fit_file_name(stem, "_coco.json")
     dataset = to_coco(segmentation, provenance=provenance, encoding="rle")
-    target = OutputFolder(folder, command="python", flag="folder", overwrite=overwrite)
-    written = target.write([(name, json_chunks(target.folder / name, dataset))])
+    dataset["images"][0]["pixels_sha256"] = hashlib.sha256(segmentation.image.pixels.tobytes()).hexdigest()
+    # The stem is a part of the command, so that the files of other images are not discarded.
+    target = OutputFolder(folder, command=f"python {json.dumps(stem)}", flag="folder", overwrite=overwrite)
+    target.check(name)
+    if not overwrite:
+        _check_same_image(target.folder / name, dataset["images"][0])
+    files: list[tuple[str, Iterable[bytes]]] = [(name, json_chunks(target.folder / name, dataset))]
     for part, file, content in image_files(segmentation, stem, kinds):
-        written += target.write([(f"{part}/{file}" if part else file, [content])])
+        files.append((f"{part}/{file}" if part else file, [content]))
+    written = target.write(files)
+    target.discard_earlier(keep={each for each, _ in files})
     return written
+
+
+def _check_same_image(path: Path, image: Json) -> None:
+    """Raise `OutputError` if a COCO file that `save` wrote is of another image with the same stem."""
+    if not exists(path, OutputError):
+        return
+    for earlier in read_dataset(path)["images"]:
+        if any(earlier[key] != image[key] for key in ("file_name", "pixels_sha256") if key in earlier):
+            raise OutputError(
+                f"{path} is the result of another image with this name, {shown(earlier['file_name'])}; choose another "
+                "folder, or replace that result with overwrite=True"
+            )
 
 
 def to_coco(segmentation: Segmentation, *, provenance: Mapping[str, Any] | None, encoding: Encoding) -> Json:

@@ -273,13 +273,50 @@ def import_part(package: str, part: str) -> ModuleType:
 
 
 def host_memory() -> tuple[int, int] | None:
-    """Return the available and the whole memory of this machine in bytes; None where the system does not tell."""
+    """Return the available and the whole memory of this machine, or of the container or job that this process runs in,
+    in bytes; None where the system does not tell."""
     try:
-        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
+        lines = (_PROC / "meminfo").read_text("ascii").splitlines()
     except OSError:
         return None
     sizes = {name: 1024 * int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
-    return sizes["MemAvailable"], sizes["MemTotal"]
+    bounds = [(sizes["MemAvailable"], sizes["MemTotal"]), *_cgroup_memory()]
+    return max(min(free for free, _ in bounds), 0), min(whole for _, whole in bounds)
+
+
+_PROC, _CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+
+
+def _cgroup_memory() -> Iterator[tuple[int, int]]:
+    """Yield the free memory and the limit of each control group of this process that has a limit, in bytes.
+
+    Groups are nested, and the limit of each counts. Cached files that were not used lately do not count as used,
+    because they make room; a group of version 1 names only its own. In a container the mounted folder is the group
+    itself, also if the path of the process says otherwise.
+
+    Source: the kernel's documentation, admin-guide/cgroup-v2 and admin-guide/cgroup-v1/memory.
+    """
+    try:
+        lines = (_PROC / "self" / "cgroup").read_text("utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            mount, names = _CGROUPS, ("memory.max", "memory.current")
+        elif "memory" in controllers.split(","):
+            mount, names = _CGROUPS / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        else:
+            continue
+        folder = mount / path.lstrip("/")
+        for group in [each for each in (folder, *folder.parents) if each.is_relative_to(mount)]:
+            try:
+                limit, used, stat = ((group / name).read_text("ascii").strip() for name in (*names, "memory.stat"))
+            except OSError:  # the root has no limit, and a container does not see the groups around it
+                continue
+            if limit != "max":
+                cached = next((line for line in stat.splitlines() if line.startswith("inactive_file ")), "0")
+                yield int(limit) - int(used) + int(cached.split()[-1]), int(limit)
 
 
 def free_memory(device: torch.device) -> int:

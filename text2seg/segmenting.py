@@ -15,10 +15,11 @@ from text2seg.coco.json_file import json_chunks
 from text2seg.coco.provenance import run_info
 from text2seg.config import OutputSettings
 from text2seg.errors import OutputError, Text2SegError
+from text2seg.io.files import exists
 from text2seg.io.images import load_image
 from text2seg.io.names import unique_names
 from text2seg.io.output_folder import OutputFolder
-from text2seg.io.writing import check_writable, is_disk_error
+from text2seg.io.writing import is_disk_error
 from text2seg.ontology import ontology_of_queries
 from text2seg.records import Failure, Segmentation
 from text2seg.render.saving import image_files
@@ -33,7 +34,8 @@ class Report:
 
     Without `images`, nothing was written, not even the `dataset`. `written` are the image files. `found` is the number
     of images that each query was found in. `verdicts` say for each image how each query did in it. A run that was
-    `interrupted` has not seen all images.
+    `interrupted` has not seen all images; if the folder had a dataset of an earlier run, it `kept_earlier` and wrote
+    none.
     """
 
     dataset: Path
@@ -43,6 +45,7 @@ class Report:
     images: int = 0
     failures: list[Failure] = field(default_factory=list)
     interrupted: bool = False
+    kept_earlier: bool = False
 
 
 def segment_files(
@@ -51,8 +54,11 @@ def segment_files(
     """Segment each file, write its image files as `output.save` says, and one COCO file for all.
 
     A file that cannot be segmented becomes a `Failure`; if none can be, nothing is written. A file that is given twice
-    is segmented once. After Ctrl-C, the COCO file of the finished images is written, and the report says `interrupted`.
-    With `output.overwrite`, files that an earlier run wrote and this one did not are deleted.
+    is segmented once. With `output.overwrite`, a run that saw all images replaces the COCO file of an earlier run, and
+    deletes image files that only the earlier run wrote.
+
+    After Ctrl-C, the COCO file of the finished images is written, and the report says `interrupted`. If an earlier run
+    wrote a COCO file, it is kept instead, and so are the files of images that were not reached.
 
     Raises:
         QueryError: the queries cannot be used, whatever the image.
@@ -60,7 +66,7 @@ def segment_files(
     """
     parsed = models.check(queries)
     names = [query.name for query in parsed]
-    check_output(output, paths)
+    _folder(output, paths).check_result(output.dataset.name, text=True)
     report = Report(output.dataset, dict.fromkeys(names, 0))
     folder = Path(os.path.commonpath([path.absolute().parent for path in paths])) if paths else Path()
     info = run_info(models.provenance(), folder=folder, dataset=report.dataset, ontology=ontology_of_queries(parsed))
@@ -89,18 +95,18 @@ def segment_files(
         report.interrupted = True
     except BaseException:
         try:  # keep the finished images; if that fails too, the first error is the one to raise
-            writer.write_dataset(builder)
+            writer.write_partial_dataset(builder)
+            if report.kept_earlier:
+                _log.warning("%s is still that of the earlier run", report.dataset)
         except Text2SegError as second:
             _log.warning("%s", second)
         raise
-    writer.write_dataset(builder)
+    if report.interrupted:
+        writer.write_partial_dataset(builder)
+    elif report.images:
+        writer.write_dataset(builder)
+        writer.discard_earlier()
     return report
-
-
-def check_output(output: OutputSettings, inputs: Sequence[Path]) -> None:
-    """Raise `OutputError` if the COCO file cannot be written, or is there already and must not be replaced."""
-    check_writable(output.dataset, overwrite=output.overwrite, inputs=inputs, text=True)
-    _folder(output, inputs).check(output.dataset.name)
 
 
 def _folder(output: OutputSettings, inputs: Sequence[Path]) -> OutputFolder:
@@ -124,11 +130,20 @@ class _Writer:
                 self._report.failures.append(Failure.from_error(str(path), "segment", error, path))
 
     def write_dataset(self, builder: DatasetBuilder) -> None:
-        """Write the COCO file, unless no image was segmented, and delete what only an earlier run wrote."""
-        if not self._report.images:
-            return
+        """Write the COCO file."""
         file = self._report.dataset
-        written = self._folder.write([(file.name, json_chunks(file, builder.build()))])
+        self._folder.write([(file.name, json_chunks(file, builder.build()))])
+
+    def write_partial_dataset(self, builder: DatasetBuilder) -> None:
+        """Write the COCO file of a run that did not see all images, unless there is none or an earlier run wrote
+        one."""
+        if exists(self._report.dataset, OutputError):
+            self._report.kept_earlier = True
+        elif self._report.images:
+            self.write_dataset(builder)
+
+    def discard_earlier(self) -> None:
+        """Delete what only an earlier run wrote, if it may be replaced."""
         if self._output.overwrite:
-            names = {path.relative_to(self._output.output).as_posix() for path in [*self._report.written, *written]}
-            self._folder.discard_earlier(keep=names)
+            written = [*self._report.written, self._report.dataset]
+            self._folder.discard_earlier(keep={path.relative_to(self._output.output).as_posix() for path in written})

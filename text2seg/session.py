@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
@@ -54,7 +55,7 @@ class Pipeline(ABC):
         Args:
             image: A path, a PIL image, an RGB array uint8 [H, W, 3] or an `Image`.
             queries: One text or several, as people type names (see `queries.names_in`). `a+b` gives one segment for
-                both together. A word that the models do not know is an error; `known_queries` splits such queries off.
+                both together. A query that the models cannot look for is an error; `known_queries` splits these off.
             settings: Settings used instead of the pipeline's.
 
         Returns:
@@ -128,11 +129,12 @@ class Pipeline(ABC):
     def known_queries(
         self, queries: Queries, settings: Settings | None = None
     ) -> tuple[tuple[Query, ...], dict[str, str]]:
-        """Parse and check queries like `check`, but split off those with words that the models do not know.
+        """Parse and check queries like `check`, but split off those that the models cannot look for.
 
         Returns:
             The queries to segment, and for the name of each other query a short sentence that says which words are
-            unknown. The command line and the app segment the former and show the latter.
+            unknown, or that the method takes no query of several parts. The app segments the former and shows the
+            latter.
         """
         return self.check(queries, settings), {}
 
@@ -177,15 +179,21 @@ class Session:
     @property
     def nbytes(self) -> int:
         """Bytes of the image and of all features kept for it and its tiles."""
-        tensors = [tokens.features for tokens in list(self.tokens.values())]
+        return sum(self.nbytes_by_device().values())
+
+    def nbytes_by_device(self) -> Counter[str]:
+        """Return the bytes of `nbytes` by the type of their device: the image is on "cpu", features are on the device
+        of the models."""
+        found = list(self.regions.values())
+        tensors = [tokens.features for tokens in list(self.tokens.values())] + [each.features for each in found]
         if self.embedding is not None:
             tensors.extend(self.embedding.tensors)
-        own = (
-            self.image.pixels.nbytes
-            + sum(found.nbytes for found in list(self.regions.values()))
-            + sum(tensor.nbytes for tensor in tensors)
-        )
-        return own + sum(view.nbytes for view in list(self._views.values()))
+        sizes = Counter({"cpu": self.image.pixels.nbytes + sum(each.host_nbytes for each in found)})
+        for tensor in tensors:
+            sizes[tensor.device.type] += tensor.nbytes
+        for view in list(self._views.values()):
+            sizes.update(view.nbytes_by_device())
+        return sizes
 
     def view(self, xywh: Box | None) -> Session:
         """Return a session on a part of the image; None is the whole image."""

@@ -70,6 +70,7 @@ def calibrate(
     data: str,
     folds: int = FOLDS,
     progress: bool = False,
+    announce: Callable[[int, int, float], None] | None = None,
 ) -> Calibration:
     """Calibrate models on images with true masks.
 
@@ -80,6 +81,8 @@ def calibrate(
         truth: A COCO dataset. Categories that the models do not know and crowds are left out.
         images: The folder of its images.
         data: The name of the data for people.
+        announce: Is called before the first pass with the number of images, in how many of them the last pass cuts
+            out everything, and about how many seconds that takes.
 
     Raises:
         DatasetError: The ground truth is damaged, or has no category that the models know, no image that is in the
@@ -102,6 +105,8 @@ def calibrate(
         raise DatasetError(f"{images}: none of the {missing} images of the ground truth is there")
     passes = Images(models.with_card(models.card.uncalibrated()), known, found, progress)
     _check_enough(passes, len(passes.with_things), images)
+    if announce is not None and (effort := passes.effort()):
+        announce(len(found), *effort)
     gathered = list(passes.gather())
     _check_enough(passes, sum(bool(each.present.any()) for each in gathered), images)
     if not any((~each.present).any() for each in gathered):

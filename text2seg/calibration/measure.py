@@ -5,14 +5,16 @@ Each image is opened and encoded once: the first pass keeps its session for the 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -27,6 +29,7 @@ from text2seg.model_card import PresenceCalibration
 from text2seg.pipeline import Text2Seg
 from text2seg.queries import Query
 from text2seg.records import Failure, Segment
+from text2seg.regions import GRID
 from text2seg.runtime import free_memory
 from text2seg.sam.candidates import separation
 from text2seg.session import Session
@@ -36,7 +39,8 @@ BOUNDS = tuple((floor, prominence) for floor in (0.4, 0.5, 0.6) for prominence i
 BOUNDS_IMAGES = 100
 """Bounds of regions are compared on this many images, because each takes a run of SAM's decoder."""
 KEPT_SHARE = 0.5
-"""Share of the free memory in which sessions are kept. One of base takes about 7 MB."""
+"""Share of the free memory, of the machine and of the models' device, in which sessions are kept. One of base takes
+about 7 MB."""
 MILD_SLOPE = 0.2
 """Presence must not saturate while it is gathered."""
 NEVER_ABSENT = PresenceSettings(0)
@@ -47,6 +51,7 @@ METHODS = {
     "calibrated": Settings(presence=NEVER_ABSENT),
 }
 
+Sampled = TypeVar("Sampled")
 Mask = NDArray[np.bool_]
 Things = dict[str, tuple[list[Mask], Mask]]
 """By category that an image shows: the masks of its things, and the pixels of crowds, which do not count."""
@@ -107,13 +112,15 @@ class Images:
             distractors=self.models.clip.presence.distractors, slope=MILD_SLOPE, offset=0.0, threshold=0.5
         )
         gatherer = self.models.with_card(self.models.card.model_copy(update={"presence": mild}))
-        room = KEPT_SHARE * free_memory(self.models.device)
+        devices = (torch.device("cpu"), self.models.device)
+        room = {each.type: KEPT_SHARE * free_memory(each) for each in devices}
         for shown, path in tqdm(self.found, desc="gathering", unit="image", disable=not self.progress):
             with self._counted(shown, path):
                 session = self.models.open(shown.load(path))
                 gathered = gather_one(gatherer, session, shown, path, self.known)
-                room -= session.nbytes
-                yield gathered if room > 0 else replace(gathered, session=None)
+                for device, size in session.nbytes_by_device().items():
+                    room[device] -= size
+                yield gathered if min(room.values()) > 0 else replace(gathered, session=None)
 
     # ---- second and third pass
 
@@ -164,8 +171,8 @@ class Images:
         self, gathered: Sequence[Gathered], models: Text2Seg, something: float
     ) -> list[dict[RegionFeatures, RegionRows]]:
         """Return what a part of the images says about region classification; see `regions.gather_rows`."""
-        rows, used = [], gathered[:: -(-len(gathered) // MOST_IMAGES)]
-        for each in tqdm(used, desc="region classification", unit="image", disable=not self.progress):
+        rows = []
+        for each in tqdm(_sample(gathered), desc="region classification", unit="image", disable=not self.progress):
             if each.shown.file_name in self.failures:
                 continue
             with self._counted(each.shown, each.path):
@@ -173,6 +180,17 @@ class Images:
                 session = each.session or self._opened(each)
                 rows.append(gather_rows(models, session, things, each.names, something))
         return rows
+
+    def effort(self) -> tuple[int, float] | None:
+        """Return in how many images the last pass cuts out everything, and about how many seconds it takes, measured
+        on the first image that is not damaged; None if there is none."""
+        for shown, path in self.found:
+            with self._counted(shown, path):
+                session, start = self.models.open(shown.load(path)), time.perf_counter()
+                self.models.automatic_regions(session, GRID)
+                count = len(_sample(self.found))
+                return count, count * (time.perf_counter() - start)
+        return None
 
     def _opened(self, each: Gathered) -> Session:
         return self.models.open(each.shown.load(each.path))
@@ -184,6 +202,11 @@ class Images:
             yield
         except (Text2SegError, OSError, MemoryError, RuntimeError) as error:  # torch raises RuntimeError without memory
             self.failures.setdefault(shown.file_name, Failure.from_error(shown.file_name, "segment", error, path))
+
+
+def _sample(images: Sequence[Sampled]) -> Sequence[Sampled]:
+    """Return up to `MOST_IMAGES` images, from all parts of the data."""
+    return images[:: -(-len(images) // MOST_IMAGES)]
 
 
 def gather_one(models: Text2Seg, session: Session, shown: TruthImage, path: Path, known: Mapping[int, str]) -> Gathered:

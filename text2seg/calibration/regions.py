@@ -80,8 +80,8 @@ def gather_rows(
     if embedding is None:
         (embedding,) = models.sam.embed([image])
     found = classifier.found(embedding, session, tokens)
-    masks = [region.in_image(image.hw) for region in found.regions]
-    kinds = {kind: region_features(models.clip, image, tokens, masks, kind) for kind in kinds_of(models)}
+    session.regions.clear()  # they are used here only, and the session may be kept
+    kinds = {kind: region_features(models.clip, image, tokens, found.regions, kind) for kind in kinds_of(models)}
     queries = [Query(name, ((name,),)) for name in names]
     present = np.array([name in things for name in names], np.bool_)
     if not found.regions:
@@ -90,7 +90,7 @@ def gather_rows(
     stretched = minmax(on_grid(maps, tokens.grid_hw))
     scores = np.array([region.predicted_iou for region in found.regions])
     scale = COMPARED_SIDE / max(image.hw)
-    small = [_smaller(mask, scale) for mask in masks]
+    small = [_smaller(region.in_image(image.hw), scale) for region in found.regions]
     shown = np.flatnonzero(present).tolist()
     true = {column: [_smaller(mask, scale) for mask in things[names[column]]] for column in shown}
     ious = {column: [max(iou(mask, each) for each in true[column]) for mask in small] for column in shown}

@@ -68,7 +68,7 @@ class Calibrate:
 
         drawn = f"COCO val2017, {len(truth['images'])} images drawn at random"
         data = drawn if count else Path(self.truth).name
-        result = calibrate(models, truth, folder, data=data, progress=True)
+        result = calibrate(models, truth, folder, data=data, progress=True, announce=_announce)
         write_atomically(output, [result.card.to_json()])
         write_atomically(self.report, [render_page(result).encode()])
         say_failures(result.failures, all_in=str(self.report), verbose=self.verbose)
@@ -83,6 +83,16 @@ class Calibrate:
         say(f"card: {output}")
         say(f"page: {self.report}")
         return exit_status(result.images, len(result.failures) + result.missing)
+
+
+def _announce(images: int, cut_out: int, seconds: float) -> None:
+    from text2seg.explain.estimate import words_for
+
+    say(
+        f"{images} images, four passes. In the last, SAM cuts out everything in {cut_out} of them. That takes about "
+        f"{words_for(seconds)}.",
+        file=sys.stderr,
+    )
 
 
 def image_count(images: str) -> int:

@@ -34,7 +34,8 @@ class Refine:
     """
 
     dataset: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]]
-    """COCO file. Annotations with a mask get a finer one, those with only a box get a mask. Crowds stay as they are."""
+    """COCO file. Annotations with a mask get a finer one, those with only a box get a mask. Crowds, and those
+    with neither, stay as they are."""
     images: Annotated[Path, tyro.conf.arg(metavar="FOLDER")]
     """Folder of the images."""
     results: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="")] = None
@@ -92,6 +93,8 @@ class Refine:
             report = refine_dataset(models, plan, job, progress=True, stop=stop)
         status = conclude(report, plan.image_folder if job.save else None, 0 if self.limit else len(missing))
         if not report.interrupted:
-            refined, kept = count_refined(report.dataset)
-            say(f"{refined} masks refined, {kept} kept as they were because SAM was not sure")
+            refined, kept, without = count_refined(report.dataset)
+            say(f"{refined} masks refined, {kept} kept as they were because SAM was not sure or found nothing")
+            if without:
+                say(f"{without} annotations have neither a mask nor a box in their image, and stay as they were")
         return status

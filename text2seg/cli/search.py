@@ -16,7 +16,7 @@ from text2seg.cli.terminal import INTERRUPTED, exit_status, log_to_terminal, say
 from text2seg.config import MapSettings, ModelSettings, Settings
 from text2seg.errors import ImageError, SettingsError
 from text2seg.io.storage import Url
-from text2seg.search import SEARCH_FILE
+from text2seg.search import SEARCH_FILE, results_folder
 
 if TYPE_CHECKING:
     from text2seg.records import Image
@@ -64,13 +64,13 @@ class Search:
             raise SettingsError("top and workers must be 1 or more")
         queries, unknown = known_queries(self.model, queries_of(self.query, ""))
         from text2seg.io.scan import list_images
-        from text2seg.io.writing import check_folder, check_writable
+        from text2seg.io.writing import check_folder
 
         if self.index is not None:
             check_folder(self.index, flag="--index")
         if self.output is not None:
             check_folder(self.output)
-            check_writable(self.output / SEARCH_FILE, overwrite=self.overwrite)
+            results_folder(self.output, overwrite=self.overwrite).check_result(SEARCH_FILE)
         scan = list_images(self.folder, recursive=self.recursive, globs=self.glob)
         check_models(self.model)
         from text2seg.search.fill import filled_index, indexed_images

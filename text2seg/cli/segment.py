@@ -82,8 +82,11 @@ class Segment:
 
     def _say_stopped(self, report: Report, files: int) -> None:
         """Print how much was done, and how to go on."""
-        kept = f", which are in {report.dataset}" if report.images else ""
-        again = " with --overwrite" * bool(report.images)
+        if report.kept_earlier:
+            kept = f"; {report.dataset} is still that of the earlier run"
+        else:
+            kept = f", which are in {report.dataset}" if report.images else ""
+        again = " with --overwrite" * bool(report.images or report.kept_earlier)
         say(
             f"text2seg: stopped with {report.images} of {files} images done{kept}. The same command{again} begins "
             "again; text2seg label, for a folder, goes on where it was stopped",
@@ -96,7 +99,7 @@ class Segment:
             from text2seg.records import UNNAMED
 
             return parse_queries([UNNAMED]), 0
-        return known_queries(self.model, queries_of(self.query, self.queries))
+        return known_queries(self.model, queries_of(self.query, self.queries), self.settings)
 
     def _load_models(self) -> Pipeline:
         if self.everything:
@@ -111,7 +114,7 @@ class Segment:
             OutputError: The output cannot be written, or has a COCO file already.
         """
         from text2seg.io.images import check_file
-        from text2seg.io.writing import check_writable
+        from text2seg.io.output_folder import OutputFolder
 
         found, failures = [], []
         for path in self.images:
@@ -122,7 +125,9 @@ class Segment:
                 failures.append(error)
         if not found:
             raise failures[0] if len(failures) == 1 else ImageError("; ".join(map(str, failures)))
-        check_writable(self.output.dataset, overwrite=self.output.overwrite, inputs=found, text=True)
+        output = self.output
+        folder = OutputFolder(output.output, command="segment", overwrite=output.overwrite, inputs=found)
+        folder.check_result(output.dataset.name, text=True)
         for failure in failures:
             say(f"failed: {failure}", file=sys.stderr)
         return found

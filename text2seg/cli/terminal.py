@@ -67,9 +67,22 @@ class EscapingFormatter(logging.Formatter):
         return "\n".join(map(escaped, super().format(record).split("\n")))
 
 
+class LinesBesideBars(logging.StreamHandler[TextIO]):
+    """Writes each message on a line of its own, above the progress bars on the terminal."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "tqdm" not in sys.modules:  # no bar was made, and an import takes time
+            super().emit(record)
+            return
+        from tqdm import tqdm
+
+        with tqdm.external_write_mode(file=self.stream):
+            super().emit(record)
+
+
 def log_to_terminal(*, verbose: bool = False) -> None:
     """Log warnings to stderr; with `verbose`, also details such as which models run on which device."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = LinesBesideBars(sys.stderr)
     handler.setFormatter(EscapingFormatter("%(message)s"))
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
 

@@ -10,7 +10,7 @@ Source of `values`: Xiao et al., "TextRegion: Text-Aligned Region Tokens from Fr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -32,15 +32,16 @@ INSIDE = 0.5
 """Share of a patch inside a mask from which it belongs to it."""
 
 
-def soft_masks(masks: Sequence[NDArray[np.bool_]], grid_hw: tuple[int, int]) -> Tensor:
-    """Return the share of each cell of a grid that each mask bool[H, W] covers, float32 [R, h, w] in [0, 1]."""
-    if not masks:
-        return torch.zeros(0, *grid_hw, dtype=torch.float32, device="cpu")
+def soft_masks(masks: Iterable[NDArray[np.bool_]], grid_hw: tuple[int, int]) -> Tensor:
+    """Return the share of each cell of a grid that each mask bool[H, W] covers, float32 [R, h, w] in [0, 1].
+
+    The masks are taken one by one, so that they need not be in memory together.
+    """
     pooled = [F.adaptive_avg_pool2d(torch.from_numpy(mask.astype(np.float32))[None], grid_hw) for mask in masks]
-    return torch.cat(pooled)
+    return torch.cat([torch.zeros(0, *grid_hw, dtype=torch.float32, device="cpu"), *pooled])
 
 
-def patch_features(tokens: ImageTokens, masks: Sequence[NDArray[np.bool_]]) -> Tensor:
+def patch_features(tokens: ImageTokens, masks: Iterable[NDArray[np.bool_]]) -> Tensor:
     """Return the mean feature of the patches that belong to each mask bool[H, W], unit float32 [R, C].
 
     A mask without a patch of its own has the mean of all that it touches.
@@ -53,7 +54,7 @@ def patch_features(tokens: ImageTokens, masks: Sequence[NDArray[np.bool_]]) -> T
 
 
 @torch.inference_mode()
-def value_features(clip: Clip, image: Image, masks: Sequence[NDArray[np.bool_]]) -> Tensor:
+def value_features(clip: Clip, image: Image, masks: Iterable[NDArray[np.bool_]]) -> Tensor:
     """Return TextRegion's feature of each mask bool[H, W] of the image, unit float32 [R, C].
 
     Raises:

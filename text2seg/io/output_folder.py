@@ -19,6 +19,7 @@ from text2seg.io.writing import (
     check_not_input,
     check_writable,
     discard,
+    discard_if_empty,
     make_folder,
     output_errors,
     write_together,
@@ -84,6 +85,13 @@ class OutputFolder:
         if not self._overwrite:
             raise OutputError(f"{path} was changed since text2seg wrote it; {advice}")
 
+    def check_result(self, name: str, *, text: bool = False) -> None:
+        """Raise `OutputError` if a file of this name is there and `overwrite` is not set, or as `check` does. For the
+        main file of a result, before any work is done; `text` as for `check_writable`."""
+        path = self.folder / name
+        check_writable(path, overwrite=self._overwrite, flag=self._flag, inputs=self._inputs, text=text)
+        self.check(name)
+
     def write(self, files: Sequence[tuple[str, Iterable[bytes]]]) -> list[Path]:
         """Write files together, given as (name, content), and return their paths. Raises as `check`."""
         for name, _ in files:
@@ -111,9 +119,8 @@ class OutputFolder:
             if path.is_file() and not path.is_symlink() and self._is_ours(name):
                 discard(path)
                 for parent in path.parents:
-                    if parent == self.folder or any(parent.iterdir()):
+                    if parent == self.folder or not discard_if_empty(parent):
                         break
-                    discard(parent)
 
     def _is_ours(self, name: str) -> bool:
         """Return whether a file has the bytes that text2seg last wrote, or was about to write when it was stopped."""

@@ -273,6 +273,16 @@ def discard(path: Path, file: BinaryIO | None = None) -> None:
         _log.info("%s could not be deleted: %s", path, fault)
 
 
+def discard_if_empty(folder: Path) -> bool:
+    """Delete a folder unless it has files, and return whether it was deleted. Never raises."""
+    try:
+        folder.rmdir()
+    except PathErrors as fault:
+        _log.debug("%s is kept: %s", folder, fault)
+        return False
+    return True
+
+
 def is_leftover(path: Path) -> bool:
     """Return whether a path is a temporary file or folder of a process that was killed."""
     return path.name.startswith(".text2seg-") and path.name.endswith(".tmp")

@@ -111,11 +111,10 @@ def refine_dataset(
     )
 
 
-def count_refined(dataset: Place) -> tuple[int, int]:
-    """Return how many annotations of a refined dataset have a new mask, and how many kept theirs."""
+def count_refined(dataset: Place) -> tuple[int, int, int]:
+    """Return how many annotations of a refined dataset have a new mask, how many kept theirs, and how many, besides
+    crowds, had neither a mask nor a box in their image."""
     verdicts = [
-        attributes_of(each)["refined"]
-        for each in read_dataset(dataset)["annotations"]
-        if "refined" in attributes_of(each)
+        attributes_of(each).get("refined") for each in read_dataset(dataset)["annotations"] if not each.get("iscrowd")
     ]
-    return verdicts.count(True), verdicts.count(False)
+    return verdicts.count(True), verdicts.count(False), verdicts.count(None)

@@ -371,9 +371,13 @@ class AnySam(ABC):
             return None
         prompts = np.zeros((len(sets), 1, *self._mask_input_hw), np.float32)
         for row, (embedding, points) in enumerate(sets):
-            rows, columns = self.filled(embedding, self._mask_input_hw[0])
+            rows, columns = self.mask_prompt_hw(embedding)
             prompts[row, :, :rows, :columns] = MASK_PROMPT_SCALE * resize(points.masks, (rows, columns))
         return torch.from_numpy(prompts).to(self.device)
+
+    def mask_prompt_hw(self, embedding: SamEmbedding) -> tuple[int, int]:
+        """Return the rows and columns to which a rough mask of the image is resized for SAM."""
+        return self.filled(embedding, self._mask_input_hw[0])
 
     @torch.no_grad()
     def mask(self, embedding: SamEmbedding, candidates: Candidates, index: int) -> NDArray[np.bool_]:

@@ -7,21 +7,23 @@ centre.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from text2seg.config import RefineSettings
-from text2seg.grids import iou, tight_box
+from text2seg.grids import depth_of, highest, iou, resize, tight_box
 from text2seg.records import Candidates, PointPrompts
-from text2seg.sam.base import MASK_PROMPT_SCALE, AnySam, SamEmbedding
+from text2seg.sam.base import MASK_PROMPT_SCALE, SETS_PER_CALL, AnySam, SamEmbedding
 
 FAR = 2.0
 """Pixels that a pixel of the box must be away from the mask to become a negative point."""
+
+NO_LOGITS = np.zeros((0, 1, 1), np.float32)
+"""No rough mask, as `PointPrompts.masks`."""
 
 BoxXywh = tuple[float, float, float, float]
 Region = NDArray[np.bool_] | BoxXywh
@@ -33,7 +35,8 @@ class Refined:
     """SAM's answer to one region.
 
     `mask` bool[H, W] is the finer mask or, if `kept`, the mask that was there already. SAM's mask is refused if its
-    predicted IoU `sam_score` is low. `agreement` is the IoU of SAM's mask with the old mask or the filled box.
+    predicted IoU `sam_score` is low. `agreement` is the IoU of SAM's mask with the old mask or the filled box. `points`
+    has the points and the box that SAM got, without the logits of the old mask.
     """
 
     mask: NDArray[np.bool_]
@@ -52,53 +55,60 @@ def refine(
     Raises:
         ValueError: a mask or a box has no pixel in the image.
     """
-    prompts = [_prompt(region, embedding.image_hw, settings.amplitude) for embedding, region in regions]
-    answers = sam.decode([(embedding, prompt) for (embedding, _), prompt in zip(regions, prompts, strict=True)])
-    found = []
-    for (embedding, region), points, candidates in zip(regions, prompts, answers, strict=True):
-        mask, score = sam.mask(embedding, candidates, 0), float(candidates.scores[0])
-        old = region if isinstance(region, np.ndarray) else _filled(region, embedding.image_hw)
-        kept = isinstance(region, np.ndarray) and (score < settings.keep_below or not mask.any())
-        found.append(Refined(old if kept else mask, kept, score, iou(mask, old), points, candidates))
+    found: list[Refined] = []
+    for start in range(0, len(regions), SETS_PER_CALL):
+        found += _refine_part(sam, regions[start : start + SETS_PER_CALL], settings)
     return tuple(found)
 
 
-def _prompt(region: Region, hw: tuple[int, int], amplitude: float) -> PointPrompts:
-    return _of_mask(region, amplitude) if isinstance(region, np.ndarray) else _of_box(region, hw)
+def _refine_part(
+    sam: AnySam, regions: Sequence[tuple[SamEmbedding, Region]], settings: RefineSettings
+) -> Iterator[Refined]:
+    """Refine a few regions, whose prompts and candidates are in memory together."""
+    prompts = [_prompt(sam, embedding, region, settings.amplitude) for embedding, region in regions]
+    answers = sam.decode([(embedding, prompt) for (embedding, _), prompt in zip(regions, prompts, strict=True)])
+    for (embedding, region), prompt, candidates in zip(regions, prompts, answers, strict=True):
+        mask, score = sam.mask(embedding, candidates, 0), float(candidates.scores[0])
+        old = region if isinstance(region, np.ndarray) else _filled(region, embedding.image_hw)
+        kept = isinstance(region, np.ndarray) and (score < settings.keep_below or not mask.any())
+        points = replace(prompt, masks=NO_LOGITS)
+        yield Refined(old if kept else mask, kept, score, iou(mask, old), points, candidates)
 
 
-def _of_mask(mask: NDArray[np.bool_], amplitude: float) -> PointPrompts:
+def _prompt(sam: AnySam, embedding: SamEmbedding, region: Region, amplitude: float) -> PointPrompts:
+    if isinstance(region, np.ndarray):
+        return _of_mask(region, amplitude, sam.mask_prompt_hw(embedding))
+    return _of_box(region, embedding.image_hw)
+
+
+def _of_mask(mask: NDArray[np.bool_], amplitude: float, logits_hw: tuple[int, int]) -> PointPrompts:
     """Return the deepest point of a mask, the point of its box farthest from it, the box, and the mask as logits.
 
     The logits are `-amplitude` outside; inside they fall from `amplitude` at the deepest point to the edge, like a
-    Gaussian of the depth with a variance of an eighth of the area.
+    Gaussian of the depth with a variance of an eighth of the area. They are resized to `logits_hw`, as SAM takes them.
     """
     box = tight_box(mask)
     if box is None:
         raise ValueError("a mask has no pixels")
     x, y, width, height = box
-    depth = cv2.distanceTransform(np.pad(mask, 1).view(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
-    points, labels = [_highest(depth)], [1]
-    if not mask[y : y + height, x : x + width].all():
-        distance = cv2.distanceTransform((~mask).view(np.uint8), cv2.DIST_L2, 5)[y : y + height, x : x + width]
+    inside = mask[y : y + height, x : x + width]
+    depth = depth_of(inside)
+    points, labels = [highest(depth)], [1]
+    if not inside.all():
+        distance = cv2.distanceTransform((~inside).view(np.uint8), cv2.DIST_L2, 5)
         if distance.max() > FAR:
-            points.append(_highest(distance) + np.array([x, y]))
+            points.append(highest(distance))
             labels.append(0)
-    fall = np.exp(-((depth - depth.max()) ** 2) / (mask.sum() / 4))
-    logits = amplitude * np.where(mask, fall, -1)
+    fall = np.exp(-((depth - depth.max()) ** 2) / (inside.sum() / 4))
+    logits = np.full(mask.shape, -amplitude / MASK_PROMPT_SCALE, np.float32)
+    logits[y : y + height, x : x + width] = np.where(inside, fall, -1) * (amplitude / MASK_PROMPT_SCALE)
     return PointPrompts(
-        np.stack(points).astype(np.float32),
+        (np.array(points) + np.array([x, y])).astype(np.float32),
         np.array(labels, np.int8),
         np.ones(len(labels), np.float32),
         np.array([[x, y, x + width - 1, y + height - 1]], np.float32),
-        (logits / MASK_PROMPT_SCALE).astype(np.float32)[None],
+        resize(logits[None], logits_hw),
     )
-
-
-def _highest(values: NDArray[Any]) -> NDArray[np.int64]:
-    """Return the x and y of the highest value."""
-    row, column = np.unravel_index(values.argmax(), values.shape)
-    return np.array([column, row])
 
 
 def _of_box(box: BoxXywh, hw: tuple[int, int]) -> PointPrompts:

@@ -29,7 +29,6 @@ from text2seg.errors import ImageError, OutputError, SettingsError
 from text2seg.io.files import exists, open_file
 from text2seg.io.images import load_image
 from text2seg.io.names import fit_file_name, safe_file_name
-from text2seg.io.output_folder import OutputFolder
 from text2seg.io.storage import Place
 from text2seg.io.writing import write_atomically
 from text2seg.pipeline import Text2Seg
@@ -38,7 +37,7 @@ from text2seg.records import Failure, calibration_note
 from text2seg.render.panels import sheet
 from text2seg.render.saving import png
 from text2seg.runtime import FULL, autocast
-from text2seg.search import SEARCH_FILE
+from text2seg.search import SEARCH_FILE, results_folder
 
 VECTORS = 16  # per image
 
@@ -296,7 +295,7 @@ def write_results(
         "failures": [{"file_name": each.file_name, "stage": each.stage, "message": each.message} for each in failures],
     }
     text = json.dumps(content, indent=1) + "\n"
-    results = OutputFolder(output, command="search", overwrite=overwrite)
+    results = results_folder(output, overwrite=overwrite)
     written = results.write([(SEARCH_FILE, [text.encode("ascii")])])
     for number, (query, hits) in enumerate(found.items(), start=1):
         name = safe_file_name(query)
