@@ -40,7 +40,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 from agreement import Mask, agreement, read_truth, scenes_of
 from agreement import Scene as OpenScene
@@ -54,7 +53,7 @@ from text2seg.coco.reader import check_dataset
 from text2seg.coco.truth import truth_images
 from text2seg.config import LabelSettings, TileSettings
 from text2seg.evaluation import evaluate
-from text2seg.grids import iou
+from text2seg.grids import depth_of, highest, iou
 from text2seg.io.images import load_image
 from text2seg.labelling.job import label_folder
 from text2seg.ontology import ontology_of_queries
@@ -124,9 +123,7 @@ def sam_alone(models: Text2Seg, scenes: Sequence[OpenScene]) -> dict[str, float]
 
 def one_point(models: Text2Seg, session: Session, query: str, mask: Mask) -> tuple[float, float]:
     """Return the IoU of SAM's choice and of its best candidate, with one point at the deepest place of the mask."""
-    depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
-    row, column = np.unravel_index(depth.argmax(), depth.shape)
-    points = PointPrompts(np.array([[column, row]], np.float32), np.ones(1, np.int8), np.ones(1, np.float32))
+    points = PointPrompts(np.array([highest(depth_of(mask))], np.float32), np.ones(1, np.int8), np.ones(1, np.float32))
     segment = session.segment_points(query, points)
     masks = [models.sam.mask(session.embedding, segment.candidates, k) for k in range(len(segment.candidates))]
     ious = [iou(each, mask) for each in masks]

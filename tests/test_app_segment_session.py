@@ -10,6 +10,7 @@ from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 
+import gradio as gr
 import numpy as np
 import pytest
 import torch
@@ -25,12 +26,21 @@ from text2seg.app.segment.edits import EVERYTHING, add_point, draw_box, find_eve
 from text2seg.app.segment.export import dataset_of, export_file
 from text2seg.app.segment.requests import read_request
 from text2seg.app.segment.session import EditSession, examples, find, open_image
+from text2seg.app.segment.tab import build
 from text2seg.app.segment.view import view_of
 from text2seg.app.settings import AppSettings
 from text2seg.cli import main
 from text2seg.cli.segment import Segment as SegmentCommand
 from text2seg.coco.provenance import points_of
-from text2seg.config import MaskSettings, ModelSettings, PresenceSettings, Settings, TileSettings
+from text2seg.config import (
+    MapSettings,
+    MaskSettings,
+    ModelSettings,
+    PointSettings,
+    PresenceSettings,
+    Settings,
+    TileSettings,
+)
 from text2seg.errors import QueryError, StoppedError, Text2SegError
 from text2seg.io.images import load_image
 from text2seg.pipeline import Text2Seg
@@ -125,6 +135,14 @@ class TestVisit:
         assert (part.text, part.wording) == ("ghost+elf", "elf")
         assert "unicycle" not in export.as_command(after)
         assert [query["name"] for query in view_of(after)["queries"]] == ["sheep", "fire engine"]
+
+    def test_a_query_of_parts_does_not_stop_the_others_of_region_classification(self, demo, monkeypatch):
+        monkeypatch.setattr(demo, "settings", Settings(points=PointSettings(method="regions")))
+        session = read_request({"do": "example", "number": 2}).answer(EditSession(), ModelPool(demo, AppSettings()))
+        (refused,) = session.session.refused
+        assert (refused.text, refused.wording, refused.close) == ("mouse+alarm clock", "", ())
+        assert refused.reason == "Region classification takes no 'mouse+alarm clock'; ask for its parts."
+        assert session.session.found.maps.queries == ("umbrella",)
 
     def test_only_unknown_words_leave_no_stale_result(self, session, model_pool):
         after = find(session, model_pool, ("unicycle",), threshold=None, presence=None)
@@ -346,8 +364,48 @@ class TestWithoutWords:
         (annotation,) = dataset_of(boxed, frozenset([boxed.document.last]))["annotations"]
         assert annotation["attributes"]["box_prompt"] == [left, top, left + width, top + height]
         assert len(points_of(annotation).boxes_xyxy) == 1
-        added = draw_box(session, (left, top, left + width, top + height), "koala")
-        assert len(numbers(added, "koala")) == 1
+
+    def test_a_box_for_a_query_has_the_presence_of_the_query(self, session, model_pool):
+        (engine,) = (piece.segment for piece in session.document.pieces if piece.segment.query == "fire engine")
+        left, top, width, height = engine.box_xywh
+        boxed = draw_box(session, (left, top, left + width, top + height), "koala")
+        (number,) = numbers(boxed, "koala")
+        segment = boxed.document.piece(number).segment
+        presence = session.found.maps.presence[session.found.maps.queries.index("koala")]
+        assert presence < 0.5
+        assert segment.presence == pytest.approx(presence, abs=1e-4)  # alone, or in a batch with the other queries
+        assert segment.map_score != 0
+        explained = read_request({"do": "why", "piece": number}).answer(boxed, model_pool).why
+        assert explained["reason"].startswith("The model does not find it (presence 0.0")
+        assert "you added it" in explained["reason"]
+        (annotation,) = dataset_of(boxed, frozenset([number]))["annotations"]
+        assert annotation["score"] < 0.5
+
+    def test_a_box_or_a_point_for_a_name_outlasts_searches_and_claims_nothing(self, opened, model_pool):
+        session = give_name(pick(opened, 1), 1, "unicycle")
+        x, y = session.document.piece(1).segment.points.xy[0].tolist()
+        session = draw_box(session, (20, 20, 200, 200), "unicycle")
+        session = add_point(session, 0, "unicycle", (x, y), positive=True)
+        session = find(session, model_pool, ("sheep",), threshold=None, presence=None)
+        assert numbers(session, "unicycle") == [1, 2, 3]
+        for number in (2, 3):
+            explained = read_request({"do": "why", "piece": number}).answer(session, model_pool).why
+            assert explained["reason"].startswith("You gave this mask its name")
+
+    @pytest.mark.parametrize("query", ["", "fire engine"])
+    def test_a_box_is_corrected_by_a_negative_point(self, session, query):
+        (engine,) = (piece.segment for piece in session.document.pieces if piece.segment.query == "fire engine")
+        left, top, width, height = engine.box_xywh
+        boxed = draw_box(session, (left, top, left + width, top + height), query)
+        number = boxed.document.last
+        before = boxed.document.piece(number).segment
+        rows, columns = np.nonzero(before.mask)
+        corner = float(columns[0]) + 0.5, float(rows[0]) + 0.5
+        after = add_point(boxed, number, "", corner, positive=False).document.piece(number).segment
+        assert after.points.labels.tolist() == [0]
+        np.testing.assert_array_equal(after.points.boxes_xyxy, before.points.boxes_xyxy)
+        assert after.query == before.query
+        assert not np.array_equal(after.mask, before.mask)
 
     @pytest.mark.parametrize("box", [(5, 5, 5, 50), (-50, -50, -2, -2), (400, 10, 500, 60)])
     def test_an_empty_box_is_refused(self, session, box):
@@ -366,6 +424,31 @@ class TestWithoutWords:
         assert parsed(command).automatic == EVERYTHING
         compile(code, "code", "exec")
         assert "seg.everything('scene_0019.jpg', AutomaticSettings(points_per_side=16" in code
+
+    def test_the_command_that_finds_everything_leaves_out_what_only_words_use(
+        self, opened, model_pool, demo, parsed, monkeypatch
+    ):
+        settings = Settings(
+            maps=MapSettings(input_size=448),
+            points=PointSettings(method="regions"),
+            masks=MaskSettings(resolve_overlaps=True, prompt="box"),
+            tiles=TileSettings(tile=256, tile_overlap=0.1),
+        )
+        monkeypatch.setattr(demo, "settings", settings)
+        monkeypatch.setattr(demo, "_provenance", {"clip": {"name": "my clip.pt"}, "sam": {"name": "mobile_sam"}})
+        session = find(pick(opened, 1), model_pool, ("gryphon",), threshold=0.5, presence=0.3)  # it is not known
+        understood = parsed(export.as_command(session))
+        assert (understood.everything, understood.automatic) == (True, EVERYTHING)
+        assert (understood.model.clip, understood.model.sam) == (None, "mobile_sam")
+        assert understood.settings == Settings()
+
+    def test_the_command_that_finds_everything_names_no_graphs(self, opened, parsed, monkeypatch):
+        running = {"device": "cpu", "graphs": "folder", "onnx_provider": "cpu"}
+        monkeypatch.setattr(export, "_running", lambda models: running)
+        by_words = parsed(export.as_command(replace(opened, texts=("sheep",)))).model
+        assert (by_words.runtime, str(by_words.graphs), by_words.onnx_provider) == ("onnx", "folder", "cpu")
+        everything = parsed(export.as_command(pick(opened, 1))).model
+        assert (everything.runtime, everything.graphs, everything.device) == ("torch", None, "cpu")
 
 
 class TestDesk:
@@ -392,6 +475,29 @@ class TestDesk:
             find_everything(session)
         turn, _ = desk.begin()
         desk.watch(turn, 0)  # only that one was stopped
+
+    def test_a_request_is_stopped_while_it_waits_in_the_queue(self):
+        desk = Desk()
+        turn, _ = desk.begin(1)
+        desk.stop(2)
+        desk.watch(turn, 0)  # the page has not stopped this one
+        turn, _ = desk.begin(2)
+        with pytest.raises(StoppedError):
+            desk.watch(turn, 0)
+        desk.stop(1)  # late
+        turn, _ = desk.begin(3)
+        desk.watch(turn, 0)
+
+    def test_the_page_stops_a_request_that_waits(self, model_pool):
+        with gr.Blocks() as page:
+            build(model_pool)
+        reply, stop = (next(each.fn for each in page.fns.values() if each.name == name) for name in ("reply", "stop"))
+        desk = Desk()
+        stop(desk, gr.EventData(None, {"turn": 7}))
+        ((_, answer),) = reply(desk, gr.EventData(None, {"do": "example", "number": 0, "turn": 7}))
+        assert (answer["isStopped"], answer["turn"], answer["image"]) == (True, 7, None)
+        ((_, answer),) = reply(desk, gr.EventData(None, {"do": "example", "number": 0, "turn": 8}))
+        assert answer["image"]["name"] == "scene_0019.jpg"
 
     def test_each_page_gets_its_own(self):
         desk = Desk()
@@ -495,6 +601,21 @@ class TestCommand:
         assert understood.settings == session.settings
         assert understood.settings.presence == PresenceSettings(0.25)
         assert [path.name for path in understood.images] == ["-it's a photo.jpg"]
+
+    @pytest.mark.parametrize("method", ["auto", "reference", "regions"])
+    @pytest.mark.parametrize("tile", [0, 256])
+    def test_the_command_has_only_flags_with_an_effect(self, session, demo, method, tile, parsed, monkeypatch):
+        settings = Settings(
+            maps=MapSettings(region_features="patches"),
+            points=PointSettings(method=method, floor=0.1),
+            masks=MaskSettings(choice="sam", overlap=0.6),
+            tiles=TileSettings(tile=tile, tile_overlap=0.1),
+        )
+        monkeypatch.setattr(demo, "settings", settings)
+        understood = parsed(export.as_command(replace(session, threshold=0.5, presence=0.3))).settings
+        assert (understood.points.method, understood.tiles.tile) == (method, tile)
+        assert understood.points.threshold == (PointSettings().threshold if method == "regions" else 0.5)
+        assert understood.presence == PresenceSettings(0.3)
 
     def test_the_python_gives_the_same_masks(self, session, model_pool, tmp_path, monkeypatch):
         session = find(session, model_pool, session.texts, threshold=0.7, presence=0.0)

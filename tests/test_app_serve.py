@@ -326,6 +326,7 @@ class TestSettings:
             {"cache_mb": -1},
             {"public_url": "example.org"},
             {"public_url": "ftp://example.org"},
+            {"public_url": "http://[x"},
             {"upload_mb": 0},
         ],
     )

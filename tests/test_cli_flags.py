@@ -17,10 +17,10 @@ import pytest
 from tqdm import tqdm
 
 from text2seg.cli import main
-from text2seg.cli.flags import METHODS_OF
 from text2seg.cli.terminal import LinesBesideBars
 from text2seg.coco.dataset import read_dataset
 from text2seg.config import MapSettings, MaskSettings, PointSettings
+from text2seg.effects import METHODS_OF
 from text2seg.io.images import load_image
 
 SCENES = Path("text2seg/demo/scenes/new-scenes")

@@ -12,8 +12,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "text2seg"
 LAYERS = {
     "foundations": (
-        "_version errors demo grids records queries templates runtime io config render ontology weights model_card coco"
-        " results"
+        "_version errors demo grids records queries templates runtime io settings_fields config effects render ontology"
+        " weights model_card coco results"
     ),
     "models": "clip sam prompts onnx loading tiling regions",
     "pipeline": "session pipeline sam3_pipeline everything refining __init__",

@@ -23,7 +23,7 @@ from text2seg.clip.model import Clip, preprocess
 from text2seg.clip.text import encode_tokens, tokenize
 from text2seg.config import MapSettings, PointSettings
 from text2seg.errors import CheckpointError, QueryError, SettingsError
-from text2seg.grids import minmax, resize
+from text2seg.grids import depth_of, highest, minmax, resize
 from text2seg.prompts import text2points
 from text2seg.runtime import FULL
 
@@ -310,3 +310,14 @@ def test_label_set_similarity_maps_and_points(model, tokens):
     for query, prompts in enumerate(text2points(scores[0], (60, 90), settings)):
         np.testing.assert_array_equal(prompts.xy, values[f"{size}/points_{query}"])
         np.testing.assert_array_equal(prompts.labels, values[f"{size}/point_labels_{query}"])
+
+
+def test_the_deepest_pixel_of_a_mask_counts_the_edge_of_the_image_as_outside():
+    mask = np.zeros((9, 13), bool)
+    mask[0:5, 8:13] = True  # it touches two edges
+    depth = depth_of(mask)
+    assert depth.shape == mask.shape
+    assert highest(depth) == (10, 2)
+    assert depth[2, 10] == pytest.approx(3)
+    assert depth[0, 10] == depth[2, 12] == pytest.approx(1)
+    assert not depth[~mask].any()

@@ -31,7 +31,7 @@ from text2seg.clip.regions import (
     value_features,
     vit_of,
 )
-from text2seg.coco.dataset import build_dataset
+from text2seg.coco.dataset import build_dataset, read_dataset
 from text2seg.config import MapSettings, MaskSettings
 from text2seg.errors import QueryError, SettingsError
 from text2seg.grids import iou
@@ -298,8 +298,21 @@ def test_a_word_that_means_nothing_to_clip_gets_no_region(demo):
 
 
 def test_a_query_of_several_parts_is_refused(demo):
-    with pytest.raises(QueryError, match=r"takes no 'sheep\+fire engine'"):
-        demo.check("sheep+fire engine", REGIONS)
+    with pytest.raises(QueryError, match=r"takes no 'sheep\+fire engine'; .* --method auto takes such queries"):
+        demo.check("bomb, sheep+fire engine", REGIONS)
+    known, unknown = demo.known_queries("bomb, sheep+fire engine, sheep+unicycle", REGIONS)
+    assert [query.name for query in known] == ["bomb"]
+    assert unknown["sheep+fire engine"] == "region classification takes no 'sheep+fire engine'; ask for its parts."
+    assert "does not know 'unicycle'" in unknown["sheep+unicycle"]
+
+
+def test_the_command_line_leaves_out_a_query_of_several_parts(tmp_path, capsys):
+    command = ["segment", str(SCENE), "--method", "regions", "--save", "none", "--model", "demo", "--output"]
+    assert main([*command, str(tmp_path / "out"), "--query", "sheep, fire engine+bomb"]) == 3
+    assert "left out: region classification takes no 'fire engine+bomb'; ask for its parts." in capsys.readouterr().err
+    assert [each["name"] for each in read_dataset(tmp_path / "out" / "dataset.json")["categories"]] == ["sheep"]
+    assert main([*command, str(tmp_path / "none"), "--query", "fire engine+bomb"]) == 1
+    assert "--method auto takes such queries" in capsys.readouterr().err
 
 
 def test_a_negative_takes_the_regions_that_show_it(demo, session):

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import re
-import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 from text2seg.errors import SettingsError
-from text2seg.io.names import did_you_mean
 from text2seg.io.storage import Url, place_of
-from text2seg.queries import names_in
+from text2seg.settings_fields import check_choices, check_device_name, freeze_choices, freeze_names, freeze_texts
 
 Architecture = Literal["surgery", "raw", "maskclip", "sclip", "clearclip", "naclip", "gem"]
 """Names of the attention rules, `text2seg.clip.encoders.RULES`."""
@@ -27,81 +23,6 @@ POINT_THRESHOLD = 0.8
 LARGEST_INPUT = 4096  # a slip of the keyboard beyond it would take all memory
 SMALLEST_TILE, MOST_TILE_OVERLAP = 32, 0.75  # beyond them there would be tiles without end
 MOST_POINTS_PER_SIDE, MOST_CROP_LAYERS = 256, 4  # beyond them an image would take hours
-
-
-@cache
-def _choices_of(settings: type[Any]) -> dict[str, tuple[str, ...]]:
-    """Return the choices of each field that is a Literal. Cached, because reading type hints is slow."""
-    hints = get_type_hints(settings)
-    return {name: get_args(hint) for name, hint in hints.items() if get_origin(hint) is Literal}
-
-
-_parsing = threading.Lock()
-"""Python's own parser of code raises SystemError at times if two threads use it at once."""
-
-
-def help_of(settings: type[Any]) -> dict[str, str]:
-    """Return the docstring of each field of a dataclass, also of its parent classes, on one line."""
-    import docstring_parser
-
-    found: dict[str, str] = {}
-    for each in reversed(settings.__mro__[:-1]):
-        with _parsing:
-            documented = docstring_parser.parse_from_object(each)
-        for parameter in documented.params:
-            found[parameter.arg_name] = " ".join((parameter.description or "").split())
-    return found
-
-
-def check_choices(settings: object) -> None:
-    """Check that every Literal field has one of its choices. Raises `SettingsError`."""
-    kind: Any = type(settings)
-    for name, choices in _choices_of(kind).items():
-        value = getattr(settings, name)
-        if value not in choices:
-            hint = did_you_mean([str(value)], choices)
-            raise SettingsError(f"{name} must be one of {', '.join(choices)}, got {value!r}.{hint}")
-
-
-def freeze_texts(settings: object, name: str) -> None:
-    """Turn a list of texts into a tuple. A single text is refused, because it would count as a list of letters."""
-    given = getattr(settings, name)
-    if isinstance(given, str):
-        raise SettingsError(f"{name} must be a sequence of texts, got the one text {given!r}")
-    texts = tuple(given)
-    if not all(isinstance(text, str) and text.strip() for text in texts):
-        raise SettingsError(f"{name} must be texts that are not empty, got {texts!r}")
-    object.__setattr__(settings, name, texts)
-
-
-def freeze_choices(settings: object, name: str, choices: tuple[str, ...]) -> None:
-    """Turn a sequence of choices, or a text with commas between them, into a tuple. `none` stands for no choice.
-
-    Raises:
-        SettingsError: A choice is unknown.
-    """
-    given = getattr(settings, name)
-    words = [word.strip() for word in (given.split(",") if isinstance(given, str) else given)]
-    if words == ["none"]:
-        words = []
-    for word in words:
-        if word not in choices:
-            hint = did_you_mean([word], [*choices, "none"])
-            raise SettingsError(f"{name} must be none, or a list of {', '.join(choices)}; got {word!r}.{hint}")
-    object.__setattr__(settings, name, tuple(dict.fromkeys(words)))
-
-
-def freeze_names(settings: object, name: str) -> None:
-    """Like `freeze_texts`, for names; each text may hold several, as people type them."""
-    freeze_texts(settings, name)
-    object.__setattr__(settings, name, names_in(getattr(settings, name)))
-
-
-def check_device_name(name: str) -> None:
-    """Raise `SettingsError` unless a name has the form of a device. Only torch knows whether this machine has it."""
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
-        raise SettingsError(f"there is no device {name!r}; choose auto, cpu, cuda, cuda with a number (cuda:1) or mps")
-
 
 OnnxProvider = Literal["auto", "cpu", "cuda", "tensorrt", "tensorrt-fp16"]
 

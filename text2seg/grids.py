@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,6 +77,21 @@ def tight_box(mask: NDArray[np.bool_]) -> tuple[int, int, int, int] | None:
         return None
     left, top = int(columns[0]), int(rows[0])
     return left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top
+
+
+def depth_of(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Return the distance in pixels, float32[H, W], of each pixel of a mask bool[H, W] to the nearest pixel outside of
+    it; beyond the image everything is outside. It is 0 outside the mask."""
+    import cv2  # imported here, as torch above
+
+    depth = cv2.distanceTransform(np.pad(mask, 1).view(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
+    return np.asarray(depth, np.float32)
+
+
+def highest(values: NDArray[Any]) -> tuple[int, int]:
+    """Return the column x and the row y of the highest of values [h, w]. That of `depth_of` is the deepest pixel."""
+    row, column = np.unravel_index(int(values.argmax()), values.shape)
+    return int(column), int(row)
 
 
 def place(mask: NDArray[np.bool_], xywh: tuple[int, int, int, int] | None, hw: tuple[int, int]) -> NDArray[np.bool_]:

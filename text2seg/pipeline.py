@@ -24,7 +24,7 @@ from text2seg.grids import minmax, place
 from text2seg.loading import load_pair, presence_model
 from text2seg.model_card import NO_CARD, ClosedVocabulary, ModelCard, is_photograph
 from text2seg.prompts import query_prompts
-from text2seg.queries import Query, parse_queries
+from text2seg.queries import Query, parse_queries, split_unions, unions_error
 from text2seg.records import (
     UNNAMED,
     Box,
@@ -193,9 +193,12 @@ class Text2Seg(Pipeline):
         return self.card.default_presence(maps.architecture, maps.input_size, method, maps.region_features)
 
     def check(self, queries: Queries, settings: Settings | None = None) -> tuple[Query, ...]:
-        known, unknown = self.known_queries(queries, settings)
-        if unknown and self.closed_vocabulary:
-            raise self.closed_vocabulary.error(unknown.values())
+        parsed = parse_queries(queries)
+        known, unknown = self.known_queries(parsed, settings)
+        if self.closed_vocabulary and (strange := self.closed_vocabulary.split(parsed)[1]):
+            raise self.closed_vocabulary.error(strange.values())
+        if unknown:
+            raise unions_error(unknown.values())
         return known
 
     def known_queries(
@@ -208,10 +211,12 @@ class Text2Seg(Pipeline):
         known, unknown = parse_queries(queries), dict[str, str]()
         if self.closed_vocabulary:
             known, unknown = self.closed_vocabulary.split(known)
+        if settings.points.method == "regions":
+            RegionClassifier.of(self.clip, self.sam, self.card, settings).check()
+            known, unions = split_unions(known)
+            unknown |= unions
         if known and maps.redundancy == "label-set":
             label_set(texts_of(known), maps.labels)
-        if settings.points.method == "regions":
-            RegionClassifier.of(self.clip, self.sam, self.card, settings).check(known)
         return known, unknown
 
     def segment_sessions(

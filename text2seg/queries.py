@@ -291,6 +291,28 @@ def parse_queries(texts: str | Iterable[str | Query]) -> tuple[Query, ...]:
     return tuple(queries.values())
 
 
+def split_unions(queries: Iterable[Query]) -> tuple[tuple[Query, ...], dict[str, str]]:
+    """Split queries into those of one part and those of several, which region classification cannot answer: a region
+    has one query, and is no union of regions.
+
+    Returns:
+        The queries of one part, and for the name of each other query a sentence that says why it is not taken.
+    """
+    queries = tuple(queries)
+    unions = {
+        query.name: f"region classification takes no {shown(query.name)}; ask for its parts."
+        for query in queries
+        if len(query.parts) > 1
+    }
+    return tuple(query for query in queries if query.name not in unions), unions
+
+
+def unions_error(sentences: Iterable[str]) -> QueryError:
+    """Return the error for sentences of `split_unions`, with the way out."""
+    says = " ".join(sentences)
+    return QueryError(f"{says} --method auto takes such queries.", on_page=says)
+
+
 def _folded(query: Query) -> Query:
     """Return a form that is equal for queries that look for the same thing."""
     parts = tuple(tuple(wording.casefold() for wording in part) for part in query.parts)

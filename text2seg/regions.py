@@ -19,7 +19,6 @@ from text2seg.clip.maps import on_grid
 from text2seg.clip.model import Clip, ImageTokens
 from text2seg.clip.regions import has_values, patch_features, soft_masks, value_features, vit_of
 from text2seg.config import AutomaticSettings, MaskSettings, RegionFeatures, Settings
-from text2seg.errors import QueryError
 from text2seg.grids import map_score, minmax
 from text2seg.model_card import ModelCard, RegionClassification
 from text2seg.queries import Query
@@ -78,18 +77,8 @@ class RegionClassifier:
             features = "values" if has_values(clip) else "patches"
         return cls(clip, sam, RegionClassification(features=features), settings.masks)
 
-    def check(self, queries: Sequence[Query]) -> None:
-        """Check what is asked for, before any image is read.
-
-        Raises:
-            QueryError: a query has several parts; a region has one query, and is no union of regions.
-            SettingsError: this CLIP has no such features.
-        """
-        for query in queries:
-            if len(query.parts) > 1:
-                raise QueryError(
-                    f"region classification takes no {query.name!r}; ask for its parts, or use --method auto"
-                )
+    def check(self) -> None:
+        """Raise `SettingsError` if this CLIP has no such features."""
         if self.fitted.features == "values":
             vit_of(self.clip)
 

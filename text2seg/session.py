@@ -55,7 +55,7 @@ class Pipeline(ABC):
         Args:
             image: A path, a PIL image, an RGB array uint8 [H, W, 3] or an `Image`.
             queries: One text or several, as people type names (see `queries.names_in`). `a+b` gives one segment for
-                both together. A word that the models do not know is an error; `known_queries` splits such queries off.
+                both together. A query that the models cannot look for is an error; `known_queries` splits these off.
             settings: Settings used instead of the pipeline's.
 
         Returns:
@@ -129,11 +129,12 @@ class Pipeline(ABC):
     def known_queries(
         self, queries: Queries, settings: Settings | None = None
     ) -> tuple[tuple[Query, ...], dict[str, str]]:
-        """Parse and check queries like `check`, but split off those with words that the models do not know.
+        """Parse and check queries like `check`, but split off those that the models cannot look for.
 
         Returns:
             The queries to segment, and for the name of each other query a short sentence that says which words are
-            unknown. The command line and the app segment the former and show the latter.
+            unknown, or that the method takes no query of several parts. The app segments the former and shows the
+            latter.
         """
         return self.check(queries, settings), {}
 

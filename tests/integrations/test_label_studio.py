@@ -34,6 +34,11 @@ CONFIG = """<View>
 </View>"""
 
 
+@pytest.fixture(autouse=True)
+def no_key_of_the_environment(monkeypatch):
+    monkeypatch.delenv("LABEL_STUDIO_API_KEY", raising=False)
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

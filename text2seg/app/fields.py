@@ -14,10 +14,10 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import gradio as gr
 from pydantic import TypeAdapter, ValidationError
 
-from text2seg.config import help_of
 from text2seg.errors import SettingsError
 from text2seg.explain.tool import InputSettings
 from text2seg.queries import shown
+from text2seg.settings_fields import help_of
 
 Kind = Literal["choice", "choices", "flag", "whole", "number", "text", "lines", "list", "image", "path"]
 """lines: texts, one per line; list: values separated by commas; image: an uploaded image file; path: any other path on

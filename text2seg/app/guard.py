@@ -6,11 +6,9 @@ import asyncio
 import base64
 import binascii
 import hmac
-import ipaddress
 import json
 import logging
 import re
-import socket
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from typing import Any
@@ -23,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from text2seg.app.checks import is_upload
 from text2seg.app.messages import INTERNAL_ERROR, message_of
-from text2seg.app.settings import AppSettings
+from text2seg.app.settings import AppSettings, is_known_host, local_names
 
 log = logging.getLogger(__name__)
 
@@ -162,8 +160,6 @@ PUBLIC = ("segment", "explain", "health")
 UPLOAD = "/gradio_api/upload"
 MOST_ERRORS = 3
 WRONG_PASSWORD_SECONDS = 1.0
-HOST = re.compile(r"(\[[^\]]+\]|[^:\[\]]+)(?::\d+)?")
-LOCAL_NAMES = {"localhost", socket.gethostname().lower(), socket.getfqdn().lower()}
 
 ALLOWED = {
     method: re.compile("|".join(f"(?:{pattern})" for pattern in patterns))
@@ -217,7 +213,7 @@ class Guard:
         self._users = settings.users()
         self._settings = settings
         public = urlsplit(settings.public_url)
-        self._names = LOCAL_NAMES | {(public.hostname or "localhost").lower()}
+        self._names = local_names() | {(public.hostname or "localhost").lower()}
         self._public = public.netloc.lower()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -279,7 +275,7 @@ class Guard:
         """Check everything but the body. Raises `Refusal`."""
         headers = Headers(scope=scope)
         host = headers.get("host", "")
-        if not self._is_known(host):
+        if not is_known_host(host, self._names):
             words = f"unknown host {host!r}; behind a proxy, start the app with --public-url"
             raise Refusal(HTTPStatus.MISDIRECTED_REQUEST, words)
         origin = headers.get("origin")
@@ -301,18 +297,6 @@ class Guard:
         place = scope["path"].partition("/gradio_api/file=")[2]
         if place and not is_upload(place):
             raise Refusal(HTTPStatus.NOT_FOUND, "there is no such file")
-
-    def _is_known(self, host: str) -> bool:
-        """Return whether this is a name of this app. Other names may be DNS rebinding: a site that points its name
-        to this machine. A numeric address cannot be rebound."""
-        name = HOST.fullmatch(host.lower())
-        if name is None:
-            return False
-        try:
-            ipaddress.ip_address(name[1].strip("[]"))
-        except ValueError:
-            return name[1] in self._names
-        return True
 
     def _is_own(self, netloc: str, host: str) -> bool:
         return bool(netloc) and netloc.lower() in (host.lower(), self._public)

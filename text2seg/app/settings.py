@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
+import socket
+from collections.abc import Set
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -34,6 +38,7 @@ TIMES_USUAL = 20
 """Largest factor between a whole number in a tool's settings and its default."""
 
 PASSWORD_VARIABLE = "TEXT2SEG_PASSWORD"
+_HOST = re.compile(r"(\[[^\]]+\]|[^:\[\]]+)(?::\d+)?")
 AT_LEAST_ONE = ("upload_mb", "megapixels", "folder_images", "folder_mb", "folder_jobs", "workers", "waiting")
 
 
@@ -82,8 +87,7 @@ class AppSettings:
             raise SettingsError(f"cache_mb must be 0 or more, got {self.cache_mb}")
         if self.port is not None and not 0 <= self.port <= 65535:
             raise SettingsError(f"port must be a number from 0 to 65535, got {self.port}")
-        parts = urlsplit(self.public_url)
-        if self.public_url and not (parts.scheme in ("http", "https") and parts.hostname):
+        if self.public_url and not is_web_address(self.public_url):
             raise SettingsError(f"public_url must be like https://example.org/text2seg, got {self.public_url!r}")
         if self.root is not None and not is_dir(self.root, SettingsError):
             raise SettingsError(f"root must be an existing folder, got {self.root}")
@@ -125,3 +129,33 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+@cache
+def local_names() -> frozenset[str]:
+    """Return the names of this machine, in lower case."""
+    return frozenset({"localhost", socket.gethostname().lower(), socket.getfqdn().lower()})
+
+
+def is_known_host(header: str, names: Set[str]) -> bool:
+    """Return whether the Host header of a request is a numeric address or one of these names, in lower case.
+
+    Another name may be DNS rebinding: a site that points its name to this machine. A numeric address cannot be rebound.
+    """
+    name = _HOST.fullmatch(header.lower())
+    if name is None:
+        return False
+    try:
+        ipaddress.ip_address(name[1].strip("[]"))
+    except ValueError:
+        return name[1] in names
+    return True
+
+
+def is_web_address(text: str) -> bool:
+    """Return whether a text is a URL such as http://localhost:8080."""
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # of brackets, or of a port that is no number
+        return False

@@ -14,9 +14,10 @@ import tyro
 from text2seg.cli.common import PlainConsole, check_models, load_models, plain_table
 from text2seg.cli.flags import PipelineFlags
 from text2seg.cli.terminal import exit_status, log_to_terminal, say, say_failures, say_lines
-from text2seg.config import ModelSettings, Settings, check_device_name
+from text2seg.config import ModelSettings, Settings
 from text2seg.errors import ImageError, SettingsError
 from text2seg.model_card import CALIBRATE
+from text2seg.settings_fields import check_device_name
 
 if TYPE_CHECKING:
     from text2seg.pipeline import Text2Seg

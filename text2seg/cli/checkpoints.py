@@ -11,9 +11,9 @@ import tyro
 
 from text2seg import weights
 from text2seg.cli.terminal import FAILED, log_to_terminal, say
-from text2seg.config import check_device_name
 from text2seg.errors import CheckpointError
 from text2seg.model_card import CALIBRATE, card_of
+from text2seg.settings_fields import check_device_name
 from text2seg.weights.registry import is_openclip
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from text2seg.cli.terminal import say
 from text2seg.config import AutomaticSettings, ModelSettings, Settings
 from text2seg.errors import SettingsError
 from text2seg.io.names import escaped
-from text2seg.queries import Query, parse_queries
+from text2seg.queries import Query, parse_queries, split_unions, unions_error
 
 if TYPE_CHECKING:
     from text2seg.config import SaveKind
@@ -40,8 +40,10 @@ def queries_of(query: Sequence[str], queries: str) -> list[str]:
     return texts
 
 
-def known_queries(model: ModelSettings, texts: Iterable[str]) -> tuple[tuple[Query, ...], int]:
-    """Parse queries before any model is loaded, and print a line for each with words that the models do not know.
+def known_queries(
+    model: ModelSettings, texts: Iterable[str], settings: Settings | None = None
+) -> tuple[tuple[Query, ...], int]:
+    """Parse queries before any model is loaded, and print a line for each that the models cannot look for.
 
     Returns:
         The other queries, and the number of those left out.
@@ -50,15 +52,17 @@ def known_queries(model: ModelSettings, texts: Iterable[str]) -> tuple[tuple[Que
         QueryError: A query cannot be read, or all are left out.
     """
     queries = parse_queries(texts)
-    known = _split(model, queries)
+    known = _split(model, queries, settings)
     return known, len(queries) - len(known)
 
 
-def known_categories(model: ModelSettings, ontology: Ontology) -> tuple[Ontology, int]:
-    """Return the ontology without the categories that the models do not know, like `known_queries`."""
+def known_categories(
+    model: ModelSettings, ontology: Ontology, settings: Settings | None = None
+) -> tuple[Ontology, int]:
+    """Return the ontology without the categories that the models cannot look for, like `known_queries`."""
     from text2seg.ontology import Ontology, queries_of
 
-    names = {query.name for query in _split(model, queries_of(ontology))}
+    names = {query.name for query in _split(model, queries_of(ontology), settings)}
     known = tuple(category for category in ontology.categories if category.name in names)
     return Ontology(known), len(ontology.categories) - len(known)
 
@@ -79,16 +83,18 @@ def _vocabulary(model: ModelSettings) -> ClosedVocabulary | None:
     return card_of(clip, given=model.card).closed_vocabulary
 
 
-def _split(model: ModelSettings, queries: tuple[Query, ...]) -> tuple[Query, ...]:
+def _split(model: ModelSettings, queries: tuple[Query, ...], settings: Settings | None) -> tuple[Query, ...]:
     vocabulary = _vocabulary(model)
-    if vocabulary is None:
-        return queries
-    known, unknown = vocabulary.split(queries)
+    known, unknown, unions = queries, dict[str, str](), dict[str, str]()
+    if vocabulary:
+        known, unknown = vocabulary.split(known)
+    if settings and settings.points.method == "regions":
+        known, unions = split_unions(known)
     if not known:
-        raise vocabulary.error(unknown.values())
-    for sentence in unknown.values():
+        raise vocabulary.error(unknown.values()) if vocabulary and unknown else unions_error(unions.values())
+    for sentence in (*unknown.values(), *unions.values()):
         say(f"left out: {sentence}", file=sys.stderr)
-    if unknown:
+    if vocabulary and unknown:
         say(vocabulary.way_out, file=sys.stderr)
     return known
 

@@ -7,29 +7,21 @@ import shutil
 import sys
 import textwrap
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TextIO, Union, get_args, get_origin, get_type_hints
 
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from text2seg.config import (
-    AutomaticSettings,
-    MapSettings,
-    MaskSettings,
-    PointSettings,
-    PresenceSettings,
-    RaySettings,
-    SaveKind,
-    Settings,
-    help_of,
-)
+from text2seg.config import SaveKind, Settings
+from text2seg.effects import without_effect
 from text2seg.errors import SettingsError
 from text2seg.io.names import listed
 from text2seg.io.storage import Place, Url, place_of
+from text2seg.settings_fields import help_of
 
 PipelineFlags = tyro.conf.UseAppendAction[Annotated[Settings, tyro.conf.arg(name="")]]
 """The settings of the pipeline as flags of a command."""
@@ -56,97 +48,16 @@ def parse(command: type, arguments: Sequence[str], prog: str) -> Any:
 # ---- flags without effect
 
 
-@dataclass(frozen=True, slots=True)
-class _Condition:
-    """Flags, by the names of their fields, that have an effect only if `holds` for the values of all flags."""
-
-    flags: frozenset[str]
-    says: str
-    holds: Callable[[Mapping[str, Any]], bool]
-
-
-def _names(*settings: type[Any]) -> frozenset[str]:
-    return frozenset(field.name for each in settings for field in fields(each))
-
-
-_OF_CLIP = _names(MapSettings, PointSettings) | {"clip", "card", "choice", "prompt", "quality", "resolve_overlaps"}
-_OF_CLIP |= {"tile", "tile_overlap"}
-METHODS_OF: Mapping[str, tuple[str, ...]] = {
-    **dict.fromkeys(("method", "architecture", "redundancy", "labels", "input_size"), ("auto", "reference", "regions")),
-    **dict.fromkeys(("templates", "refine", "overlap", "quality"), ("auto", "reference", "regions")),
-    **dict.fromkeys(("threshold", "downsample"), ("auto", "reference")),
-    **dict.fromkeys(("choice", "resolve_overlaps"), ("auto", "regions")),
-    **dict.fromkeys(("instances", "floor", "prominence", "prompt"), ("auto",)),
-    "region_features": ("regions",),
-}
-"""The methods that each setting of maps, points and masks has an effect with; a test knows all settings and methods."""
-
-
-def _without_effect(method: str) -> _Condition:
-    flags = frozenset(name for name, methods in METHODS_OF.items() if method not in methods)
-    return _Condition(flags, f"with --method {method}", lambda all_: all_.get("method") != method)
-
-
-_CONDITIONS = (
-    _Condition(
-        _OF_CLIP | _names(PresenceSettings, MaskSettings),
-        "with --everything",
-        lambda all_: not all_.get("everything"),
-    ),
-    _Condition(_names(AutomaticSettings), "without --everything", lambda all_: bool(all_.get("everything", True))),
-    _Condition(_OF_CLIP | {"model", "sam", "compile"}, "with --sam3", lambda all_: not all_.get("sam3")),
-    _Condition(_names(RaySettings), "without --engine ray", lambda all_: all_.get("engine", "ray") == "ray"),
-    _Condition(
-        frozenset({"region_features"}),
-        "without --method regions",
-        lambda all_: all_.get("method", "regions") == "regions",
-    ),
-    *map(_without_effect, get_args(get_type_hints(PointSettings)["method"])),
-    _Condition(  # one segment for each query, unless tiles add others
-        frozenset({"overlap", "quality"}),
-        "with --method reference and without --tile",
-        lambda all_: all_.get("method") != "reference" or bool(all_.get("tile")),
-    ),
-    _Condition(  # merging tiles compares segments by it
-        frozenset({"choice"}),
-        "with --method regions and without --tile",
-        lambda all_: all_.get("method") != "regions" or bool(all_.get("tile")),
-    ),
-    _Condition(
-        frozenset({"polygon_tolerance"}),
-        "without --segmentation polygon",
-        lambda all_: all_.get("segmentation", "polygon") == "polygon",
-    ),
-    _Condition(frozenset({"polygon_tolerance"}), "with --to voc-png", lambda all_: all_.get("to") != "voc-png"),
-    _Condition(frozenset({"tile_overlap"}), "without --tile", lambda all_: bool(all_.get("tile", True))),
-    _Condition(
-        frozenset({"labels"}),
-        "without --redundancy label-set",
-        lambda all_: all_.get("redundancy", "label-set") == "label-set",
-    ),
-    _Condition(
-        frozenset({"skip_below", "index"}),
-        "without --only-if-present",
-        lambda all_: bool(all_.get("only_if_present", True)),
-    ),
-    _Condition(
-        frozenset({"crop_overlap", "crop_points_divisor"}),
-        "without --crop-layers",
-        lambda all_: bool(all_.get("crop_layers", True)),
-    ),
-)
-
-
 def check_effects(command: Any, arguments: Sequence[str]) -> None:
     """Raise `SettingsError` if a flag was given that has no effect together with the other flags."""
     typed = [each.partition("=")[0][2:].replace("-", "_") for each in arguments if each.startswith("--")]
     values = dict(_values(command))
     given = {name if name in values else name.removeprefix("no_") for name in typed}
-    for condition in _CONDITIONS:
-        idle = [f"--{name.replace('_', '-')}" for name in values if name in given & condition.flags]
-        if idle and not condition.holds(values):
-            verb, them = ("has", "it") if len(idle) == 1 else ("have", "them")
-            raise SettingsError(f"{listed(idle)} {verb} no effect {condition.says}; leave {them} out")
+    for idle, says in without_effect(values):
+        flags = [f"--{name.replace('_', '-')}" for name in values if name in given & idle]
+        if flags:
+            verb, them = ("has", "it") if len(flags) == 1 else ("have", "them")
+            raise SettingsError(f"{listed(flags)} {verb} no effect {says}; leave {them} out")
 
 
 def _values(settings: Any) -> Iterator[tuple[str, Any]]:

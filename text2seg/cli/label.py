@@ -149,7 +149,7 @@ class Label:
 
     def _known(self, ontology: Ontology) -> tuple[Ontology, int]:
         """Return the categories that the models know, and the number of those left out."""
-        return (ontology, 0) if self.sam3 or self.everything else known_categories(self.model, ontology)
+        return (ontology, 0) if self.sam3 or self.everything else known_categories(self.model, ontology, self.settings)
 
     def _read_ontology(self) -> Ontology:
         from text2seg.ontology import ontology_of_queries, read_ontology

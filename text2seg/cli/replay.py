@@ -11,9 +11,9 @@ import tyro
 
 from text2seg._version import __version__
 from text2seg.cli.terminal import FAILED, log_to_terminal, say
-from text2seg.config import check_device_name
 from text2seg.errors import DatasetError, OutputError
 from text2seg.io.files import open_file
+from text2seg.settings_fields import check_device_name
 
 if TYPE_CHECKING:
     from text2seg.review.replay import Replayed

@@ -99,7 +99,7 @@ class Segment:
             from text2seg.records import UNNAMED
 
             return parse_queries([UNNAMED]), 0
-        return known_queries(self.model, queries_of(self.query, self.queries))
+        return known_queries(self.model, queries_of(self.query, self.queries), self.settings)
 
     def _load_models(self) -> Pipeline:
         if self.everything:

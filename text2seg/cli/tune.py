@@ -70,7 +70,7 @@ class Tune:
             check_writable(
                 self.plot, overwrite=self.overwrite, flag="--plot", inputs=[self.ontology, self.truth, *images]
             )
-        ontology, unknown = known_categories(self.model, read_ontology(self.ontology))
+        ontology, unknown = known_categories(self.model, read_ontology(self.ontology), self.settings)
         check_image_folder(self.folder)
         if self.truth is not None:
             open_file(self.truth, DatasetError).close()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from text2seg.config import Architecture, MapSettings, freeze_names
+from text2seg.config import Architecture, MapSettings
 from text2seg.errors import QueryError, SettingsError
 from text2seg.explain.tool import (
     InputSettings,
@@ -30,6 +30,7 @@ from text2seg.explain.tool import (
     is_calibrated,
 )
 from text2seg.records import Image, calibration_note
+from text2seg.settings_fields import freeze_names
 from text2seg.templates import DISTRACTORS
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from text2seg.config import MapSettings, check_choices
+from text2seg.config import MapSettings
 from text2seg.errors import ImageError, SettingsError
 from text2seg.io.files import exists, is_dir
 from text2seg.io.images import PIXEL_LIMIT, load_image
@@ -22,6 +22,7 @@ from text2seg.io.output_folder import OutputFolder
 from text2seg.io.scan import list_images
 from text2seg.queries import names_in
 from text2seg.records import Image
+from text2seg.settings_fields import check_choices
 
 if TYPE_CHECKING:
     from text2seg.explain.estimate import Work

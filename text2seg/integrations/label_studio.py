@@ -20,6 +20,7 @@ from text2seg.coco.dataset import segment_score
 from text2seg.coco.simplify import encode as polygons_of
 from text2seg.config import POLYGON_TOLERANCE
 from text2seg.errors import SettingsError
+from text2seg.io.names import shown
 from text2seg.pipeline import Text2Seg
 from text2seg.queries import Query, parse_queries
 from text2seg.records import Image, PointPrompts, Segment
@@ -73,7 +74,7 @@ class LabelConfig:
         """
         try:
             root = ElementTree.fromstring(text)
-        except ElementTree.ParseError as error:
+        except (ElementTree.ParseError, ValueError) as error:
             raise SettingsError(f"the labelling configuration is not XML: {error}") from error
         images = [tag for tag in root.iter("Image") if tag.get("name")]
         if not images:
@@ -102,21 +103,27 @@ def _wordings(label: ElementTree.Element) -> tuple[str, tuple[str, ...]]:
 
 # ---- what a person asked for
 
+MOST_PERCENT = 1e6
+"""Largest position in a request, in percent of the image's side. Larger ones are not of an image."""
+
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a person drew or typed with a smart tool: points and a box with their label, or texts."""
+    """What a person drew or typed with a smart tool: points and a box with their label, or texts.
+
+    Both are missing if there is nothing to answer, such as after a single negative point.
+    """
 
     points: PointPrompts | None = None
     label: str | None = None
     texts: tuple[str, ...] = ()
 
     @classmethod
-    def parse(cls, context: Mapping[str, Any] | None, hw: tuple[int, int]) -> Asked | None:
-        """Read the context of a request for an image of `hw` (rows, columns); None if it has no prompt.
+    def parse(cls, context: object, hw: tuple[int, int]) -> Asked | None:
+        """Read the context of a request for an image of `hw` (rows, columns); None if it has no regions.
 
         Raises:
-            SettingsError: a position is not a number.
+            SettingsError: it has not the form that Label Studio sends, or a position is not a number.
         """
         height, width = hw
         points: list[tuple[float, float]] = []
@@ -124,8 +131,12 @@ class Asked:
         boxes: list[tuple[float, float, float, float]] = []
         texts: list[str] = []
         label = None
-        for region in (context or {}).get("result") or ():
-            value, kind = region.get("value") or {}, str(region.get("type", ""))
+        regions = object_of(context, "the context of a request").get("result") or []
+        if not isinstance(regions, list):
+            raise SettingsError(f"the result of a context must be a list of regions, got {_kind_of(regions)}")
+        for each in regions:
+            region = object_of(each, "a region of a context")
+            value, kind = object_of(region.get("value"), "the value of a region"), str(region.get("type", ""))
             named = value.get(kind) or value.get("labels") or ()
             label = str(named[0]) if isinstance(named, list) and named and kind != "textarea" else label
             if kind.startswith("keypoint"):
@@ -136,17 +147,28 @@ class Asked:
                 boxes.append((x * width, y * height, (x + w) * width, (y + h) * height))
             elif kind == "textarea":
                 written = value.get("text") or ()
-                texts += [written] if isinstance(written, str) else [str(each) for each in written]
+                texts += map(str, written if isinstance(written, list | tuple) else [written])
         if 1 in signs or boxes:
             return cls(_points(points, signs, boxes[-1:]), label)
-        texts = [text for text in texts if text.strip()]
-        return cls(label=label, texts=tuple(texts)) if texts else None
+        return cls(label=label, texts=tuple(text for text in texts if text.strip())) if regions else None
+
+
+def object_of(value: object, what: str) -> Json:
+    """Return a JSON object of a request; null is an empty one. Raises `SettingsError` that says what is none."""
+    if value is not None and not isinstance(value, dict):
+        raise SettingsError(f"{what} must be an object, got {_kind_of(value)}")
+    return value or {}
+
+
+def _kind_of(value: object) -> str:
+    kinds: dict[type, str] = {str: "a text", list: "a list", dict: "an object"}
+    return kinds.get(type(value), repr(value))
 
 
 def _number(value: Mapping[str, Any], name: str) -> float:
     number = value.get(name)
-    if not isinstance(number, int | float) or not np.isfinite(number):
-        raise SettingsError(f"{name} of a region must be a number of percent, got {number!r}")
+    if not isinstance(number, int | float) or not abs(number) <= MOST_PERCENT:  # NaN is not
+        raise SettingsError(f"{name} of a region must be a number of percent, got {shown(repr(number))}")
     return float(number)
 
 
@@ -183,7 +205,7 @@ def predict(
     Args:
         session: the image of the task.
         version: see `model_version`.
-        asked: prompts of smart tools. Default: look for all labels.
+        asked: prompts of smart tools; without points and texts the result is empty. Default: look for all labels.
         tolerance: of polygons, in pixels; see `coco.simplify`.
 
     Raises:
@@ -191,6 +213,8 @@ def predict(
     """
     if asked is not None and asked.points is not None:
         regions = _clicked(session, config, asked.points, asked.label, tolerance)
+    elif asked is not None and not asked.texts:
+        regions = []
     else:
         queries = _queries_of_texts(asked.texts, config.labels) if asked else config.labels.queries
         regions = _named(session, config, queries, tolerance)

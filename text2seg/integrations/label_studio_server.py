@@ -11,22 +11,26 @@ import io
 import json
 import logging
 import os
+import re
 import threading
-from collections import OrderedDict
-from collections.abc import Mapping
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from http import HTTPStatus
+from http.client import HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
-from urllib.parse import parse_qs, urljoin, urlsplit
+from urllib.parse import SplitResult, parse_qs, quote, urljoin, urlsplit, urlunsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
-from text2seg.app.settings import is_loopback
+from text2seg.app.settings import is_known_host, is_loopback, local_names
 from text2seg.errors import ImageError, SettingsError, Text2SegError
-from text2seg.integrations.label_studio import Asked, Json, LabelConfig, model_version, predict
+from text2seg.integrations.label_studio import Asked, Json, LabelConfig, model_version, object_of, predict
 from text2seg.integrations.settings import KEY_VARIABLE, LabelStudioSettings
 from text2seg.io.images import load_image, open_image
-from text2seg.io.names import parts_of
+from text2seg.io.names import escaped, shown
 from text2seg.pipeline import Text2Seg
 from text2seg.session import Session
 
@@ -34,8 +38,13 @@ MOST_BYTES = 64 << 20
 """Limit of a request and of an image, bytes."""
 KEPT_SESSIONS = 4
 """Number of images whose features are kept, so that clicks on one image are quick."""
-SECONDS = 30
-"""Time limit for an image from Label Studio."""
+SECONDS = 30.0
+"""Time limit for each step of a connection: its next bytes, the body of a request, an image from Label Studio."""
+MOST_REQUESTS = 32
+"""Number of requests that are answered at the same time; others wait."""
+CHUNK_BYTES = 1 << 16
+LOCAL_FILES = "/data/local-files/"
+"""Path of the URLs that Label Studio gives to files of a folder."""
 
 _log = logging.getLogger(__name__)
 
@@ -54,34 +63,30 @@ class Images:
         Raises:
             ImageError: it is not an image of Label Studio or of the folder, or it cannot be read.
         """
-        if (path := self._local(name)) is not None:
-            return models.open(load_image(path))
-        with open_image(io.BytesIO(self._fetch(name)), name) as image:
+        try:
+            place, url = urlsplit(name), urlsplit(urljoin(self._base, name))
+        except ValueError as error:
+            raise ImageError(f"{shown(name)} is not the address of an image: {error}") from error
+        if self._folder is not None and place.path == LOCAL_FILES:
+            return models.open(load_image(_inside(self._folder, parse_qs(place.query).get("d", [""])[0])))
+        with open_image(io.BytesIO(self._fetch(name, url)), name) as image:
             return models.open(load_image(image, file_name=name))
 
-    def _local(self, name: str) -> Path | None:
-        parts = urlsplit(name)
-        if self._folder is None or parts.path != "/data/local-files/":
-            return None
-        inner = parts_of(parse_qs(parts.query).get("d", [""])[0])
-        path = self._folder.joinpath(*inner).resolve()
-        if not path.is_relative_to(self._folder.resolve()):
-            raise ImageError(f"{name} is not in the folder {self._folder}")
-        return path
-
-    def _fetch(self, name: str) -> bytes:
-        url = urljoin(self._base, name)
-        if urlsplit(url)[:2] != urlsplit(self._base)[:2]:
+    def _fetch(self, name: str, url: SplitResult) -> bytes:
+        if url[:2] != urlsplit(self._base)[:2]:
             raise ImageError(
-                f"{name} is not an image of {self._base}; import images into Label Studio, or use --images"
+                f"{shown(name)} is not an image of {self._base}; import images into Label Studio, or use --images"
             )
         try:
-            with _open(Request(url, headers=self._headers()), timeout=SECONDS) as answer:
+            request = Request(_encoded(url), headers=self._headers())
+            with _open(request, timeout=SECONDS) as answer:
                 content: bytes = answer.read(MOST_BYTES + 1)
-        except (URLError, OSError, ValueError, KeyError) as error:
-            raise ImageError(f"{name} cannot be fetched from {self._base}: {error}; is {KEY_VARIABLE} set?") from error
+        except (OSError, HTTPException, ValueError, LookupError, TypeError) as error:
+            raise ImageError(
+                f"{shown(name)} cannot be fetched from {self._base}: {error}; is {KEY_VARIABLE} set?"
+            ) from error
         if len(content) > MOST_BYTES:
-            raise ImageError(f"{name} is larger than {MOST_BYTES >> 20} MiB")
+            raise ImageError(f"{shown(name)} is larger than {MOST_BYTES >> 20} MiB")
         return content
 
     def _headers(self) -> dict[str, str]:
@@ -96,6 +101,26 @@ class Images:
         )
         with _open(request, timeout=SECONDS) as answer:
             return {"Authorization": f"Bearer {json.load(answer)['access']}"}
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """Return the path of a file in a folder. Raises `ImageError` if it is outside; links count as what they lead to."""
+    try:
+        path = folder.joinpath(name.lstrip("/")).resolve()
+        is_inside = path.is_relative_to(folder.resolve())
+    except (OSError, ValueError, RuntimeError) as error:  # a NUL, lone surrogates, a loop of links
+        raise ImageError(f"{shown(name)} is not the name of a file: {error}") from error
+    if not is_inside:
+        raise ImageError(f"{shown(name)} is not in the folder {folder}")
+    return path
+
+
+def _encoded(url: SplitResult) -> str:
+    """Return a URL with its path and query percent-encoded. What is encoded already stays."""
+    path, query = (
+        quote(re.sub("%(?![0-9A-Fa-f]{2})", "%25", part), safe="%/?:@!$&'()*+,;=") for part in (url.path, url.query)
+    )
+    return urlunsplit((url.scheme, url.netloc, path, query, ""))
 
 
 class _NoRedirects(HTTPRedirectHandler):
@@ -115,7 +140,9 @@ class Backend:
         self._models, self._images = models, Images(settings)
         self.version = model_version(models)
         self._sessions: OrderedDict[str, Session] = OrderedDict()
-        self._lock = threading.Lock()
+        self._opening: dict[str, Future[Session]] = {}
+        self._lock = threading.Lock()  # of the two above
+        self._turn = threading.Lock()  # of the models, which have memory for one image at a time
 
     def health(self, _: Json) -> Json:
         return {"status": "UP", "model_class": "text2seg"}
@@ -140,37 +167,201 @@ class Backend:
             Text2SegError: the only task fails. One of several tasks that fails gets no prediction.
         """
         config = LabelConfig.parse(_text(request, "label_config"))
-        tasks, context = request.get("tasks"), (request.get("params") or {}).get("context")
+        tasks, params = request.get("tasks"), object_of(request.get("params"), "params")
+        context = object_of(params.get("context"), "the context of a request")
         if not isinstance(tasks, list):
             raise SettingsError("the request has no list of tasks")
         results: list[Any] = []
-        for task in tasks:
+        for number, task in enumerate(tasks, start=1):
             try:
-                session = self._session(_text(task.get("data") or {}, config.key))
+                data = object_of(object_of(task, "a task").get("data"), "the data of a task")
+                session = self._session(_text(data, config.key))
                 asked = Asked.parse(context, session.image.hw)
-                results.append(predict(session, config, version=self.version, asked=asked))
-            except Text2SegError as error:
+                with self._turn:
+                    results.append(predict(session, config, version=self.version, asked=asked))
+            except Exception as error:
                 if len(tasks) == 1:
                     raise
-                _log.warning("task %s: %s", task.get("id"), error)
+                is_known = isinstance(error, Text2SegError)
+                _log.warning("task %d of %d: %s", number, len(tasks), error, exc_info=None if is_known else error)
                 results.append([])
         return {"results": results, "model_version": self.version}
 
     def _session(self, name: str) -> Session:
+        """Return the session on an image. It is opened once; only requests for the same image wait for it."""
         with self._lock:
-            session = self._sessions.get(name) or self._images.open(self._models, name)
+            if (session := self._sessions.get(name)) is not None:
+                self._sessions.move_to_end(name)
+                return session
+            opening = self._opening.get(name)
+            ours = self._opening.setdefault(name, Future())
+        if opening is not None:
+            return opening.result()
+        try:
+            session = self._images.open(self._models, name)
+        except BaseException as error:
+            with self._lock:
+                del self._opening[name]
+            ours.set_exception(error)
+            raise
+        with self._lock:
+            del self._opening[name]
             self._sessions[name] = session
-            self._sessions.move_to_end(name)
             while len(self._sessions) > KEPT_SESSIONS:
                 self._sessions.popitem(last=False)
-            return session
+        ours.set_result(session)
+        return session
 
 
-def _text(values: Mapping[str, Any], key: str) -> str:
+def _text(values: Json, key: str) -> str:
     value = values.get(key)
     if not isinstance(value, str):
         raise SettingsError(f"the request has no text {key!r}")
     return value
+
+
+class _Refusal(Exception):
+    """A request that is refused: the status, and the reason for its sender."""
+
+    def __init__(self, status: HTTPStatus, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+class _Server(ThreadingHTTPServer):
+    """A thread for each request, `MOST_REQUESTS` at most."""
+
+    def __init__(self, settings: LabelStudioSettings, backend: Backend) -> None:
+        super().__init__((settings.host, settings.port), _Handler)
+        self.expected = f"Basic {base64.b64encode(settings.auth.encode()).decode()}" if settings.auth else ""
+        """The header Authorization that requests need; empty if they need none."""
+        self.routes = {
+            ("GET", "/"): backend.health,
+            ("GET", "/health"): backend.health,
+            ("GET", "/versions"): backend.versions,
+            ("POST", "/setup"): backend.setup,
+            ("POST", "/predict"): backend.predict,
+            ("POST", "/webhook"): backend.nothing,
+            ("POST", "/train"): backend.nothing,
+            ("POST", "/delete"): backend.nothing,
+            ("POST", "/duplicate_model"): backend.nothing,
+        }
+        self._free = threading.Semaphore(MOST_REQUESTS)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._free.acquire()
+        try:
+            super().process_request(request, client_address)
+        except Exception:  # no thread was started; after Ctrl-C there may be one, which releases it
+            self._free.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        _log.info("a connection to %s failed", client_address, exc_info=True)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """Answers the one request of a connection. It reads the body only if nothing else is wrong."""
+
+    protocol_version = "HTTP/1.1"
+    server: _Server
+
+    def setup(self) -> None:
+        super().setup()
+        self.connection.settimeout(SECONDS)
+        self._unread = 0
+        """Bytes of the body that are still to come."""
+
+    def do_GET(self) -> None:
+        self._answer("GET")
+
+    def do_POST(self) -> None:
+        self._answer("POST")
+
+    def _answer(self, method: str) -> None:
+        status, answer = self._answered(method)
+        content = json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(content)
+        deque(self._chunks(), maxlen=0)  # most senders read the answer only after they have sent everything
+
+    def _answered(self, method: str) -> tuple[HTTPStatus, Json]:
+        """Return the status and the answer to a request."""
+        try:
+            self._unread = self._length()
+            route = self._checked_route(method)
+            return HTTPStatus.OK, route(self._request())
+        except _Refusal as refusal:
+            return refusal.status, {"error": str(refusal)}
+        except Text2SegError as error:
+            _log.warning("%s: %s", shown(self.path), error)
+            return HTTPStatus.BAD_REQUEST, {"error": str(error)}
+        except Exception:
+            _log.exception("%s failed", shown(self.path))
+            return HTTPStatus.INTERNAL_SERVER_ERROR, {"error": "an error in text2seg or on its machine; see its log"}
+
+    def _checked_route(self, method: str) -> Callable[[Json], Json]:
+        """Return what answers a request, by its headers. Raises `_Refusal`."""
+        host, expected = self.headers.get("Host", ""), self.server.expected
+        if not expected and not is_known_host(host, local_names()):
+            words = f"unknown host {shown(host)}; call the backend localhost, or start it with --auth NAME:PASSWORD"
+            raise _Refusal(HTTPStatus.MISDIRECTED_REQUEST, words)
+        given = self.headers.get("Authorization", "")
+        if expected and not hmac.compare_digest(given.encode(), expected.encode()):
+            raise _Refusal(HTTPStatus.UNAUTHORIZED, "name or password is wrong")
+        route = self.server.routes.get((method, self.path.partition("?")[0]))
+        if route is None:
+            raise _Refusal(HTTPStatus.NOT_FOUND, f"there is no {method} {shown(self.path)}")
+        # A page in a browser cannot send this type to another site without being asked for permission.
+        if method == "POST" and self.headers.get_content_type() != "application/json":
+            raise _Refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "a request must be JSON")
+        if self._unread > MOST_BYTES:
+            raise _Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a request may have {MOST_BYTES >> 20} MiB")
+        return route
+
+    def _length(self) -> int:
+        """Return the length of the body."""
+        given = self.headers.get("Content-Length", "0")
+        return int(given) if re.fullmatch("[0-9]{1,15}", given) else MOST_BYTES + 1
+
+    def _request(self) -> Json:
+        """Return the body. Raises `_Refusal`."""
+        content = b"".join(self._chunks())
+        if self._unread:
+            raise _Refusal(HTTPStatus.REQUEST_TIMEOUT, f"the request did not arrive within {SECONDS:g} s")
+        try:
+            request = json.loads(content or b"{}")
+            if not isinstance(request, dict):
+                raise ValueError("it is not an object")
+        except (ValueError, RecursionError) as error:
+            raise _Refusal(HTTPStatus.BAD_REQUEST, f"the request is not JSON: {error}") from error
+        return request
+
+    def _chunks(self) -> Iterator[bytes]:
+        """Yield what still comes of the body, at most for `SECONDS`."""
+        deadline = time.monotonic() + SECONDS
+        while self._unread and time.monotonic() < deadline:
+            try:
+                chunk = self.rfile.read1(min(self._unread, CHUNK_BYTES))
+            except OSError:  # too slow, or gone
+                return
+            if not chunk:
+                return
+            self._unread -= len(chunk)
+            yield chunk
+
+    def log_message(self, format: str, *values: Any) -> None:
+        _log.info("%s", escaped(format % values))
 
 
 def server(models: Text2Seg, settings: LabelStudioSettings) -> ThreadingHTTPServer:
@@ -181,76 +372,8 @@ def server(models: Text2Seg, settings: LabelStudioSettings) -> ThreadingHTTPServ
     """
     if not settings.auth and not is_loopback(settings.host):
         raise SettingsError(f"{settings.host} can be reached from other machines; give --auth NAME:PASSWORD")
-    backend = Backend(models, settings)
-    expected = f"Basic {base64.b64encode(settings.auth.encode()).decode()}" if settings.auth else ""
-    routes = {
-        ("GET", "/"): backend.health,
-        ("GET", "/health"): backend.health,
-        ("GET", "/versions"): backend.versions,
-        ("POST", "/setup"): backend.setup,
-        ("POST", "/predict"): backend.predict,
-        ("POST", "/webhook"): backend.nothing,
-        ("POST", "/train"): backend.nothing,
-        ("POST", "/delete"): backend.nothing,
-        ("POST", "/duplicate_model"): backend.nothing,
-    }
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:
-            self._answer(*self._answered("GET"))
-
-        def do_POST(self) -> None:
-            self._answer(*self._answered("POST"))
-
-        def _answered(self, method: str) -> tuple[int, Json]:
-            """Return the status and the answer to a request."""
-            content = self._content()
-            given = self.headers.get("Authorization", "")
-            if expected and not hmac.compare_digest(given.encode(), expected.encode()):
-                return 401, {"error": "name or password is wrong"}
-            route = routes.get((method, urlsplit(self.path).path))
-            if route is None:
-                return 404, {"error": f"there is no {method} {self.path}"}
-            if content is None:
-                return 413, {"error": f"a request may have {MOST_BYTES >> 20} MiB"}
-            # A page in a browser cannot send this type to another site without being asked for permission.
-            if method == "POST" and self.headers.get_content_type() != "application/json":
-                return 415, {"error": "a request must be JSON"}
-            try:
-                request = json.loads(content or b"{}")
-                if not isinstance(request, dict):
-                    raise ValueError("it is not an object")
-            except ValueError as error:
-                return 400, {"error": f"the request is not JSON: {error}"}
-            try:
-                return 200, route(request)
-            except Text2SegError as error:
-                _log.warning("%s: %s", self.path, error)
-                return 400, {"error": str(error)}
-
-        def _content(self) -> bytes | None:
-            """Return the body; None if it is too large, and then the connection ends."""
-            length = self.headers.get("Content-Length", "0")
-            if not length.isdecimal() or int(length) > MOST_BYTES:
-                self.close_connection = True
-                return None
-            return self.rfile.read(int(length))
-
-        def _answer(self, status: int, answer: Json) -> None:
-            content = json.dumps(answer).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, format: str, *values: Any) -> None:
-            _log.info(format, *values)
-
     try:
-        return ThreadingHTTPServer((settings.host, settings.port), Handler)
+        return _Server(settings, Backend(models, settings))
     except OSError as error:
         raise SettingsError(
             f"cannot listen on {settings.host}, port {settings.port}: {error}; choose another with --host or --port"

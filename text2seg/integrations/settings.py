@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
+from text2seg.app.settings import is_web_address
 from text2seg.errors import SettingsError
 from text2seg.io.files import check_is_dir
 
@@ -21,7 +21,8 @@ class LabelStudioSettings:
     port: int = 9090
     """Port to listen on; 0 means any free port."""
     auth: str = ""
-    """NAME:PASSWORD that Label Studio must give (basic authentication of the backend's form)."""
+    """NAME:PASSWORD that Label Studio must give (basic authentication of the backend's form). Without it, Label Studio
+    must call the backend localhost, by a name of this machine, or by a numeric address."""
     label_studio: str = "http://localhost:8080"
     """Address of Label Studio. Images are fetched from there only. Its API key is the environment variable
     LABEL_STUDIO_API_KEY; without it, the key that Label Studio sends when it connects."""
@@ -33,8 +34,7 @@ class LabelStudioSettings:
             raise SettingsError("auth must be NAME:PASSWORD")
         if not 0 <= self.port <= 65535:
             raise SettingsError(f"port must be a number from 0 to 65535, got {self.port}")
-        address = urlsplit(self.label_studio)
-        if address.scheme not in ("http", "https") or not address.hostname:
+        if not is_web_address(self.label_studio):
             raise SettingsError(f"label studio must be like http://localhost:8080, got {self.label_studio!r}")
         if self.images is not None:
             check_is_dir(self.images, SettingsError, flag="--images")

@@ -14,6 +14,7 @@ from PIL import ImageDraw
 from text2seg.coco.lookup import ImageFinder
 from text2seg.coco.rle import mask_of
 from text2seg.errors import Text2SegError
+from text2seg.grids import depth_of, highest
 from text2seg.io.images import load_image
 from text2seg.render.drawing import INK, PAPER, Colour, blend, draw_text, outline, text_width
 from text2seg.render.saving import jpeg_url
@@ -124,8 +125,8 @@ def _draw_numbers(small: NDArray[np.uint8], masks: Sequence[tuple[int, NDArray[n
     draw = ImageDraw.Draw(canvas)
     free = np.ones(small.shape[:2], np.uint8)
     for number, mask in sorted(masks, key=lambda each: each[0]):
-        depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1] * free
-        y, x = (int(at) for at in np.unravel_index(np.argmax(depth), depth.shape))
+        depth = depth_of(mask) * free
+        x, y = highest(depth)
         if np.count_nonzero(mask) < MIN_NUMBERED_AREA or not depth[y, x]:
             continue
         half = (round(text_width(str(number), NUMBER_HEIGHT) / 2) + 4, NUMBER_HEIGHT // 2 + 3)

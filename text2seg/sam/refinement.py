@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from text2seg.config import RefineSettings
-from text2seg.grids import iou, resize, tight_box
+from text2seg.grids import depth_of, highest, iou, resize, tight_box
 from text2seg.records import Candidates, PointPrompts
 from text2seg.sam.base import MASK_PROMPT_SCALE, SETS_PER_CALL, AnySam, SamEmbedding
 
@@ -93,29 +92,23 @@ def _of_mask(mask: NDArray[np.bool_], amplitude: float, logits_hw: tuple[int, in
         raise ValueError("a mask has no pixels")
     x, y, width, height = box
     inside = mask[y : y + height, x : x + width]
-    depth = cv2.distanceTransform(np.pad(inside, 1).view(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
-    points, labels = [_highest(depth)], [1]
+    depth = depth_of(inside)
+    points, labels = [highest(depth)], [1]
     if not inside.all():
         distance = cv2.distanceTransform((~inside).view(np.uint8), cv2.DIST_L2, 5)
         if distance.max() > FAR:
-            points.append(_highest(distance))
+            points.append(highest(distance))
             labels.append(0)
     fall = np.exp(-((depth - depth.max()) ** 2) / (inside.sum() / 4))
     logits = np.full(mask.shape, -amplitude / MASK_PROMPT_SCALE, np.float32)
     logits[y : y + height, x : x + width] = np.where(inside, fall, -1) * (amplitude / MASK_PROMPT_SCALE)
     return PointPrompts(
-        (np.stack(points) + np.array([x, y])).astype(np.float32),
+        (np.array(points) + np.array([x, y])).astype(np.float32),
         np.array(labels, np.int8),
         np.ones(len(labels), np.float32),
         np.array([[x, y, x + width - 1, y + height - 1]], np.float32),
         resize(logits[None], logits_hw),
     )
-
-
-def _highest(values: NDArray[Any]) -> NDArray[np.int64]:
-    """Return the x and y of the highest value."""
-    row, column = np.unravel_index(values.argmax(), values.shape)
-    return np.array([column, row])
 
 
 def _of_box(box: BoxXywh, hw: tuple[int, int]) -> PointPrompts:

@@ -32,14 +32,19 @@ class Desk:
         self._lock = threading.Lock()
         self._turn = 0
         self._stopped = 0
+        self._page_turn = 0
+        self._stop_later = 0
 
     def __deepcopy__(self, _: object) -> Desk:
         return Desk()  # Gradio copies the desk for each page
 
-    def begin(self) -> tuple[int, EditSession]:
-        """Begin a request: return its turn and the session that it is about."""
+    def begin(self, page_turn: int = 0) -> tuple[int, EditSession]:
+        """Begin a request: return its turn and the session that it is about. `page_turn` is the number that the page
+        gave the request; one that was stopped while it waited in the queue is stopped from the start."""
         with self._lock:
-            self._turn, self.points = self._turn + 1, 0
+            self._turn, self.points, self._page_turn = self._turn + 1, 0, page_turn
+            if page_turn and page_turn == self._stop_later:
+                self._stopped, self._stop_later = self._turn, 0
             return self._turn, self.session
 
     def finish(self, turn: int, keep: Callable[[], EditSession]) -> EditSession | None:
@@ -56,10 +61,13 @@ class Desk:
             self._stopped, self._turn = self._turn, self._turn + 1
             self.session = session
 
-    def stop(self) -> None:
-        """Stop the request that is being answered."""
+    def stop(self, page_turn: int = 0) -> None:
+        """Stop the request that has this number of the page, also if it still waits in the queue."""
         with self._lock:
-            self._stopped = self._turn
+            if page_turn == self._page_turn:
+                self._stopped = self._turn
+            else:
+                self._stop_later = page_turn
 
     def watch(self, turn: int, point_sets: int) -> None:
         """Count what SAM answers. Raises `StoppedError` if the request was stopped; see `runtime.watched`."""

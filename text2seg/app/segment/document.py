@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from text2seg.errors import Text2SegError
-from text2seg.grids import iou, minmax
+from text2seg.grids import depth_of, highest, iou, minmax
 from text2seg.records import PointPrompts, Segment
 
 MOST_STEPS = 50
@@ -211,8 +211,7 @@ def _points_on(mask: NDArray[np.bool_], points: PointPrompts) -> PointPrompts:
     kept = (points.labels == 0) | inside
     xy, labels, similarity = points.xy[kept], points.labels[kept], points.similarity[kept]
     if not labels.any():
-        depth = cv2.distanceTransform(np.pad(mask, 1).view(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
-        row, column = np.unravel_index(int(depth.argmax()), mask.shape)
+        column, row = highest(depth_of(mask))
         xy = np.concatenate([xy, np.array([[column + 0.5, row + 0.5]], np.float32)])
         labels, similarity = np.append(labels, np.int8(1)), np.append(similarity, np.float32(0))
     return PointPrompts(xy, labels, similarity)

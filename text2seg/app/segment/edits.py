@@ -13,6 +13,7 @@ from text2seg.config import AutomaticSettings
 from text2seg.errors import Text2SegError
 from text2seg.grids import map_score
 from text2seg.queries import cleaned
+from text2seg.records import PointPrompts, Segment
 
 EVERYTHING = AutomaticSettings(points_per_side=16, predicted_iou=0.7, stability=0.8, suppression="masks")
 """Fewer points than by default, so that people wait a quarter of the time, and doubtful masks, which people can judge.
@@ -29,28 +30,36 @@ def add_point(session: EditSession, number: int, query: str, xy: tuple[float, fl
     Raises:
         Text2SegError: there is no such segment or query, or no query has been run yet.
     """
-    image_session = session.opened
     piece = session.document.piece(number) if number else None
     name = piece.segment.query if piece else query
     maps = session.segmentation().maps
     if name not in maps.queries:
         raise Text2SegError(f"{name!r} is no longer one of the queries")
     before = piece.segment.points if piece else NO_POINTS
-    if not positive and not before.labels.any():
+    if not positive and not before.labels.any() and not len(before.boxes_xyxy):
         raise Text2SegError("the first point must be on the object")
     scores = maps.scores[maps.queries.index(name)]
-    points = with_point(before, xy, positive=positive, scores=scores, hw=image_session.image.hw)
-    parsed = next((each for each in session.queries if each.name == name), None)
-    if parsed:
-        segment = image_session.segment_points(parsed, points, session.settings)
-    else:
-        segment = replace(image_session.segment_prompt(points), query=name)
+    points = with_point(before, xy, positive=positive, scores=scores, hw=session.opened.image.hw)
+    segment, is_named = _answer(session, name, points)
     if not segment.area:
         raise Text2SegError("this point leaves nothing of the segment; try another place")
     x, y = points.xy[-1].tolist()
     place: Place = (x, y)
-    document = session.document.corrected(number, segment, place) if piece else session.document.added(segment, place)
+    if piece:
+        document = session.document.corrected(number, segment, place)
+    else:
+        document = session.document.added(segment, place, is_named=is_named)
     return replace(session, history=session.history.step(document))
+
+
+def _answer(session: EditSession, name: str, prompt: PointPrompts) -> tuple[Segment, bool]:
+    """Return SAM's segment for points or a box, and whether its name is only a name. For a query, the segment has the
+    presence and the map score of this query; other names say nothing about the image."""
+    parsed = next((each for each in session.queries if each.name == name), None)
+    if parsed:
+        return session.opened.segment_points(parsed, prompt, session.settings), False
+    segment = session.opened.segment_prompt(prompt)
+    return replace(segment, query=name or segment.query), True
 
 
 def take_candidate(session: EditSession, number: int, index: int) -> EditSession:
@@ -118,18 +127,16 @@ def draw_box(session: EditSession, box: tuple[float, float, float, float], query
     Raises:
         Text2SegError: the box is empty or outside the image, or nothing is found in it.
     """
-    image_session = session.opened
     if query and query not in session.segmentation().maps.queries:
         raise Text2SegError(f"{query!r} is no longer one of the queries")
-    height, width = image_session.image.hw
+    height, width = session.opened.image.hw
     corners = np.clip(np.array(box, np.float32), 0, np.array([width, height, width, height], np.float32))
     if (corners[2:] - corners[:2]).min() < 1:
         raise Text2SegError("this box is too small; drag it around a thing")
-    found = image_session.segment_prompt(replace(NO_POINTS, boxes_xyxy=corners[None]))
-    if not found.area:
+    segment, is_named = _answer(session, query, replace(NO_POINTS, boxes_xyxy=corners[None]))
+    if not segment.area:
         raise Text2SegError("nothing was found in this box; draw another")
-    segment = replace(found, query=query or found.query)
-    return replace(session, history=session.history.step(session.document.added(segment, is_named=not query)))
+    return replace(session, history=session.history.step(session.document.added(segment, is_named=is_named)))
 
 
 def give_name(session: EditSession, number: int, name: str) -> EditSession:

@@ -6,7 +6,7 @@ import io
 import shlex
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from text2seg.app.segment.session import EditSession
 from text2seg.coco.dataset import build_dataset
 from text2seg.coco.json_file import json_chunks
 from text2seg.config import SaveKind, Settings
+from text2seg.effects import without_effect
 from text2seg.errors import Text2SegError
 from text2seg.io.names import safe_file_name
 from text2seg.loading import graphs_of
@@ -115,19 +116,27 @@ def _stem(session: EditSession) -> str:
 
 
 KINDS = ("clip", "sam")
+ONLY_ONNX = {"runtime", "graphs", "onnx_provider"}
+"""Arguments that `--everything` refuses, because it runs with torch only."""
 
 
 def as_command(session: EditSession) -> str:
     """Return a command for a POSIX shell, with all flags that differ from their defaults."""
     words = ["text2seg", "segment", _file(session)]
-    if not session.texts:
-        words += ["--everything", *(word for name, value in _differing(EVERYTHING) for word in _flag(name, value))]
+    settings = _models(session)
+    if "graphs" in settings:
+        settings = {"runtime": "onnx"} | settings
+    settings |= {name: value for _, name, value in _changed(session.settings)}
+    is_everything = not session.texts
+    if is_everything:
+        words.append("--everything")
+        settings = dict(_differing(EVERYTHING)) | {name: settings[name] for name in settings if name not in ONLY_ONNX}
+    values = {name: value for stage in asdict(session.settings).values() for name, value in stage.items()}
+    idle = {name for names, _ in without_effect(values | {"everything": is_everything}) for name in names}
     for text in session.texts:
         words += [f"--query={text}"] if text.startswith("-") else ["--query", text]
-    for name, value in _models(session).items():
-        words += (["--runtime", "onnx"] if name == "graphs" else []) + _flag(name, value)
-    for _, name, value in _changed(session.settings):
-        words += _flag(name, value)
+    for name, value in settings.items():
+        words += _flag(name, value) if name not in idle else []
     return _by_hand(session) + " ".join(shlex.quote(word) for word in words)
 
 

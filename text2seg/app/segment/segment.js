@@ -77,7 +77,7 @@ customElements.define("t2s-segment", class extends HTMLElement {
     on(this.stage, "point", (place) => this.#point(place));
     on(this.stage, "box", ({ box }) => this.#box(box));
     on(this.stage, "pick", ({ region }) => this.#send({ do: "pick", region }, (view) => this.#selectLast(view)));
-    on(this.stage, "stop", () => { this.#isStopping = true; this.stop(); this.#showBusy(); });
+    on(this.stage, "stop", () => { this.#isStopping = true; this.stop(this.#sent?.turn ?? 0); this.#showBusy(); });
     on(this.stage, "say", ({ text }) => { this.querySelector("[data-part=said]").textContent = text; });
     for (const part of [this.stage, this.legend]) {
       on(part, "select", ({ number }) => this.#select(number));

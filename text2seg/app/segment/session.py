@@ -212,12 +212,11 @@ def _read(models: Text2Seg, texts: Sequence[str], settings: Settings) -> tuple[t
                 refused[name] = _unread(name, error)
     if len(names) > MOST_QUERIES:
         raise QueryError(f"{len(names)} queries are too many; the limit is {MOST_QUERIES}")
-    vocabulary = models.closed_vocabulary
-    if names and vocabulary:
+    if names:
         _, unknown = models.known_queries(names.values(), settings)
-        without_case = {name.casefold() for name in unknown}
+        without_case = {name.casefold(): sentence for name, sentence in unknown.items()}
         refused |= {
-            name: _unknown(name, query, vocabulary)
+            name: _unknown(name, query, without_case[query.name.casefold()], models.closed_vocabulary)
             for name, query in names.items()
             if query.name.casefold() in without_case
         }
@@ -229,9 +228,12 @@ def _unread(text: str, error: QueryError) -> Refused:
     return Refused(text, f"{message_of(error).rstrip('.')}.")
 
 
-def _unknown(name: str, query: Query, vocabulary: ClosedVocabulary) -> Refused:
+def _unknown(name: str, query: Query, sentence: str, vocabulary: ClosedVocabulary | None) -> Refused:
+    """Return a refused name: with its first unknown wording, or with the sentence of the models if all are known."""
     wordings = (wording for wordings in texts_of([query]) for wording in wordings)
-    wording = next(each for each in wordings if not vocabulary.knows(each))
+    wording = next((each for each in wordings if vocabulary and not vocabulary.knows(each)), "")
+    if vocabulary is None or not wording:
+        return _unread(name, QueryError(sentence))
     known = f"the {len(vocabulary.names)} {vocabulary.things} that the {vocabulary.model} model knows"
     reason = f"“{wording}” is not among {known}."
     return Refused(name, reason, wording, tuple(vocabulary.close_to(wording)))

@@ -35,8 +35,8 @@ POLL = 0.25
 START = """
 const failed = () => element.querySelector("t2s-segment").failed();
 document.addEventListener("text2seg-failed", failed);
-element.querySelector("t2s-segment").connect({ send: (what) => trigger("ask", what), stop: () => trigger("stop", {}),
-  resumedEditing: () => trigger("editing", {}), props, watch, upload });
+element.querySelector("t2s-segment").connect({ send: (what) => trigger("ask", what),
+  stop: (turn) => trigger("stop", { turn }), resumedEditing: () => trigger("editing", {}), props, watch, upload });
 """
 FAILED = "() => { document.dispatchEvent(new Event('text2seg-failed')); }"
 
@@ -75,6 +75,7 @@ def build(model_pool: ModelPool) -> Editor:
         """Return the answer to one request. If it fails, the session is unchanged and there is an error message."""
         try:
             with watched(watch):
+                watch(0)  # it may have been stopped while it waited
                 answer = request.answer(before, model_pool)
             return replace(answer, session=replace(answer.session, token=before.token, editing=before.editing)), {}
         except StoppedError:
@@ -87,9 +88,9 @@ def build(model_pool: ModelPool) -> Editor:
 
     def reply(desk: Desk, event: gr.EventData) -> Iterator[tuple[Desk, Any]]:
         """Answer one request, and report the progress of a slow one until then."""
-        data = dict(event._data) if isinstance(event._data, dict) else {}
+        data = _sent(event)
         page_turn = data.pop("turn", 0)
-        turn, before = desk.begin()
+        turn, before = desk.begin(page_turn)
         try:
             request = read_request(data)
         except Text2SegError as problem:
@@ -111,6 +112,9 @@ def build(model_pool: ModelPool) -> Editor:
         else:  # the page has sent another request, or shows another image
             yield desk, gr.skip()
 
+    def stop(desk: Desk, event: gr.EventData) -> None:
+        desk.stop(_sent(event).get("turn", 0))
+
     def shown(answer: Answer) -> Json:
         known = {"turn": 0, "error": "", "known": _known(model_pool), "seconds": answer.seconds}
         regions = regions_of(answer.session) if answer.has_regions else None
@@ -119,7 +123,7 @@ def build(model_pool: ModelPool) -> Editor:
     options: Any = {"show_progress": "hidden", "api_visibility": "private"}  # the page shows progress itself
     asked: Any = {**options, "trigger_mode": "multiple"}  # the page itself waits for an answer before its next request
     canvas.ask(reply, [desk_state], [desk_state, canvas], **asked).failure(None, js=FAILED, api_visibility="private")
-    canvas.stop(Desk.stop, [desk_state], queue=False, **options)
+    canvas.stop(stop, [desk_state], queue=False, **options)
 
     def put(desk: Desk, given: EditSession, number: int) -> dict[Any, Any]:
         given = kept.keep(given)
@@ -127,6 +131,11 @@ def build(model_pool: ModelPool) -> Editor:
         return {desk_state: desk, canvas: shown(Answer(given, has_regions=True)) | {"opened": {"selected": number}}}
 
     return Editor(desk_state, canvas, put)
+
+
+def _sent(event: gr.EventData) -> Json:
+    """Return what the page sent with an event."""
+    return dict(event._data) if isinstance(event._data, dict) else {}
 
 
 def _progress(work: Future[Any], desk: Desk) -> Iterator[float]:
