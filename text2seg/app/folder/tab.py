@@ -104,7 +104,7 @@ class Tab:
         c = self._c
         last: dict[str, Any] = {"trigger_mode": "always_last", **QUIET}  # only the last of several presses counts
         c.source.input(self._switch, [c.source], [c.files, c.room, c.folder], **last)
-        changes = [c.files.input, c.source.input, c.folder.input, c.queries.change, c.text.input]
+        changes = [c.files.input, c.source.input, c.folder.input, c.queries.change]
         gr.on(changes, None, outputs=[c.problem], js="() => ''", api_visibility="private")  # it may be mended
         gr.on([c.write.click, c.queries.submit], self._write, [c.queries], [c.text, c.problem, c.converted], **last)
         c.few.click(lambda: as_yaml(FEW_THINGS), outputs=[c.text], **QUIET)
@@ -298,7 +298,7 @@ class Tab:
         c = self._c
         try:
             if queries.strip() and queries != converted[0]:
-                if text.strip() and text != converted[1]:
+                if text.strip() and text.strip() != converted[1].strip():
                     raise OntologyError(
                         "the ontology does not come from the things above it; press “Convert to ontology” to use these "
                         "things, or empty their field to use the ontology"
