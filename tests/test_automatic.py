@@ -322,6 +322,11 @@ class TestCommands:
         assert main(["replay", str(tmp_path / "one" / "dataset.json"), "--annotation", "1"]) == 1
         assert "made by --everything, without CLIP; only masks of queries can be replayed" in capsys.readouterr().err
 
+    def test_an_image_without_masks_names_the_flags_that_keep_more(self, tmp_path, capsys):
+        flags = ["--everything", "--points-per-side", "2", "--predicted-iou", "1", "--output", str(tmp_path)]
+        assert main(["segment", str(SCENE), *flags]) == 0
+        assert f"{UNNAMED}: no mask; --predicted-iou and --stability" in capsys.readouterr().out
+
     def test_label_writes_the_masks_of_segment(self, tmp_path):
         folder = tmp_path / "images"
         folder.mkdir()

@@ -81,6 +81,8 @@ class Calibrate:
         for heading, fact in result.card.facts().items():
             say(f"{heading}: {fact}")
         say(f"card: {output}")
+        if self.output is None:
+            say("from now on all commands use this card for these weights; to go back to what was before, delete it")
         say(f"page: {self.report}")
         return exit_status(result.images, len(result.failures) + result.missing)
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from text2seg.segmenting import Report
     from text2seg.session import Pipeline
 
+NOTHING_SURE = "no mask; --predicted-iou and --stability below the defaults keep masks that SAM is less sure of"
+
 
 @dataclass(frozen=True, slots=True)
 class Segment:
@@ -71,7 +73,8 @@ class Segment:
             say("text2seg: no image could be segmented, so nothing was written", file=sys.stderr)
             return FAILED
         for path, verdicts in report.verdicts.items():
-            for name, verdict in verdicts.items():
+            for name, found in verdicts.items():
+                verdict = NOTHING_SURE if self.everything and found == "not found" else found
                 say(f"{name}: {verdict}" if report.images == 1 else f"{path}: {name}: {verdict}")
         for name, count in report.found.items() if report.images > 1 else ():
             say(f"{name}: found in {count} of {report.images}")
