@@ -99,6 +99,7 @@ def test_from_download_over_answers_and_calibration_to_masks(at_home, monkeypatc
     assert re.search(r"downloading the annotations of COCO 2017 \(253 MB\) and up to 10 images", errors)
     assert "fewer than 100 images: the intervals are wide" in errors
     assert re.search(r"^presence: calibrated", text, re.MULTILINE)
+    assert "from now on all commands use this card" in text
     (card,) = (weights.folder() / "cards").iterdir()
     assert json.loads(card.read_text())["sam"]["sha256"] == hashes["mobile_sam"]
     assert (home / "outputs" / "calibration.html").exists()
