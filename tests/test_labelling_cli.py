@@ -62,7 +62,7 @@ def test_ontology_damaged_image_printed_table_and_a_run_with_nothing_to_do(folde
     assert "nothing to do" not in text
     assert label(folder, output, "--ontology", ontology) == 3
     text, errors = capsys.readouterr()
-    assert "nothing to do: earlier runs labelled all images; --restart labels all again" in text
+    assert "nothing to do: earlier runs labelled all images, except the 1 that failed; --retry-failures" in text
     assert errors.count("broken.jpg") == 1
     assert output.read_bytes() == before
     assert label(folder, output, "--ontology", ontology, "--threshold", "0.7") == 1

@@ -340,5 +340,5 @@ def test_the_command_segments_with_tiles(mosaic, tmp_path, capsys):
     assert main(["segment", str(tmp_path / "large.png"), *query, "--tile", "400", "--tile-overlap", "0.3"]) == 0
     written = read_dataset(tmp_path / "out" / "dataset.json")
     assert any("view_xywh" in annotation["attributes"] for annotation in written["annotations"])
-    assert main(["segment", str(tmp_path / "large.png"), *query, "--tile", "5"]) == 1
+    assert main(["segment", str(tmp_path / "large.png"), *query, "--tile", "5"]) == 2
     assert "tile must be 0 or a whole number" in capsys.readouterr().err

@@ -304,15 +304,7 @@ class Text2Seg(Pipeline):
         settings: Settings,
     ) -> list[tuple[list[Segment], SimilarityMaps]]:
         """Return the segments of each image that SAM answers to points on the maps, and the maps."""
-        # Point at it: prompts for SAM, each with the numbers of its image and query.
-        prompts = [
-            (n, q, prompt)
-            for n, (maps, query_map) in enumerate(found)
-            for q, query in enumerate(queries)
-            for prompt in query_prompts(
-                query, query_map[q], maps.image_hw, settings, self.card, min_presence=thresholds[q]
-            )
-        ]
+        prompts = self._prompts(found, queries, thresholds, settings)
         # Cut it out: SAM embeds the images that have prompts and answers all prompts together.
         embeddings = self._embed(sessions, {n for n, _, _ in prompts})
         candidates = self.sam.decode([(embeddings[n], prompt.points) for n, _, prompt in prompts])
@@ -325,6 +317,23 @@ class Text2Seg(Pipeline):
             chosen = cut(self.sam, embeddings[n], found[n][0], q, of_query, settings.masks, self.card.choice)
             segments[n] += [segment for segment in chosen if segment.area >= queries[q].min_area]
         return [(of_image, maps) for of_image, (maps, _) in zip(segments, found, strict=True)]
+
+    def _prompts(
+        self,
+        found: Sequence[tuple[SimilarityMaps, list[QueryMap]]],
+        queries: tuple[Query, ...],
+        thresholds: tuple[float, ...],
+        settings: Settings,
+    ) -> list[tuple[int, int, SamPrompt]]:
+        """Point at it: return prompts for SAM, each with the numbers of its image and query."""
+        return [
+            (n, q, prompt)
+            for n, (maps, query_map) in enumerate(found)
+            for q, query in enumerate(queries)
+            for prompt in query_prompts(
+                query, query_map[q], maps.image_hw, settings, self.card, min_presence=thresholds[q]
+            )
+        ]
 
     def _encode(self, sessions: Sequence[Session], settings: MapSettings) -> list[ImageTokens]:
         """Return the CLIP tokens of every session; missing ones are computed in one batch."""

@@ -206,7 +206,7 @@ class Ours:
         self._embedding: SamEmbedding | None = None
         self.watch = Stopwatch(sam.device)
         model: Any = self._models
-        model._sam_prompts = self.watch.timed("maps", model._sam_prompts)
+        model._prompts = self.watch.timed("maps", model._prompts)
         for owner, stages in (
             (clip, {"encode_texts": "text", "encode_images": "maps"}),
             (sam, {"embed": "encoder", "decode": "decoder", "mask": "decoder"}),
