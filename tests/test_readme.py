@@ -31,7 +31,7 @@ LINES = [
 COMMANDS = [line for line in LINES if line.startswith("text2seg segment text2seg/")]
 EXPLAINED = [line for line in LINES if line.startswith("text2seg explain")]
 EXPLANATIONS = re.findall(r"^\| `([a-z-]+)` \| .* \| `(.*)` \|$", PAGES["docs/explain.md"], re.MULTILINE)
-LABELLING = [line for line in LINES if line.startswith("text2seg") and " outputs/" in line]
+LABELLING = [line for line in LINES if line.startswith("text2seg") and " outputs/" in line and "photo.jpg" not in line]
 
 
 def test_python(monkeypatch, tmp_path, capsys):
