@@ -164,7 +164,7 @@ class TestClicksDuringARequest:
         text.fill("a rocket")
         tools.select_option("compare")
         page.locator("#fields-of-compare").wait_for()
-        expect(text).to_have_value("a sheep\na fire engine\na bomb")
+        expect(text).to_have_value("sheep")
         tools.select_option("saliency")
         expect(text).to_have_value("a rocket")
 

@@ -110,7 +110,7 @@ class Tab:
         c.few.click(lambda: as_yaml(FEW_THINGS), outputs=[c.text], **QUIET)
         c.limits.click(lambda: WITH_LIMITS, outputs=[c.text], **QUIET)
         c.all.click(self._all_things, outputs=[c.text, c.problem], **QUIET)
-        c.text.change(self._check, [c.text], [c.checked], **QUIET)
+        c.text.change(self._check, [c.text, c.converted], [c.checked, c.problem], **QUIET)
 
     def _wire_review(self) -> None:
         c = self._c
@@ -278,8 +278,10 @@ class Tab:
             return {self._c.problem: alert("The models of this app know any words now; type the things to find.")}
         return {self._c.text: known_things(vocabulary), self._c.problem: ""}
 
-    def _check(self, text: str) -> Updates:
-        return {self._c.checked: layout.checked_html(self._jobs.check(text))}
+    def _check(self, text: str, converted: tuple[str, str]) -> Updates:
+        """Check an ontology. One that a person typed may mend the problem; one just made of the things does not."""
+        updates: Updates = {self._c.checked: layout.checked_html(self._jobs.check(text))}
+        return updates if text.strip() == converted[1].strip() else {**updates, self._c.problem: ""}
 
     def _start(
         self,
