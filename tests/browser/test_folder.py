@@ -121,6 +121,9 @@ def test_a_zip_becomes_a_reviewed_dataset(page, six, tmp_path):
     assert tiles.count() == 6
     doubts = [float(text.split()[1]) for text in page.locator(f"{TILE} .uncertainty").all_inner_texts()]
     assert doubts == sorted(doubts, reverse=True)
+    page.wait_for_function(
+        "tile => [...document.querySelectorAll(`${tile} img`)].every((image) => image.complete)", arg=TILE
+    )
     assert all(page.locator(f"{TILE} img").evaluate_all("each => each.map(image => image.naturalWidth > 100)"))
 
     found = page.locator(TILE, has_text="scene_0019.jpg")
