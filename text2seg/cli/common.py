@@ -146,6 +146,7 @@ def load_models(model: ModelSettings, settings: Settings, *, say_uncalibrated: b
 
     models = Text2Seg.load(**{**model.arguments(), "model": chosen}, settings=settings)
     say_names(models.names, model, chosen, is_whole=bool(model.clip and model.sam))
+    say_own_card(models.card.sha256, model)
     if say_uncalibrated and models.default_presence(settings) is None:
         say(f"text2seg: {NOT_CALIBRATED}", file=sys.stderr)
     return models
@@ -195,7 +196,18 @@ def say_names(names: str, model: ModelSettings, chosen: str, *, is_whole: bool) 
         f"For photographs, first run: {weights.download_hint()}"
     )
     bundled = model.model != chosen == weights.BUNDLED and not is_whole
-    say(f"text2seg: the models are {names}{note * bundled}", file=sys.stderr)
+    are = "models are" if " with " in names else "model is"
+    say(f"text2seg: the {are} {names}{note * bundled}", file=sys.stderr)
+
+
+def say_own_card(sha256: str, model: ModelSettings) -> None:
+    """Print which model card of the user is at work, if any, and how to go back."""
+    from text2seg.model_card import file_of_card, user_cards
+
+    if model.card is not None:
+        say(f"text2seg: with the model card {model.card}", file=sys.stderr)
+    elif (file := file_of_card(sha256)) is not None and file.parent == user_cards():
+        say(f"text2seg: with your model card {file}; --card FILE takes another", file=sys.stderr)
 
 
 # ---- tables

@@ -101,6 +101,7 @@ def _render(contents: Contents, cards: list[dict[str, Any]], *, title: str) -> s
     images = contents.images
     found = sum(bool(image.items) for image in images)
     rows = sorted(contents.categories, key=lambda row: (-row.segments, row.name))
+    shown = columns(rows, calibrated=contents.calibrated)
     return render_template(
         "text2seg.review",
         {"number": _number},
@@ -116,9 +117,9 @@ def _render(contents: Contents, cards: list[dict[str, Any]], *, title: str) -> s
             ("failed", "failed", len(contents.failures)),
             ("annotation", "annotations", sum(row.segments for row in rows)),
         ],
-        columns=columns(calibrated=contents.calibrated),
+        columns=tuple(shown.values()),
         rows=[
-            {"name": row.name, "colour": _hex(contents.colours[row.name]), "values": row.texts()}
+            {"name": row.name, "colour": _hex(contents.colours[row.name]), "values": row.texts(shown)}
             for row in rows
             if row.segments
         ],
