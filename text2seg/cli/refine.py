@@ -40,7 +40,7 @@ class Refine:
     """Folder of the images."""
     results: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="")] = None
     """Detections to refine instead of the annotations: a JSON list with image_id, category_id, bbox and score."""
-    output: Path = Path("refined.json")
+    output: Path = Path("outputs/refined.json")
     """COCO file. A journal (.journal) beside it keeps finished images, so that a stopped job can continue."""
     refine: RefineSettings = field(default_factory=RefineSettings)
     model: ModelSettings = field(default_factory=ModelSettings)

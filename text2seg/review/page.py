@@ -51,7 +51,7 @@ class Review:
 
 def write_review(
     dataset: str | os.PathLike[str],
-    output: str | os.PathLike[str] = "report.html",
+    output: str | os.PathLike[str] = "outputs/report.html",
     *,
     images: str | os.PathLike[str] | None = None,
     limit: int = 500,
@@ -80,8 +80,8 @@ def write_review(
         raise Text2SegError(f"the limit must be 1 or more, got {limit}")
     if not SIDES[0] <= image_side <= SIDES[1]:
         raise Text2SegError(f"the side of the images must be from {SIDES[0]} to {SIDES[1]}, got {image_side}")
-    check_writable(output, overwrite=overwrite, inputs=[dataset], text=True)
     content = read_dataset(dataset)
+    check_writable(output, overwrite=overwrite, inputs=[dataset], text=True)
     contents = contents_of(content)
     shown = contents.images[:limit]
     finder = ImageFinder(dataset, images, content["info"])
