@@ -720,7 +720,7 @@ class TestReload:
         if way == "reload":
             page.reload()
         else:
-            page.goto(f"{app_url}/api/health")
+            page.goto(f"{app_url}/api/v1/health")
             page.go_back()
         page.locator(PIECE).first.wait_for()
         wait_until_idle(page)

@@ -20,7 +20,6 @@ from text2seg.app.folder.jobs import Job, Kept, VisitorJobs
 from text2seg.app.folder.layout import FEW_THINGS, SERVER, UPLOAD, choices_of, lay_out
 from text2seg.app.folder.review import ContactSheet, Shown, dataset_zip, failures_text, review_page
 from text2seg.app.messages import alert, message_of
-from text2seg.app.model_pool import ModelPool
 from text2seg.app.segment import Editor
 from text2seg.app.segment.desk import Desk
 from text2seg.app.segment.session import EditSession
@@ -51,22 +50,23 @@ SHOW_SHEET = """() => {
 }"""
 
 
-def build(model_pool: ModelPool, tabs: gr.Tabs, editor: Editor, back: SimpleNamespace) -> None:
+def build(jobs: VisitorJobs, tabs: gr.Tabs, editor: Editor, back: SimpleNamespace) -> None:
     """Build the tab. Call it within its `gr.Tab`.
 
     Args:
+        jobs: the jobs of all visitors.
         tabs: the tabs of the page.
         editor: the editor of the Segment tab, for segments of a job.
         back: the bar that leads back from there, made by `lay_out_return`.
     """
-    Tab(model_pool)._wire_editor(tabs, editor, back)
+    Tab(jobs)._wire_editor(tabs, editor, back)
 
 
 class Tab:
     """Components of the tab and their events. All visitors share one instance."""
 
-    def __init__(self, model_pool: ModelPool) -> None:
-        self._jobs = VisitorJobs(model_pool)
+    def __init__(self, jobs: VisitorJobs) -> None:
+        self._jobs, model_pool = jobs, jobs.model_pool
         self._answers = count()  # the page sees only values that differ from the one before
         self._root = model_pool.settings.root
         self._c = lay_out(model_pool.settings, knows_all=model_pool.models.closed_vocabulary is not None)
