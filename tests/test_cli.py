@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import itertools
 import json
@@ -20,6 +21,7 @@ import pytest
 import torch
 from packaging.requirements import Requirement
 from PIL import Image
+from tqdm import tqdm
 
 from text2seg._version import __version__
 from text2seg.cli import COMMANDS, Group, doctor, main
@@ -477,3 +479,24 @@ def test_messages_escape_the_folder_from_a_dataset(tmp_path):
         with pytest.raises(ImageError, match=r"\\x1b\]0;owned") as error:
             ImageFinder(tmp_path / "dataset.json", None, {"folder": folder}).find("a.jpg")
         assert str(error.value).isprintable()
+
+
+def test_a_stop_message_is_not_on_the_line_of_a_progress_bar(monkeypatch, capsys):
+    bars = []
+
+    def stopped(*_):
+        bars.append(tqdm(total=3))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("text2seg.cli.run_command", stopped)
+    assert main([]) == 130
+    assert capsys.readouterr().err.endswith("\ntext2seg: stopped\n")
+
+
+def test_a_connection_that_breaks_inside_a_command_is_not_silent(monkeypatch, capsys):
+    def broken(*_):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr("text2seg.cli.run_command", broken)
+    assert main([]) == 1
+    assert "connection to another process was lost: Broken pipe" in capsys.readouterr().err
