@@ -84,6 +84,7 @@ _CONDITIONS = (
         lambda all_: all_.get("segmentation", "polygon") == "polygon",
     ),
     _Condition(frozenset({"polygon_tolerance"}), "with --to voc-png", lambda all_: all_.get("to") != "voc-png"),
+    _Condition(frozenset({"gap"}), "with --tracker memory", lambda all_: all_.get("tracker") != "memory"),
     _Condition(frozenset({"tile_overlap"}), "without --tile", lambda all_: bool(all_.get("tile", True))),
     _Condition(
         frozenset({"labels"}),

@@ -28,15 +28,17 @@ if TYPE_CHECKING:
     from text2seg.pipeline import Text2Seg
 
 
-def queries_of(query: Sequence[str], queries: str) -> list[str]:
+def queries_of(query: Sequence[str], queries: str, *, has_everything: bool = True) -> list[str]:
     """Return the texts of `--query` (repeated) and `--queries` as typed; `queries.parse_queries` reads both.
+
+    `has_everything` says whether the command has a flag --everything.
 
     Raises:
         SettingsError: Neither is given, or one cannot be read.
     """
     texts = [*query, *([queries] if queries else [])]
     if not texts:
-        raise SettingsError("nothing to look for: give --query at least once, or --everything")
+        raise SettingsError(f"nothing to look for: give --query at least once{', or --everything' * has_everything}")
     try:
         parse_queries(texts)
     except QueryError as error:

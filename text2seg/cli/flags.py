@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TextIO, Union, get_args, get_origin,
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from text2seg.config import SaveKind, Settings
+from text2seg.config import SaveKind, Settings, VideoSave
 from text2seg.effects import without_effect
 from text2seg.errors import SettingsError
 from text2seg.io.files import is_file
@@ -96,12 +96,12 @@ def _place(kind: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Place | None] | 
 
 @_RULES.primitive_rule
 def _save_kinds(kind: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[tuple[str, ...]] | None:
-    """Parse a flag of the type `tuple[SaveKind, ...]`: one value with commas. The settings check it."""
-    if get_args(kind.type) != (SaveKind, ...):
+    """Parse a flag of the type `tuple[SaveKind, ...]`, or of videos: one value with commas. The settings check it."""
+    if get_args(kind.type) not in ((SaveKind, ...), (VideoSave, ...)):
         return None
     return PrimitiveConstructorSpec(
         nargs=1,
-        metavar=",".join(get_args(SaveKind)),
+        metavar=",".join(get_args(get_args(kind.type)[0])),
         instance_from_str=lambda given: tuple(given[0].split(",")),
         is_instance=lambda value: isinstance(value, tuple),
         str_from_instance=lambda value: [",".join(value) or "none"],
