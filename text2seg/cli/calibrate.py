@@ -67,7 +67,7 @@ class Calibrate:
         from text2seg.calibration.page import render_page
 
         drawn = f"COCO val2017, {len(truth['images'])} images drawn at random"
-        data = drawn if count else Path(self.truth).name
+        data = drawn if count else "/".join(Path(self.truth).absolute().parts[-2:])
         result = calibrate(models, truth, folder, data=data, progress=True, announce=_announce)
         write_atomically(output, [result.card.to_json()])
         write_atomically(self.report, [render_page(result).encode()])
