@@ -29,7 +29,7 @@ VOLUME /checkpoints
 EXPOSE 7860
 # Status 401 is healthy too: with --auth the check has no password.
 HEALTHCHECK --interval=30s --timeout=10s --start-period=120s --retries=3 \
-    CMD ["python", "-c", "import http.client as h; c = h.HTTPConnection('127.0.0.1', 7860, timeout=8); c.request('GET', '/api/health'); raise SystemExit(c.getresponse().status not in (200, 401))"]
+    CMD ["python", "-c", "import http.client as h; c = h.HTTPConnection('127.0.0.1', 7860, timeout=8); c.request('GET', '/api/v1/health'); raise SystemExit(c.getresponse().status not in (200, 401))"]
 # In the container the app listens on all addresses, or its port could not be published. compose.yaml publishes it on the
 # loopback address only.
 ENTRYPOINT ["text2seg"]

@@ -95,7 +95,7 @@ class Visitor:
             )
             return answer
         response = self.http.post(
-            "/api/segment",
+            "/api/v1/segment",
             files={"image": (self.path.name, io.BytesIO(self.path.read_bytes()))},
             data={"queries": self.queries, "settings": json.dumps(settings)},
         )

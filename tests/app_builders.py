@@ -32,7 +32,7 @@ def live_app(models, **settings) -> Iterator[str]:
         until = time.monotonic() + START_SECONDS
         while True:
             try:
-                httpx.get(f"{url}/api/health", timeout=START_SECONDS)
+                httpx.get(f"{url}/api/v1/health", timeout=START_SECONDS)
                 break
             except httpx.TransportError:
                 assert time.monotonic() < until, "the app does not answer"

@@ -1,4 +1,4 @@
-"""The API of the app: the examples of docs/app.md run, results are correct, errors have messages."""
+"""The API of the app: the examples of docs/api.md run, results are correct, errors have messages."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from text2seg.config import PointSettings, Settings
 from text2seg.explain import TOOLS
 
 ROOT = Path(__file__).parents[1]
-DOCS = (ROOT / "docs" / "app.md").read_text(encoding="utf-8")
+DOCS = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
 ADDRESS = "http://127.0.0.1:7860"
 
 
@@ -47,12 +47,12 @@ def http(url):
 
 
 def segment(http, queries="sheep, fire engine", image=SCENE, **fields) -> httpx.Response:
-    return http.post("/api/segment", data={"queries": queries, **fields}, files={"image": image.open("rb")})
+    return http.post("/api/v1/segment", data={"queries": queries, **fields}, files={"image": image.open("rb")})
 
 
 class TestTheDocumentation:
     def test_has_examples(self):
-        assert (len(examples("bash")), len(examples("python"))) == (2, 2)
+        assert (len(examples("bash")), len(examples("python"))) == (3, 2)
 
     @pytest.mark.parametrize("number", range(2))
     def test_python(self, number, url):
@@ -63,13 +63,20 @@ class TestTheDocumentation:
 
     def test_curl(self, url, tmp_path):
         for block in examples("bash"):
-            lines = block.replace(ADDRESS, url).replace("@text2seg", f"@{ROOT}/text2seg").replace("curl", "curl -sS -f")
+            lines = (
+                block.replace(ADDRESS, url).replace("@text2seg", f"@{ROOT}/text2seg").replace("curl ", "curl -sS -f ")
+            )
             done = subprocess.run(["bash", "-euc", lines], cwd=tmp_path, capture_output=True, text=True, timeout=300)
             assert done.returncode == 0, done.stderr
         dataset = json.loads((tmp_path / "dataset.json").read_text())
         assert dataset["info"]["verdicts"]["octopus"].startswith("not found")
         assert all(isinstance(each["segmentation"], list) for each in dataset["annotations"])
         assert PillowImage.open(tmp_path / "saliency.png").format == "PNG"
+        labelled = json.loads((tmp_path / "labelled.json").read_text())
+        assert [each["file_name"] for each in labelled["images"]] == ["scene_0003.jpg", "scene_0019.jpg"]
+        assert labelled["annotations"]
+        gone = httpx.get(f"{url}/api/v1/jobs/{json.loads((tmp_path / 'job.json').read_text())['id']}")
+        assert gone.status_code == 404
         assert any("; " in line for line in lines.splitlines() if "--form-string" in line)  # -F would cut it there
 
     def test_flags_exist(self, capsys):
@@ -78,7 +85,8 @@ class TestTheDocumentation:
         with pytest.raises(SystemExit):
             main(["app", "--help"])
         shown = capsys.readouterr().out
-        for flag in set(re.findall(r"(?<![\w-])--(?!users|minutes|user\b|form-string)[a-z][a-z-]+", DOCS)):
+        both = DOCS + (ROOT / "docs" / "app.md").read_text(encoding="utf-8")
+        for flag in set(re.findall(r"(?<![\w-])--(?!users|minutes|user\b|form-string)[a-z][a-z-]+", both)):
             assert flag in shown, flag
 
 
@@ -90,7 +98,12 @@ class TestSegment:
         assert len(answer["annotations"]) == len(own.segments)
         for annotation, expected in zip(answer["annotations"], own.segments, strict=True):
             np.testing.assert_array_equal(decode(annotation["segmentation"]), expected.mask)
-        assert answer["images"] == [{"id": 1, "file_name": "scene_0019.jpg", "width": 270, "height": 360}]
+        (image,) = answer["images"]
+        presence = image.pop("attributes")["presence"]
+        assert image == {"id": 1, "file_name": "scene_0019.jpg", "width": 270, "height": 360}
+        np.testing.assert_array_equal(np.float32([*presence.values()]), own.maps.presence)
+        assert answer["info"]["models"] == "CLIP demo with SAM demo"
+        assert len(answer["info"]["provenance"]["clip"]["sha256"]) == 64
         assert [category["name"] for category in answer["categories"]] == ["sheep", "fire engine"]
         assert answer["info"]["verdicts"] == {name: own.verdict(name) for name in ("sheep", "fire engine")}
 
@@ -111,12 +124,12 @@ class TestSegment:
         pixels = np.random.default_rng(0).integers(0, 256, (60, 80), np.uint8)
         PillowImage.fromarray(pixels).save(noise, "PNG")
         files = {"image": ("noise.png", noise.getvalue())}
-        answer = http.post("/api/segment", data={"queries": "sheep"}, files=files).json()
+        answer = http.post("/api/v1/segment", data={"queries": "sheep"}, files=files).json()
         assert answer["info"]["warning"].startswith("This looks like a photograph")
 
     def test_a_path_in_a_file_name_is_removed(self, http):
         files = {"image": ("../../etc/holiday 1.jpg", SCENE.read_bytes())}
-        answer = http.post("/api/segment", data={"queries": "sheep"}, files=files).json()
+        answer = http.post("/api/v1/segment", data={"queries": "sheep"}, files=files).json()
         assert answer["images"][0]["file_name"] == "holiday 1.jpg"
 
     @pytest.mark.parametrize(
@@ -140,13 +153,13 @@ class TestSegment:
     )
     def test_errors_have_messages(self, http, fields, words):
         data = {"queries": "sheep", **fields}
-        answer = http.post("/api/segment", data=data, files={"image": SCENE.open("rb")})
+        answer = http.post("/api/v1/segment", data=data, files={"image": SCENE.open("rb")})
         assert answer.status_code == 400
         assert words in answer.json()["error"]
 
     def test_exactly_one_image_is_required(self, http):
         for files in ({}, [("image", b"a"), ("image", b"b")], {"image": ("", b"")}):
-            answer = http.post("/api/segment", data={"queries": "sheep"}, files=files or {"x": b"y"})
+            answer = http.post("/api/v1/segment", data={"queries": "sheep"}, files=files or {"x": b"y"})
             assert answer.status_code == 400
 
     def test_concurrent_clients_get_their_own_answers(self, http, demo):
@@ -172,20 +185,20 @@ class TestSegment:
 
 class TestExplain:
     def test_tools_are_listed_with_their_settings(self, http):
-        listed = http.get("/api/tools").json()
+        listed = http.get("/api/v1/tools").json()
         assert [tool["name"] for tool in listed] == [*TOOLS]
         assert all(setting["help"] for tool in listed for setting in tool["settings"])
 
     def test_a_result_includes_its_images(self, http):
         data = {"settings": json.dumps({"text": ["sheep"]})}
-        answer = http.post("/api/explain/saliency", data=data, files={"image": SCENE.open("rb")}).json()
+        answer = http.post("/api/v1/explain/saliency", data=data, files={"image": SCENE.open("rb")}).json()
         assert answer["title"]
         panel = answer["panels"][0]
         assert PillowImage.open(io.BytesIO(base64.b64decode(panel["png"]))).format == "PNG"
 
     def test_an_image_setting_is_a_form_part(self, http):
         files = {"image": SCENE.open("rb"), "target_image": (SCENES / "scene_0003.jpg").open("rb")}
-        answer = http.post("/api/explain/saliency", files=files)
+        answer = http.post("/api/v1/explain/saliency", files=files)
         assert answer.status_code == 200, answer.text
 
     @pytest.mark.parametrize(
@@ -197,7 +210,7 @@ class TestExplain:
         ],
     )
     def test_errors_have_messages(self, http, tool, data, words):
-        answer = http.post(f"/api/explain/{tool}", data=data, files={"image": SCENE.open("rb")})
+        answer = http.post(f"/api/v1/explain/{tool}", data=data, files={"image": SCENE.open("rb")})
         assert answer.status_code == 400
         assert words in answer.json()["error"]
 
@@ -309,21 +322,21 @@ class TestBadRequests:
             ("POST", "/gradio_api/cancel", {"json": {}}, 422),
             ("GET", "/gradio_api/call/segment", {}, 405),
             ("GET", "/gradio_api/queue/data", {}, 422),
-            ("GET", "/api/segment", {}, 405),
-            ("PUT", "/api/segment", {}, 405),
-            ("DELETE", "/api/tools", {}, 405),
-            ("POST", "/api/health", {}, 405),
-            ("POST", "/api/nope", {}, 404),
+            ("GET", "/api/v1/segment", {}, 405),
+            ("PUT", "/api/v1/segment", {}, 405),
+            ("DELETE", "/api/v1/tools", {}, 405),
+            ("POST", "/api/v1/health", {}, 405),
+            ("POST", "/api/v1/nope", {}, 404),
             ("GET", "/nope", {}, 404),
-            ("POST", "/api/segment", {}, 415),
-            ("POST", "/api/segment", {"json": {"queries": "sheep"}}, 415),
-            ("POST", "/api/segment", {"data": {"queries": "sheep"}}, 415),
-            ("POST", "/api/segment", {"content": b"x", "headers": {"content-type": "multipart/form-data"}}, 400),
-            ("POST", "/api/segment", {"files": {"queries": b"sheep", "image": b"x"}}, 400),
-            ("POST", "/api/segment", {"data": {"image": "/etc/passwd"}, "files": {"queries": (None, "sheep")}}, 400),
-            ("POST", "/api/segment", {"data": {"queries": ["a"] * 200}, "files": {"image": b"x"}}, 400),
-            ("POST", "/api/segment", {"data": {"settings": "1" * 5000}, "files": {"image": b"x"}}, 400),
-            ("POST", "/api/explain/saliency", {}, 415),
+            ("POST", "/api/v1/segment", {}, 415),
+            ("POST", "/api/v1/segment", {"json": {"queries": "sheep"}}, 415),
+            ("POST", "/api/v1/segment", {"data": {"queries": "sheep"}}, 415),
+            ("POST", "/api/v1/segment", {"content": b"x", "headers": {"content-type": "multipart/form-data"}}, 400),
+            ("POST", "/api/v1/segment", {"files": {"queries": b"sheep", "image": b"x"}}, 400),
+            ("POST", "/api/v1/segment", {"data": {"image": "/etc/passwd"}, "files": {"queries": (None, "sheep")}}, 400),
+            ("POST", "/api/v1/segment", {"data": {"queries": ["a"] * 200}, "files": {"image": b"x"}}, 400),
+            ("POST", "/api/v1/segment", {"data": {"settings": "1" * 5000}, "files": {"image": b"x"}}, 400),
+            ("POST", "/api/v1/explain/saliency", {}, 415),
             ("POST", "/gradio_api/upload", {}, 415),
         ],
     )
@@ -365,7 +378,7 @@ class TestTheClient:
         assert result["panels"]
 
     def test_health_answers(self, client, http):
-        assert client.predict(api_name="/health") == http.get("/api/health").json()
+        assert client.predict(api_name="/health") == http.get("/api/v1/health").json()
         assert client.predict(api_name="/health")["status"] == "ok"
 
 
@@ -397,7 +410,7 @@ def test_a_full_queue_refuses_requests(demo):
 
 def test_settings_sent_as_a_file_are_refused(http):
     files = {"image": SCENE.open("rb"), "settings": ("settings.json", b"{}")}
-    answer = http.post("/api/segment", data={"queries": "sheep"}, files=files)
+    answer = http.post("/api/v1/segment", data={"queries": "sheep"}, files=files)
     assert answer.json()["error"] == "Settings must be text, got a file"
 
 
@@ -418,7 +431,7 @@ def test_messages_hide_folders_of_the_server():
 class TestForms:
     """What the parser of forms fails at is its sender's fault, and told in a sentence."""
 
-    @pytest.mark.parametrize("place", ["/api/segment", "/api/explain/saliency", "/gradio_api/upload"])
+    @pytest.mark.parametrize("place", ["/api/v1/segment", "/api/v1/explain/saliency", "/gradio_api/upload"])
     @pytest.mark.parametrize(
         ("parameters", "name"), [("; charset=punycode", "a.jpg"), ("; charset=undefined", "a.jpg"), ("", "a\0.jpg")]
     )
@@ -437,7 +450,7 @@ class TestForms:
 
 class TestGuard:
     @staticmethod
-    def answers(app, path="/api/health"):
+    def answers(app, path="/api/v1/health"):
         """What the guard sends of an ASGI app."""
         import anyio
 

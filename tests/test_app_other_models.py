@@ -53,9 +53,9 @@ def test_a_running_app_answers_and_names_both(models):
         assert f"CLIP {clip} with SAM {sam}, in use since" in shown["models-now"]["value"]
         assert "Search for anything in words. Presence is not calibrated." in shown["models-now"]["value"]
         assert shown["models"]["label"] == f"Model: {clip} + {sam}"
-        assert browser.get("/api/health").json()["models"] == f"CLIP {clip} with SAM {sam}"
+        assert browser.get("/api/v1/health").json()["models"] == f"CLIP {clip} with SAM {sam}"
         answer = browser.post(
-            "/api/segment", files={"image": SCENE.read_bytes()}, data={"queries": "sheep", "settings": "{}"}
+            "/api/v1/segment", files={"image": SCENE.read_bytes()}, data={"queries": "sheep", "settings": "{}"}
         )
         assert answer.status_code == 200, answer.text
         annotations = answer.json()["annotations"]

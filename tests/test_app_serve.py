@@ -117,7 +117,7 @@ class TestFilesOfTheServer:
 
     def test_a_path_in_settings_is_refused(self, http):
         given = {"settings": json.dumps({"target_image": "/etc/passwd"})}
-        answer = http.post("/api/explain/saliency", data=given, files={"image": SCENE.read_bytes()})
+        answer = http.post("/api/v1/explain/saliency", data=given, files={"image": SCENE.read_bytes()})
         assert answer.status_code == 400
         assert "not uploaded here" in answer.json()["error"]
 
@@ -173,9 +173,9 @@ class TestOrigins:
             {"sec-fetch-site": "cross-site"},
             {"sec-fetch-site": "same-site"},
         ):
-            for route in ("/api/segment", f"{BASE}/queue/join", f"{BASE}/upload"):
+            for route in ("/api/v1/segment", f"{BASE}/queue/join", f"{BASE}/upload"):
                 assert http.post(route, headers=headers).status_code == 403, (headers, route)
-            assert http.get("/api/health", headers=headers).status_code == 403
+            assert http.get("/api/v1/health", headers=headers).status_code == 403
 
     def test_a_link_from_another_site_opens_the_page(self, http):
         assert http.get("/", headers={"sec-fetch-site": "cross-site"}).status_code == 200
@@ -183,14 +183,14 @@ class TestOrigins:
     def test_unknown_host_names_are_refused(self, http):
         """A page of evil.example may let that name lead to this machine (DNS rebinding)."""
         headers = {"host": "evil.example", "origin": "http://evil.example"}
-        assert http.get("/api/health", headers=headers).status_code == 421
+        assert http.get("/api/v1/health", headers=headers).status_code == 421
         for host in ("evil.example:7860", "127.0.0.1.evil.example", "", "[", "a:b:c"):
-            assert http.get("/api/health", headers={"host": host}).status_code in (400, 421), host
+            assert http.get("/api/v1/health", headers={"host": host}).status_code in (400, 421), host
         for host in ("localhost:7860", "127.0.0.1", "[::1]:7860", "192.168.0.7:80"):
-            assert http.get("/api/health", headers={"host": host}).status_code == 200, host
+            assert http.get("/api/v1/health", headers={"host": host}).status_code == 200, host
 
     def test_requests_from_the_page_itself_are_accepted(self, url, http):
-        assert http.get("/api/health", headers={"origin": url, "sec-fetch-site": "same-origin"}).status_code == 200
+        assert http.get("/api/v1/health", headers={"origin": url, "sec-fetch-site": "same-origin"}).status_code == 200
 
 
 @pytest.fixture(scope="module")
@@ -206,10 +206,10 @@ class TestPasswords:
             ("GET", "/config"),
             ("GET", "/assets/index.js"),
             ("GET", f"{BASE}/heartbeat/abc"),
-            ("GET", "/api/health"),
+            ("GET", "/api/v1/health"),
             ("POST", f"{BASE}/upload"),
             ("POST", f"{BASE}/cancel"),
-            ("POST", "/api/segment"),
+            ("POST", "/api/v1/segment"),
         ):
             answer = httpx.request(method, guarded + route)
             assert answer.status_code == 401, route
@@ -241,7 +241,7 @@ class TestPasswords:
 
 class TestLimits:
     def test_a_large_upload_is_refused_with_a_message(self, http):
-        for route, field, megabytes in ((f"{BASE}/upload", "files", 2), ("/api/segment", "image", 1)):
+        for route, field, megabytes in ((f"{BASE}/upload", "files", 2), ("/api/v1/segment", "image", 1)):
             answer = http.post(route, files={field: b"x" * (megabytes * 1_000_000 + 200_000)})
             assert answer.status_code == 413
             assert f"{megabytes} MB at most" in answer.json()["error"]
@@ -253,7 +253,7 @@ class TestLimits:
                 yield b"x" * 100_000
 
         headers = {"content-type": "multipart/form-data; boundary=x"}
-        assert http.post("/api/segment", content=chunks(), headers=headers).status_code == 413
+        assert http.post("/api/v1/segment", content=chunks(), headers=headers).status_code == 413
 
     def test_a_large_event_is_refused(self, http):
         body = json.dumps({"data": ["x" * 21_000_000]}).encode()
@@ -266,7 +266,7 @@ class TestLimits:
     def test_an_image_with_too_many_pixels_is_not_decoded(self, http):
         file = io.BytesIO()
         PillowImage.new("1", (10_000, 6_000)).save(file, "PNG")
-        answer = http.post("/api/segment", data={"queries": "sheep"}, files={"image": ("sky.png", file.getvalue())})
+        answer = http.post("/api/v1/segment", data={"queries": "sheep"}, files={"image": ("sky.png", file.getvalue())})
         assert answer.status_code == 400
         assert answer.json()["error"] == "sky.png is 10000 x 6000 pixels, over the limit of 50 million"
 
@@ -401,4 +401,4 @@ class TestThePage:
             headers = {"host": "seg.example.org", "origin": "https://seg.example.org"}
             config = httpx.get(f"{url}/config", headers=headers).json()
             assert config["root"] == public
-            assert httpx.get(f"{url}/api/health", headers={"host": "other.example.org"}).status_code == 421
+            assert httpx.get(f"{url}/api/v1/health", headers={"host": "other.example.org"}).status_code == 421

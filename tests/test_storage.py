@@ -408,12 +408,12 @@ class TestTheAppOpensNoUrls:
                 answer = http.post("/gradio_api/call/segment", json={"data": [image, "sheep", None, "rle"]})
                 assert answer.status_code == 403
             given = {"settings": json.dumps({"target_image": url})}
-            answer = http.post("/api/explain/saliency", data=given, files={"image": SCENE.read_bytes()})
+            answer = http.post("/api/v1/explain/saliency", data=given, files={"image": SCENE.read_bytes()})
             assert answer.status_code == 400
-            answer = http.post("/api/segment", data={"queries": "sheep", "image": url})
+            answer = http.post("/api/v1/segment", data={"queries": "sheep", "image": url})
             assert answer.status_code == 415
             named = {"image": (url, SCENE.read_bytes())}
-            answer = http.post("/api/segment", data={"queries": "sheep"}, files=named)
+            answer = http.post("/api/v1/segment", data={"queries": "sheep"}, files=named)
             assert answer.json()["images"][0]["file_name"] == "one.jpg"
             assert answer.json()["images"][0]["height"] == load_image(SCENE).hw[0]
             for route in ("/gradio_api/file=", "/gradio_api/proxy="):

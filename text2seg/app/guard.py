@@ -158,6 +158,9 @@ def _once(scope: Scope, body: bytes, receive: Receive) -> Receive:
 PUBLIC = ("segment", "explain", "health")
 """Names of the endpoints for `gradio_client`."""
 UPLOAD = "/gradio_api/upload"
+JOBS = "/api/v1/jobs"
+USER = "text2seg.user"
+"""Key of a request's scope: name of the user whose password it had; "" if the app has no passwords."""
 MOST_ERRORS = 3
 WRONG_PASSWORD_SECONDS = 1.0
 
@@ -174,13 +177,15 @@ ALLOWED = {
             r"/gradio_api/heartbeat/\w+",
             r"/gradio_api/call/\w+/\w+",
             r"/gradio_api/file=.+",
-            r"/api/(health|tools)",
+            r"/api/openapi\.json|/api/(v1/)?(health|tools)",
+            r"/api/v1/jobs/[\w-]+(/dataset)?",
         ),
         "POST": (
             r"/gradio_api/(upload|queue/join|cancel|reset/?)",
             r"/gradio_api/call/\w+|/gradio_api/run/predict",
-            r"/api/(segment|explain/[\w-]+)",
+            r"/api/(v1/)?(segment|explain/[\w-]+)|/api/v1/jobs",
         ),
+        "DELETE": (r"/api/v1/jobs/[\w-]+",),
     }.items()
 }
 ALLOWED["HEAD"] = ALLOWED["GET"]
@@ -283,12 +288,12 @@ class Guard:
             raise Refusal(HTTPStatus.FORBIDDEN, f"requests from pages of {origin} are refused")
         if headers.get("sec-fetch-site", "none") in ("cross-site", "same-site") and scope["path"] != "/":
             raise Refusal(HTTPStatus.FORBIDDEN, "requests from pages of other sites are refused")
-        await self._check_password(headers)
+        scope[USER] = await self._check_password(headers)
         allowed = ALLOWED.get(scope["method"])
         if allowed is None or not allowed.fullmatch(scope["path"]):
-            others = [method for method in ("GET", "POST") if ALLOWED[method].fullmatch(scope["path"])]
+            others = [method for method in ("GET", "POST", "DELETE") if ALLOWED[method].fullmatch(scope["path"])]
             if others:
-                words = f"{scope['path']} needs {others[0]}, not {scope['method']}"
+                words = f"{scope['path']} needs {' or '.join(others)}, not {scope['method']}"
                 raise Refusal(HTTPStatus.METHOD_NOT_ALLOWED, words, allow=", ".join(others))
             raise Refusal(HTTPStatus.NOT_FOUND, f"there is no {scope['method']} {scope['path'][:200]} here")
         name = scope["path"].partition("/gradio_api/call/")[2].partition("/")[0]
@@ -301,30 +306,35 @@ class Guard:
     def _is_own(self, netloc: str, host: str) -> bool:
         return bool(netloc) and netloc.lower() in (host.lower(), self._public)
 
-    async def _check_password(self, headers: Headers) -> None:
-        if self._users and not self._knows(headers.get("authorization", "")):
+    async def _check_password(self, headers: Headers) -> str:
+        """Return the name of the user; "" if the app has no passwords. Raises `Refusal`."""
+        user = self._user_of(headers.get("authorization", ""))
+        if self._users and not user:
             if "authorization" in headers:
                 await asyncio.sleep(WRONG_PASSWORD_SECONDS)  # slows down guessing
             raise Refusal(
                 HTTPStatus.UNAUTHORIZED, "name and password required", **{"www-authenticate": 'Basic realm="text2seg"'}
             )
+        return user
 
-    def _knows(self, authorization: str) -> bool:
+    def _user_of(self, authorization: str) -> str:
+        """Return the user with this name and password, or "" if there is none."""
         scheme, _, encoded = authorization.partition(" ")
         try:
             name, _, password = base64.b64decode(encoded, validate=True).decode().partition(":")
         except (binascii.Error, UnicodeDecodeError):
-            return False
+            return ""
         expected = self._users.get(name, "")
         right = hmac.compare_digest(password.encode(), expected.encode())
-        return scheme.lower() == "basic" and right and bool(expected)
+        return name if scheme.lower() == "basic" and right and expected else ""
 
     async def _checked_body(self, scope: Scope, receive: Receive, refused: list[Refusal]) -> Receive:
         headers = Headers(scope=scope)
         is_upload_of_page = scope["path"] == UPLOAD
         is_form = headers.get("content-type", "").startswith("multipart/form-data")
         if is_form and (is_upload_of_page or scope["path"].startswith("/api/")):
-            megabytes = self._settings.folder_mb if is_upload_of_page else self._settings.upload_mb
+            of_folder = is_upload_of_page or scope["path"] == JOBS
+            megabytes = self._settings.folder_mb if of_folder else self._settings.upload_mb
             return counted_form(scope, receive, megabytes, refused)
         if is_upload_of_page or scope["path"].startswith("/api/"):
             got = headers.get("content-type") or "nothing"

@@ -17,9 +17,10 @@ import uvicorn
 from fastapi import FastAPI
 
 from text2seg.app import api, explain, folder, models_panel, segment
-from text2seg.app.api import add_routes
 from text2seg.app.checks import visitors_folder
+from text2seg.app.folder.jobs import VisitorJobs
 from text2seg.app.guard import PUBLIC, Guard
+from text2seg.app.http_api import add_routes
 from text2seg.app.messages import INTERNAL_ERROR, message_of
 from text2seg.app.model_pool import ModelPool
 from text2seg.app.settings import AppSettings, is_loopback
@@ -40,7 +41,7 @@ HEADER = """
 """
 
 
-def build_page(model_pool: ModelPool) -> gr.Blocks:
+def build_page(model_pool: ModelPool, jobs: VisitorJobs) -> gr.Blocks:
     """Build the whole page. Each tab has a module with a `build` function. All style sheets and scripts in this folder
     are part of the page."""
     page: Any = Page(title="text2seg", analytics_enabled=False, delete_cache=(OFTEN_SECONDS, AGE_SECONDS))
@@ -53,7 +54,7 @@ def build_page(model_pool: ModelPool) -> gr.Blocks:
                 back = folder.lay_out_return()
                 editor = segment.build(model_pool)
             with gr.Tab("Label a folder", id="folder"):
-                folder.build(model_pool, tabs, editor, back)
+                folder.build(jobs, tabs, editor, back)
             with gr.Tab("Explain", id="explain") as tab:
                 explain.build(model_pool, tab, editor.desk)
         api.add_endpoints(model_pool)
@@ -201,8 +202,9 @@ def build_app(model_pool: ModelPool) -> Guard:
         logging.getLogger(parser).setLevel(logging.ERROR)
     visitors_folder()  # must run before Gradio chooses a folder for its files
     app = FastAPI(title="text2seg", openapi_url=None)
-    add_routes(app, model_pool)
-    page = build_page(model_pool)
+    jobs = VisitorJobs(model_pool)
+    add_routes(app, model_pool, jobs)
+    page = build_page(model_pool, jobs)
     gr.mount_gradio_app(
         app,
         page,

@@ -22,6 +22,8 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 """Image formats that browsers and cameras write. Pillow reads more, but code that few have reviewed is a risk."""
 MOST_IMAGES = 50
 """Largest number of images for one run of an explanation tool."""
+MOST_FILES = 100
+"""Largest number of image files in one request of the HTTP API for a folder job; a zip may hold more."""
 MOST_QUERIES = 100
 """Largest number of queries or labels in one request."""
 MOST_TEMPLATES = 100

@@ -203,8 +203,8 @@ def check(text: str, models: Text2Seg) -> Checked:
     return Checked(ontology, ())
 
 
-def as_yaml(queries: str) -> str:
-    """Return an ontology file for queries separated by commas.
+def as_yaml(queries: str | Sequence[str]) -> str:
+    """Return an ontology file for queries: one text with commas between them, or a list.
 
     >>> print(as_yaml("dog|puppy, red car"), end="")
     categories:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import re
 import secrets
 import shutil
 import tempfile
@@ -26,7 +27,7 @@ from text2seg.app.messages import message_of
 from text2seg.app.model_pool import ModelPool
 from text2seg.app.settings import MEGA
 from text2seg.config import LabelSettings
-from text2seg.errors import StoppedError, Text2SegError
+from text2seg.errors import OntologyError, StoppedError, Text2SegError
 from text2seg.io.files import reason, resolve_path
 from text2seg.io.images import load_image
 from text2seg.labelling.engine import Batch, Deliver, Delivery, Engine, Load, LocalEngine, Work
@@ -53,6 +54,14 @@ BATCH = WORKERS = 2
 """Small, so that visitors of the Segment tab get their turn."""
 
 _log = logging.getLogger(__name__)
+
+
+class TooManyJobsError(Text2SegError):
+    """There are too many jobs. `is_of_owner` says whether the owner can make room by deleting one."""
+
+    def __init__(self, message: str, *, is_of_owner: bool) -> None:
+        super().__init__(message)
+        self.is_of_owner = is_of_owner
 
 
 @dataclass(slots=True, eq=False)
@@ -142,10 +151,17 @@ class Jobs:
 
     def find(self, owner: str, number: str) -> Job | None:
         """Return a visitor's job by its id, or None if there is none or it belongs to another visitor."""
-        job = next((job for job in self.of(owner) if job.id == number), None)
-        if job:
-            job.touched = time.monotonic()
+        with self._changed:
+            job = self._jobs.get(number)
+        if job is None or job.owner != owner:
+            return None
+        job.touched = time.monotonic()
         return job
+
+    def owner_of(self, number: str) -> str:
+        """Return the owner of a job by its id, or "" if there is no such job."""
+        with self._changed:
+            return self._jobs[number].owner if number in self._jobs else ""
 
     def ahead(self, number: str) -> int:
         """Return the number of jobs before a waiting one."""
@@ -210,9 +226,9 @@ class Jobs:
         with self._changed:
             mine = sum(job.owner == owner for job in self._jobs.values())
             if mine >= PER_VISITOR:
-                raise Text2SegError(f"you have {mine} jobs already; delete one first")
+                raise TooManyJobsError(f"you have {mine} jobs already; delete one first", is_of_owner=True)
             if len(self._jobs) >= self._most or self._is_closed:
-                raise Text2SegError("the app has too many jobs now; try again later")
+                raise TooManyJobsError("the app has too many jobs now; try again later", is_of_owner=False)
             if self._folder is None:
                 self._folder = Path(tempfile.mkdtemp(prefix="text2seg-jobs-"))  # mode 0700
             number = secrets.token_urlsafe(18)
@@ -292,6 +308,9 @@ Kept = dict[str, str]
 
 NOBODY: Kept = {"visitor": "", "job": ""}
 TOKEN_BYTES = 24
+_TOKEN = re.compile(r"[\w-]{32}", re.ASCII)
+API = "api "
+"""Start of the owner of a job of the HTTP API: no token has a space, so no page reaches such a job."""
 AGAIN = 10.0
 """Seconds in which the same request counts as the same press of the button."""
 
@@ -319,7 +338,7 @@ class VisitorJobs:
         """
         fresh = secrets.token_urlsafe(TOKEN_BYTES)
         match kept:
-            case {"visitor": str(visitor), "job": str(job)} if len(visitor) == len(fresh):
+            case {"visitor": str(visitor), "job": str(job)} if _TOKEN.fullmatch(visitor):
                 return {"visitor": visitor, "job": job}
         with self._lock:
             return {"visitor": self._tokens.setdefault(page, fresh) if page else fresh, "job": ""}
@@ -337,6 +356,23 @@ class VisitorJobs:
     def jobs_of(self, kept: Any) -> list[Job]:
         """Return all jobs of a visitor."""
         return self.jobs.of(self.known(kept)["visitor"])
+
+    def start(self, who: str, paths: Sequence[Path], text: str) -> Job:
+        """Start a job of the HTTP API on uploaded files. `who` is the user, or the address of the client. Raises
+        `Text2SegError`."""
+        if errors := self.check(text).errors:
+            first, *others = errors
+            line = f"line {first.line}: " if first.line else ""
+            more = f" ({len(others)} more error{'s' * (len(others) > 1)})" if others else ""
+            raise OntologyError(f"ontology, {line}{first.message}{more}")
+        return self.upload({"visitor": f"{API}{who}", "job": ""}, paths, text)
+
+    def find(self, user: str, number: str) -> Job | None:
+        """Return a job of the HTTP API by its id, or None if there is none. It belongs to its user, or to everyone who
+        knows its id if the app has no passwords (`user` is "")."""
+        owner = self.jobs.owner_of(number)
+        mine = owner == f"{API}{user}" if user else owner.startswith(API)
+        return self.jobs.find(owner, number) if mine else None
 
     def check(self, text: str) -> Checked:
         """Check an ontology while it is typed."""
