@@ -5,9 +5,11 @@ from __future__ import annotations
 import gc
 import json
 import os
+import re
 import shutil
 import weakref
 import zipfile
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import replace
@@ -42,7 +44,8 @@ from text2seg.app.folder.jobs import Job, Jobs, VisitorJobs
 from text2seg.app.folder.review import LARGE, PAGE, ContactSheet, Decisions, dataset_zip, failures_text, review_page
 from text2seg.app.model_pool import ModelPool
 from text2seg.app.segment.desk import KeptSessions
-from text2seg.app.segment.edits import add_point
+from text2seg.app.segment.edits import add_point, draw_box, give_name
+from text2seg.app.segment.requests import read_request
 from text2seg.app.segment.session import EditSession, find, open_image
 from text2seg.app.segment.view import NOT_RECORDED, view_of, why
 from text2seg.app.settings import AppSettings
@@ -273,6 +276,27 @@ def test_pages_have_a_fixed_size_and_an_end(job, sheet):
     assert (len(last.tiles), last.number) == (30 - 2 * PAGE, 2)
     assert sheet.page(job.decisions, "all", -1).number == 0
     assert sheet.page(job.decisions, "accepted", 5).tiles == ()
+
+
+def test_the_next_page_begins_behind_the_last_image_that_was_shown(job, sheet):
+    """Also where images have left the filter since, which moves the others forward."""
+    decisions = Decisions()
+    first = sheet.page(decisions, "undecided", 0)
+    assert sheet.number_after(decisions, "undecided", first.last) == 1
+    for tile in first.tiles:
+        decisions.decide(tile["name"], "accepted")
+    assert sheet.number_after(decisions, "undecided", first.last) == 0
+    assert sheet.page(decisions, "undecided", 0).tiles[0]["place"] == first.last + 1
+
+
+def test_counts_leave_out_what_was_rejected(job, sheet):
+    decisions = Decisions()
+    before = sheet.counts(decisions)
+    image = next(each for each in sheet.contents.images if len(each.items) > 1)
+    decisions.keep_segment(image.items[0].annotation["id"], keep=False)
+    assert before - sheet.counts(decisions) == Counter([image.items[0].category])
+    decisions.decide(image.file_name, "rejected")
+    assert before - sheet.counts(decisions) == Counter(item.category for item in image.items)
 
 
 def test_verdicts_filter_the_sheet(job, sheet):
@@ -515,6 +539,46 @@ class TestEditing:
         assert explanation["reason"] == NOT_RECORDED
         other = next(piece for piece in session.document.pieces if piece.number != chosen)
         assert len(why(session, other.number)[0]["candidates"]) == 3
+
+    def test_a_search_does_not_find_a_segment_again_whose_category_was_corrected(self, labelled):
+        job, sheet, pool = labelled
+        before = deepcopy(sheet.content["annotations"])
+        names = {each["id"]: each["name"] for each in sheet.content["categories"]}
+        engine = next(each["id"] for each in before if names[each["category_id"]] == "fire engine")
+        sheet.decide(job.decisions, {"place": 0, "segment": engine, "category": "koala"})
+        session, _ = editing.begin(pool, job, sheet, 0, 0, EditSession())
+        again = find(session, pool, session.texts, threshold=None, presence=None)
+        assert [piece.segment.query for piece in again.document.pieces].count("fire engine") == 0
+        assert len(again.document.pieces) == len(before)
+        editing.finish(again.editing, again, job, sheet)
+        assert len(sheet.content["annotations"]) == len(before)
+
+    def test_a_word_that_is_no_category_is_refused_when_it_is_typed(self, labelled):
+        job, sheet, pool = labelled
+        session, _ = editing.begin(pool, job, sheet, 0, 0, EditSession())
+        wrong = "“bomb” is not a category of this job; its categories are .*koala"
+        searched = find(session, pool, (*session.texts, "bomb"), threshold=None, presence=None)
+        (refused,) = searched.refused
+        assert (refused.text, searched.texts) == ("bomb", session.texts)
+        assert re.match(wrong, refused.reason)
+        drawn = draw_box(session, (10, 10, 120, 120), "")
+        with pytest.raises(Text2SegError, match=wrong):
+            give_name(drawn, drawn.document.last, "bomb")
+        assert give_name(drawn, drawn.document.last, "Koala").document.pieces[-1].segment.query == "koala"
+        lamb = find(session, pool, ("Sheep|Lamb",), threshold=None, presence=None)  # still with its wordings
+        assert lamb.given == tuple(each for each in session.given if each.name == "sheep|lamb")
+
+    def test_no_other_image_replaces_one_that_is_edited(self, labelled):
+        job, sheet, pool = labelled
+        session, _ = editing.begin(pool, job, sheet, 0, 0, EditSession())
+        with pytest.raises(Text2SegError, match=r"you edit scene_0019\.jpg of a job; save it and go back"):
+            read_request({"do": "example", "number": 1}).answer(session, pool)
+
+    def test_what_is_in_the_image_comes_first(self, labelled):
+        job, sheet, pool = labelled
+        job.ontology = ontology_of_queries("koala, frog, fire engine, sheep|lamb")
+        session, _ = editing.begin(pool, job, sheet, 0, 0, EditSession())
+        assert session.texts == ("fire engine", "sheep|lamb", "koala", "frog")
 
     def test_models_that_do_not_know_the_categories_are_refused(self, labelled):
         job, sheet, pool = labelled

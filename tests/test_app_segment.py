@@ -43,6 +43,14 @@ class TestDocument:
         again = document().deleted(2).found([segment(mask=LEFT), segment(mask=RIGHT)], ["ball"])
         assert [piece.segment.box_xywh[0] for piece in again.pieces] == [2]
 
+    def test_a_new_search_does_not_restore_what_a_changed_segment_was(self):
+        """Also if the mask has become another one, or was split into two halves."""
+        moved = document().corrected(1, segment(mask=box_mask(left=20, width=10)))
+        assert [piece.number for piece in moved.found([segment(mask=LEFT)], ["ball"]).pieces] == [1]
+        both = segment(mask=LEFT | box_mask(left=20, width=10))
+        halves = Document().found([both], ["ball"]).split(1)
+        assert [piece.number for piece in halves.found([both], ["ball"]).pieces] == [1, 2]
+
     def test_edited_segments_are_removed_with_their_query(self):
         assert document().accepted(1).found([], ["bat"]).pieces == ()
 

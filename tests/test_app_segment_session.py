@@ -674,3 +674,43 @@ class TestCommand:
         wanted = ModelSettings(model="demo", device="cpu", precision="fp32", compile=True)
         assert parsed(export.as_command(session)).model == wanted
         assert "Text2Seg.load(\"demo\", device='cpu', precision='fp32', compile=True)" in export.as_python(session)
+
+
+class TestUndoOfASearch:
+    def test_a_search_is_one_step_and_keeps_the_steps_before(self, session, model_pool):
+        number = numbers(session, "fire engine")[0]
+        accepted = replace(session, history=session.history.step(session.document.accepted(number)))
+        searched = find(accepted, model_pool, ("sheep",), threshold=None, presence=None)
+        assert numbers(searched, "fire engine") == []
+        undo, redo = (read_request({"do": each}) for each in ("undo", "redo"))
+        back = undo.answer(searched, model_pool).session
+        assert back.document is accepted.document
+        assert view_of(back)["texts"] == ["sheep", "fire engine", "koala"]
+        assert back.found is accepted.found
+        assert undo.answer(back, model_pool).session.document is session.document
+        again = redo.answer(back, model_pool).session
+        assert (again.document, again.texts) == (searched.document, ("sheep",))
+
+    def test_a_hand_made_mask_comes_back_with_its_word(self, session, model_pool):
+        by_hand = add_point(session, 0, "koala", (20.0, 20.0), positive=True)
+        for texts in (("sheep",), ()):
+            without = find(by_hand, model_pool, texts, threshold=None, presence=None)
+            assert not any(piece.by_hand for piece in without.document.pieces)
+            back = read_request({"do": "undo"}).answer(without, model_pool).session
+            assert back.document is by_hand.document
+            assert back.texts == session.texts
+
+    def test_a_slider_that_moves_is_one_step_until_the_next_edit(self, session, model_pool):
+        moved = session
+        for threshold in (0.7, 0.6, 0.5):
+            moved = find(moved, model_pool, session.texts, threshold=threshold, presence=None)
+        assert len(moved.history.past) == len(session.history.past) + 1
+        back = read_request({"do": "undo"}).answer(moved, model_pool).session
+        assert back.document is session.document
+        assert view_of(back)["given"] == {"threshold": None, "presence": None}
+        edited = replace(moved, history=moved.history.step(moved.document.deleted(numbers(moved)[0])))
+        again = find(edited, model_pool, session.texts, threshold=0.7, presence=None)
+        assert again.history.undo().present is edited.document
+
+    def test_an_example_begins_without_steps(self, session):
+        assert not view_of(session)["canUndo"]

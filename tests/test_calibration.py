@@ -340,6 +340,33 @@ class TestFailures:
         assert result.images == 10
         assert counts == {"clip": 10, "sam": 10}
 
+    def test_a_calibration_that_was_stopped_goes_on_and_gives_the_same_card(self, demo, truth, tmp_path, monkeypatch):
+        """It computes 10 images in the first pass, 1 in the second, 10 in the third, where it is stopped, and 1."""
+        monkeypatch.setattr(measure, "BOUNDS_IMAGES", 1)
+        monkeypatch.setattr(measure, "MOST_IMAGES", 1)
+        truth["images"] = truth["images"][:10]
+        truth["annotations"] = [each for each in truth["annotations"] if each["image_id"] <= 10]
+        kept, computed, of = tmp_path / "card.json.partial", [], measure.PartialResults.of
+
+        def stopping(partial, made_from, compute):
+            def counted():
+                if len(computed) == 14:
+                    raise KeyboardInterrupt
+                computed.append(made_from[0])
+                return compute()
+
+            return of(partial, made_from, counted)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(measure.PartialResults, "of", stopping)
+            with pytest.raises(KeyboardInterrupt):
+                calibrate(demo, truth, SCENES, data="x", partial_results=kept)
+            kept.write_bytes(kept.read_bytes() + b'\n{"half a line')
+            computed[:] = []
+            result = calibrate(demo, truth, SCENES, data="x", partial_results=kept)
+        assert computed == ["compare"] * 7 + ["regions"]
+        assert result.card == calibrate(demo, truth, SCENES, data="x").card
+
     def test_bounds_are_the_usual_ones_unless_others_are_clearly_better(self, demo):
         def chosen(quality):
             regions = calibration._with_bounds(demo.card, quality).regions

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from text2seg.cli.explain import ToolCommand
 from text2seg.errors import ImageError, SettingsError
 from text2seg.explain import TOOLS, Panel, Progress, Result, Table, Tool, run_tool, save_result
 from text2seg.explain.tool import ImageFiles
+from text2seg.io.output_folder import RECORD
 
 SCENE = "text2seg/demo/scenes/new-scenes/images/scene_0019.jpg"
 
@@ -54,6 +56,41 @@ def test_an_earlier_result_is_replaced_only_with_overwrite_and_a_photograph_is_n
     assert result.read_bytes() != before
 
 
+@pytest.mark.parametrize("name", ["similarity-table", "average-map"])
+def test_a_tool_that_goes_on_does_not_replace_results_of_other_settings(name, tmp_path, capsys):
+    out, scenes = tmp_path / "out", [SCENE, SCENE.replace("0019", "0003")]
+    command, more = (["explain", name, *scenes[:count], "--output", str(out)] for count in (1, 2))
+    assert main([*command, "--text", "sheep"]) == 0
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert main([*command, "--text", "bomb"]) == 1
+    error = capsys.readouterr().err
+    assert 'has the results of a run with other settings (text: ["sheep"] → ["bomb"])' in error
+    assert "--overwrite" in error
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    assert main([*command, "--text", "sheep"]) == 0
+    assert main([*more, "--text", "sheep"]) == 0  # the images before, and more
+    assert main([*command, "--text", "sheep"]) == 1
+    assert "images: " in capsys.readouterr().err
+    assert main([*command, "--text", "bomb", "--overwrite"]) == 0
+    table = json.loads((out / f"{name}.json").read_text(encoding="utf-8"))["tables"][0]
+    assert "bomb" in str(table) and "sheep" not in str(table)  # noqa: PT018
+
+
+def test_a_tool_that_is_stopped_before_it_has_done_anything_writes_nothing(tmp_path, capsys, monkeypatch):
+    @contextmanager
+    def stopped():
+        stop = threading.Event()
+        stop.set()
+        yield stop
+
+    monkeypatch.setattr("text2seg.cli.explain.stop_on_signals", stopped)
+    for name in ("run-all", "similarity-table", "average-map"):
+        out = tmp_path / name
+        assert main(["explain", name, SCENE, *(["--text", "sheep"] * (name != "run-all")), "--output", str(out)]) == 130
+        assert "nothing was written" in capsys.readouterr().err
+        assert not [path for path in out.rglob("*") if path.is_file() and path.name != RECORD]
+
+
 def test_tool_writes_an_image_and_numbers(tmp_path, capsys):
     assert main(["explain", "saliency", SCENE, "--text", "sheep", "--output", str(tmp_path)]) == 0
     image = tmp_path / "saliency_scene_0019.png"
@@ -67,7 +104,7 @@ def test_tool_writes_an_image_and_numbers(tmp_path, capsys):
     ("arguments", "says", "status"),
     [
         (["saliency", "nowhere.png", "--text", "sheep"], "nowhere.png", 1),
-        (["saliency", SCENE, "--text", ""], "empty", 1),
+        (["saliency", SCENE, "--text", ""], "empty", 2),
         (["saliency", SCENE, "--text", "aardvark"], "does not know", 1),
         (["saliency", SCENE, "--text", "sheep", "--method", "layercam"], "surgery", 2),
         (["run-all", "training/logs"], "training/logs", 1),

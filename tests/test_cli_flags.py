@@ -124,8 +124,18 @@ def test_a_stopped_segment_says_what_is_done_and_how_to_go_on(tmp_path, capsys, 
     assert main(["segment", *files, "--query", "sheep", "--output", str(tmp_path)]) == 130
     error = capsys.readouterr().err.splitlines()[-1]
     assert f"stopped with 1 of 3 images done, which are in {tmp_path / 'dataset.json'}" in error
-    assert "--overwrite" in error
+    assert "The same command again does the others" in error
     assert len(read_dataset(tmp_path / "dataset.json")["images"]) == 1
+    assert main(["segment", *files, "--query", "sheep,bomb", "--output", str(tmp_path)]) == 1
+    assert "of a stopped run with other images, queries, settings or weights" in capsys.readouterr().err
+    monkeypatch.setattr(segment, "load_models", load)
+    assert main(["segment", *files, "--query", "sheep", "--output", str(tmp_path)]) == 0
+    captured = capsys.readouterr()
+    assert "going on with a stopped run, which did 1 of 3 images" in captured.err
+    assert "of 3" in captured.out
+    assert main(["segment", *files, "--query", "sheep", "--output", str(tmp_path / "whole")]) == 0
+    ours, theirs = (read_dataset(tmp_path / name) for name in ("dataset.json", "whole/dataset.json"))
+    assert all(ours[key] == theirs[key] for key in ("images", "annotations", "categories"))
 
 
 def test_a_stopped_segment_that_overwrites_says_that_the_earlier_dataset_is_kept(tmp_path, capsys, monkeypatch):
@@ -145,7 +155,7 @@ def test_a_stopped_segment_that_overwrites_says_that_the_earlier_dataset_is_kept
     assert main([*command, "--overwrite"]) == 130
     error = capsys.readouterr().err.splitlines()[-1]
     assert f"stopped with 1 of 2 images done; {tmp_path / 'dataset.json'} is still that of the earlier run" in error
-    assert "The same command with --overwrite" in error
+    assert "The same command again begins again" in error
     assert (tmp_path / "dataset.json").read_bytes() == dataset
 
 

@@ -276,6 +276,40 @@ def test_the_record_is_read_by_sha256sum(tmp_path):
     assert done.stdout.splitlines() == ["a: OK", "masks/b: OK"]
 
 
+@pytest.mark.skipif(not shutil.which("sha256sum"), reason="needs sha256sum")
+def test_sha256sum_finds_no_line_of_a_replaced_or_deleted_file(tmp_path):
+    OutputFolder(tmp_path, command="segment").write([("a", [b"1"]), ("b", [b"1"]), ("c", [b"1"])])
+    again = OutputFolder(tmp_path, command="segment")
+    again.write([("a", [b"2"])])
+    again.write([("a", [b"3"])])
+    OutputFolder(tmp_path, command="segment").write([("a", [b"1"])])
+    assert again.discard_earlier(keep={"a"}) == [tmp_path / "b", tmp_path / "c"]
+    done = subprocess.run(["sha256sum", "--check", "--strict", RECORD], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.splitlines()) == (0, ["a: OK"])
+    OutputFolder(tmp_path, command="segment").write([("a", [b"4"])])
+
+
+def test_a_file_of_a_run_that_was_stopped_before_or_after_it_was_replaced_is_still_known(tmp_path):
+    folder = OutputFolder(tmp_path)
+    folder.write([("a", [b"1"])])
+    folder._append_hash("a", sha256(b"2").hexdigest())  # stopped here, or after the file has its new bytes
+    OutputFolder(tmp_path).check("a")
+    (tmp_path / "a").write_bytes(b"2")
+    OutputFolder(tmp_path).check("a")
+    OutputFolder(tmp_path).write([("a", [b"3"])])
+    (tmp_path / "a").write_bytes(b"1")
+    with pytest.raises(OutputError, match="was changed since"):
+        OutputFolder(tmp_path).check("a")
+
+
+def test_the_bytes_of_a_record_that_somebody_made_anew_are_kept(tmp_path):
+    folder = OutputFolder(tmp_path)
+    folder.write([("a", [b"1"])])
+    (tmp_path / RECORD).write_text("z" * 200)
+    folder.write([("a", [b"2"])])
+    assert (tmp_path / RECORD).read_text().startswith("z" * 200)
+
+
 def test_a_truncated_record_of_written_files_is_continued(tmp_path):
     OutputFolder(tmp_path).write([("a", [b"1"])])
     record = tmp_path / RECORD

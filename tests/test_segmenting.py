@@ -116,6 +116,43 @@ def test_overwrite_replaces_the_whole_earlier_result_and_nothing_else(tmp_path):
     found = sorted(path.relative_to(out.output).as_posix() for path in out.output.rglob("*.png"))
     assert found == ["0_overlay.png", "1_overlay.png", "masks/0_ball_1.png", "masks/mine.png"]
     assert len(report.written) == 2
+    assert {path.name for path in report.deleted} == {"0_red-ball_1.png", "1_red-ball_1.png", "2_overlay.png"} | {
+        "2_red-ball_1.png"
+    }
+
+
+def test_a_stopped_run_goes_on_with_the_images_that_are_missing_or_changed(tmp_path):
+    paths, out, whole = images(tmp_path), OutputSettings(tmp_path / "out"), OutputSettings(tmp_path / "whole")
+    for stop in ("3.png", "4.png"):
+        segment_files(FakeModels(raises={stop: KeyboardInterrupt()}), paths, "ball", out)
+    Image.fromarray(builders.pixels()).save(paths[1])  # another time of change
+    models = FakeModels()
+    report = segment_files(models, paths, "ball", out)
+    assert models.seen == ["1.png", "4.png"]
+    assert (report.images, report.earlier, report.found, report.interrupted) == (5, 3, {"ball": 5}, False)
+    assert report.dataset.read_bytes() == segment_files(models, paths, "ball", whole).dataset.read_bytes()
+    with pytest.raises(OutputError, match="already exists"):
+        segment_files(models, paths, "ball", out)
+
+
+def test_a_stopped_run_that_is_stopped_again_keeps_all_images_whatever_their_order(tmp_path):
+    paths, out = images(tmp_path), no_images(tmp_path)
+    segment_files(FakeModels(raises={"3.png": KeyboardInterrupt()}), paths, "ball", out)
+    report = segment_files(FakeModels(raises={"3.png": KeyboardInterrupt()}), paths[::-1], "ball", out)
+    assert (report.images, report.earlier, report.kept_earlier) == (4, 3, False)
+    names = [image["file_name"] for image in read_dataset(report.dataset)["images"]]
+    assert names == ["4.png", "0.png", "1.png", "2.png"]
+    assert [each["image_id"] for each in read_dataset(report.dataset)["annotations"]] == [1, 2, 3, 4]
+
+
+def test_a_stopped_run_with_other_queries_is_not_continued(tmp_path):
+    paths, out = images(tmp_path), no_images(tmp_path)
+    segment_files(FakeModels(raises={"3.png": KeyboardInterrupt()}), paths, "ball", out)
+    before = out.dataset.read_bytes()
+    with pytest.raises(OutputError, match="of a stopped run with other"):
+        segment_files(FakeModels(), paths, "red ball", out)
+    assert out.dataset.read_bytes() == before
+    assert segment_files(FakeModels("red ball"), paths, "red ball", replace(out, overwrite=True)).images == 5
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt(), OSError(28, "No space left on device")])

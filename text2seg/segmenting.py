@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from text2seg.coco.dataset import DatasetBuilder
-from text2seg.coco.json_file import json_chunks
+from text2seg.coco.json_file import Json, json_chunks
 from text2seg.coco.provenance import run_info
+from text2seg.coco.reader import Dataset, attributes_of, read_dataset
 from text2seg.config import OutputSettings
-from text2seg.errors import OutputError, Text2SegError
-from text2seg.io.files import exists
+from text2seg.errors import ImageError, OutputError, Text2SegError
+from text2seg.io.files import exists, is_file, status
 from text2seg.io.images import load_image
 from text2seg.io.names import unique_names
 from text2seg.io.output_folder import OutputFolder
@@ -33,9 +36,10 @@ class Report:
     """Result of a run over files.
 
     Without `images`, nothing was written, not even the `dataset`. `written` are the image files. `found` is the number
-    of images that each query was found in. `verdicts` say for each image how each query did in it. A run that was
-    `interrupted` has not seen all images; if the folder had a dataset of an earlier run, it `kept_earlier` and wrote
-    none.
+    of images that each query was found in. `verdicts` say for each image of this run how each query did in it. A run
+    that was `interrupted` has not seen all images; if the folder had a dataset of an earlier run, it `kept_earlier` and
+    wrote none. `earlier` of the images were done by a run that was stopped. `deleted` are image files that only an
+    earlier run wrote.
     """
 
     dataset: Path
@@ -46,6 +50,13 @@ class Report:
     failures: list[Failure] = field(default_factory=list)
     interrupted: bool = False
     kept_earlier: bool = False
+    earlier: int = 0
+    deleted: list[Path] = field(default_factory=list)
+
+
+STOPPED = "stopped"
+"""Entry of `info` of a dataset whose run did not see all images: size and time of change of each image that is in it.
+The next run with the same settings goes on from there."""
 
 
 def segment_files(
@@ -57,35 +68,43 @@ def segment_files(
     is segmented once. With `output.overwrite`, a run that saw all images replaces the COCO file of an earlier run, and
     deletes image files that only the earlier run wrote.
 
-    After Ctrl-C, the COCO file of the finished images is written, and the report says `interrupted`. If an earlier run
-    wrote a COCO file, it is kept instead, and so are the files of images that were not reached.
+    After Ctrl-C, the COCO file of the finished images is written, and the report says `interrupted`. The same run again
+    does the other images, and those that changed. If an earlier, finished run wrote a COCO file, it is kept instead,
+    and so are the files of images that were not reached.
 
     Raises:
         QueryError: the queries cannot be used, whatever the image.
-        OutputError: the output folder cannot be written, or it has a COCO file and `output.overwrite` is not set.
+        OutputError: the output folder cannot be written, or `output.overwrite` is not set and it has a COCO file of a
+            run that was finished, or of other settings.
     """
     parsed = models.check(queries)
     names = [query.name for query in parsed]
-    _folder(output, paths).check_result(output.dataset.name, text=True)
+    stopped = stopped_run(output, paths)
     report = Report(output.dataset, dict.fromkeys(names, 0))
     folder = Path(os.path.commonpath([path.absolute().parent for path in paths])) if paths else Path()
     info = run_info(models.provenance(), folder=folder, dataset=report.dataset, ontology=ontology_of_queries(parsed))
     builder = DatasetBuilder(
         info=info, queries=names, encoding=output.segmentation, polygon_tolerance=output.polygon_tolerance
     )
-    writer = _Writer(output, report, paths)
+    writer = _Writer(output, report, paths, goes_on=stopped is not None)
     unique = unique_names()
+    done = _done_before(stopped, builder, folder) if stopped is not None else {}
     try:
         for path in tqdm(dict.fromkeys(paths), unit="image", disable=not progress):
             stem = unique(path.stem, "")
             try:
                 name = path.absolute().relative_to(folder).as_posix()
+                if name in done:
+                    writer.add_earlier(builder, *done.pop(name))
+                    continue
+                stamp = stamp_of(path)
                 image = load_image(path, image_id=report.images + 1, file_name=name)
                 result = models.segment(image, parsed)
             except (Text2SegError, MemoryError, RuntimeError) as error:  # torch raises RuntimeError without memory
                 report.failures.append(Failure.from_error(str(path), "segment", error, path))
                 continue
             builder.add(result)
+            writer.stamps[name] = stamp
             report.images += 1
             report.verdicts[path] = {name: result.verdict(name) for name in names}
             for query in {segment.query for segment in result.segments}:
@@ -95,18 +114,66 @@ def segment_files(
         report.interrupted = True
     except BaseException:
         try:  # keep the finished images; if that fails too, the first error is the one to raise
-            writer.write_partial_dataset(builder)
+            writer.write_partial_dataset(builder, done)
             if report.kept_earlier:
                 _log.warning("%s is still that of the earlier run", report.dataset)
         except Text2SegError as second:
             _log.warning("%s", second)
         raise
     if report.interrupted:
-        writer.write_partial_dataset(builder)
+        writer.write_partial_dataset(builder, done)
     elif report.images:
         writer.write_dataset(builder)
         writer.discard_earlier()
     return report
+
+
+def stopped_run(output: OutputSettings, paths: Sequence[Path]) -> Dataset | None:
+    """Return the dataset of an earlier run that was stopped, if this run may go on with it.
+
+    Raises:
+        OutputError: as `segment_files`, except for other settings.
+    """
+    folder, name = _folder(output, paths), output.dataset.name
+    if not output.overwrite and is_file(output.dataset, OutputError) and folder.is_ours(name):
+        dataset = read_dataset(output.dataset)
+        if isinstance(dataset["info"].get(STOPPED), Mapping):
+            return dataset
+    folder.check_result(name, text=True)
+    return None
+
+
+def stamp_of(path: Path) -> list[int]:
+    """Return the size and the time of change of a file, to see whether it changed. Empty if there is no such file."""
+    found = status(path, ImageError)
+    return [] if found is None else [found.st_size, found.st_mtime_ns]
+
+
+_Done = tuple[list[int], Json, list[Json]]
+"""An image of a stopped run: its stamp, its entry and its annotations."""
+
+
+def _done_before(stopped: Dataset, builder: DatasetBuilder, folder: Path) -> dict[str, _Done]:
+    """Return by file name the images that a stopped run has done and that did not change since.
+
+    Raises:
+        OutputError: the stopped run had other images, queries, settings or models.
+    """
+    built, stamps = builder.build(), stopped["info"][STOPPED]
+    info = {key: value for key, value in stopped["info"].items() if key != STOPPED}
+    if info != built["info"] or stopped["categories"] != built["categories"]:
+        raise OutputError(
+            f"{stopped.name} is of a stopped run with other images, queries, settings or weights. Run that command "
+            "again to finish it, choose another --output, or add --overwrite to begin again"
+        )
+    of_image: dict[int, list[Json]] = defaultdict(list)
+    for annotation in stopped["annotations"]:
+        of_image[annotation["image_id"]].append(annotation)
+    return {
+        name: (stamp, image, of_image[image["id"]])
+        for image in stopped["images"]
+        if (stamp := stamp_of(folder / (name := image["file_name"]))) and stamps.get(name) == stamp
+    }
 
 
 def _folder(output: OutputSettings, inputs: Sequence[Path]) -> OutputFolder:
@@ -116,8 +183,20 @@ def _folder(output: OutputSettings, inputs: Sequence[Path]) -> OutputFolder:
 class _Writer:
     """Writes the results of a run, and notes them in its report."""
 
-    def __init__(self, output: OutputSettings, report: Report, inputs: Sequence[Path]) -> None:
+    def __init__(self, output: OutputSettings, report: Report, inputs: Sequence[Path], *, goes_on: bool) -> None:
         self._output, self._report, self._folder = output, report, _folder(output, inputs)
+        self.stamps: dict[str, list[int]] = {}
+        self._goes_on = goes_on
+
+    def add_earlier(self, builder: DatasetBuilder, stamp: list[int], image: Json, annotations: Sequence[Json]) -> None:
+        """Add an image that a stopped run has done."""
+        builder.add_entries(image, annotations)
+        self.stamps[image["file_name"]] = stamp
+        self._report.earlier += 1
+        self._report.images += 1
+        queries = {attributes_of(each).get("query") for each in annotations}
+        for query in self._report.found:
+            self._report.found[query] += query in queries
 
     def write_images(self, path: Path, stem: str, result: Segmentation) -> None:
         """Write the image files of one image. A file that cannot be written becomes a `Failure`."""
@@ -129,21 +208,26 @@ class _Writer:
                     raise
                 self._report.failures.append(Failure.from_error(str(path), "segment", error, path))
 
-    def write_dataset(self, builder: DatasetBuilder) -> None:
-        """Write the COCO file."""
-        file = self._report.dataset
-        self._folder.write([(file.name, json_chunks(file, builder.build()))])
+    def write_dataset(self, builder: DatasetBuilder, **info: Any) -> None:
+        """Write the COCO file, with more entries of its `info`."""
+        file, dataset = self._report.dataset, builder.build()
+        dataset["info"] |= info
+        self._folder.write([(file.name, json_chunks(file, dataset))])
 
-    def write_partial_dataset(self, builder: DatasetBuilder) -> None:
+    def write_partial_dataset(self, builder: DatasetBuilder, done: Mapping[str, _Done]) -> None:
         """Write the COCO file of a run that did not see all images, unless there is none or an earlier run wrote
-        one."""
-        if exists(self._report.dataset, OutputError):
+        one that this run does not continue. `done` are images of a stopped run that this one did not reach."""
+        for each in done.values():
+            self.add_earlier(builder, *each)
+        if exists(self._report.dataset, OutputError) and not self._goes_on:
             self._report.kept_earlier = True
         elif self._report.images:
-            self.write_dataset(builder)
+            self.write_dataset(builder, **{STOPPED: self.stamps})
 
     def discard_earlier(self) -> None:
         """Delete what only an earlier run wrote, if it may be replaced."""
         if self._output.overwrite:
             written = [*self._report.written, self._report.dataset]
-            self._folder.discard_earlier(keep={path.relative_to(self._output.output).as_posix() for path in written})
+            self._report.deleted = self._folder.discard_earlier(
+                keep={path.relative_to(self._output.output).as_posix() for path in written}
+            )

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from app_builders import live_app
 from PIL import Image
+from playwright.sync_api import expect
 from pycocotools.coco import COCO
 
 from browser.test_app import press_before_the_server_answers
@@ -471,6 +472,53 @@ def test_a_reload_and_a_second_edit_lose_nothing_of_an_edited_image(page, six):
     page.get_by_role("button", name="Save and go back").click()
     wait_for_tally(page, "1 segment rejected")
     assert page.get_by_role("tab", name="Label a folder").get_attribute("aria-selected") == "true"
+
+
+def test_the_review_goes_on_where_an_image_was_edited(page, make_zip):
+    scenes = [path.read_bytes() for path in sorted(IMAGES.glob("*.jpg"))[:3]]
+    begin(page, make_zip(*((f"{n:02}.jpg", scenes[n % len(scenes)]) for n in range(14))), "sheep, fire engine")
+    page.locator(TILE).nth(11).wait_for()
+    page.locator(TILE).nth(11).locator("[data-open]").click()
+    large = page.get_by_role("dialog", name="Large view")
+    large.get_by_text("12 of 14").wait_for()
+    page.keyboard.press("r")  # goes on, to the next page
+    large.get_by_text("13 of 14").wait_for()
+    page.keyboard.press("ArrowLeft")
+    large.get_by_text("12 of 14").wait_for()
+    page.keyboard.press("j")
+    large.get_by_text("13 of 14").wait_for()
+    page.keyboard.press("ArrowRight")
+    large.get_by_text("14 of 14").wait_for()
+    assert large.get_by_role("button", name="Next").is_disabled()
+    wait_for_tally(page, "1 rejected")
+    name = large.get_by_role("heading").inner_text()
+    large.get_by_role("button", name="Edit this image").click()
+    page.locator("#folder-return").get_by_text(name).wait_for()
+    page.get_by_role("button", name="Another image").wait_for(state="hidden")
+    page.get_by_label("Add a query").fill("koala")
+    page.keyboard.press("Enter")
+    page.locator(".t2s-refused").get_by_text("“koala” is not a category of this job").wait_for()
+    page.get_by_role("button", name="Save and go back").click()
+    page.wait_for_function(f"document.activeElement.dataset.name === '{name}'")
+    page.get_by_text("2 of 2", exact=True).wait_for()
+
+
+def test_counts_follow_the_review_and_the_deletion_asks_in_sight(page, six):
+    begin(page, six)
+    found = page.locator("#folder-status .found")
+    expect(found.locator("li", has_text="sheep")).to_have_text("2 sheep")
+    tile = page.locator(TILE, has_text="scene_0019.jpg")
+    tile.locator(".segment", has_text="sheep").first.get_by_role("checkbox").uncheck()
+    expect(found.locator("li", has_text="sheep")).to_have_text("1 sheep")
+    tile.get_by_role("button", name="Reject").click()
+    expect(found.locator("li", has_text="sheep")).to_have_count(0)
+    page.get_by_role("button", name="Delete job").click()
+    keep = page.get_by_role("button", name="Keep")
+    expect(keep).to_be_focused()
+    expect(keep).to_be_in_viewport()
+    assert page.get_by_role("button", name="Delete job").is_hidden()
+    keep.click()
+    expect(page.get_by_role("button", name="Delete job")).to_be_focused()
 
 
 def dataset_in(archive):

@@ -173,6 +173,60 @@ def test_add_points_undo_and_redo(page):
     assert sorted(paths(page)) == sorted(corrected)
 
 
+def test_undo_brings_back_a_removed_word_with_its_hand_made_mask(page):
+    take_example(page)
+    assert page.get_by_role("button", name="Undo").is_disabled()
+    page.get_by_role("button", name="Add a koala by hand").click()
+    click_at(page, 60, 330)
+    assert not verdicts(page)["koala"].startswith("not found")
+    before = sorted(paths(page))
+    page.get_by_role("button", name="Remove koala").click()
+    page.locator("t2s-legend").get_by_text("koala").wait_for(state="detached")
+    wait_until_idle(page)
+    page.get_by_role("button", name="Undo").click()
+    page.locator("t2s-legend").get_by_text("koala").wait_for()
+    assert page.locator(".t2s-chips li").all_text_contents() == ["sheep×", "fire engine×", "koala×"]
+    assert sorted(paths(page)) == before
+    page.get_by_label("Threshold").fill("0.5")
+    page.wait_for_function("document.querySelector('[data-code=command]').textContent.includes('--threshold 0.5')")
+    wait_until_idle(page)
+    page.get_by_role("button", name="Undo").click()
+    page.wait_for_function("document.querySelector('[name=threshold]').value === '0.8'")
+    page.get_by_role("button", name="Undo").click()  # the mask itself
+    page.wait_for_function(f"document.querySelectorAll('{PIECE}').length === {len(before) - 1}")
+
+
+def test_at_most_never_hides_a_mask_that_was_made_by_hand(page):
+    take_example(page)
+    select(page, "sheep", 1)
+    click_at(page, 20, 20, modifiers=["Shift"])
+    page.keyboard.press("Escape")
+    page.get_by_label("At most").fill("1")
+    shown = page.locator("t2s-legend [data-piece]:not(.t2s-not-shown)").all_inner_texts()
+    assert len(shown) == 2
+    assert sum("by hand" in text for text in shown) == 1
+
+
+def test_another_image_asks_before_it_replaces_hand_work(page, scene):
+    take_example(page)
+    page.get_by_role("button", name="Another image").click()
+    page.locator("[data-example='1']").click()  # nothing to lose
+    page.get_by_role("group", name="scene_0012.jpg").wait_for()
+    wait_until_idle(page)
+    page.locator("t2s-legend [data-piece]").first.click()
+    page.keyboard.press("a")
+    wait_until_idle(page)
+    page.set_input_files("t2s-stage input[type=file]", scene)
+    page.get_by_text("1 mask that you made or accepted is lost when another image replaces scene_0012.jpg.").wait_for()
+    page.get_by_role("button", name="Stay with scene_0012.jpg").click()
+    assert "✓" in page.locator("t2s-legend").inner_text()
+    page.get_by_role("button", name="Another image").click()
+    page.locator("[data-example='0']").click()
+    expect(page.get_by_role("button", name="Replace it")).to_be_focused()
+    page.keyboard.press("Enter")
+    page.get_by_role("group", name="scene_0019.jpg").wait_for()
+
+
 def selected(page):
     """Names of the selected segments."""
     return page.locator(f"{PIECE}[aria-pressed=true]").evaluate_all("all => all.map(each => each.ariaLabel)")

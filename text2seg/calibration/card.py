@@ -19,7 +19,7 @@ import numpy as np
 from text2seg._version import __version__
 from text2seg.calibration import FEW_IMAGES, FEWEST_IMAGES
 from text2seg.calibration.fit import SHOWS, Bools, Floats, far_below, fit_choice, fit_presence, interval, sigmoid
-from text2seg.calibration.measure import BOUNDS, Gathered, Images
+from text2seg.calibration.measure import BOUNDS, Gathered, Images, PartialResults
 from text2seg.calibration.regions import fit_regions, least_something
 from text2seg.coco.lookup import ImageFinder
 from text2seg.coco.reader import check_dataset
@@ -71,6 +71,7 @@ def calibrate(
     folds: int = FOLDS,
     progress: bool = False,
     announce: Callable[[int, int, float], None] | None = None,
+    partial_results: Path | None = None,
 ) -> Calibration:
     """Calibrate models on images with true masks.
 
@@ -83,6 +84,8 @@ def calibrate(
         data: The name of the data for people.
         announce: Is called before the first pass with the number of images, in how many of them the last pass cuts
             out everything, and about how many seconds that takes.
+        partial_results: A file that keeps what is found of each image, so that the same calibration, if it was
+            stopped, goes on. The caller deletes it at the end.
 
     Raises:
         DatasetError: The ground truth is damaged, or has no category that the models know, no image that is in the
@@ -103,7 +106,9 @@ def calibrate(
             found.append((shown, path))
     if not found:
         raise DatasetError(f"{images}: none of the {missing} images of the ground truth is there")
-    passes = Images(models.with_card(models.card.uncalibrated()), known, found, progress)
+    plain = models.with_card(models.card.uncalibrated())
+    kept = PartialResults(partial_results, [__version__, models.provenance(), sha256_of_truth(truth)])
+    passes = Images(plain, known, found, progress, partial=kept)
     _check_enough(passes, len(passes.with_things), images)
     if announce is not None and (effort := passes.effort()):
         announce(len(found), *effort)

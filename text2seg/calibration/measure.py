@@ -5,10 +5,13 @@ Each image is opened and encoded once: the first pass keeps its session for the 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,8 +26,10 @@ from text2seg.calibration.regions import MOST_IMAGES, RegionRows, gather_rows, m
 from text2seg.coco import rle
 from text2seg.coco.truth import TruthImage
 from text2seg.config import MaskSettings, PointSettings, PresenceSettings, RegionFeatures, Settings
-from text2seg.errors import Text2SegError
+from text2seg.errors import OutputError, Text2SegError
 from text2seg.grids import iou, minmax, resize
+from text2seg.io.files import exists, read_file
+from text2seg.io.writing import output_errors
 from text2seg.model_card import PresenceCalibration
 from text2seg.pipeline import Text2Seg
 from text2seg.queries import Query
@@ -77,6 +82,56 @@ class Gathered:
     something: list[float]
     session: Session | None
 
+    @classmethod
+    def of(cls, shown: TruthImage, path: Path, values: Mapping[str, Any], session: Session | None) -> Gathered:
+        """Return what `gather_one` gathered from an image."""
+        logits, present = np.array(values["logits"], np.float64), np.array(values["present"], np.bool_)
+        rows: list[Floats] = [np.array(each, np.float64).reshape(-1, 3) for each in values["rows"]]
+        return cls(shown, path, values["names"], logits, present, rows, values["gaps"], values["something"], session)
+
+
+class PartialResults:
+    """What the passes of a calibration found so far, in a file, so that one that was stopped goes on.
+
+    A line of the file is JSON: the SHA-256 of all that decides a value, and the value.
+    """
+
+    def __init__(self, path: Path | None, made_by: object) -> None:
+        """Read what is kept. A line that a stopped process did not finish is ignored.
+
+        Args:
+            path: the file; None keeps nothing.
+            made_by: what decides all values, such as the weights, as JSON.
+
+        Raises:
+            OutputError: the file cannot be read.
+        """
+        self._path, self._made_by, self._known = path, made_by, dict[str, Any]()
+        if path is not None and exists(path, OutputError):
+            for line in read_file(path, OutputError).split(b"\n"):
+                with suppress(ValueError):
+                    self._known.update(json.loads(line))
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def of(self, made_from: object, compute: Callable[[], Any]) -> Any:
+        """Return the value, JSON, that was made from `made_from`, or compute and keep it.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        if self._path is None:
+            return compute()
+        content = json.dumps([self._made_by, made_from], sort_keys=True, default=str)
+        key = hashlib.sha256(content.encode()).hexdigest()
+        if key not in self._known:
+            self._known[key] = compute()
+            line = f"\n{json.dumps({key: self._known[key]})}"
+            with output_errors(self._path), self._path.open("a", encoding="utf-8") as file:
+                file.write(line)
+        return self._known[key]
+
 
 @dataclass
 class Images:
@@ -87,6 +142,7 @@ class Images:
         known: the categories that the models know, by number.
         found: the images of the ground truth that are in the folder, with their files.
         failures: by file name. An image that fails once takes no part from then on.
+        partial: what a calibration that was stopped has found.
     """
 
     models: Text2Seg
@@ -94,6 +150,7 @@ class Images:
     found: Sequence[tuple[TruthImage, Path]]
     progress: bool = False
     failures: dict[str, Failure] = field(default_factory=dict)
+    partial: PartialResults = field(default_factory=lambda: PartialResults(None, None))
 
     @property
     def with_things(self) -> list[str]:
@@ -116,11 +173,17 @@ class Images:
         room = {each.type: KEPT_SHARE * free_memory(each) for each in devices}
         for shown, path in tqdm(self.found, desc="gathering", unit="image", disable=not self.progress):
             with self._counted(shown, path):
-                session = self.models.open(shown.load(path))
-                gathered = gather_one(gatherer, session, shown, path, self.known)
-                for device, size in session.nbytes_by_device().items():
+                opened: list[Session] = []
+
+                def gather(shown: TruthImage = shown, path: Path = path, opened: list[Session] = opened) -> Any:
+                    opened.append(self.models.open(shown.load(path)))
+                    return gather_one(gatherer, opened[0], shown, self.known)
+
+                values = self.partial.of(["gather", *_file_of(shown, path)], gather)
+                for device, size in opened[0].nbytes_by_device().items() if opened else ():
                     room[device] -= size
-                yield gathered if min(room.values()) > 0 else replace(gathered, session=None)
+                session = opened[0] if opened and min(room.values()) > 0 else None
+                yield Gathered.of(shown, path, values, session)
 
     # ---- second and third pass
 
@@ -138,11 +201,18 @@ class Images:
         for at in tqdm(used, desc="bounds of regions", unit="image", disable=not self.progress):
             each = gathered[at]
             with self._counted(each.shown, each.path):
-                session, things = each.session or self._opened(each), things_of(each.shown, self.known)
-                for column, (floor, prominence) in enumerate(BOUNDS):
-                    settings = Settings(points=PointSettings(floor=floor, prominence=prominence), presence=NEVER_ABSENT)
-                    quality[at, column] = judge(fitted[at], session, things, settings)[:, 1].mean()
+                made_from = ["bounds", *_file_of(each.shown, each.path), fitted[at].card.sha256]
+                quality[at] = self.partial.of(made_from, partial(self._bounds_of, each, fitted[at]))
         return quality
+
+    def _bounds_of(self, each: Gathered, models: Text2Seg) -> list[float]:
+        """Return the quality of single masks of an image with each of `BOUNDS`."""
+        session, things = each.session or self._opened(each), things_of(each.shown, self.known)
+        tried = [
+            Settings(points=PointSettings(floor=floor, prominence=prominence), presence=NEVER_ABSENT)
+            for floor, prominence in BOUNDS
+        ]
+        return [float(judge(models, session, things, settings)[:, 1].mean()) for settings in tried]
 
     def compare(self, gathered: Sequence[Gathered], calibrated: Sequence[Text2Seg]) -> dict[str, list[Floats]]:
         """Return for each method and image that does not fail float [T, 2]; see `judge`.
@@ -156,14 +226,19 @@ class Images:
             if each.shown.file_name in self.failures:
                 continue
             with self._counted(each.shown, each.path):
-                session, things = each.session or self._opened(each), things_of(each.shown, self.known)
-                judged = [
-                    judge(fitted if method == "calibrated" else self.models, session, things, settings)
-                    for method, settings in METHODS.items()
-                ]
+                made_from = ["compare", *_file_of(each.shown, each.path), fitted.card.sha256]
+                judged = self.partial.of(made_from, partial(self._compared, each, fitted))
                 for method, rows in zip(METHODS, judged, strict=True):
-                    scores[method].append(rows)
+                    scores[method].append(np.array(rows, np.float64).reshape(-1, 2))
         return scores
+
+    def _compared(self, each: Gathered, fitted: Text2Seg) -> list[Any]:
+        """Return what `judge` does of an image with each of `METHODS`, as lists."""
+        session, things = each.session or self._opened(each), things_of(each.shown, self.known)
+        return [
+            judge(fitted if method == "calibrated" else self.models, session, things, settings).tolist()
+            for method, settings in METHODS.items()
+        ]
 
     # ---- last pass
 
@@ -176,10 +251,15 @@ class Images:
             if each.shown.file_name in self.failures:
                 continue
             with self._counted(each.shown, each.path):
-                things = {name: masks for name, (masks, _) in things_of(each.shown, self.known).items()}
-                session = each.session or self._opened(each)
-                rows.append(gather_rows(models, session, things, each.names, something))
+                made_from = ["regions", *_file_of(each.shown, each.path), models.card.sha256, something]
+                found = self.partial.of(made_from, partial(self._regions_of, each, models, something))
+                rows.append({kind: RegionRows.of(values) for kind, values in found.items()})
         return rows
+
+    def _regions_of(self, each: Gathered, models: Text2Seg, something: float) -> dict[RegionFeatures, Any]:
+        things = {name: masks for name, (masks, _) in things_of(each.shown, self.known).items()}
+        found = gather_rows(models, each.session or self._opened(each), things, each.names, something)
+        return {kind: rows.values() for kind, rows in found.items()}
 
     def effort(self) -> tuple[int, float] | None:
         """Return in how many images the last pass cuts out everything, and about how many seconds it takes, measured
@@ -209,8 +289,14 @@ def _sample(images: Sequence[Sampled]) -> Sequence[Sampled]:
     return images[:: -(-len(images) // MOST_IMAGES)]
 
 
-def gather_one(models: Text2Seg, session: Session, shown: TruthImage, path: Path, known: Mapping[int, str]) -> Gathered:
-    """Return what one image says. Presence of the models has `MILD_SLOPE`."""
+def _file_of(shown: TruthImage, path: Path) -> list[Any]:
+    """Return what tells an image, and whether it changed."""
+    found = path.stat()
+    return [shown.file_name, found.st_size, found.st_mtime_ns]
+
+
+def gather_one(models: Text2Seg, session: Session, shown: TruthImage, known: Mapping[int, str]) -> dict[str, Any]:
+    """Return what one image says, as JSON with the names of `Gathered`. Presence of the models has `MILD_SLOPE`."""
     things = things_of(shown, known)
     (tokens,) = models.clip.encode_images([session.image], size=models.input_size)
     session.tokens[models.clip.input_hw(models.input_size), "surgery"] = tokens
@@ -218,9 +304,14 @@ def gather_one(models: Text2Seg, session: Session, shown: TruthImage, path: Path
     names = [known[number] for number in counted]
     logits = _logit(models.clip.patch_presence(tokens, names).max((1, 2))) if names else np.zeros(0)
     rows, gaps = _regions(models, session, things) if things else ([], [])
-    present = np.array([name in things for name in names], np.bool_)
-    something = most_shown(models, tokens, [mask for masks, _ in things.values() for mask in masks])
-    return Gathered(shown, path, names, logits, present, rows, gaps, something, session)
+    return {
+        "names": names,
+        "logits": logits.tolist(),
+        "present": [name in things for name in names],
+        "rows": [row.tolist() for row in rows],
+        "gaps": gaps,
+        "something": most_shown(models, tokens, [mask for masks, _ in things.values() for mask in masks]),
+    }
 
 
 def things_of(shown: TruthImage, known: Mapping[int, str]) -> Things:

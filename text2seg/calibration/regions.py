@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -48,6 +49,16 @@ class RegionRows:
     odds: Floats
     present: Bools
     rows: Floats
+
+    def values(self) -> dict[str, Any]:
+        """Return the values as JSON."""
+        return {"odds": self.odds.tolist(), "present": self.present.tolist(), "rows": self.rows.tolist()}
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> RegionRows:
+        """Return the rows that `values` gave."""
+        odds, present = np.array(values["odds"], np.float64), np.array(values["present"], np.bool_)
+        return cls(odds, present, np.array(values["rows"], np.float64).reshape(-1, 4))
 
 
 def most_shown(models: Text2Seg, tokens: ImageTokens, masks: Sequence[NDArray[np.bool_]]) -> list[float]:

@@ -10,6 +10,7 @@ import argparse
 import io
 import logging
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +21,7 @@ from importlib import import_module
 from typing import Any
 
 from text2seg._version import __version__
-from text2seg.cli.terminal import FAILED, INTERRUPTED, WRONG_FLAGS, say_lines
+from text2seg.cli.terminal import FAILED, INTERRUPTED, WRONG_FLAGS, close_bars, say_lines
 from text2seg.errors import SettingsError, Text2SegError
 from text2seg.io.files import reason
 
@@ -68,6 +69,7 @@ SERVERS: Mapping[str, Command] = {
 COMMANDS: Mapping[str, Command | Group] = {
     "segment": Command("Find what the queries name in images and cut it out.", "segment:Segment"),
     "label": Command("Label all images of a folder and write one COCO file.", "label:Label"),
+    "track": Command("Follow what the queries name through a video.", "track:Track"),
     "refine": Command("Turn boxes and coarse masks of a COCO file into fine masks.", "refine:Refine"),
     "search": Command("Find the images in a folder that match a query best.", "search:Search"),
     "tune": Command("Find a threshold for each category of an ontology.", "tune:Tune"),
@@ -130,6 +132,7 @@ def _print_anything() -> None:
 
 def _print_error(message: str) -> None:
     """Print an error on stderr; a full disk is ignored."""
+    close_bars()
     with suppress(OSError):
         say_lines(f"text2seg: {message}", file=sys.stderr)
 
@@ -140,6 +143,18 @@ def _discard_unwritten_output() -> None:
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _is_read() -> bool:
+    """Return whether the reader of stdout, if it is a pipe, is still there; false where the system does not tell."""
+    if not hasattr(select, "poll"):
+        return False
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        return not any(event & select.POLLERR for _, event in poll.poll(0))
+    except (OSError, ValueError):  # not a real file, as in tests
+        return True
 
 
 def _message_of(error: OSError) -> str:
@@ -163,13 +178,14 @@ def main(arguments: list[str] | None = None) -> int:
         _print_error(str(error))
     except MemoryError as error:
         _print_error(f"not enough memory ({error or 'none is left'})")
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         if arguments is None:  # a second Ctrl-C while Python ends would kill it, with another exit status
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-        _print_error("stopped")
+        _print_error(str(stop) or "stopped")
         return INTERRUPTED
-    except BrokenPipeError:  # the reader of the output, such as `head`, has ended
-        pass
+    except BrokenPipeError as error:
+        if _is_read():  # otherwise the reader of the output, such as `head`, has ended
+            _print_error(f"the connection to another process was lost: {reason(error)}; run the same command again")
     except OSError as error:
         _log.info("file system error", exc_info=error)
         _print_error(_message_of(error))

@@ -25,7 +25,7 @@ class Calibrate:
 
     Presence ("found" and "not found"), the choice among SAM's masks and the bounds of regions are fitted. The numbers
     on the page are of images that the fit had not seen. From then on, text2seg finds the card by the hashes of the
-    weights.
+    weights. If it is stopped, by Ctrl-C or in any other way, run the same command again to go on.
 
     Example: text2seg calibrate coco --images 500 --model base
 
@@ -51,7 +51,8 @@ class Calibrate:
     def run(self) -> int:
         log_to_terminal(verbose=self.verbose)
         count = image_count(self.images or "500") if self.truth == COCO else 0
-        from text2seg.io.writing import check_writable, write_atomically
+        from text2seg.io.names import fit_file_name
+        from text2seg.io.writing import check_writable, discard, make_folder, write_atomically
 
         inputs = [] if count else [self.truth]
         check_writable(self.report, overwrite=self.overwrite, flag="--report", inputs=inputs, text=True)
@@ -67,10 +68,19 @@ class Calibrate:
         from text2seg.calibration.page import render_page
 
         drawn = f"COCO val2017, {len(truth['images'])} images drawn at random"
-        data = drawn if count else Path(self.truth).name
-        result = calibrate(models, truth, folder, data=data, progress=True, announce=_announce)
+        data = drawn if count else "/".join(Path(self.truth).absolute().parts[-2:])
+        partial = output.with_name(fit_file_name(output.name, ".partial"))
+        make_folder(partial.parent)
+        try:
+            result = calibrate(
+                models, truth, folder, data=data, progress=True, announce=_announce, partial_results=partial
+            )
+        except KeyboardInterrupt:
+            kept = f"; what was found so far is in {partial}, and the same command again goes on"
+            raise KeyboardInterrupt(f"stopped{kept if partial.exists() else ''}") from None
         write_atomically(output, [result.card.to_json()])
         write_atomically(self.report, [render_page(result).encode()])
+        discard(partial)
         say_failures(result.failures, all_in=str(self.report), verbose=self.verbose)
         if result.missing:
             say(f"{result.missing} images of the ground truth are not in {folder}", file=sys.stderr)
@@ -92,7 +102,7 @@ def _announce(images: int, cut_out: int, seconds: float) -> None:
 
     say(
         f"{images} images, four passes. In the last, SAM cuts out everything in {cut_out} of them. That takes about "
-        f"{words_for(seconds)}.",
+        f"{words_for(seconds)}. Ctrl-C keeps what is done, and the same command again goes on.",
         file=sys.stderr,
     )
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, make_dataclass, replace
+from dataclasses import asdict, dataclass, field, make_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,13 +14,17 @@ import tyro
 
 from text2seg.cli.common import PlainConsole, check_words, load_models, plain_table
 from text2seg.cli.terminal import INTERRUPTED, escaped, exit_status, log_to_terminal, say, stop_on_signals
+from text2seg.coco.json_file import read_json
 from text2seg.config import ModelSettings, Settings
+from text2seg.errors import OutputError
 from text2seg.explain import TOOLS, ImageFiles, Progress, Result, Tool, run_tool, save_result
 from text2seg.explain.estimate import SLOW, Speed, estimate, words_for
 from text2seg.explain.tool import cell_text, check_images
+from text2seg.io.files import exists
 from text2seg.io.names import fit_file_name
 from text2seg.io.output_folder import OutputFolder
-from text2seg.io.writing import check_writable
+from text2seg.io.writing import check_writable, discard
+from text2seg.labelling.journal import differences
 
 OUTPUT = Path("outputs/explain")
 MOST_ROWS = 30
@@ -82,40 +87,101 @@ def commands() -> Mapping[str, ToolCommand]:
 def _run(tool: Tool, flags: Any) -> int:
     log_to_terminal(verbose=flags.verbose)
     given = getattr(flags, "images", ())
-    images = ImageFiles((given,) if isinstance(given, Path) else given)
+    places = (given,) if isinstance(given, Path) else given
+    images = ImageFiles(places)
     check_images(tool, len(images))
     stem = f"{tool.name}_{images.paths[0].stem}" if tool.images == "one" else tool.name
     results = OutputFolder(flags.output, command="explain", overwrite=flags.overwrite)
     settings = flags.settings
-    adds = hasattr(settings, "folder")  # a tool that writes files while it runs, and a later run goes on
+    run = _ContinuedRun.of(tool, flags, places) if hasattr(settings, "folder") else None
     for suffix in (".png", ".json"):
         name = fit_file_name(stem, suffix)
-        check_writable(flags.output / name, overwrite=flags.overwrite or adds)
+        check_writable(flags.output / name, overwrite=flags.overwrite or bool(run and run.is_known()))
         results.check(name)
     check_words(flags.model, getattr(settings, "text", ()))
-    if adds and settings.folder is None:
-        settings = replace(settings, folder=flags.output / tool.name)
+    if run is not None:
+        run.check(overwrite=flags.overwrite)
+        if settings.folder is None:
+            settings = replace(settings, folder=flags.output / tool.name)
     models = load_models(flags.model, Settings())
+    is_new = run is not None and not run.is_known()
     seconds = estimate(tool, Speed(models), len(images), settings)
     if seconds is not None and seconds >= SLOW:
         say(f"This takes about {words_for(seconds)}. Ctrl-C stops it and keeps what is done.", file=sys.stderr)
     with stop_on_signals() as stop, progress_bar(tool.name) as report:
+        if run is not None:
+            run.write(results)
         result = run_tool(tool, models, images, settings, Progress(report, stop))
+    done = len(result.panels) + len(result.tables)
+    if not done and stop.is_set():
+        if run is not None and is_new:
+            discard(run.file)
+        say("text2seg: stopped before anything was done; nothing was written", file=sys.stderr)
+        return INTERRUPTED
     written = save_result(result, results, stem)  # before printing, which fails if the reader of a pipe is gone
     _print(result)
     for path in written:
         say(f"{'image' if path.suffix == '.png' else 'numbers'}: {path}")
     if stop.is_set():
         return INTERRUPTED
-    return exit_status(len(result.panels) + len(result.tables), result.left_out)
+    return exit_status(done, result.left_out)
+
+
+@dataclass(frozen=True, slots=True)
+class _ContinuedRun:
+    """A run of a tool that writes files while it runs, and that a later run continues.
+
+    `file` has what decides the results of the run, so that a run with anything else does not replace them.
+    """
+
+    file: Path
+    made_from: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, tool: Tool, flags: Any, places: Sequence[Path]) -> _ContinuedRun:
+        from text2seg import weights
+
+        settings = {name: value for name, value in asdict(flags.settings).items() if name != "folder"}
+        clip, sam = weights.pair(flags.model.model, clip=flags.model.clip, sam=flags.model.sam)
+        made_from = {
+            "images": sorted({str(place.absolute()) for place in places}),
+            **settings,
+            "clip": clip,
+            "sam": sam,
+            "card": flags.model.card,
+        }
+        # as it is read from the file
+        return cls(flags.output / f"{tool.name}_settings.json", json.loads(json.dumps(made_from, default=str)))
+
+    def is_known(self) -> bool:
+        """Return whether an earlier run noted what it was made from."""
+        return exists(self.file, OutputError)
+
+    def check(self, *, overwrite: bool) -> None:
+        """Raise `OutputError` if an earlier run was made from anything else. It may have had fewer images."""
+        if overwrite or not self.is_known():
+            return
+        earlier = read_json(self.file)
+        if isinstance(earlier, dict) and set(earlier.get("images", ())) <= set(self.made_from["images"]):
+            earlier = {**earlier, "images": self.made_from["images"]}
+        if changes := differences(earlier, self.made_from):
+            raise OutputError(
+                f"{self.file.parent} has the results of a run with other settings ({'; '.join(changes)}); choose "
+                "another --output, or add --overwrite to replace them"
+            )
+
+    def write(self, results: OutputFolder) -> None:
+        """Note what this run is made from."""
+        results.write([(self.file.name, [json.dumps(self.made_from, indent=1).encode()])])
 
 
 @contextmanager
 def progress_bar(name: str) -> Iterator[Callable[[int, int, str], None]]:
-    """Show a progress bar on the terminal; yield the function that updates it."""
+    """Show a progress bar on stderr, in a file a line every ten seconds; yield the function that updates it."""
     from tqdm import tqdm
 
-    bar = tqdm(desc=name, unit="step", delay=1, disable=None, leave=False)
+    is_terminal = sys.stderr.isatty()
+    bar = tqdm(desc=name, unit="step", delay=1, mininterval=0.1 if is_terminal else 10, leave=not is_terminal)
 
     def report(done: int, total: int, note: str) -> None:
         bar.total = total or None

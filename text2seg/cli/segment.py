@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from text2seg.cli.flags import PipelineFlags
 from text2seg.cli.terminal import FAILED, INTERRUPTED, exit_status, log_to_terminal, say, say_failures
 from text2seg.config import AutomaticSettings, ModelSettings, OutputSettings, Settings
 from text2seg.errors import ImageError, SettingsError
+from text2seg.io.names import listed
 from text2seg.queries import Query, parse_queries
 
 if TYPE_CHECKING:
@@ -80,21 +82,22 @@ class Segment:
             say(f"{name}: found in {count} of {report.images}")
         for path in report.written:
             say(f"image: {path}")
+        if report.deleted:
+            names = listed([path.name for path in report.deleted])
+            say(f"deleted, because only the earlier run wrote them: {len(report.deleted)} files ({names})")
         say(f"COCO file: {report.dataset}")
         return exit_status(report.images, unknown + len(report.failures) + len(self.images) - len(files))
 
     def _say_stopped(self, report: Report, files: int) -> None:
         """Print how much was done, and how to go on."""
+        kept, rest = "", "The same command again begins again"
         if report.kept_earlier:
             kept = f"; {report.dataset} is still that of the earlier run"
-        else:
-            kept = f", which are in {report.dataset}" if report.images else ""
-        again = " with --overwrite" * bool(report.images or report.kept_earlier)
-        say(
-            f"text2seg: stopped with {report.images} of {files} images done{kept}. The same command{again} begins "
-            "again; text2seg label, for a folder, goes on where it was stopped",
-            file=sys.stderr,
-        )
+        elif report.images:
+            kept, rest = f", which are in {report.dataset}", "The same command again does the others"
+            if self.output.overwrite:
+                rest = "The same command without --overwrite does the others"
+        say(f"text2seg: stopped with {report.images} of {files} images done{kept}. {rest}", file=sys.stderr)
 
     def _queries(self) -> tuple[tuple[Query, ...], int]:
         """Return the queries, and how many more were left out because the models do not know them."""
@@ -109,6 +112,14 @@ class Segment:
             return load_everything(self.model, self.automatic, self.settings)
         return load_models(self.model, self.settings)
 
+    def _label_command(self, folder: Path) -> str:
+        """Return the command that does the same for the images of a folder."""
+        words = ["--everything"] if self.everything else [each for query in self.query for each in ("--query", query)]
+        if self.queries:
+            words += ["--queries", self.queries]
+        output = self.output.output / f"{folder.name or 'labels'}.json"
+        return shlex.join(["text2seg", "label", str(folder), *words, "--output", str(output)])
+
     def _readable(self) -> list[Path]:
         """Check the output, return the images that exist, and print the others, before any model is loaded.
 
@@ -117,10 +128,13 @@ class Segment:
             OutputError: The output cannot be written, or has a COCO file already.
         """
         from text2seg.io.images import check_file
-        from text2seg.io.output_folder import OutputFolder
+        from text2seg.segmenting import stopped_run
 
         found, failures = [], []
         for path in self.images:
+            if path.is_dir():
+                failures.append(ImageError(f"{path} is a folder. To label its images: {self._label_command(path)}"))
+                continue
             try:
                 check_file(path)
                 found.append(path)
@@ -128,9 +142,9 @@ class Segment:
                 failures.append(error)
         if not found:
             raise failures[0] if len(failures) == 1 else ImageError("; ".join(map(str, failures)))
-        output = self.output
-        folder = OutputFolder(output.output, command="segment", overwrite=output.overwrite, inputs=found)
-        folder.check_result(output.dataset.name, text=True)
+        if stopped := stopped_run(self.output, found):
+            done, given = len(stopped["images"]), len(dict.fromkeys(found))
+            say(f"text2seg: going on with a stopped run, which did {done} of {given} images", file=sys.stderr)
         for failure in failures:
             say(f"failed: {failure}", file=sys.stderr)
         return found

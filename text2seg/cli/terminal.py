@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING, TextIO
 
@@ -58,6 +58,30 @@ def say_lines(text: str, *, file: TextIO | None = None) -> None:
     """Print a text of several lines, such as a list of errors."""
     for line in text.split("\n"):
         say(line, file=file, flush=file is None)
+
+
+@contextmanager
+def waiting(text: str) -> Iterator[None]:
+    """Show on a terminal what the command does meanwhile, on a line that the next output overwrites."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    line = f"text2seg: {text} …"
+    print(line, end="\r", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        print(" " * len(line), end="\r", file=sys.stderr, flush=True)
+
+
+def close_bars() -> None:
+    """End the progress bars that an error or a stop left on the terminal, so that a message gets a line of its own."""
+    if "tqdm" in sys.modules:
+        from tqdm import tqdm
+
+        for bar in list(getattr(tqdm, "_instances", ())):
+            with suppress(OSError):  # of a closed terminal
+                bar.close()
 
 
 class EscapingFormatter(logging.Formatter):

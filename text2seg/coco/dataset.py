@@ -244,6 +244,19 @@ class DatasetBuilder:
         self._categories, self._images[entry["id"]] = categories, entry
         self._names.add(entry["file_name"])
 
+    @property
+    def info(self) -> Json:
+        """The `info` of the dataset."""
+        return dict(self._info)
+
+    def add_entries(self, image: Mapping[str, Any], annotations: Sequence[Mapping[str, Any]]) -> None:
+        """Add an image and its annotations as an earlier `build` gave them, with new ids."""
+        number = len(self._images) + 1
+        plain = [{key: value for key, value in each.items() if key not in ("id", "image_id")} for each in annotations]
+        self._annotations += numbered(plain, first=len(self._annotations) + 1, image_id=number)
+        self._images[number] = {**image, "id": number}
+        self._names.add(image["file_name"])
+
     def build(self) -> Json:
         """Return the dataset of all results added so far."""
         return {

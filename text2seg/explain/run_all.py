@@ -50,7 +50,7 @@ from text2seg.io.files import exists, list_folder, read_file, sha256_of
 from text2seg.io.images import load_image
 from text2seg.io.names import fit_file_name, safe_file_name, unique_names
 from text2seg.io.output_folder import RECORD, OutputFolder
-from text2seg.io.writing import check_folder, is_leftover, make_folder
+from text2seg.io.writing import check_folder, is_leftover
 from text2seg.queries import Query
 from text2seg.records import Image, Segmentation, SimilarityMaps, calibration_note
 
@@ -165,8 +165,6 @@ def run_all(models: Text2Seg, images: Sequence[Image], settings: RunAllSettings,
     method_or_default(models.clip, settings.method)
     total, tally = len(images), _Tally()
     files = _Files(_open_folder(settings.folder), models, settings) if settings.folder is not None else None
-    if files is not None:
-        save_result(tally.result(total), files.folder, WORDS_FILE)
     for number in range(total):
         if progress.stopped:
             break
@@ -209,6 +207,7 @@ def run_all(models: Text2Seg, images: Sequence[Image], settings: RunAllSettings,
         progress.step(total * settings.steps, total * settings.steps)
     found, where = tally.result(total), ""
     if files is not None and tally.done:
+        save_result(found, files.folder, WORDS_FILE)
         page = files.write_page(tally, total)
         rest = " Run the same command again for the other images." if progress.stopped else ""
         where = f"All mosaics are on the page {page}.{rest}"
@@ -394,11 +393,12 @@ def _knows(models: Text2Seg, word: str) -> bool:
 
 
 def _open_folder(folder: Path) -> OutputFolder:
-    """Create the folder. Raises `OutputError` if it has files that run-all did not write."""
+    """Check the folder, which is made with the first file. Raises `OutputError` if it has files that run-all did not
+    write."""
     check_folder(folder)
-    make_folder(folder)
     written = {f"{WORDS_FILE}.json", RECORD}
-    content = [each for each in list_folder(folder, OutputError) if not is_leftover(each)]
+    there = list_folder(folder, OutputError) if exists(folder, OutputError) else []
+    content = [each for each in there if not is_leftover(each)]
     if content and not any(each.name in written for each in content):
         raise OutputError(f"{folder} has files in it that run-all did not write; choose a new or empty folder")
     return OutputFolder(folder)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -121,11 +122,13 @@ def similarity_table(
         results.check(CSV_FILE)
     rows = _Rows(models, images, targets_of(models, settings), progress)
     where: tuple[str, ...] = ()
+    each = rows.each()
+    first = next(each, None)  # before the file is begun: without a row, nothing is written
     if results is None:
-        for _ in rows.each():
+        for _ in each:
             pass
-    else:
-        (path,) = results.write([(CSV_FILE, _csv(rows))])
+    elif first is not None:
+        (path,) = results.write([(CSV_FILE, _csv(rows.columns, chain([first], each)))])
         where = (f"The table is in {path}.",)
     missing = len(images) - len(rows.done) - len(rows.failures)
     count = len(rows.done)
@@ -148,10 +151,10 @@ SIMILARITY_TABLE = Tool(
 )
 
 
-def _csv(rows: _Rows) -> Iterator[bytes]:
+def _csv(columns: Sequence[Cell], rows: Iterable[Sequence[Cell]]) -> Iterator[bytes]:
     """Yield the table line by line while it is made."""
-    yield _line(rows.columns)
-    for row in rows.each():
+    yield _line(columns)
+    for row in rows:
         yield _line(row)
 
 

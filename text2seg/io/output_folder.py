@@ -27,16 +27,24 @@ from text2seg.io.writing import (
 
 RECORD = ".text2seg-written"
 """File in a folder of results. Each line holds the SHA-256 and the name of a file that was written, like the output of
-`sha256sum`; a line before it, which `sha256sum --check` ignores, names the command."""
+`sha256sum`; a line before it, which `sha256sum --check` ignores, names the command. A line becomes a comment, too, when
+its file is replaced or deleted."""
 
 _COMMAND = b"# text2seg "
 """Begins a line of the record that names the command of the lines below it; `sha256sum` ignores it."""
 
 
-class _Written(NamedTuple):
-    """What the record has of a file: its last two hashes, and the command that wrote it last."""
+_REPLACED = b"#"
+"""Written over the first character of a line whose file has other bytes by now, or is gone."""
 
-    hashes: tuple[str, ...]
+
+class _Written(NamedTuple):
+    """What the record has of a file: its hashes, each with the place of its line, and the command that wrote it last.
+
+    There is more than one hash only if a process was stopped while it replaced the file.
+    """
+
+    hashes: tuple[tuple[str, int], ...]
     command: str
 
 
@@ -45,7 +53,8 @@ class OutputFolder:
 
     The file `RECORD` of the folder has the hash of each file that was written, and the command that wrote it. A file is
     replaced if its bytes are those that text2seg last wrote; with `overwrite` also if somebody changed it since. A file
-    that is not in the record is never replaced. Lines are only appended, each before its file is replaced.
+    that is not in the record is never replaced. A line is appended before its file is replaced; afterwards earlier
+    lines of the file become comments.
     """
 
     def __init__(
@@ -77,7 +86,7 @@ class OutputFolder:
         check_writable(path, overwrite=True, flag=self._flag)
         if self._inputs and resolve_path(path) in self._inputs:
             check_not_input(path, [path], flag=self._flag)
-        if not exists(path, OutputError) or self._is_ours(name):
+        if not exists(path, OutputError) or self.is_ours(name):
             return
         advice = f"move it away, or choose another {self._flag}"
         if _record_name(name) not in self._written():
@@ -100,63 +109,98 @@ class OutputFolder:
         for name, _ in files:
             make_folder((self.folder / name).parent, flag=self._flag)
         names = iter([name for name, _ in files])
-        return write_together(
+        paths = write_together(
             [(self.folder / name, chunks) for name, chunks in files],
             before_replacing=lambda temporary: self._append_hash(next(names), sha256_of(temporary, OutputError)),
         )
+        for name, _ in files:
+            self._forget_replaced(name)
+        return paths
 
-    def discard_earlier(self, keep: Container[str] = ()) -> None:
+    def discard_earlier(self, keep: Container[str] = ()) -> list[Path]:
         """Delete what earlier runs of the same command wrote and nobody changed since, except for the names `keep`.
 
-        Folders that get empty are deleted too.
+        Folders that get empty are deleted too. Returns the deleted files.
         """
+        deleted = []
         self._known = None  # other processes may have written files meanwhile
-        for key, written in self._written().items():
+        for key, written in [*self._written().items()]:
             name = _name_of_record(key)
             path = self.folder / name
             if written.command != self._command or name in keep or ".." in Path(name).parts or Path(name).is_absolute():
                 continue
-            if path.is_file() and not path.is_symlink() and self._is_ours(name):
+            if path.is_file() and not path.is_symlink() and self.is_ours(name):
                 discard(path)
+                deleted.append(path)
+                self._forget_replaced(name, keep_last=False)
                 for parent in path.parents:
                     if parent == self.folder or not discard_if_empty(parent):
                         break
+        return deleted
 
-    def _is_ours(self, name: str) -> bool:
+    def is_ours(self, name: str) -> bool:
         """Return whether a file has the bytes that text2seg last wrote, or was about to write when it was stopped."""
         digest = sha256_of(self.folder / name, OutputError)
         key = _record_name(name)
-        if key in self._written() and digest in self._written()[key].hashes:
+        if self._has(key, digest):
             return True
         self._known = None  # another process may have written it since the record was read
-        return key in self._written() and digest in self._written()[key].hashes
+        return self._has(key, digest)
+
+    def _has(self, key: bytes, digest: str) -> bool:
+        """Return whether the record has this hash of a file."""
+        return key in self._written() and any(known == digest for known, _ in self._written()[key].hashes)
 
     def _written(self) -> dict[bytes, _Written]:
-        """Return the last two hashes of each file and the command that wrote it, by `_record_name`."""
+        """Return the hashes of each file and the command that wrote it, by `_record_name`."""
         if self._known is None:
             self._known, command = {}, ""
             record = self.folder / RECORD
             content = read_file(record, OutputError) if exists(record, OutputError) else b""
+            place = 0
             for line in content.split(b"\n"):
                 digest, _, name = line.partition(b"  ")
                 if line.startswith(_COMMAND):
                     command = line.removeprefix(_COMMAND).decode("ascii", "replace")
-                elif name:
-                    earlier = self._known[name].hashes[-1:] if name in self._known else ()
-                    self._known[name] = _Written((*earlier, digest.decode("ascii", "replace")), command)
+                elif name and not line.startswith(_REPLACED):
+                    earlier = self._known[name].hashes if name in self._known else ()
+                    self._known[name] = _Written((*earlier, (digest.decode("ascii", "replace"), place)), command)
+                place += len(line) + 1
         return self._known
 
     def _append_hash(self, name: str, digest: str) -> None:
         key, known = _record_name(name), self._written()
-        if key in known and known[key].hashes[-1] == digest and known[key].command == self._command:
+        if key in known and known[key].hashes[-1][0] == digest and known[key].command == self._command:
             return
         # One write, which begins with a line break: an interrupted process may have left half a line.
-        line = b"\n%s%s\n%s  %s\n" % (_COMMAND, self._command.encode("ascii"), digest.encode("ascii"), key)
+        head = b"\n%s%s\n" % (_COMMAND, self._command.encode("ascii"))
+        line = b"%s%s  %s\n" % (head, digest.encode("ascii"), key)
         record = self.folder / RECORD
         with output_errors(record), record.open("ab", buffering=0) as file:
             if file.write(line) != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        known[key] = _Written((*(known[key].hashes[-1:] if key in known else ()), digest), self._command)
+            place = file.tell() - len(line) + len(head)
+        known[key] = _Written((*(known[key].hashes if key in known else ()), (digest, place)), self._command)
+
+    def _forget_replaced(self, name: str, *, keep_last: bool = True) -> None:
+        """Turn the lines of a file into comments, except for the last one, which has its present hash."""
+        key, known = _record_name(name), self._written()
+        if key not in known:
+            return
+        *earlier, last = known[key].hashes
+        stale = earlier if keep_last else [*earlier, last]
+        record = self.folder / RECORD
+        if stale:
+            with output_errors(record), record.open("r+b", buffering=0) as file:
+                for digest, place in stale:
+                    file.seek(place)
+                    if file.read(len(digest)) == digest.encode():  # nobody wrote another record
+                        file.seek(place)
+                        file.write(_REPLACED)
+        if keep_last:
+            known[key] = known[key]._replace(hashes=(last,))
+        else:
+            del known[key]
 
 
 def _record_name(name: str) -> bytes:

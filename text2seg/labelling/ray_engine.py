@@ -94,6 +94,11 @@ def _connect(ray: Any, settings: RaySettings) -> None:
             warnings.simplefilter("ignore", FutureWarning)
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **more)
     except Exception as error:  # RuntimeError, ConnectionError, TimeoutError, ValueError, …
+        if _TOO_SLOW in str(error):
+            raise EngineError(
+                "Ray's processes did not start within the 30 seconds that Ray gives them, because this machine is "
+                "busy; run the same command again to go on, or leave out --engine ray"
+            ) from error
         where = "Ray on this machine" if settings.address is None else f"the Ray cluster at {address}"
         raise EngineError(
             f"{where} cannot be used ({type(error).__name__}: {' '.join(str(error).split())[:300]}); check it with "
@@ -154,6 +159,9 @@ POLL = 0.2  # seconds between checks whether to stop
 WAITING = 64  # answers that may wait for the journal
 GRACE = 10.0  # seconds for the reading thread to end
 QUIET = 120.0  # seconds without an answer after which a warning is logged
+
+_TOO_SLOW = "timed out during startup"
+"""Part of Ray's message if its own processes are too slow. Ray has no setting for the time that it gives them."""
 
 Row = dict[str, Any]
 

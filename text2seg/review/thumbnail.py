@@ -23,7 +23,9 @@ from text2seg.review.contents import Item, ReviewImage
 LONG_SIDE = 360
 """Longer side of a thumbnail, pixels."""
 NUMBER_HEIGHT = 13
-"""Height of the number on a segment, pixels."""
+"""Height of the number on a segment of a thumbnail, pixels."""
+LARGE_SHARE = 0.7
+"""The numbers on a larger copy grow with it, by this share, because it is seen from nearer than a thumbnail."""
 MAX_ITEMS = 100
 """Limit of annotations drawn and listed per image, the most uncertain first: more cannot be told apart by eye, and each
 takes memory and time."""
@@ -123,16 +125,18 @@ def _draw_numbers(small: NDArray[np.uint8], masks: Sequence[tuple[int, NDArray[n
     """Draw each segment's number at its broadest place that no earlier number covers."""
     canvas = PillowImage.fromarray(small)
     draw = ImageDraw.Draw(canvas)
+    size = max(NUMBER_HEIGHT, round(NUMBER_HEIGHT * LARGE_SHARE * max(canvas.size) / LONG_SIDE))
+    gap = round(size * 4 / NUMBER_HEIGHT)
     free = np.ones(small.shape[:2], np.uint8)
     for number, mask in sorted(masks, key=lambda each: each[0]):
         depth = depth_of(mask) * free
         x, y = highest(depth)
         if np.count_nonzero(mask) < MIN_NUMBERED_AREA or not depth[y, x]:
             continue
-        half = (round(text_width(str(number), NUMBER_HEIGHT) / 2) + 4, NUMBER_HEIGHT // 2 + 3)
+        half = (round(text_width(str(number), size) / 2) + gap, size // 2 + gap - 1)
         x = min(max(x, half[0]), max(canvas.width - half[0] - 1, 0))
         y = min(max(y, half[1]), max(canvas.height - half[1] - 1, 0))
-        draw.rounded_rectangle((x - half[0], y - half[1], x + half[0], y + half[1]), 4, fill=PAPER)
-        draw_text(draw, (x - half[0] + 4, y), str(number), size=NUMBER_HEIGHT, colour=INK, width=100)
+        draw.rounded_rectangle((x - half[0], y - half[1], x + half[0], y + half[1]), gap, fill=PAPER)
+        draw_text(draw, (x - half[0] + gap, y), str(number), size=size, colour=INK, width=100 * gap)
         free[max(y - 2 * half[1], 0) : y + 2 * half[1] + 1, max(x - 2 * half[0], 0) : x + 2 * half[0] + 1] = 0
     return np.asarray(canvas)

@@ -1,6 +1,8 @@
 // The large view: images one by one in the full window, with zoom and, if wished, something beside them.
-// text2segLarge.open(items, at, {side, moved, closed}): `items` are {caption, alt, url}; `side(at)` returns the element
-// beside an image, and `moved(at)` is called when an image is shown. `text2segLarge.put(at, url)` gives an image later.
+// text2segLarge.open(items, at, {side, moved, closed, before, after, turn}): `items` are {caption, alt, url}; `side(at)`
+// returns the element beside an image, and `moved(at)` is called when an image is shown. If there are more images `before`
+// and `after` these, `turn(step)` is called at the end; it may call `open` again. `text2segLarge.put(at, url)` gives an
+// image later.
 
 const MOST = 16, STEP = 1.4; // largest factor; factor of one press
 
@@ -39,14 +41,15 @@ function move(to) {
 }
 
 function show(at) {
-  const { items, side, moved } = shown;
+  const { items, side, moved, before = 0, after = 0 } = shown;
   shown.at = Math.min(Math.max(at, 0), items.length - 1);
   const { caption, alt, url } = items[shown.at];
   part("caption").textContent = caption;
-  part("place").textContent = items.length > 1 ? `${shown.at + 1} of ${items.length}` : "";
-  for (const [name, is] of [["back", shown.at > 0], ["next", shown.at + 1 < items.length]]) {
+  const all = before + items.length + after;
+  part("place").textContent = all > 1 ? `${before + shown.at + 1} of ${all}` : "";
+  for (const [name, is] of [["back", before + shown.at > 0], ["next", before + shown.at + 1 < all]]) {
     const button = dialog.querySelector(`[data-do=${name}]`);
-    button.hidden = items.length < 2;
+    button.hidden = all < 2;
     button.disabled = !is;
   }
   image.src = url;
@@ -58,9 +61,16 @@ function show(at) {
   moved?.(shown.at);
 }
 
+/** Show the next image, or the one before. */
+function step(by) {
+  const { items, at, before = 0, after = 0, turn } = shown;
+  if (items[at + by]) show(at + by);
+  else if (by > 0 ? after : before) turn(by);
+}
+
 function act(name) {
   if (name === "close") dialog.close();
-  else if (name === "back" || name === "next") show(shown.at + (name === "next" ? 1 : -1));
+  else if (name === "back" || name === "next") step(name === "next" ? 1 : -1);
   else if (name === "fit") move({ factor: 1, x: 0, y: 0 });
   else zoom(name === "in" ? STEP : 1 / STEP);
 }
@@ -105,8 +115,10 @@ for (const kind of ["pointerup", "pointercancel"]) stage.addEventListener(kind, 
 window.text2segLarge = {
   open(items, at, more = {}) {
     shown = { items, at, ...more };
-    document.querySelector(".gradio-container .contain").append(dialog); // where all style sheets apply
-    dialog.showModal();
+    if (!dialog.open) {
+      document.querySelector(".gradio-container .contain").append(dialog); // where all style sheets apply
+      dialog.showModal();
+    }
     show(at);
     part("caption").focus();
   },
@@ -114,6 +126,7 @@ window.text2segLarge = {
     shown.items[at].url = url;
     if (dialog.open && at === shown.at) image.src = url;
   },
+  step,
   close: () => dialog.close(),
   get dialog() { return dialog; },
 };

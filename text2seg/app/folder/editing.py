@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from text2seg.app.checks import read_image
 from text2seg.app.folder.review import ContactSheet
 from text2seg.app.model_pool import ModelPool
 from text2seg.app.segment.document import NO_POINTS, SAME, Document, History, Piece, outline_of, show_the_same
-from text2seg.app.segment.session import EditSession, open_image
+from text2seg.app.segment.session import EditSession, Refused, Search, open_image
 from text2seg.coco.dataset import annotations_of
 from text2seg.coco.provenance import points_of
 from text2seg.coco.reader import attributes_of
@@ -20,18 +20,22 @@ from text2seg.coco.rle import mask_of
 from text2seg.errors import Text2SegError
 from text2seg.grids import iou
 from text2seg.ontology import queries_of
+from text2seg.queries import Query
 from text2seg.records import Candidates, Image, Segment, Segmentation
 from text2seg.review.contents import Item, number_in
 
 if TYPE_CHECKING:
     from text2seg.app.folder.jobs import Job
 
+MOST_NAMED = 8
+"""Categories that a message lists."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Editing:
     """An image of a job, and of its `owner`, while it is edited. `numbers` are the annotations' ids by the numbers of
     their segments in the editor, `segments` these segments before. `version` is that of the image in the review,
-    `before` what the editor held before."""
+    `before` what the editor held before. `queries` are those of the job's categories, by name."""
 
     job: str = ""
     owner: str = ""
@@ -42,11 +46,36 @@ class Editing:
     segments: Mapping[int, Segment] = field(default_factory=dict)
     version: int = 0
     before: EditSession = field(default_factory=EditSession)
+    queries: Mapping[str, Query] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         """File name of the image."""
         return self.image.file_name if self.image else ""
+
+    def category(self, name: str) -> str:
+        """Return the category with this name, in upper or lower case. Raises `Text2SegError` if there is none."""
+        if name in self.queries:
+            return name
+        same = next((each for each in self.queries if each.casefold() == name.casefold()), None)
+        if same is None:
+            names = ", ".join([*self.queries][:MOST_NAMED])
+            more = f" and {len(self.queries) - MOST_NAMED} more" if len(self.queries) > MOST_NAMED else ""
+            raise Text2SegError(f"“{name}” is not a category of this job; its categories are {names}{more}.")
+        return same
+
+    def categories_of(self, texts: Sequence[str]) -> tuple[tuple[str, ...], tuple[Refused, ...], tuple[Query, ...]]:
+        """Return the categories in the texts, the texts that are none, and the queries of the categories."""
+        asked: list[str] = []
+        refused: list[Refused] = []
+        for text in texts:
+            try:
+                asked.append(self.category(text))
+            except Text2SegError as error:
+                asked.append(text)
+                refused.append(Refused(text, str(error)))
+        asked = list(dict.fromkeys(asked))
+        return tuple(asked), tuple(refused), tuple(self.queries[name] for name in asked if name in self.queries)
 
 
 def begin(
@@ -70,7 +99,8 @@ def begin(
         raise Text2SegError("there is no such image; reload the page")
     image = read_image(job.images / entry.file_name, model_pool.settings)
     image = replace(image, file_name=entry.file_name)
-    queries = queries_of(job.ontology)
+    shown = {item.category for item in entry.items}
+    queries = tuple(sorted(queries_of(job.ontology), key=lambda query: query.name not in shown))  # the found ones first
     model_pool.models.check(queries)
     session = open_image(model_pool, image)
     if session.image_session is None:
@@ -80,10 +110,13 @@ def begin(
     items = sorted((item for item in entry.items if item.category in order), key=lambda item: order[item.category])
     pieces: list[Piece] = []
     rejected: list[Segment] = []
+    corrected: list[Segment] = []
     numbers: dict[int, int] = {}
     for item in items:
         again = _found_again(item, found)
         segment = _segment_of(item, found, again)
+        if first := job.decisions.categories.get(item.annotation["id"]):  # a search finds it again under this name
+            corrected.append(replace(segment, query=first))
         if item.annotation["id"] in job.decisions.segments:
             rejected.append(segment)
             continue
@@ -92,17 +125,24 @@ def begin(
         outline = outline_of(segment.mask)
         pieces.append(Piece(number, segment, outline, by_hand, is_labelled=True, is_explained=is_explained))
         numbers[number] = int(item.annotation["id"])
-    document = Document(tuple(pieces), tuple(rejected), len(pieces))
+    search = Search(asked=tuple(order), texts=tuple(order), found=found, given=queries)
+    document = Document(tuple(pieces), tuple(rejected), tuple(corrected), len(pieces), search)
     segments = {piece.number: piece.segment for piece in pieces}
     edited = replace(
         session,
-        given=queries,
-        asked=tuple(order),
-        texts=tuple(order),
-        found=found,
-        history=History(document),
-        editing=Editing(job.id, job.owner, job.name, place, image, numbers, segments, version, before),
-    )
+        editing=Editing(
+            job=job.id,
+            owner=job.owner,
+            job_name=job.name,
+            place=place,
+            image=image,
+            numbers=numbers,
+            segments=segments,
+            version=version,
+            before=before,
+            queries={query.name: query for query in queries},
+        ),
+    ).at(History(document))
     chosen = next((number for number, each in numbers.items() if each == annotation), 0)
     return edited, chosen
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,7 +36,8 @@ HELP = (
 )
 BEGIN = "Type things and convert them to an ontology, start from an example, or paste your own."
 KEYS = (
-    "Keys: <kbd>j</kbd> next, <kbd>k</kbd> previous, <kbd>a</kbd> accept, <kbd>r</kbd> reject, <kbd>Enter</kbd> large."
+    "Keys: <kbd>j</kbd> next, <kbd>k</kbd> previous, <kbd>a</kbd> accept and next, <kbd>r</kbd> reject and next, "
+    "<kbd>Enter</kbd> large, <kbd>Esc</kbd> back."
 )
 
 
@@ -47,6 +48,7 @@ def lay_out(settings: AppSettings, *, knows_all: bool) -> SimpleNamespace:
     c.converted = gr.State(("", ""))
     c.kept = gr.BrowserState(NOBODY, storage_key="text2seg-folder", secret="text2seg")
     c.number = gr.State(0)
+    c.last = gr.State(-1)
     c.phase = gr.Textbox(visible="hidden")  # not a State: events outside the queue do not report its changes
     c.timer = gr.Timer(TICK, active=False)
     c.picker = gr.Radio([], label="Jobs", visible=False, elem_id="folder-jobs")
@@ -146,7 +148,8 @@ def _lay_out_deletion(c: SimpleNamespace) -> None:
     """Build the end of the tab, away from the downloads."""
     with gr.Row(elem_classes="t2s-folder-actions t2s-folder-end"):
         c.delete = gr.Button("Delete job", size="md", visible=False, elem_id="folder-delete")
-    with gr.Row(visible=False, elem_classes="t2s-folder-actions t2s-folder-end") as c.sure:
+    # It takes the place of the button, so that it is visible where the button was.
+    with gr.Row(visible=False, elem_id="folder-sure", elem_classes="t2s-folder-actions t2s-folder-end") as c.sure:
         gr.Markdown("Delete this job with its uploads and decisions?")
         c.yes = gr.Button("Yes, delete", size="md", variant="stop", elem_id="folder-yes")
         c.no = gr.Button("Keep", size="md", elem_id="folder-no")
@@ -169,6 +172,7 @@ def _lay_out_review(c: SimpleNamespace) -> None:
             c.back = gr.Button("‹ Previous", size="md", min_width=0, scale=0, elem_id="folder-back")
             c.place = _html("folder-place")
             c.next = gr.Button("Next ›", size="md", min_width=0, scale=0, elem_id="folder-next")
+    c.wrong = _html("folder-review-problem")
     c.sheet = _html("folder-sheet", js_on_load=SHEET)
     # The large image of the review, {place, file}. It is asked for by the sheet, and shown in the large view.
     c.large = gr.HTML(
@@ -201,11 +205,14 @@ def checked_html(checked: Checked) -> str:
 
 def status_html(job: Job, ahead: int) -> str:
     """Return the status of a job. `ahead` is the number of jobs before it in the queue."""
+    counts: Mapping[str, int] = {each.name: each.segments for each in job.report.categories} if job.report else {}
+    if job.sheet:  # the visitor reviews it
+        counts = job.sheet.counts(job.decisions)
     status = _render(
         "status",
         job=job,
         words={"badge": "stopping" if _is_stopping(job) else BADGES[job.state], "detail": _detail(job, ahead)},
-        found=[each for each in job.report.categories if each.segments] if job.report else [],
+        found=[(name, count) for name, count in counts.items() if count],
         failures=tuple(job.failures),
         shown=FAILURES,
     )

@@ -88,12 +88,21 @@ LARGE = 1600
 @dataclass(frozen=True, slots=True)
 class SheetPage:
     """One page of the contact sheet. `number` starts at 0; `fitting` counts the images on all pages; `tiles` are values
-    for the template."""
+    for the template, `last` the place of the last one, or -1."""
 
     number: int
     pages: int
     fitting: int
     tiles: tuple[dict[str, Any], ...]
+
+    @property
+    def first(self) -> int:
+        """Number of images on the pages before."""
+        return self.number * PAGE
+
+    @property
+    def last(self) -> int:
+        return int(self.tiles[-1]["place"]) if self.tiles else -1
 
 
 class ContactSheet:
@@ -123,6 +132,17 @@ class ContactSheet:
         with ThreadPoolExecutor(THREADS) as pool:
             tiles = tuple(pool.map(partial(self._tile, decisions), places))
         return SheetPage(number, pages, len(fitting), tiles)
+
+    def number_after(self, decisions: Decisions, shown: Shown, last: int) -> int:
+        """Return the number of the page with the first image behind the place `last`. Images that do not fit any more
+        have moved those behind them to earlier pages."""
+        return sum(_fits(each, decisions, shown) for each in self.contents.images[: last + 1]) // PAGE
+
+    def counts(self, decisions: Decisions) -> Counter[str]:
+        """Return how many segments each category has, without rejected images and segments."""
+        kept = (each for each in self.contents.images if decisions.images.get(each.file_name) != "rejected")
+        items = (item for image in kept for item in image.items)
+        return Counter(item.category for item in items if item.annotation["id"] not in decisions.segments)
 
     def decide(self, decisions: Decisions, change: dict[str, Any]) -> None:
         """Record a decision of a page: the `place` of an image and its `verdict`, or one of its segments and whether to

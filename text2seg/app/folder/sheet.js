@@ -3,6 +3,7 @@
 // opens the editor, and `redraw` asks for the page again after categories were corrected.
 
 let put = null; // takes the large image of a place
+let edited = null; // place of the image that was opened in the editor last, where the review goes on
 let mounted = new AbortController(); // of the component, which Gradio mounts again when its tab is shown again
 
 window.text2segLargeImage = (props, watch) => {
@@ -15,6 +16,7 @@ window.text2segContactSheet = (element, send, watch) => {
   const placeOf = (target) => Number(target.closest("[data-place]").dataset.place);
   const bodies = new Map(); // of tiles, which move to the large view and back
   let isCorrected = false;
+  let turning = 0; // 1 or -1 while the large view waits for the next or the previous page
 
   const bodyOf = (tile) => bodies.get(tile) ?? tile.querySelector(".t2s-tile-body");
   const report = (place, change) => send.select({ place, ...change });
@@ -47,6 +49,19 @@ window.text2segContactSheet = (element, send, watch) => {
     bodies.clear();
   }
 
+  /** How many images there are before and after this page, with the same verdict. */
+  const beyond = (step) => {
+    const { first = 0, fitting = 0 } = element.querySelector(".t2s-sheet")?.dataset ?? {};
+    return step > 0 ? Number(fitting) - Number(first) - tiles().length : Number(first);
+  };
+
+  function turn(step) {
+    if (turning) return;
+    comeBack();
+    turning = step;
+    document.querySelector(step > 0 ? "#folder-next" : "#folder-back").click();
+  }
+
   /** Show an image large, with its segments beside it. */
   function open(tile) {
     const all = tiles().filter((each) => each.querySelector("img"));
@@ -54,6 +69,9 @@ window.text2segContactSheet = (element, send, watch) => {
     const at = new Map(all.map((each, number) => [placeOf(each), number]));
     put = (place, url) => { if (at.has(place)) text2segLarge.put(at.get(place), url); };
     text2segLarge.open(items, all.indexOf(tile), {
+      before: beyond(-1),
+      after: beyond(1),
+      turn,
       side: (number) => {
         comeBack();
         const body = all[number].querySelector(".t2s-tile-body");
@@ -64,6 +82,7 @@ window.text2segContactSheet = (element, send, watch) => {
       closed: (number) => {
         comeBack();
         put = null;
+        turning = 0;
         go(all[number], 0);
         if (isCorrected) send.redraw();
         isCorrected = false;
@@ -73,11 +92,13 @@ window.text2segContactSheet = (element, send, watch) => {
 
   function clicked(event) {
     const { verdict, open: opens, edit } = event.target.closest("button")?.dataset ?? {};
+    edited = null;
     if (verdict) decide(placeOf(event.target), verdict);
     else if (opens !== undefined) open(event.target.closest(".t2s-tile"));
     else if (edit !== undefined) {
       const place = placeOf(event.target);
       isCorrected = false;
+      edited = place;
       text2segLarge.close();
       send.edit({ place, segment: Number(edit) });
     }
@@ -108,13 +129,32 @@ window.text2segContactSheet = (element, send, watch) => {
   watch("value", () => {
     for (const box of element.querySelectorAll("[data-segment]")) box.checked = box.defaultChecked;
     for (const option of element.querySelectorAll("[data-category] option")) option.selected = option.defaultSelected;
+    const all = tiles().filter((each) => each.querySelector("img"));
+    if (turning && all.length && text2segLarge.dialog.open) open(turning > 0 ? all[0] : all.at(-1));
+    turning = 0;
   });
+
+  /** Go on at the image that was edited, once it is visible again and unless the visitor is somewhere else. */
+  function goOn() {
+    const place = edited;
+    const look = () => {
+      if (signal.aborted || place !== edited) return;
+      const tile = tileOf(place);
+      if (!tile?.checkVisibility()) { requestAnimationFrame(look); return; }
+      const { activeElement: focused } = document;
+      if (focused === document.body || !focused.checkVisibility()) go(tile, 0);
+    };
+    if (place !== null) look();
+  }
+  window.text2segGoOn = goOn;
+  goOn();
 
   element.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("select")) return;
     const tile = event.target.closest(".t2s-tile");
     const verdict = { a: "accepted", r: "rejected" }[event.key];
     const step = { j: 1, k: -1 }[event.key];
+    edited = null;
     if (event.key === "Enter" && event.target === tile && tile.querySelector("[data-open]")) open(tile);
     if (verdict && tile) decide(placeOf(tile), verdict);
     if (verdict || step) {
@@ -124,9 +164,11 @@ window.text2segContactSheet = (element, send, watch) => {
   }, { signal });
   text2segLarge.dialog.addEventListener("keydown", (event) => {
     const verdict = { a: "accepted", r: "rejected" }[event.key];
+    const step = { j: 1, k: -1 }[event.key] ?? 1;
     const [tile] = bodies.keys();
-    if (!verdict || !tile || event.ctrlKey || event.metaKey || event.altKey || event.target.matches("select")) return;
-    decide(placeOf(tile), verdict);
+    if (!tile || event.ctrlKey || event.metaKey || event.altKey || event.target.matches("select")) return;
+    if (verdict) decide(placeOf(tile), verdict);
+    if (verdict || ["j", "k"].includes(event.key)) text2segLarge.step(step);
   }, { signal });
 };
 

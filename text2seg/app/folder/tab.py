@@ -29,13 +29,20 @@ Updates = dict[Any, Any]
 
 NEW = "New"
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
-FETCH = "() => setTimeout(() => document.querySelector('#folder-file a, a#folder-file, #folder-file').click(), 100)"
+FETCH = """(file) => {
+  const link = "#folder-file a, a#folder-file, #folder-file";
+  if (file) setTimeout(() => document.querySelector(link).click(), 100);
+}"""
 PRESS = "() => text2segPress('#folder-begin')"
 READY = "() => ({__type__: 'update', interactive: true})"
 WAIT = "() => Array(2).fill({__type__: 'update', interactive: false})"
 STOPPING = """() => {
   const [badge] = document.querySelectorAll("#folder-status .badge");
   if (badge) badge.textContent = "stopping";
+}"""
+ASKED = """() => {
+  text2segFocus('#folder-no');
+  setTimeout(() => document.querySelector('#folder-sure').scrollIntoView({ block: 'nearest' }), 100);
 }"""
 SHOW_SHEET = """() => {
   document.querySelector('#folder-sheet').scrollIntoView();
@@ -86,8 +93,10 @@ class Tab:
         c.resume.click(self._acting(jobs.resume), [c.kept], anew, **QUIET)
         removed = c.yes.click(self._acting(jobs.remove), [c.kept], anew, **QUIET)
         removed.success(None, js="() => text2segFocus('#folder-jobs input, #folder-files .t2s-drop')")
-        c.delete.click(lambda: gr.Row(visible=True), outputs=[c.sure], **QUIET)
-        c.no.click(lambda: gr.Row(visible=False), outputs=[c.sure], **QUIET)
+        for button, asks in ((c.delete, True), (c.no, False)):
+            shown_now = partial(lambda asks: (gr.Row(visible=asks), gr.Button(visible=not asks)), asks)
+            asked = button.click(shown_now, outputs=[c.sure, c.delete], **QUIET)
+            asked.success(None, js=ASKED if asks else "() => text2segFocus('#folder-delete')")
         c.start.click(None, outputs=[c.start], js=PRESS)
         begun = c.begin.click(
             self._start,
@@ -114,16 +123,28 @@ class Tab:
 
     def _wire_review(self) -> None:
         c = self._c
-        sheet = [c.sheet, c.tally, c.number, c.pages, c.place, c.back, c.next, c.get_failures]
+        sheet = [
+            c.sheet,
+            c.tally,
+            c.status,
+            c.number,
+            c.last,
+            c.pages,
+            c.place,
+            c.back,
+            c.next,
+            c.get_failures,
+            c.wrong,
+        ]
         shown = [c.phase.change, c.shown.input]
         gr.on(shown, self._page, [c.kept, c.shown], sheet, trigger_mode="always_last", **QUIET)
         for button, step in ((c.back, -1), (c.next, 1)):
             button.click(None, outputs=[c.back, c.next], js=WAIT)
-            turned = button.click(partial(self._turn, step), [c.kept, c.shown, c.number], sheet, **QUIET)
+            turned = button.click(partial(self._turn, step), [c.kept, c.shown, c.number, c.last], sheet, **QUIET)
             turned.then(None, js=SHOW_SHEET)
             turned.failure(None, outputs=[button], js=READY)
         one: dict[str, Any] = {**QUIET, "concurrency_limit": 1}  # decisions count, and are answered, in their order
-        c.sheet.select(self._decide, [c.kept], [c.tally], trigger_mode="multiple", **one)
+        c.sheet.select(self._decide, [c.kept], [c.tally, c.status], trigger_mode="multiple", **one)
         c.sheet.enlarge(self._enlarge, [c.kept], [c.large], trigger_mode="always_last", **QUIET)
         c.sheet.redraw(self._page, [c.kept, c.shown, c.number], sheet, **QUIET)
         self._sheet = sheet
@@ -133,8 +154,8 @@ class Tab:
             (c.get_page, review_page),
             (c.get_failures, lambda job, _: failures_text(job)),
         ):
-            written = button.click(self._making(make), [c.kept], [c.file], api_visibility="private")
-            written.success(None, js=FETCH)
+            written = button.click(self._making(make), [c.kept], [c.file, c.wrong], api_visibility="private")
+            written.success(None, [c.file], js=FETCH, api_visibility="private")
 
     def _wire_editor(self, tabs: gr.Tabs, editor: Editor, back: SimpleNamespace) -> None:
         """Wire the way of a segment to the editor and back."""
@@ -148,16 +169,17 @@ class Tab:
             return {back.bar: gr.Row(visible=opened is not None), back.said: said, back.wrong: ""}
 
         def edit(kept: Any, desk: Desk, event: gr.EventData) -> Updates:
-            job, data = self._done(kept), event._data if isinstance(event._data, dict) else {}
+            data = event._data if isinstance(event._data, dict) else {}
             at, annotation = int(data.get("place", -1)), int(data.get("segment", 0))
             try:
+                job = self._done(kept)
                 begun = editing.begin(self._jobs.model_pool, job, self._jobs.sheet(job), at, annotation, desk.session)
             except Text2SegError as error:
-                raise gr.Error(message_of(error), print_exception=False) from error
+                return {c.wrong: alert(message_of(error))}
             session, number = begun
             if session.editing:  # a search may have ended meanwhile
                 session = replace(session, editing=replace(session.editing, before=desk.session))
-            return {**editor.put(desk, session, number), tabs: gr.Tabs(selected="segment"), **bar(session)}
+            return {**editor.put(desk, session, number), tabs: gr.Tabs(selected="segment"), c.wrong: "", **bar(session)}
 
         def leave(desk: Desk, opened: editing.Editing) -> Updates:
             """Return to the review, and give the editor what it held before."""
@@ -181,10 +203,13 @@ class Tab:
             return leave(desk, opened) if opened else bar(desk.session)
 
         shown: dict[str, Any] = {**QUIET, "show_progress": "minimal"}
-        c.sheet.edit(edit, [c.kept, editor.desk], place, **shown, show_progress_on=[c.tally])
+        c.sheet.edit(edit, [c.kept, editor.desk], [*place, c.wrong], **shown, show_progress_on=[c.tally])
         inputs = [c.kept, editor.desk, c.shown, c.number]
-        back.take.click(take, inputs, [*place, *self._sheet], **QUIET)
-        back.drop.click(drop, [editor.desk], place, **QUIET)
+        for left in (
+            back.take.click(take, inputs, [*place, *self._sheet], **QUIET),
+            back.drop.click(drop, [editor.desk], place, **QUIET),
+        ):
+            left.success(None, js="() => text2segGoOn()", api_visibility="private")
         editor.canvas.editing(lambda desk: bar(desk.session), [editor.desk], [back.bar, back.said, back.wrong], **QUIET)
 
     def _forget(self, request: gr.Request) -> None:
@@ -333,7 +358,10 @@ class Tab:
         return {
             c.sheet: layout.sheet_html(page, sheet.categories, job.unfamiliar),
             c.tally: layout.tally_html(job),
+            c.status: layout.status_html(job, 0),
             c.number: page.number,
+            c.last: page.last,
+            c.wrong: "",
             c.pages: gr.Row(visible=page.pages > 1),
             c.place: layout.place_html(page),
             c.back: gr.Button(interactive=page.number > 0),
@@ -341,14 +369,17 @@ class Tab:
             c.get_failures: gr.Button(visible=bool(job.failures)),
         }
 
-    def _turn(self, step: int, kept: Any, shown: Shown, number: int) -> Updates:
+    def _turn(self, step: int, kept: Any, shown: Shown, number: int, last: int) -> Updates:
+        job = self._jobs.job(kept)
+        if step > 0 and job is not None and job.state == "done":
+            return self._page(kept, shown, self._jobs.sheet(job).number_after(job.decisions, shown, last))
         return self._page(kept, shown, number + step)
 
     def _done(self, kept: Any) -> Job:
-        """Return the open job, which is done. Raises `gr.Error` if it is not there any more."""
+        """Return the open job, which is done. Raises `Text2SegError` if it is not there any more."""
         job = self._jobs.job(kept)
         if job is None or job.state != "done":
-            raise gr.Error("This job was deleted; reload the page.", print_exception=False)
+            raise Text2SegError("this job was deleted; reload the page")
         return job
 
     def _enlarge(self, kept: Any, event: gr.EventData) -> Any:
@@ -360,18 +391,21 @@ class Tab:
             return None
         return {"place": place, "file": {"url": large.url}, "answer": next(self._answers)}
 
-    def _decide(self, kept: Any, event: gr.EventData) -> str:
-        job = self._done(kept)
+    def _decide(self, kept: Any, event: gr.EventData) -> tuple[str, Any]:
+        try:
+            job = self._done(kept)
+        except Text2SegError as error:
+            return alert(message_of(error)), gr.skip()
         self._jobs.sheet(job).decide(job.decisions, event._data)
-        return layout.tally_html(job)
+        return layout.tally_html(job), layout.status_html(job, 0)
 
     def _making(self, make: Callable[[Job, ContactSheet], Path]) -> Callable[[Any], Any]:
-        def made(kept: Any) -> Any:
-            job = self._done(kept)
+        def made(kept: Any) -> tuple[Any, str]:
             try:
-                return make(job, self._jobs.sheet(job))
+                job = self._done(kept)
+                return make(job, self._jobs.sheet(job)), ""
             except Text2SegError as error:
-                raise gr.Error(message_of(error), print_exception=False) from error
+                return None, alert(message_of(error))
 
         return made
 

@@ -1,12 +1,13 @@
 // Queries as chips. Enter or a comma adds a chip; Backspace and × remove one. A chip that was not searched for is marked,
 // with one sentence below that says why and what to do.
-// Properties `texts`, `refused` [{text, reason, wording, close}] and `known` (names); fires `change` if the texts change,
+// Properties `texts` and `refused` [{text, reason, wording, close}]; `suggest` takes names; fires `change` if the texts change,
 // `typed` at each letter, and `find` if the user starts a search.
 
 customElements.define("t2s-chips", class extends HTMLElement {
   #texts = [];
   #refused = [];
   #known = [];
+  #isOfJob = false;
 
   connectedCallback() {
     this.innerHTML = `
@@ -39,7 +40,9 @@ customElements.define("t2s-chips", class extends HTMLElement {
 
   set refused(refused) { this.#refused = refused; this.#show(); }
 
-  set known(names) {
+  /** Names to suggest: what the model knows, or the categories of the job whose image is edited. */
+  suggest(names, isOfJob) {
+    this.#isOfJob = isOfJob;
     if (String(names) === String(this.#known)) return;
     this.#known = names;
     this.querySelector("datalist").replaceChildren(...names.map((name) => new Option(name)));
@@ -104,7 +107,10 @@ customElements.define("t2s-chips", class extends HTMLElement {
       const remove = this.#button("chip", text, "×");
       remove.setAttribute("aria-label", `Remove ${text}`);
       chip.classList.toggle("t2s-unknown", isRefused.has(text));
-      if (isRefused.has(text)) chip.title = "Not searched; see below";
+      if (isRefused.has(text)) {
+        chip.title = "Not searched; see below";
+        remove.setAttribute("aria-label", `Remove ${text}, which was not searched`);
+      }
       chip.append(text, remove);
       return chip;
     }));
@@ -137,7 +143,9 @@ customElements.define("t2s-chips", class extends HTMLElement {
   #showKnown() {
     const button = this.querySelector(".t2s-grammar [data-do=known]");
     button.hidden = !this.#known.length;
-    button.textContent = this.words.hidden ? `The ${this.#known.length} things that the model knows` : "Hide the list";
+    this.querySelector("#t2s-grammar").hidden = this.#isOfJob; // the words there are the categories
+    const those = this.#isOfJob ? "categories of this job" : "things that the model knows";
+    button.textContent = this.words.hidden ? `The ${this.#known.length} ${those}` : "Hide the list";
     button.setAttribute("aria-expanded", String(!this.words.hidden));
   }
 

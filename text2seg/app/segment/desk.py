@@ -123,7 +123,9 @@ def bytes_of(session: EditSession) -> int:
     history = session.history
     documents = (history.present, *history.past, *history.future)
     segments = [piece.segment for document in documents for piece in document.pieces]
-    segments += [segment for document in documents for segment in document.removed]
+    segments += [segment for document in documents for segment in (*document.removed, *document.changed)]
+    found = [document.search.found for document in documents if document.search and document.search.found]
+    segments += [segment for each in found for segment in each.segments]
     arrays = {id(array): array for each in segments for array in (each.mask, each.candidates.logits)}
     image = session.image_session.image.pixels.nbytes if session.image_session else 0
     image += sum(region.mask.nbytes for region in session.regions)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from text2seg.errors import Text2SegError
 from text2seg.grids import depth_of, highest, iou, minmax
 from text2seg.records import PointPrompts, Segment
+
+if TYPE_CHECKING:
+    from text2seg.app.segment.session import Search
 
 MOST_STEPS = 50
 """Number of edits that can be undone. Each may hold a mask of the size of the image."""
@@ -50,12 +53,15 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """The segments in display order. `removed` are deleted segments, which later searches must not add again. `last` is
-    the highest number so far. Immutable: each edit returns a new document."""
+    """The segments in display order. `removed` are deleted segments, `changed` those that were renamed or got another
+    mask, as they were found: later searches must not add them again. `last` is the highest number so far, `search` the
+    search before the edits. Immutable: each edit returns a new document."""
 
     pieces: tuple[Piece, ...] = ()
     removed: tuple[Segment, ...] = ()
+    changed: tuple[Segment, ...] = ()
     last: int = 0
+    search: Search | None = None
 
     def piece(self, number: int) -> Piece:
         """Return the segment with this number. Raises `Text2SegError` if there is none."""
@@ -68,27 +74,29 @@ class Document:
         """Return the document after a new search.
 
         Edited and accepted segments, and those of a dataset, are kept if their query is still there, and those that the
-        visitor named in any case. New segments are added unless they show the same object as a kept or a deleted one.
-        Deleted segments are forgotten with their query.
+        visitor named in any case. New segments are added unless they show the same object as a kept, a deleted or a
+        changed one. Deleted and changed segments are forgotten with their query.
         """
         kept = tuple(
             piece
             for piece in self.pieces
             if piece.is_named or (piece.outlasts_searches and piece.segment.query in queries)
         )
-        removed = tuple(segment for segment in self.removed if segment.query in queries)
-        known = [*(piece.segment for piece in kept), *removed]
+        removed, changed = (
+            tuple(segment for segment in gone if segment.query in queries) for gone in (self.removed, self.changed)
+        )
+        known = [*(piece.segment for piece in kept), *removed, *changed]
         fresh = [segment for segment in segments if not any(show_the_same(segment, other) for other in known)]
         new = tuple(_piece(self.last + place, segment) for place, segment in enumerate(fresh, start=1))
         order = {query: place for place, query in enumerate(queries)}
         pieces = sorted((*kept, *new), key=lambda piece: order.get(piece.segment.query, len(order)))
-        return Document(tuple(pieces), removed, self.last + len(new))
+        return replace(self, pieces=tuple(pieces), removed=removed, changed=changed, last=self.last + len(new))
 
     def corrected(self, number: int, segment: Segment, *placed: Place) -> Document:
         """Replace a segment by an edited one, which is not accepted yet. `placed` are new points of the visitor."""
         before = self.piece(number)
         piece = _piece(number, segment, by_hand=True, placed=before.placed | {*placed})
-        return self._with(number, replace(piece, is_named=before.is_named, region=before.region))
+        return self._changed(before, replace(piece, is_named=before.is_named, region=before.region))
 
     def added(self, segment: Segment, *placed: Place, is_named: bool = False, region: int = 0) -> Document:
         """Add a segment made by hand, with the points that the visitor set."""
@@ -100,8 +108,7 @@ class Document:
         """Give a segment another name. Later searches for its query do not add it again."""
         before = self.piece(number)
         piece = replace(before, segment=replace(before.segment, query=name), by_hand=True, is_named=True)
-        removed = self.removed if before.by_hand else (*self.removed, before.segment)
-        return replace(self._with(number, piece), removed=removed)
+        return self._changed(before, piece)
 
     def deleted(self, number: int) -> Document:
         return replace(self._with(number), removed=(*self.removed, self.piece(number).segment))
@@ -128,7 +135,7 @@ class Document:
             replace(_piece(each, part, by_hand=True, placed=before.placed), is_named=before.is_named)
             for each, part in zip(numbers, parts, strict=True)
         ]
-        return replace(self._with(number, *pieces), last=self.last + len(parts) - 1)
+        return replace(self._changed(before, *pieces), last=self.last + len(parts) - 1)
 
     def segments(self, numbers: Collection[int] | None = None) -> tuple[Segment, ...]:
         """Return all segments, or those with these numbers."""
@@ -138,6 +145,11 @@ class Document:
         """Return the segments of one query."""
         return tuple(piece for piece in self.pieces if piece.segment.query == query)
 
+    def _changed(self, before: Piece, *instead: Piece) -> Document:
+        """Replace a segment by changed ones. A search finds the first one again, whatever has become of it."""
+        changed = self.changed if before.by_hand else (*self.changed, before.segment)
+        return replace(self._with(before.number, *instead), changed=changed)
+
     def _with(self, number: int, *instead: Piece) -> Document:
         """Replace one segment by others."""
         at = self.pieces.index(self.piece(number))
@@ -146,15 +158,28 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """The current document, those before it, and those after it that were undone."""
+    """The current document, those before it, and those after it that were undone. `searched` is the result of the last
+    search; it is current until the next edit."""
 
     present: Document = field(default_factory=Document)
     past: tuple[Document, ...] = ()
     future: tuple[Document, ...] = ()
+    searched: Document | None = None
 
     def step(self, document: Document) -> History:
         """Make another document current. Redo is then impossible."""
         return History(document, (*self.past, self.present)[-MOST_STEPS:])
+
+    def search(self, document: Document, *, is_again: bool) -> History:
+        """Make the result of a search current. One for the same words, as while a slider moves, is a step together with
+        the search just before it.
+
+        Args:
+            is_again: the words are those of the search before.
+        """
+        if is_again and self.present is self.searched:
+            return History(document, self.past, searched=document)
+        return replace(self.step(document), searched=document)
 
     def undo(self) -> History:
         """Undo one edit, if there is one."""

@@ -143,12 +143,15 @@ def give_name(session: EditSession, number: int, name: str) -> EditSession:
     """Give a segment another name. One that differs only in case from a query or a name counts as that one.
 
     Raises:
-        Text2SegError: there is no such segment, it is an annotation of a job, or the name is empty or too long.
+        Text2SegError: there is no such segment, it is an annotation of a job, the name is empty or too long, or it is
+            no category of the job that is edited.
     """
     if session.document.piece(number).is_labelled:
         raise Text2SegError("the category of an annotation is corrected in the review")
     name = " ".join(cleaned(name).split())
     if not 0 < len(name) <= LONGEST_NAME:
         raise Text2SegError(f"a name has 1 to {LONGEST_NAME} letters")
+    if session.editing:
+        name = session.editing.category(name)
     same = (each for each in session.segmentation().maps.queries if each.casefold() == name.casefold())
     return replace(session, history=session.history.step(session.document.named(number, next(same, name))))

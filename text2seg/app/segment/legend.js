@@ -2,6 +2,8 @@
 // Property `shown` {queries, pieces, visible, hidden, selected, adding}; fires `select`, `toggle`, `add`, `hover`,
 // `why-not`.
 
+const FEW = 8; // more queries than this: those that are found come first
+
 customElements.define("t2s-legend", class extends HTMLElement {
   connectedCallback() {
     this.innerHTML = `<h3>Results</h3><ul></ul>`;
@@ -22,7 +24,12 @@ customElements.define("t2s-legend", class extends HTMLElement {
   set shown(shown) {
     const { activeElement: focused } = document;
     const again = this.contains(focused) ? { ...focused.dataset } : null;
-    this.querySelector("ul").replaceChildren(...shown.queries.map((query) => this.#entry(query, shown)));
+    const list = this.querySelector("ul");
+    const { scrollTop } = list;
+    const foundFirst = [...shown.queries].sort((one, other) => other.found - one.found);
+    const inOrder = shown.queries.length > FEW ? foundFirst : shown.queries;
+    list.replaceChildren(...inOrder.map((query) => this.#entry(query, shown)));
+    list.scrollTop = scrollTop;
     if (again) {
       const key = Object.keys(again)[0];
       const same = key && this.querySelector(`[data-${key}="${CSS.escape(again[key])}"]`); // it may have been deleted

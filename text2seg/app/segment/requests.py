@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from text2seg.app.checks import check_upload, read_image
 from text2seg.app.model_pool import ModelPool
-from text2seg.app.segment.document import Document
+from text2seg.app.segment.document import Document, History
 from text2seg.app.segment.edits import (
     add_point,
     draw_box,
@@ -48,6 +48,15 @@ class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+def check_not_editing(session: EditSession) -> None:
+    """Raise `Text2SegError` if the image of a labelling job is edited, which another image would replace."""
+    if session.editing:
+        raise Text2SegError(
+            f"you edit {session.editing.name} of a job; save it and go back, or go back without saving, then open "
+            "another image"
+        )
+
+
 class Example(_Request):
     """Open a bundled image and run its queries."""
 
@@ -55,11 +64,12 @@ class Example(_Request):
     number: int = Field(ge=0)
 
     def answer(self, session: EditSession, model_pool: ModelPool) -> Answer:
+        check_not_editing(session)
         if self.number >= len(examples()):
             raise Text2SegError("there is no such example")
         example = examples()[self.number]
-        session = open_image(model_pool, example.image)
-        return Answer(find(session, model_pool, example.texts, threshold=None, presence=None))
+        session = find(open_image(model_pool, example.image), model_pool, example.texts, threshold=None, presence=None)
+        return Answer(replace(session, history=History(session.document)))  # an example begins with its search
 
 
 class Resume(_Request):
@@ -79,6 +89,7 @@ class Open(_Request):
     path: Path
 
     def answer(self, session: EditSession, model_pool: ModelPool) -> Answer:
+        check_not_editing(session)
         return Answer(open_image(model_pool, read_image(check_upload(self.path), model_pool.settings)))
 
 
@@ -179,8 +190,7 @@ class Undo(_Request):
     do: Literal["undo", "redo"]
 
     def answer(self, session: EditSession, model_pool: ModelPool) -> Answer:
-        history = session.history.undo() if self.do == "undo" else session.history.redo()
-        return Answer(replace(session, history=history))
+        return Answer(session.at(session.history.undo() if self.do == "undo" else session.history.redo()))
 
 
 class Why(_Request):

@@ -26,6 +26,7 @@ customElements.define("t2s-segment", class extends HTMLElement {
   #local = { selected: 0, hidden: new Set(), tool: "select", adding: "", isStart: false, isAll: false, threshold: null,
     presence: null };
   #regions = []; // everything that was found without words
+  #question = null; // what the two answers to the open question do
   #progress = null; // {share, since, first} of the request that is being answered
   #waiting = [];
   #turn = 0;
@@ -49,7 +50,7 @@ customElements.define("t2s-segment", class extends HTMLElement {
     this.props = props;
     this.upload = upload;
     this.stage.examples = props.examples;
-    this.chips.known = props.known;
+    this.chips.suggest(props.known, false);
     this.querySelector("[data-part=unfamiliar] span").textContent = props.unfamiliar;
     watch("value", () => this.#answered(props.value));
     if (props.value?.queries) this.#answered(props.value); // the tab was hidden and is back
@@ -72,7 +73,7 @@ customElements.define("t2s-segment", class extends HTMLElement {
     on(this.chips, "typed", () => this.#note(""));
     on(this.chips, "find", () => { this.#local.isStart = false; this.#find(); this.#show(); });
     on(this.stage, "file", ({ file }) => this.#open(file));
-    on(this.stage, "example", ({ number }) => this.#send({ do: "example", number }));
+    on(this.stage, "example", ({ number }) => this.#begin({ do: "example", number }));
     on(this.stage, "back", () => this.#do("start"));
     on(this.stage, "point", (place) => this.#point(place));
     on(this.stage, "box", ({ box }) => this.#box(box));
@@ -96,8 +97,10 @@ customElements.define("t2s-segment", class extends HTMLElement {
     on(this.why, "close", () => this.#closeWhy());
     on(this.why, "take", ({ number, candidate }) => this.#send({ do: "take", piece: number, candidate }));
     this.querySelector("[data-part=ask]").addEventListener("click", ({ target: { dataset } }) => {
-      if (dataset.do === "begin") this.#send({ do: "everything", sure: true });
-      else if (dataset.do === "leave") { this.#local.isAll = false; this.#ask(0); this.#show(); }
+      const { yes, no } = this.#question;
+      if (!["yes", "no"].includes(dataset.do)) return;
+      this.#ask();
+      (dataset.do === "yes" ? yes : no)();
     });
     this.addEventListener("keydown", (event) => this.#key(event));
     document.addEventListener("text2seg-queue", ({ detail: { before } }) => this.#showBusy(before));
@@ -109,7 +112,7 @@ customElements.define("t2s-segment", class extends HTMLElement {
   #send(what, then = null) {
     const isNew = what.do === "open" || what.do === "example";
     this.#note("");
-    this.#ask(0);
+    this.#ask();
     this.#waiting = isNew ? [] : this.#waiting.filter((each) => what.do !== "find" || each.what.do !== "find");
     this.#waiting.push({ what, then, texts: this.chips.texts });
     this.#next();
@@ -167,18 +170,23 @@ customElements.define("t2s-segment", class extends HTMLElement {
     if (view.turn && view.turn <= this.#outdated) return; // an answer about the image before
     const isNew = ["open", "example"].includes(what?.do) && !view.error;
     this.#view = view;
-    this.chips.known = view.known;
+    this.chips.suggest(view.known, view.isLabelled);
     this.chips.refused = view.refused;
     if (what) this.#sent = this.#progress = null;
     this.#note(view.isStopped ? "Stopped. Nothing has changed." : view.error, !view.isStopped);
-    if (what?.do === "everything") this.#ask(view.seconds);
+    if (what?.do === "everything" && view.seconds) this.#askTime(view.seconds);
     if (view.regions) this.#regions = view.regions;
-    if (what?.do === "everything" && view.regions && !view.regions.length) this.#note("Nothing was found without words.");
+    if (what?.do === "everything" && view.regions && !view.regions.length) {
+      this.#local.isAll = false;
+      this.#note("Nothing was found without words. Draw a box around a thing, or type what to find.", false);
+    }
     if (isNew) this.#opened(what.do, view, texts);
     if (view.opened && !what) this.#putInto(view);
     if (what?.do === "resume" && !view.error) this.#resumed(view);
-    const asked = what?.do === "find" && String(what.texts) === String(this.chips.texts); // one chip may hold several names
-    if (asked && !view.error) this.chips.texts = view.texts;
+    const isSearch = ["find", "undo", "redo"].includes(what?.do) && !view.error;
+    const wanted = what?.do === "find" ? what.texts : texts; // one chip may hold several names
+    if (isSearch && String(wanted) === String(this.chips.texts)) this.chips.texts = view.texts;
+    if (isSearch && what.do !== "find" && !this.#waiting.length) Object.assign(this.#local, view.given);
     if (!view.pieces.some((piece) => piece.number === this.#local.selected)) this.#deselect();
     if (!view.error) then?.(view);
     if (view.why) this.why.explanation = { ...view.why, image: view.image };
@@ -286,7 +294,22 @@ customElements.define("t2s-segment", class extends HTMLElement {
     const { uploadMb } = this.props ?? {};
     if (file.size > uploadMb * 1e6) {
       this.#note(`${file.name} has ${(file.size / 1e6).toFixed(1)} MB; the limit is ${uploadMb} MB. Make it smaller.`);
-    } else this.#send({ do: "open", file });
+    } else this.#begin({ do: "open", file });
+  }
+
+  /** Open another image. Ask first if masks that the visitor made are lost by it. */
+  #begin(what) {
+    const { image, pieces, isLabelled } = this.#view;
+    const own = pieces.filter((piece) => piece.byHand || piece.accepted).length;
+    if (isLabelled) this.#note(`You edit ${image.name} of a job. Save it and go back, or go back without saving, then open another image.`);
+    else if (!own) this.#send(what);
+    else {
+      const masks = own === 1 ? "1 mask that you made or accepted is" : `${own} masks that you made or accepted are`;
+      this.#ask(`${masks} lost when another image replaces ${image.name}.`, {
+        yes: ["Replace it", () => this.#send(what)],
+        no: [`Stay with ${image.name}`, () => { this.#local.isStart = false; this.#show(); this.stage.focusOn(); }],
+      });
+    }
   }
 
   #paste(event) {
@@ -352,18 +375,29 @@ customElements.define("t2s-segment", class extends HTMLElement {
   /** Show or hide everything that was found without words. The first time, find it. */
   #everything() {
     this.#local.isAll = !this.#local.isAll;
-    this.#ask(0);
+    this.#ask();
     if (this.#local.isAll && !this.#regions.length) this.#send({ do: "everything" });
   }
 
-  /** Say how long everything takes, and ask whether to begin; 0 seconds: nothing to ask. */
-  #ask(seconds) {
+  /** Ask a question with two answers, each a label and what it does; without a text there is nothing to ask. */
+  #ask(text = "", { yes: [begin, yes] = [], no: [leave, no] = [] } = {}) {
     const ask = this.querySelector("[data-part=ask]");
-    ask.hidden = !seconds;
-    if (!seconds) return;
-    const time = seconds < 90 ? `${Math.round(seconds)} s` : `${Math.round(seconds / 60)} min`;
-    ask.querySelector("span").textContent = `Finding everything takes about ${time} on this computer.`;
+    ask.hidden = !text;
+    if (!text) return;
+    this.#question = { yes, no };
+    ask.querySelector("span").textContent = text;
+    ask.querySelector("[data-do=yes]").textContent = begin;
+    ask.querySelector("[data-do=no]").textContent = leave;
     ask.querySelector("button").focus();
+  }
+
+  /** Say how long everything takes, and ask whether to begin. */
+  #askTime(seconds) {
+    const time = seconds < 90 ? `${Math.round(seconds)} s` : `${Math.round(seconds / 60)} min`;
+    this.#ask(`Finding everything takes about ${time} on this computer.`, {
+      yes: ["Start", () => this.#send({ do: "everything", sure: true })],
+      no: ["Not now", () => { this.#local.isAll = false; this.#show(); }],
+    });
   }
 
   #do(name, byKey = false) {
@@ -413,12 +447,16 @@ customElements.define("t2s-segment", class extends HTMLElement {
 
   // Display.
 
-  /** Visible segments: the best of each query, as many as the slider allows, without hidden queries. */
+  /** Visible segments, without hidden queries: all that the visitor made or accepted, then the best of each query, as
+   * many as the slider allows. */
   #visible() {
     const { pieces } = this.#view;
-    const rank = (piece) => pieces.filter((other) => other.query === piece.query
-      && (other.score > piece.score || (other.score === piece.score && other.number < piece.number))).length;
-    return pieces.filter((piece) => !this.#local.hidden.has(piece.query) && rank(piece) < this.sliders.most);
+    const isOwn = (piece) => piece.byHand || piece.accepted;
+    const isBefore = (one, other) => (isOwn(one) === isOwn(other)
+      ? one.score > other.score || (one.score === other.score && one.number < other.number) : isOwn(one));
+    const rank = (piece) => pieces.filter((other) => other.query === piece.query && isBefore(other, piece)).length;
+    return pieces.filter((piece) => !this.#local.hidden.has(piece.query)
+      && (isOwn(piece) || rank(piece) < this.sliders.most));
   }
 
   #show() {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING
@@ -59,31 +59,36 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class EditSession:
-    """An image, its queries and the edited segments. Immutable: each edit returns a new session.
+class Search:
+    """The last search. `asked` are all its texts, `texts` those that were searched for, and `refused` the others.
+    `threshold` and `presence` override the settings of the models if given. `found` is the result of the models, before
+    any edit. `given` are queries that texts cannot express, such as the categories of an ontology."""
 
-    `preview` is the image as a JPEG for the browser. `asked` are all texts of the last search, `texts` those that were
-    searched for, and `refused` the others. `threshold` and `presence` override the settings of the models if given.
-    `found` is the last result of the models, before any edit; `regions` is everything that was found without words.
-    `is_unfamiliar`: the image is a photograph, and the
-    models know drawings only. `token` names the session in the visitor's browser.
-    """
-
-    image_session: SharedSession | None = None
-    preview: bytes = b""
-    models: Text2Seg | None = None
     asked: tuple[str, ...] = ()
     texts: tuple[str, ...] = ()
     refused: tuple[Refused, ...] = ()
     threshold: float | None = None
     presence: float | None = None
     found: Segmentation | None = None
+    given: tuple[Query, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EditSession(Search):
+    """An image, the last search and the edited segments. Immutable: each edit returns a new session.
+
+    `preview` is the image as a JPEG for the browser; `regions` is everything that was found without words.
+    `is_unfamiliar`: the image is a photograph, and the models know drawings only. `token` names the session in the
+    visitor's browser.
+    """
+
+    image_session: SharedSession | None = None
+    preview: bytes = b""
+    models: Text2Seg | None = None
     regions: tuple[Region, ...] = ()
     history: History = field(default_factory=History)
     is_unfamiliar: bool = False
     token: str = ""
-    given: tuple[Query, ...] = ()
-    """Queries that texts cannot express, such as the categories of an ontology. A search for other texts drops them."""
     editing: Editing | None = None
     """What is edited, if the segments are annotations of a labelling job."""
 
@@ -124,6 +129,16 @@ class EditSession:
         names = dict.fromkeys(piece.segment.query for piece in self.document.pieces)
         return tuple(name for name in names if name not in queries)
 
+    def searched(self, document: Document, *, is_again: bool) -> EditSession:
+        """Return the session with the document after a search; see `History.search`."""
+        search = Search(**{each.name: getattr(self, each.name) for each in fields(Search)})
+        return replace(self, history=self.history.search(replace(document, search=search), is_again=is_again))
+
+    def at(self, history: History) -> EditSession:
+        """Return the session at another place of its history, with the search of that time."""
+        search = history.present.search or Search()
+        return replace(self, history=history, **{each.name: getattr(search, each.name) for each in fields(Search)})
+
     def segmentation(self, numbers: frozenset[int] | None = None) -> Segmentation:
         """Return the last result with the edited segments, or only those with these numbers. Names that were not
         searched for have flat maps and a presence of 1.
@@ -151,7 +166,12 @@ def open_image(model_pool: ModelPool, image: Image) -> EditSession:
     """Return a new session on an image."""
     image_session = model_pool.session(image)
     models = image_session.models
-    return EditSession(image_session, preview(image.pixels), models, is_unfamiliar=models.is_unfamiliar(image))
+    return EditSession(
+        image_session=image_session,
+        preview=preview(image.pixels),
+        models=models,
+        is_unfamiliar=models.is_unfamiliar(image),
+    )
 
 
 def find(
@@ -162,9 +182,10 @@ def find(
     threshold: float | None,
     presence: float | None,
 ) -> EditSession:
-    """Search for queries. Edited segments are kept; the undo history is cleared.
+    """Search for queries. Edited segments are kept while their query is there. The search can be undone.
 
-    A text that cannot be read, or that the models do not know, is in `refused` and does not stop the others.
+    In an image of a labelling job, the words are categories of the job. A text that cannot be read, or that the models
+    do not know, is in `refused` and does not stop the others.
 
     Raises:
         Text2SegError: there is no image.
@@ -176,19 +197,23 @@ def find(
         models = image_session.models
         unfamiliar = models.is_unfamiliar(image_session.image)
         session = replace(session, image_session=image_session, models=models, is_unfamiliar=unfamiliar, regions=())
+    before, given = session.asked, tuple[Query, ...]()
     session = replace(session, threshold=threshold, presence=presence)
-    if texts != tuple(query.name for query in session.given):
-        session = replace(session, given=())
-    asked, refused = (texts, ()) if session.given else _read(image_session.models, texts, session.settings)
+    if session.editing:
+        asked, refused, given = session.editing.categories_of(texts)
+    else:
+        asked, refused = _read(image_session.models, texts, session.settings)
     faulty = {each.text for each in refused}
     texts = tuple(text for text in asked if text not in faulty)
-    session = replace(session, asked=asked, texts=texts, refused=refused)
+    session = replace(session, asked=asked, texts=texts, refused=refused, given=given)
+    is_again = asked == before
     if not texts:
-        return replace(session, found=None, history=History(session.document.found((), ())))
+        session = replace(session, found=None)
+        return session.searched(session.document.found((), ()), is_again=is_again)
     check_request(session.queries, session.settings, image_session.image.hw)
     found = image_session.segment(session.given or list(texts), session.settings)
     document = session.document.found(found.segments, found.maps.queries)
-    return replace(session, found=found, history=History(document))
+    return replace(session, found=found).searched(document, is_again=is_again)
 
 
 def _read(models: Text2Seg, texts: Sequence[str], settings: Settings) -> tuple[tuple[str, ...], tuple[Refused, ...]]:

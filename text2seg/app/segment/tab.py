@@ -116,7 +116,9 @@ def build(model_pool: ModelPool) -> Editor:
         desk.stop(_sent(event).get("turn", 0))
 
     def shown(answer: Answer) -> Json:
-        known = {"turn": 0, "error": "", "known": _known(model_pool), "seconds": answer.seconds}
+        editing = answer.session.editing
+        names = [*editing.queries] if editing else _known(model_pool)
+        known = {"turn": 0, "error": "", "known": names, "seconds": answer.seconds}
         regions = regions_of(answer.session) if answer.has_regions else None
         return known | view_of(answer.session) | {"regions": regions} | _files(answer, canvas.GRADIO_CACHE)
 

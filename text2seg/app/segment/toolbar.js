@@ -1,7 +1,7 @@
 // Tools and actions in one row above the image. Labels disappear where the row is too narrow for them.
 // A new button is one line in BUTTONS, its action in `#do` of segment.js and, if the server has to answer, one class in
 // requests.py.
-// Property `shown` {piece, tool, isAll, canUndo, canRedo, hint}; fires `do` with the name of the button, `name` {name}
+// Property `shown` {piece, tool, isAll, canUndo, canRedo, isLabelled, hint}; fires `do` with the name of the button, `name` {name}
 // for the selected segment, and `lost` when the button with the focus disappears.
 
 const BUTTONS = [
@@ -54,10 +54,11 @@ customElements.define("t2s-toolbar", class extends HTMLElement {
     new ResizeObserver(() => this.#fit()).observe(this);
   }
 
-  set shown({ piece, tool, isAll, canUndo, canRedo, hint }) {
+  set shown({ piece, tool, isAll, canUndo, canRedo, isLabelled, hint }) {
     this.querySelector("[data-part=hint]").textContent = hint;
     const focused = this.contains(document.activeElement) ? document.activeElement : null;
     for (const [name, , , , group] of BUTTONS) this.#button(name).hidden = group === "piece" && !piece;
+    this.#button("start").hidden = Boolean(isLabelled); // the image of a job first goes back to its review
     this.#button("undo").disabled = !canUndo;
     this.#button("redo").disabled = !canRedo;
     this.#button("split").hidden = !(piece?.parts > 1);

@@ -101,7 +101,8 @@ def why_not(session: EditSession, query: str) -> tuple[Json, bytes]:
     presence = float(found.maps.presence[index])
     threshold = found.thresholds[index] if found.thresholds else 0.0
     note = calibration_note(found.maps.calibrated)
-    if session.document.of(query) or any(segment.query == query for segment in session.document.removed):
+    gone = (*session.document.removed, *session.document.changed)
+    if session.document.of(query) or any(segment.query == query for segment in gone):
         reason = _presence(presence, threshold, calibrated=found.maps.calibrated)
     elif presence < threshold:
         reason = (
@@ -180,11 +181,12 @@ def _queries(session: EditSession) -> list[Json]:
     if not session.is_answered:
         return []
     now, names = session.segmentation(), session.names
-    removed = {segment.query for segment in session.document.removed}
+    removed, changed = ({each.query for each in gone} for gone in (session.document.removed, session.document.changed))
     queries = []
     for name in now.maps.queries:
         found = bool(now.of(name))
-        verdict = "deleted" if not found and name in removed else now.verdict(name)
+        gone = "" if found else "deleted" if name in removed else "renamed" if name in changed else ""
+        verdict = gone or now.verdict(name)
         if name in names:
             verdict = f"{len(now.of(name))} by hand"
         queries.append(
