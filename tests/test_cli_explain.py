@@ -104,7 +104,7 @@ def test_tool_writes_an_image_and_numbers(tmp_path, capsys):
     ("arguments", "says", "status"),
     [
         (["saliency", "nowhere.png", "--text", "sheep"], "nowhere.png", 1),
-        (["saliency", SCENE, "--text", ""], "empty", 1),
+        (["saliency", SCENE, "--text", ""], "empty", 2),
         (["saliency", SCENE, "--text", "aardvark"], "does not know", 1),
         (["saliency", SCENE, "--text", "sheep", "--method", "layercam"], "surgery", 2),
         (["run-all", "training/logs"], "training/logs", 1),

@@ -14,9 +14,12 @@ from builders import HW
 
 from text2seg import Text2Seg, weights
 from text2seg.cli import main
+from text2seg.cli.common import say_own_card
 from text2seg.coco.provenance import models_in
-from text2seg.errors import CheckpointError
+from text2seg.config import ModelSettings
+from text2seg.errors import CheckpointError, OutputError
 from text2seg.io.images import load_image
+from text2seg.labelling.journal import Journal
 from text2seg.model_card import (
     BUNDLED_CARDS,
     NO_CARD,
@@ -116,6 +119,30 @@ def test_a_file_that_is_no_card_is_named_and_the_others_are_used(caplog):
     find_card(CLIP, SAM)
     assert caplog.text.count("broken.json is not a model card: it ends too early, in line 1") == 1
     assert len([*cards_in(user_cards())]) == 1
+
+
+def test_a_job_whose_weights_got_another_card_names_both_cards_and_the_way_back(tmp_path):
+    journal, mine, other = tmp_path / "a.json.journal", made(), made(name="other")
+    place = user_cards() / "mine.json"
+    put(mine, "mine.json")
+    for old, new, says in (
+        (None, mine, rf"a job with no model card, but .* the model card mine \({place}\).* move {place} away"),
+        (mine, None, rf"a job with the model card mine \({place}\), but .* have no model card.* add --card {place}"),
+        (other, mine, r"the model card other \(its file is gone\), but.* choose another --output"),
+    ):
+        Journal.open(journal, {"card": old and old.provenance()}, restart=True).close()
+        with pytest.raises(OutputError, match=says):
+            Journal.open(journal, {"card": new and new.provenance()})
+
+
+def test_a_run_on_a_card_of_the_user_names_it(capsys):
+    put(made())
+    say_own_card(made().sha256, ModelSettings())
+    say_own_card(made(name="other").sha256, ModelSettings())
+    say_own_card(made().sha256, ModelSettings(card=Path("given.json")))
+    first, second = capsys.readouterr().err.splitlines()
+    assert f"with your model card {next(iter(cards_in(user_cards())))[0]}" in first
+    assert second == "text2seg: with the model card given.json"
 
 
 @pytest.mark.parametrize(

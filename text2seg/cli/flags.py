@@ -19,6 +19,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 from text2seg.config import SaveKind, Settings, VideoSave
 from text2seg.effects import without_effect
 from text2seg.errors import SettingsError
+from text2seg.io.files import is_file
 from text2seg.io.names import listed
 from text2seg.io.storage import Place, Url, place_of
 from text2seg.settings_fields import help_of
@@ -34,6 +35,11 @@ _RULES = ConstructorRegistry()
 
 def parse(command: type, arguments: Sequence[str], prog: str) -> Any:
     """Return the command with its flags. `--help` prints them and exits with 0; wrong flags exit with 2."""
+    for each in arguments:
+        if each.startswith("-") and not each.startswith("--") and is_file(each, SettingsError):
+            raise SettingsError(
+                f"{each} is taken for a flag, because it begins with a dash; write ./{each} for the file"
+            )
     with described(command), _RULES, _wrapped_help(arguments):
         parsed: Any = tyro.cli(
             command,

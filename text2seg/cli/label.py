@@ -233,10 +233,11 @@ def _print_report(report: LabelReport, *, verbose: bool) -> None:
     from text2seg.labelling.summary import columns
 
     table = Table("category")
-    for column in columns(calibrated=report.calibrated):
+    shown = columns(report.categories, calibrated=report.calibrated)
+    for column in shown.values():
         table.add_column(column.heading, justify="right")
     for category in report.categories:
-        table.add_row(category.name, *category.texts())
+        table.add_row(category.name, *category.texts(shown))
     PlainConsole().print(table)
     say_failures(report.failures, all_in=f"info.failures of {report.dataset}", verbose=verbose)
     if report.earlier == report.images:

@@ -51,7 +51,7 @@ class Review:
 
 def write_review(
     dataset: str | os.PathLike[str],
-    output: str | os.PathLike[str] = "report.html",
+    output: str | os.PathLike[str] = "outputs/report.html",
     *,
     images: str | os.PathLike[str] | None = None,
     limit: int = 500,
@@ -80,8 +80,8 @@ def write_review(
         raise Text2SegError(f"the limit must be 1 or more, got {limit}")
     if not SIDES[0] <= image_side <= SIDES[1]:
         raise Text2SegError(f"the side of the images must be from {SIDES[0]} to {SIDES[1]}, got {image_side}")
-    check_writable(output, overwrite=overwrite, inputs=[dataset], text=True)
     content = read_dataset(dataset)
+    check_writable(output, overwrite=overwrite, inputs=[dataset], text=True)
     contents = contents_of(content)
     shown = contents.images[:limit]
     finder = ImageFinder(dataset, images, content["info"])
@@ -101,6 +101,7 @@ def _render(contents: Contents, cards: list[dict[str, Any]], *, title: str) -> s
     images = contents.images
     found = sum(bool(image.items) for image in images)
     rows = sorted(contents.categories, key=lambda row: (-row.segments, row.name))
+    shown = columns(rows, calibrated=contents.calibrated)
     return render_template(
         "text2seg.review",
         {"number": _number},
@@ -116,9 +117,9 @@ def _render(contents: Contents, cards: list[dict[str, Any]], *, title: str) -> s
             ("failed", "failed", len(contents.failures)),
             ("annotation", "annotations", sum(row.segments for row in rows)),
         ],
-        columns=columns(calibrated=contents.calibrated),
+        columns=tuple(shown.values()),
         rows=[
-            {"name": row.name, "colour": _hex(contents.colours[row.name]), "values": row.texts()}
+            {"name": row.name, "colour": _hex(contents.colours[row.name]), "values": row.texts(shown)}
             for row in rows
             if row.segments
         ],
