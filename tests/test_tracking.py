@@ -239,6 +239,16 @@ def test_a_track_waits_for_the_gap_and_then_ends(demo):
     assert numbers_of(demo, 0, [10], [10], [], [10]) == [[1], [1], [], [2]]
 
 
+def test_a_thing_that_was_last_seen_in_part_is_known_when_it_is_whole_again(demo):
+    tracker = MatchingTracker(parse_queries(["ball"]), Settings(), 5)
+    seen = [{"left": 10}, {"left": 14}, {"left": 18}, {"left": 22, "width": 4}, None, {"left": 36}]
+    found = []
+    for each in seen:
+        masks = [] if each is None else [builders.box_mask(HW, **each)]
+        found.append([each.track_id for each in tracker.next(Found(make_image(*HW), demo, ball=masks))])
+    assert found == [[1], [1], [1], [1], [], [1]]
+
+
 def test_things_that_pass_each_other_keep_their_numbers(demo):
     assert numbers_of(demo, 5, [0, 60], [10, 50], [20, 40], [32, 28], [40, 20], [50, 10]) == [[1, 2]] * 6
     tracker = MatchingTracker(parse_queries(["ball"]), Settings(), 5)
@@ -249,10 +259,10 @@ def test_things_that_pass_each_other_keep_their_numbers(demo):
     assert numbers_of(demo, 5, [0], [4, 60], [64, 8]) == [[1], [1, 2], [1, 2]]
 
 
-LEAST = {"crossing": (0.86, 2, 0.83), "coming and going": (0.97, 0, 0.92)}
+LEAST = {"crossing": (0.86, 2, 0.83), "hiding": (0.81, 1, 0.81)}
 """Of each clip: the share of masks under the right number, the switches of numbers and the mean IoU, as they were in
-float32 when they were written down (0.917 and 0.861; 1 and 0.947), less one or two masks and 0.03, because processors
-differ in the last digits."""
+float32 when they were written down (0.917 and 0.861; 0.909 and 0.841), less two masks, one switch more of the second,
+and an IoU 0.03 lower, because processors differ in the last digits."""
 
 
 @pytest.mark.parametrize("name", LEAST)

@@ -434,6 +434,9 @@ class LabelSettings:
     save: tuple[SaveKind, ...] = ()
     """Files to write for each image into the folder <output>_images, with commas between them: overlay, why, masks,
     cutouts (see `segment --save`); or none."""
+    marks: Path | None = None
+    """Marks that a person downloaded from the page of text2seg report on the output: rejected annotations are left out,
+    accepted and corrected ones are kept, also with --restart."""
     restart: bool = False
     """Discard the results of earlier runs of this job."""
     only_if_present: bool = False

@@ -246,7 +246,8 @@ class MemoryTracker(Tracker):
 @dataclass(slots=True)
 class _Track:
     """A thing as it was last seen: its mask in its tight box, CLIP's feature float32[C] and its motion in pixels for
-    each frame."""
+    each frame. `area` and `length`, that of the box, are means in which the last frames count most: what begins to hide
+    has not become small."""
 
     number: int
     query: str
@@ -255,6 +256,11 @@ class _Track:
     feature: NDArray[np.float32]
     seen: int
     motion: NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))
+    area: float = field(init=False)
+    length: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.area, self.length = float(np.count_nonzero(self.part)), float(max(self.box[2:]))
 
     def update(self, other: _Track) -> None:
         """Take over what was seen of the thing in a later frame."""
@@ -263,6 +269,7 @@ class _Track:
         self.motion = moved if not self.motion.any() else (self.motion + moved) / 2
         feature = self.feature + other.feature
         self.feature = feature / max(float(np.linalg.norm(feature)), 1e-9)
+        self.area, self.length = (self.area + other.area) / 2, (self.length + other.length) / 2
         self.box, self.part, self.seen = other.box, other.part, other.seen
 
     def affinity(self, other: _Track) -> float:
@@ -280,7 +287,8 @@ class _Track:
         shared = iou_of_areas(_shared(moved, self.part, other.box, other.part), *areas)
         if shared < FEWEST_SHARED:
             distance = float(np.linalg.norm(_centre(moved) - _centre(other.box)))
-            if max(areas) > MOST_GROWTH * min(areas) or distance > max(self.box[2:]) * passed:
+            sizes = self.area, other.area
+            if max(sizes) > MOST_GROWTH * min(sizes) or distance > self.length * passed:
                 return 0.0
         return max(shared + FEATURE_WEIGHT * float(self.feature @ other.feature), 1e-6)
 

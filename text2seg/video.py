@@ -108,7 +108,7 @@ def track_video(
         try:
             for frame in tqdm(tracked, total=frames.total, unit="frame", disable=not progress):
                 result.add(frame)
-                if stop is not None and stop.is_set():
+                if stop is not None and stop.is_set() and report.frames != frames.total:
                     report.interrupted = True
                     break
         except BaseException:
