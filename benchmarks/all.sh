@@ -40,6 +40,7 @@ case ${1:-} in
         measure jobs.py ray --images 48 --write
         measure search.py --seconds --write
         measure app_load.py --users 20 --minutes 1 --write
+        measure peers.py --rounds 1 --write
         measure networks.py clips --rounds 1 --write
         measure networks.py sams --rounds 1 --write
         measure networks.py everything --rounds 1 --write
