@@ -100,6 +100,10 @@ class LinesBesideBars(logging.StreamHandler[TextIO]):
             return
         from tqdm import tqdm
 
+        if not self.stream.isatty():  # in a file, bars cannot be wiped away
+            self.stream.write("\n" * bool(getattr(tqdm, "_instances", ())))
+            super().emit(record)
+            return
         with tqdm.external_write_mode(file=self.stream):
             super().emit(record)
 

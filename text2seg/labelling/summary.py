@@ -81,13 +81,13 @@ COLUMNS: dict[str, Column] = {
 
 
 def columns(rows: Sequence[CategorySummary], *, calibrated: bool) -> dict[str, Column]:
-    """Return the columns that have a value in any row, such as no presence if nothing was searched for by words. The
-    heading of presence says if it is not calibrated."""
-    note = calibration_note(calibrated)
+    """Return the columns that have a value in any row with segments, such as no presence if nothing was searched for by
+    words; all if there are no segments. The heading of presence says if it is not calibrated."""
+    note, found = calibration_note(calibrated), [row for row in rows if row.segments]
     return {
         key: replace(column, heading=column.heading + note) if key == "presence" else column
         for key, column in COLUMNS.items()
-        if any(row.values[key] is not None for row in rows)
+        if not found or any(row.values[key] is not None for row in found)
     }
 
 
