@@ -1,7 +1,7 @@
-"""Marks: what a person decided on a dataset's masks in a review page or the app, as a JSON file.
+"""Marks: what a person decided on a dataset's masks in a review page, as a JSON file.
 
 docs/review.md describes the format. A file belongs to one dataset, by the hash `identity`. `Marks.apply` gives the
-reviewed dataset; `text2seg merge` and the app use it, and `text2seg.labelling.reviewed` for labelling.
+reviewed dataset; `text2seg merge` uses it, and `text2seg.labelling.reviewed` for labelling.
 """
 
 from __future__ import annotations
@@ -210,7 +210,7 @@ def read_marks(path: str | os.PathLike[str]) -> MarksFile:
         got = "" if first["type"] == "missing" else f", got {short(first['input'])}"
         raise DatasetError(
             f"{path} is not a file of marks: {where}{first['msg'][:1].lower()}{first['msg'][1:]}{got}; download it "
-            "from the page of text2seg report or from the app"
+            "from the page of text2seg report"
         ) from error
 
 
