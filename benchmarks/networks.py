@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from page import ROOT, bundled, markdown, publish
 
+from text2seg.runtime import PrecisionName
+
 PAGE = "performance.md"
 CLIPS = ("ViT-B-16/laion2b_s34b_b88k", "ViT-B-16-SigLIP/webli")
 CLIP_SIDE = 512  # pixels
@@ -76,26 +78,28 @@ def clip_seconds(model: Any, text: dict[str, Any], rounds: int) -> list[str]:
     return [f"{cpu_seconds(work, rounds):.1f} s" for work in works]
 
 
-def sams() -> dict[str, Callable[[], Any]]:
-    """Return functions that build the SAMs, by name."""
+def sams(precision: PrecisionName = "fp32") -> dict[str, Callable[[], Any]]:
+    """Return functions that build the SAMs with random weights, by name."""
     sys.path.insert(0, str(ROOT / "tests"))
     import sam2_builders
     import sam_builders
     from test_mobile_sam import PUBLISHED as MOBILE_SAM
     from transformers import Sam2Config
 
+    from text2seg.runtime import choose_precision
     from text2seg.sam.mobile_sam import MobileSam
     from text2seg.sam.sam import Sam, load_sam
     from text2seg.sam.sam2 import Sam2
     from text2seg.speed.flows import sam_shape
 
     cpu, vit_b = torch.device("cpu"), sam_shape("vit_b")
+    chosen = choose_precision(cpu, precision)
     return {
-        "mobile_sam": lambda: MobileSam(load_sam(MOBILE_SAM, sam_builders.random_weights(MOBILE_SAM)), cpu),
+        "mobile_sam": lambda: MobileSam(load_sam(MOBILE_SAM, sam_builders.random_weights(MOBILE_SAM)), cpu, chosen),
         "sam2.1_hiera_tiny": lambda: Sam2.from_weights(
-            sam2_builders.random_weights(Sam2Config()), device=cpu, precision="fp32"
+            sam2_builders.random_weights(Sam2Config()), device=cpu, precision=precision
         ),
-        "vit_b": lambda: Sam(load_sam(vit_b, sam_builders.random_weights(vit_b)), cpu),
+        "vit_b": lambda: Sam(load_sam(vit_b, sam_builders.random_weights(vit_b)), cpu, chosen),
     }
 
 

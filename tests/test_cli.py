@@ -26,6 +26,7 @@ from tqdm import tqdm
 from text2seg._version import __version__
 from text2seg.cli import COMMANDS, Group, doctor, main
 from text2seg.cli.flags import described
+from text2seg.cli.terminal import waiting
 from text2seg.coco import rle
 from text2seg.coco.dataset import read_dataset
 from text2seg.coco.provenance import provenance_of
@@ -325,7 +326,7 @@ def test_two_images_with_one_file_name_do_not_overwrite_each_other(tmp_path):
     [
         ([SCENE], "nothing to look for", 2),
         (["--query", "dog"], "no image", 2),
-        ([SCENE, "--query", ""], "must not be empty", 1),
+        ([SCENE, "--query", ""], "must not be empty", 2),
         ([SCENE, "--query", "zebra crossing"], "does not know", 1),
         ([SCENE, "--query", "dog", "--threshold", "2"], "threshold must be in", 2),
         ([SCENE, "--query", "dog", "--save", "mask"], "Did you mean masks?", 2),
@@ -399,7 +400,7 @@ def test_checkpoints_list_and_verify(capsys):
 
 @pytest.mark.parametrize(("names", "says"), [([], "nothing to download"), (["demo", "vit_x"], "vit_b, vit_l, vit_h")])
 def test_an_unavailable_download_is_a_one_line_error(names, says, capsys):
-    assert main(["checkpoints", "download", *names]) == 1
+    assert main(["checkpoints", "download", *names]) == 2
     text, error = capsys.readouterr()
     assert says in error
     assert text == ""  # known before the first download
@@ -479,6 +480,53 @@ def test_messages_escape_the_folder_from_a_dataset(tmp_path):
         with pytest.raises(ImageError, match=r"\\x1b\]0;owned") as error:
             ImageFinder(tmp_path / "dataset.json", None, {"folder": folder}).find("a.jpg")
         assert str(error.value).isprintable()
+
+
+def test_segment_of_a_folder_names_the_whole_label_command(tmp_path, capsys):
+    (tmp_path / "my photos").mkdir()
+    command = [
+        "segment",
+        str(tmp_path / "my photos"),
+        "--query",
+        "sheep",
+        "--queries",
+        "fire engine",
+        "--output",
+        "out",
+    ]
+    assert main(command) == 1
+    expected = (
+        f"text2seg label '{tmp_path}/my photos' --query sheep --queries 'fire engine' --output 'out/my photos.json'"
+    )
+    assert expected in capsys.readouterr().err
+
+
+def test_a_file_whose_name_begins_with_a_dash_is_explained(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("-x.jpg").write_bytes(b"")
+    assert main(["segment", "-x.jpg", "--query", "sheep"]) == 2
+    assert "-x.jpg is taken for a flag, because it begins with a dash; write ./-x.jpg" in capsys.readouterr().err
+
+
+def test_report_checks_its_input_first_and_writes_beside_other_outputs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("outputs").mkdir()
+    Path("outputs/report.html").write_text("mine")
+    assert main(["report", "nosuch.json"]) == 1
+    assert "nosuch.json" in capsys.readouterr().err
+    Path("empty.json").write_text('{"images": [], "annotations": [], "categories": []}')
+    assert main(["report", "empty.json"]) == 1
+    assert "report.html already exists" in capsys.readouterr().err
+
+
+def test_a_terminal_shows_what_is_waited_for_and_a_file_does_not(monkeypatch, capsys):
+    with waiting("loading"):
+        pass
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with waiting("loading"):
+        assert capsys.readouterr().err == "text2seg: loading …\r"
+    assert capsys.readouterr().err.strip() == ""
 
 
 def test_a_stop_message_is_not_on_the_line_of_a_progress_bar(monkeypatch, capsys):

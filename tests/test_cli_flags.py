@@ -161,6 +161,7 @@ def test_a_stopped_segment_that_overwrites_says_that_the_earlier_dataset_is_kept
 
 def test_a_message_has_a_line_of_its_own_above_a_progress_bar():
     terminal = io.StringIO()
+    terminal.isatty = lambda: True
     handler = LinesBesideBars(terminal)
     with tqdm(total=2, file=terminal) as bar:
         bar.update()
@@ -170,6 +171,10 @@ def test_a_message_has_a_line_of_its_own_above_a_progress_bar():
     *_, cleared, message = said.split("\r")
     assert (cleared.strip(), message) == ("", "stopping after the current work")
     assert "1/2" in after  # the bar is drawn again
+    file = io.StringIO()
+    with tqdm(total=2, file=file):
+        LinesBesideBars(file).emit(logging.makeLogRecord({"msg": "stopping"}))
+    assert "\nstopping\n" in file.getvalue()
 
 
 @pytest.mark.parametrize("command", ["segment", "search"])

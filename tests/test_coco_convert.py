@@ -147,7 +147,11 @@ def test_yolo(tmp_path, encoding):
         dataset, "yolo-seg", tmp_path / "out", polygon_tolerance=0, images=saved_images(dataset, tmp_path / "images")
     )
     assert (done.images, done.annotations) == (5, 8)
-    assert done.notes == ("8 of 8 masks have several parts or holes; each part becomes a line",)
+    assert done.notes == (
+        "8 of 8 masks have several parts or holes; each part becomes a line",
+        "data.yaml names the same images for training and validation; divide them before you train, or the scores say "
+        "nothing about new images",
+    )
     stems = [*STEMS[:4], "sub/images_/ONE"]  # readers look for the last folder `images` of a path
     ours = dict(zip(stems, unions(dataset).values(), strict=True))
     assert_same(ours, read_yolo(tmp_path / "out", dict.fromkeys(stems, builders.HW)))
@@ -231,6 +235,7 @@ def test_voc_gives_overlapping_pixels_to_the_smaller_mask(tmp_path):
     large, small, buried = builders.box_mask(), builders.box_mask(width=3, height=3), builders.box_mask(width=3)
     found = [builders.segment(*each) for each in (("small", small), ("large", large), ("buried", buried & small))]
     done = convert(build_dataset([builders.segmentation(*found)]), "voc-png", tmp_path)
+    assert done.annotations == 2
     assert done.notes == (
         "9 pixels belong to several masks; the smallest mask has them",
         "1 of 3 masks are completely covered by smaller ones and are lost",

@@ -49,6 +49,7 @@ def test_ctrl_c_keeps_finished_images_and_the_local_engine_resumes(tmp_path):
     process = started(folder, output, log)
     while wait_for_a_record(process, journal, output) == FAILED and "did not start within" in log.read_text():
         process = started(folder, output, log)  # as the message says: Ray has 30 seconds to start, load or not
+    assert process.poll() is None, log.read_text(encoding="utf-8")
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(PATIENCE) == INTERRUPTED, log.read_text(encoding="utf-8")
     message, done = output.with_suffix(".log").read_text(encoding="utf-8"), records(output)

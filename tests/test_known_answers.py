@@ -151,15 +151,29 @@ def test_of_a_pair_the_checkpoint_without_answers_is_left_out_and_said(server, t
 @pytest.mark.parametrize(
     ("words", "says", "status"),
     [
-        (["--answers"], "name the checkpoint", 1),
+        (["--answers"], "name the checkpoint", 2),
         (["RN50", "--answers"], "no answers of 'RN50' are published; there are those of ViT-B/32, vit_b", 1),
         (["ViT-B/32", "--answers", "--device", "gpu"], "there is no device 'gpu'", 2),
-        (["nothing", "--answers"], "there is no checkpoint 'nothing'", 1),
+        (["nothing", "--answers"], "there is no checkpoint 'nothing'", 2),
     ],
 )
 def test_what_cannot_be_compared_is_one_line(words, says, status, capsys):
     assert main(["checkpoints", "verify", *words]) == status
     assert says in capsys.readouterr().err
+
+
+def test_without_a_connection_one_sentence_names_all_that_is_missing(monkeypatch, capsys):
+    def unreachable(url):
+        raise CheckpointError("cannot reach example.org: no network")
+
+    monkeypatch.setattr("text2seg.weights.download.check_reachable", unreachable)
+    assert main(["checkpoints", "verify", "base", "--answers", "--device", "cpu"]) == 1
+    left_out, downloading, error = capsys.readouterr().err.splitlines()
+    assert "no answers of 'ViT-B/16'" in left_out
+    for name in ("sam_vit_b_01ec64.pth", *{case.image for case in cases_of("vit_b")}):
+        assert name in downloading
+        assert name in error
+    assert f"weights in {weights.folder()} and images in {weights.folder() / 'answers'}" in error
 
 
 def test_a_page_instead_of_the_image_is_refused_and_deleted(server, tmp_path):

@@ -16,8 +16,8 @@ LAYERS = {
         " weights model_card coco results"
     ),
     "models": "clip sam prompts onnx loading tiling regions",
-    "pipeline": "session pipeline sam3_pipeline everything refining __init__",
-    "jobs": "known_answers search segmenting evaluation calibration labelling review onnx_export explain speed",
+    "pipeline": "session tracking pipeline sam3_pipeline everything refining __init__",
+    "jobs": "known_answers search segmenting video evaluation calibration labelling review onnx_export explain speed",
     "front ends": "app integrations cli __main__",
 }
 """The rooms of each layer in order: a room may import from those before it, in its own layer or in a lower one."""

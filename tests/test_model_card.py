@@ -14,9 +14,12 @@ from builders import HW
 
 from text2seg import Text2Seg, weights
 from text2seg.cli import main
+from text2seg.cli.common import say_own_card
 from text2seg.coco.provenance import models_in
-from text2seg.errors import CheckpointError
+from text2seg.config import ModelSettings
+from text2seg.errors import CheckpointError, OutputError
 from text2seg.io.images import load_image
+from text2seg.labelling.journal import Journal
 from text2seg.model_card import (
     BUNDLED_CARDS,
     NO_CARD,
@@ -118,6 +121,30 @@ def test_a_file_that_is_no_card_is_named_and_the_others_are_used(caplog):
     assert len([*cards_in(user_cards())]) == 1
 
 
+def test_a_job_whose_weights_got_another_card_names_both_cards_and_the_way_back(tmp_path):
+    journal, mine, other = tmp_path / "a.json.journal", made(), made(name="other")
+    place = user_cards() / "mine.json"
+    put(mine, "mine.json")
+    for old, new, says in (
+        (None, mine, rf"a job with no model card, but .* the model card mine \({place}\).* move {place} away"),
+        (mine, None, rf"a job with the model card mine \({place}\), but .* have no model card.* add --card {place}"),
+        (other, mine, r"the model card other \(its file is gone\), but.* choose another --output"),
+    ):
+        Journal.open(journal, {"card": old and old.provenance()}, restart=True).close()
+        with pytest.raises(OutputError, match=says):
+            Journal.open(journal, {"card": new and new.provenance()})
+
+
+def test_a_run_on_a_card_of_the_user_names_it(capsys):
+    put(made())
+    say_own_card(made().sha256, ModelSettings())
+    say_own_card(made(name="other").sha256, ModelSettings())
+    say_own_card(made().sha256, ModelSettings(card=Path("given.json")))
+    first, second = capsys.readouterr().err.splitlines()
+    assert f"with your model card {next(iter(cards_in(user_cards())))[0]}" in first
+    assert second == "text2seg: with the model card given.json"
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -194,7 +221,7 @@ def test_pages_and_numbers_name_the_weights_that_were_at_work(tmp_path, monkeypa
     assert f"Predictions by {says}" in Path("scores.html").read_text()
     assert json.loads(Path("scores.json").read_text())["models"] == says
     assert main(["explain", "similarity-table", SCENE_FILE, "--text", "sheep", "--model", "demo"]) == 0
-    (found,) = Path("outputs/explain").glob("*.json")
+    found = Path("outputs/explain/similarity-table.json")
     assert json.loads(found.read_text())["models"] == "CLIP demo with SAM demo"
 
 

@@ -21,7 +21,7 @@ from text2seg.config import LabelSettings, RefineSettings
 from text2seg.errors import DatasetError, ImageError
 from text2seg.grids import iou, tight_box
 from text2seg.io.images import load_image
-from text2seg.labelling.refine import count_refined, prepare_refinement, read_source, refine_dataset
+from text2seg.labelling.refine import prepare_refinement, read_source, refine_dataset, refined_in
 from text2seg.refining import Refiner, refine_image
 from text2seg.sam.base import MASK_PROMPT_SCALE, SETS_PER_CALL
 from text2seg.sam.refinement import refine
@@ -196,6 +196,8 @@ def test_boxes_become_masks_and_everything_else_is_kept(folder, boxes, tmp_path,
     before, after = read_dataset(boxes), read_dataset(output)
     assert "3 images: 3 with segments" in said
     assert f"{len(before['annotations'])} masks refined, 0 kept" in said
+    assert "presence" not in said
+    assert not any("agreement" in each["attributes"] for each in after["annotations"])
     assert after["categories"] == before["categories"]
     assert after["images"] == before["images"]
     assert [(a["id"], a["image_id"], a["category_id"]) for a in after["annotations"]] == [
@@ -228,6 +230,7 @@ def test_crowds_and_annotations_outside_the_image_stay_as_they_are_and_a_refused
     for before in annotations[2:]:
         assert after[before["id"]]["segmentation"] == before["segmentation"]
         assert after[before["id"]]["attributes"]["refined"] is False
+        assert 0 <= after[before["id"]]["attributes"]["agreement"] <= 1
 
 
 def test_an_annotation_with_neither_mask_nor_box_stays_and_the_others_are_refined(folder, tmp_path, capsys):
@@ -264,8 +267,12 @@ def test_a_box_in_which_sam_finds_nothing_is_not_refined(demo, folder, tmp_path,
         attributes = found.pop("attributes")
         assert found == {key: value for key, value in before.items() if key != "attributes"}
         assert attributes["refined"] is False
-        assert attributes["agreement"] == 0
-    assert count_refined(tmp_path / "out.json") == (0, len(after), 0)
+        assert "agreement" not in attributes  # there was no mask to agree with
+    refined, kept, without = refined_in(tmp_path / "out.json")
+    assert (refined, len(kept), without) == (0, len(after), 0)
+    first = source["annotations"][0]
+    names = {each["id"]: each["name"] for each in source["categories"]}
+    assert f"{first['id']} ({names[first['category_id']]} in {source['images'][0]['file_name']})" in kept
 
 
 def test_a_stopped_job_resumes_with_the_same_bytes(demo, folder, tmp_path):

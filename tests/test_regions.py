@@ -291,10 +291,14 @@ def test_an_image_without_regions_has_no_segments(demo):
     assert result.maps.presence.tolist() == [0]
 
 
-def test_a_word_that_means_nothing_to_clip_gets_no_region(demo):
-    """The demo CLIP cannot tell "rabbit" from the empty text, so its patches show rabbits on every empty ground."""
-    assert demo.segment(SCENE, "rabbit").segments
-    assert not demo.segment(SCENE, "rabbit", REGIONS).segments
+@pytest.mark.parametrize("settings", [Settings(), REGIONS])
+def test_every_name_of_the_vocabulary_is_told_from_the_empty_text(demo, settings):
+    """A name that CLIP confuses with the empty text is seen on every empty ground."""
+    names = demo.closed_vocabulary.names
+    features = demo.clip.encode_texts([*names, ""])
+    near = (features[:-1] @ features[-1]).tolist()
+    assert max(near) < 0.5, names[near.index(max(near))]
+    assert not demo.segment(SCENE, "rabbit", settings).segments
 
 
 def test_a_query_of_several_parts_is_refused(demo):

@@ -74,7 +74,7 @@ def test_a_job_and_its_review_mark_it_and_skipping_by_it_is_said(models, folder,
         report = label_folder(pair, folder, ontology_of_queries("sheep"), settings)
     said = "skips images by presence, which is not calibrated" in caplog.text
     assert said == (mark == MARK) == (not report.calibrated)
-    assert [each.heading for each in columns(calibrated=report.calibrated)][-1] == f"mean {mark}"
+    assert columns(report.categories, calibrated=report.calibrated)["presence"].heading == f"mean {mark}"
     assert contents_of(json.loads(output.read_text())).calibrated == report.calibrated
     write_review(output, tmp_path / "page.html")
     assert (f"mean {MARK}" in (tmp_path / "page.html").read_text()) == (mark == MARK)

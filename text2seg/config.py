@@ -322,6 +322,10 @@ def settings_from_dict(values: Mapping[str, Any]) -> Settings:
 SaveKind = Literal["overlay", "why", "masks", "cutouts"]
 """Kinds of image files that `--save` writes; `render.saving` makes them."""
 
+TrackerName = Literal["auto", "memory", "matching"]
+VideoSave = Literal["overlay", "frames"]
+"""Kinds of files that `track --save` writes."""
+
 Encoding = Literal["rle", "polygon"]
 """How masks are written in COCO files. `text2seg.coco.dataset.ENCODERS` has the function for each."""
 
@@ -365,6 +369,40 @@ class OutputSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class TrackSettings:
+    """A video: how things are followed through its frames, and the files to write."""
+
+    output: Path = Path("outputs")
+    """Folder for the COCO file, dataset.json, and the files of --save; it is made if it is missing."""
+    overwrite: bool = False
+    """Replace the results of an earlier run. Without this flag, a folder that has a dataset.json is refused."""
+    every: int = 1
+    """Read only the first of this many frames; 5 is every fifth frame."""
+    tracker: TrackerName = "auto"
+    """memory: find each query once and follow it by SAM 2's memory. matching: find it in every frame and match the
+    segments with those before. auto: memory with a SAM 2, matching with another SAM."""
+    gap: int = 5
+    """With matching: a thing that is not found in more frames than this gets a new track when it comes back."""
+    save: tuple[VideoSave, ...] = ()
+    """Files to write, with commas between them: overlay (a video with masks and numbers, overlay.mp4), frames (the
+    frames of a video file as PNG, which other tools need beside the COCO file); or none."""
+    segmentation: Encoding = "rle"
+    """How masks are written in the COCO file: rle is lossless, polygon suits labelling tools."""
+    polygon_tolerance: float = POLYGON_TOLERANCE
+    """With polygons: how far, in pixels, a polygon may be off the edge of its mask, so that it has few corners. 0 is
+    exact. The IoU with the mask is at least 0.98."""
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        check_tolerance(self.polygon_tolerance)
+        freeze_choices(self, "save", get_args(VideoSave))
+        for name, least in (("every", 1), ("gap", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise SettingsError(f"{name} must be a whole number of {least} or more, got {value!r}")
+
+
+@dataclass(frozen=True, slots=True)
 class LabelSettings:
     """A labelling job: its files, its output, and how it runs."""
 
@@ -396,6 +434,9 @@ class LabelSettings:
     save: tuple[SaveKind, ...] = ()
     """Files to write for each image into the folder <output>_images, with commas between them: overlay, why, masks,
     cutouts (see `segment --save`); or none."""
+    marks: Path | None = None
+    """Marks that a person downloaded from the page of text2seg report on the output: rejected annotations are left out,
+    accepted and corrected ones are kept, also with --restart."""
     restart: bool = False
     """Discard the results of earlier runs of this job."""
     only_if_present: bool = False

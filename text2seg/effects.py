@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, get_args, get_type_hints
 
 from text2seg.config import AutomaticSettings, MapSettings, MaskSettings, PointSettings, PresenceSettings, RaySettings
@@ -35,9 +36,26 @@ METHODS_OF: Mapping[str, tuple[str, ...]] = {
 """The methods that each setting of maps, points and masks has an effect with; a test knows all settings and methods."""
 
 
-def _without_effect(method: str) -> _Condition:
-    flags = frozenset(name for name, methods in METHODS_OF.items() if method not in methods)
-    return _Condition(flags, f"with --method {method}", lambda all_: all_.get("method") != method)
+def _is_method(only: str, values: Mapping[str, Any]) -> bool:
+    return bool(values.get("method", only) == only)
+
+
+def _is_other_method(none: str, values: Mapping[str, Any]) -> bool:
+    return bool(values.get("method") != none)
+
+
+def _of_methods() -> Iterator[_Condition]:
+    """Yield the conditions of `METHODS_OF`. Settings of one method that is not the default are refused without it,
+    others with each method that they have no effect with."""
+    methods = get_args(get_type_hints(PointSettings)["method"])
+    for only in methods[1:]:
+        flags = frozenset(name for name, its in METHODS_OF.items() if its == (only,))
+        yield _Condition(flags, f"without --method {only}", partial(_is_method, only))
+    for method in methods:
+        flags = frozenset(
+            name for name, its in METHODS_OF.items() if method not in its and (len(its) > 1 or its == methods[:1])
+        )
+        yield _Condition(flags, f"with --method {method}", partial(_is_other_method, method))
 
 
 _CONDITIONS = (
@@ -49,12 +67,7 @@ _CONDITIONS = (
     _Condition(_names(AutomaticSettings), "without --everything", lambda all_: bool(all_.get("everything", True))),
     _Condition(_OF_CLIP | {"model", "sam", "compile"}, "with --sam3", lambda all_: not all_.get("sam3")),
     _Condition(_names(RaySettings), "without --engine ray", lambda all_: all_.get("engine", "ray") == "ray"),
-    _Condition(
-        frozenset({"region_features"}),
-        "without --method regions",
-        lambda all_: all_.get("method", "regions") == "regions",
-    ),
-    *map(_without_effect, get_args(get_type_hints(PointSettings)["method"])),
+    *_of_methods(),
     _Condition(  # one segment for each query, unless tiles add others
         frozenset({"overlap", "quality"}),
         "with --method reference and without --tile",
@@ -71,6 +84,7 @@ _CONDITIONS = (
         lambda all_: all_.get("segmentation", "polygon") == "polygon",
     ),
     _Condition(frozenset({"polygon_tolerance"}), "with --to voc-png", lambda all_: all_.get("to") != "voc-png"),
+    _Condition(frozenset({"gap"}), "with --tracker memory", lambda all_: all_.get("tracker") != "memory"),
     _Condition(frozenset({"tile_overlap"}), "without --tile", lambda all_: bool(all_.get("tile", True))),
     _Condition(
         frozenset({"labels"}),

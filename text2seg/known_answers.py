@@ -102,6 +102,11 @@ def not_published(*names: str) -> CheckpointError:
     )
 
 
+def answers_folder() -> Path:
+    """Return the folder of the images that were asked about."""
+    return weights.folder() / "answers"
+
+
 def verify_answers(cases: Sequence[Case], *, device: str = "auto", folder: Path | None = None) -> list[Verdict]:
     """Ask the weights on this machine, in float32. Missing weights and images are downloaded.
 
@@ -113,7 +118,7 @@ def verify_answers(cases: Sequence[Case], *, device: str = "auto", folder: Path 
         CheckpointError: weights or images cannot be downloaded or read.
         SettingsError: this machine lacks the device.
     """
-    folder = folder or weights.folder() / "answers"
+    folder = folder or answers_folder()
     remote = {case.image: RemoteFile(case.image, case.url) for case in cases}
     download_files([*remote.values()], folder, what="images", check=_check_image)
     images = {name: load_image(folder / name) for name in remote}

@@ -355,12 +355,13 @@ def user_cards() -> Path:
     return weights.folder() / "cards"
 
 
-def cards_in(folder: Path) -> Iterator[ModelCard]:
-    """Yield the cards in a folder, which need not exist. A file that is not a card is logged, once, and left out."""
+def cards_in(folder: Path) -> Iterator[tuple[Path, ModelCard]]:
+    """Yield the cards in a folder, which need not exist, with their files. A file that is not a card is logged, once,
+    and left out."""
     for path in list_folder(folder, CheckpointError) if is_dir(folder, CheckpointError) else ():
         if path.suffix == ".json":
             try:
-                yield read_card(path)
+                yield path, read_card(path)
             except CheckpointError as error:
                 log.log(logging.DEBUG if str(error) in _reported else logging.WARNING, "%s; it is not used", error)
                 _reported.add(str(error))
@@ -376,7 +377,7 @@ def find_card(clip_sha256: str, sam_sha256: str | None = None) -> ModelCard:
     If there is only a card of the same CLIP with another SAM, what it says about the CLIP is kept: input size,
     vocabulary, presence and regions. It then has the name of the CLIP, and no SAM.
     """
-    cards = [*cards_in(user_cards()), *cards_in(BUNDLED_CARDS)]
+    cards = [card for folder in (user_cards(), BUNDLED_CARDS) for _, card in cards_in(folder)]
     of_clip = [card for card in cards if card.clip and card.clip.sha256 == clip_sha256]
     for card in of_clip:
         if card.sam and card.sam.sha256 == sam_sha256:
@@ -387,6 +388,12 @@ def find_card(clip_sha256: str, sam_sha256: str | None = None) -> ModelCard:
     if regions := of_clip[0].region_classification:
         of_pair["region_classification"] = regions.model_copy(update={"choice": None})
     return of_clip[0].model_copy(update=of_pair)
+
+
+def file_of_card(sha256: str) -> Path | None:
+    """Return the file of the card with a hash, of the user or bundled; None if there is none any more."""
+    files = (pair for folder in (user_cards(), BUNDLED_CARDS) for pair in cards_in(folder))
+    return next((path for path, card in files if card.sha256 == sha256), None)
 
 
 def card_for(clip_sha256: str, sam_sha256: str, given: Path | None) -> ModelCard:

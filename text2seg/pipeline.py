@@ -9,7 +9,7 @@ import copy
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from text2seg.clip.maps import QueryMap, label_set, texts_of
 from text2seg.clip.model import Clip, ImageTokens, query_maps
-from text2seg.config import AutomaticSettings, MapSettings, OnnxProvider, Settings, TileSettings
+from text2seg.config import AutomaticSettings, MapSettings, OnnxProvider, Settings, TileSettings, TrackerName
 from text2seg.errors import QueryError
 from text2seg.grids import minmax, place
 from text2seg.loading import load_pair, presence_model
@@ -43,6 +43,7 @@ from text2seg.sam.base import AnySam, SamEmbedding
 from text2seg.sam.candidates import by_sam, cut, segment_of, without_overlaps
 from text2seg.session import ImageSource, Pipeline, Queries, Session
 from text2seg.tiling import VIEWS_PER_CALL, merge_views, tiles_of, view_of
+from text2seg.tracking import FrameSource, TrackedFrame, follow, open_frames, tracker_for
 from text2seg.weights import download_hint
 
 _log = logging.getLogger(__name__)
@@ -139,6 +140,38 @@ class Text2Seg(Pipeline):
     def automatic_regions(self, session: Session, settings: AutomaticSettings | None = None) -> list[Region]:
         """Return everything in the image of a session as regions, which need less memory than `everything`."""
         return automatic_regions(self.sam, self._embedder(session), session.image.hw, settings or AutomaticSettings())
+
+    def track(
+        self,
+        frames: FrameSource,
+        queries: Queries,
+        settings: Settings | None = None,
+        *,
+        every: int = 1,
+        tracker: TrackerName = "auto",
+        gap: int = 5,
+    ) -> Iterator[TrackedFrame]:
+        """Follow everything that the queries name through the frames of a video.
+
+        Args:
+            frames: A video file, a folder of frames, or images in their order, which may come from a generator.
+            queries: As for `segment`.
+            settings: Settings used instead of the pipeline's. A query counts as present by its presence threshold.
+            every: Read only the first of as many frames.
+            tracker, gap: See `TrackSettings`.
+
+        Returns:
+            The frames, computed one by one while they are iterated over; earlier ones are not kept.
+
+        Raises:
+            ImageError: The video cannot be read or has no frames, or, during the iteration, a frame cannot be read or
+                has another size.
+            QueryError, SettingsError, CheckpointError: See `check` and `tracking.tracker_for`.
+        """
+        settings = settings or self.settings
+        parsed = self.check(queries, settings)
+        opened = open_frames(frames, every)
+        return follow(opened, tracker_for(self.sam, parsed, settings, tracker, gap), self.open)
 
     def segment_prompt(self, session: Session, points: PointPrompts) -> Segment:
         """Segment with points or a box alone, without words. The query of the segment is "object"."""

@@ -103,7 +103,11 @@ class Refiner(SamPipeline):
             refine(self.sam, [(embeddings[n], region) for n in used for _, region in regions[n]], self.refine)
         )
         return tuple(
-            self._segmentation(session, [(annotation, next(answers)) for annotation, _ in of_image])
+            self._segmentation(
+                session,
+                [(annotation, next(answers)) for annotation, _ in of_image],
+                frozenset(annotation["id"] for annotation, region in of_image if isinstance(region, np.ndarray)),
+            )
             for session, of_image in zip(sessions, regions, strict=True)
         )
 
@@ -135,7 +139,9 @@ class Refiner(SamPipeline):
         inside = min(x + width, hw[1]) - max(x, 0) >= 1 and min(y + height, hw[0]) - max(y, 0) >= 1
         return (x, y, width, height) if inside else None
 
-    def _segmentation(self, session: Session, answers: Sequence[tuple[Json, Refined]]) -> RefinedImage:
+    def _segmentation(
+        self, session: Session, answers: Sequence[tuple[Json, Refined]], had_mask: frozenset[int]
+    ) -> RefinedImage:
         names = tuple(dict.fromkeys(self._categories[annotation["category_id"]] for annotation, _ in answers))
         count, image = len(names), session.image
         maps = SimilarityMaps(names, np.zeros((count, 1, 1), np.float32), np.ones(count, np.float32), image.hw)
@@ -153,15 +159,18 @@ class Refiner(SamPipeline):
             for annotation, refined in answers
         )
         found = {annotation["id"]: refined for annotation, refined in answers}
-        return RefinedImage(image, segments, maps, annotations=tuple(self._annotations[image.image_id]), refined=found)
+        annotations = tuple(self._annotations[image.image_id])
+        return RefinedImage(image, segments, maps, annotations=annotations, refined=found, had_mask=had_mask)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RefinedImage(Segmentation):
-    """Result of one image: its annotations of the dataset, and by their ids what was found for them."""
+    """Result of one image: its annotations of the dataset, by their ids what was found for them, and the ids of those
+    that had a mask, not only a box."""
 
     annotations: tuple[Json, ...] = ()
     refined: Mapping[int, Refined] = field(default_factory=dict)
+    had_mask: frozenset[int] = frozenset()
 
 
 def refined_annotations(
@@ -174,21 +183,25 @@ def refined_annotations(
     """Return the annotations of a `RefinedImage` with their ids, categories and attributes. Like `annotations_of`.
 
     Refined ones get another mask, area, box and, if they had none, a score. All that SAM was asked about get
-    attributes: `refined` says whether they have another mask, `sam_score` is SAM's predicted IoU, and `agreement` the
-    IoU of SAM's mask with what was there. Others stay as they are.
+    attributes: `refined` says whether they have another mask, `sam_score` is SAM's predicted IoU, and `agreement`, if
+    there was a mask, its IoU with SAM's. Others stay as they are.
     """
     assert isinstance(result, RefinedImage)
     return [
-        _annotation(each, result.refined[each["id"]], encoding, polygon_tolerance)
+        _annotation(
+            each, result.refined[each["id"]], encoding, polygon_tolerance, had_mask=each["id"] in result.had_mask
+        )
         if each["id"] in result.refined
         else {key: value for key, value in each.items() if key != "image_id"}
         for each in result.annotations
     ]
 
 
-def _annotation(old: Json, refined: Refined, encoding: Encoding, polygon_tolerance: float) -> Json:
+def _annotation(old: Json, refined: Refined, encoding: Encoding, polygon_tolerance: float, *, had_mask: bool) -> Json:
     score, is_new = plain_number(refined.sam_score), not refined.kept and bool(refined.mask.any())
-    attributes = {"refined": is_new, "sam_score": score, "agreement": plain_number(refined.agreement)}
+    attributes = {"refined": is_new, "sam_score": score}
+    if had_mask:
+        attributes["agreement"] = plain_number(refined.agreement)
     new = {key: value for key, value in old.items() if key != "image_id"}
     new["attributes"] = {**attributes_of(old), **attributes}
     if not is_new:

@@ -132,7 +132,7 @@ def to_supervision(segmentation: Segmentation) -> Any:
     try:
         import supervision
     except ImportError as error:
-        raise SettingsError("to_supervision needs the package supervision: pip install supervision") from error
+        raise SettingsError('to_supervision needs supervision: pip install "text2seg[supervision]"') from error
     segments = [segment for segment in segmentation.segments if segment.area]
     if not segments:
         return supervision.Detections.empty()

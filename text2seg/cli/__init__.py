@@ -69,6 +69,7 @@ SERVERS: Mapping[str, Command] = {
 COMMANDS: Mapping[str, Command | Group] = {
     "segment": Command("Find what the queries name in images and cut it out.", "segment:Segment"),
     "label": Command("Label all images of a folder and write one COCO file.", "label:Label"),
+    "track": Command("Follow what the queries name through a video.", "track:Track"),
     "refine": Command("Turn boxes and coarse masks of a COCO file into fine masks.", "refine:Refine"),
     "search": Command("Find the images in a folder that match a query best.", "search:Search"),
     "tune": Command("Find a threshold for each category of an ontology.", "tune:Tune"),

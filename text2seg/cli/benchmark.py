@@ -82,8 +82,14 @@ class BenchmarkSpeed:
         for path in self._outputs():
             check_writable(path, overwrite=self.overwrite, text=path == self.output)
 
-        cases = []
-        for case in measure.run(self._plan()):
+        cases, plan = [], self._plan()
+        count = len(plan.models) * len(plan.sizes) * len(plan.queries)
+        say(
+            f"text2seg: {count} cases (model, image size, number of queries), each up to {plan.minutes:g} minutes or "
+            "one round; each is printed when it is done",
+            file=sys.stderr,
+        )
+        for case in measure.run(plan):
             cases.append(case)
             if self.markdown:
                 say_lines(measure.markdown(case))

@@ -68,7 +68,7 @@ class Calibrate:
         from text2seg.calibration.page import render_page
 
         drawn = f"COCO val2017, {len(truth['images'])} images drawn at random"
-        data = drawn if count else Path(self.truth).name
+        data = drawn if count else "/".join(Path(self.truth).absolute().parts[-2:])
         partial = output.with_name(fit_file_name(output.name, ".partial"))
         make_folder(partial.parent)
         try:

@@ -11,7 +11,8 @@ import tyro
 
 from text2seg import weights
 from text2seg.cli.terminal import FAILED, log_to_terminal, say
-from text2seg.errors import CheckpointError
+from text2seg.errors import CheckpointError, SettingsError
+from text2seg.io.names import listed
 from text2seg.model_card import CALIBRATE, card_of
 from text2seg.settings_fields import check_device_name
 from text2seg.weights.registry import is_openclip
@@ -45,7 +46,7 @@ class DownloadCheckpoints:
     def run(self) -> int:
         log_to_terminal()
         if not self.names:
-            raise CheckpointError("nothing to download: name at least one checkpoint or pair")
+            raise SettingsError("nothing to download: name at least one checkpoint or pair")
         for name in self.names:
             _expand(name)  # reports a wrong name before the first download
         for name in self.names:
@@ -86,13 +87,15 @@ class VerifyCheckpoints:
     def _compare_answers(self) -> int:
         """Print our answers beside the published ones. The exit status is 1 if one is not within its tolerance."""
         if not self.names:
-            raise CheckpointError("name the checkpoint whose answers to compare, such as ViT-B/32 or vit_b")
+            raise SettingsError("name the checkpoint whose answers to compare, such as ViT-B/32 or vit_b")
         check_device_name(self.device)
         from text2seg.cli.common import PlainConsole, plain_table
         from text2seg.known_answers import verify_answers
 
         failed = asked = 0
-        for cases in [cases for name in self.names for cases in _cases_of(name)]:
+        wanted = [cases for name in self.names for cases in _cases_of(name)]
+        _say_missing(wanted)
+        for cases in wanted:
             table = plain_table(cases[0].weights, "asked", "image", "ours", "published", "within", "source")
             table.columns[-1].justify, table.columns[-1].overflow = "left", "fold"
             verdicts = verify_answers(cases, device=self.device)
@@ -183,6 +186,32 @@ def _cases_of(name: str) -> list[tuple[Case, ...]]:
     return found
 
 
+def _say_missing(wanted: list[tuple[Case, ...]]) -> None:
+    """Print which weights and images are downloaded first.
+
+    Raises:
+        CheckpointError: the server cannot be reached. The message names all that is missing.
+    """
+    from text2seg.known_answers import answers_folder
+    from text2seg.weights.download import check_reachable
+
+    files, images = [weights.find(cases[0].weights, cases[0].kind) for cases in wanted], answers_folder()
+    missing = {each.file_name: each.url for each in files if not weights.is_here(each)}
+    places = [f"weights in {weights.folder()}"] * bool(missing)
+    if absent := {case.image: case.url for cases in wanted for case in cases if not (images / case.image).exists()}:
+        missing |= absent
+        places.append(f"images in {images}")
+    if not missing:
+        return
+    say(f"text2seg: downloading first: {listed([*missing])}", file=sys.stderr)
+    for url in filter(None, missing.values()):
+        try:
+            check_reachable(url)
+        except CheckpointError as error:
+            sources = " and ".join(f"{name} from {source}" for name, source in missing.items())
+            raise CheckpointError(f"{error}. Fetch {sources} by other means, and put {' and '.join(places)}") from error
+
+
 def _fetch(name: str, kind: Literal["clip", "sam"]) -> Path:
     if is_openclip(name):
         from text2seg.loading import fetch
@@ -201,5 +230,5 @@ def _expand(name: str) -> tuple[tuple[str, Literal["clip", "sam"]], ...]:
     kinds = {checkpoint.name: checkpoint.kind for checkpoint in weights.known()}
     if name not in kinds:
         names = ", ".join(dict.fromkeys([*weights.PAIRS, *kinds]))
-        raise CheckpointError(f"there is no checkpoint {name!r} to download; choose from {names}")
+        raise SettingsError(f"there is no checkpoint {name!r}; choose from {names}")
     return ((name, kinds[name]),)

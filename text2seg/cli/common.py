@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from text2seg.cli.terminal import say
+from text2seg.cli.terminal import say, waiting
 from text2seg.config import AutomaticSettings, ModelSettings, Settings
-from text2seg.errors import SettingsError
+from text2seg.errors import QueryError, SettingsError
 from text2seg.io.names import escaped
 from text2seg.queries import Query, parse_queries, split_unions, unions_error
 
@@ -28,15 +28,21 @@ if TYPE_CHECKING:
     from text2seg.pipeline import Text2Seg
 
 
-def queries_of(query: Sequence[str], queries: str) -> list[str]:
+def queries_of(query: Sequence[str], queries: str, *, has_everything: bool = True) -> list[str]:
     """Return the texts of `--query` (repeated) and `--queries` as typed; `queries.parse_queries` reads both.
 
+    `has_everything` says whether the command has a flag --everything.
+
     Raises:
-        SettingsError: Neither is given.
+        SettingsError: Neither is given, or one cannot be read.
     """
     texts = [*query, *([queries] if queries else [])]
     if not texts:
-        raise SettingsError("nothing to look for: give --query at least once, or --everything")
+        raise SettingsError(f"nothing to look for: give --query at least once{', or --everything' * has_everything}")
+    try:
+        parse_queries(texts)
+    except QueryError as error:
+        raise SettingsError(str(error)) from error
     return texts
 
 
@@ -68,11 +74,13 @@ def known_categories(
 
 
 def check_words(model: ModelSettings, texts: str | Iterable[str]) -> None:
-    """Raise `QueryError` if the models do not know a text. Empty texts are left to the tools."""
+    """Raise `SettingsError` if one of several texts is empty, and `QueryError` if the models do not know one."""
+    typed = [texts] if isinstance(texts, str) else [*texts]
+    if not isinstance(texts, str) and not all(text.strip() for text in typed):
+        raise SettingsError("a text must not be empty")
     if (vocabulary := _vocabulary(model)) is not None:
-        for text in [texts] if isinstance(texts, str) else texts:
-            if text.strip():
-                vocabulary.check(text)
+        for text in filter(str.strip, typed):
+            vocabulary.check(text)
 
 
 def _vocabulary(model: ModelSettings) -> ClosedVocabulary | None:
@@ -140,12 +148,14 @@ def load_models(model: ModelSettings, settings: Settings, *, say_uncalibrated: b
 
     `say_uncalibrated`: print a line if their presence is not calibrated.
     """
-    chosen = chosen_pair(model)
-    from text2seg.pipeline import Text2Seg
-    from text2seg.session import NOT_CALIBRATED
+    with waiting("loading the models"):
+        chosen = chosen_pair(model)
+        from text2seg.pipeline import Text2Seg
+        from text2seg.session import NOT_CALIBRATED
 
-    models = Text2Seg.load(**{**model.arguments(), "model": chosen}, settings=settings)
+        models = Text2Seg.load(**{**model.arguments(), "model": chosen}, settings=settings)
     say_names(models.names, model, chosen, is_whole=bool(model.clip and model.sam))
+    say_own_card(models.card.sha256, model)
     if say_uncalibrated and models.default_presence(settings) is None:
         say(f"text2seg: {NOT_CALIBRATED}", file=sys.stderr)
     return models
@@ -153,10 +163,11 @@ def load_models(model: ModelSettings, settings: Settings, *, say_uncalibrated: b
 
 def load_everything(model: ModelSettings, automatic: AutomaticSettings, settings: Settings) -> Everything:
     """Load the SAM chosen by the flags, like `load_models`."""
-    chosen = chosen_pair(model, sam_only=True)
-    from text2seg.everything import Everything
+    with waiting("loading the model"):
+        chosen = chosen_pair(model, sam_only=True)
+        from text2seg.everything import Everything
 
-    models = Everything.load(replace(model, model=chosen), automatic, settings=settings)
+        models = Everything.load(replace(model, model=chosen), automatic, settings=settings)
     say_names(models.names, model, chosen, is_whole=bool(model.sam))
     return models
 
@@ -195,7 +206,18 @@ def say_names(names: str, model: ModelSettings, chosen: str, *, is_whole: bool) 
         f"For photographs, first run: {weights.download_hint()}"
     )
     bundled = model.model != chosen == weights.BUNDLED and not is_whole
-    say(f"text2seg: the models are {names}{note * bundled}", file=sys.stderr)
+    are = "models are" if " with " in names else "model is"
+    say(f"text2seg: the {are} {names}{note * bundled}", file=sys.stderr)
+
+
+def say_own_card(sha256: str, model: ModelSettings) -> None:
+    """Print which model card of the user is at work, if any, and how to go back."""
+    from text2seg.model_card import file_of_card, user_cards
+
+    if model.card is not None:
+        say(f"text2seg: with the model card {model.card}", file=sys.stderr)
+    elif (file := file_of_card(sha256)) is not None and file.parent == user_cards():
+        say(f"text2seg: with your model card {file}; --card FILE takes another", file=sys.stderr)
 
 
 # ---- tables

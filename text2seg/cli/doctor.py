@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -13,6 +14,7 @@ from packaging.requirements import Requirement
 
 from text2seg._version import __version__
 from text2seg.cli.common import PlainConsole, plain_table
+from text2seg.cli.terminal import say
 
 PACKAGES = ("torchvision", "numpy", "pillow", "opencv-python-headless", "segment-anything", "openai-clip")
 MISSING = "missing"
@@ -25,6 +27,10 @@ class Doctor:
     """Show versions, device, precision, memory, weights, model cards and missing extras, for a report of a problem."""
 
     def run(self) -> int:
+        say(
+            "text2seg: looking at torch, the device, the weights and the packages; this takes some seconds",
+            file=sys.stderr,
+        )
         table = plain_table("", "what", "here")
         table.columns[1].justify, table.columns[1].overflow = "left", "fold"
         for what, here in facts():

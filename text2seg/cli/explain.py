@@ -23,7 +23,7 @@ from text2seg.explain.tool import cell_text, check_images
 from text2seg.io.files import exists
 from text2seg.io.names import fit_file_name
 from text2seg.io.output_folder import OutputFolder
-from text2seg.io.writing import check_writable, discard
+from text2seg.io.writing import check_writable
 from text2seg.labelling.journal import differences
 
 OUTPUT = Path("outputs/explain")
@@ -115,7 +115,7 @@ def _run(tool: Tool, flags: Any) -> int:
     done = len(result.panels) + len(result.tables)
     if not done and stop.is_set():
         if run is not None and is_new:
-            discard(run.file)
+            results.delete(run.file.name)
         say("text2seg: stopped before anything was done; nothing was written", file=sys.stderr)
         return INTERRUPTED
     written = save_result(result, results, stem)  # before printing, which fails if the reader of a pipe is gone

@@ -16,9 +16,10 @@ from typing import Annotated, Any, Literal, TextIO, Union, get_args, get_origin,
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from text2seg.config import SaveKind, Settings
+from text2seg.config import SaveKind, Settings, VideoSave
 from text2seg.effects import without_effect
 from text2seg.errors import SettingsError
+from text2seg.io.files import is_file
 from text2seg.io.names import listed
 from text2seg.io.storage import Place, Url, place_of
 from text2seg.settings_fields import help_of
@@ -34,6 +35,11 @@ _RULES = ConstructorRegistry()
 
 def parse(command: type, arguments: Sequence[str], prog: str) -> Any:
     """Return the command with its flags. `--help` prints them and exits with 0; wrong flags exit with 2."""
+    for each in arguments:
+        if each.startswith("-") and not each.startswith("--") and is_file(each, SettingsError):
+            raise SettingsError(
+                f"{each} is taken for a flag, because it begins with a dash; write ./{each} for the file"
+            )
     with described(command), _RULES, _wrapped_help(arguments):
         parsed: Any = tyro.cli(
             command,
@@ -90,12 +96,12 @@ def _place(kind: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Place | None] | 
 
 @_RULES.primitive_rule
 def _save_kinds(kind: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[tuple[str, ...]] | None:
-    """Parse a flag of the type `tuple[SaveKind, ...]`: one value with commas. The settings check it."""
-    if get_args(kind.type) != (SaveKind, ...):
+    """Parse a flag of the type `tuple[SaveKind, ...]`, or of videos: one value with commas. The settings check it."""
+    if get_args(kind.type) not in ((SaveKind, ...), (VideoSave, ...)):
         return None
     return PrimitiveConstructorSpec(
         nargs=1,
-        metavar=",".join(get_args(SaveKind)),
+        metavar=",".join(get_args(get_args(kind.type)[0])),
         instance_from_str=lambda given: tuple(given[0].split(",")),
         is_instance=lambda value: isinstance(value, tuple),
         str_from_instance=lambda value: [",".join(value) or "none"],

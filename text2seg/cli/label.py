@@ -82,7 +82,7 @@ class Label:
             job = replace(job, save=without_why(job.save))
         from text2seg.io.writing import check_not_input
 
-        check_not_input(job.output, [self.ontology, job.categories_from])
+        check_not_input(job.output, [self.ontology, job.categories_from, job.marks])
         if self.watch and self.dry_run:
             raise SettingsError("--watch cannot be combined with --dry-run")
         ontology, unknown = self._known(self._read_ontology())
@@ -99,7 +99,10 @@ class Label:
             report = label_folder(
                 models, self.folder, ontology, job, progress=True, stop=stop, engine=engine, plan=plan
             )
-        return conclude(report, plan.image_folder if job.save else None, unknown, verbose=self.verbose)
+        status = conclude(report, plan.image_folder if job.save else None, unknown, verbose=self.verbose)
+        if plan.review and not report.interrupted:
+            say(f"marks: {plan.review.counts}")
+        return status
 
     def _watch(self, ontology: Ontology, job: LabelSettings, unknown: int) -> int:
         """Label what arrives until the program is stopped; return the exit status of the last time."""
@@ -109,7 +112,7 @@ class Label:
         if isinstance(self.folder, Path):
             check_is_dir(self.folder, ImageError, flag="FOLDER")
         self._check_journal(job)
-        check_output(job.output, overwrite=job.overwrite, inputs=[job.categories_from])
+        check_output(job.output, overwrite=job.overwrite, inputs=[job.categories_from, job.marks])
         self._check_models()
         engine, models, status = self._make_engine(), self._load_models(), 0
         images = image_folder(self.folder, job) if job.save else None
@@ -233,10 +236,11 @@ def _print_report(report: LabelReport, *, verbose: bool) -> None:
     from text2seg.labelling.summary import columns
 
     table = Table("category")
-    for column in columns(calibrated=report.calibrated):
+    shown = columns(report.categories, calibrated=report.calibrated)
+    for column in shown.values():
         table.add_column(column.heading, justify="right")
     for category in report.categories:
-        table.add_row(category.name, *category.texts())
+        table.add_row(category.name, *category.texts(shown))
     PlainConsole().print(table)
     say_failures(report.failures, all_in=f"info.failures of {report.dataset}", verbose=verbose)
     if report.earlier == report.images:

@@ -14,7 +14,7 @@ from text2seg.errors import DatasetError
 
 @dataclass(frozen=True, slots=True)
 class Merge:
-    """Merge COCO files with the same categories, such as the shards of a labelling job.
+    """Merge COCO files with the same categories, such as the shards of a labelling job, or apply the marks of a review.
 
     Example: text2seg merge part1.json part2.json --output dataset.json
     """
@@ -25,6 +25,9 @@ class Merge:
     """COCO files to merge."""
     output: Path
     """COCO file to write."""
+    marks: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
+    """Marks that a person downloaded from a page of text2seg report; repeat for more. Rejected annotations are left
+    out, corrected categories changed, and both corrected and accepted annotations get the attribute "review"."""
     overwrite: bool = False
     """Replace an existing output."""
 
@@ -34,8 +37,10 @@ class Merge:
 
         if not self.datasets:
             raise DatasetError("nothing to merge: name at least one COCO file")
-        check_writable(self.output, overwrite=self.overwrite, inputs=self.datasets, text=True)
-        merged = merge_files(self.datasets, self.output)
+        check_writable(self.output, overwrite=self.overwrite, inputs=[*self.datasets, *self.marks], text=True)
+        merged, marks = merge_files(self.datasets, self.output, marks=self.marks)
+        for path, each in zip(self.marks, marks, strict=True):
+            say(f"{path}: {each.count()}")
         say(f"{len(merged['images'])} images, {len(merged['annotations'])} annotations")
         say(f"COCO file: {self.output}")
         return 0

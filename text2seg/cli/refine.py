@@ -11,7 +11,7 @@ import tyro
 
 from text2seg.cli.common import chosen_pair, say_names
 from text2seg.cli.label import conclude
-from text2seg.cli.terminal import log_to_terminal, say, stop_on_signals
+from text2seg.cli.terminal import SHOWN_FAILURES, log_to_terminal, say, stop_on_signals
 from text2seg.config import (
     POLYGON_TOLERANCE,
     Encoding,
@@ -40,7 +40,7 @@ class Refine:
     """Folder of the images."""
     results: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="")] = None
     """Detections to refine instead of the annotations: a JSON list with image_id, category_id, bbox and score."""
-    output: Path = Path("refined.json")
+    output: Path = Path("outputs/refined.json")
     """COCO file. A journal (.journal) beside it keeps finished images, so that a stopped job can continue."""
     refine: RefineSettings = field(default_factory=RefineSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
@@ -77,7 +77,7 @@ class Refine:
         job = LabelSettings(**{name: getattr(self, name) for name in shared})
         from text2seg.labelling.journal import check_unlocked
         from text2seg.labelling.output import journal_path
-        from text2seg.labelling.refine import count_refined, prepare_refinement, read_source, refine_dataset
+        from text2seg.labelling.refine import prepare_refinement, read_source, refine_dataset, refined_in
 
         source = read_source(self.dataset, self.results)
         check_unlocked(journal_path(job.output))
@@ -93,8 +93,12 @@ class Refine:
             report = refine_dataset(models, plan, job, progress=True, stop=stop)
         status = conclude(report, plan.image_folder if job.save else None, 0 if self.limit else len(missing))
         if not report.interrupted:
-            refined, kept, without = count_refined(report.dataset)
-            say(f"{refined} masks refined, {kept} kept as they were because SAM was not sure or found nothing")
+            refined, kept, without = refined_in(report.dataset)
+            say(f"{refined} masks refined, {len(kept)} kept as they were because SAM was not sure or found nothing")
+            if kept:
+                shown = kept if self.verbose else kept[:SHOWN_FAILURES]
+                more = f"; --verbose lists all {len(kept)}" * (len(kept) > len(shown))
+                say(f"kept, the least sure first: annotations {', '.join(shown)}{more}")
             if without:
                 say(f"{without} annotations have neither a mask nor a box in their image, and stay as they were")
         return status

@@ -25,7 +25,7 @@ class Report:
     """COCO file."""
     images: Path | None = None
     """Folder of the images. Default: the folder of the dataset, the one it records, and the current one."""
-    output: Path = Path("report.html")
+    output: Path = Path("outputs/report.html")
     """HTML file to write."""
     limit: int = 500
     """Number of images on the page, the most uncertain first; the summary counts all."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -111,6 +112,14 @@ class Segment:
             return load_everything(self.model, self.automatic, self.settings)
         return load_models(self.model, self.settings)
 
+    def _label_command(self, folder: Path) -> str:
+        """Return the command that does the same for the images of a folder."""
+        words = ["--everything"] if self.everything else [each for query in self.query for each in ("--query", query)]
+        if self.queries:
+            words += ["--queries", self.queries]
+        output = self.output.output / f"{folder.name or 'labels'}.json"
+        return shlex.join(["text2seg", "label", str(folder), *words, "--output", str(output)])
+
     def _readable(self) -> list[Path]:
         """Check the output, return the images that exist, and print the others, before any model is loaded.
 
@@ -123,6 +132,9 @@ class Segment:
 
         found, failures = [], []
         for path in self.images:
+            if path.is_dir():
+                failures.append(ImageError(f"{path} is a folder. To label its images: {self._label_command(path)}"))
+                continue
             try:
                 check_file(path)
                 found.append(path)

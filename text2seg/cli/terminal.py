@@ -60,6 +60,20 @@ def say_lines(text: str, *, file: TextIO | None = None) -> None:
         say(line, file=file, flush=file is None)
 
 
+@contextmanager
+def waiting(text: str) -> Iterator[None]:
+    """Show on a terminal what the command does meanwhile, on a line that the next output overwrites."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    line = f"text2seg: {text} …"
+    print(line, end="\r", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        print(" " * len(line), end="\r", file=sys.stderr, flush=True)
+
+
 def close_bars() -> None:
     """End the progress bars that an error or a stop left on the terminal, so that a message gets a line of its own."""
     if "tqdm" in sys.modules:
@@ -86,6 +100,10 @@ class LinesBesideBars(logging.StreamHandler[TextIO]):
             return
         from tqdm import tqdm
 
+        if not self.stream.isatty():  # in a file, bars cannot be wiped away
+            self.stream.write("\n" * bool(getattr(tqdm, "_instances", ())))
+            super().emit(record)
+            return
         with tqdm.external_write_mode(file=self.stream):
             super().emit(record)
 

@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """Counts of what was written, and `notes` about what the format could not hold, one sentence each."""
+    """Counts of images and of masks that were written, and `notes` for the user, one sentence each."""
 
     images: int
     annotations: int
@@ -77,11 +77,12 @@ def convert(
         _check_pixels(image)
     _check_folder(output, overwrite=overwrite)
     with temporary_folder_for(output) as folder:
-        notes = [*source.outside, *export_format.write(source, folder)]
+        losses, lost = export_format.write(source, folder)
+        notes = [*source.outside, *losses]
         _check_inputs(folder, output, dataset, source)
     if source.crowds:
         notes.append(f"{source.crowds} crowd annotations are left out")
-    return Conversion(len(source.images), source.count, tuple(notes))
+    return Conversion(len(source.images), source.count - lost, tuple(notes))
 
 
 def _check_pixels(image: SourceImage) -> None:

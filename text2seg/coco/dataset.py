@@ -6,13 +6,14 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from text2seg.coco import rle, simplify
 from text2seg.coco.json_file import Json, plain_json, write_json
+from text2seg.coco.marks import Marks, Verdict, find_marked, read_marks
 from text2seg.coco.provenance import attributes_for, encoding_entry, provenance_of
 from text2seg.coco.reader import (
     Dataset,
@@ -347,18 +348,37 @@ def results_of(dataset: Mapping[str, Any]) -> list[Json]:
 # ---- merging: the shards of a labelling job, or jobs over different folders
 
 
-def merge_files(paths: Sequence[Path], output: Path) -> Json:
-    """Merge dataset files, write the result and return it. Raises as `merge`."""
-    merged = merge([read_dataset(path) for path in paths], names=[str(path) for path in paths])
+def merge_files(paths: Sequence[Path], output: Path, *, marks: Sequence[Path] = ()) -> tuple[Json, list[Marks]]:
+    """Merge dataset files, each with the marks of a person that belong to it, and write the result.
+
+    Returns:
+        The merged dataset, and the marks of each file of marks.
+
+    Raises:
+        DatasetError: a file cannot be read, the marks belong to none of the datasets, or as `merge`.
+        OutputError: the result cannot be written.
+    """
+    datasets = [read_dataset(path) for path in paths]
+    reviewed: dict[str, Marks] = {}
+    found = []
+    for path in marks:
+        file = read_marks(path)
+        dataset = find_marked(file, str(path), datasets)
+        found.append(file.marks_of(dataset, str(path)))
+        reviewed.setdefault(dataset.name, Marks()).update(found[-1])
+    for place, each in enumerate(datasets):
+        if each.name in reviewed:
+            datasets[place] = Dataset(reviewed[each.name].apply(each), each.name)
+    merged = merge(datasets, names=[str(path) for path in paths])
     write_dataset(merged, output)
-    return merged
+    return merged, found
 
 
 def merge(datasets: Sequence[Mapping[str, Any]], *, names: Sequence[str]) -> Json:
     """Merge datasets with the same categories (ids included) into one.
 
     Images and annotations are sorted by image id; annotations get new ids from 1. `info` is that of the first dataset,
-    with the failures of all.
+    with the failures and the reviewed images of all.
 
     Args:
         datasets: the datasets; they are not changed.
@@ -396,6 +416,8 @@ def merge(datasets: Sequence[Mapping[str, Any]], *, names: Sequence[str]) -> Jso
     info = dict(first["info"])
     if failures:
         info["failures"] = sorted(failures, key=_file_name)
+    if review := _reviewed_images(checked):
+        info["review"] = review
     licenses = first.get("licenses")
     return {
         "info": info,
@@ -416,6 +438,17 @@ def _with_provenance(dataset: Dataset, first: Dataset) -> list[Json]:
         {**each, "attributes": {**attributes_of(each), "provenance": provenance_of(each, dataset)}}
         for each in dataset["annotations"]
     ]
+
+
+def _reviewed_images(datasets: Sequence[Dataset]) -> Json:
+    """Return the names of accepted and rejected images; empty without a review. The ids of a review are left out,
+    because merging changes them: reviewed annotations have an attribute."""
+    reviews = [each["info"]["review"] for each in datasets if isinstance(each["info"].get("review"), Mapping)]
+    found: Json = {}
+    for verdict in get_args(Verdict) if reviews else ():
+        lists = [review[verdict] for review in reviews if isinstance(review.get(verdict), list)]
+        found[verdict] = sorted({str(name) for names in lists for name in names})
+    return found
 
 
 def _file_name(failure: Any) -> str:

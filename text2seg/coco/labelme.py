@@ -13,7 +13,7 @@ VERSION = "5.5.0"
 """Version of LabelMe that the files name."""
 
 
-def write_labelme(source: Source, output: Path) -> list[str]:
+def write_labelme(source: Source, output: Path) -> tuple[list[str], int]:
     """Write a JSON file per image and, if images are copied, the image beside it. Nothing is lost, so return no notes.
 
     The parts of one mask share a `group_id`. Raises as `write_json`.
@@ -21,7 +21,7 @@ def write_labelme(source: Source, output: Path) -> list[str]:
     for image in source.images:
         image.copy_to(output)
         write_json(output / f"{image.stem}.json", _document(image, source.names))
-    return []
+    return [], 0
 
 
 def _document(image: SourceImage, names: tuple[str, ...]) -> dict[str, Any]:

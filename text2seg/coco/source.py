@@ -102,8 +102,8 @@ class ExportFormat:
     """What is written, for the help and docs/coco.md."""
     loses: str
     """What the format cannot hold, for docs/coco.md."""
-    write: Callable[[Source, Path], list[str]]
-    """Write a dataset into a folder and return one sentence for each kind of loss."""
+    write: Callable[[Source, Path], tuple[list[str], int]]
+    """Write a dataset into a folder; return one sentence for each kind of loss, and the number of lost masks."""
     suffix: str
     """Suffix of the file that is written for each image."""
     reserved: tuple[str, ...] = ()

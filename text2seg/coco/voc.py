@@ -18,9 +18,9 @@ MAX_LABELS = 254
 """Limit of classes, and of objects in an image: a palette has 256 numbers; 0 is background, 255 is ignored in VOC."""
 
 
-def write_voc(source: Source, output: Path) -> list[str]:
+def write_voc(source: Source, output: Path) -> tuple[list[str], int]:
     """Write `SegmentationClass/`, `SegmentationObject/`, `labelmap.txt`, the list of images and, if images are copied,
-    `JPEGImages/`; return notes about losses.
+    `JPEGImages/`; return notes about losses, and the number of lost masks.
 
     A pixel has one class. Where masks overlap, the smaller one is on top.
 
@@ -47,7 +47,7 @@ def write_voc(source: Source, output: Path) -> list[str]:
         notes.append(f"{hidden} pixels belong to several masks; the smallest mask has them")
     if gone:
         notes.append(f"{gone} of {source.count} masks are completely covered by smaller ones and are lost")
-    return notes
+    return notes, gone
 
 
 def palette() -> NDArray[np.uint8]:

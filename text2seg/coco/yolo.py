@@ -10,8 +10,8 @@ from text2seg.coco.source import ExportFormat, Source, SourceImage
 from text2seg.io.writing import write_atomically
 
 
-def write_yolo(source: Source, output: Path) -> list[str]:
-    """Write `data.yaml`, `labels/` and, if images are copied, `images/`; return notes about losses.
+def write_yolo(source: Source, output: Path) -> tuple[list[str], int]:
+    """Write `data.yaml`, `labels/` and, if images are copied, `images/`; return notes about losses. No mask is lost.
 
     A line is `class x1 y1 x2 y2 …`. YOLO has one polygon per object, so each part of a mask takes a line of its own.
     An image without objects has an empty file. Raises as `write_atomically`.
@@ -36,7 +36,11 @@ def write_yolo(source: Source, output: Path) -> list[str]:
         notes.append(f"{split} of {source.count} masks have several parts or holes; each part becomes a line")
     if not any(image.pixels for image in source.images):
         notes.append("data.yaml names the folder images/, which is missing; give --images, or put the images there")
-    return notes
+    notes.append(
+        "data.yaml names the same images for training and validation; divide them before you train, or the scores say "
+        "nothing about new images"
+    )
+    return notes, 0
 
 
 def _shares(polygon: Sequence[float], image: SourceImage) -> str:

@@ -138,6 +138,14 @@ class OutputFolder:
                         break
         return deleted
 
+    def delete(self, name: str) -> None:
+        """Delete a file that was written, its line in the record, and what gets empty by that."""
+        discard(self.folder / name)
+        self._forget_replaced(name, keep_last=False)
+        if not self._written():
+            discard(self.folder / RECORD)
+            discard_if_empty(self.folder)
+
     def is_ours(self, name: str) -> bool:
         """Return whether a file has the bytes that text2seg last wrote, or was about to write when it was stopped."""
         digest = sha256_of(self.folder / name, OutputError)

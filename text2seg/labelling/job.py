@@ -34,6 +34,7 @@ from text2seg.labelling.engine import Delivery, Engine, LocalEngine, Work, model
 from text2seg.labelling.journal import JobState, Journal, lock_file, read_records
 from text2seg.labelling.output import check_output, image_folder, journal_path, saved_images, write_output
 from text2seg.labelling.prefilter import check_prefilter, skipped
+from text2seg.labelling.reviewed import Review, read_review
 from text2seg.labelling.summary import CategorySummary
 from text2seg.ontology import Ontology, queries_of, with_ids_from
 from text2seg.records import Failure
@@ -167,6 +168,7 @@ def label_folder(
                 info=info,
                 overwrite=settings.overwrite,
                 source=plan.source,
+                review=plan.review,
             )
             if work.images:
                 work.images.discard_earlier(keep=saved_images(journal, state))
@@ -200,13 +202,15 @@ def _check_any_done(state: JobState, journal: Journal, output: Place) -> None:
 @dataclass(frozen=True, slots=True)
 class Plan:
     """The files of a job, the ontology with its category ids, the id of each image by its index in the scan, and the
-    folder that `--save` writes to; None if the output is a URL. `source` is the dataset that is refined, if one is."""
+    folder that `--save` writes to; None if the output is a URL. `source` is the dataset that is refined, if one is, and
+    `review` what a person decided on an earlier output, with `--marks`."""
 
     scan: Scan
     ontology: Ontology
     image_id: Callable[[int], int]
     image_folder: Path | None = None
     source: Dataset | None = None
+    review: Review | None = None
 
 
 def prepare(folder: Place, ontology: Ontology, settings: LabelSettings) -> Plan:
@@ -216,11 +220,13 @@ def prepare(folder: Place, ontology: Ontology, settings: LabelSettings) -> Plan:
         ImageError: there is no such folder, or it has no images.
         OntologyError, DatasetError: the ids cannot be taken from the file `categories_from`.
         OutputError, SettingsError: the output may not be written.
+        DatasetError, ImageError: the marks do not belong to the output, or to this job; see `read_review`.
     """
     scan = scan_folder(folder, settings)
     plan = assign_ids(ontology, scan, settings.categories_from)
-    check_output(settings.output, overwrite=settings.overwrite, inputs=[settings.categories_from])
-    return replace(plan, image_folder=image_folder(folder, settings))
+    check_output(settings.output, overwrite=settings.overwrite, inputs=[settings.categories_from, settings.marks])
+    review = read_review(settings.marks, settings.output, plan.ontology, scan) if settings.marks else None
+    return replace(plan, image_folder=image_folder(folder, settings), review=review)
 
 
 def scan_folder(folder: Place, settings: LabelSettings) -> Scan:

@@ -24,6 +24,7 @@ from text2seg.io.names import fit_file_name
 from text2seg.io.scan import Scan
 from text2seg.io.writing import acquire_lock, make_folder, write_atomically
 from text2seg.labelling.engine import Json, Task, stamp_of_record
+from text2seg.model_card import file_of_card
 
 WRITING, WRITTEN = "writing", "written"  # entries about the COCO file: its hash before and after it is put in place
 
@@ -215,7 +216,10 @@ def _check_header(path: Path, fingerprint: Mapping[str, Any]) -> None:
         raise OutputError(
             f"{path}: the first line is damaged or from another version of text2seg; --restart discards the journal"
         )
-    changes = differences(header["fingerprint"], json.loads(json.dumps(fingerprint)))
+    old, new = header["fingerprint"], json.loads(json.dumps(fingerprint))
+    if (old.get("card") or {}).get("sha256") != (new.get("card") or {}).get("sha256"):
+        raise OutputError(_other_card(path, old.get("card"), new.get("card")))
+    changes = differences(old, new)
     if changes:
         more = f"; and {len(changes) - MOST_NAMED} more" if len(changes) > MOST_NAMED else ""
         raise OutputError(
@@ -223,6 +227,27 @@ def _check_header(path: Path, fingerprint: Mapping[str, Any]) -> None:
             f"{'; '.join(changes[:MOST_NAMED])}{more}. Use the old settings to go on, choose another --output, or "
             "discard the finished work with --restart"
         )
+
+
+def _other_card(path: Path, old: Json | None, new: Json | None) -> str:
+    """Return the message for a job whose weights have another model card by now, with the way back."""
+
+    def named(card: Json | None) -> str:
+        if card is None:
+            return "no model card"
+        file = file_of_card(str(card.get("sha256")))
+        return f"the model card {card.get('name')} ({file or 'its file is gone'})"
+
+    changed = new if old is None else old
+    file = file_of_card(str(changed["sha256"])) if changed else None
+    back = ""
+    if file is not None:
+        back = f"To go on, move {file} away; or" if old is None else f"To go on, add --card {file}; or"
+    return (
+        f"{path} belongs to a job with {named(old)}, but now these weights have {named(new)}, and results of both "
+        f"would be mixed. {back or 'You can'} choose another --output to label with the present card, or discard the "
+        "finished work with --restart"
+    )
 
 
 def differences(old: Any, new: Any, name: str = "") -> list[str]:

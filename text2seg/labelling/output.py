@@ -22,6 +22,7 @@ from text2seg.io.storage import Place, Url
 from text2seg.io.writing import check_folder, check_writable, discard
 from text2seg.labelling.engine import SAVED, Json
 from text2seg.labelling.journal import WRITING, WRITTEN, JobState, Journal, output_hashes
+from text2seg.labelling.reviewed import Review
 from text2seg.labelling.summary import CategorySummary, SegmentValues, SummaryTally
 from text2seg.ontology import Ontology
 from text2seg.records import Failure
@@ -135,6 +136,7 @@ def write_output(
     info: Mapping[str, Any],
     overwrite: bool = False,
     source: Dataset | None = None,
+    review: Review | None = None,
 ) -> tuple[tuple[Failure, ...], tuple[CategorySummary, ...]]:
     """Write the COCO file from the journal, in the order of the scan. Returns the failures and the table of categories.
 
@@ -145,6 +147,7 @@ def write_output(
         info: the `info` of the dataset, without the failures.
         overwrite: replace a file that this job did not write.
         source: the dataset that was refined; its categories, licences and entries of images are kept.
+        review: what a person decided on an earlier output.
 
     Raises:
         OutputError: the file cannot be written, somebody changed it while the job ran, or the journal is damaged. The
@@ -163,15 +166,20 @@ def write_output(
         digest = _sha256(temporary)
         journal.append([{"output": WRITING, "sha256": digest}])
 
+    full_info = dataset_info({**info, **({"review": review.info()} if review else {}), "failures": entries})
     write_stream(
         file,
-        info=dataset_info({**info, "failures": entries}),
+        info=full_info,
         categories=ontology.coco_categories() if source is None else source["categories"],
         images=_images(
-            journal, state, image_id, {} if source is None else {each["id"]: each for each in source["images"]}
+            _kept(journal, state, review),
+            image_id,
+            {} if source is None else {each["id"]: each for each in source["images"]},
         ),
         licenses=[] if source is None else source.get("licenses") or [],
-        annotations=_annotations(journal, state, image_id, ontology, tally),
+        annotations=_annotations(
+            _kept(journal, state, review), image_id, ontology, tally, review, full_info.get("provenance")
+        ),
         before_replacing=announce,
     )
     if isinstance(output, Url):
@@ -196,10 +204,17 @@ def _labelled(journal: Journal, state: JobState) -> Iterator[tuple[int, Json]]:
     return zip(indices, journal.read_all(offset for _, offset in state.labelled()), strict=True)
 
 
-def _images(
-    journal: Journal, state: JobState, image_id: Callable[[int], int], source: Mapping[int, Json]
-) -> Iterator[Json]:
+def _kept(journal: Journal, state: JobState, review: Review | None) -> Iterator[tuple[int, Json]]:
+    """Yield index and record of each labelled image that no person has rejected, in the order of the scan."""
     for index, record in _labelled(journal, state):
+        if review is None or not review.has_rejected(record["file"]):
+            yield index, record
+
+
+def _images(
+    records: Iterable[tuple[int, Json]], image_id: Callable[[int], int], source: Mapping[int, Json]
+) -> Iterator[Json]:
+    for index, record in records:
         if source:
             yield source[image_id(index)]
             continue
@@ -213,11 +228,17 @@ def _images(
 
 
 def _annotations(
-    journal: Journal, state: JobState, image_id: Callable[[int], int], ontology: Ontology, tally: SummaryTally
+    records: Iterable[tuple[int, Json]],
+    image_id: Callable[[int], int],
+    ontology: Ontology,
+    tally: SummaryTally,
+    review: Review | None,
+    provenance: Any,
 ) -> Iterator[Json]:
     names = {category.id: category.name for category in ontology.categories}
     number = 0
-    for index, record in _labelled(journal, state):
+    for index, record in records:
+        annotations = review.annotations(record, provenance) if review else record["annotations"]
         pixels = record["width"] * record["height"]
         tally.add_image(
             SegmentValues(
@@ -226,9 +247,9 @@ def _annotations(
                 score=annotation.get("score"),
                 presence=attributes_of(annotation).get("presence"),
             )
-            for annotation in record["annotations"]
+            for annotation in annotations
         )
-        for annotation in record["annotations"]:
+        for annotation in annotations:
             number += 1
             yield {"id": number, "image_id": image_id(index), **annotation}
 

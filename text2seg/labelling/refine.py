@@ -111,10 +111,15 @@ def refine_dataset(
     )
 
 
-def count_refined(dataset: Place) -> tuple[int, int, int]:
-    """Return how many annotations of a refined dataset have a new mask, how many kept theirs, and how many, besides
-    crowds, had neither a mask nor a box in their image."""
-    verdicts = [
-        attributes_of(each).get("refined") for each in read_dataset(dataset)["annotations"] if not each.get("iscrowd")
-    ]
-    return verdicts.count(True), verdicts.count(False), verdicts.count(None)
+def refined_in(dataset: Place) -> tuple[int, tuple[str, ...], int]:
+    """Return how many annotations of a refined dataset have a new mask, which kept what they had, for people, and how
+    many, besides crowds, had neither a mask nor a box in their image."""
+    content = read_dataset(dataset)
+    files = {image["id"]: image["file_name"] for image in content["images"]}
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    judged = [(each, attributes_of(each).get("refined")) for each in content["annotations"] if not each.get("iscrowd")]
+    verdicts = [verdict for _, verdict in judged]
+    kept = [each for each, verdict in judged if verdict is False]
+    kept.sort(key=lambda each: attributes_of(each)["sam_score"])
+    texts = (f"{each['id']} ({names[each['category_id']]} in {files[each['image_id']]})" for each in kept)
+    return verdicts.count(True), tuple(texts), verdicts.count(None)

@@ -7,7 +7,7 @@ A column of both tables is an entry in `COLUMNS`. A column that needs another va
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean, median
 from typing import NamedTuple
@@ -80,13 +80,15 @@ COLUMNS: dict[str, Column] = {
 }
 
 
-def columns(*, calibrated: bool) -> tuple[Column, ...]:
-    """Return the columns; the heading of presence says if it is not calibrated."""
-    note = calibration_note(calibrated)
-    return tuple(
-        replace(column, heading=column.heading + note) if key == "presence" else column
+def columns(rows: Sequence[CategorySummary], *, calibrated: bool) -> dict[str, Column]:
+    """Return the columns that have a value in any row with segments, such as no presence if nothing was searched for by
+    words; all if there are no segments. The heading of presence says if it is not calibrated."""
+    note, found = calibration_note(calibrated), [row for row in rows if row.segments]
+    return {
+        key: replace(column, heading=column.heading + note) if key == "presence" else column
         for key, column in COLUMNS.items()
-    )
+        if not found or any(row.values[key] is not None for row in found)
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +103,9 @@ class CategorySummary:
         """Number of segments."""
         return int(self.values["segments"] or 0)
 
-    def texts(self) -> list[str]:
-        """Return the values as the tables show them, in the order of `COLUMNS`."""
-        return [column.text(self.values[key]) for key, column in COLUMNS.items()]
+    def texts(self, shown: Mapping[str, Column]) -> list[str]:
+        """Return the values of columns as the tables show them."""
+        return [column.text(self.values[key]) for key, column in shown.items()]
 
 
 class SummaryTally:

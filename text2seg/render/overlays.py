@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
 from PIL import ImageDraw
 
+from text2seg.grids import tight_box
 from text2seg.records import UNNAMED, Image, Segment, Segmentation
 from text2seg.render.drawing import (
     FAINT,
@@ -52,6 +55,30 @@ def overlay(segmentation: Segmentation, *, legend: bool = True) -> NDArray[np.ui
         return pixels
     strip = _legend(segmentation, max(pixels.shape[1], 200), max(16, round(pixels.shape[1] / 60)))
     return _stacked(pixels, strip)
+
+
+def numbered_overlay(image: Image, things: Sequence[tuple[int, str, NDArray[np.bool_]]]) -> NDArray[np.uint8]:
+    """Draw masks on their image, each in the colour of its number, with number and name at its top. Returns RGB
+    uint8[H, W, 3] of the size of the image.
+
+    Args:
+        things: number, name and mask bool[H, W] of each.
+    """
+    pixels: NDArray[np.uint8] = image.pixels.copy()
+    for number, _, mask in things:
+        pixels = blend(pixels, mask, colour_of_number(number), OPACITY)
+        outline(pixels, mask, colour_of_number(number), max(2, round(max(image.hw) / 320)))
+    canvas = PillowImage.fromarray(pixels)
+    draw, size = ImageDraw.Draw(canvas), max(11, round(max(image.hw) / 45))
+    for number, name, mask in things:
+        if box := tight_box(mask):
+            text = f"{number} {name}"
+            width = min(text_width(text, size), image.hw[1])
+            left = min(max(box[0], 0), image.hw[1] - width)
+            top = max(box[1] - size * 1.4, 0)
+            draw.rectangle((left - 2, top, left + width + 2, top + size * 1.4), fill=colour_of_number(number))
+            draw_text(draw, (left, top + size * 0.7), text, size=size, colour=PAPER, width=width + 1)
+    return np.asarray(canvas)
 
 
 def cut_out(segment: Segment, image: Image, *, crop: bool = False) -> NDArray[np.uint8]:

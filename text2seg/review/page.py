@@ -17,6 +17,8 @@ from tqdm import tqdm
 from text2seg._version import __version__
 from text2seg.coco.dataset import read_dataset
 from text2seg.coco.lookup import ImageFinder
+from text2seg.coco.marks import REVIEW, identity
+from text2seg.coco.reader import attributes_of
 from text2seg.errors import Text2SegError
 from text2seg.io.writing import check_writable, write_atomically
 from text2seg.labelling.summary import columns
@@ -51,7 +53,7 @@ class Review:
 
 def write_review(
     dataset: str | os.PathLike[str],
-    output: str | os.PathLike[str] = "report.html",
+    output: str | os.PathLike[str] = "outputs/report.html",
     *,
     images: str | os.PathLike[str] | None = None,
     limit: int = 500,
@@ -80,8 +82,8 @@ def write_review(
         raise Text2SegError(f"the limit must be 1 or more, got {limit}")
     if not SIDES[0] <= image_side <= SIDES[1]:
         raise Text2SegError(f"the side of the images must be from {SIDES[0]} to {SIDES[1]}, got {image_side}")
-    check_writable(output, overwrite=overwrite, inputs=[dataset], text=True)
     content = read_dataset(dataset)
+    check_writable(output, overwrite=overwrite, inputs=[dataset], text=True)
     contents = contents_of(content)
     shown = contents.images[:limit]
     finder = ImageFinder(dataset, images, content["info"])
@@ -92,19 +94,27 @@ def write_review(
         if not each.url:
             _log.info("%s", each.note)
     cards = [_card(number, *pair, contents) for number, pair in enumerate(zip(shown, thumbnails, strict=True))]
-    html = _render(contents, cards, title=dataset.name)
+    about = {
+        "name": dataset.name,
+        "sha256": identity(content),
+        "categories": list(dict.fromkeys(each["name"] for each in content["categories"])),
+    }
+    html = _render(contents, cards, about)
     write_atomically(output, [html.encode("utf-8", "backslashreplace")])
     return Review(output, len(shown), len(contents.images) - len(shown), sum(not each.url for each in thumbnails))
 
 
-def _render(contents: Contents, cards: list[dict[str, Any]], *, title: str) -> str:
+def _render(contents: Contents, cards: list[dict[str, Any]], about: Mapping[str, Any]) -> str:
+    """Return the page. `about` is what its script must know of the dataset: name, hash and categories."""
     images = contents.images
     found = sum(bool(image.items) for image in images)
     rows = sorted(contents.categories, key=lambda row: (-row.segments, row.name))
+    shown = columns(rows, calibrated=contents.calibrated)
     return render_template(
         "text2seg.review",
         {"number": _number},
-        title=title,
+        title=about["name"],
+        about=about,
         models=contents.models,
         version=__version__,
         cards=cards,
@@ -116,9 +126,9 @@ def _render(contents: Contents, cards: list[dict[str, Any]], *, title: str) -> s
             ("failed", "failed", len(contents.failures)),
             ("annotation", "annotations", sum(row.segments for row in rows)),
         ],
-        columns=columns(calibrated=contents.calibrated),
+        columns=tuple(shown.values()),
         rows=[
-            {"name": row.name, "colour": _hex(contents.colours[row.name]), "values": row.texts()}
+            {"name": row.name, "colour": _hex(contents.colours[row.name]), "values": row.texts(shown)}
             for row in rows
             if row.segments
         ],
@@ -158,6 +168,7 @@ def _annotation(place: int, item: Item, colours: Mapping[str, Colour]) -> dict[s
         "id": item.annotation.get("id"),
         "name": item.category,
         "colour": _hex(colours[item.category]),
+        "review": attributes_of(item.annotation).get(REVIEW),
         "score": item.score,
         "uncertainty": uncertainty.value,
         "reason": uncertainty.words[uncertainty.reason] if uncertainty.reason else "no score: uncertainty unknown",

@@ -253,11 +253,12 @@ def fill(module: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
         CheckpointError: tensors are missing, unknown, of another shape, or not floating-point.
     """
     expected = module.state_dict()
-    _check_fit(expected, weights, what)
+    check_fit(expected, weights, what)
     module.load_state_dict({name: weights[name].to("cpu", torch.float32) for name in expected}, assign=True)
 
 
-def _check_fit(expected: Mapping[str, Tensor], weights: Mapping[str, Any], what: str) -> None:
+def check_fit(expected: Mapping[str, Tensor], weights: Mapping[str, Any], what: str) -> None:
+    """Raise `CheckpointError` unless the tensors have the names and shapes of a state dict; arguments as for `fill`."""
     faults = {
         "missing": [name for name in expected if name not in weights],
         "unknown": [name for name in weights if name not in expected],
@@ -303,7 +304,7 @@ class Sam(AnySam):
     @classmethod
     def check(cls, weights: Mapping[str, Any]) -> None:
         module, needed = _skeleton(cls.architecture.of(weights), weights)
-        _check_fit(module.state_dict(), needed, "a SAM")
+        check_fit(module.state_dict(), needed, "a SAM")
 
     @classmethod
     def _load(cls, weights: Mapping[str, Tensor], config: Mapping[str, Any] | None) -> LoadedModule:

@@ -1,18 +1,22 @@
-"""SAM 2 and SAM 2.1 for single images: networks of `transformers`, built from a state dict."""
+"""SAM 2 and SAM 2.1 for single images: networks of `transformers`, built from a state dict.
+
+`memory.py` adds what SAM 2 remembers of the earlier frames of a video.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
-from typing import Any, ClassVar
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from text2seg.errors import CheckpointError, SettingsError
-from text2seg.records import Candidates, PointPrompts
-from text2seg.runtime import FULL, autocast
+from text2seg.records import Candidates, Image, PointPrompts
+from text2seg.runtime import FULL, PrecisionName, autocast
 from text2seg.sam.base import (
     AnySam,
     Frame,
@@ -25,6 +29,9 @@ from text2seg.sam.base import (
 from text2seg.sam.sam import fill
 from text2seg.sam.upscaling import stretched
 from text2seg.weights.architecture import check_patches, checked_config, count_numbered
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 BLOCK = "vision_encoder.backbone.blocks.{}."
 POSITIONS = "prompt_encoder.shared_embedding.positional_embedding"
@@ -66,16 +73,30 @@ RENAMED = (
     (r"\.output_upscaling\.3\.", ".upscale_conv2."),
     (r"\.mlp\.layers\.0\.", ".mlp.proj_in."),
     (r"\.mlp\.layers\.1\.", ".mlp.proj_out."),
-    (r"(_head|_mlps\.\d+)\.layers\.0\.", r"\1.proj_in."),
-    (r"(_head|_mlps\.\d+)\.layers\.2\.", r"\1.proj_out."),
-    (r"(_head|_mlps\.\d+)\.layers\.1\.", r"\1.layers.0."),
+    (r"^maskmem_tpos_enc$", "memory_temporal_positional_encoding"),
+    (r"^no_mem_pos_enc$", "no_memory_positional_encoding"),
+    (r"^no_obj_ptr$", "no_object_pointer"),
+    (r"^no_obj_embed_spatial$", "occlusion_spatial_embedding_parameter"),
+    (r"^obj_ptr_tpos_proj\.", "temporal_positional_encoding_projection_layer."),
+    (r"^obj_ptr_proj\.", "object_pointer_proj."),
+    (r"^(memory_attention)\.norm\.", r"\1.layer_norm."),
+    (r"^memory_encoder\.o_proj\.", "memory_encoder.projection."),
+    (r"^memory_encoder\.pix_feat_proj\.", "memory_encoder.feature_projection."),
+    (r"^memory_encoder\.fuser\.", "memory_encoder.memory_fuser."),
+    (r"(_fuser\.layers\.\d+)\.gamma$", r"\1.scale"),
+    (r"(_fuser\.layers\.\d+)\.dwconv\.", r"\1.depthwise_conv."),
+    (r"(_fuser\.layers\.\d+)\.norm\.", r"\1.layer_norm."),
+    (r"(_fuser\.layers\.\d+)\.pwconv(\d)\.", r"\1.pointwise_conv\2."),
+    (r"(_head|_mlps\.\d+|_pointer_proj)\.layers\.0\.", r"\1.proj_in."),
+    (r"(_head|_mlps\.\d+|_pointer_proj)\.layers\.2\.", r"\1.proj_out."),
+    (r"(_head|_mlps\.\d+|_pointer_proj)\.layers\.1\.", r"\1.layers.0."),
 )
 """Patterns in the tensor names of Meta's files, and their replacements in the names of `transformers`."""
 
 
 def to_transformers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors of either format by the names of `transformers`, without those of SAM 2's memory."""
-    is_of_meta = any(name.startswith("image_encoder.trunk.") for name in weights)
+    is_of_meta = _is_of_meta(weights)
     needed = {name: tensor for name, tensor in weights.items() if not VIDEO_ONLY.match(name)}
     renamed = {_renamed(name) if is_of_meta else name: tensor for name, tensor in needed.items()}
     embeddings = [name for name in renamed if re.fullmatch(r"prompt_encoder\.point_embeddings\.\d\.weight", name)]
@@ -87,7 +108,23 @@ def to_transformers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
+def _is_of_meta(weights: Mapping[str, Tensor]) -> bool:
+    return any(name.startswith("image_encoder.trunk.") for name in weights)
+
+
+def memory_of(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of SAM 2's memory, which `to_transformers` leaves out, by the names of `transformers`; none if
+    the checkpoint is one for single images."""
+    only = {name: tensor for name, tensor in weights.items() if VIDEO_ONLY.match(name)}
+    return {_renamed(name): tensor for name, tensor in only.items()} if _is_of_meta(weights) else only
+
+
 def _renamed(name: str) -> str:
+    if match := re.fullmatch(r"(memory_encoder\.mask_downsampler\.)encoder\.(\d+)\.(weight|bias)", name):
+        # A convolution, its norm and an activation without tensors take turns in Meta's list.
+        place, part = divmod(int(match[2]), 3)
+        layer = "final_conv" if int(match[2]) == 12 else f"layers.{place}.{'layer_norm' if part else 'conv'}"
+        return f"{match[1]}{layer}.{match[3]}"
     for pattern, replacement in RENAMED:
         name = re.sub(pattern, replacement, name)
     return name
@@ -104,7 +141,7 @@ def config_of(weights: Mapping[str, Tensor], config: Mapping[str, Any] | None = 
         CheckpointError: no published SAM 2 has these shapes, or the config.json is not that of a SAM 2.
         SettingsError: `transformers` is missing.
     """
-    config_class = _transformers().Sam2Config
+    config_class = import_transformers().Sam2Config
     if config is None:
         return config_class(vision_config=_vision_config(weights))
     parts = ("vision_config", "prompt_encoder_config", "mask_decoder_config")
@@ -153,7 +190,7 @@ def load_sam2(config: Any, weights: Mapping[str, Tensor]) -> Any:
     try:
         _check_attention(config.vision_config.backbone_config)
         with torch.device("meta"):
-            module = _transformers().Sam2Model(config)
+            module = import_transformers().Sam2Model(config)
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"not a SAM 2 checkpoint: no model has the architecture in config.json ({error})"
@@ -175,7 +212,8 @@ def _check_attention(backbone: Any) -> None:
         first += blocks
 
 
-def _transformers() -> Any:
+def import_transformers() -> Any:
+    """Return the package `transformers`. Raises `SettingsError` if it is not installed."""
     try:
         import transformers
     except ImportError as error:
@@ -197,6 +235,32 @@ class Sam2(AnySam):
     }
     can_compile = False
     memory_per_set = 2  # about 80 MB per set on a CPU, because finer features are copied
+    memory_weights: Mapping[str, Tensor] = MappingProxyType({})
+    """Tensors of the memory of earlier frames, on the CPU; about 30 MB."""
+    config: Mapping[str, Any] | None = None
+    """Content of the config.json beside the weights."""
+    video_module: Any = None
+    """The network with its memory, once `memory.VideoMemory` has built it."""
+
+    @classmethod
+    def from_weights(
+        cls,
+        weights: Mapping[str, Tensor],
+        *,
+        device: torch.device,
+        precision: PrecisionName = "auto",
+        compile_encoder: bool = False,
+        config: Mapping[str, Any] | None = None,
+    ) -> Self:
+        sam = super().from_weights(
+            weights, device=device, precision=precision, compile_encoder=compile_encoder, config=config
+        )
+        sam.memory_weights, sam.config = memory_of(weights), config
+        return sam
+
+    def framed(self, images: Sequence[Image]) -> Tensor:
+        """Return images as the encoder takes them, float32 [B, 3, side, side] on the device."""
+        return self._frame.framed(images, self._mean, self._std)[0]
 
     @classmethod
     def reads_config(cls, names: Iterable[str]) -> bool:
