@@ -95,7 +95,7 @@ def test_to_supervision_has_masks_boxes_and_scores(result):
 
 def test_without_supervision_the_error_says_what_to_install(result, monkeypatch):
     monkeypatch.setitem(sys.modules, "supervision", None)
-    with pytest.raises(SettingsError, match="pip install supervision"):
+    with pytest.raises(SettingsError, match=r"pip install .text2seg\[supervision\]"):
         result.to_supervision()
 
 

@@ -179,8 +179,11 @@ class TestModels:
     def test_missing_weights_cannot_be_selected(self, visitor, offline):
         page = visitor(offline)
         page.get_by_role("button", name="Model: demo").click()
-        page.get_by_role("button", name="Use for everyone").click()
-        expect(page.locator("#models-said").get_by_role("alert")).to_contain_text("Download the pair first")
+        expect(page.get_by_role("button", name="Use for everyone")).to_be_disabled()
+        page.locator("#models-pair").get_by_text("demo", exact=True).click()
+        expect(page.get_by_role("button", name="Use for everyone")).to_be_enabled()
+        page.locator("#models-pair").get_by_text("huge", exact=True).click()
+        expect(page.get_by_role("button", name="Use for everyone")).to_be_disabled()
 
     def test_visitors_without_permission_have_no_buttons(self, visitor, servers, demo):
         url = servers.enter_context(live_app(demo, manage_models="never"))
@@ -455,3 +458,34 @@ CONTRAST = """(selector) => {
     light(parse(getComputedStyle(behind ?? document.body).backgroundColor))].sort((x, y) => y - x);
   return (a + 0.05) / (b + 0.05);
 }"""
+
+
+def test_a_long_run_asks_before_it_starts(page):
+    page.get_by_role("tab", name="Explain").click()
+    page.locator("#explain-tool select").select_option("faithfulness")
+    page.locator("#explain-estimate [data-ask]").wait_for(state="attached")
+    page.locator("#explain-run").click()
+    expect(page.get_by_role("button", name="Start", exact=True)).to_be_focused()
+    assert page.locator("#explain-stop").is_disabled()
+    page.get_by_role("button", name="Not now").click()
+    expect(page.locator("#explain-run")).to_be_focused()
+    page.locator("#explain-run").click()
+    page.get_by_role("button", name="Start", exact=True).click()
+    page.locator("#explain-status .t2s-status").get_by_text(re.compile("of [0-9]+ steps")).wait_for()
+    page.locator("#explain-stop").click()
+    expect(page.locator("#explain-run")).to_be_enabled()
+
+
+def test_tools_for_several_images_begin_with_examples_and_the_image_field_comes_back(page):
+    page.get_by_role("tab", name="Explain").click()
+    tool = page.locator("#explain-tool select")
+    tool.select_option("similarity-table")
+    page.locator("#explain-files").get_by_text("Rocket and horse").wait_for()
+    page.locator("#explain-run").click()
+    page.locator("#explain-tables").get_by_text("Rocket and horse.jpg").wait_for()
+    page.get_by_role("button", name="Remove all").click()
+    page.locator("#explain-run").click()
+    page.locator("#explain-problem").get_by_text("“Table of similarities” needs at least one image").wait_for()
+    tool.select_option("saliency")
+    page.locator("#explain-image").get_by_role("button", name="Umbrellas and a clock").click()
+    expect(page.locator("#explain-image [data-part=names]")).to_have_text("Umbrellas and a clock")

@@ -105,8 +105,8 @@ class TestClicksBeforeThePageHasLoaded:
         expect(page.locator("#explain-status h3")).to_contain_text("labels it shows")
 
     def test_the_models_panel_answers(self, early_clicks):
-        page = early_clicks("#models > button", "#models-use")
-        expect(page.locator("#models-said").get_by_role("alert")).to_contain_text("Download the pair first")
+        page = early_clicks("#models > button")
+        expect(page.locator("#models-table")).to_contain_text("CLIP ViT-B/16")
 
 
 class TestClicksDuringARequest:
@@ -115,6 +115,8 @@ class TestClicksDuringARequest:
         page.get_by_role("tab", name="Label a folder").click()
         page.locator("#folder-begin").wait_for(state="attached")
         page.locator("#models > button").click()
+        page.locator("#models-pair").get_by_text("demo", exact=True).click()
+        expect(page.get_by_role("button", name="Use for everyone")).to_be_enabled()
         late = []
 
         def first_waits(route) -> None:
@@ -131,7 +133,7 @@ class TestClicksDuringARequest:
             page.get_by_role("button", name="Example: all options").click()
         route, answer = late[0]
         route.fulfill(response=answer)
-        expect(page.locator("#models-said").get_by_role("alert")).to_contain_text("Download the pair first")
+        expect(page.locator("#models-said")).to_contain_text("Everyone who uses this app now works with demo")
         expect(page.locator("#folder-ontology")).to_contain_text("threshold")
 
     def test_label_during_the_upload_of_images(self, visitor, app_url, zipped):

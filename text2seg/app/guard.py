@@ -170,7 +170,7 @@ ALLOWED = {
         "GET": (
             r"/",
             r"/config/?",
-            r"/theme\.css|/favicon\.ico|/robots\.txt|/manifest\.json",
+            r"/theme\.css|/favicon\.ico|/robots\.txt|/manifest\.json|/pwa_icon(/\d+)?",
             r"/(assets|static)/[^\0]+",
             r"/gradio_api/(info/?|theme\.css|startup-events|user/?|app_id/?|login_check/?)",
             r"/gradio_api/(queue/data|queue/status|upload_progress)",

@@ -83,10 +83,18 @@ class ModelsPanel:
             small: dict[str, Any] = {"size": "md", "scale": 0}
             fetch = gr.Button("Download", variant="primary", elem_id="models-download", min_width=120, **small)
             stop = gr.Button("Stop", interactive=False, elem_id="models-stop", min_width=80, **small)
-            use = gr.Button("Use for everyone", elem_id="models-use", min_width=170, **small)
+            use = gr.Button(
+                "Use for everyone",
+                elem_id="models-use",
+                min_width=170,
+                interactive=is_here(weights.PUBLISHED[0]),
+                **small,
+            )
+        choice.input(lambda pair: gr.Button(interactive=is_here(pair)), [choice], [use], queue=False, **QUIET)
         said = gr.HTML("", padding=False, elem_id="models-said")
         shown: dict[str, Any] = {"api_visibility": "private", "show_progress_on": [said], "concurrency_id": "models"}
         fetched = fetch.click(self._downloading, [choice], [said, table, stop], concurrency_limit=1, **shown)
+        fetched.then(lambda pair: gr.Button(interactive=is_here(pair)), [choice], [use], **QUIET)
         fetched.failure(None, outputs=[stop], js=STOPPED)
         use.click(self._use, [choice], [said, self._panel, now], concurrency_limit=1, **shown)
         stop.click(self._stop.set, queue=False, **QUIET)
@@ -127,7 +135,7 @@ class ModelsPanel:
 
     def _use(self, pair: str, progress: gr.Progress = gr.Progress()) -> tuple[str, gr.Accordion, str]:  # noqa: B008
         """Load a downloaded pair and use it for all new work."""
-        missing = [status.name for status in _statuses(pair) if status.status == "missing"]
+        missing = _missing(pair)
         if missing:
             text = f"{' and '.join(missing)} of {pair}: not on this machine yet. Download the pair first."
             return alert(text), *self._now()
@@ -206,6 +214,15 @@ def _names(models: Text2Seg) -> tuple[str, str]:
 
 def _runtime(models: Text2Seg) -> str:
     return f" in ONNX Runtime ({models.provenance()['precision']})" if runs_graphs(models) else ""
+
+
+def is_here(pair: str) -> bool:
+    """Return whether the weights of a pair are on this machine."""
+    return not _missing(pair)
+
+
+def _missing(pair: str) -> list[str]:
+    return [status.name for status in _statuses(pair) if status.status == "missing"]
 
 
 def _statuses(pair: str) -> list[weights.Status]:

@@ -15,6 +15,7 @@ from typing import Any
 import gradio as gr
 import uvicorn
 from fastapi import FastAPI
+from fastapi.responses import FileResponse
 
 from text2seg.app import api, explain, folder, models_panel, segment
 from text2seg.app.checks import visitors_folder
@@ -204,6 +205,8 @@ def build_app(model_pool: ModelPool) -> Guard:
     app = FastAPI(title="text2seg", openapi_url=None)
     jobs = VisitorJobs(model_pool)
     add_routes(app, model_pool, jobs)
+    app.get("/pwa_icon")(lambda: FileResponse(FAVICON))  # Gradio's own needs an image that it can scale
+    app.get("/pwa_icon/{size}")(lambda size: FileResponse(FAVICON))
     page = build_page(model_pool, jobs)
     gr.mount_gradio_app(
         app,

@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,6 +36,7 @@ from text2seg.queries import Query
 from text2seg.records import Failure, Segment
 from text2seg.regions import GRID
 from text2seg.runtime import free_memory
+from text2seg.sam.automatic import seconds_of_regions
 from text2seg.sam.candidates import separation
 from text2seg.session import Session
 
@@ -266,10 +267,13 @@ class Images:
         on the first image that is not damaged; None if there is none."""
         for shown, path in self.found:
             with self._counted(shown, path):
-                session, start = self.models.open(shown.load(path)), time.perf_counter()
-                self.models.automatic_regions(session, GRID)
+                start = time.perf_counter()
+                session = self.models.open(shown.load(path))
+                self.models.automatic_regions(session, replace(GRID, points_per_side=1))  # embeds the image
+                encoding = time.perf_counter() - start
                 count = len(_sample(self.found))
-                return count, count * (time.perf_counter() - start)
+                regions = seconds_of_regions(partial(self.models.automatic_regions, session), GRID)
+                return count, count * (encoding + regions)
         return None
 
     def _opened(self, each: Gathered) -> Session:

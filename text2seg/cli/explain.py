@@ -14,7 +14,6 @@ import tyro
 
 from text2seg.cli.common import PlainConsole, check_words, load_models, plain_table
 from text2seg.cli.terminal import INTERRUPTED, escaped, exit_status, log_to_terminal, say, stop_on_signals
-from text2seg.coco.json_file import read_json
 from text2seg.config import ModelSettings, Settings
 from text2seg.errors import OutputError
 from text2seg.explain import TOOLS, ImageFiles, Progress, Result, Tool, run_tool, save_result
@@ -24,7 +23,6 @@ from text2seg.io.files import exists
 from text2seg.io.names import fit_file_name
 from text2seg.io.output_folder import OutputFolder
 from text2seg.io.writing import check_writable
-from text2seg.labelling.journal import differences
 
 OUTPUT = Path("outputs/explain")
 MOST_ROWS = 30
@@ -161,6 +159,9 @@ class _ContinuedRun:
         """Raise `OutputError` if an earlier run was made from anything else. It may have had fewer images."""
         if overwrite or not self.is_known():
             return
+        from text2seg.coco.json_file import read_json
+        from text2seg.labelling.journal import differences
+
         earlier = read_json(self.file)
         if isinstance(earlier, dict) and set(earlier.get("images", ())) <= set(self.made_from["images"]):
             earlier = {**earlier, "images": self.made_from["images"]}

@@ -14,7 +14,8 @@ from text2seg.cli.common import check_everything, known_queries, load_everything
 from text2seg.cli.flags import PipelineFlags
 from text2seg.cli.terminal import FAILED, INTERRUPTED, exit_status, log_to_terminal, say, say_failures
 from text2seg.config import AutomaticSettings, ModelSettings, OutputSettings, Settings
-from text2seg.errors import ImageError, SettingsError
+from text2seg.errors import ImageError, OutputError, SettingsError
+from text2seg.io.files import exists
 from text2seg.io.names import listed
 from text2seg.queries import Query, parse_queries
 
@@ -99,6 +100,14 @@ class Segment:
                 rest = "The same command without --overwrite does the others"
         say(f"text2seg: stopped with {report.images} of {files} images done{kept}. {rest}", file=sys.stderr)
 
+    def _say_going_on(self, images: list[Path]) -> None:
+        """Print how far a stopped run came. Raises `OutputError` if the earlier run was finished."""
+        from text2seg.segmenting import stopped_run
+
+        if stopped := stopped_run(self.output, images):
+            done, given = len(stopped["images"]), len(dict.fromkeys(images))
+            say(f"text2seg: going on with a stopped run, which did {done} of {given} images", file=sys.stderr)
+
     def _queries(self) -> tuple[tuple[Query, ...], int]:
         """Return the queries, and how many more were left out because the models do not know them."""
         if self.everything:
@@ -128,7 +137,7 @@ class Segment:
             OutputError: The output cannot be written, or has a COCO file already.
         """
         from text2seg.io.images import check_file
-        from text2seg.segmenting import stopped_run
+        from text2seg.io.output_folder import OutputFolder
 
         found, failures = [], []
         for path in self.images:
@@ -142,9 +151,12 @@ class Segment:
                 failures.append(error)
         if not found:
             raise failures[0] if len(failures) == 1 else ImageError("; ".join(map(str, failures)))
-        if stopped := stopped_run(self.output, found):
-            done, given = len(stopped["images"]), len(dict.fromkeys(found))
-            say(f"text2seg: going on with a stopped run, which did {done} of {given} images", file=sys.stderr)
+        output = self.output
+        folder = OutputFolder(output.output, command="segment", overwrite=output.overwrite, inputs=found)
+        if output.overwrite or not exists(output.dataset, OutputError):
+            folder.check_result(output.dataset.name, text=True)
+        else:
+            self._say_going_on(found)
         for failure in failures:
             say(f"failed: {failure}", file=sys.stderr)
         return found

@@ -344,11 +344,12 @@ class Tool:
 def check_images(tool: Tool, count: int) -> None:
     """Raise `SettingsError` if the tool does not take this number of images."""
     if tool.images == "one" and count != 1:
-        raise SettingsError(f"{tool.name} takes one image, got {count}")
+        raise SettingsError(f"{tool.name} takes one image, got {count}", on_page=f"“{tool.title}” takes one image.")
     if tool.images == "none" and count:
         raise SettingsError(f"{tool.name} reads a dataset and takes no images, got {count}")
     if tool.images == "many" and not count:
-        raise SettingsError(f"{tool.name} takes images: give at least one")
+        on_page = f"“{tool.title}” needs at least one image: drop some, or take the examples."
+        raise SettingsError(f"{tool.name} takes images: give at least one", on_page=on_page)
 
 
 def run_tool(

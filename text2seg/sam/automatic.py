@@ -11,6 +11,7 @@ Source: Kirillov et al., "Segment Anything" (arXiv 2304.02643), section 5 and ap
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -53,6 +54,23 @@ class Region:
     def in_image(self, hw: tuple[int, int]) -> NDArray[np.bool_]:
         """Return the mask bool[H, W] of the whole image."""
         return place(self.mask, self.xywh, hw)
+
+
+FEW_POINTS = 4
+"""Points per side with which the time of a grid is measured."""
+
+
+def seconds_of_regions(regions: Callable[[AutomaticSettings], object], settings: AutomaticSettings) -> float:
+    """Return about how many seconds automatic masks take, from those of a grid of few points.
+
+    Args:
+        regions: makes the automatic masks of an image with the settings given. The first call may also embed the image.
+        settings: those of the masks whose time is estimated; without crops, it grows with the number of points.
+    """
+    regions(replace(settings, points_per_side=1))
+    before = time.perf_counter()
+    regions(replace(settings, points_per_side=FEW_POINTS))
+    return (time.perf_counter() - before) * (settings.points_per_side / FEW_POINTS) ** 2
 
 
 Embed = Callable[[Box | None], SamEmbedding]

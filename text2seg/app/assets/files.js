@@ -1,7 +1,9 @@
 // A place to drop images, as in the Segment tab; also for several files. A file is uploaded when it is chosen.
 // Properties: `label`, `hint`, `several`, `accept`, `invitation`, `kinds` (the line below it), `uploadMb`, `examples`
-// [{title, thumbnail}], `offer` {name, thumbnail} of the image that is open in the Segment tab, or null.
-// Value: null, {example: number}, {segment: true} or {path, name}; of several files a list of {path, name}.
+// [{title, thumbnail}], of which several files take all at once, `offer` {name, thumbnail} of the image that is open in
+// the Segment tab, or null.
+// Value: null, {example: number}, {segment: true} or {path, name}; of several files a list of {path, name} or of
+// {example, name}.
 
 const AT_ONCE = 3; // uploads
 const LISTED = 6; // names that are shown of several files
@@ -59,6 +61,7 @@ customElements.define("t2s-files", class extends HTMLElement {
     if (action === "remove" || example || segment) this.#choice += 1;
     if (action === "choose") this.querySelector("input").click();
     else if (action === "remove") this.#set(this.props.several ? [] : null, { focus: true });
+    else if (example && this.props.several) this.#set(this.#examples());
     else if (example) this.#set({ example: Number(example) });
     else if (segment) this.#set({ segment: true });
   }
@@ -91,7 +94,8 @@ customElements.define("t2s-files", class extends HTMLElement {
       return this.#state(`The upload failed: ${error.message ?? error}. Please try again.`, true);
     }
     if (choice !== this.#choice) return;
-    if (total) this.#set(several ? [...(this.props.value ?? []), ...taken] : taken[0]);
+    const before = several ? (this.props.value ?? []).filter((each) => each.path) : []; // files replace the examples
+    if (total) this.#set(several ? [...before, ...taken] : taken[0]);
     return this.#state("");
   }
 
@@ -130,15 +134,27 @@ customElements.define("t2s-files", class extends HTMLElement {
       Object.assign(document.createElement("p"), { textContent: text })));
     const focused = this.#part("offers").contains(document.activeElement) ? { ...document.activeElement.dataset } : null;
     this.#part("offers").replaceChildren(...(offer ? [this.#offer("segment", 1, offer, `${offer.name}, from Segment`)] : []),
-      ...examples.map((each, at) => this.#offer("example", at, each, each.title)));
+      ...(several ? this.#offerAll(examples) : examples.map((each, at) => this.#offer("example", at, each, each.title))));
     for (const button of this.#part("offers").children) {
       const { example, segment } = button.dataset;
-      button.setAttribute("aria-pressed", String(segment ? Boolean(value?.segment) : value?.example === Number(example)));
+      const isExample = several ? value?.some((each) => each.example !== undefined) : value?.example === Number(example);
+      button.setAttribute("aria-pressed", String(Boolean(segment ? value?.segment : isExample)));
     }
     if (focused) {
       const [key, number] = Object.entries(focused)[0];
       this.querySelector(`[data-${key}="${number}"]`)?.focus({ preventScroll: true });
     }
+  }
+
+  /** All examples as the value of several files. */
+  #examples() { return this.props.examples.map(({ title: name }, example) => ({ example, name })); }
+
+  /** One button that takes all examples. */
+  #offerAll(examples) {
+    if (!examples.length) return [];
+    const button = this.#offer("example", 0, examples[0], `${examples.length} examples`);
+    button.prepend(...examples.slice(1).map(({ thumbnail }) => Object.assign(new Image(), { src: thumbnail, alt: "" })));
+    return [button];
   }
 
   /** Name and address of the chosen image. */

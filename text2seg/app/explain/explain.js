@@ -107,3 +107,16 @@ customElements.define("t2s-tables", class extends HTMLElement {
     return Object.assign(document.createElement(name), { textContent: text, className });
   }
 });
+
+// The question before a long run. "Start" presses Run again.
+
+document.addEventListener("click", (event) => {
+  const name = event.target.closest?.("#explain-estimate [data-do]")?.dataset.do;
+  if (!name) return;
+  const ask = event.target.closest("[data-ask]");
+  ask.hidden = true;
+  if (name === "begin-run") ask.dataset.ask = "yes";
+  const run = document.querySelector("#explain-run");
+  if (name === "begin-run") run.click();
+  else run.focus();
+});

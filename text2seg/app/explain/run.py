@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,15 +15,55 @@ from text2seg.app.checks import Uploads, check_effort, check_upload, read_image
 from text2seg.app.fields import read_settings, settings_of, shown_settings
 from text2seg.app.messages import photographs
 from text2seg.app.model_pool import ModelPool
+from text2seg.app.segment.session import EditSession
 from text2seg.app.settings import MOST_IMAGES
 from text2seg.errors import ImageError
 from text2seg.explain import Progress, Result, Tool, run_tool
 from text2seg.explain.estimate import words_for
 from text2seg.records import Image
+from text2seg.render.saving import png
 
 PATIENCE = 1.0
 """Seconds after which a run that has no turn yet says why."""
 BUSY = "The models are busy with other visitors; this run is next."
+
+SCENES = Path(__file__).parents[2] / "demo" / "scenes" / "new-scenes" / "images"
+EXAMPLES = {
+    "Sheep and a fire engine": SCENES / "scene_0019.jpg",
+    "Rocket and horse": SCENES / "scene_0003.jpg",
+    "Umbrellas and a clock": SCENES / "scene_0022.jpg",
+}
+FIRST_EXAMPLE = next(iter(EXAMPLES.values()))
+"""The image with which the tab opens."""
+
+
+def images_of(tool: Tool, image: Any, files: Any, session: EditSession, folder: Path) -> list[Path]:
+    """Return the chosen images as files among the uploads. An example and the image of the Segment tab are copied
+    there."""
+    if tool.images == "none":
+        return []
+    if tool.images == "many":
+        return [found for each in files or () if (found := _chosen(each, folder))]
+    if found := _chosen(image, folder):
+        return [found]
+    match image:
+        case {"segment": True} if session.image_session:
+            shared = session.image_session.image
+            copied = folder / Path(shared.file_name or "image").with_suffix(".png").name
+            copied.write_bytes(png(shared.pixels))
+            return [copied]
+    raise ImageError("there is no image yet; drop one, paste one or choose an example")
+
+
+def _chosen(value: Any, folder: Path) -> Path | None:
+    """Return an upload, or an example as a copy in the folder with its title as the name; None for anything else."""
+    match value:
+        case {"path": str(path)}:
+            return Path(path)
+        case {"example": int(number)} if 0 <= number < len(EXAMPLES):
+            title, scene = [*EXAMPLES.items()][number]
+            return Path(shutil.copy(scene, folder / f"{title}{scene.suffix}"))
+    return None
 
 
 def explain(

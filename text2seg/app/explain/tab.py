@@ -6,11 +6,11 @@ from __future__ import annotations
 import base64
 import json
 import logging
-import shutil
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -21,32 +21,39 @@ from numpy.typing import NDArray
 
 from text2seg.app.checks import visitors_folder
 from text2seg.app.explain.results import packed, panels_of, tables_of
-from text2seg.app.explain.run import BUSY, PATIENCE, Run, explain
+from text2seg.app.explain.run import BUSY, EXAMPLES, FIRST_EXAMPLE, PATIENCE, Run, explain, images_of
 from text2seg.app.fields import example_of, files_field, read_settings, settings_of, shown_settings, widget
 from text2seg.app.messages import alert, is_of_photographs, message_of, note, warning
 from text2seg.app.model_pool import ModelPool
 from text2seg.app.segment.desk import Desk
 from text2seg.app.segment.session import THUMBNAIL_SIDE, preview
 from text2seg.app.settings import MOST_IMAGES
-from text2seg.errors import ImageError, OutputError, Text2SegError
+from text2seg.errors import OutputError, Text2SegError
 from text2seg.explain import GROUPS, Progress, Result, Tool, run_tool, save_result
 from text2seg.explain.estimate import SLOW, Speed, Work, estimate, words_for
 from text2seg.io.files import reason
 from text2seg.io.images import load_image
-from text2seg.render.saving import png
 
 log = logging.getLogger(__name__)
 
 CONCURRENCY = "explain"
 FIRST_FIELDS = 3
 """Number of fields shown above "More settings"."""
-MOST_COLUMNS = 5
-"""Largest number of panels side by side."""
 BEGIN = "Choose a tool and an image, then press Run."
 POLL = 0.25
 """Seconds between two updates of the page while a tool runs."""
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+LONG = 120.0
+"""Runs that take longer, in seconds, ask before they start."""
 PRESS = f"""() => {{
+  const ask = document.querySelector("#explain-estimate [data-ask]"); // a long run, and nobody has agreed yet
+  if (ask && ask.dataset.ask !== "yes") {{
+    ask.hidden = false;
+    ask.querySelector("button").focus();
+    return Array(3).fill({{ __type__: "update" }});
+  }}
+  if (ask) ask.hidden = true;
+  if (ask) ask.dataset.ask = "";
   // Until the server begins with this run; what it sends then has no data-sent.
   setTimeout(() => {{
     const waits = document.querySelector("#explain-status [data-sent]");
@@ -55,6 +62,11 @@ PRESS = f"""() => {{
   const starts = '<p class="numbers" role="status" data-sent>Starting …</p>';
   return [text2segPress('#explain-begin'), `<section class="t2s-status running">${{starts}}</section>`, ''];
 }}"""
+ASK = (
+    '<div class="t2s"><p class="t2s-alert t2s-plain" data-ask role="alert" hidden>Start it now? '
+    '<button type="button" data-do="begin-run">Start</button> '
+    '<button type="button" data-do="leave-run">Not now</button></p></div>'
+)
 NOTED = "(typed, value) => ({{ ...typed, {tool}: {{ ...typed[{tool}], {field}: value }} }})"  # runs in the browser
 STOP = """() => {
   const said = document.querySelector("#explain-status .numbers");
@@ -65,25 +77,13 @@ READY = "() => ({__type__: 'update', interactive: true})"
 TOOL_LIST = 'element.querySelector("t2s-tool-list").connect({ props, trigger, watch })'
 PANELS = 'element.querySelector("t2s-panels").connect({ props, watch })'
 TABLES = 'element.querySelector("t2s-tables").connect({ props, watch })'
-SCENES = Path(__file__).parents[2] / "demo" / "scenes" / "new-scenes" / "images"
-EXAMPLES = {
-    "Sheep and a fire engine": SCENES / "scene_0019.jpg",
-    "Rocket and horse": SCENES / "scene_0003.jpg",
-    "Umbrellas and a clock": SCENES / "scene_0022.jpg",
-}
-FIRST_EXAMPLE = next(iter(EXAMPLES.values()))
-"""The image with which the tab opens."""
-
 Updates = dict[Any, Any]
 Groups = Mapping[str, Sequence[Tool]]
 
 
 def build(model_pool: ModelPool, tab: gr.Tab, editor: gr.State | None = None, groups: Groups = GROUPS) -> None:
-    """Build the content of a tab. Call it within that tab.
-
-    Args:
-        editor: the state of the Segment tab, a `Desk`, whose image is offered here.
-    """
+    """Build the content of a tab. Call it within that tab. `editor` is the `Desk` of the Segment tab, whose image is
+    offered here."""
     ExplainTab(model_pool, groups, editor or gr.State(Desk())).wire_opening(tab)
 
 
@@ -131,13 +131,14 @@ class ExplainTab:
             {"title": title, "thumbnail": _thumbnail(load_image(path).pixels)} for title, path in EXAMPLES.items()
         ]
         with gr.Column(visible=tool.images == "one") as self.one:
-            self.image = files_field(
-                {"example": 0}, elem_id="explain-image", label="Image", uploadMb=limit, examples=examples, offer=None
-            )
+            # An update replaces all of these in a field that is hidden, so each one names them all.
+            self._image_props: dict[str, Any] = {"label": "Image", "uploadMb": limit, "examples": examples}
+            self.image = files_field({"example": 0}, elem_id="explain-image", offer=None, **self._image_props)
         with gr.Column(visible=tool.images == "many") as self.many:
             self.files = files_field(
-                [],
+                [{"example": number, "name": title} for number, title in enumerate(EXAMPLES)],
                 elem_id="explain-files",
+                examples=examples,
                 label="Images",
                 uploadMb=limit,
                 several=True,
@@ -271,16 +272,18 @@ class ExplainTab:
         """Offer the image that is open in the Segment tab."""
         session = editor.session.image_session
         if session is None:
-            return gr.HTML(offer=None)
+            return gr.HTML(offer=None, **self._image_props)
         name = session.image.file_name or "the image"
-        return gr.HTML(offer={"name": name, "thumbnail": _thumbnail(session.image.pixels)})
+        offer = {"name": name, "thumbnail": _thumbnail(session.image.pixels)}
+        return gr.HTML(offer=offer, **self._image_props)
 
     def _estimate(self, name: str, files: Any, typed: Any) -> str:
         """Say before a slow run how long it takes."""
         tool = self._tools[name]
         try:
             settings = read_settings(tool.settings, self._given(typed, name))
-            seconds = estimate(tool, self._measured(), max(len(files or ()), 1), settings)
+            images = max(len(files or ()), 1) if tool.images == "many" else 1
+            seconds = estimate(tool, self._measured(), images, settings) if tool.work else None
         except Text2SegError:  # the run says what is wrong
             return ""
         if seconds is None or seconds < SLOW:
@@ -288,18 +291,18 @@ class ExplainTab:
         one = " an image" if tool.images == "many" and not files else ""
         return (
             f'<p class="t2s-hint" role="status">Takes about {words_for(seconds)}{one} on this computer. '
-            "Stop keeps what is done.</p>"
+            f"Stop keeps what is done.</p>{ASK if seconds > LONG else ''}"
         )
 
     def _measured(self) -> Speed:
-        """Return the speed of the models. It is measured in a thread of its own, before it is needed if possible."""
-        models = self._model_pool.models
+        """Return the speed of the models. It is measured alone, because what runs beside it makes it too low."""
         with self._example_lock:
+            models = self._model_pool.models
             if self._speed is None or self._speed.models is not models:
-                speed = self._speed = Speed(models)
-                everything = Work(clip_images=1, sam_images=1, text_steps=1)
-                # Not a daemon: a process that ends while one runs torch is aborted.
-                threading.Thread(target=speed.seconds, args=[everything], name="text2seg-speed").start()
+                speed = Speed(models)
+                with self._model_pool.turn():
+                    speed.seconds(Work(clip_images=1, sam_images=1, text_steps=1))
+                self._speed = speed
             return self._speed
 
     def _run(
@@ -314,7 +317,7 @@ class ExplainTab:
             try:
                 yield {self.stop: gr.Button(interactive=True), **self._cleared(), self.status: run.html()}
                 folder = _folder()
-                paths = self._paths(run.tool, image, files, editor, folder)
+                paths = images_of(run.tool, image, files, editor.session, folder)
                 given = self._given(typed, name)
                 progress = Progress(run.report, run.stop)
                 work = thread.submit(
@@ -343,25 +346,6 @@ class ExplainTab:
         ready = {self.start: gr.Button(interactive=True), self.stop: gr.Button(interactive=False)}
         yield ready if run.is_left else updates | ready
 
-    def _paths(self, tool: Tool, image: Any, files: Any, editor: Desk, folder: Path) -> list[Path]:
-        """Return the chosen images as files among the uploads. An example and the image of the Segment tab are copied
-        there."""
-        if tool.images == "none":
-            return []
-        if tool.images == "many":
-            return [Path(each["path"]) for each in files or () if _is_file(each)]
-        match image:
-            case {"path": str(path)}:
-                return [Path(path)]
-            case {"example": int(number)} if 0 <= number < len(EXAMPLES):
-                return [Path(shutil.copy([*EXAMPLES.values()][number], folder))]
-            case {"segment": True} if editor.session.image_session:
-                shared = editor.session.image_session.image
-                copied = folder / Path(shared.file_name or "image").with_suffix(".png").name
-                copied.write_bytes(png(shared.pixels))
-                return [copied]
-        raise ImageError("there is no image yet; drop one, paste one or choose an example")
-
     def _open(self, request: gr.Request) -> Updates:
         """Show the example, unless the visitor has run a tool. It is computed once for each pair of models."""
         visitor = str(request.session_hash)
@@ -372,6 +356,8 @@ class ExplainTab:
             if self._example is None or self._example[0] is not models:
                 self._example = (models, self._example_updates())
             example = self._example[1]
+        # Before it is needed. Not a daemon: a process that ends while one runs torch is aborted.
+        threading.Thread(target=self._measured, name="text2seg-speed").start()
         return {self.status: gr.skip()} if visitor in self._ran else example  # a run may have begun meanwhile
 
     def _example_updates(self) -> Updates:
@@ -379,7 +365,8 @@ class ExplainTab:
         try:
             settings = read_settings(tool.settings, self._given({}, tool.name))
             with self._model_pool.turn():
-                result = run_tool(tool, self._model_pool.models, [load_image(FIRST_EXAMPLE)], settings)
+                image = replace(load_image(FIRST_EXAMPLE), file_name=next(iter(EXAMPLES)))
+                result = run_tool(tool, self._model_pool.models, [image], settings)
         except Text2SegError as error:  # these models cannot run it: the visitor sees the empty tab
             log.info("the example cannot be explained: %s", error)
             return {self.status: gr.skip()}
@@ -454,10 +441,6 @@ def _tool_list(groups: Groups, first: Tool) -> Any:
 def _thumbnail(pixels: NDArray[np.uint8]) -> str:
     """Return a small JPEG of an image uint8[h, w, 3] as a data URL."""
     return f"data:image/jpeg;base64,{base64.b64encode(preview(pixels, longest=THUMBNAIL_SIDE)).decode()}"
-
-
-def _is_file(value: Any) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("path"), str)
 
 
 def _folder() -> Path:

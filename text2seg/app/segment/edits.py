@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +13,7 @@ from text2seg.errors import Text2SegError
 from text2seg.grids import map_score
 from text2seg.queries import cleaned
 from text2seg.records import PointPrompts, Segment
+from text2seg.sam.automatic import seconds_of_regions
 
 EVERYTHING = AutomaticSettings(points_per_side=16, predicted_iou=0.7, stability=0.8, suppression="masks")
 """Fewer points than by default, so that people wait a quarter of the time, and doubtful masks, which people can judge.
@@ -93,12 +93,7 @@ def find_everything(session: EditSession) -> EditSession:
 
 def seconds_for_everything(session: EditSession) -> float:
     """Return how long `find_everything` takes, estimated from a few points on this image."""
-    image_session = session.opened
-    image_session.automatic_regions(replace(EVERYTHING, points_per_side=1))  # embeds the image, which happens once
-    few = replace(EVERYTHING, points_per_side=4)
-    before = time.monotonic()
-    image_session.automatic_regions(few)
-    return (time.monotonic() - before) * (EVERYTHING.points_per_side / few.points_per_side) ** 2
+    return seconds_of_regions(session.opened.automatic_regions, EVERYTHING)
 
 
 def pick(session: EditSession, number: int) -> EditSession:

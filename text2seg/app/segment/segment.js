@@ -207,6 +207,7 @@ customElements.define("t2s-segment", class extends HTMLElement {
       const typed = this.chips.texts.filter((text) => !textsBefore.includes(text)); // while the request was running
       this.chips.texts = [...new Set([...view.texts, ...typed])];
       if (this.chips.texts.length > view.texts.length) this.#find();
+      setTimeout(() => { if (document.activeElement === document.body) this.stage.focusOn(); }); // its button is gone
     } else {
       if (this.chips.texts.length) this.#find();
       const { activeElement: focused } = document;
