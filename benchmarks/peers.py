@@ -6,7 +6,8 @@
 Every network has its published size. Nothing is downloaded, so the table says nothing about quality. Flows:
 
 - *light*, *base*, *SAM 2.1 tiny*: text2seg with CLIP ViT-B/16 at 512 pixels and MobileSAM, SAM ViT-B or SAM 2.1 tiny,
-  without a model card, so that each word gets at least one mask. The features of the words are cached, as in every job.
+  by the reference method, which makes one mask of each word, as many as the peers make here. (`auto` makes one of each
+  region, and the maps of random weights have many.) The features of the words are cached, as in every job.
 - *Grounding DINO tiny or base, SAM …*: the flow of LangSAM and Grounded-SAM. Grounding DINO finds boxes for all words
   in one text of at most 256 tokens, then SAM (ViT-H or 2.1 tiny) turns boxes into masks. Random weights give no useful
   boxes, so as many of its boxes as there are words are used.
@@ -33,6 +34,7 @@ from torch.nn import functional as F
 
 from text2seg.clip.build import build_clip
 from text2seg.clip.model import Clip
+from text2seg.config import PointSettings, Settings
 from text2seg.model_card import NO_CARD
 from text2seg.pipeline import Text2Seg
 from text2seg.records import Image
@@ -54,7 +56,8 @@ def ours(name: str, precision: PrecisionName, most: int) -> Flow:
     """Return text2seg with a SAM; the features of this many words are cached."""
     clip = Clip(build_clip(weights_of("vit_b")[0]), device=CPU, precision=choose_precision(CPU, precision))
     clip.encode_texts(words(most))
-    models = Text2Seg(clip, sams(precision)[name](), input_size=NO_CARD.input_size)
+    settings = Settings(points=PointSettings(method="reference"))
+    models = Text2Seg(clip, sams(precision)[name](), settings=settings, input_size=NO_CARD.input_size)
 
     def run(image: Image, count: int) -> list[Any]:
         return [segment.mask for segment in models.segment(image, words(count)).segments]

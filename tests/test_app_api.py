@@ -250,7 +250,7 @@ WRONG_CALLS = [
     ("explain", [], "There is no tool None"),
     ("explain", ["salient", ["IMAGE"]], "There is no tool 'salient'"),
     ("explain", [["saliency"], ["IMAGE"]], "There is no tool"),
-    ("explain", ["saliency"], "Saliency takes one image, got 0"),
+    ("explain", ["saliency"], "“Saliency map” takes one image"),
     ("explain", ["saliency", "IMAGE"], "Images must be a list"),
     ("explain", ["saliency", ["scene.jpg"]], "must be an uploaded image"),
     ("explain", ["saliency", ["IMAGE"], "sheep"], "Settings must be a JSON object"),

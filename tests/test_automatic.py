@@ -317,7 +317,7 @@ class TestCommands:
         flags = ["--everything", *self.FEW, "--save", "why", "--output"]
         assert main(["segment", str(SCENE), *flags, str(tmp_path / "one")]) == 0
         said = capsys.readouterr().err
-        assert "the models are SAM demo, bundled with text2seg, which knows drawn things only" in said
+        assert "the model is SAM demo, bundled with text2seg, which knows drawn things only" in said
         assert "there is no why image" in said
         assert main(["replay", str(tmp_path / "one" / "dataset.json"), "--annotation", "1"]) == 1
         assert "made by --everything, without CLIP; only masks of queries can be replayed" in capsys.readouterr().err

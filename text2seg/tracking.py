@@ -272,6 +272,11 @@ class _Track:
         self.area, self.length = (self.area + other.area) / 2, (self.length + other.length) / 2
         self.box, self.part, self.seen = other.box, other.part, other.seen
 
+    def is_part_of(self, other: _Track) -> bool:
+        """Return whether half of the mask or more lies in the mask of a thing of the same query, in the same frame."""
+        shared = _shared(self.box, self.part, other.box, other.part)
+        return self.query == other.query and 2 * shared >= np.count_nonzero(self.part)
+
     def affinity(self, other: _Track) -> float:
         """Return how well a segment of a later frame fits, above 0, or 0 if it cannot be this thing.
 
@@ -296,8 +301,9 @@ class _Track:
 class MatchingTracker(Tracker):
     """Segments every frame and matches the segments with the tracks of the same query.
 
-    A track that finds no segment waits for `gap` frames and then ends; a segment that no track takes begins one. The
-    pairs are those of the highest total affinity. The score of a thing is that of its segment.
+    A track that finds no segment waits for `gap` frames and then ends; a segment that no track takes begins one, unless
+    half of it or more lies in the segment of a track of the same query: then it is a part of that thing, and left out.
+    The pairs are those of the highest total affinity. The score of a thing is that of its segment.
     """
 
     def __init__(self, queries: Sequence[Query], settings: Settings, gap: int) -> None:
@@ -317,11 +323,14 @@ class MatchingTracker(Tracker):
             part = segment.mask[y : y + height, x : x + width].copy()
             seen.append(_Track(0, segment.query, segment.box_xywh, part, feature, self._frame))
         taken = {place: number for number, place in matched(self._open, seen)}
+        followed = [seen[place] for place in taken]
         objects = []
         for place, (segment, sight) in enumerate(zip(segments, seen, strict=True)):
             if place in taken:
                 track = self._open[taken[place]]
                 track.update(sight)
+            elif any(sight.is_part_of(other) for other in followed):
+                continue
             else:
                 track = replace(sight, number=self._new_track())
                 self._open.append(track)
