@@ -193,6 +193,15 @@ class TestModels:
         expect(page.get_by_role("button", name="Use for everyone")).to_have_count(0)
 
 
+def run_although_long(page):
+    """Press Run, and Start where the estimate of this machine makes the page ask."""
+    page.locator("#explain-run").click()
+    page.locator("#explain-stop:enabled, [data-ask]:not([hidden]) button").first.wait_for()
+    start = page.get_by_role("button", name="Start", exact=True)
+    if start.is_visible():
+        start.click()
+
+
 class TestExplain:
     def test_the_tab_opens_with_an_example(self, page):
         open_tab(page, "Explain")
@@ -392,9 +401,9 @@ class TestExplain:
             give_image(page)
             page.locator("#setting-steps input").fill("2000")  # the first runs until the second has waited
             page.keyboard.press("Tab")
-        pages[0].get_by_role("button", name="Run").click()
+        run_although_long(pages[0])
         expect(first).to_contain_text(re.compile(r"[1-9]\d* of 2000 steps"))
-        pages[1].get_by_role("button", name="Run").click()
+        run_although_long(pages[1])
         expect(second).to_contain_text("busy with other visitors; this run is next")
         pages[0].get_by_role("button", name="Stop").click()
         expect(second).to_contain_text(re.compile(r"[1-9]\d* of 2000 steps"))

@@ -337,8 +337,8 @@ def test_the_focus_follows_a_job_and_its_pages(page, make_zip):
     page.get_by_text("1 of 2", exact=True).wait_for()
     page.locator("#folder-next").focus()
     page.keyboard.press("Enter")  # the last page, where this button is disabled
+    expect(page.locator(TILE)).to_have_count(2)
     page.wait_for_function("document.activeElement.matches('.t2s-tile')")
-    assert page.locator(TILE).count() == 2
 
 
 def test_a_message_goes_with_its_cause(page, six):
