@@ -59,10 +59,10 @@ def test_ontology_damaged_image_printed_table_and_a_run_with_nothing_to_do(folde
     assert len(dataset["info"]["provenance"]["clip"]["sha256"]) == 64
     assert set(dataset["images"][0]["attributes"]["presence"]) == {"wanted [x]", names()[1]}
     before = output.read_bytes()
-    assert "nothing to do" not in text
+    assert "nothing new to label" not in text
     assert label(folder, output, "--ontology", ontology) == 3
     text, errors = capsys.readouterr()
-    assert "nothing to do: earlier runs labelled all images, except the 1 that failed; --retry-failures" in text
+    assert "nothing new to label: earlier runs labelled all images, except the 1 that failed; --retry-failures" in text
     assert errors.count("broken.jpg") == 1
     assert output.read_bytes() == before
     assert label(folder, output, "--ontology", ontology, "--threshold", "0.7") == 1

@@ -284,6 +284,18 @@ class TestLabel:
         assert output.read_bytes() == before
         assert sum(each.segments for each in report.categories) == len(expected)
 
+    def test_a_run_without_marks_keeps_the_review(self, job, tmp_path):
+        images, output, dataset = job
+        unmarked = output.read_bytes()
+        run(images, output, marks=saved(tmp_path / "marks.json", dataset, three(dataset)))
+        reviewed = output.read_bytes()
+        run(images, output)
+        assert output.read_bytes() == reviewed
+        run(images, output, restart=True)
+        assert masks(read_dataset(output)) == masks(json.loads(reviewed))
+        run(images, output, overwrite=True)
+        assert output.read_bytes() == unmarked
+
     def test_a_new_labelling_keeps_what_was_decided(self, job, tmp_path):
         """Accepted and corrected masks stay with their provenance, nothing like a rejected one comes back, and all else
         is new."""

@@ -245,7 +245,7 @@ def _print_report(report: LabelReport, *, verbose: bool) -> None:
     say_failures(report.failures, all_in=f"info.failures of {report.dataset}", verbose=verbose)
     if report.earlier == report.images:
         failed = f", except the {report.failed} that failed; --retry-failures tries these again" * bool(report.failed)
-        say(f"nothing to do: earlier runs labelled all images{failed}; --restart labels all again")
+        say(f"nothing new to label: earlier runs labelled all images{failed}; --restart labels all again")
     skipped = f" ({report.skipped} of them skipped)" * bool(report.skipped)
     say(
         f"{report.images} images: {report.found} with segments, {report.empty} without{skipped}, {report.failed} failed"

@@ -31,7 +31,7 @@ from text2seg.io.scan import Scan, list_images
 from text2seg.io.storage import Place, Url, check_writable, opened, place_of
 from text2seg.io.writing import make_folder
 from text2seg.labelling.engine import Delivery, Engine, LocalEngine, Work, model_identity, stamp_of_record
-from text2seg.labelling.journal import JobState, Journal, lock_file, read_records
+from text2seg.labelling.journal import JobState, Journal, is_reviewed, lock_file, read_records
 from text2seg.labelling.output import check_output, image_folder, journal_path, saved_images, write_output
 from text2seg.labelling.prefilter import check_prefilter, skipped
 from text2seg.labelling.reviewed import Review, read_review
@@ -225,7 +225,10 @@ def prepare(folder: Place, ontology: Ontology, settings: LabelSettings) -> Plan:
     scan = scan_folder(folder, settings)
     plan = assign_ids(ontology, scan, settings.categories_from)
     check_output(settings.output, overwrite=settings.overwrite, inputs=[settings.categories_from, settings.marks])
-    review = read_review(settings.marks, settings.output, plan.ontology, scan) if settings.marks else None
+    is_kept = not settings.overwrite and is_reviewed(journal_path(settings.output))
+    review = None
+    if settings.marks or is_kept:
+        review = read_review(settings.marks, settings.output, plan.ontology, scan)
     return replace(plan, image_folder=image_folder(folder, settings), review=review)
 
 

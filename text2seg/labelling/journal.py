@@ -198,8 +198,8 @@ def _starts_empty(path: Path, *, restart: bool) -> bool:
 def _write_header(path: Path, fingerprint: Mapping[str, Any]) -> None:
     """Create a journal. The output hashes of an earlier one are kept: the job may still replace that output."""
     lines = [_line({KEY: FORMAT, "fingerprint": fingerprint})]
-    for number, digest in enumerate(output_hashes(path)):
-        lines.append(_line({"output": WRITING if number else WRITTEN, "sha256": digest}))
+    for number, record in enumerate(_output_records(path)):
+        lines.append(_line({**record, "output": WRITING if number else WRITTEN}))
     write_atomically(path, lines)
     if os.name == "posix":  # the name of a new file is on disk only after its folder is synced
         folder = os.open(path.parent, os.O_RDONLY)
@@ -320,15 +320,23 @@ def output_hashes(path: Path) -> list[str]:
     These are the hash of the last file written and, if a run was interrupted later, of the file that was about to
     replace it. Empty if there is no journal.
     """
-    found: list[str] = []
+    return [each["sha256"] for each in _output_records(path)]
+
+
+def is_reviewed(path: Path) -> bool:
+    """Return whether the COCO file that this job wrote last has the marks of a review."""
+    return any(each.get("reviewed") for each in _output_records(path))
+
+
+def _output_records(path: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
     if not is_file(path, OutputError):
         return found
     with open_file(path, OutputError) as file:
         for line in file:
             record = _parse(line) if line.startswith(b'{"output":') else None
-            digest = record.get("sha256") if record else None
-            if record and isinstance(digest, str):
-                found = [digest] if record["output"] == WRITTEN else [*found, digest]
+            if record and isinstance(record.get("sha256"), str):
+                found = [record] if record["output"] == WRITTEN else [*found, record]
     return found
 
 

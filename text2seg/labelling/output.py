@@ -158,13 +158,14 @@ def write_output(
     tally = SummaryTally(ontology.names)
     file = local_file(output)
     digest = ""
+    reviewed = {"reviewed": True} if review else {}
 
     def announce(temporary: Path) -> None:
         """Note the hash of the finished file in the journal before the file is put in place."""
         nonlocal digest
         check_output(output, overwrite=overwrite)  # again, because somebody may have edited it while the job ran
         digest = _sha256(temporary)
-        journal.append([{"output": WRITING, "sha256": digest}])
+        journal.append([{"output": WRITING, "sha256": digest, **reviewed}])
 
     full_info = dataset_info({**info, **({"review": review.info()} if review else {}), "failures": entries})
     write_stream(
@@ -184,7 +185,7 @@ def write_output(
     )
     if isinstance(output, Url):
         _upload(file, output)
-    journal.append([{"output": WRITTEN, "sha256": digest}])
+    journal.append([{"output": WRITTEN, "sha256": digest, **reviewed}])
     return failures, tally.summaries()
 
 

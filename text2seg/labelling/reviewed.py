@@ -10,7 +10,7 @@ from typing import Any
 from text2seg.coco import rle
 from text2seg.coco.dataset import read_dataset
 from text2seg.coco.json_file import Json
-from text2seg.coco.marks import CATEGORY_BEFORE, REVIEW, Marks, MarksFile, find_marked, identity, read_marks
+from text2seg.coco.marks import CATEGORY_BEFORE, REVIEW, Marks, find_marked, identity, read_marks
 from text2seg.coco.reader import Dataset, attributes_of, check_references
 from text2seg.errors import DatasetError, ImageError, OutputError
 from text2seg.io.files import is_file
@@ -90,10 +90,11 @@ class Review:
         return {"dataset": self.dataset, "marks": self.marks, **by_verdict, "rejected_masks": masks}
 
 
-def read_review(marks: Path, output: Place, ontology: Ontology, scan: Scan) -> Review:
+def read_review(marks: Path | None, output: Place, ontology: Ontology, scan: Scan) -> Review | None:
     """Read what a person decided on the output of a job: from the marks, and from earlier reviews that it records.
 
     Args:
+        marks: the file of marks; without one, only what the output records counts. None is returned if that is nothing.
         output: the output of an earlier run. If it was written with the same marks, it has their decisions already.
         ontology: categories of this run.
         scan: images of this run.
@@ -103,16 +104,23 @@ def read_review(marks: Path, output: Place, ontology: Ontology, scan: Scan) -> R
             output yet; or a category that a kept annotation needs is not in the ontology.
         ImageError: an image with kept annotations is not among the images of the job.
     """
-    name, file = str(marks), read_marks(marks)
+    name = str(marks or output)
     if not (exists(output) if isinstance(output, Url) else is_file(output, OutputError)):
+        if marks is None:
+            return None
         raise DatasetError(f"{name}: there is no {output} that these marks could belong to; name it with --output")
+    file = read_marks(marks) if marks else None
     dataset = read_dataset(output)
     check_references(dataset)
     before = dataset["info"].get("review")
     before = before if isinstance(before, Mapping) else {}
-    belongs = before.get("dataset") == file.dataset.sha256
-    if belongs and before.get("marks") == file.sha256:
-        done = Marks()  # an earlier run has applied them
+    belongs = file is not None and before.get("dataset") == file.dataset.sha256
+    done, source = Marks(), (str(before.get("dataset")), str(before.get("marks")))
+    if file is None:
+        if "dataset" not in before:
+            return None
+        counts = "those of an earlier run are kept; --overwrite drops them"
+    elif belongs and before.get("marks") == file.sha256:
         counts = "applied by an earlier run"
     elif belongs and identity(dataset) != file.dataset.sha256:
         raise DatasetError(
@@ -121,8 +129,8 @@ def read_review(marks: Path, output: Place, ontology: Ontology, scan: Scan) -> R
         )
     else:
         done = file.marks_of(find_marked(file, name, [dataset]), name)
-        counts = done.count()
-    review = _review(dataset, before, done, file, ontology, counts)
+        counts, source = done.count(), (file.dataset.sha256, file.sha256)
+    review = _review(dataset, before, done, source, ontology, counts)
     gone = sorted({image for image, each in review.decided.items() if each.kept} - set(scan.files))
     if gone:
         raise ImageError(
@@ -133,9 +141,12 @@ def read_review(marks: Path, output: Place, ontology: Ontology, scan: Scan) -> R
 
 
 def _review(
-    dataset: Dataset, before: Mapping[str, Any], marks: Marks, file: MarksFile, ontology: Ontology, counts: str
+    dataset: Dataset, before: Mapping[str, Any], marks: Marks, source: tuple[str, str], ontology: Ontology, counts: str
 ) -> Review:
-    """Return the review of a dataset: with the marks, and with the decisions `before` that it records."""
+    """Return the review of a dataset: with the marks, and with the decisions `before` that it records.
+
+    `source` has the hashes of the dataset that was marked and of the marks.
+    """
     files = {each["id"]: each["file_name"] for each in dataset["images"]}
     names = {each["id"]: each["name"] for each in dataset["categories"]}
     ids = {each.name: each.id for each in ontology.categories}
@@ -162,7 +173,7 @@ def _review(
         decided.setdefault(files[annotation["image_id"]], Decided()).kept.append(kept | {"category_id": ids[category]})
     by_id = {number: name for name, number in ids.items()}
     made_by = dataset["info"].get("provenance")
-    return Review(file.dataset.sha256, file.sha256, images | marks.images, decided, by_id, made_by, counts)
+    return Review(*source, images | marks.images, decided, by_id, made_by, counts)
 
 
 def _listed(value: Any) -> list[Any]:
