@@ -362,11 +362,22 @@ class TestFailures:
             patch.setattr(measure.PartialResults, "of", stopping)
             with pytest.raises(KeyboardInterrupt):
                 calibrate(demo, truth, SCENES, data="x", partial_results=kept)
-            kept.write_bytes(kept.read_bytes() + b'\n{"half a line')
+            kept.write_bytes(kept.read_bytes() + b'\n17\n[1]\n{"half a line\n' + b"[" * 100_000)
             computed[:] = []
             result = calibrate(demo, truth, SCENES, data="x", partial_results=kept)
         assert computed == ["compare"] * 7 + ["regions"]
         assert result.card == calibrate(demo, truth, SCENES, data="x").card
+
+    def test_damaged_partial_results_are_computed_again(self, tmp_path):
+        kept = tmp_path / "card.json.partial"
+        assert [measure.PartialResults(kept, "x").of(name, lambda: {"gaps": [2.5]}) for name in "ab"] == [
+            {"gaps": [2.5]}
+        ] * 2
+        assert len(measure.PartialResults(kept, "x")) == 2
+        kept.write_bytes(kept.read_bytes().replace(b"2.5", b"2.7", 1))  # still JSON of the same form
+        again = measure.PartialResults(kept, "x")
+        assert len(again) == 1
+        assert [again.of(name, lambda: "again") for name in "ab"] == ["again", {"gaps": [2.5]}]
 
     def test_bounds_are_the_usual_ones_unless_others_are_clearly_better(self, demo):
         def chosen(quality):

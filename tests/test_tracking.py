@@ -7,6 +7,7 @@ import itertools
 import json
 import logging
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import builders
@@ -386,16 +387,29 @@ def test_what_is_no_video_is_named(tmp_path, demo):
         open_frames(tmp_path, every=0)
 
 
+def cut_in_half(path):
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+
+
 def test_a_video_that_ends_early_is_said(tmp_path, caplog):
     writer = cv2.VideoWriter(str(tmp_path / "clip.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 25, (64, 48))
     for number in range(40):
         writer.write(builders.pixels((48, 64), seed=number))
     writer.release()
-    whole = (tmp_path / "clip.avi").read_bytes()
-    (tmp_path / "clip.avi").write_bytes(whole[: len(whole) // 2])
+    cut_in_half(tmp_path / "clip.avi")
     read = len(list(open_frames(tmp_path / "clip.avi")))
     assert 10 < read < 30
     assert f"clip.avi: {read} of about 40 frames could be read; it may be damaged" in caplog.text
+
+
+def test_a_few_missing_frames_do_not_make_a_video_damaged(tmp_path):
+    write_video(tmp_path / "clip.mp4", count=5)
+    found = open_frames(tmp_path / "clip.mp4")
+    assert [found.is_cut_off(last) for last in (4, 2, 1)] == [False, False, True]  # 0, 2 and 3 are missing
+    assert [replace(found, announced=100).is_cut_off(last) for last in (94, 93)] == [False, True]
+    assert [replace(found, announced=40, every=30).is_cut_off(last) for last in (30, 0)] == [False, True]
+    assert not replace(found, announced=None).is_cut_off(0)
 
 
 # ---- the job
@@ -465,6 +479,63 @@ def test_a_stopped_job_keeps_what_is_done(demo, clip, tmp_path):
     again = track_video(demo, clip, ["rocket"], TrackSettings(output=tmp_path, overwrite=True), stop=stop)
     assert again.kept_earlier
     assert report.dataset.read_bytes() == before
+
+
+def files_of(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_stopped_job_leaves_frames_and_overlay_of_the_earlier_one(demo, tmp_path):
+    settings = TrackSettings(output=tmp_path / "out", save=("frames", "overlay"), overwrite=True)
+    for name, hw in (("a", (48, 64)), ("b", (64, 48))):
+        (tmp_path / name).mkdir()
+        write_video(tmp_path / name / "clip.mp4", count=3 if name == "a" else 2, hw=hw)
+    track_video(demo, tmp_path / "a" / "clip.mp4", ["bell"], settings)
+    before, stop = files_of(tmp_path / "out"), threading.Event()
+    assert len(before) == 6  # 3 frames, dataset, overlay, and the record
+    stop.set()
+    assert track_video(demo, tmp_path / "b" / "clip.mp4", ["bell"], settings, stop=stop).kept_earlier
+    assert files_of(tmp_path / "out") == before
+    track_video(demo, tmp_path / "b" / "clip.mp4", ["bell"], settings)
+    assert sorted(path.name for path in (tmp_path / "out" / "frames").iterdir()) == [
+        "clip_000000.png",
+        "clip_000001.png",
+    ]
+    with PillowImage.open(tmp_path / "out" / "frames" / "clip_000000.png") as frame:
+        assert frame.size == (48, 64)
+
+
+def test_files_of_others_are_found_before_the_work(demo, tmp_path):
+    write_video(tmp_path / "clip.mp4", count=2)
+    for name in ("overlay.mp4", "frames/clip_000000.png"):
+        theirs = tmp_path / "out" / name
+        theirs.parent.mkdir(parents=True, exist_ok=True)
+        theirs.write_bytes(b"theirs")
+        settings = TrackSettings(output=tmp_path / "out", save=("frames", "overlay"), overwrite=True)
+        with pytest.raises(OutputError, match=f"{theirs.name} was not written by text2seg"):
+            track_video(demo, tmp_path / "clip.mp4", ["bell"], settings)
+        assert files_of(tmp_path / "out") == {Path(name): b"theirs"}
+        theirs.unlink()
+
+
+def test_a_damaged_video_is_done_in_part_and_replaces_nothing(tmp_path, capsys):
+    video, output = tmp_path / "clip.avi", tmp_path / "out"
+    writer = cv2.VideoWriter(str(video), cv2.VideoWriter.fourcc(*"MJPG"), 25, (64, 48))
+    for number in range(10):
+        writer.write(builders.pixels((48, 64), seed=number))
+    writer.release()
+    arguments = ["track", str(video), "--model", "demo", "--query", "bell", "--save", "frames", "--output"]
+    assert main([*arguments, str(output)]) == 0
+    before = files_of(output)
+    cut_in_half(video)
+    assert main([*arguments, str(output), "--overwrite"]) == 3
+    assert f"so {output / 'dataset.json'} is still that of the earlier run" in capsys.readouterr().err
+    assert files_of(output) == before
+    assert main([*arguments, str(tmp_path / "other")]) == 3
+    read = len(json.loads((tmp_path / "other" / "dataset.json").read_text())["images"])
+    assert 0 < read < 8
+    assert f"only {read} of about 10 frames could be read; what could be read is written" in capsys.readouterr().err
+    assert len(list((tmp_path / "other" / "frames").iterdir())) == read
 
 
 def test_a_frame_that_cannot_be_read_does_not_lose_the_others(demo, clip, tmp_path, caplog):

@@ -40,6 +40,9 @@ MOST_GROWTH = 2.0
 """Without that IoU, the area may change by this factor at most."""
 FEATURE_WEIGHT = 0.5
 """Weight of the cosine of CLIP's features beside the IoU."""
+MOST_MISSING, MOST_MISSING_SHARE = 2, 0.05
+"""A video may have fewer frames than its file says by the larger of this number and this share, because some formats
+give no number of frames and OpenCV estimates it."""
 
 _ERRORS = 2  # OpenCV's level of messages that hides its warnings
 _MOST_FRAMES = 10**9  # what OpenCV says of streams is larger, or negative
@@ -80,7 +83,8 @@ class Frames:
     """Frames of a video, read while they are iterated over, each with its index in the video.
 
     `total` is the number of frames that will be read and `fps` the number of frames in a second of the video; None if
-    unknown. `is_file` says that the frames are inside a file, and no files of their own.
+    unknown. `is_file` says that the frames are inside a file, and no files of their own; then `announced` is the number
+    of frames that the file says it has, those that `every` skips included, or None.
     """
 
     name: str
@@ -89,6 +93,13 @@ class Frames:
     total: int | None = None
     fps: float | None = None
     is_file: bool = False
+    announced: int | None = None
+
+    def is_cut_off(self, last: int) -> bool:
+        """Return whether clearly fewer frames than announced were read, if `last` is the index of the last one."""
+        if self.announced is None:
+            return False
+        return self.announced - (last + self.every) > max(MOST_MISSING, MOST_MISSING_SHARE * self.announced)
 
     def __iter__(self) -> Iterator[tuple[int, Image]]:
         hw = None
@@ -132,8 +143,10 @@ def open_frames(source: FrameSource, every: int = 1) -> Frames:
     capture.release()
     if not readable:
         raise ImageError(f"{path} has no frame that can be read; it may be damaged, or of a codec that OpenCV lacks")
-    total = -(-int(count) // every) if 0 < count < _MOST_FRAMES else None
-    return Frames(str(path), lambda: _of_video(path, every), every, total, fps if 0 < fps < 1000 else None, True)
+    announced = int(count) if 0 < count < _MOST_FRAMES else None
+    total = None if announced is None else -(-announced // every)
+    fps = fps if 0 < fps < 1000 else None
+    return Frames(str(path), lambda: _of_video(path, every), every, total, fps, True, announced)
 
 
 def _of_images(images: Iterable[ImageSource], every: int) -> Iterator[tuple[int, Image]]:

@@ -25,6 +25,7 @@ from text2seg.config import TrackSettings
 from text2seg.errors import OutputError, SettingsError, Text2SegError
 from text2seg.io.files import exists
 from text2seg.io.output_folder import OutputFolder
+from text2seg.io.writing import output_errors
 from text2seg.ontology import ontology_of_queries
 from text2seg.pipeline import Text2Seg
 from text2seg.render.overlays import numbered_overlay
@@ -45,7 +46,8 @@ class TrackReport:
     """Result of a video.
 
     `frames` of about `total` frames are done. `tracks` has the first frame of each track by its number, for each query.
-    `written` are the files. A job that was `interrupted` wrote what it had, unless it `kept_earlier` results.
+    `written` are the files. A job that was `interrupted`, or whose video is `cut_off` (see `Frames.is_cut_off`), wrote
+    what it had, unless it `kept_earlier` results.
     """
 
     dataset: Path
@@ -54,13 +56,17 @@ class TrackReport:
     tracks: dict[str, dict[int, int]] = field(default_factory=dict)
     written: list[Path] = field(default_factory=list)
     interrupted: bool = False
+    cut_off: bool = False
     kept_earlier: bool = False
 
 
 def check_output(source: Path, settings: TrackSettings) -> None:
     """Raise `OutputError` if the results cannot be written, or an earlier run has written some and `overwrite` is not
     set."""
-    _folder(source, settings).check_result(DATASET, text=True)
+    folder = _folder(source, settings)
+    folder.check_result(DATASET, text=True)
+    if "overlay" in settings.save:
+        folder.check(OVERLAY)
 
 
 def track_video(
@@ -74,8 +80,9 @@ def track_video(
 ) -> TrackReport:
     """Follow everything that the queries name through a video, and write the COCO file and the files of `save`.
 
-    If the job is stopped, or fails after the first frame, the frames that are done are written, unless an earlier run
-    has written a COCO file.
+    All files are put in place together at the end. If the job is stopped, fails after the first frame, or the video has
+    clearly fewer frames than its file says, the frames that are done are written, unless an earlier run has written a
+    COCO file; then everything in the folder stays as it is.
 
     Args:
         source: a video file or a folder of frames.
@@ -111,6 +118,8 @@ def track_video(
                 if stop is not None and stop.is_set() and report.frames != frames.total:
                     report.interrupted = True
                     break
+            else:
+                report.cut_off = frames.is_cut_off(result.last)
         except BaseException:
             report.interrupted = True
             try:  # keep the finished frames; if that fails too, the first error is the one to raise
@@ -137,7 +146,10 @@ def _folder(source: Path, settings: TrackSettings) -> OutputFolder:
 
 
 class _Result:
-    """Collects the annotations of a video, which are small, and writes its files; no frame is kept."""
+    """Collects the annotations of a video, which are small, and writes its files; no frame is kept in memory.
+
+    What `save` asks for is drawn into the folder `scratch`, until `write` puts all files in place.
+    """
 
     def __init__(self, source: Path, frames: Frames, names: list[str], settings: TrackSettings, scratch: Path) -> None:
         self.report = TrackReport(settings.output / DATASET, frames.total, tracks={name: {} for name in names})
@@ -146,11 +158,17 @@ class _Result:
         self._categories = {name: number for number, name in enumerate(names, start=1)}
         self._images: list[Json] = []
         self._annotations: list[Json] = []
-        self._scratch_file = scratch / OVERLAY
+        self._scratch = scratch
+        self._drawn: list[str] = []
         self._overlay: Any = None
 
+    @property
+    def last(self) -> int:
+        """Index of the last frame that was added."""
+        return int(self._images[-1]["frame_index"])
+
     def add(self, frame: TrackedFrame) -> None:
-        """Add a frame, and write what `save` asks for."""
+        """Add a frame, and draw what `save` asks for."""
         entry = image_entry(frame.image) | {"video_id": VIDEO_ID, "frame_index": frame.index}
         encode = ENCODERS[self._settings.segmentation]
         found = [
@@ -168,7 +186,7 @@ class _Result:
             for each in frame.objects
         ]
         if "frames" in self._settings.save:
-            self.report.written += self._folder.write([(entry["file_name"], [png(frame.image.pixels)])])
+            self._keep(entry["file_name"], png(frame.image.pixels))
         if "overlay" in self._settings.save:
             self._draw(frame)
         self._annotations += numbered(found, first=len(self._annotations) + 1, image_id=entry["id"])
@@ -178,20 +196,22 @@ class _Result:
         self.report.frames += 1
 
     def write(self, info: Json) -> None:
-        """Write the COCO file and the overlay, and delete what only an earlier run wrote, if it may be replaced.
+        """Write all files together, and delete what only an earlier run wrote, if it may be replaced.
 
-        A job that was interrupted writes nothing over an earlier result.
+        A job that was interrupted, or whose video is cut off, writes nothing over an earlier result.
         """
         report, folder = self.report, self._folder
-        report.kept_earlier = report.interrupted and exists(report.dataset, OutputError)
+        is_whole = not (report.interrupted or report.cut_off)
+        report.kept_earlier = not is_whole and exists(report.dataset, OutputError)
         if not report.frames or report.kept_earlier:
             return
-        files = [(DATASET, json_chunks(report.dataset, self._dataset(info)))]
         if self._overlay is not None:
             self._overlay.release()
-            files.append((OVERLAY, _chunks(self._scratch_file)))
-        report.written += [path for path in folder.write(files) if path != report.dataset]
-        if not report.interrupted and self._settings.overwrite:
+            self._drawn.append(OVERLAY)
+        files = [(name, _chunks(self._scratch / name)) for name in self._drawn]
+        files.append((DATASET, json_chunks(report.dataset, self._dataset(info))))
+        report.written = [path for path in folder.write(files) if path != report.dataset]
+        if is_whole and self._settings.overwrite:
             written = [*report.written, report.dataset]
             folder.discard_earlier(keep={path.relative_to(folder.folder).as_posix() for path in written})
 
@@ -213,6 +233,15 @@ class _Result:
             "categories": category_entries(self._categories),
         }
 
+    def _keep(self, name: str, content: bytes) -> None:
+        """Keep the content of a file until the end. Raises `OutputError` at once if it could not be put in place."""
+        self._folder.check(name)
+        path = self._scratch / name
+        with output_errors(path):
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(content)
+        self._drawn.append(name)
+
     def _draw(self, frame: TrackedFrame) -> None:
         import cv2
 
@@ -220,7 +249,7 @@ class _Result:
         if self._overlay is None:
             fps = (self._frames.fps or FRAMES_PER_SECOND) / self._settings.every
             size = (pixels.shape[1], pixels.shape[0])
-            self._overlay = cv2.VideoWriter(str(self._scratch_file), cv2.VideoWriter.fourcc(*"mp4v"), fps, size)
+            self._overlay = cv2.VideoWriter(str(self._scratch / OVERLAY), cv2.VideoWriter.fourcc(*"mp4v"), fps, size)
             if not self._overlay.isOpened():
                 raise OutputError("this OpenCV cannot write MP4 videos; leave --save overlay out")
         self._overlay.write(cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))

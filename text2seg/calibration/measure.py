@@ -9,7 +9,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -94,11 +94,12 @@ class Gathered:
 class PartialResults:
     """What the passes of a calibration found so far, in a file, so that one that was stopped goes on.
 
-    A line of the file is JSON: the SHA-256 of all that decides a value, and the value.
+    A line of the file is the SHA-256 of the rest of the line, two spaces, and JSON: a dict of the SHA-256 of all that
+    decides a value, and the value.
     """
 
     def __init__(self, path: Path | None, made_by: object) -> None:
-        """Read what is kept. A line that a stopped process did not finish is ignored.
+        """Read what is kept. A line that is damaged, or that a stopped process did not finish, is ignored.
 
         Args:
             path: the file; None keeps nothing.
@@ -110,8 +111,9 @@ class PartialResults:
         self._path, self._made_by, self._known = path, made_by, dict[str, Any]()
         if path is not None and exists(path, OutputError):
             for line in read_file(path, OutputError).split(b"\n"):
-                with suppress(ValueError):
-                    self._known.update(json.loads(line))
+                digest, _, content = line.partition(b"  ")
+                if digest == hashlib.sha256(content).hexdigest().encode():
+                    self._known.update(json.loads(content))
 
     def __len__(self) -> int:
         return len(self._known)
@@ -128,7 +130,8 @@ class PartialResults:
         key = hashlib.sha256(content.encode()).hexdigest()
         if key not in self._known:
             self._known[key] = compute()
-            line = f"\n{json.dumps({key: self._known[key]})}"
+            content = json.dumps({key: self._known[key]})
+            line = f"\n{hashlib.sha256(content.encode()).hexdigest()}  {content}"
             with output_errors(self._path), self._path.open("a", encoding="utf-8") as file:
                 file.write(line)
         return self._known[key]

@@ -11,7 +11,7 @@ import tyro
 
 from text2seg.cli.common import check_models, known_queries, load_models, queries_of
 from text2seg.cli.flags import PipelineFlags
-from text2seg.cli.terminal import INTERRUPTED, exit_status, log_to_terminal, say, stop_on_signals
+from text2seg.cli.terminal import INTERRUPTED, PARTLY, exit_status, log_to_terminal, say, stop_on_signals
 from text2seg.config import ModelSettings, Settings, TrackSettings
 
 if TYPE_CHECKING:
@@ -63,6 +63,13 @@ class Track:
         if report.interrupted:
             self._say_stopped(report)
             return INTERRUPTED
+        if report.kept_earlier:
+            say(
+                f"text2seg: {self._cut_off(report)}, so {report.dataset} is still that of the earlier run. "
+                "Mend the video, or choose another --output to keep what can be read",
+                file=sys.stderr,
+            )
+            return PARTLY
         for name, tracks in report.tracks.items():
             count = (
                 f"{len(tracks)} track{'s' * (len(tracks) != 1)}, the first from frame {min(tracks.values(), default=0)}"
@@ -71,7 +78,13 @@ class Track:
         for kind in self.track.save:
             say(f"{kind}: {self.track.output / ('overlay.mp4' if kind == 'overlay' else 'frames')}")
         say(f"COCO file: {report.dataset}")
+        if report.cut_off:
+            say(f"text2seg: {self._cut_off(report)}; what could be read is written", file=sys.stderr)
+            return PARTLY
         return exit_status(report.frames, unknown)
+
+    def _cut_off(self, report: TrackReport) -> str:
+        return f"{self.video} may be damaged: only {report.frames} of about {report.total} frames could be read"
 
     def _say_stopped(self, report: TrackReport) -> None:
         """Print how much was done, and how to begin again."""
