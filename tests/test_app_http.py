@@ -234,6 +234,21 @@ class TestMistakes:
         assert words in answer.json()["error"]
         assert "/tmp" not in answer.text
 
+    @pytest.mark.parametrize("field", ["/{victim}/x", "../{victim}/x", "f" * 300, "a\0b"])
+    def test_the_name_of_a_field_leads_nowhere(self, http, tmp_path, field):
+        """Files are saved below a folder of the server's own choice, whatever the client calls its fields."""
+        field = field.format(victim=str(tmp_path).strip("/"))
+        files = [("image", ("a.jpg", SCENE.read_bytes())), (field, ("evil.txt", b"EVIL"))]
+        answer = http.post("/api/v1/explain/saliency", files=files)
+        assert answer.status_code == 400
+        assert "error" in answer.json()
+        assert not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize("name", ["..", "\U00020000" * 80 + ".png", "/etc/passwd", ".", "n" * 1000])
+    def test_the_name_of_a_file_does_not_matter_for_one_image(self, http, name):
+        answer = http.post("/api/v1/segment", files={"image": (name, SCENE.read_bytes())}, data={"queries": "sheep"})
+        assert answer.status_code == 200, answer.text
+
     def test_a_zip_that_unpacks_to_too_much_is_refused(self, http):
         file = io.BytesIO()
         with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:

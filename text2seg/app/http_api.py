@@ -161,15 +161,18 @@ def _job_routes(model_pool: ModelPool, jobs: VisitorJobs) -> APIRouter:
         """Start to label uploaded images. `Location` and the `id` in the answer lead to the job."""
         with tempfile.TemporaryDirectory(dir=visitors_folder(), ignore_cleanup_errors=True) as folder:
             form = await _form(request, MOST_FILES)
+            started: list[Job] = []
 
-            def work(stop: threading.Event) -> Response:
+            def work(_: threading.Event) -> Response:
                 client = request.client.host if request.client else ""
                 job = _start(jobs, request.scope.get(USER) or client, form, Path(folder))
-                if stop.is_set():  # nobody would learn its id
-                    jobs.jobs.remove(job)
+                started.append(job)
                 return JSONResponse(job_json(jobs, job), 202, {"location": f"{base}/{job.id}"})
 
-            return await _in_turn(request, limiter, model_pool, work)
+            response = await _in_turn(request, limiter, model_pool, work)
+            if started and await request.is_disconnected():  # nobody would learn its id
+                await anyio.to_thread.run_sync(jobs.jobs.remove, started[0])
+            return response
 
     def found(request: Request, number: str) -> Job:
         job = jobs.find(request.scope.get(USER, ""), number)
@@ -333,16 +336,15 @@ def _refuse_unknown(form: FormData, known: set[str]) -> None:
 
 
 def _saved(form: FormData, field: str, folder: Path, *, keep_names: bool = False) -> list[tuple[str, Path]]:
-    """Save the files of a field, each in its own folder. Return their original names and their paths, which have these
-    names or safe ones. Raises `Text2SegError` if a name that is to be kept is not valid on every system."""
+    """Save the files of a field, each in a new folder. Return their original names and their paths, which end in these
+    names or in safe ones. Raises `Text2SegError` if a name that is to be kept is not valid on every system."""
     files = []
-    for number, upload in enumerate(form.getlist(field)):
+    for upload in form.getlist(field):
         if not isinstance(upload, UploadFile):
             continue
         name = Path((upload.filename or "").replace("\\", "/")).name or "image"
-        safe = checked_path(name) if keep_names else re.sub(r"[^\w.-]", "_", name)[-LONGEST_NAME:]
-        path = folder / f"{field}-{number}" / safe
-        path.parent.mkdir()
+        safe = checked_path(name) if keep_names else re.sub(r"[^A-Za-z0-9_.-]", "_", name)[-LONGEST_NAME:].lstrip(".")
+        path = Path(tempfile.mkdtemp(dir=folder)) / (safe or "image")  # names of fields are the client's too
         with path.open("wb") as file:
             shutil.copyfileobj(upload.file, file)
         files.append((name, path))
