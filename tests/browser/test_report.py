@@ -99,8 +99,16 @@ def test_marks_are_kept_over_a_reload_and_come_back_from_their_file(page, datase
     page.get_by_text("2 more").click()
     expect(page.locator("#marked")).to_have_text("1 of 5 annotations marked")
     expect(page.get_by_label(f"Category of annotation {engine}")).to_have_value("octopus")
+    page.locator("#file").set_input_files(tmp_path / "marks.json")  # downloaded marks are replaced without a question
+    expect(page.get_by_label(f"Category of annotation {engine}")).to_have_value("octopus")
     press(page, "Reject", engine)
-    page.locator("#file").set_input_files(tmp_path / "marks.json")
+    rejected = page.locator(f"[data-annotation='{engine}'] [data-verdict='rejected']")
+    for answer, pressed in (("dismiss", "true"), ("accept", "false")):
+        with page.expect_event("dialog") as asked:
+            page.once("dialog", lambda dialog, answer=answer: getattr(dialog, answer)())
+            page.locator("#file").set_input_files(tmp_path / "marks.json")
+        assert asked.value.message == "Your marks are not downloaded. Replace them with those of marks.json?"
+        expect(rejected).to_have_attribute("aria-pressed", pressed)
     expect(page.get_by_label(f"Category of annotation {engine}")).to_have_value("octopus")
     expect(page.locator("#problem")).to_be_empty()
     assert download(page, tmp_path / "again.json") == content

@@ -13,6 +13,7 @@
   const marks = new Map(); // as in the file, by the id of the annotation
   let others = []; // marks of a file that belong to images or annotations that are not on this page
   let isSaved = true;
+  let inFile = ""; // the marks, as JSON, when they were last downloaded or opened
 
   function draw(id) {
     const { node, select, category } = rows.get(id), mark = marks.get(id);
@@ -30,11 +31,23 @@
     at("save").disabled = !marks.size && !others.length;
   }
 
+  function all() {
+    return JSON.stringify([...[...marks.values()].sort((a, b) => a.annotation - b.annotation), ...others]);
+  }
+
+  function keep(name, text) {
+    try { localStorage.setItem(name, text); } catch { /* some viewers of local files forbid it */ }
+  }
+
   function changed() {
     isSaved = false;
     tally();
-    const all = JSON.stringify([...marks.values(), ...others]);
-    try { localStorage.setItem(key, all); } catch { /* some viewers of local files forbid it */ }
+    keep(key, all());
+  }
+
+  function areInFile() {
+    inFile = all();
+    keep(`${key}-in-file`, inFile);
   }
 
   /** Set the verdict of an annotation; null removes its mark. */
@@ -95,14 +108,14 @@
 
   at("save").addEventListener("click", () => {
     const dataset = { name: about.name, sha256: about.sha256 };
-    const byId = [...marks.values()].sort((a, b) => a.annotation - b.annotation);
-    const content = JSON.stringify({ text2seg_marks: 1, dataset, marks: [...byId, ...others] }, null, 1);
+    const content = JSON.stringify({ text2seg_marks: 1, dataset, marks: JSON.parse(all()) }, null, 1);
     const link = document.createElement("a");
     link.href = URL.createObjectURL(new Blob([content], { type: "application/json" }));
     link.download = `${about.name.replace(/\.[^.]*$/, "")}-marks.json`;
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 60000);
     isSaved = true;
+    areInFile();
   });
   at("load").addEventListener("click", () => at("file").click());
   at("file").addEventListener("change", async () => {
@@ -115,12 +128,18 @@
     at("problem").textContent = !isMarks ? `${file.name} is not a file of marks.`
       : content.dataset?.sha256 !== about.sha256 ? `${file.name} has marks of another dataset, ${content.dataset?.name}.` : "";
     if (at("problem").textContent) return;
+    const isLost = (marks.size || others.length) && all() !== inFile;
+    if (isLost && !confirm(`Your marks are not downloaded. Replace them with those of ${file.name}?`)) return;
     take(content.marks);
     changed();
+    areInFile();
   });
   window.addEventListener("beforeunload", (event) => { if (!isSaved) event.preventDefault(); });
 
   let kept = [];
-  try { kept = JSON.parse(localStorage.getItem(key)) ?? []; } catch { /* some viewers of local files forbid it */ }
+  try {
+    kept = JSON.parse(localStorage.getItem(key)) ?? [];
+    inFile = localStorage.getItem(`${key}-in-file`) ?? "";
+  } catch { /* some viewers of local files forbid it */ }
   take(kept);
 })();
