@@ -15,10 +15,11 @@ from PIL import Image
 from text2seg.coco.dataset import read_dataset
 from text2seg.config import OutputSettings, SaveKind
 from text2seg.errors import OutputError, QueryError
+from text2seg.io.output_folder import OutputFolder
 from text2seg.queries import parse_queries
 from text2seg.records import Segmentation
 from text2seg.render.saving import WRITERS
-from text2seg.segmenting import segment_files
+from text2seg.segmenting import STOPPED, segment_files
 
 
 class Watched(Segmentation):
@@ -135,24 +136,57 @@ def test_a_stopped_run_goes_on_with_the_images_that_are_missing_or_changed(tmp_p
         segment_files(models, paths, "ball", out)
 
 
-def test_a_stopped_run_that_is_stopped_again_keeps_all_images_whatever_their_order(tmp_path):
+def test_a_stopped_run_that_is_stopped_again_keeps_all_images(tmp_path):
     paths, out = images(tmp_path), no_images(tmp_path)
     segment_files(FakeModels(raises={"3.png": KeyboardInterrupt()}), paths, "ball", out)
-    report = segment_files(FakeModels(raises={"3.png": KeyboardInterrupt()}), paths[::-1], "ball", out)
-    assert (report.images, report.earlier, report.kept_earlier) == (4, 3, False)
+    Image.fromarray(builders.pixels()).save(paths[0])  # another time of change, so it is first in line
+    report = segment_files(FakeModels(raises={"0.png": KeyboardInterrupt()}), paths, "ball", out)
+    assert (report.images, report.earlier, report.kept_earlier) == (2, 2, False)
     names = [image["file_name"] for image in read_dataset(report.dataset)["images"]]
-    assert names == ["4.png", "0.png", "1.png", "2.png"]
-    assert [each["image_id"] for each in read_dataset(report.dataset)["annotations"]] == [1, 2, 3, 4]
+    assert names == ["1.png", "2.png"]
+    assert [each["image_id"] for each in read_dataset(report.dataset)["annotations"]] == [1, 2]
 
 
-def test_a_stopped_run_with_other_queries_is_not_continued(tmp_path):
-    paths, out = images(tmp_path), no_images(tmp_path)
+OTHERS = {
+    "queries": lambda paths, out: (paths, "red ball", out),
+    "images": lambda paths, out: (paths[3:], "ball", out),
+    "an order": lambda paths, out: (paths[::-1], "ball", out),
+    "files": lambda paths, out: (paths, "ball", replace(out, save="overlay,masks")),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_a_stopped_run_with_other_images_or_settings_is_not_continued(tmp_path, other):
+    paths, out = images(tmp_path), OutputSettings(tmp_path / "out", save="overlay")
     segment_files(FakeModels(raises={"3.png": KeyboardInterrupt()}), paths, "ball", out)
-    before = out.dataset.read_bytes()
+    before = {path: path.read_bytes() for path in out.output.iterdir()}
+    again = OTHERS[other](paths, out)
     with pytest.raises(OutputError, match="of a stopped run with other"):
-        segment_files(FakeModels(), paths, "red ball", out)
-    assert out.dataset.read_bytes() == before
-    assert segment_files(FakeModels("red ball"), paths, "red ball", replace(out, overwrite=True)).images == 5
+        segment_files(FakeModels(again[1]), *again)
+    assert {path: path.read_bytes() for path in out.output.iterdir()} == before
+    paths, queries, out = again
+    report = segment_files(FakeModels(queries), paths, queries, replace(out, overwrite=True))
+    assert report.images == len(paths)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OutputError("a name that the disk refuses")])
+def test_an_image_is_done_when_its_files_are_written(tmp_path, monkeypatch, error):
+    paths, out = images(tmp_path, 4), OutputSettings(tmp_path / "out", save="overlay")
+    written = OutputFolder.write
+
+    def write(folder, files):
+        if any(name == "1_overlay.png" for name, _ in files):
+            raise error
+        return written(folder, files)
+
+    monkeypatch.setattr(OutputFolder, "write", write)
+    segment_files(FakeModels(raises={"3.png": KeyboardInterrupt()}), paths, "ball", out)
+    monkeypatch.undo()
+    (out.output / "0_overlay.png").unlink()
+    report = segment_files(FakeModels(), paths, "ball", out)
+    assert (report.images, report.failures) == (4, [])
+    assert sorted(path.name for path in out.output.glob("*.png")) == [f"{n}_overlay.png" for n in range(4)]
+    assert STOPPED not in read_dataset(report.dataset)["info"]
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt(), OSError(28, "No space left on device")])

@@ -55,8 +55,9 @@ class Report:
 
 
 STOPPED = "stopped"
-"""Entry of `info` of a dataset whose run did not see all images: size and time of change of each image that is in it.
-The next run with the same settings goes on from there."""
+"""Entry of `info` of a dataset whose run did not see all images. `images` are all images of the run and `save` the
+kinds of files; `done` has, of each finished image, `stamp`, its size and time of change, and `files`, what was written
+of it. The next run with the same images and settings goes on from there."""
 
 
 def segment_files(
@@ -69,13 +70,13 @@ def segment_files(
     deletes image files that only the earlier run wrote.
 
     After Ctrl-C, the COCO file of the finished images is written, and the report says `interrupted`. The same run again
-    does the other images, and those that changed. If an earlier, finished run wrote a COCO file, it is kept instead,
-    and so are the files of images that were not reached.
+    does the other images, and those that changed or whose files are gone. If an earlier, finished run wrote a COCO
+    file, it is kept instead, and so are the files of images that were not reached.
 
     Raises:
         QueryError: the queries cannot be used, whatever the image.
         OutputError: the output folder cannot be written, or `output.overwrite` is not set and it has a COCO file of a
-            run that was finished, or of other settings.
+            run that was finished, or of other images or settings.
     """
     parsed = models.check(queries)
     names = [query.name for query in parsed]
@@ -86,14 +87,15 @@ def segment_files(
     builder = DatasetBuilder(
         info=info, queries=names, encoding=output.segmentation, polygon_tolerance=output.polygon_tolerance
     )
-    writer = _Writer(output, report, paths, goes_on=stopped is not None)
+    run = {"images": [_name(path, folder) for path in dict.fromkeys(paths)], "save": list(output.save)}
+    writer = _Writer(output, report, paths, run, goes_on=stopped is not None)
     unique = unique_names()
-    done = _done_before(stopped, builder, folder) if stopped is not None else {}
+    done = _done_before(stopped, builder, run, folder) if stopped is not None else {}
     try:
         for path in tqdm(dict.fromkeys(paths), unit="image", disable=not progress):
             stem = unique(path.stem, "")
             try:
-                name = path.absolute().relative_to(folder).as_posix()
+                name = _name(path, folder)
                 if name in done:
                     writer.add_earlier(builder, *done.pop(name))
                     continue
@@ -104,12 +106,14 @@ def segment_files(
                 report.failures.append(Failure.from_error(str(path), "segment", error, path))
                 continue
             builder.add(result)
-            writer.stamps[name] = stamp
             report.images += 1
             report.verdicts[path] = {name: result.verdict(name) for name in names}
             for query in {segment.query for segment in result.segments}:
                 report.found[query] += 1
-            writer.write_images(path, stem, result)
+            writer.write_images(path, stem, result, stamp)
+        if report.images:
+            writer.write_dataset(builder)
+            writer.discard_earlier()
     except KeyboardInterrupt:
         report.interrupted = True
     except BaseException:
@@ -122,10 +126,11 @@ def segment_files(
         raise
     if report.interrupted:
         writer.write_partial_dataset(builder, done)
-    elif report.images:
-        writer.write_dataset(builder)
-        writer.discard_earlier()
     return report
+
+
+def _name(path: Path, folder: Path) -> str:
+    return path.absolute().relative_to(folder).as_posix()
 
 
 def stopped_run(output: OutputSettings, paths: Sequence[Path]) -> Dataset | None:
@@ -149,19 +154,21 @@ def stamp_of(path: Path) -> list[int]:
     return [] if found is None else [found.st_size, found.st_mtime_ns]
 
 
-_Done = tuple[list[int], Json, list[Json]]
-"""An image of a stopped run: its stamp, its entry and its annotations."""
+_Done = tuple[Json, Json, list[Json]]
+"""An image of a stopped run: its entry in `STOPPED`, its entry in the dataset, and its annotations."""
 
 
-def _done_before(stopped: Dataset, builder: DatasetBuilder, folder: Path) -> dict[str, _Done]:
-    """Return by file name the images that a stopped run has done and that did not change since.
+def _done_before(stopped: Dataset, builder: DatasetBuilder, run: Json, folder: Path) -> dict[str, _Done]:
+    """Return by file name the images that a stopped run has done and that did not change since, if their files are
+    there. `run` are the images and kinds of files of this run.
 
     Raises:
         OutputError: the stopped run had other images, queries, settings or models.
     """
-    built, stamps = builder.build(), stopped["info"][STOPPED]
+    built, before = builder.build(), stopped["info"][STOPPED]
     info = {key: value for key, value in stopped["info"].items() if key != STOPPED}
-    if info != built["info"] or stopped["categories"] != built["categories"]:
+    same = info == built["info"] and stopped["categories"] == built["categories"]
+    if not same or any(before.get(key) != value for key, value in run.items()):
         raise OutputError(
             f"{stopped.name} is of a stopped run with other images, queries, settings or weights. Run that command "
             "again to finish it, choose another --output, or add --overwrite to begin again"
@@ -169,11 +176,16 @@ def _done_before(stopped: Dataset, builder: DatasetBuilder, folder: Path) -> dic
     of_image: dict[int, list[Json]] = defaultdict(list)
     for annotation in stopped["annotations"]:
         of_image[annotation["image_id"]].append(annotation)
-    return {
-        name: (stamp, image, of_image[image["id"]])
-        for image in stopped["images"]
-        if (stamp := stamp_of(folder / (name := image["file_name"]))) and stamps.get(name) == stamp
-    }
+    output, done = Path(stopped.name).parent, before.get("done")
+    finished: dict[str, _Done] = {}
+    for image in stopped["images"]:
+        name = image["file_name"]
+        entry = done.get(name) if isinstance(done, Mapping) else None
+        if not isinstance(entry, Mapping) or not (stamp := stamp_of(folder / name)) or stamp != entry.get("stamp"):
+            continue
+        if all(is_file(output / file, OutputError) for file in entry.get("files", ())):
+            finished[name] = (dict(entry), image, of_image[image["id"]])
+    return finished
 
 
 def _folder(output: OutputSettings, inputs: Sequence[Path]) -> OutputFolder:
@@ -183,30 +195,36 @@ def _folder(output: OutputSettings, inputs: Sequence[Path]) -> OutputFolder:
 class _Writer:
     """Writes the results of a run, and notes them in its report."""
 
-    def __init__(self, output: OutputSettings, report: Report, inputs: Sequence[Path], *, goes_on: bool) -> None:
+    def __init__(
+        self, output: OutputSettings, report: Report, inputs: Sequence[Path], run: Json, *, goes_on: bool
+    ) -> None:
         self._output, self._report, self._folder = output, report, _folder(output, inputs)
-        self.stamps: dict[str, list[int]] = {}
-        self._goes_on = goes_on
+        self._run, self._done, self._goes_on = run, dict[str, Json](), goes_on
 
-    def add_earlier(self, builder: DatasetBuilder, stamp: list[int], image: Json, annotations: Sequence[Json]) -> None:
+    def add_earlier(self, builder: DatasetBuilder, entry: Json, image: Json, annotations: Sequence[Json]) -> None:
         """Add an image that a stopped run has done."""
         builder.add_entries(image, annotations)
-        self.stamps[image["file_name"]] = stamp
+        self._done[image["file_name"]] = entry
         self._report.earlier += 1
         self._report.images += 1
         queries = {attributes_of(each).get("query") for each in annotations}
         for query in self._report.found:
             self._report.found[query] += query in queries
 
-    def write_images(self, path: Path, stem: str, result: Segmentation) -> None:
-        """Write the image files of one image. A file that cannot be written becomes a `Failure`."""
+    def write_images(self, path: Path, stem: str, result: Segmentation, stamp: list[int]) -> None:
+        """Write the image files of one image, which is done then. A file that cannot be written becomes a `Failure`."""
+        files: list[str] = []
+        failures = len(self._report.failures)
         for folder, name, content in image_files(result, stem, self._output.save):
+            files.append(f"{folder}/{name}" if folder else name)
             try:
-                self._report.written += self._folder.write([(f"{folder}/{name}" if folder else name, [content])])
+                self._report.written += self._folder.write([(files[-1], [content])])
             except OutputError as error:
                 if is_disk_error(error):  # concerns all images, unlike a name that the disk refuses
                     raise
                 self._report.failures.append(Failure.from_error(str(path), "segment", error, path))
+        if len(self._report.failures) == failures:
+            self._done[result.image.file_name] = {"stamp": stamp, "files": files}
 
     def write_dataset(self, builder: DatasetBuilder, **info: Any) -> None:
         """Write the COCO file, with more entries of its `info`."""
@@ -222,7 +240,7 @@ class _Writer:
         if exists(self._report.dataset, OutputError) and not self._goes_on:
             self._report.kept_earlier = True
         elif self._report.images:
-            self.write_dataset(builder, **{STOPPED: self.stamps})
+            self.write_dataset(builder, **{STOPPED: {**self._run, "done": self._done}})
 
     def discard_earlier(self) -> None:
         """Delete what only an earlier run wrote, if it may be replaced."""
