@@ -289,7 +289,7 @@ class TestExplain:
     def test_a_long_run_shows_progress_and_stops(self, page):
         choose_tool(page, "opinion")
         give_image(page)
-        page.get_by_role("button", name="Run").click()
+        run_although_long(page)
         expect(page.locator("#explain-status")).to_contain_text(re.compile(r"[1-9]\d* of 300 steps"))
         press_before_the_server_answers(page, "Stop", "#explain-status", "Stopping …")
         expect(page.locator("#explain-status")).to_contain_text("Stopped. This is the result so far.")
@@ -314,7 +314,7 @@ class TestExplain:
         expect(page.locator("#explain-status h3")).to_have_count(0)
         expect(page.get_by_role("rowheader")).to_have_count(0)
         expect(page.locator("#explain-panels img")).to_have_count(0)
-        page.get_by_role("button", name="Run").click()
+        run_although_long(page)
         expect(page.locator("#explain-status")).to_contain_text("of 300 steps")
         choose_tool(page, "saliency")
         expect(page.locator("#explain-run")).to_be_enabled()
@@ -382,7 +382,7 @@ class TestExplain:
         expect(page.locator("#explain-files")).to_contain_text("scene_0019.jpg")
         page.locator("#setting-steps input").fill("2")
         page.keyboard.press("Tab")
-        page.get_by_role("button", name="Run").click()
+        run_although_long(page)
         with page.expect_download() as download:
             page.get_by_role("button", name="All files (ZIP)").click()
         with zipfile.ZipFile(download.value.path()) as archive:
