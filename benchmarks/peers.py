@@ -108,8 +108,8 @@ def boxes_to_masks(sam: str) -> Callable[[torch.Tensor, torch.Tensor, tuple[int,
     def run(pixels: torch.Tensor, boxes: torch.Tensor, hw: tuple[int, int]) -> list[Any]:
         framed = F.interpolate(pixels, (side, side), mode="bilinear")
         answer = model(pixel_values=framed, input_boxes=(boxes * side)[None], multimask_output=False)
-        low = answer.pred_masks.float().flatten(0, 2)[:, None] if answer.pred_masks.ndim == 5 else answer.pred_masks
-        full = F.interpolate(F.interpolate(low.float(), (side, side), mode="bilinear"), hw, mode="bilinear")
+        low = answer.pred_masks.float().flatten(0, 2)[:, None]
+        full = F.interpolate(F.interpolate(low, (side, side), mode="bilinear"), hw, mode="bilinear")
         return list((full[:, 0] > 0).numpy())
 
     return run

@@ -341,16 +341,13 @@ def check_tolerance(tolerance: object) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class OutputSettings:
-    """Output folder and the kinds of files to write."""
+class _FolderSettings:
+    """Output folder, and how masks are written in its COCO file."""
 
     output: Path = Path("outputs")
-    """Folder for the image files and the COCO file, dataset.json; it is made if it is missing."""
+    """Folder for the COCO file, dataset.json, and the files of --save; it is made if it is missing."""
     overwrite: bool = False
     """Replace the results of an earlier run. Without this flag, a folder that has a dataset.json is refused."""
-    save: tuple[SaveKind, ...] = ("overlay", "why")
-    """Image files to write, with commas between them: overlay (masks on the image), why (map with points, SAM's
-    candidates and the chosen one), masks (a PNG per segment), cutouts (a transparent PNG per segment); or none."""
     segmentation: Encoding = "rle"
     """How masks are written in the COCO file: rle is lossless, polygon suits labelling tools."""
     polygon_tolerance: float = POLYGON_TOLERANCE
@@ -360,7 +357,6 @@ class OutputSettings:
     def __post_init__(self) -> None:
         check_choices(self)
         check_tolerance(self.polygon_tolerance)
-        freeze_choices(self, "save", get_args(SaveKind))
 
     @property
     def dataset(self) -> Path:
@@ -369,13 +365,22 @@ class OutputSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class TrackSettings:
+class OutputSettings(_FolderSettings):
+    """Output folder and the kinds of files to write."""
+
+    save: tuple[SaveKind, ...] = ("overlay", "why")
+    """Image files to write, with commas between them: overlay (masks on the image), why (map with points, SAM's
+    candidates and the chosen one), masks (a PNG per segment), cutouts (a transparent PNG per segment); or none."""
+
+    def __post_init__(self) -> None:
+        _FolderSettings.__post_init__(self)
+        freeze_choices(self, "save", get_args(SaveKind))
+
+
+@dataclass(frozen=True, slots=True)
+class TrackSettings(_FolderSettings):
     """A video: how things are followed through its frames, and the files to write."""
 
-    output: Path = Path("outputs")
-    """Folder for the COCO file, dataset.json, and the files of --save; it is made if it is missing."""
-    overwrite: bool = False
-    """Replace the results of an earlier run. Without this flag, a folder that has a dataset.json is refused."""
     every: int = 1
     """Read only the first of this many frames; 5 is every fifth frame."""
     tracker: TrackerName = "auto"
@@ -386,15 +391,9 @@ class TrackSettings:
     save: tuple[VideoSave, ...] = ()
     """Files to write, with commas between them: overlay (a video with masks and numbers, overlay.mp4), frames (the
     frames of a video file as PNG, which other tools need beside the COCO file); or none."""
-    segmentation: Encoding = "rle"
-    """How masks are written in the COCO file: rle is lossless, polygon suits labelling tools."""
-    polygon_tolerance: float = POLYGON_TOLERANCE
-    """With polygons: how far, in pixels, a polygon may be off the edge of its mask, so that it has few corners. 0 is
-    exact. The IoU with the mask is at least 0.98."""
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        check_tolerance(self.polygon_tolerance)
+        _FolderSettings.__post_init__(self)
         freeze_choices(self, "save", get_args(VideoSave))
         for name, least in (("every", 1), ("gap", 0)):
             value = getattr(self, name)

@@ -82,15 +82,14 @@ def segment_files(
     names = [query.name for query in parsed]
     stopped = stopped_run(output, paths)
     report = Report(output.dataset, dict.fromkeys(names, 0))
-    folder = Path(os.path.commonpath([path.absolute().parent for path in paths])) if paths else Path()
+    folder = _common_folder(paths)
     info = run_info(models.provenance(), folder=folder, dataset=report.dataset, ontology=ontology_of_queries(parsed))
     builder = DatasetBuilder(
         info=info, queries=names, encoding=output.segmentation, polygon_tolerance=output.polygon_tolerance
     )
-    run = {"images": [_name(path, folder) for path in dict.fromkeys(paths)], "save": list(output.save)}
-    writer = _Writer(output, report, paths, run, goes_on=stopped is not None)
+    writer = _Writer(output, report, paths, goes_on=stopped is not None)
     unique = unique_names()
-    done = _done_before(stopped, builder, run, folder) if stopped is not None else {}
+    done = _done_before(stopped, builder, folder) if stopped is not None else {}
     try:
         for path in tqdm(dict.fromkeys(paths), unit="image", disable=not progress):
             stem = unique(path.stem, "")
@@ -129,23 +128,43 @@ def segment_files(
     return report
 
 
-def _name(path: Path, folder: Path) -> str:
-    return path.absolute().relative_to(folder).as_posix()
-
-
 def stopped_run(output: OutputSettings, paths: Sequence[Path]) -> Dataset | None:
     """Return the dataset of an earlier run that was stopped, if this run may go on with it.
 
     Raises:
-        OutputError: as `segment_files`, except for other settings.
+        OutputError: as `segment_files`, except for other queries or settings of the models.
     """
     folder, name = _folder(output, paths), output.dataset.name
     if not output.overwrite and is_file(output.dataset, OutputError) and folder.is_ours(name):
         dataset = read_dataset(output.dataset)
-        if isinstance(dataset["info"].get(STOPPED), Mapping):
+        before = dataset["info"].get(STOPPED)
+        if isinstance(before, Mapping):
+            if any(before.get(key) != value for key, value in _run_of(output, paths).items()):
+                raise _of_another_run(dataset)
             return dataset
     folder.check_result(name, text=True)
     return None
+
+
+def _of_another_run(stopped: Dataset) -> OutputError:
+    return OutputError(
+        f"{stopped.name} is of a stopped run with other images, queries, settings or weights. Run that command "
+        "again to finish it, choose another --output, or add --overwrite to begin again"
+    )
+
+
+def _run_of(output: OutputSettings, paths: Sequence[Path]) -> Json:
+    """Return the images of a run, in their order, and the kinds of files that it writes."""
+    folder = _common_folder(paths)
+    return {"images": [_name(path, folder) for path in dict.fromkeys(paths)], "save": list(output.save)}
+
+
+def _common_folder(paths: Sequence[Path]) -> Path:
+    return Path(os.path.commonpath([path.absolute().parent for path in paths])) if paths else Path()
+
+
+def _name(path: Path, folder: Path) -> str:
+    return path.absolute().relative_to(folder).as_posix()
 
 
 def stamp_of(path: Path) -> list[int]:
@@ -158,21 +177,17 @@ _Done = tuple[Json, Json, list[Json]]
 """An image of a stopped run: its entry in `STOPPED`, its entry in the dataset, and its annotations."""
 
 
-def _done_before(stopped: Dataset, builder: DatasetBuilder, run: Json, folder: Path) -> dict[str, _Done]:
+def _done_before(stopped: Dataset, builder: DatasetBuilder, folder: Path) -> dict[str, _Done]:
     """Return by file name the images that a stopped run has done and that did not change since, if their files are
-    there. `run` are the images and kinds of files of this run.
+    there.
 
     Raises:
-        OutputError: the stopped run had other images, queries, settings or models.
+        OutputError: the stopped run had other queries, settings or models.
     """
     built, before = builder.build(), stopped["info"][STOPPED]
     info = {key: value for key, value in stopped["info"].items() if key != STOPPED}
-    same = info == built["info"] and stopped["categories"] == built["categories"]
-    if not same or any(before.get(key) != value for key, value in run.items()):
-        raise OutputError(
-            f"{stopped.name} is of a stopped run with other images, queries, settings or weights. Run that command "
-            "again to finish it, choose another --output, or add --overwrite to begin again"
-        )
+    if info != built["info"] or stopped["categories"] != built["categories"]:
+        raise _of_another_run(stopped)
     of_image: dict[int, list[Json]] = defaultdict(list)
     for annotation in stopped["annotations"]:
         of_image[annotation["image_id"]].append(annotation)
@@ -195,11 +210,9 @@ def _folder(output: OutputSettings, inputs: Sequence[Path]) -> OutputFolder:
 class _Writer:
     """Writes the results of a run, and notes them in its report."""
 
-    def __init__(
-        self, output: OutputSettings, report: Report, inputs: Sequence[Path], run: Json, *, goes_on: bool
-    ) -> None:
+    def __init__(self, output: OutputSettings, report: Report, inputs: Sequence[Path], *, goes_on: bool) -> None:
         self._output, self._report, self._folder = output, report, _folder(output, inputs)
-        self._run, self._done, self._goes_on = run, dict[str, Json](), goes_on
+        self._run, self._done, self._goes_on = _run_of(output, inputs), dict[str, Json](), goes_on
 
     def add_earlier(self, builder: DatasetBuilder, entry: Json, image: Json, annotations: Sequence[Json]) -> None:
         """Add an image that a stopped run has done."""

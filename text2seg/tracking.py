@@ -146,7 +146,7 @@ def open_frames(source: FrameSource, every: int = 1) -> Frames:
     announced = int(count) if 0 < count < _MOST_FRAMES else None
     total = None if announced is None else -(-announced // every)
     fps = fps if 0 < fps < 1000 else None
-    return Frames(str(path), lambda: _of_video(path, every), every, total, fps, True, announced)
+    return Frames(str(path), lambda: _of_video(path, every, announced), every, total, fps, True, announced)
 
 
 def _of_images(images: Iterable[ImageSource], every: int) -> Iterator[tuple[int, Image]]:
@@ -161,11 +161,10 @@ def _of_files(folder: Path, files: Sequence[str], every: int) -> Iterator[tuple[
         yield number * every, load_image(folder / name, image_id=number + 1, file_name=name)
 
 
-def _of_video(path: Path, every: int) -> Iterator[tuple[int, Image]]:
+def _of_video(path: Path, every: int, announced: int | None) -> Iterator[tuple[int, Image]]:
     import cv2
 
     capture, index = _capture(path), 0
-    expected = capture.get(_property("FRAME_COUNT"))
     try:
         while capture.grab():
             if index % every == 0:
@@ -177,8 +176,8 @@ def _of_video(path: Path, every: int) -> Iterator[tuple[int, Image]]:
             index += 1
     finally:
         capture.release()
-    if index < expected < _MOST_FRAMES:
-        _log.warning("%s: %d of about %d frames could be read; it may be damaged", path, index, expected)
+    if announced is not None and index < announced:
+        _log.warning("%s: %d of about %d frames could be read; it may be damaged", path, index, announced)
 
 
 def _capture(path: Path) -> Any:

@@ -33,7 +33,7 @@ from text2seg.render.saving import png
 from text2seg.session import Queries
 from text2seg.tracking import Frames, TrackedFrame, has_memory, open_frames
 
-DATASET, OVERLAY = "dataset.json", "overlay.mp4"
+OVERLAY = "overlay.mp4"
 FRAMES_PER_SECOND = 10.0
 """Of the overlay, if the video has no number of its own: a folder of frames."""
 VIDEO_ID = 1
@@ -64,7 +64,7 @@ def check_output(source: Path, settings: TrackSettings) -> None:
     """Raise `OutputError` if the results cannot be written, or an earlier run has written some and `overwrite` is not
     set."""
     folder = _folder(source, settings)
-    folder.check_result(DATASET, text=True)
+    folder.check_result(settings.dataset.name, text=True)
     if "overlay" in settings.save:
         folder.check(OVERLAY)
 
@@ -104,7 +104,7 @@ def track_video(
     info = run_info(
         models.provenance(),
         folder=settings.output if frames.is_file else source,
-        dataset=settings.output / DATASET,
+        dataset=settings.dataset,
         ontology=ontology_of_queries(parsed),
         **encoding_entry(settings.segmentation, settings.polygon_tolerance),
         tracker={"name": _tracker_name(models, settings), "gap": settings.gap, "every": settings.every},
@@ -152,7 +152,7 @@ class _Result:
     """
 
     def __init__(self, source: Path, frames: Frames, names: list[str], settings: TrackSettings, scratch: Path) -> None:
-        self.report = TrackReport(settings.output / DATASET, frames.total, tracks={name: {} for name in names})
+        self.report = TrackReport(settings.dataset, frames.total, tracks={name: {} for name in names})
         self._settings, self._frames, self._folder = settings, frames, _folder(source, settings)
         self._name = source.name or str(source)
         self._categories = {name: number for number, name in enumerate(names, start=1)}
@@ -209,7 +209,7 @@ class _Result:
             self._overlay.release()
             self._drawn.append(OVERLAY)
         files = [(name, _chunks(self._scratch / name)) for name in self._drawn]
-        files.append((DATASET, json_chunks(report.dataset, self._dataset(info))))
+        files.append((report.dataset.name, json_chunks(report.dataset, self._dataset(info))))
         report.written = [path for path in folder.write(files) if path != report.dataset]
         if is_whole and self._settings.overwrite:
             written = [*report.written, report.dataset]

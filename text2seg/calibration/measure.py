@@ -177,17 +177,17 @@ class Images:
         room = {each.type: KEPT_SHARE * free_memory(each) for each in devices}
         for shown, path in tqdm(self.found, desc="gathering", unit="image", disable=not self.progress):
             with self._counted(shown, path):
-                opened: list[Session] = []
-
-                def gather(shown: TruthImage = shown, path: Path = path, opened: list[Session] = opened) -> Any:
-                    opened.append(self.models.open(shown.load(path)))
-                    return gather_one(gatherer, opened[0], shown, self.known)
-
+                opened: list[Session] = []  # stays empty if the values are known
+                gather = partial(self._gather_one, gatherer, shown, path, opened)
                 values = self.partial.of(["gather", *_file_of(shown, path)], gather)
                 for device, size in opened[0].nbytes_by_device().items() if opened else ():
                     room[device] -= size
                 session = opened[0] if opened and min(room.values()) > 0 else None
                 yield Gathered.of(shown, path, values, session)
+
+    def _gather_one(self, gatherer: Text2Seg, shown: TruthImage, path: Path, opened: list[Session]) -> dict[str, Any]:
+        opened.append(self.models.open(shown.load(path)))
+        return gather_one(gatherer, opened[0], shown, self.known)
 
     # ---- second and third pass
 

@@ -244,11 +244,6 @@ class DatasetBuilder:
         self._categories, self._images[entry["id"]] = categories, entry
         self._names.add(entry["file_name"])
 
-    @property
-    def info(self) -> Json:
-        """The `info` of the dataset."""
-        return dict(self._info)
-
     def add_entries(self, image: Mapping[str, Any], annotations: Sequence[Mapping[str, Any]]) -> None:
         """Add an image and its annotations as an earlier `build` gave them, with new ids."""
         number = len(self._images) + 1

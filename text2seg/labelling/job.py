@@ -225,9 +225,8 @@ def prepare(folder: Place, ontology: Ontology, settings: LabelSettings) -> Plan:
     scan = scan_folder(folder, settings)
     plan = assign_ids(ontology, scan, settings.categories_from)
     check_output(settings.output, overwrite=settings.overwrite, inputs=[settings.categories_from, settings.marks])
-    is_kept = not settings.overwrite and is_reviewed(journal_path(settings.output))
     review = None
-    if settings.marks or is_kept:
+    if settings.marks or (not settings.overwrite and is_reviewed(journal_path(settings.output))):
         review = read_review(settings.marks, settings.output, plan.ontology, scan)
     return replace(plan, image_folder=image_folder(folder, settings), review=review)
 

@@ -256,8 +256,13 @@ class AnySam(ABC):
         loaded = cls._load(weights, config)
         chosen = choose_precision(device, precision, fp16_safe=loaded.fp16_safe)
         sam = cls(loaded.module, device, chosen, compile_encoder=compile_encoder)
+        sam._keep(weights, config)
         logger.info("%s on %s in %s: %s", loaded.description, device, chosen.name, chosen.reason)
         return sam
+
+    def _keep(self, weights: Mapping[str, Tensor], config: Mapping[str, Any] | None) -> None:
+        """Keep what the module leaves out of a checkpoint, if anything of it is needed later."""
+        return
 
     @classmethod
     def reads_config(cls, names: Iterable[str]) -> bool:

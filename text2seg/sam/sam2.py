@@ -9,14 +9,14 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from text2seg.errors import CheckpointError, SettingsError
 from text2seg.records import Candidates, Image, PointPrompts
-from text2seg.runtime import FULL, PrecisionName, autocast
+from text2seg.runtime import FULL, autocast
 from text2seg.sam.base import (
     AnySam,
     Frame,
@@ -29,9 +29,6 @@ from text2seg.sam.base import (
 from text2seg.sam.sam import fill
 from text2seg.sam.upscaling import stretched
 from text2seg.weights.architecture import check_patches, checked_config, count_numbered
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 BLOCK = "vision_encoder.backbone.blocks.{}."
 POSITIONS = "prompt_encoder.shared_embedding.positional_embedding"
@@ -242,21 +239,8 @@ class Sam2(AnySam):
     video_module: Any = None
     """The network with its memory, once `memory.VideoMemory` has built it."""
 
-    @classmethod
-    def from_weights(
-        cls,
-        weights: Mapping[str, Tensor],
-        *,
-        device: torch.device,
-        precision: PrecisionName = "auto",
-        compile_encoder: bool = False,
-        config: Mapping[str, Any] | None = None,
-    ) -> Self:
-        sam = super().from_weights(
-            weights, device=device, precision=precision, compile_encoder=compile_encoder, config=config
-        )
-        sam.memory_weights, sam.config = memory_of(weights), config
-        return sam
+    def _keep(self, weights: Mapping[str, Tensor], config: Mapping[str, Any] | None) -> None:
+        self.memory_weights, self.config = memory_of(weights), config
 
     def framed(self, images: Sequence[Image]) -> Tensor:
         """Return images as the encoder takes them, float32 [B, 3, side, side] on the device."""
