@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
+import re
 import shlex
 import signal
 import subprocess
@@ -205,3 +207,42 @@ def test_two_interrupts_while_models_load_end_with_a_message(tmp_path):
         process.send_signal(signal.SIGINT)
     assert said
     assert process.wait() == 130
+
+
+FILES = [str(path) for path in sorted((SCENES / "images").iterdir())]
+TRUTH = str(SCENES / "dataset.json")
+BENCHMARK = ["benchmark", "coco", "--images", str(SCENES), "--annotations", TRUTH, "--model", "demo"]
+
+
+@pytest.mark.parametrize(
+    ("command", "number", "said"),
+    [
+        (["segment", *FILES, "--query", "sheep"], signal.SIGTERM, "The same command again does the others"),
+        (BENCHMARK, signal.SIGINT, "about the images so far"),
+        ([*BENCHMARK, "--compare"], signal.SIGTERM, "stopped after 1 of 3 methods"),
+        (["tune", str(SCENES), "--truth", TRUTH, "--write"], signal.SIGTERM, "nothing was written"),
+        (["tune", str(SCENES), "--write"], signal.SIGINT, "nothing was written"),
+    ],
+)
+def test_a_stopped_command_shows_or_keeps_what_is_done(command, number, said, tmp_path):
+    if command[0] == "tune":
+        (tmp_path / "things.yaml").write_text("categories:\n  - name: sheep\n  - name: apple\n")
+        command = [*command, "--ontology", str(tmp_path / "things.yaml")]
+    elif command[0] == "segment":
+        command = [*command, "--output", str(tmp_path)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "text2seg", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    shown = ""
+    while not re.search(r"\b[1-9]\d*/\d+ ", shown):  # the progress bar, after the first image
+        shown += process.stderr.read(1) or pytest.fail(f"no image was done: {shown}")
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, shown + errors
+    assert said in errors
+    if command[0] == "segment":
+        assert 1 <= len(json.loads((tmp_path / "dataset.json").read_text())["images"]) < 24
+    else:
+        assert "sheep" in output if command[0] == "tune" else "mean IoU" in output
+    if command[0] == "tune":
+        assert "threshold" not in (tmp_path / "things.yaml").read_text()

@@ -220,7 +220,7 @@ def test_tuning_by_stability_chooses_the_middle_of_the_plateau(tmp_path):
 def tuning_of(*names: str) -> Tuning:
     curves = [curve_of(0.1, 0.5, 0.9, 0.4, 0.2), Curve((), (), 0)]
     tuned = [Tuned(name, 0.8, 0.5 if k % 2 == 0 else None, curves[k % 2]) for k, name in enumerate(names)]
-    return Tuning(tuple(tuned), 3, True, ())
+    return Tuning(tuple(tuned), 3, True, (), 3)
 
 
 @pytest.mark.parametrize("count", [1, 5, 8])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -61,7 +62,13 @@ of it. The next run with the same images and settings goes on from there."""
 
 
 def segment_files(
-    models: Pipeline, paths: Sequence[Path], queries: Queries, output: OutputSettings, *, progress: bool = False
+    models: Pipeline,
+    paths: Sequence[Path],
+    queries: Queries,
+    output: OutputSettings,
+    *,
+    progress: bool = False,
+    stop: threading.Event | None = None,
 ) -> Report:
     """Segment each file, write its image files as `output.save` says, and one COCO file for all.
 
@@ -69,7 +76,8 @@ def segment_files(
     is segmented once. With `output.overwrite`, a run that saw all images replaces the COCO file of an earlier run, and
     deletes image files that only the earlier run wrote.
 
-    After Ctrl-C, the COCO file of the finished images is written, and the report says `interrupted`. The same run again
+    If `stop` is set, the current image is the last one; a `KeyboardInterrupt` ends the run at once. In both cases the
+    COCO file of the finished images is written, and the report says `interrupted`. The same run again
     does the other images, and those that changed or whose files are gone. If an earlier, finished run wrote a COCO
     file, it is kept instead, and so are the files of images that were not reached.
 
@@ -92,6 +100,9 @@ def segment_files(
     done = _done_before(stopped, builder, folder) if stopped is not None else {}
     try:
         for path in tqdm(dict.fromkeys(paths), unit="image", disable=not progress):
+            if stop is not None and stop.is_set():
+                report.interrupted = True
+                break
             stem = unique(path.stem, "")
             try:
                 name = _name(path, folder)
@@ -110,7 +121,7 @@ def segment_files(
             for query in {segment.query for segment in result.segments}:
                 report.found[query] += 1
             writer.write_images(path, stem, result, stamp)
-        if report.images:
+        if report.images and not report.interrupted:
             writer.write_dataset(builder)
             writer.discard_earlier()
     except KeyboardInterrupt:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -128,13 +129,15 @@ class Tuning:
     """Result of a sweep: one entry per category, in the order of the ontology.
 
     If `by_truth`, the curves are the mean IoU with the ground truth, otherwise the agreement of neighbouring
-    thresholds. `missing` counts images of the ground truth without a file.
+    thresholds. `missing` counts images of the ground truth without a file. A sweep that was stopped has seen only the
+    first `images` of `given`.
     """
 
     categories: tuple[Tuned, ...]
     images: int
     by_truth: bool
     failures: tuple[Failure, ...]
+    given: int
     missing: int = 0
 
     def changes(self) -> dict[str, float]:
@@ -157,6 +160,7 @@ def tune_by_truth(
     limit: int | None = None,
     settings: Settings | None = None,
     progress: bool = False,
+    stop: threading.Event | None = None,
 ) -> Tuning:
     """Choose for each category the threshold with the best mean IoU over the (image, category present) pairs.
 
@@ -167,6 +171,7 @@ def tune_by_truth(
         folder: The folder of the images, matched by file name as in `text2seg.io.names`.
         truth: A COCO dataset; categories are matched by name.
         limit: Use only the first `limit` images that show a category.
+        stop: If it is set, stop after the current image.
 
     Raises:
         Text2SegError: The ground truth has none of the categories, or the folder has none of its images.
@@ -205,13 +210,13 @@ def tune_by_truth(
                 row.append(iou_outside(rle.encode(found[name]), mask, ignored) if name in found else 0.0)
         return rows
 
-    rows, failures = _sweep(models, list(of_path), score, progress=progress)
+    images_done, rows, failures = _sweep(models, list(of_path), score, progress=progress, stop=stop)
     tuned = []
     for category in ontology.categories:
         of = curve(THRESHOLDS, rows[category.name])
         used = category.threshold or settings.points.threshold
         tuned.append(Tuned(category.name, used, best(of, used), of))
-    return Tuning(tuple(tuned), len(of_path), True, failures, missing=len(entries) - len(paths))
+    return Tuning(tuple(tuned), images_done, True, failures, len(of_path), missing=len(entries) - len(paths))
 
 
 def tune_by_stability(
@@ -221,12 +226,14 @@ def tune_by_stability(
     *,
     settings: Settings | None = None,
     progress: bool = False,
+    stop: threading.Event | None = None,
 ) -> Tuning:
     """Choose for each category the threshold in the middle of the longest plateau; see `most_stable`.
 
     This needs no ground truth, but it is a guess: stable masks may be wrong. It may help for images unlike those that
     the default threshold was chosen on; see `STABLE_THRESHOLDS` for the loss on others. An image counts for the
-    categories found in it at any threshold; presence and smallest area apply.
+    categories found in it at any threshold; presence and smallest area apply. If `stop` is set, stop after the current
+    image.
 
     Raises `QueryError` if the models do not know a wording.
     """
@@ -247,23 +254,33 @@ def tune_by_stability(
             below = found
         return {name: row for name, row in rows.items() if name in ever}
 
-    rows, failures = _sweep(models, paths, score, progress=progress)
+    images_done, rows, failures = _sweep(models, paths, score, progress=progress, stop=stop)
     between = [round((low + high) / 2, 4) for low, high in pairwise(STABLE_THRESHOLDS)]
     tuned = []
     for category in ontology.categories:
         of = curve(between, rows[category.name])
         used = category.threshold or settings.points.threshold
         tuned.append(Tuned(category.name, used, most_stable(of, STABLE_THRESHOLDS), of))
-    return Tuning(tuple(tuned), len(paths), False, failures)
+    return Tuning(tuple(tuned), images_done, False, failures, len(paths))
 
 
 def _sweep(
-    models: Pipeline, paths: Iterable[Path], score: Callable[[Session], Scores], *, progress: bool
-) -> tuple[defaultdict[str, list[list[float]]], tuple[Failure, ...]]:
-    """Return the rows of scores of each category, one per image; images that fail are skipped and listed."""
+    models: Pipeline,
+    paths: Sequence[Path],
+    score: Callable[[Session], Scores],
+    *,
+    progress: bool,
+    stop: threading.Event | None,
+) -> tuple[int, defaultdict[str, list[list[float]]], tuple[Failure, ...]]:
+    """Return the number of images that were tried, and the rows of scores of each category, one per image. Images that
+    fail are skipped and listed."""
     rows: defaultdict[str, list[list[float]]] = defaultdict(list)
     failures = []
-    for path in tqdm(list(paths), unit="image", disable=not progress):
+    tried = 0
+    for path in tqdm(paths, unit="image", disable=not progress):
+        if stop is not None and stop.is_set():
+            break
+        tried += 1
         try:
             scores = score(models.open(load_image(path, file_name=str(path))))
         except (Text2SegError, MemoryError, RuntimeError) as error:  # torch raises RuntimeError if out of memory
@@ -273,7 +290,7 @@ def _sweep(
             continue
         for name, row in scores.items():
             rows[name].append(row)
-    return rows, tuple(failures)
+    return tried, rows, tuple(failures)
 
 
 def _found(session: Session, queries: Iterable[Query], threshold: float, settings: Settings) -> Masks:

@@ -165,8 +165,13 @@ def _message_of(error: OSError) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command and return the exit status. Errors that a user can fix are one line on stderr."""
+    """Run one command and return the exit status. Errors that a user can fix are one line on stderr.
+
+    SIGTERM, which service managers and batch systems send, stops a command as Ctrl-C does.
+    """
     _print_anything()
+    if arguments is None:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         status = run_command(COMMANDS, sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()

@@ -13,7 +13,15 @@ import tyro
 
 from text2seg.cli.common import PlainConsole, check_models, load_models, plain_table
 from text2seg.cli.flags import PipelineFlags
-from text2seg.cli.terminal import exit_status, log_to_terminal, say, say_failures, say_lines
+from text2seg.cli.terminal import (
+    INTERRUPTED,
+    exit_status,
+    log_to_terminal,
+    say,
+    say_failures,
+    say_lines,
+    stop_on_signals,
+)
 from text2seg.config import ModelSettings, Settings
 from text2seg.errors import ImageError, SettingsError
 from text2seg.model_card import CALIBRATE
@@ -23,7 +31,7 @@ if TYPE_CHECKING:
     from text2seg.pipeline import Text2Seg
     from text2seg.records import Failure
     from text2seg.session import Pipeline
-    from text2seg.speed.measure import Plan
+    from text2seg.speed.measure import Measured, Plan
 
 
 Model = Literal["demo", "vit_b", "vit_l", "vit_h"]
@@ -89,20 +97,32 @@ class BenchmarkSpeed:
             "one round; each is printed when it is done",
             file=sys.stderr,
         )
-        for case in measure.run(plan):
-            cases.append(case)
-            if self.markdown:
-                say_lines(measure.markdown(case))
-                continue
-            table = plain_table(measure.title(case), *measure.HEADINGS)
-            for row in measure.rows(case):
-                table.add_row(*row)
-            PlainConsole(width=150).print(table)
+        status = 0
+        try:
+            for case in measure.run(plan):
+                cases.append(case)
+                self._show(case)
+        except KeyboardInterrupt:
+            if not cases:
+                raise
+            say(f"text2seg: stopped after {len(cases)} of {count} cases", file=sys.stderr)
+            status = INTERRUPTED
         if self.output:
             numbers, plot = self._outputs()
             say(measure.write_json(cases, numbers))
             say(measure.plot(cases, plot))
-        return 0
+        return status
+
+    def _show(self, case: list[Measured]) -> None:
+        from text2seg.speed import measure
+
+        if self.markdown:
+            say_lines(measure.markdown(case))
+            return
+        table = plain_table(measure.title(case), *measure.HEADINGS)
+        for row in measure.rows(case):
+            table.add_row(*row)
+        PlainConsole(width=150).print(table)
 
     def _outputs(self) -> tuple[Path, ...]:
         """Return the paths of the numbers and the plot."""
@@ -209,20 +229,25 @@ class BenchmarkCoco:
             say("text2seg: the card of these weights was fitted to these images: scores are too good", file=sys.stderr)
         if side_by_side:
             return self._compare(models, truth, folder)
-        result = benchmark_coco(
-            models,
-            truth,
-            folder,
-            targets=self.targets,
-            seed=self.seed,
-            output=self.predictions,
-            progress=True,
-        )
+        with stop_on_signals() as stop:
+            result = benchmark_coco(
+                models,
+                truth,
+                folder,
+                targets=self.targets,
+                seed=self.seed,
+                output=self.predictions,
+                progress=True,
+                stop=stop,
+            )
         say_failures(result.failures, verbose=self.verbose)
         say(f"category-given mean IoU   {result.mean_iou:.3f}   {result.pairs} pairs in {result.images} images")
         say(f"map alone (above mean)    {result.map_iou:.3f}   better than the segments in {result.worse_than_map:.1%}")
         say(f"SAM's best candidates     {result.best_iou:.3f}")
         say(f"{result.images / result.seconds:.2f} images/s")
+        if result.stopped:
+            say("text2seg: stopped; these numbers are about the images so far. Nothing was written", file=sys.stderr)
+            return INTERRUPTED
         return exit_status(result.images, len(result.failures))
 
     def _compare(self, models: Text2Seg, truth: Mapping[str, Any], folder: Path) -> int:
@@ -233,16 +258,32 @@ class BenchmarkCoco:
             f"{models.names}, category-given", "method", "mean IoU", "map alone", "best candidate", "worse than map"
         )
         failures: dict[str, Failure] = {}
-        for method, pipeline in self._methods(models).items():
-            found = benchmark_coco(pipeline, truth, folder, targets=self.targets, seed=self.seed, progress=True)
-            numbers = (found.mean_iou, found.map_iou, found.best_iou, found.worse_than_map)
-            table.add_row(method, *(f"{number:.3f}" for number in numbers))
-            failures |= {failure.file_name: failure for failure in found.failures}
+        methods = self._methods(models)
+        found = None
+        with stop_on_signals() as stop:
+            for method, pipeline in methods.items():
+                if stop.is_set():
+                    break
+                try:
+                    found = benchmark_coco(
+                        pipeline, truth, folder, targets=self.targets, seed=self.seed, progress=True, stop=stop
+                    )
+                except KeyboardInterrupt:
+                    break
+                numbers = (found.mean_iou, found.map_iou, found.best_iou, found.worse_than_map)
+                name = f"{method}, {found.images} images only" if found.stopped else method
+                table.add_row(name, *(f"{number:.3f}" for number in numbers))
+                failures |= {failure.file_name: failure for failure in found.failures}
+        if found is None:
+            raise KeyboardInterrupt
         PlainConsole().print(table)
         say(f"{found.pairs} pairs of an image and a category in {found.images} images")
         if not models.card.presence:
             say(f"these weights have no card; {CALIBRATE} makes one")
         say_failures(tuple(failures.values()), verbose=self.verbose)
+        if table.row_count < len(methods) or found.stopped:
+            say(f"text2seg: stopped after {table.row_count} of {len(methods)} methods", file=sys.stderr)
+            return INTERRUPTED
         return exit_status(found.images, len(failures))
 
     def _methods(self, models: Text2Seg) -> dict[str, Pipeline]:

@@ -12,7 +12,7 @@ import tyro
 
 from text2seg.cli.common import check_everything, known_queries, load_everything, load_models, queries_of, without_why
 from text2seg.cli.flags import PipelineFlags
-from text2seg.cli.terminal import FAILED, INTERRUPTED, exit_status, log_to_terminal, say, say_failures
+from text2seg.cli.terminal import FAILED, INTERRUPTED, exit_status, log_to_terminal, say, say_failures, stop_on_signals
 from text2seg.config import AutomaticSettings, ModelSettings, OutputSettings, Settings
 from text2seg.errors import ImageError, OutputError, SettingsError
 from text2seg.io.files import exists
@@ -67,7 +67,8 @@ class Segment:
         output = self.output
         if self.everything:
             output = replace(output, save=without_why(output.save))
-        report = segment_files(models, files, queries, output, progress=len(files) > 1)
+        with stop_on_signals() as stop:
+            report = segment_files(models, files, queries, output, progress=len(files) > 1, stop=stop)
         say_failures(report.failures, verbose=self.verbose)
         if report.interrupted:
             self._say_stopped(report, len(dict.fromkeys(files)))

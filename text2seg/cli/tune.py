@@ -11,7 +11,7 @@ import tyro
 
 from text2seg.cli.common import check_models, known_categories, load_models
 from text2seg.cli.flags import PipelineFlags
-from text2seg.cli.terminal import exit_status, log_to_terminal, say, say_failures
+from text2seg.cli.terminal import INTERRUPTED, exit_status, log_to_terminal, say, say_failures, stop_on_signals
 from text2seg.config import ModelSettings, Settings
 from text2seg.errors import DatasetError, SettingsError
 
@@ -26,7 +26,7 @@ class Tune:
 
     With ground truth, it chooses the threshold from 0.3 to 0.95 that has the best mean IoU. Without it, it chooses the
     middle of the range above 0.6 in which masks change least. This second choice is a guess: masks can be stable and
-    wrong.
+    wrong. After Ctrl-C, it shows what the images so far say, and writes nothing.
 
     Example: text2seg tune --ontology things.yaml photos --truth photos/dataset.json --plot curves.png --write
     """
@@ -83,6 +83,10 @@ class Tune:
             check_writable(self.ontology, overwrite=True, flag="--ontology")
         tuning = self._sweep(ontology)
         _show(tuning, verbose=self.verbose)
+        if tuning.images < tuning.given:
+            seen = f"{tuning.images} of {tuning.given} images"
+            say(f"text2seg: stopped after {seen}, which the table is about; nothing was written", file=sys.stderr)
+            return INTERRUPTED
         if self.plot:
             say(f"curves: {plot(tuning, self.plot)}")
         changes = tuning.changes()
@@ -104,10 +108,13 @@ class Tune:
         if self.truth is not None:
             truth = read_dataset(self.truth)
             models = load_models(self.model, settings)
-            return tune_by_truth(models, ontology, self.folder, truth, limit=self.limit, progress=True)
+            with stop_on_signals() as stop:
+                return tune_by_truth(models, ontology, self.folder, truth, limit=self.limit, progress=True, stop=stop)
         scan = list_images(self.folder, limit=self.limit)
         paths = [self.folder / file for file in scan.files]
-        return tune_by_stability(load_models(self.model, settings), ontology, paths, progress=True)
+        models = load_models(self.model, settings)
+        with stop_on_signals() as stop:
+            return tune_by_stability(models, ontology, paths, progress=True, stop=stop)
 
 
 def _show(tuning: Tuning, *, verbose: bool) -> None:

@@ -7,6 +7,7 @@ show which stage loses accuracy.
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -34,6 +35,7 @@ from text2seg.session import Pipeline, Session
 @dataclass(frozen=True, slots=True)
 class Benchmark:
     """Means over (image, category present) pairs of the `images` that could be used; `failures` are the others.
+    A benchmark that was `stopped` has not seen all images.
 
     `mean_iou` is the IoU of `evaluation.category_given`. `map_iou` is the IoU of the map alone, where it is above its
     mean. `best_iou` is the IoU of the best candidate of each segment, or of the segments if that is higher.
@@ -48,6 +50,7 @@ class Benchmark:
     worse_than_map: float
     seconds: float
     failures: tuple[Failure, ...]
+    stopped: bool = False
 
 
 def benchmark_coco(
@@ -59,6 +62,7 @@ def benchmark_coco(
     seed: int = 0,
     output: Path | None = None,
     progress: bool = False,
+    stop: threading.Event | None = None,
 ) -> Benchmark:
     """Segment the categories that each image shows according to the ground truth, and score the masks.
 
@@ -69,10 +73,12 @@ def benchmark_coco(
         truth: A COCO dataset.
         images: The folder of its images.
         targets: Number of (image, category) pairs, from images drawn at random with `seed`. Default: all.
-        output: Where to write the predictions as a COCO dataset.
+        output: Where to write the predictions as a COCO dataset, unless the benchmark was stopped.
+        stop: If it is set, stop after the current image.
 
     Raises:
         DatasetError: The ground truth is damaged or empty, or no image could be read.
+        KeyboardInterrupt: It was stopped before an image was done.
         QueryError: The models do not know a category.
     """
     checked = check_dataset(truth, "the ground truth")
@@ -88,8 +94,11 @@ def benchmark_coco(
     rows: list[tuple[float, float, float]] = []
     used: list[Sequence[Pair]] = []
     finder = ImageFinder(images=images)
+    stopped = False
     start = time.perf_counter()
     for pairs in tqdm(chosen, unit="image", disable=not progress):
+        if stopped := stop is not None and stop.is_set():
+            break
         scene = pairs[0].scene
         path = None
         try:
@@ -104,10 +113,12 @@ def benchmark_coco(
         used.append(pairs)
         rows += scores
     seconds = time.perf_counter() - start
+    if not rows and stopped:
+        raise KeyboardInterrupt
     if not rows:
         raise DatasetError(f"none of the {len(chosen)} images could be used, the first because: {failures[0].message}")
     predicted = builder.build()
-    if output is not None:
+    if output is not None and not stopped:
         write_dataset(predicted, output)
     of_map, of_segments, of_best = (np.array(column) for column in zip(*rows, strict=True))
     return Benchmark(
@@ -119,6 +130,7 @@ def benchmark_coco(
         worse_than_map=float((of_segments < of_map).mean()),
         seconds=seconds,
         failures=tuple(failures),
+        stopped=stopped,
     )
 
 
