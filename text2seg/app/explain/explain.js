@@ -110,13 +110,21 @@ customElements.define("t2s-tables", class extends HTMLElement {
 
 // The question before a long run. "Start" presses Run again.
 
+let agreed = false;
+
+/** Return whether "Start" was pressed since the last run. */
+window.text2segAgreed = () => {
+  const now = agreed;
+  agreed = false;
+  return now;
+};
+
 document.addEventListener("click", (event) => {
-  const name = event.target.closest?.("#explain-estimate [data-do]")?.dataset.do;
+  const name = event.target.closest?.("#explain-question [data-do]")?.dataset.do;
   if (!name) return;
-  const ask = event.target.closest("[data-ask]");
-  ask.hidden = true;
-  if (name === "begin-run") ask.dataset.ask = "yes";
+  agreed = name === "begin-run";
+  event.target.closest("[data-ask]").hidden = true; // the next run clears it
   const run = document.querySelector("#explain-run");
-  if (name === "begin-run") run.click();
+  if (agreed) run.click();
   else run.focus();
 });

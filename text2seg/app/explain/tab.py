@@ -46,27 +46,26 @@ QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 LONG = 120.0
 """Runs that take longer, in seconds, ask before they start."""
 PRESS = f"""() => {{
-  const ask = document.querySelector("#explain-estimate [data-ask]"); // a long run, and nobody has agreed yet
-  if (ask && ask.dataset.ask !== "yes") {{
-    ask.hidden = false;
-    ask.querySelector("button").focus();
-    return Array(3).fill({{ __type__: "update" }});
-  }}
-  if (ask) ask.hidden = true;
-  if (ask) ask.dataset.ask = "";
   // Until the server begins with this run; what it sends then has no data-sent.
   setTimeout(() => {{
     const waits = document.querySelector("#explain-status [data-sent]");
     if (waits) waits.textContent = "{BUSY}";
   }}, {1000 * 2 * PATIENCE});
   const starts = '<p class="numbers" role="status" data-sent>Starting …</p>';
-  return [text2segPress('#explain-begin'), `<section class="t2s-status running">${{starts}}</section>`, ''];
+  const busy = {{ __type__: "update", interactive: false }};
+  return [busy, `<section class="t2s-status running">${{starts}}</section>`, '', ''];
 }}"""
 ASK = (
-    '<div class="t2s"><p class="t2s-alert t2s-plain" data-ask role="alert" hidden>Start it now? '
+    '<div class="t2s"><p class="t2s-alert t2s-plain" data-ask role="alert">Start it now? '
     '<button type="button" data-do="begin-run">Start</button> '
     '<button type="button" data-do="leave-run">Not now</button></p></div>'
 )
+# Whether the visitor has pressed "Start" for this run, and what takes the focus when the answer is there.
+AGREED = "(...given) => [...given.slice(0, -1), text2segAgreed()]"
+BEGIN_UNLESS_ASKED = """(asked) => {
+  if (asked) document.querySelector("#explain-question button")?.focus();
+  else text2segPress("#explain-begin");
+}"""
 NOTED = "(typed, value) => ({{ ...typed, {tool}: {{ ...typed[{tool}], {field}: value }} }})"  # runs in the browser
 STOP = """() => {
   const said = document.querySelector("#explain-status .numbers");
@@ -155,6 +154,7 @@ class ExplainTab:
         self.stop.click(None, outputs=[self.stop], js=STOP, api_visibility="private")
         self.stop.click(self._leave, queue=False, **QUIET)
         self.estimate = gr.HTML("", padding=False, elem_id="explain-estimate")
+        self.question = gr.HTML("", padding=False, elem_id="explain-question")
         self.problem = gr.HTML("", padding=False, elem_id="explain-problem")
         self.status = gr.HTML(note(BEGIN), padding=False, elem_id="explain-status")
         self.panels = gr.HTML(
@@ -180,7 +180,8 @@ class ExplainTab:
             elem_classes="t2s",
         )
         self._asked = [self.tool, self.files, self.typed]
-        self._shown_parts = [self.problem, self.status, self.panels, self.downloads, self.tables]
+        self.agreed = gr.Checkbox(False, visible=False)
+        self._shown_parts = [self.question, self.problem, self.status, self.panels, self.downloads, self.tables]
 
     def _form(self, name: str, typed: Any) -> None:
         """Render the fields of a tool, with the values typed before."""
@@ -219,7 +220,11 @@ class ExplainTab:
         gr.on(changes, self._estimate, self._asked, [self.estimate], **last)
 
     def _wire_run(self) -> None:
-        self.start.click(None, outputs=[self.start, self.status, self.problem], js=PRESS)
+        pressed = self.start.click(None, outputs=[self.start, self.status, self.problem, self.question], js=PRESS)
+        answer = [self.question, self.status, self.start]
+        asked = pressed.then(self._ask, [*self._asked, self.agreed], answer, js=AGREED, queue=False, **QUIET)
+        asked.failure(None, outputs=[self.start], js=READY)
+        asked.success(None, [self.question], js=BEGIN_UNLESS_ASKED, api_visibility="private")
         shown_then = [*self._shown_parts, self.stop, self.sheet, self.numbers, self.folder]
         ran = self.begin.click(
             self._run,
@@ -237,6 +242,7 @@ class ExplainTab:
     def _cleared(self) -> Updates:
         """Return the updates of a tab without a result."""
         return {
+            self.question: "",
             self.problem: "",
             self.status: note(BEGIN),
             self.panels: None,
@@ -279,20 +285,32 @@ class ExplainTab:
 
     def _estimate(self, name: str, files: Any, typed: Any) -> str:
         """Say before a slow run how long it takes."""
+        seconds = self._seconds(name, files, typed)
+        if seconds < SLOW:
+            return ""
+        one = " an image" if self._tools[name].images == "many" and not files else ""
+        return (
+            f'<p class="t2s-hint" role="status">Takes about {words_for(seconds)}{one} on this computer. '
+            "Stop keeps what is done.</p>"
+        )
+
+    def _ask(self, name: str, files: Any, typed: Any, agreed: bool) -> Updates:
+        """Ask before a long run, unless the visitor has agreed. Not in the queue, so that nobody waits to be asked."""
+        if agreed or self._seconds(name, files, typed) <= LONG:
+            return {self.question: ""}
+        return {self.question: ASK, self.status: note(BEGIN), self.start: gr.Button(interactive=True)}
+
+    def _seconds(self, name: str, files: Any, typed: Any) -> float:
+        """Return the estimated time of a run in seconds; 0 for a tool that is always quick."""
         tool = self._tools[name]
+        if tool.work is None:
+            return 0.0
         try:
             settings = read_settings(tool.settings, self._given(typed, name))
             images = max(len(files or ()), 1) if tool.images == "many" else 1
-            seconds = estimate(tool, self._measured(), images, settings) if tool.work else None
+            return estimate(tool, self._measured(), images, settings) or 0.0
         except Text2SegError:  # the run says what is wrong
-            return ""
-        if seconds is None or seconds < SLOW:
-            return ""
-        one = " an image" if tool.images == "many" and not files else ""
-        return (
-            f'<p class="t2s-hint" role="status">Takes about {words_for(seconds)}{one} on this computer. '
-            f"Stop keeps what is done.</p>{ASK if seconds > LONG else ''}"
-        )
+            return 0.0
 
     def _measured(self) -> Speed:
         """Return the speed of the models. It is measured alone, because what runs beside it makes it too low."""
