@@ -4,7 +4,8 @@
 
 For each model, on one image of 480 × 640: the first answer, then answers that need no new encoding of the image
 (another threshold, a click, a new word). For the command line: the help, and the first mask of the demo model, each in
-a new process, in processor time. Models other than demo have random weights of the published sizes, which take the same time.
+a new process, in processor time. Models other than demo have random weights of the published sizes, which take the same
+time.
 """
 
 from __future__ import annotations

@@ -35,8 +35,7 @@ PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
 """Standard deviation of the RGB values that SAM and SAM 2 divide by."""
 SETS_PER_CALL = 32
-"""Point sets that go through the decoder at once on a GPU, at least. One takes about 40 MB of activations in a full-size
-SAM."""
+"""Point sets that go through the decoder at once on a GPU, at least. One takes about 40 MB in a full-size SAM."""
 SETS_PER_CALL_CPU = 8
 """Point sets that go through the decoder at once on a CPU. The activations of more do not fit into its caches: 32 take
 1.5 times as long for each set."""

@@ -73,8 +73,8 @@ class Upscaling:
         return mask
 
     def _tiles(self, logits: NDArray[np.float32], offset: float) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Return which tiles, bool [rows, columns], may have pixels above the lower threshold, and which have all pixels
-        above the higher one."""
+        """Return which tiles, bool [rows, columns], may have pixels above the lower threshold, and which are above the
+        higher one everywhere."""
         touched = self._counts(logits > self._threshold - offset) > 0
         full = self._counts(logits > self._threshold + offset) == np.outer(self._rows.lengths, self._columns.lengths)
         return touched, full
@@ -118,8 +118,8 @@ class Upscaling:
 
 
 class _Axis:
-    """One axis cut into tiles: of each, its `pixels`, the `cells` that they are computed from, and their weights float32
-    [pixels, cells]. `members` float32 [tiles, all cells] is 1 for the cells of each tile, and `lengths` counts them."""
+    """One axis cut into tiles: of each, its `pixels`, the `cells` that they are computed from, and their `weights`
+    float32 [pixels, cells]. `members` float32 [tiles, all cells] is 1 for a tile's cells; `lengths` counts them."""
 
     def __init__(self, matrix: Tensor, tile: int, device: torch.device) -> None:
         used = matrix.numpy() != 0
@@ -133,8 +133,7 @@ class _Axis:
             member[cells] = 1
         self.lengths = self.members.sum(1)
         self.weights = [
-            matrix[pixels, cells].contiguous().to(device)
-            for pixels, cells in zip(self.pixels, self.cells, strict=True)
+            matrix[pixels, cells].contiguous().to(device) for pixels, cells in zip(self.pixels, self.cells, strict=True)
         ]
 
 
