@@ -22,10 +22,11 @@ from weakref import WeakValueDictionary
 from text2seg.app.checks import read_image
 from text2seg.app.folder.archives import UploadLimit
 from text2seg.app.folder.inputs import Checked, check, copy_uploads, link_folder
-from text2seg.app.folder.review import ContactSheet, Decisions
+from text2seg.app.folder.review import ContactSheet
 from text2seg.app.messages import message_of
 from text2seg.app.model_pool import ModelPool
 from text2seg.app.settings import MEGA
+from text2seg.coco.marks import Marks
 from text2seg.config import LabelSettings
 from text2seg.errors import OntologyError, StoppedError, Text2SegError
 from text2seg.io.files import reason, resolve_path
@@ -83,7 +84,7 @@ class Job:
     """File names of images that look like photographs, if the models know drawings only."""
     message: str = ""
     report: LabelReport | None = None
-    decisions: Decisions = field(default_factory=Decisions)
+    marks: Marks = field(default_factory=Marks)
     sheet: ContactSheet | None = None
     stop: threading.Event = field(default_factory=threading.Event)
     is_removed: bool = False
