@@ -430,7 +430,7 @@ def test_messages_hide_folders_of_the_server():
     assert told("settings is not JSON") == "Settings is not JSON"
     assert told("there is no tool 'x'") == "There is no tool 'x'"
     assert told(f"{visitors_folder()}/3f/image-0/passwd is empty") == "passwd is empty"
-    wrong = SettingsError("give --target-text, or start the app with --host x", on_page="fill in --target-text")
+    wrong = SettingsError("give --target-text; or start the app with --device cpu", on_page="fill in --target-text")
     assert (message_of(wrong), message_of(wrong, in_api=True)) == ("Fill in “Target text”", "Give `target_text`")
     assert "ublic" not in told("this app is not called 'x'; start it with --public-url if a proxy stands before it")
 
