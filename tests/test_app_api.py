@@ -23,7 +23,7 @@ from PIL import Image as PillowImage
 from text2seg.coco.rle import decode
 from text2seg.config import PointSettings, Settings
 from text2seg.errors import SettingsError
-from text2seg.explain import TOOLS
+from text2seg.explain import TOOLS, Result
 
 ROOT = Path(__file__).parents[1]
 DOCS = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
@@ -433,6 +433,14 @@ def test_messages_hide_folders_of_the_server():
     wrong = SettingsError("give --target-text; or start the app with --device cpu", on_page="fill in --target-text")
     assert (message_of(wrong), message_of(wrong, in_api=True)) == ("Fill in “Target text”", "Give `target_text`")
     assert "ublic" not in told("this app is not called 'x'; start it with --public-url if a proxy stands before it")
+
+
+def test_notes_of_the_api_hide_folders_of_the_server_and_advice_for_the_command_line():
+    from text2seg.app.api import result_json
+    from text2seg.app.checks import visitors_folder
+
+    note = f"{visitors_folder()}/3f/image-0/a.jpg is empty. Run the same command again for the other images."
+    assert result_json(Result("t", notes=(note,)))["notes"] == ["a.jpg is empty."]
 
 
 class TestForms:
