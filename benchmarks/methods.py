@@ -5,10 +5,11 @@
     python benchmarks/methods.py words                     # an image with 1, 109 and 1,200 words
 
 `table` has a row for each split and method; *uncalibrated* rows run without the calibration in the model card, and on
-a few scenes only, because they find all things in every scene. Asked for all 109 things: AP, AP50, mIoU and the category-given IoU of `text2seg evaluate`; *lost* is the share of present
-things that were not found, *found* that of absent things that were. *Covered* is the share of true things that a
-segment covers with an IoU of 0.5, asked for what is there; no query counts as absent then. The seconds are CPU seconds
-for one image with 5 and with all words, encoders included, text features cached. Set OMP_NUM_THREADS=1.
+a few scenes only, because there all things are found in every scene. Asked for all 109 things: AP, AP50, mIoU and the
+category-given IoU of `text2seg evaluate`; *lost* is the share of present things that were not found, *found* that of
+absent things that were. *Covered* is the share of true things that a segment covers with an IoU of 0.5, asked for what
+is there; no query counts as absent then. The seconds are CPU seconds for one image with 5 and with all words, encoders
+included, text features cached. Set OMP_NUM_THREADS=1.
 
 `words` measures an image with regions and with auto. The words beyond 109 are things with a word before them.
 """

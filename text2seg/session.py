@@ -159,9 +159,9 @@ class Pipeline(ABC):
 class Session:
     """One image with the features computed for it, so that further calls are fast.
 
-    It keeps CLIP's tokens for each input size, SAM's embedding, and the same for the first `KEPT_VIEWS` tiles; further
-    tiles are encoded each time, so that memory is bounded. Calls with other words or settings compute only missing
-    features. `Pipeline.open` makes sessions.
+    It keeps CLIP's tokens for each input size, SAM's embedding, the regions if they are needed, and the same for the
+    first `KEPT_VIEWS` tiles; further tiles are encoded each time, so that memory is bounded. Calls with other words or
+    settings compute only missing features. `Pipeline.open` makes sessions.
     """
 
     def __init__(self, models: Pipeline, image: Image) -> None:
