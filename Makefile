@@ -36,9 +36,10 @@ TOOLS := $(or $(TEXT2SEG_TOOLS),.tools)
 test-integrations: $(READY) $(patsubst tests/integrations/%.txt,$(TOOLS)/%/.ready,$(wildcard tests/integrations/*.txt))  ## with the real tools, which take several GB
 	TEXT2SEG_TOOLS=$(TOOLS) $(BIN)/python -m pytest -rs tests/integrations
 
-$(TOOLS)/%/.ready: tests/integrations/%.txt
+$(TOOLS)/%/.ready: tests/integrations/%.txt | $(READY)
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/pip install --quiet --requirement $<
+	if test -n "$(UV)" && test -x "$(UV)"; then $(UV_INSTALL) $(@D)/bin/python --requirement $<; \
+		else $(@D)/bin/pip install --quiet --requirement $<; fi
 	@touch $@
 
 chromium:  ## install Chromium on Debian or Ubuntu if it is missing
@@ -64,14 +65,15 @@ lock: $(READY)  ## write requirements.lock with the latest versions that setup.c
 # $(install): install $(PACKAGE) and its requirements in the versions of requirements.lock. uv takes seconds and checks
 # the hash of every file. pip, used if uv cannot be installed or with `make UV= …`, takes minutes and checks versions only.
 UV := $(BIN)/uv
+UV_INSTALL = index=$${PIP_INDEX_URL:-$$($(BIN)/pip config get global.index-url 2>/dev/null)}; \
+	$(UV) pip install $${index:+--default-index "$$index"} --python
 define install
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	@echo "Installing $(PACKAGE) into $(VENV); torch is large, so the first time takes a while"
 	@test -z "$(UV)" || test -x "$(UV)" || $(BIN)/pip install --quiet --disable-pip-version-check uv || \
 		echo "uv cannot be installed, so pip is used; this takes some minutes"
 	@if test -n "$(UV)" && test -x "$(UV)"; then \
-		index=$${PIP_INDEX_URL:-$$($(BIN)/pip config get global.index-url 2>/dev/null)}; \
-		$(UV) pip install --python $(BIN)/python $${index:+--default-index "$$index"} --constraint requirements.lock --editable "$(PACKAGE)"; \
+		$(UV_INSTALL) $(BIN)/python --constraint requirements.lock --editable "$(PACKAGE)"; \
 	else \
 		sed -e '/--hash=/d' -e 's/ *\\$$//' requirements.lock >$(VENV)/versions.txt && \
 		$(BIN)/pip install --quiet --constraint $(VENV)/versions.txt --editable "$(PACKAGE)"; \

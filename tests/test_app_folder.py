@@ -41,7 +41,15 @@ from text2seg.app.folder.inputs import (
     link_folder,
 )
 from text2seg.app.folder.jobs import Job, Jobs, VisitorJobs
-from text2seg.app.folder.review import LARGE, PAGE, ContactSheet, Decisions, dataset_zip, failures_text, review_page
+from text2seg.app.folder.review import (
+    LARGE,
+    PAGE,
+    ContactSheet,
+    dataset_zip,
+    failures_text,
+    marks_file,
+    review_page,
+)
 from text2seg.app.model_pool import ModelPool
 from text2seg.app.segment.desk import KeptSessions
 from text2seg.app.segment.edits import add_point, draw_box, give_name
@@ -49,10 +57,12 @@ from text2seg.app.segment.requests import read_request
 from text2seg.app.segment.session import EditSession, find, open_image
 from text2seg.app.segment.view import NOT_RECORDED, view_of, why
 from text2seg.app.settings import AppSettings
-from text2seg.coco.dataset import write_dataset
+from text2seg.cli import main
+from text2seg.coco.dataset import read_dataset, write_dataset
+from text2seg.coco.marks import Mark, Marks, identity, read_marks, write_marks
 from text2seg.coco.rle import encode, mask_of
 from text2seg.config import LabelSettings
-from text2seg.errors import ImageError, QueryError, Text2SegError
+from text2seg.errors import DatasetError, ImageError, OutputError, QueryError, Text2SegError
 from text2seg.grids import iou
 from text2seg.labelling.job import label_folder
 from text2seg.model_card import ClosedVocabulary, card_of
@@ -265,47 +275,47 @@ def place_of(sheet, *, segments):
 
 
 def test_the_most_uncertain_images_come_first(job, sheet):
-    uncertainties = [tile["uncertainty"] for n in range(3) for tile in sheet.page(job.decisions, "all", n).tiles]
+    uncertainties = [tile["uncertainty"] for n in range(3) for tile in sheet.page(job.marks, "all", n).tiles]
     assert len(uncertainties) == 30
     assert uncertainties == sorted(uncertainties, reverse=True)
 
 
 def test_pages_have_a_fixed_size_and_an_end(job, sheet):
-    first, last = sheet.page(job.decisions, "all", 0), sheet.page(job.decisions, "all", 99)
+    first, last = sheet.page(job.marks, "all", 0), sheet.page(job.marks, "all", 99)
     assert (len(first.tiles), first.pages, first.number) == (PAGE, 3, 0)
     assert (len(last.tiles), last.number) == (30 - 2 * PAGE, 2)
-    assert sheet.page(job.decisions, "all", -1).number == 0
-    assert sheet.page(job.decisions, "accepted", 5).tiles == ()
+    assert sheet.page(job.marks, "all", -1).number == 0
+    assert sheet.page(job.marks, "accepted", 5).tiles == ()
 
 
 def test_the_next_page_begins_behind_the_last_image_that_was_shown(job, sheet):
     """Also where images have left the filter since, which moves the others forward."""
-    decisions = Decisions()
-    first = sheet.page(decisions, "undecided", 0)
-    assert sheet.number_after(decisions, "undecided", first.last) == 1
+    marks = Marks()
+    first = sheet.page(marks, "undecided", 0)
+    assert sheet.number_after(marks, "undecided", first.last) == 1
     for tile in first.tiles:
-        decisions.decide(tile["name"], "accepted")
-    assert sheet.number_after(decisions, "undecided", first.last) == 0
-    assert sheet.page(decisions, "undecided", 0).tiles[0]["place"] == first.last + 1
+        marks.decide_image(tile["name"], "accepted")
+    assert sheet.number_after(marks, "undecided", first.last) == 0
+    assert sheet.page(marks, "undecided", 0).tiles[0]["place"] == first.last + 1
 
 
 def test_counts_leave_out_what_was_rejected(job, sheet):
-    decisions = Decisions()
-    before = sheet.counts(decisions)
+    marks = Marks()
+    before = sheet.counts(marks)
     image = next(each for each in sheet.contents.images if len(each.items) > 1)
-    decisions.keep_segment(image.items[0].annotation["id"], keep=False)
-    assert before - sheet.counts(decisions) == Counter([image.items[0].category])
-    decisions.decide(image.file_name, "rejected")
-    assert before - sheet.counts(decisions) == Counter(item.category for item in image.items)
+    marks.decide(image.items[0].annotation["id"], "rejected", None, image.items[0].category)
+    assert before - sheet.counts(marks) == Counter([image.items[0].category])
+    marks.decide_image(image.file_name, "rejected")
+    assert before - sheet.counts(marks) == Counter(item.category for item in image.items)
 
 
 def test_verdicts_filter_the_sheet(job, sheet):
-    sheet.decide(job.decisions, {"place": 3, "verdict": "rejected"})
-    sheet.decide(job.decisions, {"place": 5, "verdict": "accepted"})
-    shown = {kind: sheet.page(job.decisions, kind, 0).fitting for kind in ("all", "undecided", "accepted", "rejected")}
+    sheet.decide(job.marks, {"place": 3, "verdict": "rejected"})
+    sheet.decide(job.marks, {"place": 5, "verdict": "accepted"})
+    shown = {kind: sheet.page(job.marks, kind, 0).fitting for kind in ("all", "undecided", "accepted", "rejected")}
     assert shown == {"all": 30, "undecided": 28, "accepted": 1, "rejected": 1}
-    sheet.decide(job.decisions, {"place": 3, "verdict": None})
-    assert job.decisions.count("rejected") == 0
+    sheet.decide(job.marks, {"place": 3, "verdict": None})
+    assert job.marks.images_with("rejected") == []
 
 
 @pytest.mark.parametrize(
@@ -328,29 +338,29 @@ def test_verdicts_filter_the_sheet(job, sheet):
     ],
 )
 def test_invalid_decisions_are_ignored(job, sheet, change):
-    sheet.decide(job.decisions, change)
-    assert job.decisions == Decisions()
+    sheet.decide(job.marks, change)
+    assert job.marks == Marks()
 
 
 def test_a_segment_is_rejected_with_its_own_image_only(job, sheet):
     place = place_of(sheet, segments=2)
     other = place_of(sheet, segments=1)
     number = sheet.contents.images[place].items[0].annotation["id"]
-    sheet.decide(job.decisions, {"place": other, "segment": number, "keep": False})
-    assert job.decisions.segments == set()
-    sheet.decide(job.decisions, {"place": place, "segment": number, "keep": False})
-    assert job.decisions.segments == {number}
-    sheet.decide(job.decisions, {"place": place, "segment": number, "keep": True})
-    assert job.decisions.segments == set()
+    sheet.decide(job.marks, {"place": other, "segment": number, "keep": False})
+    assert job.marks.rejected == []
+    sheet.decide(job.marks, {"place": place, "segment": number, "keep": False})
+    assert job.marks.rejected == [number]
+    sheet.decide(job.marks, {"place": place, "segment": number, "keep": True})
+    assert job.marks.rejected == []
 
 
 def test_rejected_items_are_not_in_the_download(job, sheet, tmp_path):
     two, one = place_of(sheet, segments=2), place_of(sheet, segments=1)
     dropped = sheet.contents.images[two].items[1].annotation["id"]
     gone = sheet.contents.images[one].file_name
-    sheet.decide(job.decisions, {"place": two, "segment": dropped, "keep": False})
-    sheet.decide(job.decisions, {"place": two, "verdict": "accepted"})
-    sheet.decide(job.decisions, {"place": one, "verdict": "rejected"})
+    sheet.decide(job.marks, {"place": two, "segment": dropped, "keep": False})
+    sheet.decide(job.marks, {"place": two, "verdict": "accepted"})
+    sheet.decide(job.marks, {"place": one, "verdict": "rejected"})
     path = dataset_zip(job, sheet, images=True)
     assert path.name == "My-photos--b-coco-with-images.zip"
     with zipfile.ZipFile(path) as archive:
@@ -380,25 +390,110 @@ def test_a_corrected_category_is_in_the_download(job, sheet, tmp_path):
     place = place_of(sheet, segments=2)
     item = next(each for each in sheet.contents.images[place].items if each.category == "ball")
     number = item.annotation["id"]
-    sheet.decide(job.decisions, {"place": place, "segment": number, "category": "red car"})
-    (tile,) = [each for each in sheet.page(job.decisions, "all", 0).tiles if each["place"] == place]
+    sheet.decide(job.marks, {"place": place, "segment": number, "category": "red car"})
+    (tile,) = [each for each in sheet.page(job.marks, "all", 0).tiles if each["place"] == place]
     assert {each["id"]: each["name"] for each in tile["segments"]}[number] == "red car"
     dataset = downloaded(job, sheet, tmp_path)
     names = {each["id"]: each["name"] for each in dataset["categories"]}
     assert names[annotation_of(dataset, number)["category_id"]] == "red car"
     assert dataset["info"]["review"]["corrected_categories"] == {str(number): "ball"}
-    sheet.decide(job.decisions, {"place": place, "segment": number, "category": "ball"})
-    assert job.decisions.categories == {}
+    sheet.decide(job.marks, {"place": place, "segment": number, "category": "ball"})
+    assert job.marks.categories == {}
     dataset = downloaded(job, sheet, tmp_path)
     assert names[annotation_of(dataset, number)["category_id"]] == "ball"
 
 
-def test_the_large_image_has_the_segments(sheet):
+class TestMarks:
+    """Marks go from the app to `merge` and `report` and back."""
+
+    @pytest.fixture
+    def marked(self, job, sheet):
+        """The decisions of a visitor: ids of a corrected and a rejected segment, and the names of two images."""
+        two, one = place_of(sheet, segments=2), place_of(sheet, segments=1)
+        items = sheet.contents.images[two].items
+        ball = next(each.annotation["id"] for each in items if each.category == "ball")
+        other = next(each.annotation["id"] for each in items if each.category != "ball")
+        sheet.decide(job.marks, {"place": two, "segment": ball, "category": "red car"})
+        sheet.decide(job.marks, {"place": two, "segment": other, "keep": False})
+        sheet.decide(job.marks, {"place": two, "verdict": "accepted"})
+        sheet.decide(job.marks, {"place": one, "verdict": "rejected"})
+        return ball, other, sheet.contents.images[two].file_name, sheet.contents.images[one].file_name
+
+    def test_merge_makes_the_dataset_of_the_download(self, job, sheet, marked, tmp_path, capsys):
+        ours, home = downloaded(job, sheet, tmp_path), tmp_path / "download"
+        merged = tmp_path / "merged.json"
+        command = ["merge", str(home / "unreviewed.json"), "--marks", str(home / "marks.json"), "--output", str(merged)]
+        assert main(command) == 0
+        assert "0 accepted, 1 corrected, 1 rejected; of whole images 2" in capsys.readouterr().out
+        assert [each["id"] for each in read_dataset(merged)["images"]] == [each["id"] for each in ours["images"]]
+
+        def told(dataset):
+            return [
+                (each["image_id"], each["category_id"], each["segmentation"], each["attributes"].get("review"))
+                for each in dataset["annotations"]
+            ]
+
+        assert told(read_dataset(merged)) == told(ours)
+
+    def test_they_come_back_into_another_review_of_the_job(self, job, sheet, marked):
+        path = marks_file(job, sheet)
+        assert read_marks(path).dataset.sha256 == identity(read_dataset(job.dataset))
+        again = Marks()
+        words = ContactSheet(job.dataset, job.images).open_marks(again, path)
+        assert again == job.marks
+        assert words == job.marks.count()
+
+    def test_marks_of_a_download_count_for_the_job(self, job, sheet, marked, tmp_path):
+        """Who accepts an annotation in the reviewed dataset accepts the category that it has there."""
+        ball, other, *names = marked
+        reviewed = read_dataset(write_dataset(downloaded(job, sheet, tmp_path), tmp_path / "home.json"))
+        assert identity(reviewed) != identity(sheet.content)
+        image = next(each for each in sheet.contents.images if len(each.items) == 1 and each.file_name not in names)
+        entries = [
+            Mark(image=names[0], annotation=ball, verdict="accepted"),
+            Mark(image=image.file_name, annotation=image.items[0].annotation["id"], verdict="rejected"),
+        ]
+        path = write_marks(tmp_path / "later.json", "home.json", identity(reviewed), entries)
+        assert sheet.open_marks(job.marks, path) == "0 accepted, 1 corrected, 1 rejected"
+        assert job.marks.categories == {ball: "red car"}
+        assert set(job.marks.rejected) == {other, image.items[0].annotation["id"]}
+        back = [Mark(image=names[0], annotation=ball, verdict="accepted", category="ball")]
+        sheet.open_marks(job.marks, write_marks(tmp_path / "back.json", "home.json", identity(reviewed), back))
+        assert (job.marks.categories, job.marks.annotations[ball]) == ({}, "accepted")
+
+    def test_marks_of_another_dataset_and_other_files_are_refused(self, job, sheet, marked, tmp_path):
+        before, path = deepcopy(job.marks), tmp_path / "secret" / "x.json"
+        path.parent.mkdir()
+        for content, words in (
+            ({"text2seg_marks": 1, "dataset": {"name": "o.json", "sha256": "0" * 64}, "marks": []}, "another dataset"),
+            ({"marks": []}, "x.json is not a file of marks"),
+        ):
+            path.write_text(json.dumps(content))
+            with pytest.raises(DatasetError, match=words) as told:
+                sheet.open_marks(job.marks, path)
+            assert "secret" not in str(told.value)
+        wrong = [Mark(image=marked[2], annotation=99_999, verdict="rejected")]
+        write_marks(path, "o.json", identity(sheet.content), wrong)
+        with pytest.raises(DatasetError, match=r"x\.json: this job has no annotation 99999"):
+            sheet.open_marks(job.marks, path)
+        assert job.marks == before
+
+    def test_a_rejected_segment_has_its_first_category_again(self, job, sheet, marked):
+        ball, *_ = marked
+        place = place_of(sheet, segments=2)
+        sheet.decide(job.marks, {"place": place, "segment": ball, "keep": False})
+        sheet.decide(job.marks, {"place": place, "segment": ball, "keep": True})
+        (tile,) = [each for each in sheet.page(job.marks, "all", 0).tiles if each["place"] == place]
+        found = next(each for each in tile["segments"] if each["id"] == ball)
+        assert (found["name"], found["is_kept"], found["verdict"]) == ("ball", True, "")
+
+
+def test_the_large_image_has_the_segments(job, sheet):
     place = place_of(sheet, segments=1)
-    large = sheet.large(place)
+    large = sheet.large(job.marks, place)
     assert max(large.width, large.height) == LARGE
     assert large.url.startswith("data:image/jpeg")
-    assert sheet.large(-1) is sheet.large(99) is None
+    assert sheet.large(job.marks, -1) is sheet.large(job.marks, 99) is None
 
 
 class TestEditing:
@@ -425,7 +520,7 @@ class TestEditing:
         assert len(session.document.pieces) == len(before)
         editing.finish(opened, session, job, sheet)
         assert sheet.content["annotations"] == before
-        assert job.decisions == Decisions()
+        assert job.marks == Marks()
         assert opened.before is held
 
     def test_edited_added_and_deleted_segments_reach_the_dataset(self, labelled, tmp_path):
@@ -467,7 +562,7 @@ class TestEditing:
             with pytest.raises(Text2SegError, match="another window has saved this image since"):
                 editing.finish(late.editing, late, job, sheet)
         assert sheet.content["annotations"] == saved
-        assert len(job.decisions.added) == 1
+        assert len(sheet.added) == 1
         again, _ = editing.begin(pool, job, sheet, 0, 0, EditSession())
         editing.finish(again.editing, again, job, sheet)
 
@@ -499,7 +594,7 @@ class TestEditing:
         job, sheet, pool = labelled
         before = deepcopy(sheet.content["annotations"])
         rejected = before[0]["id"]
-        sheet.decide(job.decisions, {"place": 0, "segment": rejected, "keep": False})
+        sheet.decide(job.marks, {"place": 0, "segment": rejected, "keep": False})
         session, _ = editing.begin(pool, job, sheet, 0, 0, EditSession())
         opened = session.document.pieces
         session = find(session, pool, session.texts, threshold=threshold, presence=presence)
@@ -508,7 +603,7 @@ class TestEditing:
         assert all(iou(piece.segment.mask, mask) < 0.5 for piece in session.document.pieces)
         editing.finish(session.editing, session, job, sheet)
         assert sheet.content["annotations"][: len(before)] == before
-        assert job.decisions.segments == {rejected}
+        assert job.marks.rejected == [rejected]
         added = sheet.content["annotations"][len(before) :]
         assert not any(each["attributes"].get("by_hand") for each in added)
 
@@ -519,12 +614,12 @@ class TestEditing:
         texts, opened = session.texts, session.editing
         without = find(session, pool, texts[1:], threshold=None, presence=None)
         editing.finish(opened, without, job, sheet)
-        assert (sheet.content["annotations"], job.decisions) == (before, Decisions())
+        assert (sheet.content["annotations"], job.marks) == (before, Marks())
         none = find(without, pool, (), threshold=None, presence=None)
         session = find(none, pool, texts, threshold=None, presence=None)
         assert not {piece.number for piece in session.document.pieces} & {*opened.numbers}
         editing.finish(opened, session, job, sheet)
-        assert (sheet.content["annotations"], job.decisions) == (before, Decisions())
+        assert (sheet.content["annotations"], job.marks) == (before, Marks())
 
     def test_a_mask_that_is_not_found_again_gets_no_invented_reason(self, labelled):
         job, sheet, pool = labelled
@@ -532,7 +627,7 @@ class TestEditing:
         elsewhere[:9, :9] = True
         number = sheet.content["annotations"][0]["id"]
         annotation = {**sheet.content["annotations"][0], "segmentation": encode(elsewhere), "area": 81}
-        sheet.correct(job.decisions, 0, 0, {number: annotation}, [], [])
+        sheet.correct(job.marks, 0, 0, {number: annotation}, [], [])
         session, chosen = editing.begin(pool, job, sheet, 0, number, EditSession())
         explanation, _ = why(session, chosen)
         assert explanation["candidates"] == []
@@ -545,7 +640,7 @@ class TestEditing:
         before = deepcopy(sheet.content["annotations"])
         names = {each["id"]: each["name"] for each in sheet.content["categories"]}
         engine = next(each["id"] for each in before if names[each["category_id"]] == "fire engine")
-        sheet.decide(job.decisions, {"place": 0, "segment": engine, "category": "koala"})
+        sheet.decide(job.marks, {"place": 0, "segment": engine, "category": "koala"})
         session, _ = editing.begin(pool, job, sheet, 0, 0, EditSession())
         again = find(session, pool, session.texts, threshold=None, presence=None)
         assert [piece.segment.query for piece in again.document.pieces].count("fire engine") == 0
@@ -601,11 +696,15 @@ def annotation_of(dataset, number):
 def test_other_downloads(job, sheet):
     with zipfile.ZipFile(dataset_zip(job, sheet, images=False)) as archive:
         assert sorted(archive.namelist()) == ["README.txt", "dataset.json", "failures.txt"]
+    with pytest.raises(OutputError, match="nothing is marked yet"):
+        marks_file(job, sheet)
     gone = sheet.contents.images[0].file_name
-    sheet.decide(job.decisions, {"place": 0, "verdict": "rejected"})
+    sheet.decide(job.marks, {"place": 0, "verdict": "rejected"})
+    with zipfile.ZipFile(dataset_zip(job, sheet, images=False)) as archive:
+        assert {"unreviewed.json", "marks.json"} < set(archive.namelist())
     page = review_page(job, sheet).read_text()
-    assert page.count("<article") == 29
-    assert f'data-name="{gone}"' not in page
+    assert page.count("<article") == 30
+    assert json.dumps({"image": gone, "verdict": "rejected"}) in page  # it begins with the marks
     assert str(job.folder) not in page
     assert failures_text(job).read_text().count("\n") == 1
 
@@ -625,7 +724,7 @@ def test_names_are_escaped_on_the_page(tmp_path):
     sheet = ContactSheet(write_dataset(dataset, job.dataset), job.images)
     pieces = [
         layout.status_html(job, 0),
-        layout.sheet_html(sheet.page(job.decisions, "all", 0), sheet.categories, {name}),
+        layout.sheet_html(sheet.page(job.marks, "all", 0), sheet.categories, {name}),
         layout.return_html(name, name),
         layout.checked_html(check(f"categories: {{a: {{'{name}': 1}}}}", DEMO)),
         layout.checked_html(Checked(ontology_of_queries([name]), ())),

@@ -159,10 +159,16 @@ def test_a_zip_becomes_a_reviewed_dataset(page, six, tmp_path):
 
     path, name = download(page, "COCO dataset")
     assert name == "photos-coco.zip"
-    assert zipfile.ZipFile(path).namelist() == ["dataset.json", "README.txt", "failures.txt"]
+    assert zipfile.ZipFile(path).namelist() == [
+        "dataset.json",
+        "README.txt",
+        "unreviewed.json",
+        "marks.json",
+        "failures.txt",
+    ]
     path, name = download(page, "Review page")
     assert name == "photos-review.html"
-    assert path.read_text().count("<article") == 5
+    assert path.read_text().count("<article") == 6
     path, name = download(page, "Failures")
     assert path.read_text().count("\n") == 1
 
@@ -421,6 +427,56 @@ def test_a_category_is_corrected(page, six):
     names = {each["id"]: each["name"] for each in dataset["categories"]}
     assert {each["id"]: names[each["category_id"]] for each in dataset["annotations"]}[number] == "koala"
     assert dataset["info"]["review"]["corrected_categories"] == {str(number): "fire engine"}
+
+
+def test_marks_go_to_the_review_page_and_come_back(page, six, tmp_path):
+    begin(page, six)
+    tile = page.locator(TILE, has_text="scene_0019.jpg")
+    tile.get_by_role("button", name="Accept").click()
+    page.get_by_role("button", name="Show day/scene_0019.jpg large").click()
+    large = page.get_by_role("dialog", name="Large view")
+    engine = large.locator(".segment", has=page.locator("b", has_text="fire engine")).first
+    number = int(engine.get_by_role("checkbox").get_attribute("data-segment"))
+    engine.get_by_role("combobox").select_option("koala")
+    wait_for_tally(page, "1 corrected")
+    large.get_by_role("button", name="Close").click()
+    sheep = tile.locator(".segment", has=page.locator("b", has_text="sheep")).first
+    other = int(sheep.get_by_role("checkbox").get_attribute("data-segment"))
+    sheep.get_by_role("checkbox").uncheck()
+    wait_for_tally(page, "1 accepted · 0 rejected · 1 segment rejected · 1 corrected")
+    path, name = download(page, "Review page")
+    review = page.context.new_page()
+    path = path.rename(tmp_path / name)
+    review.goto(path.as_uri())
+    expect(review.locator("#marked")).to_contain_text("2 of ")
+    expect(review.locator("#marked")).to_contain_text("marked, 1 image")
+    expect(review.get_by_label(f"Category of annotation {number}")).to_have_value("koala")
+    expect(review.locator(f"[data-annotation='{other}'] [data-verdict='rejected']")).to_have_attribute(
+        "aria-pressed", "true"
+    )
+    review.get_by_role("button", name="Reject image day/scene_0001.jpg").click()
+    review.locator(f"[data-annotation='{other}'] [data-verdict='accepted']").click()
+    with review.expect_download() as got:
+        review.get_by_role("button", name="Download marks").click()
+    assert got.value.suggested_filename == "photos-marks.json"
+    got.value.save_as(tmp_path / "marks.json")
+    review.close()
+    page.locator("#folder-review input[type=file]").set_input_files(tmp_path / "marks.json")
+    page.locator("#folder-review-problem").get_by_text(
+        "Marks of marks.json taken over: 1 accepted, 1 corrected"
+    ).wait_for()
+    wait_for_tally(page, "1 accepted · 1 rejected · 0 segments rejected · 1 corrected")
+    expect(sheep.get_by_role("checkbox")).to_be_checked()
+    path, name = download(page, "Download marks")
+    assert name == "photos-marks.json"
+    content = json.loads(path.read_text())
+    theirs = json.loads((tmp_path / "marks.json").read_text())
+    assert content["dataset"]["sha256"] == theirs["dataset"]["sha256"]
+    assert {json.dumps(each) for each in content["marks"]} == {json.dumps(each) for each in theirs["marks"]}
+    wrong = tmp_path / "wrong.json"
+    wrong.write_text(json.dumps(content | {"dataset": {"name": "other.json", "sha256": "0" * 64}}))
+    page.locator("#folder-review input[type=file]").set_input_files(wrong)
+    page.locator("#folder-review-problem").get_by_text("wrong.json has marks of another dataset, other.json").wait_for()
 
 
 def test_a_segment_is_edited_in_the_editor(page, six):

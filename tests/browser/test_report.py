@@ -114,6 +114,47 @@ def test_marks_are_kept_over_a_reload_and_come_back_from_their_file(page, datase
     assert download(page, tmp_path / "again.json") == content
 
 
+def test_marks_on_images_and_marks_to_begin_with(page, dataset, tmp_path):
+    """Another page with the downloaded marks shows them, and keeps its own."""
+    (engine,) = ids(read_dataset(dataset), "fire engine")
+    press(page, "Reject", engine)
+    page.get_by_role("button", name="Accept image scene_0019.jpg").click()
+    expect(page.locator("#marked")).to_have_text("1 of 5 annotations marked, 1 image")
+    content = download(page, tmp_path / "marks.json")
+    assert {"image": "scene_0019.jpg", "verdict": "accepted"} in content["marks"]
+    press(page, "Accept", engine)
+    images = ["--images", str(SCENES / "new-scenes" / "images")]
+    command = ["report", str(dataset), *images, "--marks", str(tmp_path / "marks.json")]
+    assert main([*command, "--output", str(tmp_path / "begun.html")]) == 0
+    page.goto((tmp_path / "begun.html").as_uri())
+    expect(page.locator("#marked")).to_have_text("1 of 5 annotations marked, 1 image")
+    rejected = page.locator(f"[data-annotation='{engine}'] [data-verdict='rejected']")
+    expect(rejected).to_have_attribute("aria-pressed", "true")
+    assert download(page, tmp_path / "again.json") == content
+
+
+def test_only_marks_that_no_file_has_are_warned_of(page, dataset, tmp_path):
+    """The browser asks on closing only if a mark differs from the downloaded or opened file."""
+    (engine,) = ids(read_dataset(dataset), "fire engine")
+    asks = "dispatchEvent(new Event('beforeunload', { cancelable: true }))"  # false: it asks
+    assert page.evaluate(asks)
+    press(page, "Reject", engine)
+    assert not page.evaluate(asks)
+    download(page, tmp_path / "marks.json")
+    assert page.evaluate(asks)
+    press(page, "Accept", engine)
+    assert not page.evaluate(asks)
+    page.once("dialog", lambda dialog: dialog.accept())
+    page.locator("#file").set_input_files(tmp_path / "marks.json")
+    expect(page.locator(f"[data-annotation='{engine}'] [data-verdict='rejected']")).to_have_attribute(
+        "aria-pressed", "true"
+    )
+    assert page.evaluate(asks)
+    press(page, "Reject", engine)  # takes it back
+    press(page, "Reject", engine)
+    assert page.evaluate(asks)
+
+
 def test_a_file_of_another_dataset_is_refused(page, tmp_path):
     other = {"text2seg_marks": 1, "dataset": {"name": "other.json", "sha256": "0" * 64}, "marks": []}
     for content, words in (

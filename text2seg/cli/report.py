@@ -25,6 +25,8 @@ class Report:
     """COCO file."""
     images: Path | None = None
     """Folder of the images. Default: the folder of the dataset, the one it records, and the current one."""
+    marks: Path | None = None
+    """Marks of this dataset that the page begins with: a file that a page or the app gave."""
     output: Path = Path("outputs/report.html")
     """HTML file to write."""
     limit: int = 500
@@ -48,6 +50,7 @@ class Report:
             self.dataset,
             self.output,
             images=self.images,
+            marks=self.marks,
             limit=self.limit,
             image_side=self.image_side,
             overwrite=self.overwrite,

@@ -1,4 +1,4 @@
-"""Marks: what a person decided on a dataset's masks in a review page, as a JSON file.
+"""Marks: what a person decided on a dataset's masks in a review, as a JSON file.
 
 docs/review.md describes the format. A file belongs to one dataset, by the hash `identity`. `Marks.apply` gives the
 reviewed dataset; `text2seg merge` uses it, and `text2seg.labelling.reviewed` for labelling.
@@ -20,6 +20,7 @@ from text2seg.coco.json_file import Json, read_json, short, write_json
 from text2seg.coco.reader import Dataset, attributes_of
 from text2seg.errors import DatasetError
 from text2seg.io.names import did_you_mean
+from text2seg.settings_fields import fault
 
 Verdict = Literal["accepted", "rejected"]
 
@@ -71,6 +72,17 @@ class MarksFile(BaseModel):
         """Hash of the decisions."""
         return hashlib.sha256(self.model_dump_json().encode("utf-8", "backslashreplace")).hexdigest()
 
+    def with_categories(self, shown: Mapping[int, str]) -> MarksFile:
+        """Return the file for a dataset whose corrected categories were not applied, from one where they were. `shown`
+        are these categories by annotation id: who accepted such an annotation as it was accepted its category."""
+
+        def told(mark: Mark) -> Mark:
+            category = None if mark.annotation is None else shown.get(mark.annotation)
+            is_as_shown = category is not None and mark.category is None and mark.verdict == "accepted"
+            return mark.model_copy(update={"category": category}) if is_as_shown else mark
+
+        return self.model_copy(update={"marks": [told(each) for each in self.marks]})
+
     def marks_of(self, dataset: Dataset, name: str) -> Marks:
         """Return the marks of their dataset. The last mark of an image or annotation counts.
 
@@ -112,13 +124,20 @@ class Marks:
     categories: dict[int, str] = field(default_factory=dict)
     before: dict[int, str] = field(default_factory=dict)
 
-    def decide(self, number: int, verdict: Verdict, category: str | None, before: str) -> None:
-        """Note the decision on an annotation, whose category was `before`."""
-        self.annotations[number] = verdict
-        self.categories.pop(number, None)
-        self.before.pop(number, None)
-        if category is not None and category != before:
+    def decide(self, number: int, verdict: Verdict | None, category: str | None, before: str) -> None:
+        """Note the decision on an annotation, whose category was `before`. Without a verdict, it loses its mark."""
+        for each in (self.annotations, self.categories, self.before):
+            each.pop(number, None)
+        if verdict is not None:
+            self.annotations[number] = verdict
+        if verdict == "accepted" and category is not None and category != before:
             self.categories[number], self.before[number] = category, before
+
+    def decide_image(self, file_name: str, verdict: Verdict | None) -> None:
+        """Note the decision on a whole image. Without a verdict, it loses its mark."""
+        self.images.pop(file_name, None)
+        if verdict is not None:
+            self.images[file_name] = verdict
 
     def update(self, other: Marks) -> None:
         """Take over the decisions of another file of the same dataset, which count more."""
@@ -129,10 +148,34 @@ class Marks:
                 mine.pop(number, None)
                 mine |= {number: theirs[number]} if number in theirs else {}
 
+    @property
+    def rejected(self) -> list[int]:
+        """Ids of rejected annotations."""
+        return sorted(number for number, verdict in self.annotations.items() if verdict == "rejected")
+
+    def images_with(self, verdict: Verdict) -> list[str]:
+        """Return the file names of the images with this verdict."""
+        return sorted(name for name, each in self.images.items() if each == verdict)
+
+    def entries(self, dataset: Mapping[str, Any]) -> list[Mark]:
+        """Return the marks as a file of marks of this dataset has them: images in their order, then annotations."""
+        names = {image["id"]: image["file_name"] for image in dataset["images"]}
+        images = [Mark(image=name, verdict=self.images[name]) for name in names.values() if name in self.images]
+        of_annotations = [
+            Mark(
+                image=names[each["image_id"]],
+                annotation=each["id"],
+                verdict=self.annotations[each["id"]],
+                category=self.categories.get(each["id"]),
+            )
+            for each in dataset["annotations"]
+            if each["id"] in self.annotations
+        ]
+        return images + of_annotations
+
     def count(self) -> str:
         """Return how many annotations were accepted, corrected and rejected, in words."""
-        rejected = sum(verdict == "rejected" for verdict in self.annotations.values())
-        corrected = len(self.categories)
+        rejected, corrected = len(self.rejected), len(self.categories)
         counts = f"{len(self.annotations) - rejected - corrected} accepted, {corrected} corrected, {rejected} rejected"
         images = f"; of whole images {len(self.images)}" if self.images else ""
         return counts + images
@@ -148,11 +191,9 @@ class Marks:
         names = {image["id"]: image["file_name"] for image in dataset["images"]}
         ids = {each["name"]: each["id"] for each in dataset["categories"]}
         review = {
-            "accepted": sorted(name for name, verdict in self.images.items() if verdict == "accepted"),
-            "rejected": sorted(name for name, verdict in self.images.items() if verdict == "rejected"),
-            "rejected_annotations": sorted(
-                number for number, verdict in self.annotations.items() if verdict == "rejected"
-            ),
+            "accepted": self.images_with("accepted"),
+            "rejected": self.images_with("rejected"),
+            "rejected_annotations": self.rejected,
             "corrected_categories": {str(number): name for number, name in sorted(self.before.items())},
         }
         return {
@@ -206,11 +247,12 @@ def read_marks(path: str | os.PathLike[str]) -> MarksFile:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = [f"no. {each + 1}" if isinstance(each, int) else str(each) for each in first["loc"]]
-        where = f"{' '.join(place)}: " if place else ""
-        got = "" if first["type"] == "missing" else f", got {short(first['input'])}"
+        says = fault(first)
+        where = " ".join(place) or "it"
+        got = f", got {short(first['input'])}" if says.startswith("must") else ""
         raise DatasetError(
-            f"{path} is not a file of marks: {where}{first['msg'][:1].lower()}{first['msg'][1:]}{got}; download it "
-            "from the page of text2seg report"
+            f"{path} is not a file of marks: {where}{'' if says.startswith(('must', 'is ')) else ':'} {says}{got}; "
+            "download it from the page of text2seg report or from the app"
         ) from error
 
 

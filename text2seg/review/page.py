@@ -17,8 +17,8 @@ from tqdm import tqdm
 from text2seg._version import __version__
 from text2seg.coco.dataset import read_dataset
 from text2seg.coco.lookup import ImageFinder
-from text2seg.coco.marks import REVIEW, identity
-from text2seg.coco.reader import attributes_of
+from text2seg.coco.marks import REVIEW, find_marked, identity, read_marks
+from text2seg.coco.reader import Dataset, attributes_of
 from text2seg.errors import Text2SegError
 from text2seg.io.writing import check_writable, write_atomically
 from text2seg.labelling.summary import columns
@@ -56,6 +56,7 @@ def write_review(
     output: str | os.PathLike[str] = "outputs/report.html",
     *,
     images: str | os.PathLike[str] | None = None,
+    marks: str | os.PathLike[str] | None = None,
     limit: int = 500,
     image_side: int = LONG_SIDE,
     overwrite: bool = False,
@@ -68,6 +69,7 @@ def write_review(
         output: the HTML file.
         images: folder of the images. Default: see `text2seg.coco.lookup.ImageFinder`. An image that is missing or
             cannot be read has a grey card that says so.
+        marks: a file of marks of this dataset that the page begins with.
         limit: how many images are shown, the most uncertain first; the summary counts all.
         image_side: longer side of the images on the page, pixels. The page shows an image in the whole window.
         overwrite: replace an existing output.
@@ -83,7 +85,8 @@ def write_review(
     if not SIDES[0] <= image_side <= SIDES[1]:
         raise Text2SegError(f"the side of the images must be from {SIDES[0]} to {SIDES[1]}, got {image_side}")
     content = read_dataset(dataset)
-    check_writable(output, overwrite=overwrite, inputs=[dataset], text=True)
+    check_writable(output, overwrite=overwrite, inputs=[dataset, *([Path(marks)] if marks else [])], text=True)
+    begun = _begun(content, marks) if marks else {"marks": [], "begun": ""}
     contents = contents_of(content)
     shown = contents.images[:limit]
     finder = ImageFinder(dataset, images, content["info"])
@@ -98,14 +101,23 @@ def write_review(
         "name": dataset.name,
         "sha256": identity(content),
         "categories": list(dict.fromkeys(each["name"] for each in content["categories"])),
+        **begun,
     }
     html = _render(contents, cards, about)
     write_atomically(output, [html.encode("utf-8", "backslashreplace")])
     return Review(output, len(shown), len(contents.images) - len(shown), sum(not each.url for each in thumbnails))
 
 
+def _begun(dataset: Dataset, marks: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the marks that the page begins with, and their hash."""
+    file = read_marks(marks)
+    file.marks_of(find_marked(file, str(marks), [dataset]), str(marks))
+    return {"marks": [each.model_dump(exclude_none=True) for each in file.marks], "begun": file.sha256}
+
+
 def _render(contents: Contents, cards: list[dict[str, Any]], about: Mapping[str, Any]) -> str:
-    """Return the page. `about` is what its script must know of the dataset: name, hash and categories."""
+    """Return the page. `about` is what its script must know: the dataset's name, hash and categories, and the marks to
+    begin with."""
     images = contents.images
     found = sum(bool(image.items) for image in images)
     rows = sorted(contents.categories, key=lambda row: (-row.segments, row.name))

@@ -94,7 +94,7 @@ def begin(
         raise Text2SegError(
             f"the editor still holds {before.editing.name}; first save it there, or go back without saving"
         )
-    version, entry = sheet.version(place), sheet.image(place)
+    version, entry = sheet.version(place), sheet.image(job.marks, place)
     if entry is None:
         raise Text2SegError("there is no such image; reload the page")
     image = read_image(job.images / entry.file_name, model_pool.settings)
@@ -115,9 +115,9 @@ def begin(
     for item in items:
         again = _found_again(item, found)
         segment = _segment_of(item, found, again)
-        if first := job.decisions.categories.get(item.annotation["id"]):  # a search finds it again under this name
+        if first := job.marks.before.get(item.annotation["id"]):  # a search finds it again under this name
             corrected.append(replace(segment, query=first))
-        if item.annotation["id"] in job.decisions.segments:
+        if job.marks.annotations.get(item.annotation["id"]) == "rejected":
             rejected.append(segment)
             continue
         number, by_hand = len(pieces) + 1, _is_by_hand(item)
@@ -190,7 +190,7 @@ def finish(editing: Editing, session: EditSession, job: Job, sheet: ContactSheet
         else:
             edited[editing.numbers[number]] = annotation
     removed = [editing.numbers[number] for number, each in lost.items() if each.query in result.maps.queries]
-    sheet.correct(job.decisions, editing.place, editing.version, edited, added, removed)
+    sheet.correct(job.marks, editing.place, editing.version, edited, added, removed)
 
 
 def _found_again(item: Item, found: Segmentation) -> Segment | None:

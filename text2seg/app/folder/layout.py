@@ -32,7 +32,8 @@ FEW_THINGS = "sheep, koala, fire engine"
 
 HELP = (
     "The most uncertain images come first. Click an image to see it large, to correct its categories or to edit its "
-    "segments. Rejected images and unticked segments are left out of the download. Images without a decision stay in."
+    "segments. Rejected images and unticked segments are left out of the dataset. Images without a decision stay in. "
+    "The marks are these decisions as a file: a review page opens it, and this tab opens marks made on such a page."
 )
 BEGIN = "Type things and convert them to an ontology, start from an example, or paste your own."
 KEYS = (
@@ -161,6 +162,8 @@ def _lay_out_review(c: SimpleNamespace) -> None:
         c.get_all = gr.Button("COCO dataset with images", size="md", variant="primary", elem_id="folder-get-all")
         c.get_dataset = gr.Button("COCO dataset", size="md", elem_id="folder-get-dataset")
         c.get_page = gr.Button("Review page", size="md", elem_id="folder-get-page")
+        c.get_marks = gr.Button("Download marks", size="md", elem_id="folder-get-marks")
+        c.open_marks = gr.UploadButton("Open marks", size="md", file_types=[".json"], elem_id="folder-open-marks")
         c.get_failures = gr.Button("Failures", size="md", elem_id="folder-get-failures")
     c.file = gr.DownloadButton("Download", visible="hidden", elem_id="folder-file")
     gr.Markdown("### Review")
@@ -207,7 +210,7 @@ def status_html(job: Job, ahead: int) -> str:
     """Return the status of a job. `ahead` is the number of jobs before it in the queue."""
     counts: Mapping[str, int] = {each.name: each.segments for each in job.report.categories} if job.report else {}
     if job.sheet:  # the visitor reviews it
-        counts = job.sheet.counts(job.decisions)
+        counts = job.sheet.counts(job.marks)
     status = _render(
         "status",
         job=job,
@@ -236,16 +239,22 @@ def return_html(name: str, job: str) -> str:
 
 def tally_html(job: Job) -> str:
     """Return how many images and segments were accepted and rejected."""
-    accepted, rejected = job.decisions.count("accepted"), job.decisions.count("rejected")
+    accepted, rejected = (len(job.marks.images_with(verdict)) for verdict in ("accepted", "rejected"))
     labelled = job.report.found + job.report.empty if job.report else 0
-    segments = len(job.decisions.segments)
-    corrected = len({*job.decisions.edited, *job.decisions.added, *job.decisions.categories})
+    segments = len(job.marks.rejected)
+    by_hand = job.sheet.edited | job.sheet.added if job.sheet else set()
+    corrected = len(by_hand.union(job.marks.categories))
     more = f"<b>{corrected}</b> corrected · " if corrected else ""
     return (
         f'<p class="t2s-tally" role="status"><b>{accepted}</b> accepted · <b>{rejected}</b> rejected · '
         f"<b>{segments}</b> segment{'s' * (segments != 1)} rejected · {more}"
         f"<b>{labelled - accepted - rejected}</b> undecided</p>"
     )
+
+
+def opened_html(name: str, counts: str) -> str:
+    """Return what a file of marks decided."""
+    return f'<p role="status">Marks of {escape(name)} taken over: {escape(counts)}.</p>'
 
 
 def _detail(job: Job, ahead: int) -> str:

@@ -8,14 +8,15 @@ import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from text2seg.coco.dataset import read_dataset, write_dataset
 from text2seg.coco.lookup import ImageFinder
-from text2seg.errors import OutputError, Text2SegError
+from text2seg.coco.marks import Marks, identity, read_marks, write_marks
+from text2seg.errors import DatasetError, OutputError, Text2SegError
 from text2seg.io.files import reason
 from text2seg.io.writing import discard, make_folder, write_atomically
 from text2seg.review import write_review
@@ -26,56 +27,6 @@ if TYPE_CHECKING:
     from text2seg.app.folder.jobs import Job
 
 Json = Mapping[str, Any]
-Verdict = Literal["accepted", "rejected"]
-
-
-@dataclass(slots=True)
-class Decisions:
-    """Verdicts by file name, ids of rejected annotations, and what was corrected: ids of annotations whose mask was
-    edited or that were added, and the category that text2seg gave by the id of each annotation with another."""
-
-    images: dict[str, Verdict] = field(default_factory=dict)
-    segments: set[int] = field(default_factory=set)
-    edited: set[int] = field(default_factory=set)
-    added: set[int] = field(default_factory=set)
-    categories: dict[int, str] = field(default_factory=dict)
-
-    def decide(self, file_name: str, verdict: Verdict | None) -> None:
-        """Set the verdict on an image; None removes it."""
-        if verdict is None:
-            self.images.pop(file_name, None)
-        else:
-            self.images[file_name] = verdict
-
-    def keep_segment(self, number: int, *, keep: bool) -> None:
-        (self.segments.discard if keep else self.segments.add)(number)
-
-    def count(self, verdict: Verdict) -> int:
-        return sum(each == verdict for each in self.images.values())
-
-    def apply(self, dataset: Json) -> dict[str, Any]:
-        """Return a dataset without rejected images and annotations. Ids do not change; `info.review` lists the
-        decisions."""
-        names = {image["id"]: image["file_name"] for image in dataset["images"]}
-        kept = {number for number, name in names.items() if self.images.get(name) != "rejected"}
-        review = {
-            "accepted": sorted(name for name, verdict in self.images.items() if verdict == "accepted"),
-            "rejected": sorted(name for name, verdict in self.images.items() if verdict == "rejected"),
-            "rejected_annotations": sorted(self.segments),
-            "edited_annotations": sorted(self.edited),
-            "added_annotations": sorted(self.added),
-            "corrected_categories": {str(number): name for number, name in sorted(self.categories.items())},
-        }
-        return {
-            **dataset,
-            "info": {**dataset["info"], "review": review},
-            "images": [image for image in dataset["images"] if image["id"] in kept],
-            "annotations": [
-                each for each in dataset["annotations"] if each["image_id"] in kept and each["id"] not in self.segments
-            ],
-        }
-
-
 Shown = Literal["all", "undecided", "accepted", "rejected"]
 
 PAGE = 12
@@ -106,7 +57,11 @@ class SheetPage:
 
 
 class ContactSheet:
-    """A dataset for review. Images are addressed by their place, most uncertain first."""
+    """A dataset for review. Images are addressed by their place, most uncertain first.
+
+    Marks do not change the `content`; editing by hand does. `edited` and `added` are the ids of annotations whose mask
+    was edited or that were added.
+    """
 
     def __init__(self, dataset: Path, images: Path) -> None:
         """Read a dataset. Raises `DatasetError` if it cannot be read."""
@@ -114,6 +69,10 @@ class ContactSheet:
         self.contents: Contents = contents_of(self.content)
         self._show = partial(thumbnail, colours=self.contents.colours, finder=ImageFinder(images=images))
         self._folder = images
+        self.content.name = "this job"  # in messages
+        self.edited: set[int] = set()
+        self.added: set[int] = set()
+        self._given: dict[str, Mapping[int, str]] = {}
         self._last = max((each["id"] for each in self.content["annotations"]), default=0)
         self._lock = threading.Lock()
         self._versions: Counter[int] = Counter()
@@ -123,51 +82,82 @@ class ContactSheet:
         """Names of the categories, in the order of the dataset."""
         return tuple(each["name"] for each in self.content["categories"])
 
-    def page(self, decisions: Decisions, shown: Shown, number: int) -> SheetPage:
+    def page(self, marks: Marks, shown: Shown, number: int) -> SheetPage:
         """Return one page of the images with this verdict. A number beyond the last page means the last page."""
-        fitting = [place for place, each in enumerate(self.contents.images) if _fits(each, decisions, shown)]
+        fitting = [place for place, each in enumerate(self.contents.images) if _fits(each, marks, shown)]
         pages = max(1, -(-len(fitting) // PAGE))
         number = min(max(number, 0), pages - 1)
         places = fitting[number * PAGE : (number + 1) * PAGE]
         with ThreadPoolExecutor(THREADS) as pool:
-            tiles = tuple(pool.map(partial(self._tile, decisions), places))
+            tiles = tuple(pool.map(partial(self._tile, marks), places))
         return SheetPage(number, pages, len(fitting), tiles)
 
-    def number_after(self, decisions: Decisions, shown: Shown, last: int) -> int:
+    def number_after(self, marks: Marks, shown: Shown, last: int) -> int:
         """Return the number of the page with the first image behind the place `last`. Images that do not fit any more
         have moved those behind them to earlier pages."""
-        return sum(_fits(each, decisions, shown) for each in self.contents.images[: last + 1]) // PAGE
+        return sum(_fits(each, marks, shown) for each in self.contents.images[: last + 1]) // PAGE
 
-    def counts(self, decisions: Decisions) -> Counter[str]:
+    def counts(self, marks: Marks) -> Counter[str]:
         """Return how many segments each category has, without rejected images and segments."""
-        kept = (each for each in self.contents.images if decisions.images.get(each.file_name) != "rejected")
-        items = (item for image in kept for item in image.items)
-        return Counter(item.category for item in items if item.annotation["id"] not in decisions.segments)
+        return Counter(
+            item.category
+            for image in self.contents.images
+            for item in _corrected(image, marks).items
+            if not marks.is_rejected(item.annotation, image.file_name)
+        )
 
-    def decide(self, decisions: Decisions, change: dict[str, Any]) -> None:
+    def decide(self, marks: Marks, change: dict[str, Any]) -> None:
         """Record a decision of a page: the `place` of an image and its `verdict`, or one of its segments and whether to
         `keep` it or its `category`. Ignore anything that does not fit the dataset."""
         match change:
             case {"place": int(place), "verdict": "accepted" | "rejected" | None as verdict} if self._has(place):
-                decisions.decide(self.contents.images[place].file_name, verdict)
+                marks.decide_image(self.contents.images[place].file_name, verdict)
             case {"place": int(place), "segment": int(segment), "keep": bool(keep)} if self._has(place):
-                if self._item(place, segment):
-                    decisions.keep_segment(segment, keep=keep)
+                if item := self._item(place, segment):
+                    marks.decide(segment, None if keep else "rejected", None, item.category)
             case {"place": int(place), "segment": int(segment), "category": str(name)} if self._has(place):
                 item = self._item(place, segment)
                 if item and name in self.categories:
-                    first = decisions.categories.setdefault(segment, item.category)
-                    if first == name:
-                        del decisions.categories[segment]
-                    self._put(place, {segment: {**item.annotation, "category_id": self._id_of(name)}})
+                    marks.decide(segment, "accepted", name, item.category)
 
-    def large(self, place: int) -> Thumbnail | None:
+    def open_marks(self, marks: Marks, path: Path) -> str:
+        """Add the marks of a file to those of this job; where both decide, the file counts. Return what it decides, in
+        words.
+
+        Raises:
+            DatasetError: it is not a file of marks, or not of this job: of its dataset as it is now, or as it was in a
+                download.
+        """
+        name = path.name
+        try:
+            file = read_marks(path)
+        except DatasetError as error:
+            raise DatasetError(str(error).replace(str(path), name)) from error
+        shown = {identity(self.content): {}, **self._given}.get(file.dataset.sha256)
+        if shown is None:
+            raise DatasetError(
+                f"{name} has marks of another dataset, {file.dataset.name}; open marks of this job, or of a page or "
+                "dataset that was downloaded from it"
+            )
+        opened = file.with_categories(shown).marks_of(self.content, name)
+        marks.update(opened)
+        return opened.count()
+
+    def hand_out(self, dataset: Json, marks: Marks | None = None) -> str:
+        """Remember a dataset that a visitor gets, so that marks of it can be opened, and return its hash. `marks` were
+        applied to it."""
+        sha256 = identity(dataset)
+        self._given[sha256] = dict(marks.categories) if marks else {}
+        return sha256
+
+    def large(self, marks: Marks, place: int) -> Thumbnail | None:
         """Return an image with its segments in a size for the whole window; None if there is no such image."""
-        return self._show(self.contents.images[place], long_side=LARGE) if self._has(place) else None
+        image = self.image(marks, place)
+        return self._show(image, long_side=LARGE) if image else None
 
-    def image(self, place: int) -> ReviewImage | None:
-        """Return an image; None if there is no such image."""
-        return self.contents.images[place] if self._has(place) else None
+    def image(self, marks: Marks, place: int) -> ReviewImage | None:
+        """Return an image with corrected categories; None if there is no such image."""
+        return _corrected(self.contents.images[place], marks) if self._has(place) else None
 
     def version(self, place: int) -> int:
         """Return how often an image was edited by hand."""
@@ -175,7 +165,7 @@ class ContactSheet:
 
     def correct(
         self,
-        decisions: Decisions,
+        marks: Marks,
         place: int,
         version: int,
         edited: Mapping[int, Json],
@@ -207,17 +197,17 @@ class ContactSheet:
             if item := self._item(place, number):
                 ours = {key: item.annotation[key] for key in ("id", "image_id", "category_id")}
                 changed[number] = {**annotation, **ours}
-                decisions.edited.add(number)
+                self.edited.add(number)
         number_of_image = next(each["id"] for each in self.content["images"] if each["file_name"] == image.file_name)
         for annotation in added:
             with self._lock:
                 self._last += 1
                 number = self._last
             changed[number] = {**annotation, "id": number, "image_id": number_of_image}
-            decisions.added.add(number)
+            self.added.add(number)
         for number in removed:
-            if self._item(place, number):
-                decisions.keep_segment(number, keep=False)
+            if item := self._item(place, number):
+                marks.decide(number, "rejected", None, item.category)
         self._put(place, changed)
 
     def _put(self, place: int, annotations: Mapping[int, Json]) -> None:
@@ -236,73 +226,87 @@ class ContactSheet:
     def _item(self, place: int, number: int) -> Item | None:
         return next((item for item in self.contents.images[place].items if item.annotation["id"] == number), None)
 
-    def _id_of(self, category: str) -> int:
-        return next(int(each["id"]) for each in self.content["categories"] if each["name"] == category)
-
     def _has(self, place: int) -> bool:
         return 0 <= place < len(self.contents.images)
 
-    def _tile(self, decisions: Decisions, place: int) -> dict[str, Any]:
+    def _tile(self, marks: Marks, place: int) -> dict[str, Any]:
         image = self.contents.images[place]
-        small = self._show(image)
+        small = self._show(_corrected(image, marks))
         return {
             "place": place,
             "name": image.file_name,
-            "verdict": decisions.images.get(image.file_name),
+            "verdict": marks.images.get(image.file_name),
             "uncertainty": image.uncertainty,
             "url": small.url,
             "width": small.width,
             "height": small.height,
             "words": small.note.replace(f"{self._folder}/", ""),
-            "segments": [self._segment(number, each, decisions) for number, each in enumerate(image.items, start=1)],
+            "segments": [self._segment(number, each, marks) for number, each in enumerate(image.items, start=1)],
             "near": image.near,
         }
 
-    def _segment(self, number: int, item: Item, decisions: Decisions) -> dict[str, Any]:
+    def _segment(self, number: int, item: Item, marks: Marks) -> dict[str, Any]:
         uncertainty, annotation = item.uncertainty, item.annotation["id"]
+        name = marks.categories.get(annotation, item.category)
+        verdict = marks.annotations.get(annotation)
         return {
             "number": number,
             "id": annotation,
-            "name": item.category,
-            "colour": "#" + bytes(self.contents.colours[item.category]).hex(),
-            "is_kept": annotation not in decisions.segments,
-            "marks": [
-                word
-                for word, those in (("edited", decisions.edited), ("added", decisions.added))
-                if annotation in those
+            "name": name,
+            "before": item.category,
+            "colour": "#" + bytes(self.contents.colours[name]).hex(),
+            "is_kept": verdict != "rejected",
+            "verdict": "corrected" if annotation in marks.categories else "accepted" if verdict == "accepted" else "",
+            "by_hand": [
+                word for word, those in (("edited", self.edited), ("added", self.added)) if annotation in those
             ],
             "uncertainty": uncertainty.value,
             "reason": uncertainty.words[uncertainty.reason] if uncertainty.reason else "",
         }
 
 
-def _fits(image: ReviewImage, decisions: Decisions, shown: Shown) -> bool:
-    verdict = decisions.images.get(image.file_name)
-    return shown == "all" or (verdict or "undecided") == shown
+def _corrected(image: ReviewImage, marks: Marks) -> ReviewImage:
+    """Return an image with the categories that its annotations have now."""
+    if not any(item.annotation["id"] in marks.categories for item in image.items):
+        return image
+    items = [replace(item, category=marks.categories.get(item.annotation["id"], item.category)) for item in image.items]
+    return replace(image, items=items)
+
+
+def _fits(image: ReviewImage, marks: Marks, shown: Shown) -> bool:
+    return shown == "all" or (marks.images.get(image.file_name) or "undecided") == shown
 
 
 # ---- downloads: the dataset without rejected items, the review page, and the failures
 
+UNREVIEWED = "unreviewed.json"
+
 README = """\
-dataset.json  a COCO dataset, found by text2seg; info.review says what was accepted and rejected by hand
-images/       the images, with the file names of the dataset (only in the download with images)
-failures.txt  images that failed, one per line, with the reason
+dataset.json     a COCO dataset, found by text2seg; info.review says what was accepted and rejected by hand
+unreviewed.json  the dataset before the review, and marks.json its marks, for text2seg report and merge (only if
+                 something was marked)
+images/          the images, with the file names of the dataset (only in the download with images)
+failures.txt     images that failed, one per line, with the reason
 """
 
 
 def dataset_zip(job: Job, sheet: ContactSheet, *, images: bool) -> Path:
-    """Write a zip of the dataset and the failures, with or without the images.
+    """Write a zip of the dataset, its marks and the failures, with or without the images.
 
     Raises:
         OutputError: the zip cannot be written.
     """
-    dataset = _reviewed(job, sheet)
-    target = _downloads(job) / f"{_stem(job)}-coco{'-with-images' if images else ''}.zip"
+    dataset, folder = _reviewed(job, sheet), _downloads(job)
+    sheet.hand_out(dataset, job.marks)
+    target = folder / f"{_stem(job)}-coco{'-with-images' if images else ''}.zip"
     part = target.with_name(f"{secrets.token_hex(8)}.part")  # two requests may run at once
     try:
         with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
-            archive.write(write_dataset(dataset, _downloads(job) / "dataset.json"), "dataset.json")
+            archive.write(write_dataset(dataset, folder / "dataset.json"), "dataset.json")
             archive.writestr("README.txt", README)
+            if job.marks != Marks():
+                archive.write(write_dataset(sheet.content, folder / UNREVIEWED), UNREVIEWED)
+                archive.write(marks_file(job, sheet), "marks.json")
             if job.failures:
                 archive.writestr("failures.txt", _failures(job))
             for name in [image["file_name"] for image in dataset["images"]] if images else ():
@@ -315,11 +319,22 @@ def dataset_zip(job: Job, sheet: ContactSheet, *, images: bool) -> Path:
     return target
 
 
+def marks_file(job: Job, sheet: ContactSheet) -> Path:
+    """Write the marks. Raises `OutputError` if there are none or they cannot be written."""
+    if job.marks == Marks():
+        raise OutputError("nothing is marked yet; accept or reject an image or a segment first")
+    target = _downloads(job) / f"{_stem(job)}-marks.json"
+    return write_marks(target, UNREVIEWED, sheet.hand_out(sheet.content), job.marks.entries(sheet.content))
+
+
 def review_page(job: Job, sheet: ContactSheet) -> Path:
-    """Write the page of `text2seg report` without rejected items. Raises `OutputError` if it cannot be written."""
-    dataset = write_dataset(_reviewed(job, sheet), _downloads(job) / f"{_stem(job)}.json")
+    """Write the page of `text2seg report` of the dataset before the review, with the marks. Raises `OutputError` if it
+    cannot be written."""
+    dataset = write_dataset(sheet.content, _downloads(job) / f"{_stem(job)}.json")
+    sheet.hand_out(sheet.content)
+    marks = None if job.marks == Marks() else marks_file(job, sheet)
     target = _downloads(job) / f"{_stem(job)}-review.html"
-    return write_review(dataset, target, images=job.images, overwrite=True).path
+    return write_review(dataset, target, images=job.images, marks=marks, overwrite=True).path
 
 
 def failures_text(job: Job) -> Path:
@@ -328,7 +343,9 @@ def failures_text(job: Job) -> Path:
 
 
 def _reviewed(job: Job, sheet: ContactSheet) -> dict[str, Any]:
-    return job.decisions.apply(sheet.content)
+    dataset = job.marks.apply(sheet.content)
+    by_hand = {"edited_annotations": sorted(sheet.edited), "added_annotations": sorted(sheet.added)}
+    return {**dataset, "info": {**dataset["info"], "review": dataset["info"]["review"] | by_hand}}
 
 
 def _failures(job: Job) -> bytes:

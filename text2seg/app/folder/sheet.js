@@ -106,15 +106,20 @@ window.text2segContactSheet = (element, send, watch) => {
 
   function changed(event) {
     const { segment, category } = event.target.dataset;
+    if (!segment && !category) return;
     const entry = event.target.closest(".segment");
+    const box = entry.querySelector("[data-segment]"), select = entry.querySelector("[data-category]");
+    entry.querySelector("[data-verdict-of]")?.remove();
     if (segment) {
-      entry.classList.toggle("rejected", !event.target.checked);
-      report(placeOf(entry), { segment: Number(segment), keep: event.target.checked });
-    } else if (category) {
-      entry.querySelector("b").textContent = event.target.value;
-      isCorrected = true;
-      report(placeOf(entry), { segment: Number(category), category: event.target.value });
+      if (select.value !== select.dataset.before) isCorrected = true;
+      select.value = select.dataset.before; // only an accepted segment has a corrected category
+      report(placeOf(entry), { segment: Number(segment), keep: box.checked });
+    } else {
+      box.checked = isCorrected = true;
+      report(placeOf(entry), { segment: Number(category), category: select.value });
     }
+    entry.classList.toggle("rejected", !box.checked);
+    entry.querySelector("b").textContent = select.value;
   }
 
   mounted.abort(); // the dialog of the large view is there for all mounts

@@ -18,7 +18,7 @@ from text2seg.app.folder import editing, layout
 from text2seg.app.folder.inputs import WITH_LIMITS, as_yaml, known_things
 from text2seg.app.folder.jobs import Job, Kept, VisitorJobs
 from text2seg.app.folder.layout import FEW_THINGS, SERVER, UPLOAD, choices_of, lay_out
-from text2seg.app.folder.review import ContactSheet, Shown, dataset_zip, failures_text, review_page
+from text2seg.app.folder.review import ContactSheet, Shown, dataset_zip, failures_text, marks_file, review_page
 from text2seg.app.messages import alert, message_of
 from text2seg.app.segment import Editor
 from text2seg.app.segment.desk import Desk
@@ -143,15 +143,21 @@ class Tab:
             turned = button.click(partial(self._turn, step), [c.kept, c.shown, c.number, c.last], sheet, **QUIET)
             turned.then(None, js=SHOW_SHEET)
             turned.failure(None, outputs=[button], js=READY)
-        one: dict[str, Any] = {**QUIET, "concurrency_limit": 1}  # decisions count, and are answered, in their order
+        one: dict[str, Any] = {
+            **QUIET,
+            "concurrency_limit": 1,
+            "concurrency_id": "review",
+        }  # decisions count, and are answered, in their order
         c.sheet.select(self._decide, [c.kept], [c.tally, c.status], trigger_mode="multiple", **one)
         c.sheet.enlarge(self._enlarge, [c.kept], [c.large], trigger_mode="always_last", **QUIET)
         c.sheet.redraw(self._page, [c.kept, c.shown, c.number], sheet, **QUIET)
         self._sheet = sheet
+        c.open_marks.upload(self._open_marks, [c.open_marks, c.kept, c.shown, c.number], sheet, **one)
         for button, make in (
             (c.get_all, lambda job, sheet: dataset_zip(job, sheet, images=True)),
             (c.get_dataset, lambda job, sheet: dataset_zip(job, sheet, images=False)),
             (c.get_page, review_page),
+            (c.get_marks, marks_file),
             (c.get_failures, lambda job, _: failures_text(job)),
         ):
             written = button.click(self._making(make), [c.kept], [c.file, c.wrong], api_visibility="private")
@@ -354,7 +360,7 @@ class Tab:
         if job is None or job.state != "done":
             return {c.sheet: "", c.tally: "", c.number: 0}
         sheet = self._jobs.sheet(job)
-        page = sheet.page(job.decisions, shown, number)
+        page = sheet.page(job.marks, shown, number)
         return {
             c.sheet: layout.sheet_html(page, sheet.categories, job.unfamiliar),
             c.tally: layout.tally_html(job),
@@ -372,7 +378,7 @@ class Tab:
     def _turn(self, step: int, kept: Any, shown: Shown, number: int, last: int) -> Updates:
         job = self._jobs.job(kept)
         if step > 0 and job is not None and job.state == "done":
-            return self._page(kept, shown, self._jobs.sheet(job).number_after(job.decisions, shown, last))
+            return self._page(kept, shown, self._jobs.sheet(job).number_after(job.marks, shown, last))
         return self._page(kept, shown, number + step)
 
     def _done(self, kept: Any) -> Job:
@@ -386,7 +392,7 @@ class Tab:
         """Return a large image of the review for the page."""
         job, data = self._done(kept), event._data
         place = data.get("place") if isinstance(data, dict) else None
-        large = self._jobs.sheet(job).large(place) if isinstance(place, int) else None
+        large = self._jobs.sheet(job).large(job.marks, place) if isinstance(place, int) else None
         if large is None or not large.url:
             return None
         return {"place": place, "file": {"url": large.url}, "answer": next(self._answers)}
@@ -396,8 +402,17 @@ class Tab:
             job = self._done(kept)
         except Text2SegError as error:
             return alert(message_of(error)), gr.skip()
-        self._jobs.sheet(job).decide(job.decisions, event._data)
+        self._jobs.sheet(job).decide(job.marks, event._data)
         return layout.tally_html(job), layout.status_html(job, 0)
+
+    def _open_marks(self, file: str, kept: Any, shown: Shown, number: int) -> Updates:
+        """Take over the marks of an uploaded file."""
+        try:
+            job = self._done(kept)
+            counts = self._jobs.sheet(job).open_marks(job.marks, check_upload(Path(file)))
+        except Text2SegError as error:
+            return {self._c.wrong: alert(message_of(error))}
+        return {**self._page(kept, shown, number), self._c.wrong: layout.opened_html(Path(file).name, counts)}
 
     def _making(self, make: Callable[[Job, ContactSheet], Path]) -> Callable[[Any], Any]:
         def made(kept: Any) -> tuple[Any, str]:
