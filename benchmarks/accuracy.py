@@ -107,7 +107,7 @@ def by_method(models: Text2Seg, name: str) -> Text2Seg:
 
 def scenes_to_label(name: str, limit: int | None) -> int | None:
     """Return how many scenes of each split a method is asked for everything; None: all."""
-    return min(limit or UNCALIBRATED_SCENES, UNCALIBRATED_SCENES) if name == "uncalibrated" else limit
+    return min(limit or UNCALIBRATED_SCENES, UNCALIBRATED_SCENES) if name.endswith("uncalibrated") else limit
 
 
 def sam_alone(models: Text2Seg, scenes: Sequence[OpenScene]) -> dict[str, float]:

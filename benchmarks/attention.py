@@ -3,6 +3,7 @@
     python benchmarks/attention.py                                  # the bundled scenes
     python benchmarks/attention.py runs/held-out runs/validation --refine none pamr
     python benchmarks/attention.py coco/val --model base            # any folder with dataset.json and its images
+    python benchmarks/attention.py runs/new-scenes … --semantic     # semantic segmentation, by region too
 
 Every pair of an image and a thing in it counts once. Its truth is the union of the thing's masks. Columns:
 
@@ -11,28 +12,37 @@ Every pair of an image and a thing in it counts once. Its truth is the union of 
                  the threshold for odd images is the best one for even images, and vice versa)
     at           these thresholds, one for each part
     SAM IoU      category-given IoU of the whole pipeline with the reference method, which is not fitted to any rule
+
+`--semantic` gives the mIoU of `text2seg explain semantic` with all categories of each folder as labels, without and
+with `--by-region`, and the median CPU seconds for an image, SAM included where it is needed, text features cached. Set
+OMP_NUM_THREADS=1.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from accuracy import lines
 from agreement import read_truth
 from numpy.typing import NDArray
 from page import bundled, markdown, publish
+from torch import Tensor
 from tqdm import tqdm
 
-from text2seg import MapSettings, PointSettings, PresenceSettings, Settings, Text2Seg
+from text2seg import MapSettings, PointSettings, PresenceSettings, Settings, Text2Seg, records
 from text2seg.clip.encoders import RULES
 from text2seg.coco import rle
 from text2seg.coco.dataset import build_dataset
-from text2seg.evaluation import align, category_given
+from text2seg.evaluation import align, category_given, score_semantic
 from text2seg.evaluation.protocols import pairs_of
+from text2seg.explain.recognition import corrected, label_map, label_texts
+from text2seg.explain.recognition_scores import Predictions
 from text2seg.grids import minmax, resize
 from text2seg.io.images import load_image
 from text2seg.session import Session
@@ -119,9 +129,7 @@ def compare(models: Text2Seg, folders: Sequence[Folder], maps: MapSettings, *, s
     """Score one way to make maps."""
     precisions, ious, parts = [], [], []
     for image in (each for _, images in folders for each in images):
-        (tokens,) = models.clip.encode_images(
-            [image.session.image], size=maps.input_size or models.input_size, architecture=maps.architecture
-        )
+        (tokens,) = models.encode([image.session], maps)
         scores = models.clip.similarity(tokens, image.names, maps).scores
         for one, mask in zip(scores, image.masks, strict=True):
             precision, of_levels = score_map(one, mask)
@@ -143,6 +151,58 @@ def pipeline_iou(folders: Sequence[Folder], maps: MapSettings) -> float:
     return sum(each.mean_iou * each.pairs for each in scores) / sum(each.pairs for each in scores)
 
 
+# --- semantic segmentation ---
+
+
+def semantic_table(
+    models: Text2Seg, folders: Sequence[Path], rules: Sequence[str], limit: int | None, timed: int
+) -> dict[str, dict[str, float]]:
+    """Return mIoU by folder and CPU seconds, for each rule and for each rule by region."""
+    rows: dict[str, dict[str, float]] = {}
+    for folder in folders:
+        truth = read_truth(folder, limit)
+        images = [
+            load_image(folder / entry["file_name"], image_id=entry["id"], file_name=entry["file_name"])
+            for entry in truth["images"]
+        ]
+        sessions = [models.open(image) for image in images]
+        names = {entry["id"]: entry["name"] for entry in truth["categories"]}
+        texts = label_texts(models, tuple(names.values()), ())
+        for rule in tqdm(rules, desc=folder.name, unit="rule"):
+            found = {f"{rule}{', by region' * regions}": Predictions() for regions in (False, True)}
+            for entry, session in zip(truth["images"], sessions, strict=True):
+                for regions, predictions in zip((False, True), found.values(), strict=True):
+                    labels = label_pixels(models, session, texts, len(names), rule, regions=regions)
+                    predictions.add(entry, {}, labels, tuple(names))
+            for regions, (name, predictions) in zip((False, True), found.items(), strict=True):
+                aligned = align(truth, predictions.dataset(truth, rule))
+                row = rows.setdefault(name, {})
+                row[folder.name] = score_semantic(aligned).miou
+                if folder is folders[-1]:
+                    row["CPU s"] = seconds(models, images[:timed], texts, len(names), rule, regions=regions)
+    return rows
+
+
+def label_pixels(
+    models: Text2Seg, session: Session, texts: Tensor, count: int, rule: str, *, regions: bool
+) -> NDArray[np.int64]:
+    (tokens,) = models.encode([session], MapSettings(rule, input_size=models.clip.default_size))
+    found = label_map(tokens, texts, count)
+    return corrected(found, models.owners(session), count) if regions else found
+
+
+def seconds(
+    models: Text2Seg, images: Sequence[records.Image], texts: Tensor, count: int, rule: str, *, regions: bool
+) -> float:
+    """Return the median CPU seconds for an image, encoders included."""
+    taken = []
+    for image in images:
+        start = time.process_time()
+        label_pixels(models, models.open(image), texts, count, rule, regions=regions)
+        taken.append(time.process_time() - start)
+    return float(np.median(taken))
+
+
 def ways(args: argparse.Namespace, models: Text2Seg) -> Iterator[MapSettings]:
     rules = [rule for rule in args.rules if models.clip.is_vit or rule in ("surgery", "raw")]
     for rule, redundancy, refine in itertools.product(rules, args.redundancy, args.refine):
@@ -156,6 +216,8 @@ def main() -> None:
     parser.add_argument("--redundancy", nargs="+", choices=["none", "empty"], default=["none", "empty"])
     parser.add_argument("--refine", nargs="+", choices=["none", "pamr"], default=["none"])
     parser.add_argument("--no-sam", action="store_true", help="maps only, which is quicker")
+    parser.add_argument("--semantic", action="store_true", help="semantic segmentation instead of maps")
+    parser.add_argument("--timed", type=int, default=5, help="with --semantic: images whose time is measured")
     parser.add_argument("--limit", type=int, help="use only the first scenes of each folder, this many")
     parser.add_argument("--input-size", type=int, help="CLIP's input in pixels")
     parser.add_argument("--model", default="demo")
@@ -164,6 +226,13 @@ def main() -> None:
     args = parser.parse_args()
     models = Text2Seg.load(args.model, precision=args.precision)
     folders = args.folders or bundled()
+    if args.semantic:
+        measured = semantic_table(models, folders, args.rules, args.limit, args.timed)
+        how = f"benchmarks/attention.py {' '.join(map(str, folders))} --semantic --limit {args.limit}"
+        how += f", {models.clip.precision.name}"
+        headings = ("rule", *next(iter(measured.values())))
+        publish("semantic", markdown(headings, lines(measured)), page=PAGE, how=how, write=args.write)
+        return
     read = [read_folder(models, f, n if len(folders) > 1 else None, args.limit) for n, f in enumerate(folders)]
     images = [image for _, listed in read for image in listed]
     names = sorted({name for image in images for name in image.names})

@@ -18,8 +18,17 @@ from text2seg.clip.model import ImageTokens
 from text2seg.errors import DatasetError, OutputError, QueryError, SettingsError
 from text2seg.evaluation import evaluate_files
 from text2seg.explain import TOOLS, Progress, run_tool
+from text2seg.explain.estimate import Speed, estimate
 from text2seg.explain.labelled import demo_splits
-from text2seg.explain.recognition import RecognitionSettings, SemanticSettings, label_map, painted, recognise
+from text2seg.explain.recognition import (
+    RecognitionSettings,
+    SemanticSettings,
+    corrected,
+    label_map,
+    label_texts,
+    painted,
+    recognise,
+)
 from text2seg.explain.recognition_scores import ScoresSettings
 from text2seg.grids import resize
 from text2seg.io.images import load_image
@@ -78,6 +87,21 @@ class TestLabelMap:
         tokens = ImageTokens(unit(1 + 12, 8), (3, 4), (24, 32))
         np.testing.assert_array_equal(label_map(tokens, texts, 30), label_map(tokens, texts, 40).clip(max=30))
 
+    def test_label_correction_gives_a_region_its_most_frequent_label(self):
+        rng = np.random.default_rng(3)
+        labels, owner = rng.integers(0, 5, (24, 32)), np.full((24, 32), -1, np.int32)
+        owner[2:9, 3:11], owner[9:20, 4:30], owner[20:, :2] = 0, 3, 1  # region 2 has no pixel of its own
+        expected = labels.copy()
+        for number in (0, 1, 3):
+            counts = [0] * 5
+            for row, column in np.argwhere(owner == number).tolist():
+                counts[labels[row, column]] += 1
+            for row, column in np.argwhere(owner == number).tolist():
+                expected[row, column] = counts.index(max(counts))
+        np.testing.assert_array_equal(corrected(labels, owner, 4), expected)
+        assert (expected != labels).any()
+        np.testing.assert_array_equal(corrected(labels, np.full((24, 32), -1, np.int32), 4), labels)
+
     def test_background_stays_unpainted(self, image):
         labels = np.full(image.hw, 2, np.int64)
         labels[:20, :30] = 0
@@ -128,6 +152,39 @@ class TestTools:
         models = Text2Seg(tiny_clip("resnet"), sam=None)
         with pytest.raises(SettingsError, match="surgery or raw"):
             run_tool(TOOLS["semantic"], models, [image], SemanticSettings(label=LABELS, architecture="gem"))
+
+
+class TestRegions:
+    def test_semantic_by_region_labels_whole_regions(self, demo):
+        image, settings = load_image(SCENE), SemanticSettings(label=("sheep", "fire engine"), by_region=True)
+        result = run_tool(TOOLS["semantic"], demo, [image], settings)
+        assert "surgery, corrected by region" in result.title
+        texts = label_texts(demo, settings.label, ())
+        (tokens,) = demo.clip.encode_images([image])
+        expected = corrected(label_map(tokens, texts, 2), demo.owners(demo.open(image)), 2)
+        pixels = {row[0]: row[2] for row in result.tables[0].rows}
+        names = (*settings.label, "background")
+        counts = np.bincount(expected.ravel(), minlength=3).tolist()
+        assert [pixels.get(name, 0) for name in names] == counts
+        (plain,) = run_tool(TOOLS["semantic"], demo, [image], SemanticSettings(label=settings.label)).tables
+        assert plain.rows != result.tables[0].rows
+
+    def test_semantic_takes_attention_within_regions(self, demo):
+        settings = SemanticSettings(label=("sheep", "fire engine"), architecture="corrclip", fit="crop", size=192)
+        (table,) = run_tool(TOOLS["semantic"], demo, [load_image(SCENE)], settings).tables
+        assert sum(row[1] for row in table.rows) == pytest.approx(1)
+
+    def test_regions_are_part_of_the_estimated_time(self, demo):
+        tool, speed = TOOLS["semantic"], Speed(demo)
+        assert estimate(tool, speed, 1, SemanticSettings()) == 0
+        assert estimate(tool, speed, 1, SemanticSettings(by_region=True)) > 0
+
+    @pytest.mark.parametrize("settings", [{"by_region": True}, {"architecture": "corrclip"}])
+    def test_without_a_sam_the_error_says_so(self, image, settings):
+        models, chosen = Text2Seg(tiny_clip(), sam=None), SemanticSettings(label=LABELS, **settings)
+        assert estimate(TOOLS["semantic"], Speed(models), 1, chosen) == 0
+        with pytest.raises(SettingsError, match="SAM"):
+            run_tool(TOOLS["semantic"], models, [image], chosen)
 
 
 class TestBars:

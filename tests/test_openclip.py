@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import re
@@ -10,6 +11,7 @@ import urllib.error
 from pathlib import Path
 
 import builders
+import cv2
 import numpy as np
 import open_clip
 import openclip_builders as models
@@ -18,6 +20,7 @@ import torch
 from closeness import DEMO_NETWORK, TINY_NETWORK, assert_close
 from PIL.Image import Resampling
 from safetensors.torch import save_file
+from test_attention import OF_REGIONS, weights_for
 from torch.nn import functional as F
 
 from text2seg import Text2Seg, weights
@@ -71,7 +74,8 @@ def test_the_image_feature_equals_that_of_open_clip_under_every_rule(kind, pair)
     rules = RULES if clip.is_vit else ("surgery", "raw")
     maps = {}
     for rule in rules:
-        (tokens,) = clip.encode_images([make_image()], size=models.SIZE, architecture=rule)
+        of_image = weights_for(rule, (models.SIZE // clip.stride,) * 2, count=1)
+        (tokens,) = clip.encode_images([make_image()], size=models.SIZE, architecture=rule, weights=of_image)
         assert_close(tokens.features[0], expected, terms=TINY_NETWORK)
         maps[rule] = tokens.features[1:]
         assert tokens.grid_hw == (models.SIZE // clip.stride,) * 2
@@ -105,6 +109,82 @@ def test_surgery_equals_a_naive_loop(kind, pair):
     assert_close(tokens.features[1:], F.normalize(patches, dim=-1), terms=TINY_NETWORK)
 
 
+@pytest.mark.parametrize("rule", OF_REGIONS)
+@pytest.mark.parametrize("kind", models.VITS)
+def test_attention_within_regions_equals_a_naive_loop(kind, rule, pair):
+    theirs, clip = pair(kind)
+    theirs = models.module(models.CONFIGS[kind]).double()
+    of_image, size = weights_for(rule, (3, 4), count=1), (48, 64)
+    (tokens,) = clip.encode_images([make_image()], size=size, architecture=rule, weights=of_image)
+    patches = naive_within_regions(theirs.visual, pixels(clip, size).double(), of_image[0].double(), (3, 4))
+    assert_close(tokens.features[1:], F.normalize(patches, dim=-1), terms=TINY_NETWORK)
+
+
+def naive_within_regions(tower, inputs, weights, grid_hw):
+    """Features of the patches [N, C] of a tower with three blocks: the second is the only middle one."""
+    timm = hasattr(tower, "trunk")
+    *blocks, last = tower.trunk.blocks if timm else tower.transformer.resblocks
+    prefix = tower.trunk.num_prefix_tokens if timm else 1
+    has_cls = tower.trunk.global_pool == "token" if timm else tower.pool_type == "tok"
+    (x,) = naive_inputs(tower, inputs, grid_hw)
+    for block in blocks:
+        x = block(x[None])[0]  # the last of them is the middle
+    attn = last.attn
+    qkv = (attn.qkv.weight, attn.qkv.bias) if timm else (attn.in_proj_weight, attn.in_proj_bias)
+    normed = (last.norm1 if timm else last.ln_1)(x)
+    query, key, value = (normed @ qkv[0].T + qkv[1]).chunk(3, dim=-1)
+    size = x.shape[1] // attn.num_heads
+    mixed, of_cls = (torch.zeros(len(weights), x.shape[1], dtype=x.dtype) for _ in range(2))
+    for row, of_row in enumerate(weights):
+        inside = [number for number, weight in enumerate(of_row.tolist()) if weight > 0]
+        mixed[row] = sum(of_row[number] * value[prefix + number] for number in inside)
+        for start in range(0, x.shape[1] if has_cls else 0, size):
+            part = slice(start, start + size)
+            logits = [query[0, part] @ key[1 + number, part] / size**0.5 for number in inside]
+            shares = torch.softmax(torch.stack(logits), 0)
+            of_cls[row, part] = sum(w * value[1 + n, part] for w, n in zip(shares, inside, strict=True))
+    project, scale = (attn.proj, last.ls1) if timm else (attn.out_proj, last.ls_1)
+    path = 2 * scale(project(mixed))  # the input of the last block is the mean of the middle
+    patches = F.normalize(features_alone(tower, path), dim=-1)
+    if not has_cls:
+        return patches
+    cls = x[:1] + scale(project(of_cls))
+    hidden = (last.norm2 if timm else last.ln_2)(cls)
+    cls = cls + (last.ls2 if timm else last.ls_2)(last.mlp(hidden))
+    return patches + 0.5 * F.normalize(features_alone(tower, cls), dim=-1)
+
+
+def naive_inputs(tower, inputs, grid_hw):
+    """The input of the first block [1, prefix + N, width], with the positions resized to the grid."""
+    tower = copy.deepcopy(tower)
+    side = models.SIZE // 16
+    if hasattr(tower, "trunk"):
+        trunk = tower.trunk
+        placed = trunk.pos_embed.shape[1] - side**2
+        trunk.pos_embed = torch.nn.Parameter(resized(trunk.pos_embed[0], placed, side, grid_hw)[None])
+        trunk.patch_embed.strict_img_size = False
+        return timm_inputs(trunk, inputs)
+    tower.positional_embedding = torch.nn.Parameter(resized(tower.positional_embedding, 1, side, grid_hw))
+    return tower._embeds(inputs)
+
+
+def resized(positions, prefix, side, grid_hw):
+    """Bilinear, one channel at a time, by OpenCV's rule for pixels' centres."""
+    grid = positions[prefix:].detach().numpy().reshape(side, side, -1)
+    channels = [cv2.resize(grid[..., n], grid_hw[::-1], interpolation=cv2.INTER_LINEAR) for n in range(grid.shape[2])]
+    return torch.cat([positions[:prefix], torch.from_numpy(np.stack(channels, -1)).flatten(0, 1)])
+
+
+def features_alone(tower, path):
+    """Features [N, C] of tokens [N, width], each alone."""
+    if not hasattr(tower, "trunk"):
+        return tower.ln_post(path) @ tower.proj
+    trunk = tower.trunk
+    alone = [trunk.norm(path[None, [row]]) for row in range(len(path))]
+    pooled = [trunk.attn_pool(each) if trunk.attn_pool is not None else each[:, 0] for each in alone]
+    return torch.cat([tower.head(trunk.head(trunk.fc_norm(each))) for each in pooled])
+
+
 def naive_surgery(tower, inputs):
     """Features of the patches [N, C]: the last block is changed, patch by patch and head by head."""
     timm = hasattr(tower, "trunk")
@@ -127,12 +207,7 @@ def naive_surgery(tower, inputs):
             mixed[row, head * size : (head + 1) * size] = sum(w * v for w, v in zip(weights, own, strict=True))
     scale = block.ls1 if timm else block.ls_1
     path = x[0] + scale((block.attn.proj if timm else block.attn.out_proj)(mixed))
-    if not timm:
-        return tower.ln_post(path[1:]) @ tower.proj
-    trunk = tower.trunk
-    alone = [trunk.norm(path[None, [row]]) for row in range(trunk.num_prefix_tokens, len(path))]
-    pooled = [trunk.attn_pool(each) if trunk.attn_pool is not None else each[:, 0] for each in alone]
-    return torch.cat([tower.head(trunk.head(trunk.fc_norm(each))) for each in pooled])
+    return features_alone(tower, path[tower.trunk.num_prefix_tokens if timm else 1 :])
 
 
 def timm_inputs(trunk, inputs):
@@ -185,8 +260,9 @@ def test_the_demo_clip_gives_the_same_maps_through_open_clip(demo, tmp_path):
     clip = models.opened(models.write_folder(tmp_path, demo_config(weights), weights))
     settings = MapSettings(templates=SHORT)
     for rule in RULES:
-        (ours,) = clip.encode_images([make_image()], size=64, architecture=rule)
-        (official,) = demo.clip.encode_images([make_image()], size=64, architecture=rule)
+        of_image = weights_for(rule, (4, 4), count=1)
+        (ours,) = clip.encode_images([make_image()], size=64, architecture=rule, weights=of_image)
+        (official,) = demo.clip.encode_images([make_image()], size=64, architecture=rule, weights=of_image)
         assert_close(ours.features, official.features, terms=DEMO_NETWORK)
     scores = clip.scores(ours, ["sheep", "fire engine"], settings)
     assert_close(scores, demo.clip.scores(official, ["sheep", "fire engine"], settings), terms=DEMO_NETWORK, scale=1)

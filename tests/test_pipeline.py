@@ -38,7 +38,7 @@ class FakeClip:
     def input_hw(self, size):
         return (size, size) if isinstance(size, int) else size or (8, 8)
 
-    def check(self, architecture):
+    def check(self, architecture, *, regions=False):
         pass
 
     def encode_images(self, images, *, size=None, architecture="surgery"):

@@ -14,7 +14,7 @@ import numpy as np
 import openclip_builders as models
 import pytest
 import torch
-from closeness import TINY_NETWORK, assert_close, assert_same_masks
+from closeness import DEMO_NETWORK, TINY_NETWORK, assert_close, assert_same_masks
 from PIL import Image as PilImage
 from test_attention import tiny_clip
 from torch import nn
@@ -24,7 +24,9 @@ from text2seg.cli import main
 from text2seg.clip.model import MOST_EVIDENCE, ImageTokens, preprocess
 from text2seg.clip.regions import (
     REGISTER_GAP,
+    attention_weights,
     image_values,
+    owners_of_patches,
     patch_features,
     registers,
     soft_masks,
@@ -32,16 +34,16 @@ from text2seg.clip.regions import (
     vit_of,
 )
 from text2seg.coco.dataset import build_dataset, read_dataset
-from text2seg.config import MapSettings, MaskSettings
+from text2seg.config import MapSettings, MaskSettings, TileSettings
 from text2seg.errors import QueryError, SettingsError
-from text2seg.grids import iou
+from text2seg.grids import iou, resize, tight_box
 from text2seg.io.images import load_image
 from text2seg.model_card import NO_CARD, RegionChoice, RegionClassification
 from text2seg.queries import parse_queries
 from text2seg.records import Image
 from text2seg.regions import GRID, FoundRegions, RegionClassifier, quality
 from text2seg.review.replay import replay
-from text2seg.sam.automatic import Region, automatic_regions, grid
+from text2seg.sam.automatic import Region, automatic_regions, grid, owners
 
 SCENES = Path(__file__).parents[1] / "text2seg" / "demo" / "scenes" / "new-scenes" / "images"
 SCENE = SCENES / "scene_0019.jpg"  # two sheep and a fire engine
@@ -372,7 +374,8 @@ def test_the_bytes_of_a_session_with_regions_are_counted_by_device(demo):
     session = demo.open(SCENE)
     session.segment("sheep", REGIONS)
     (found,) = session.regions.values()
-    host = session.image.pixels.nbytes + found.host_nbytes
+    masks = sum(region.mask.nbytes for region in found.regions)
+    host = session.image.pixels.nbytes + masks + found.host_nbytes
     features = [*(each.features for each in session.tokens.values()), found.features, *session.embedding.tensors]
     assert session.nbytes_by_device() == {"cpu": host + sum(each.nbytes for each in features)}
     session.tokens = {}
@@ -474,3 +477,123 @@ def test_the_command_line_classifies_regions_and_records_it(tmp_path, capsys):
     assert "koala: not found (0." in said
     info = json.loads((tmp_path / "out" / "dataset.json").read_text())["info"]
     assert '"method": "regions"' in json.dumps(info)
+
+
+# --- attention within regions -----------------------------------------------------------------------------------------
+
+CORRCLIP = Settings(MapSettings(architecture="corrclip-sam"))
+
+
+def region_of(mask):
+    """A region with this mask bool[H, W], as SAM gives them."""
+    x, y, width, height = tight_box(mask)
+    return Region(mask[y : y + height, x : x + width], (x, y, width, height), None, 0, 0.9, 0.9)
+
+
+def test_a_pixel_belongs_to_the_smallest_region_that_holds_it():
+    masks = masks_of(HW)
+    found = owners([region_of(mask) for mask in masks], HW)
+    for row, column in np.ndindex(*HW):
+        holding = [number for number, mask in enumerate(masks) if mask[row, column]]
+        assert found[row, column] == min(holding, key=lambda number: masks[number].sum(), default=-1)
+    assert set(found.ravel().tolist()) == {-1, 0, 1, 2}
+    assert (owners([], HW) == -1).all()
+
+
+def test_features_of_sam_lie_on_the_grid_of_clip(demo, session):
+    (embedding,) = demo.sam.embed([session.image])
+    rows, columns = demo.sam.filled(embedding, embedding.features.shape[-1])
+    assert columns < rows == embedding.features.shape[-1]  # the image is tall, and the frame square
+    expected = resize(embedding.features[:, :rows, :columns].numpy(), (5, 9)).reshape(-1, 45).T
+    expected = expected / np.linalg.norm(expected, axis=1, keepdims=True)
+    assert_close(demo.sam.grid_features(embedding, (5, 9)), expected, terms=16)
+
+
+def test_patches_attend_within_the_regions_that_sam_cuts_out(demo):
+    """The maps are those of the steps one by one."""
+    session = demo.open(SCENE)
+    found = session.segment(["sheep"], CORRCLIP).maps.scores
+    (embedding,) = demo.sam.embed([session.image])
+    regions = automatic_regions(demo.sam, lambda _: embedding, session.image.hw, GRID)
+    side = demo.clip.input_hw(demo.input_size)[0] // demo.clip.stride
+    owner = owners_of_patches(owners(regions, session.image.hw), (side, side))
+    assert len(np.unique(owner)) > 2
+    weights = attention_weights(owner, demo.sam.grid_features(embedding, (side, side)), 4.0)
+    (tokens,) = demo.clip.encode_images(
+        [session.image], size=demo.input_size, architecture="corrclip-sam", weights=[weights]
+    )
+    assert_close(found, demo.clip.scores(tokens, ["sheep"], MapSettings()), terms=DEMO_NETWORK, scale=1)
+
+
+def test_one_set_of_regions_serves_all_words_rules_and_methods(demo, monkeypatch):
+    made = []
+    monkeypatch.setattr(
+        "text2seg.regions.automatic_regions",
+        lambda *given, **named: made.append(1) or automatic_regions(*given, **named),
+    )
+    session = demo.open(SCENE)
+    before = session.nbytes
+    for rule in ("corrclip", "corrclip-sam"):
+        for words in ("sheep", "fire engine"):
+            session.segment(words, Settings(MapSettings(architecture=rule)))
+    demo.owners(session)
+    session.segment("sheep", Settings(MapSettings(architecture="corrclip"), PointSettings(method="regions")))
+    assert len(made) == 1
+    masks = sum(region.mask.nbytes for region in session.automatic)
+    tokens = sum(each.features.nbytes for each in session.tokens.values())
+    (found,) = session.regions.values()
+    assert session.nbytes - before == masks + tokens + found.host_nbytes + found.features.nbytes + sum(
+        each.nbytes for each in session.embedding.tensors
+    )
+
+
+def test_attention_within_regions_works_in_batches_and_tiles_and_is_not_calibrated(demo, session):
+    other = SCENES / "scene_0003.jpg"
+    alone = [demo.segment(each, ["sheep", "rocket"], CORRCLIP) for each in (SCENE, other)]
+    together = demo.segment_many([SCENE, other], ["sheep", "rocket"], CORRCLIP)
+    for one, many in zip(alone, together, strict=True):
+        assert_close(one.maps.scores, many.maps.scores, terms=DEMO_NETWORK, scale=1)
+        assert not one.maps.calibrated
+    tiled = session.segment("sheep", replace(CORRCLIP, tiles=TileSettings(tile=160)))
+    assert tiled.segments
+
+
+def test_without_regions_the_error_says_the_way_out(demo, tmp_path):
+    alone = Text2Seg(demo.clip, sam=None)
+    for attempt in (
+        lambda: alone.check(["sheep"], CORRCLIP),
+        lambda: demo.clip.encode_images([load_image(SCENE)], architecture="corrclip"),
+        lambda: demo.clip.check("corrclip"),
+    ):
+        with pytest.raises(
+            SettingsError, match=r"SAM cuts out, and here CLIP works alone: choose another rule \(surgery"
+        ):
+            attempt()
+    with pytest.raises(SettingsError, match="load a SAM too"):
+        alone.owners(alone.open(SCENE))
+    models = copy.copy(demo)
+    models.clip = copy.copy(demo.clip)
+    models.clip.image_network = lambda pixels, architecture: None  # as ONNX Runtime replaces it
+    with pytest.raises(SettingsError, match="runs with torch only; leave --runtime out"):
+        models.check(["sheep"], CORRCLIP)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["export", "onnx", "--output", "graphs"],
+        ["label", SCENES, "--query", "sheep", "--only-if-present"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_commands_of_clip_alone_refuse_attention_within_regions(tmp_path, monkeypatch, capsys, command):
+    monkeypatch.chdir(tmp_path)
+    assert main([*map(str, command), "--model", "demo", "--architecture", "corrclip"]) == 2
+    assert "choose another rule" in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_command_line_takes_attention_within_regions_and_records_it(tmp_path):
+    given = ["segment", str(SCENE), "--query", "sheep", "--model", "demo", "--architecture", "corrclip"]
+    assert main([*given, "--output", str(tmp_path)]) == 0
+    info = json.loads((tmp_path / "dataset.json").read_text())["info"]
+    assert '"architecture": "corrclip"' in json.dumps(info)

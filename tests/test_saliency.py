@@ -12,10 +12,10 @@ import pytest
 import torch
 from closeness import TINY_NETWORK, assert_close
 from saliency_builders import Naive, in_float64, random_target, state
+from test_attention import ALONE, tiny_clip
 from test_attention import naive as naive_rule
-from test_attention import tiny_clip
 
-from text2seg.clip.encoders import RULES, encode_vit
+from text2seg.clip.encoders import encode_vit
 from text2seg.clip.model import Clip, preprocess
 from text2seg.clip.text import encode_tokens, tokenize
 from text2seg.errors import CheckpointError, SettingsError
@@ -211,7 +211,7 @@ def test_negative_uses_the_gradient_of_one_minus_cosine(clip, image, target, nai
     np.testing.assert_array_equal(saliency(clip, image, target, "surgery", size=SIZE, negative=True), -surgery)
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", ALONE)
 def test_similarity_maps_are_cosines_of_patches(clip, image, target, name):
     tokens = naive_rule(in_float64(clip.model.visual), preprocess(image, SIZE).double(), name)[1:]
     unit = tokens / np.linalg.norm(tokens, axis=1, keepdims=True)

@@ -10,11 +10,10 @@ import builders
 import numpy as np
 import pytest
 from closeness import DEMO_NETWORK, about
-from test_attention import tiny_clip
+from test_attention import ALONE, tiny_clip
 
 import text2seg
 from text2seg import Text2Seg
-from text2seg.clip.encoders import RULES
 from text2seg.coco.dataset import read_dataset
 from text2seg.coco.rle import decode
 from text2seg.errors import ImageError, QueryError, SettingsError
@@ -32,7 +31,7 @@ CLEAR = (
     "relevance",
     "relevance-last-grad",
     "legrad",
-    *(name for name in RULES if name not in ("raw", "gem")),
+    *(name for name in ALONE if name not in ("raw", "gem")),
 )
 
 

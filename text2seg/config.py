@@ -11,7 +11,7 @@ from text2seg.errors import SettingsError
 from text2seg.io.storage import Url, place_of
 from text2seg.settings_fields import check_choices, check_device_name, freeze_choices, freeze_names, freeze_texts
 
-Architecture = Literal["surgery", "raw", "maskclip", "sclip", "clearclip", "naclip", "gem"]
+Architecture = Literal["surgery", "raw", "maskclip", "sclip", "clearclip", "naclip", "gem", "corrclip", "corrclip-sam"]
 """Names of the attention rules, `text2seg.clip.encoders.RULES`."""
 Prompt = Literal["points", "box", "box-mask"]
 RegionFeatures = Literal["patches", "values"]

@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from text2seg.clip.encoders import RULES
 from text2seg.clip.maps import QueryMap, label_set, texts_of
 from text2seg.clip.model import Clip, ImageTokens, query_maps
 from text2seg.config import AutomaticSettings, MapSettings, OnnxProvider, Settings, TileSettings, TrackerName
-from text2seg.errors import QueryError
+from text2seg.errors import QueryError, SettingsError
 from text2seg.grids import minmax, place
 from text2seg.loading import load_pair, presence_model
 from text2seg.model_card import NO_CARD, ClosedVocabulary, ModelCard, is_photograph
@@ -36,9 +37,9 @@ from text2seg.records import (
     Segmentation,
     SimilarityMaps,
 )
-from text2seg.regions import RegionClassifier
+from text2seg.regions import RegionClassifier, automatic_of, weights_within_regions
 from text2seg.runtime import PrecisionName
-from text2seg.sam.automatic import Region, automatic_masks, automatic_regions
+from text2seg.sam.automatic import Region, automatic_masks, automatic_regions, owners
 from text2seg.sam.base import AnySam, SamEmbedding
 from text2seg.sam.candidates import by_sam, cut, segment_of, without_overlaps
 from text2seg.session import ImageSource, Pipeline, Queries, Session
@@ -239,7 +240,7 @@ class Text2Seg(Pipeline):
     ) -> tuple[tuple[Query, ...], dict[str, str]]:
         settings = settings or self.settings
         maps = settings.maps
-        self.clip.check(maps.architecture)
+        self.clip.check(maps.architecture, regions=self.sam is not None)
         self.clip.input_hw(maps.input_size or self.input_size)
         known, unknown = parse_queries(queries), dict[str, str]()
         if self.closed_vocabulary:
@@ -306,7 +307,7 @@ class Text2Seg(Pipeline):
     ) -> tuple[Segmentation, ...]:
         """Segment a batch of images, each as a whole."""
         # Where is it? One similarity map per image and query.
-        tokens = self._encode(sessions, settings.maps)
+        tokens = self.encode(sessions, settings.maps)
         found = [query_maps(self.clip, each, queries, settings.maps) for each in tokens]
         thresholds = tuple(self.presence_threshold(query, settings) for query in queries)
         if settings.points.method == "regions":
@@ -368,16 +369,41 @@ class Text2Seg(Pipeline):
             )
         ]
 
-    def _encode(self, sessions: Sequence[Session], settings: MapSettings) -> list[ImageTokens]:
-        """Return the CLIP tokens of every session; missing ones are computed in one batch."""
-        size = settings.input_size or self.input_size
-        key = (self.clip.input_hw(size), settings.architecture)
-        missing = [session for session in sessions if key not in session.tokens]
+    def encode(self, sessions: Sequence[Session], settings: MapSettings) -> list[ImageTokens]:
+        """Return the CLIP tokens of every session; missing ones are computed in one batch.
+
+        Raises:
+            SettingsError: CLIP cannot follow the attention rule, or it needs regions and there is no SAM.
+        """
+        size, rule = settings.input_size or self.input_size, settings.architecture
+        self.clip.check(rule, regions=self.sam is not None)
+        input_hw = self.clip.input_hw(size)
+        missing = [session for session in sessions if (input_hw, rule) not in session.tokens]
         images = [session.image for session in missing]
-        fresh = self.clip.encode_images(images, size=size, architecture=settings.architecture)
+        if RULES[rule].regions:
+            grid_hw = (input_hw[0] // self.clip.stride, input_hw[1] // self.clip.stride)
+            embeddings = self._embed(missing, range(len(missing)))
+            weights = [
+                weights_within_regions(self.sam, embeddings[n], session, grid_hw, rule)
+                for n, session in enumerate(missing)
+            ]
+            fresh = self.clip.encode_images(images, size=size, architecture=rule, weights=weights)
+        else:
+            fresh = self.clip.encode_images(images, size=size, architecture=rule)
         for session, tokens in zip(missing, fresh, strict=True):
-            session.tokens[key] = tokens
-        return [session.tokens[key] for session in sessions]
+            session.tokens[input_hw, rule] = tokens
+        return [session.tokens[input_hw, rule] for session in sessions]
+
+    def owners(self, session: Session) -> NDArray[np.int32]:
+        """Return the number of the smallest thing that SAM cuts out around each pixel of the image, int32 [H, W]; -1
+        outside all.
+
+        Raises:
+            SettingsError: there is no SAM.
+        """
+        if self.sam is None:
+            raise SettingsError("regions are cut out by SAM, and CLIP was loaded alone; load a SAM too")
+        return owners(automatic_of(self.sam, self._embed([session], [0])[0], session), session.image.hw)
 
     def _embed(self, sessions: Sequence[Session], numbers: Iterable[int]) -> dict[int, SamEmbedding]:
         """Return the SAM embeddings of the numbered sessions; missing ones are computed in one batch."""
@@ -395,7 +421,7 @@ class Text2Seg(Pipeline):
         if len(parsed) > 1:
             names = ", ".join(each.name for each in parsed)
             raise QueryError(f"points belong to one query, got {len(parsed)}: {names}")
-        maps, _ = query_maps(self.clip, self._encode([session], settings.maps)[0], parsed, settings.maps)
+        maps, _ = query_maps(self.clip, self.encode([session], settings.maps)[0], parsed, settings.maps)
         embedding = self._embed([session], [0])[0]
         (candidates,) = self.sam.decode([(embedding, points)])
         best = int(by_sam(candidates).argmax())

@@ -1,4 +1,7 @@
-"""Region classification: SAM cuts out everything, and CLIP says which query each region shows, or that it shows none.
+"""The regions of an image, everything that SAM cuts out, and what CLIP says of them.
+
+Attention within regions lets CLIP's patches attend to those of their own region only. Region classification says which
+query each region shows, or that it shows none.
 
 One set of masks serves any number of queries. A region competes for a query with the distractors and the empty text, so
 that it may be nothing. Of regions of one query that overlap, such as a thing and its parts, the best one stays.
@@ -15,15 +18,24 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from text2seg.clip.encoders import RULES
 from text2seg.clip.maps import on_grid
 from text2seg.clip.model import Clip, ImageTokens
-from text2seg.clip.regions import has_values, patch_features, soft_masks, value_features, vit_of
+from text2seg.clip.regions import (
+    attention_weights,
+    has_values,
+    owners_of_patches,
+    patch_features,
+    soft_masks,
+    value_features,
+    vit_of,
+)
 from text2seg.config import AutomaticSettings, MaskSettings, RegionFeatures, Settings
 from text2seg.grids import map_score, minmax
 from text2seg.model_card import ModelCard, RegionClassification
 from text2seg.queries import Query
 from text2seg.records import Image, Segment, SimilarityMaps
-from text2seg.sam.automatic import OVERLAP_GRID, Region, automatic_regions, candidates_of, coarse
+from text2seg.sam.automatic import OVERLAP_GRID, Region, automatic_regions, candidates_of, coarse, owners
 from text2seg.sam.base import AnySam, SamEmbedding
 from text2seg.sam.candidates import least_quality, separation, suppress_by_intersection
 
@@ -46,15 +58,33 @@ class FoundRegions:
 
     @property
     def host_nbytes(self) -> int:
-        """Bytes of all but `features`, which are on the device of CLIP."""
-        return sum(region.mask.nbytes for region in self.regions) + self.shares.nbytes + self.intersections.nbytes
+        """Bytes of all but `features`, which are on the device of CLIP, and but the masks."""
+        return self.shares.nbytes + self.intersections.nbytes
 
 
 class Opened(Protocol):
     """An image with the regions found for it; `session.Session`."""
 
     image: Image
+    automatic: tuple[Region, ...] | None
     regions: dict[object, FoundRegions]
+
+
+def automatic_of(sam: AnySam, embedding: SamEmbedding, session: Opened) -> tuple[Region, ...]:
+    """Return everything that SAM cuts out of an image, found now or before; the words do not matter."""
+    if session.automatic is None:
+        session.automatic = tuple(automatic_regions(sam, lambda _: embedding, session.image.hw, GRID))
+    return session.automatic
+
+
+def weights_within_regions(
+    sam: AnySam, embedding: SamEmbedding, session: Opened, grid_hw: tuple[int, int], architecture: str
+) -> Tensor:
+    """Return the weights of attention within the regions of an image for this attention rule, float32 [P, P]; see
+    `clip.regions.attention_weights`."""
+    regions = automatic_of(sam, embedding, session)
+    owner = owners_of_patches(owners(regions, session.image.hw), grid_hw)
+    return attention_weights(owner, sam.grid_features(embedding, grid_hw), RULES[architecture].sharpness)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +116,18 @@ class RegionClassifier:
         """Return the regions of an image, found now or before."""
         key = (tokens, self.fitted.features, self.fitted.something)
         if key not in session.regions:
-            session.regions[key] = self._find(embedding, session.image, tokens)
+            session.regions[key] = self._find(embedding, session, tokens)
         return session.regions[key]
 
-    def _find(self, embedding: SamEmbedding, image: Image, tokens: ImageTokens) -> FoundRegions:
+    def _find(self, embedding: SamEmbedding, session: Opened, tokens: ImageTokens) -> FoundRegions:
+        image = session.image
         least = self.fitted.something
         where = self.clip.something(tokens) >= least if least else None
-        regions = tuple(automatic_regions(self.sam, lambda _: embedding, image.hw, GRID, where=where))
+        regions = (
+            automatic_of(self.sam, embedding, session)
+            if where is None
+            else tuple(automatic_regions(self.sam, lambda _: embedding, image.hw, GRID, where=where))
+        )
         step = ceil(max(image.hw) / OVERLAP_GRID)
         size = ceil(image.hw[0] / step) * ceil(image.hw[1] / step)
         flat = np.zeros((len(regions), size), np.float32)

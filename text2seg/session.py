@@ -26,6 +26,7 @@ from text2seg.records import (
     Segmentation,
 )
 from text2seg.regions import FoundRegions
+from text2seg.sam.automatic import Region
 from text2seg.sam.base import SamEmbedding
 from text2seg.tiling import KEPT_VIEWS, crop
 
@@ -158,9 +159,9 @@ class Pipeline(ABC):
 class Session:
     """One image with the features computed for it, so that further calls are fast.
 
-    It keeps CLIP's tokens for each input size, SAM's embedding, and the same for the first `KEPT_VIEWS` tiles; further
-    tiles are encoded each time, so that memory is bounded. Calls with other words or settings compute only missing
-    features. `Pipeline.open` makes sessions.
+    It keeps CLIP's tokens for each input size, SAM's embedding, the regions if they are needed, and the same for the
+    first `KEPT_VIEWS` tiles; further tiles are encoded each time, so that memory is bounded. Calls with other words or
+    settings compute only missing features. `Pipeline.open` makes sessions.
     """
 
     def __init__(self, models: Pipeline, image: Image) -> None:
@@ -168,6 +169,8 @@ class Session:
         self.tokens: dict[tuple[tuple[int, int], str], ImageTokens] = {}
         """By CLIP's input size (rows, columns) and the name of the attention rule."""
         self.embedding: SamEmbedding | None = None
+        self.automatic: tuple[Region, ...] | None = None
+        """Everything that SAM cuts out of the image, for attention within regions; None if not needed yet."""
         self.regions: dict[object, FoundRegions] = {}
         """Those of region classification, by what they were found with."""
         self._models = models
@@ -188,7 +191,11 @@ class Session:
         tensors = [tokens.features for tokens in list(self.tokens.values())] + [each.features for each in found]
         if self.embedding is not None:
             tensors.extend(self.embedding.tensors)
-        sizes = Counter({"cpu": self.image.pixels.nbytes + sum(each.host_nbytes for each in found)})
+        regions = {
+            id(each): each for of_one in (self.automatic or (), *(each.regions for each in found)) for each in of_one
+        }
+        masks = sum(region.mask.nbytes for region in regions.values())  # of regions that are shared, once
+        sizes = Counter({"cpu": self.image.pixels.nbytes + masks + sum(each.host_nbytes for each in found)})
         for tensor in tensors:
             sizes[tensor.device.type] += tensor.nbytes
         for view in list(self._views.values()):
@@ -203,6 +210,10 @@ class Session:
         if len(self._views) < KEPT_VIEWS:
             self._views[xywh] = session
         return session
+
+    def known_queries(self, queries: Queries) -> tuple[tuple[Query, ...], dict[str, str]]:
+        """Split off the queries that the models cannot look for; see `Pipeline.known_queries`."""
+        return self._models.known_queries(queries)
 
     def segment(self, queries: Queries, settings: Settings | None = None) -> Segmentation:
         """Segment this image; see `Pipeline.segment`."""

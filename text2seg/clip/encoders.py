@@ -27,6 +27,9 @@ from text2seg.errors import SettingsError
 
 PRIOR_SIGMA = 5.0
 """Standard deviation of NACLIP's neighbour prior, in patches."""
+MIDDLE_WEIGHT, CLS_WEIGHT = 1.0, 0.5
+"""Weights of CorrCLIP's branches: the mean output of the middle blocks, attending in the last block as its input does,
+and a CLS for each region, which sees only the patches of the region."""
 RESNET_RULES = ("surgery", "raw")
 """Rules that a ResNet can follow."""
 
@@ -49,6 +52,8 @@ class Heads:
     normed: Tensor
     grid_hw: tuple[int, int]
     prefix: int = 1
+    weights: Tensor | None = None
+    """For rules that attend within regions: float [B, h·w, h·w], how much each patch (row) takes from each other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +68,11 @@ class AttentionRule:
     """Whether the path starts with the input of the first changed block; otherwise it starts at zero."""
     ffn: bool = True
     """Whether the feed-forward network of every changed block is applied to the path."""
+    regions: bool = False
+    """Whether patches attend within regions, by weights that the caller gives. Such a rule changes the last block only
+    and adds two branches; see `MIDDLE_WEIGHT` and `CLS_WEIGHT`."""
+    sharpness: float = 0.0
+    """With `regions`: factor of the similarity in the softmax over a region; 0 gives its patches equal weights."""
 
     def changed(self, depth: int) -> int:
         """Return the number of changed blocks in a model with `depth` blocks.
@@ -117,6 +127,13 @@ def self_self_ensemble(heads: Heads, attend: Attend) -> Tensor:
     return torch.stack(mixed).mean(0)
 
 
+def within_regions(heads: Heads, attend: Attend) -> Tensor:
+    """W V for the patches, with the weights W of the regions; 0 for the prefix tokens."""
+    assert heads.weights is not None, "run_vit checks it"
+    mixed = heads.weights.to(heads.value)[:, None] @ heads.value[:, :, heads.prefix :]
+    return F.pad(mixed, (0, 0, heads.prefix, 0))
+
+
 def neighbour_prior(grid_hw: tuple[int, int], sigma: float, *, prefix: int = 1) -> Tensor:
     """Return exp(−distance² / 2σ²) between the cells of a grid, float64 [prefix + h·w, prefix + h·w]; 0 for the prefix
     tokens."""
@@ -144,6 +161,10 @@ RULES: Mapping[str, AttentionRule] = {
     "naclip": AttentionRule(near_keys, residual=False, ffn=False),
     # GEM, "Grounding Everything", arXiv 2312.00878; one iteration, as its authors use it.
     "gem": AttentionRule(self_self_ensemble, blocks=6, ffn=False),
+    # CorrCLIP, "Reconstructing Correlations in CLIP", arXiv 2411.10086, with SAM alone: equal weights, or those of
+    # SAM's features in place of DINO's.
+    "corrclip": AttentionRule(within_regions, residual=False, ffn=False, regions=True),
+    "corrclip-sam": AttentionRule(within_regions, residual=False, ffn=False, regions=True, sharpness=4.0),
 }
 
 
@@ -173,6 +194,11 @@ class Vit(Protocol):
         ...
 
     @property
+    def pools_cls(self) -> bool:
+        """Whether the pooled feature is that of the CLS token."""
+        ...
+
+    @property
     def blocks(self) -> Sequence[Any]:
         """Blocks with OpenAI's names: ln_1, attn.in_proj_weight, attn.in_proj_bias, attn.num_heads, attn.out_proj,
         ln_2, mlp; ls_1 and ls_2 if there is layer scale."""
@@ -196,14 +222,14 @@ class PlainVit:
     def __init__(self, visual: Any) -> None:
         self._visual = visual
         self.blocks: Sequence[Any] = visual.transformer.resblocks
+        # CLIPA's pooled feature is the mean of its patches, although it has a CLS token.
+        self.pools_cls = getattr(visual, "pool_type", "tok") != "avg"
 
     def embed(self, pixels: Tensor) -> tuple[Tensor, tuple[int, int]]:
         return embed_patches(self._visual, pixels)
 
     def features(self, tokens: Tensor, patches: Tensor) -> Tensor:
-        # CLIPA's pooled feature is the mean of its patches, although it has a CLS token.
-        is_mean = getattr(self._visual, "pool_type", "tok") == "avg"
-        pooled = tokens[:, 1:].mean(dim=1, keepdim=True) if is_mean else tokens[:, :1]
+        pooled = tokens[:, :1] if self.pools_cls else tokens[:, 1:].mean(dim=1, keepdim=True)
         joined: Tensor = self._visual.ln_post(torch.cat([pooled, patches], dim=1)) @ self._visual.proj
         return joined
 
@@ -246,6 +272,7 @@ def encode_vit(
     rule: AttentionRule = RULES["surgery"],
     blocks: int | None = None,
     attention: Attend = F.scaled_dot_product_attention,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Return image tokens in the joint space of CLIP, not normalised.
 
@@ -255,11 +282,15 @@ def encode_vit(
         rule: attention rule, one of `RULES`.
         blocks: number of last blocks to change; default: that of the rule.
         attention: implementation of softmax(query keyᵀ / √d) value.
+        weights: float [B, h·w, h·w], for rules that attend within regions; see `Heads`.
 
     Returns:
         float [B, 1 + h·w, embedding], CLS first; CLS always comes from the original path.
+
+    Raises:
+        ValueError: the rule attends within regions, and there are no weights.
     """
-    return run_vit(PlainVit(visual), pixels, rule=rule, blocks=blocks, attention=attention)
+    return run_vit(PlainVit(visual), pixels, rule=rule, blocks=blocks, attention=attention, weights=weights)
 
 
 def run_vit(
@@ -269,9 +300,14 @@ def run_vit(
     rule: AttentionRule = RULES["surgery"],
     blocks: int | None = None,
     attention: Attend = F.scaled_dot_product_attention,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Do the same as `encode_vit` for any `Vit`. The first token of the result is the pooled feature."""
     x, grid_hw = vit.embed(pixels)
+    if rule.regions:
+        if weights is None:
+            raise ValueError("the attention rule attends within regions, and their weights are missing")
+        return _run_within_regions(vit, x, grid_hw, rule, weights, attention)
     layers = vit.blocks
     first = len(layers) - (rule.changed(len(layers)) if blocks is None else blocks)
     patches = None
@@ -285,10 +321,58 @@ def run_vit(
     return vit.features(x, (x if patches is None else patches)[:, vit.prefix :])
 
 
-def run_block(block: Any, x: Tensor) -> Tensor:
+def _run_within_regions(
+    vit: Vit, x: Tensor, grid_hw: tuple[int, int], rule: AttentionRule, weights: Tensor, attention: Attend
+) -> Tensor:
+    """Return the features of `run_vit` for a rule that attends within regions, from the input of the first block."""
+    *blocks, last = vit.blocks
+    middle = []
+    for index, block in enumerate(blocks):
+        x = run_block(block, x, attention)
+        if index in middle_blocks(len(vit.blocks)):
+            middle.append(x)
+    heads = Heads(*split_heads(last, x), grid_hw, vit.prefix, weights)
+    patches = _patches(rule, last, heads, None, attention)
+    if middle:
+        mean = Heads(*split_heads(last, torch.stack(middle).mean(0)), grid_hw, vit.prefix, weights)
+        patches = patches + MIDDLE_WEIGHT * _patches(rule, last, mean, None, attention)
+    tokens = run_block(last, x, attention)
+    features = vit.features(tokens, patches[:, vit.prefix :])
+    if not vit.pools_cls:
+        return features
+    of_regions = vit.features(tokens, _region_cls(last, x, heads, weights, attention))[:, 1:]
+    joined = F.normalize(features[:, 1:], dim=-1) + CLS_WEIGHT * F.normalize(of_regions, dim=-1)
+    return torch.cat([features[:, :1], joined], dim=1)
+
+
+def middle_blocks(depth: int) -> range:
+    """Return the numbers of the middle blocks, from 0: the second half without the last block.
+
+    >>> middle_blocks(12), middle_blocks(2)
+    (range(6, 11), range(1, 1))
+    """
+    return range(depth // 2, depth - 1)
+
+
+def _region_cls(block: Any, x: Tensor, heads: Heads, weights: Tensor, attention: Attend) -> Tensor:
+    """Return the CLS of each patch's region after the last block, float [B, h·w, width].
+
+    It has the input of CLS, attends only to the patches with a weight for the patch, and goes on as CLS does.
+
+    Args:
+        x: the input of the block [B, 1 + h·w, width].
+        heads: those of the block.
+    """
+    hidden = torch.zeros_like(weights, dtype=heads.key.dtype).masked_fill(weights <= 0, -torch.inf)
+    query = heads.query[:, :, :1].expand(-1, -1, weights.shape[1], -1)
+    mixed = attention(query, heads.key[:, :, 1:], heads.value[:, :, 1:], attn_mask=hidden[:, None])
+    return _add_mlp(_add_attention(x[:, :1], block, mixed), block)
+
+
+def run_block(block: Any, x: Tensor, attention: Attend = F.scaled_dot_product_attention) -> Tensor:
     """Return the output of one unchanged block for its input [B, N, width]."""
     query, key, value, _ = split_heads(block, x)
-    return _add_mlp(_add_attention(x, block, F.scaled_dot_product_attention(query, key, value)), block)
+    return _add_mlp(_add_attention(x, block, attention(query, key, value)), block)
 
 
 def _patches(rule: AttentionRule, block: Any, heads: Heads, path: Tensor | None, attention: Attend) -> Tensor:

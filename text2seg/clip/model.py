@@ -9,7 +9,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from text2seg.clip.build import RESNET_STRIDE, ClipShape, build_clip, prefix_errors
-from text2seg.clip.encoders import RULES, PlainVit, Vit, check_resnet, encode_resnet, encode_vit
+from text2seg.clip.encoders import RULES, PlainVit, Vit, check_resnet, encode_resnet, run_vit
 from text2seg.clip.maps import (
     PRESENCE_TEMPLATE,
     PresenceModel,
@@ -52,13 +52,19 @@ MOST_EVIDENCE = 6.0
 """Log-odds beyond which a region shows a query, or does not, for sure."""
 
 
+class Encode(Protocol):
+    """Function from pixels float32 [B, 3, H, W] and the name of an attention rule to features [B, 1 + gh·gw, C], not
+    normalised; the first is the feature of the whole image. Rules that attend within regions need the weights of
+    `encoders.Heads`."""
+
+    def __call__(self, pixels: Tensor, architecture: str, weights: Tensor | None = None) -> Tensor: ...
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageTower:
     """Image encoder of a CLIP and its preprocessing."""
 
-    encode: Callable[[Tensor, str], Tensor]
-    """Function from pixels float32 [B, 3, H, W] and the name of an attention rule to features [B, 1 + gh·gw, C], not
-    normalised; the first is the feature of the whole image."""
+    encode: Encode
     is_vit: bool
     stride: int
     """Pixels of the input per cell of the grid, along a side."""
@@ -74,23 +80,27 @@ class ImageTower:
 def openai_images(visual: Any) -> ImageTower:
     """Return the image tower of a CLIP of OpenAI's package."""
     size = int(visual.input_resolution)
-    return vit_tower(visual, size) if hasattr(visual, "transformer") else resnet_tower(visual, size)
+    return plain_vit_tower(visual, size) if hasattr(visual, "transformer") else resnet_tower(visual, size)
 
 
-def vit_tower(visual: Any, size: int) -> ImageTower:
+def plain_vit_tower(visual: Any, size: int) -> ImageTower:
     """Return the tower of a module with the names of OpenAI's `VisionTransformer`, trained on this size."""
+    return vit_tower(PlainVit(visual), int(visual.conv1.kernel_size[0]), size)
 
-    def encode(pixels: Tensor, architecture: str) -> Tensor:
-        return encode_vit(visual, pixels, rule=RULES[architecture])
 
-    stride = int(visual.conv1.kernel_size[0])
-    return ImageTower(encode, is_vit=True, stride=stride, trained_size=size, vit=PlainVit(visual))
+def vit_tower(vit: Vit, stride: int, size: int) -> ImageTower:
+    """Return the tower of a vision transformer, with the side of its patches and of its input in training."""
+
+    def encode(pixels: Tensor, architecture: str, weights: Tensor | None = None) -> Tensor:
+        return run_vit(vit, pixels, rule=RULES[architecture], weights=weights)
+
+    return ImageTower(encode, is_vit=True, stride=stride, trained_size=size, vit=vit)
 
 
 def resnet_tower(visual: Any, size: int) -> ImageTower:
     """Return the tower of a module with the names of OpenAI's `ModifiedResNet`, trained on this size."""
 
-    def encode(pixels: Tensor, architecture: str) -> Tensor:
+    def encode(pixels: Tensor, architecture: str, weights: Tensor | None = None) -> Tensor:
         return encode_resnet(visual, pixels, surgery=architecture == "surgery")
 
     return ImageTower(encode, is_vit=False, stride=RESNET_STRIDE, trained_size=size)
@@ -250,10 +260,23 @@ class Clip:
         CPU. `size` is the input's side, or rows and columns, in pixels; default: `default_size`."""
         return preprocess(image, self.input_hw(size), self.images)
 
-    def check(self, architecture: str) -> None:
-        """Raise `SettingsError` if this CLIP cannot follow the attention rule."""
+    def check(self, architecture: str, *, regions: bool = False) -> None:
+        """Raise `SettingsError` if this CLIP cannot follow the attention rule. `regions` says whether the caller has
+        the regions of the image for rules that attend within them."""
         if not self.is_vit:
             check_resnet(architecture)
+        if not RULES[architecture].regions:
+            return
+        if self.image_network != self.images.encode:
+            raise SettingsError(
+                f"architecture {architecture} runs with torch only; leave --runtime out or choose another rule"
+            )
+        if not regions:
+            others = ", ".join(name for name, rule in RULES.items() if not rule.regions)
+            raise SettingsError(
+                f"architecture {architecture} attends within regions that SAM cuts out, and here CLIP works alone: "
+                f"choose another rule ({others})"
+            )
 
     @torch.inference_mode()
     def encode_images(
@@ -262,25 +285,31 @@ class Clip:
         *,
         size: int | tuple[int, int] | None = None,
         architecture: str = "surgery",
+        weights: Sequence[Tensor] | None = None,
     ) -> list[ImageTokens]:
         """Encode a batch of images, each resized to the input size without keeping its aspect ratio.
 
         Args:
             size: side, or rows and columns, of the input in pixels; default: `default_size`.
-            architecture: attention rule, one of `attention.RULES`.
+            architecture: attention rule, one of `encoders.RULES`.
+            weights: for a rule that attends within regions: those of each image, float [gh·gw, gh·gw]; see
+                `regions.attention_weights`.
 
         Raises:
             CheckpointError: the features are not finite: damaged weights, or an unfit precision.
-            SettingsError: this CLIP is a ResNet and cannot follow the rule.
+            SettingsError: this CLIP cannot follow the rule, or not without weights.
         """
-        self.check(architecture)
+        self.check(architecture, regions=weights is not None)
         if not images:
             return []
         before_call()
         input_hw = self.input_hw(size)
         pixels = torch.stack([preprocess(image, input_hw, self.images) for image in images]).to(self.device)
         with autocast(self.device, self.precision):
-            features = self.image_network(pixels, architecture)
+            if weights is None:
+                features = self.image_network(pixels, architecture)
+            else:
+                features = self.images.encode(pixels, architecture, torch.stack(list(weights)).to(self.device))
         features = F.normalize(features.float(), dim=-1)
         if not bool(features.isfinite().all()):
             raise CheckpointError(f"CLIP's image features are not finite in {self.precision.name}; try precision fp32")

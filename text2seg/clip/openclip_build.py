@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from text2seg.clip.build import as_float32, check_fit, prefix_errors
-from text2seg.clip.encoders import RULES, resize_positions, run_vit
-from text2seg.clip.model import CLIP_MEAN, CLIP_STD, Clip, ImageTower, resnet_tower, vit_tower
+from text2seg.clip.encoders import resize_positions
+from text2seg.clip.model import CLIP_MEAN, CLIP_STD, Clip, ImageTower, plain_vit_tower, resnet_tower, vit_tower
 from text2seg.clip.openclip import Recipe, import_open_clip, one_line
 from text2seg.clip.text import TextCache, TextTower, encode_trimmed, trimmed
 from text2seg.errors import CheckpointError
@@ -46,6 +46,7 @@ class TimmVit:
         check_trunk(tower.trunk)
         self._tower, self._trunk = tower, tower.trunk
         self.prefix = int(self._trunk.num_prefix_tokens)
+        self.pools_cls = self._trunk.global_pool == "token"
         self.blocks: Sequence[Any] = [_with_openai_names(block) for block in self._trunk.blocks]
 
     @property
@@ -193,11 +194,11 @@ def _image_tower(recipe: Recipe, model: Any) -> ImageTower:
     size = sides.pop()
     if type(visual) is TimmModel:
         vit = prefix_errors(recipe.name, TimmVit, visual)
-        tower = ImageTower(lambda pixels, rule: run_vit(vit, pixels, rule=RULES[rule]), True, vit.stride, size, vit=vit)
+        tower = vit_tower(vit, vit.stride, size)
     elif type(visual) is VisionTransformer:
         if any(type(block) is not ResidualAttentionBlock for block in visual.transformer.resblocks):
             raise CheckpointError(f"{recipe.name}: its blocks have more than attention and an MLP")
-        tower = vit_tower(visual, size)
+        tower = plain_vit_tower(visual, size)
     elif type(visual) is ModifiedResNet:
         tower = resnet_tower(visual, size)
     else:

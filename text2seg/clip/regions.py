@@ -1,11 +1,11 @@
-"""Features of regions of an image: which word a mask shows, instead of where a word is.
+"""Features of regions of an image: which word a mask shows, instead of where a word is; and attention within regions.
 
 `patches` is the mean feature of the patches inside a region, with the attention rule of the maps. `values` is
 TextRegion's feature: the values of the last block, without attention between patches, are summed over the region before
 the rest of the block is applied, so that a region is one token. It needs a vision transformer.
 
-Source of `values`: Xiao et al., "TextRegion: Text-Aligned Region Tokens from Frozen Image-Text Models" (arXiv
-2505.23769).
+Sources: `values`: Xiao et al., "TextRegion: Text-Aligned Region Tokens from Frozen Image-Text Models" (arXiv
+2505.23769). Attention: Zhang et al., "CorrCLIP" (arXiv 2411.10086), with SAM's features in place of DINO's.
 """
 
 from __future__ import annotations
@@ -147,3 +147,38 @@ def registers(values: Tensor, shares: Tensor) -> Tensor:
     inside = (affinity * holds).sum(1) / count.clamp(min=1)
     outside = (affinity * (1 - holds)).sum(1) / (holds.shape[1] - count).clamp(min=1)
     return (count > 0) & (count < holds.shape[1]) & (inside - outside < REGISTER_GAP)
+
+
+# ---- attention within regions
+
+
+def owners_of_patches(owner: NDArray[np.int32], grid_hw: tuple[int, int]) -> NDArray[np.int32]:
+    """Return the region that has most pixels of each cell of a grid, int32 [h, w]; -1 where most are outside all.
+
+    Args:
+        owner: the region of each pixel, int32 [H, W]; see `sam.automatic.owners`.
+    """
+    numbers = np.unique(owner)
+    shares = soft_masks((owner == number for number in numbers), grid_hw).numpy()
+    found: NDArray[np.int32] = numbers[shares.argmax(0)]
+    return found
+
+
+def attention_weights(owner: NDArray[np.int32], features: Tensor, sharpness: float) -> Tensor:
+    """Return how much each patch takes from each other, float32 [P, P], rows with a sum of 1.
+
+    A patch takes from the patches of its region. One outside all regions takes from those that are at least as similar
+    to it as the mean of all.
+
+    Args:
+        owner: the region of each patch, int32 [h, w] with P cells; -1 outside all.
+        features: unit features [P, C], whose cosines are the similarity.
+        sharpness: factor of the similarity in the softmax; 0 gives equal weights.
+    """
+    similarity = features @ features.T
+    numbers = torch.from_numpy(owner).flatten().to(similarity.device)
+    together = (numbers[:, None] == numbers) & (numbers >= 0)
+    alike = similarity >= similarity.mean(1, keepdim=True)
+    scope = torch.where((numbers < 0)[:, None], alike, together)
+    scope.fill_diagonal_(True)
+    return (sharpness * similarity).masked_fill(~scope, -torch.inf).softmax(1)

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +29,8 @@ BATCH, TIMES = 4, 3
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Work of one run: images that CLIP encodes, images that SAM encodes, and steps of gradient ascent on texts.
+    """Work of one run: images that CLIP encodes, images that SAM encodes, steps of gradient ascent on texts, and images
+    that SAM encodes and in which it cuts out everything.
 
     `text_steps` counts steps on 16 texts of 4 free tokens, the defaults of `opinion`.
     """
@@ -36,6 +38,7 @@ class Work:
     clip_images: float = 0.0
     sam_images: float = 0.0
     text_steps: float = 0.0
+    regions: float = 0.0
 
 
 class Speed:
@@ -52,6 +55,7 @@ class Speed:
             "clip_images": self._clip_image,
             "sam_images": self._sam_image,
             "text_steps": self._text_step,
+            "regions": self._regions,
         }
         total = 0.0
         for name, measure in measures.items():
@@ -74,6 +78,13 @@ class Speed:
         from text2seg.explain.opinion import seconds_of_a_step
 
         return seconds_of_a_step(self.models.clip)
+
+    def _regions(self) -> float:
+        from text2seg.regions import GRID
+        from text2seg.sam.automatic import seconds_of_regions
+
+        session = self.models.open(self._blank())
+        return self._sam_image() + seconds_of_regions(partial(self.models.automatic_regions, session), GRID)
 
     def _blank(self) -> Image:
         side = self.models.clip.default_size

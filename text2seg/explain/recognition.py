@@ -1,8 +1,10 @@
 """What an image shows: labels for the whole image (multi-label recognition) and for every pixel (segmentation).
 
-Source: CLIP Surgery (arXiv 2304.05653). Recognition uses the cosines of CLS, from the original path, with feature
-surgery over the labels. Segmentation uses architecture surgery without feature surgery: feature surgery would subtract
-the same value from all labels of a pixel, so it would only favour those that CLIP sees in the image as a whole.
+Sources: CLIP Surgery (arXiv 2304.05653); label correction by region: CorrCLIP (arXiv 2411.10086).
+
+Recognition uses the cosines of CLS, from the original path, with feature surgery over the labels. Segmentation uses
+architecture surgery without feature surgery: feature surgery would subtract the same value from all labels of a pixel,
+so it would only favour those that CLIP sees in the image as a whole.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from numpy.typing import NDArray
 
 from text2seg.config import Architecture, MapSettings
 from text2seg.errors import QueryError, SettingsError
+from text2seg.explain.estimate import Work
 from text2seg.explain.tool import (
     InputSettings,
     Panel,
@@ -153,6 +156,9 @@ class SemanticSettings(RecognitionSettings):
     text for a model whose card says that it was trained that way; otherwise none, so every pixel gets a label."""
     architecture: Architecture = "surgery"
     """Attention rule of CLIP's patches."""
+    by_region: bool = False
+    """Give all pixels of a region the label that most of them have (label correction). SAM cuts out the regions, which
+    takes longer; pixels outside them keep their label."""
 
     def __post_init__(self) -> None:
         MapSettings(self.architecture)  # for its checks
@@ -165,7 +171,8 @@ def semantic(models: Text2Seg, images: Sequence[Image], settings: SemanticSettin
 
     Raises:
         QueryError: there is only one label, or one is empty or unknown to the models.
-        SettingsError: this CLIP does not support the attention rule, or a label is also background.
+        SettingsError: this CLIP does not support the attention rule, a label is also background, or regions are needed
+            and there is no SAM.
     """
     from text2seg.evaluation.protocols import BACKGROUND
     from text2seg.render.charts import Bar, bars
@@ -173,8 +180,12 @@ def semantic(models: Text2Seg, images: Sequence[Image], settings: SemanticSettin
     (image,) = images
     labels = labels_of(models, settings.label)
     texts = label_texts(models, labels, settings.background)
-    (tokens,) = models.clip.encode_images([image], architecture=settings.architecture)
+    session = models.open(image)
+    maps = MapSettings(settings.architecture, input_size=models.clip.default_size)
+    (tokens,) = models.encode([session], maps)
     found = label_map(tokens, texts, len(labels))
+    if settings.by_region:
+        found = corrected(found, models.owners(session), len(labels))
     shares = np.bincount(found.ravel(), minlength=len(labels) + 1) / found.size
     names = (*labels, BACKGROUND)
     order = [int(at) for at in np.argsort(-shares, kind="stable") if shares[at]]
@@ -183,8 +194,9 @@ def semantic(models: Text2Seg, images: Sequence[Image], settings: SemanticSettin
     ]
     rows = tuple((names[at], float(shares[at]), round(shares[at] * found.size)) for at in order)
     rest = len(order) - len(legend)
+    how = settings.architecture + ", corrected by region" * settings.by_region
     return Result(
-        f"{image_name(image)}: the highest of {len(labels)} labels at every pixel, {settings.architecture}",
+        f"{image_name(image)}: the highest of {len(labels)} labels at every pixel, {how}",
         (
             Panel("every label in its colour", painted(image, found, names)),
             Panel("share of the image" + (f", {rest} more in the table" if rest else ""), bars(legend)),
@@ -193,12 +205,20 @@ def semantic(models: Text2Seg, images: Sequence[Image], settings: SemanticSettin
     )
 
 
+def _work(models: Text2Seg, images: int, settings: SemanticSettings) -> Work:
+    from text2seg.clip.encoders import RULES
+
+    needs_regions = settings.by_region or RULES[settings.architecture].regions
+    return Work(regions=float(needs_regions and models.sam is not None))  # the run raises without a SAM
+
+
 SEMANTIC = Tool(
     "semantic",
     "Semantic segmentation",
     "One label for every pixel: the label with the highest map there. Needs no training.",
     SemanticSettings,
     semantic,
+    work=_work,
 )
 
 MAPS_AT_ONCE = 16
@@ -250,6 +270,21 @@ def label_map(tokens: ImageTokens, texts: Tensor, count: int) -> NDArray[np.int6
             best = torch.where(higher, highest, best)
             label = torch.where(higher, which + start, label)
         return np.asarray(label.clamp(max=count).cpu().numpy())
+
+
+def corrected(found: NDArray[np.int64], owner: NDArray[np.int32], count: int) -> NDArray[np.int64]:
+    """Return labels in which all pixels of a region have its most frequent label; of several the first.
+
+    Args:
+        found: int64 [H, W], labels from 0 to `count`.
+        owner: the region of each pixel, int32 [H, W]; pixels with -1 keep their label.
+    """
+    inside = owner >= 0
+    numbers = owner[inside].astype(np.int64)
+    pixels = np.bincount(numbers * (count + 1) + found[inside], minlength=(owner.max(initial=-1) + 1) * (count + 1))
+    result = found.copy()
+    result[inside] = pixels.reshape(-1, count + 1).argmax(1)[numbers]
+    return result
 
 
 def painted(image: Image, found: NDArray[np.int64], names: Sequence[str]) -> Pixels:

@@ -270,6 +270,16 @@ def coarse(region: Region, step: int, image_hw: tuple[int, int]) -> NDArray[np.b
     return cells
 
 
+def owners(regions: Sequence[Region], image_hw: tuple[int, int]) -> NDArray[np.int32]:
+    """Return the number of the smallest region that holds each pixel, int32 [H, W]; -1 outside all regions."""
+    owner = np.full(image_hw, -1, np.int32)
+    areas = [np.count_nonzero(region.mask) for region in regions]
+    for number in np.argsort(areas, kind="stable")[::-1].tolist():
+        x, y, width, height = regions[number].xywh
+        owner[y : y + height, x : x + width][regions[number].mask] = number
+    return owner
+
+
 def _cleaned(regions: Sequence[Region], image_hw: tuple[int, int], settings: AutomaticSettings) -> list[Region]:
     """Fill small holes, remove small islands, and drop regions that repeat another after that; unchanged ones first."""
     cleaned, scores = [], []

@@ -17,6 +17,7 @@ import PIL.Image
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 
 from text2seg.errors import CheckpointError, ImageError, SettingsError
 from text2seg.grids import resize
@@ -413,6 +414,13 @@ class AnySam(ABC):
         rows, columns = self.filled(embedding, candidates.logits.shape[-1])
         masks: NDArray[np.bool_] = candidates.logits[:, :rows, :columns] > self.mask_threshold
         return masks
+
+    def grid_features(self, embedding: SamEmbedding, grid_hw: tuple[int, int]) -> Tensor:
+        """Return the embedding on a grid [h, w] that covers the image, resized bilinearly: unit float32 [h·w, C]."""
+        rows, columns = self.filled(embedding, embedding.features.shape[-1])
+        of_image = embedding.features[None, :, :rows, :columns]
+        resized = functional.interpolate(of_image, grid_hw, mode="bilinear", align_corners=False)[0]
+        return functional.normalize(resized.flatten(1).T, dim=-1)
 
     def filled(self, embedding: SamEmbedding, side: int) -> tuple[int, int]:
         """Return the rows and columns that the image fills of a frame `side` cells wide."""

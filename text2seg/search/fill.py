@@ -63,8 +63,10 @@ def index_key(models: Text2Seg) -> dict[str, Any]:
     rule.
 
     Raises:
-        SettingsError: The models do not know the hash of their weights, so vectors of two models could be mixed.
+        SettingsError: The models do not know the hash of their weights, so vectors of two models could be mixed, or
+            CLIP alone cannot follow the attention rule.
     """
+    models.clip.check(models.settings.maps.architecture)
     made_by = models.provenance()
     clip = made_by.get("clip")
     if not isinstance(clip, dict) or "sha256" not in clip:
