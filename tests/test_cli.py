@@ -341,7 +341,7 @@ def test_two_images_with_one_file_name_do_not_overwrite_each_other(tmp_path):
         ([SCENE, "--query", "zebra crossing"], "does not know", 1),
         ([SCENE, "--query", "dog", "--threshold", "2"], "threshold must be in", 2),
         ([SCENE, "--query", "dog", "--save", "mask"], "Did you mean masks?", 2),
-        ([SCENE, "--query", "dog", "--clip", "ViT-B/17"], "ViT-B/16", 1),
+        ([SCENE, "--query", "dog", "--clip", "ViT-B/17"], "ViT-B/16", 2),
         ([SCENE, "--query", "dog", "--clip", "text2seg/demo/sam_demo.pth"], "sam_demo.pth", 1),
         ([SCENE, "--query", "dog", "--sam", "nowhere.pth"], "nowhere.pth", 1),
         ([SCENE, "--query", "dog", "--device", "cuda:99"], "cuda:99", 2),

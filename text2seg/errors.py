@@ -45,6 +45,10 @@ class SettingsError(Text2SegError):
     """Settings that are invalid, contradict each other or are not supported on this machine."""
 
 
+class UnknownNameError(CheckpointError, SettingsError):
+    """A name of weights that nobody knows; for the command line, a wrong value."""
+
+
 class EngineError(Text2SegError):
     """Machines or workers that cannot be reached, are not suited to the job or fail."""
 

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -27,7 +27,9 @@ from text2seg.io.writing import is_disk_error
 from text2seg.ontology import ontology_of_queries
 from text2seg.records import Failure, Segmentation
 from text2seg.render.saving import image_files
-from text2seg.session import Pipeline, Queries
+
+if TYPE_CHECKING:
+    from text2seg.session import Pipeline, Queries
 
 _log = logging.getLogger(__name__)
 

@@ -103,7 +103,8 @@ def _run(tool: Tool, flags: Any) -> int:
             settings = replace(settings, folder=flags.output / tool.name)
     models = load_models(flags.model, Settings())
     is_new = run is not None and not run.is_known()
-    seconds = estimate(tool, Speed(models), len(images), settings)
+    goes_on = run is not None and not is_new  # how much is left to do is known when it begins
+    seconds = None if goes_on else estimate(tool, Speed(models), len(images), settings)
     if seconds is not None and seconds >= SLOW:
         say(f"This takes about {words_for(seconds)}. Ctrl-C stops it and keeps what is done.", file=sys.stderr)
     with stop_on_signals() as stop, progress_bar(tool.name) as report:

@@ -9,7 +9,7 @@ from pathlib import Path
 import tyro
 
 from text2seg.cli.terminal import PARTLY, log_to_terminal, say
-from text2seg.errors import ImageError
+from text2seg.errors import ImageError, SettingsError
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,8 @@ class Report:
 
     def run(self) -> int:
         log_to_terminal(verbose=self.verbose)
+        if self.limit < 1:
+            raise SettingsError(f"limit must be 1 or more, got {self.limit}")
         from text2seg.io.files import check_is_dir
         from text2seg.review import write_review
 

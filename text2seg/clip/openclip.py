@@ -15,7 +15,7 @@ from typing import Any
 from PIL.Image import Resampling
 
 from text2seg.clip.model import CLIP_MEAN, CLIP_STD
-from text2seg.errors import CheckpointError
+from text2seg.errors import CheckpointError, SettingsError
 from text2seg.io.files import is_file, list_folder, read_file
 from text2seg.io.names import similar
 from text2seg.weights import sha256_of
@@ -78,12 +78,12 @@ def import_open_clip() -> ModuleType:
     """Import and return the package `open_clip`.
 
     Raises:
-        CheckpointError: it is not installed.
+        SettingsError: it is not installed.
     """
     try:
         import open_clip
     except ImportError as error:
-        raise CheckpointError(
+        raise SettingsError(
             f'the CLIPs of open_clip need a package that is missing ({error}): pip install "text2seg[openclip]"'
         ) from error
     return open_clip

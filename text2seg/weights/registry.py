@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from text2seg.errors import CheckpointError, SettingsError
+from text2seg.errors import CheckpointError, SettingsError, UnknownNameError
 from text2seg.io.files import exists, expand_path, is_dir, is_file
 from text2seg.io.names import did_you_mean
 
@@ -250,7 +250,7 @@ def find(name: str, kind: Kind) -> Checkpoint:
     names = [c.name for c in known(kind)]
     others = [c.kind.upper() for c in known() if c.name == name]
     wrong_kind = f" ({name} is a {others[0]})" if others else ""
-    raise CheckpointError(
+    raise UnknownNameError(
         f"there is no {kind.upper()} checkpoint {name!r}{wrong_kind}; choose from {', '.join(names)}, "
         f"or give a file that ends in {', '.join(SUFFIXES)}.{did_you_mean([name], names, most=1)}"
     )
