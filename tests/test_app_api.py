@@ -23,7 +23,7 @@ from PIL import Image as PillowImage
 from text2seg.coco.rle import decode
 from text2seg.config import PointSettings, Settings
 from text2seg.errors import SettingsError
-from text2seg.explain import TOOLS
+from text2seg.explain import TOOLS, Result
 
 ROOT = Path(__file__).parents[1]
 DOCS = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
@@ -140,15 +140,15 @@ class TestSegment:
             ({"queries": ""}, "query"),
             ({"settings": "{"}, "Settings is not JSON"),
             ({"settings": "[]"}, "must be a JSON object"),
-            ({"settings": '{"points": {"threshold": 2}}'}, "Threshold must be in"),
-            ({"settings": '{"points": {"thresh": 0.5}}'}, "no setting 'thresh'"),
+            ({"settings": '{"points": {"threshold": 2}}'}, "points: threshold must be in"),
+            ({"settings": '{"points": {"thresh": 0.5}}'}, "points: there is no setting 'thresh'"),
             ({"settings": '{"dots": {}}'}, "Settings must be like"),
             ({"segmentation": "png"}, "png"),
             ({"segmentation": ["rle", "rle"]}, "Segmentation is given 2 times; send it once"),
             ({"settings": ["{}", "{}"]}, "Settings is given 2 times"),
-            ({"settings": '{"points": {"threshold": true}}'}, "threshold: must be a number, got"),
-            ({"settings": '{"maps": {"input_size": [true, true]}}'}, "input_size: must be a number, got"),
-            ({"settings": '{"maps": {"input_size": []}}'}, "input_size: must be"),
+            ({"settings": '{"points": {"threshold": true}}'}, "points: threshold: must be a number, got"),
+            ({"settings": '{"maps": {"input_size": [true, true]}}'}, "maps: input_size: must be a number, got"),
+            ({"settings": '{"maps": {"input_size": []}}'}, "maps: input_size: must be"),
             ({"picture": "x"}, "No field is called picture"),
         ],
     )
@@ -236,15 +236,19 @@ WRONG_CALLS = [
     ("segment", ["IMAGE", "sheep", [1]], "Settings must be a JSON object"),
     ("segment", ["IMAGE", "sheep", {"points": 3}], "Settings must be like"),
     ("segment", ["IMAGE", "sheep", {"dots": {}}], "Settings must be like"),
-    ("segment", ["IMAGE", "sheep", {"points": {"dots": 3}}], "There is no setting 'dots'"),
-    ("segment", ["IMAGE", "sheep", {"points": {"threshold": -1}}], "Threshold must be in"),
-    ("segment", ["IMAGE", "sheep", {"points": {"threshold": "NaN"}}], "Threshold must be in"),
-    ("segment", ["IMAGE", "sheep", {"points": {"threshold": "high"}}], "threshold: must be a number, got 'high'"),
-    ("segment", ["IMAGE", "sheep", {"points": {"downsample": -(10**30)}}], "Downsample must be"),
-    ("segment", ["IMAGE", "sheep", {"maps": {"input_size": 10**30}}], "Input size"),
-    ("segment", ["IMAGE", "sheep", {"maps": {"input_size": [1]}}], "input_size: must be"),
-    ("segment", ["IMAGE", "sheep", {"maps": {"labels": 5}}], "labels: must be a list, got 5"),
-    ("segment", ["IMAGE", "sheep", {"masks": {"quality": "Infinity"}}], "quality: must be a number"),
+    ("segment", ["IMAGE", "sheep", {"points": {"dots": 3}}], "points: there is no setting 'dots'"),
+    ("segment", ["IMAGE", "sheep", {"points": {"threshold": -1}}], "points: threshold must be in"),
+    ("segment", ["IMAGE", "sheep", {"points": {"threshold": "NaN"}}], "points: threshold must be in"),
+    (
+        "segment",
+        ["IMAGE", "sheep", {"points": {"threshold": "high"}}],
+        "points: threshold: must be a number, got 'high'",
+    ),
+    ("segment", ["IMAGE", "sheep", {"points": {"downsample": -(10**30)}}], "points: downsample must be"),
+    ("segment", ["IMAGE", "sheep", {"maps": {"input_size": 10**30}}], "maps: input size must be"),
+    ("segment", ["IMAGE", "sheep", {"maps": {"input_size": [1]}}], "maps: input_size: must be"),
+    ("segment", ["IMAGE", "sheep", {"maps": {"labels": 5}}], "maps: labels: must be a list, got 5"),
+    ("segment", ["IMAGE", "sheep", {"masks": {"quality": "Infinity"}}], "masks: quality: must be a number"),
     ("segment", ["IMAGE", "sheep", None, "png"], "rle or polygon"),
     ("segment", ["IMAGE", "sheep", None, {"a": 1}], "rle or polygon"),
     ("segment", ["IMAGE", "sheep", None, "rle", 5], "takes 4 values, got 5"),
@@ -433,6 +437,14 @@ def test_messages_hide_folders_of_the_server():
     wrong = SettingsError("give --target-text; or start the app with --device cpu", on_page="fill in --target-text")
     assert (message_of(wrong), message_of(wrong, in_api=True)) == ("Fill in “Target text”", "Give `target_text`")
     assert "ublic" not in told("this app is not called 'x'; start it with --public-url if a proxy stands before it")
+
+
+def test_notes_of_the_api_hide_folders_of_the_server_and_advice_for_the_command_line():
+    from text2seg.app.api import result_json
+    from text2seg.app.checks import visitors_folder
+
+    note = f"{visitors_folder()}/3f/image-0/a.jpg is empty. Run the same command again for the other images."
+    assert result_json(Result("t", notes=(note,)))["notes"] == ["a.jpg is empty."]
 
 
 class TestForms:

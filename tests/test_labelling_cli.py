@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
 import shutil
 import signal
 import subprocess
@@ -243,3 +246,17 @@ def test_the_command_watches_until_ctrl_c(folder, tmp_path):
         process.send_signal(signal.SIGINT)
         assert process.wait() == 0
     assert main(["label", str(folder), "--watch", "--dry-run", "--query", names()[0]]) == 2
+
+
+def test_a_job_whose_reader_goes_away_is_finished(tmp_path):
+    """As in `text2seg label … 2>&1 | head`: the bar, in whose lock an error would wait for ever, can write no more."""
+    reader, writer = os.pipe()
+    command = ["label", str(SCENES), "--query", "sheep", "--output", str(tmp_path / "d.json")]
+    process = subprocess.Popen([sys.executable, "-m", "text2seg", *command], stdout=writer, stderr=writer)
+    os.close(writer)
+    said = b""
+    while not re.search(rb"[1-9]/24 ", said):
+        said += os.read(reader, 1 << 16) or pytest.fail(said.decode())
+    os.close(reader)
+    process.wait(timeout=300)
+    assert len(json.loads((tmp_path / "d.json").read_text())["images"]) == 24

@@ -15,7 +15,7 @@ from PIL import Image
 from text2seg.coco.dataset import read_dataset
 from text2seg.config import OutputSettings, SaveKind
 from text2seg.errors import OutputError, QueryError
-from text2seg.io.output_folder import OutputFolder
+from text2seg.io.output_folder import LOCK, OutputFolder
 from text2seg.queries import parse_queries
 from text2seg.records import Segmentation
 from text2seg.render.saving import WRITERS
@@ -326,4 +326,19 @@ def test_a_full_disk_is_reported_and_not_its_consequences(tmp_path, monkeypatch)
         segment_files(FakeModels(), images(tmp_path, 2), "ball", OutputSettings(tmp_path / "out"))
     stopped = FakeModels(raises={"0.png": KeyboardInterrupt()})
     assert segment_files(stopped, images(tmp_path, 2), "ball", no_images(tmp_path)).interrupted
-    assert [path.name for path in (tmp_path / "out").iterdir()] in ([], [".text2seg-written"])
+    assert [path.name for path in tmp_path.glob("out/*")] in ([], [".text2seg-written"])
+
+
+def test_two_runs_into_one_folder_are_not_mixed(tmp_path):
+    out, (first, second) = no_images(tmp_path), images(tmp_path, 2)
+
+    class Meanwhile(FakeModels):
+        def segment(self, *given):
+            with pytest.raises(OutputError, match="another process is writing into"):
+                segment_files(FakeModels(), [second], "ball", out)
+            return super().segment(*given)
+
+    assert segment_files(Meanwhile(), [first], "ball", out).images == 1
+    with pytest.raises(OutputError, match="exists"):
+        segment_files(FakeModels(), [second], "ball", out)
+    assert not (out.output / LOCK).exists()

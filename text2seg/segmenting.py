@@ -83,9 +83,22 @@ def segment_files(
 
     Raises:
         QueryError: the queries cannot be used, whatever the image.
-        OutputError: the output folder cannot be written, or `output.overwrite` is not set and it has a COCO file of a
-            run that was finished, or of other images or settings.
+        OutputError: the output folder cannot be written, another process writes into it, or `output.overwrite` is not
+            set and it has a COCO file of a run that was finished, or of other images or settings.
     """
+    with _folder(output, paths).alone():
+        return _segment_files(models, paths, queries, output, progress=progress, stop=stop)
+
+
+def _segment_files(
+    models: Pipeline,
+    paths: Sequence[Path],
+    queries: Queries,
+    output: OutputSettings,
+    *,
+    progress: bool,
+    stop: threading.Event | None,
+) -> Report:
     parsed = models.check(queries)
     names = [query.name for query in parsed]
     stopped = stopped_run(output, paths)

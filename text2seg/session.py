@@ -211,6 +211,10 @@ class Session:
             self._views[xywh] = session
         return session
 
+    def known_queries(self, queries: Queries) -> tuple[tuple[Query, ...], dict[str, str]]:
+        """Split off the queries that the models cannot look for; see `Pipeline.known_queries`."""
+        return self._models.known_queries(queries)
+
     def segment(self, queries: Queries, settings: Settings | None = None) -> Segmentation:
         """Segment this image; see `Pipeline.segment`."""
         return self._models.segment_sessions([self], queries, settings)[0]

@@ -96,9 +96,22 @@ def track_video(
     Raises:
         ImageError: the video cannot be read, or no frame of it.
         QueryError, SettingsError: see `Text2Seg.track`.
-        OutputError: a file cannot be written.
+        OutputError: a file cannot be written, or another process writes into the folder.
     """
     settings = settings or TrackSettings()
+    with _folder(source, settings).alone():
+        return _track_video(models, source, queries, settings, progress=progress, stop=stop)
+
+
+def _track_video(
+    models: Text2Seg,
+    source: Path,
+    queries: Queries,
+    settings: TrackSettings,
+    *,
+    progress: bool,
+    stop: threading.Event | None,
+) -> TrackReport:
     check_output(source, settings)
     parsed = models.check(queries)
     frames = open_frames(source, settings.every)

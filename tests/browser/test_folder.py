@@ -377,7 +377,7 @@ def test_a_card_opens_large_with_zoom(page, six):
     page.keyboard.press("Escape")
     large.wait_for(state="hidden")
     assert page.locator(f"{TILE}.accepted .name").all_inner_texts() == ["day/scene_0019.jpg"]
-    assert page.evaluate("document.activeElement.className").startswith("t2s-tile")
+    page.wait_for_function("document.activeElement.matches('.t2s-tile')")  # once the dialog has told that it is closed
 
 
 def test_a_card_opens_large_again_after_other_tabs_were_shown(page, six):

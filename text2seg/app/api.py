@@ -15,7 +15,7 @@ from text2seg._version import __version__
 from text2seg.app.checks import check_request, check_upload, read_image, read_pipeline_settings
 from text2seg.app.explain import explain
 from text2seg.app.fields import visitor_settings
-from text2seg.app.messages import PHOTOGRAPH
+from text2seg.app.messages import PHOTOGRAPH, note_of
 from text2seg.app.model_pool import ModelPool
 from text2seg.app.models_panel import name_of
 from text2seg.coco.dataset import build_dataset
@@ -108,7 +108,7 @@ def result_json(result: Result) -> Json:
             {"caption": each.caption, "png": base64.b64encode(png(each.pixels)).decode()} for each in result.panels
         ],
         "tables": [asdict(table) for table in result.tables],
-        "notes": list(result.notes),
+        "notes": [note_of(text) for text in result.notes],
     }
 
 

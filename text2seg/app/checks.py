@@ -76,7 +76,15 @@ def read_pipeline_settings(given: Mapping[str, Any]) -> Settings:
             raise SettingsError(
                 f'settings must be like {{"points": {{"threshold": 0.7}}}}; the stages are {", ".join(stages)}'
             )
-    return Settings(**{stage: read_settings(stages[stage], values) for stage, values in given.items()})
+    return Settings(**{stage: _stage(stage, stages[stage], values) for stage, values in given.items()})
+
+
+def _stage(name: str, kind: type, values: Mapping[str, Any]) -> Any:
+    """Return the settings of one stage. Raises `SettingsError` that names the stage."""
+    try:
+        return read_settings(kind, values)
+    except SettingsError as error:
+        raise SettingsError(f"{name}: {error}") from error
 
 
 def check_effort(settings: object) -> None:

@@ -61,8 +61,8 @@ def message_of(error: Exception, *, in_api: bool = False) -> str:
 
 
 def note_of(text: str) -> str:
-    """Return a note of a result for the page: without folders of the server, and without advice that needs the command
-    line."""
+    """Return a note of a result for the page and the API: without folders of the server, and without advice that needs
+    the command line."""
     text = _of_uploads().sub("", text)
     return " ".join(each for each in re.split(r"(?<=\.) ", text) if "same command" not in each)
 

@@ -21,7 +21,7 @@ from importlib import import_module
 from typing import Any
 
 from text2seg._version import __version__
-from text2seg.cli.terminal import FAILED, INTERRUPTED, WRONG_FLAGS, close_bars, say_lines
+from text2seg.cli.terminal import FAILED, INTERRUPTED, WRONG_FLAGS, Unread, close_bars, say_lines
 from text2seg.errors import SettingsError, Text2SegError
 from text2seg.io.files import reason
 
@@ -172,6 +172,7 @@ def main(arguments: list[str] | None = None) -> int:
     _print_anything()
     if arguments is None:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+        sys.stderr = Unread(sys.stderr)
     try:
         status = run_command(COMMANDS, sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()

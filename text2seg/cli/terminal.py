@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from text2seg.io.names import escaped
 
@@ -72,6 +72,28 @@ def waiting(text: str) -> Iterator[None]:
         yield
     finally:
         print(" " * len(line), end="\r", file=sys.stderr, flush=True)
+
+
+class Unread:
+    """A text stream whose reader may go away: then what is written is lost, and nobody is told.
+
+    For stderr: nobody is left who could read of the error, and a progress bar that cannot write keeps its lock.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with suppress(BrokenPipeError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(BrokenPipeError):
+            self._stream.flush()
 
 
 def close_bars() -> None:

@@ -200,7 +200,8 @@ def predict(
 ) -> Json:
     """Return the prediction of one task: what the labels name, or what a person asked for.
 
-    A text that names no label gets regions without a label, unless the project has one label only.
+    Queries with words that the models do not know are left out, if there are others. A text that names no label gets
+    regions without a label, unless the project has one label only.
 
     Args:
         session: the image of the task.
@@ -209,7 +210,7 @@ def predict(
         tolerance: of polygons, in pixels; see `coco.simplify`.
 
     Raises:
-        QueryError: the models do not know a word.
+        QueryError: the models know no query.
     """
     if asked is not None and asked.points is not None:
         regions = _clicked(session, config, asked.points, asked.label, tolerance)
@@ -230,7 +231,8 @@ def _queries_of_texts(texts: Iterable[str], labels: Labels) -> tuple[Query, ...]
 
 
 def _named(session: Session, config: LabelConfig, queries: tuple[Query, ...], tolerance: float) -> list[Json]:
-    result = session.segment(queries)
+    known, _ = session.known_queries(queries)
+    result = session.segment(known or queries)  # if there is none, the error says why
     names = tuple(config.labels.wordings)
     found: list[Json] = []
     for segment in result.segments:

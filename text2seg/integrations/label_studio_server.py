@@ -171,6 +171,8 @@ class Backend:
         context = object_of(params.get("context"), "the context of a request")
         if not isinstance(tasks, list):
             raise SettingsError("the request has no list of tasks")
+        for sentence in self._models.known_queries(config.labels.queries)[1].values():
+            _log.warning("a label is left out: %s", sentence)
         results: list[Any] = []
         for number, task in enumerate(tasks, start=1):
             try:

@@ -9,13 +9,15 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from text2seg.errors import OutputError
 from text2seg.io.files import StrPath, exists, read_file, resolve_path, sha256_of
 from text2seg.io.writing import (
+    acquire_lock,
     check_not_input,
     check_writable,
     discard,
@@ -29,6 +31,9 @@ RECORD = ".text2seg-written"
 """File in a folder of results. Each line holds the SHA-256 and the name of a file that was written, like the output of
 `sha256sum`; a line before it, which `sha256sum --check` ignores, names the command. A line becomes a comment, too, when
 its file is replaced or deleted."""
+
+LOCK = ".text2seg-lock"
+"""File in a folder of results while a process works on them."""
 
 _COMMAND = b"# text2seg "
 """Begins a line of the record that names the command of the lines below it; `sha256sum` ignores it."""
@@ -78,6 +83,28 @@ class OutputFolder:
         self.folder, self._command, self._flag, self._overwrite = Path(folder), command, flag, overwrite
         self._inputs = frozenset(map(resolve_path, inputs))
         self._known: dict[bytes, _Written] | None = None
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other processes out that would write the same results meanwhile.
+
+        Raises:
+            OutputError: another process writes into the folder, or the folder cannot be written.
+        """
+        from filelock import FileLock  # here, because most commands need no lock
+
+        make_folder(self.folder, flag=self._flag)
+        lock = FileLock(self.folder / LOCK)
+        if not acquire_lock(lock, 0, advice=f"; choose another {self._flag}"):
+            raise OutputError(
+                f"another process is writing into {self.folder}; wait for it, or choose another {self._flag}"
+            )
+        try:
+            yield
+        finally:
+            discard(self.folder / LOCK)
+            lock.release()
+            discard_if_empty(self.folder)
 
     def check(self, name: str) -> None:
         """Raise `OutputError` if a file of this name, a path in the folder, cannot be written or must not be
