@@ -158,7 +158,7 @@ class TestRegions:
     def test_semantic_by_region_labels_whole_regions(self, demo):
         image, settings = load_image(SCENE), SemanticSettings(label=("sheep", "fire engine"), by_region=True)
         result = run_tool(TOOLS["semantic"], demo, [image], settings)
-        assert "surgery, corrected by region" in result.title
+        assert result.panels[0].caption == "every label in its colour, by region"
         texts = label_texts(demo, settings.label, ())
         (tokens,) = demo.clip.encode_images([image])
         expected = corrected(label_map(tokens, texts, 2), demo.owners(demo.open(image)), 2)

@@ -16,7 +16,8 @@ import pytest
 import torch
 from closeness import DEMO_NETWORK, TINY_NETWORK, assert_close, assert_same_masks
 from PIL import Image as PilImage
-from test_attention import tiny_clip
+from sam2_builders import random_weights, small_config
+from test_attention import CPU, tiny_clip
 from torch import nn
 
 from text2seg import PointSettings, Settings, Text2Seg
@@ -44,6 +45,7 @@ from text2seg.records import Image
 from text2seg.regions import GRID, FoundRegions, RegionClassifier, quality
 from text2seg.review.replay import replay
 from text2seg.sam.automatic import Region, automatic_regions, grid, owners
+from text2seg.sam.sam2 import Sam2
 
 SCENES = Path(__file__).parents[1] / "text2seg" / "demo" / "scenes" / "new-scenes" / "images"
 SCENE = SCENES / "scene_0019.jpg"  # two sheep and a fire engine
@@ -507,6 +509,24 @@ def test_features_of_sam_lie_on_the_grid_of_clip(demo, session):
     expected = resize(embedding.features[:, :rows, :columns].numpy(), (5, 9)).reshape(-1, 45).T
     expected = expected / np.linalg.norm(expected, axis=1, keepdims=True)
     assert_close(demo.sam.grid_features(embedding, (5, 9)), expected, terms=16)
+
+
+def test_features_of_a_sam_that_stretches_images_cover_its_whole_frame(session):
+    sam = Sam2.from_weights(
+        random_weights(small_config()), device=CPU, precision="fp32", config=small_config().to_dict()
+    )
+    (embedding,) = sam.embed([session.image])
+    expected = resize(embedding.features.numpy(), (5, 9)).reshape(-1, 45).T
+    expected = expected / np.linalg.norm(expected, axis=1, keepdims=True)
+    assert_close(sam.grid_features(embedding, (5, 9)), expected, terms=16)
+
+
+def test_without_any_region_every_patch_attends_to_what_is_similar(demo):
+    blank = Image(np.full((40, 72, 3), 127, np.uint8))
+    session = demo.open(blank)
+    session.automatic = ()
+    assert (demo.owners(session) == -1).all()
+    assert np.isfinite(session.segment(["sheep"], CORRCLIP).maps.scores).all()
 
 
 def test_patches_attend_within_the_regions_that_sam_cuts_out(demo):

@@ -4,8 +4,9 @@ CLIP's own attention mixes every patch with a few patches that describe the whol
 localise objects. The rules, of CLIP Surgery and later methods, correct that in the last blocks without training, all in
 the same way: a second path for the patches branches off at the first changed block. Each changed block adds the output
 of the rule's `attention`, computed from the block's queries, keys and values on the original path. The original path is
-not changed, and gives the CLS feature. To add a rule, write its function, add a row to `RULES`, and add its name to
-`text2seg.config.Architecture`.
+not changed, and gives the CLS feature. Rules that attend within regions get the weights of the attention from the
+caller, because CLIP knows no regions (`text2seg.regions.weights_within_regions`). To add a rule, write its function,
+add a row to `RULES`, and add its name to `text2seg.config.Architecture`.
 
 The modules are only read: nothing in them changes, so threads may share them, and gradients flow. A vision transformer
 fits if its blocks have OpenAI's names: OpenAI's own, open_clip's, and others behind a `Vit`.

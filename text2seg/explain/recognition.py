@@ -194,11 +194,10 @@ def semantic(models: Text2Seg, images: Sequence[Image], settings: SemanticSettin
     ]
     rows = tuple((names[at], float(shares[at]), round(shares[at] * found.size)) for at in order)
     rest = len(order) - len(legend)
-    how = settings.architecture + ", corrected by region" * settings.by_region
     return Result(
-        f"{image_name(image)}: the highest of {len(labels)} labels at every pixel, {how}",
+        f"{image_name(image)}: the highest of {len(labels)} labels at every pixel, {settings.architecture}",
         (
-            Panel("every label in its colour", painted(image, found, names)),
+            Panel("every label in its colour" + ", by region" * settings.by_region, painted(image, found, names)),
             Panel("share of the image" + (f", {rest} more in the table" if rest else ""), bars(legend)),
         ),
         (Table("shares of the image", ("label", "share", "pixels"), rows),),
