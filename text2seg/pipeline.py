@@ -273,8 +273,8 @@ class Text2Seg(Pipeline):
         if strange is not None:
             self._has_warned = True
             _log.warning(
-                "%s looks like a photograph; further ones are not named. The %s model knows drawings only, so its masks "
-                "and scores mean nothing there; take real weights: %s",
+                "%s looks like a photograph; further ones are not named. The %s model knows drawings only, so its "
+                "masks and scores mean nothing there; take real weights: %s",
                 strange.file_name or "an image",
                 self.card.name,
                 download_hint(),
