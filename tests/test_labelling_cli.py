@@ -124,7 +124,7 @@ def test_a_dry_run_writes_nothing(folder, tmp_path, capsys):
         (["--query", "zebra", "--dry-run"], "zebra", 1),
         (["--query", "ball", "--ontology", "x.yaml"], "not both", 2),
         (["--ontology", "nowhere.yaml"], "nowhere.yaml", 1),
-        (["--query", "ball", "--clip", "nothing", "--dry-run"], "nothing", 1),
+        (["--query", "ball", "--clip", "nothing", "--dry-run"], "nothing", 2),
     ],
 )
 def test_errors_are_one_line_and_nothing_is_written(folder, tmp_path, capsys, arguments, says, status):

@@ -325,7 +325,7 @@ class TestPhotographs:
         assert not caplog.messages
         models.segment_many(photographs, ["sheep"])
         (message,) = caplog.messages
-        assert message.startswith("0.jpg looks like a photograph. The demo model knows drawings only")
+        assert message.startswith("0.jpg looks like a photograph; further ones are not named. The demo model knows")
         assert "text2seg checkpoints download base" in message
 
     def test_models_of_any_words_do_not_warn(self, demo, caplog):
