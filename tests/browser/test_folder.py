@@ -411,8 +411,8 @@ def test_a_page_that_is_drawn_again_while_a_card_is_large_has_each_segment_once(
     assert len(numbers) == len(set(numbers)) > 1
 
 
-def test_a_category_is_corrected(page, six):
-    begin(page, six)
+def correct_the_fire_engine(page):
+    """Make a koala of the fire engine in the large view, and return its annotation."""
     page.get_by_role("button", name="Show day/scene_0019.jpg large").click()
     large = page.get_by_role("dialog", name="Large view")
     entry = large.locator(".segment", has=page.locator("b", has_text="fire engine")).first
@@ -420,6 +420,12 @@ def test_a_category_is_corrected(page, six):
     entry.get_by_role("combobox").select_option("koala")
     wait_for_tally(page, "1 corrected")
     large.get_by_role("button", name="Close").click()
+    return number
+
+
+def test_a_category_is_corrected(page, six):
+    begin(page, six)
+    number = correct_the_fire_engine(page)
     page.locator(f"{TILE} .segment", has=page.locator(f"[data-segment='{number}']")).locator(
         "b", has_text="koala"
     ).wait_for()
@@ -433,13 +439,7 @@ def test_marks_go_to_the_review_page_and_come_back(page, six, tmp_path):
     begin(page, six)
     tile = page.locator(TILE, has_text="scene_0019.jpg")
     tile.get_by_role("button", name="Accept").click()
-    page.get_by_role("button", name="Show day/scene_0019.jpg large").click()
-    large = page.get_by_role("dialog", name="Large view")
-    engine = large.locator(".segment", has=page.locator("b", has_text="fire engine")).first
-    number = int(engine.get_by_role("checkbox").get_attribute("data-segment"))
-    engine.get_by_role("combobox").select_option("koala")
-    wait_for_tally(page, "1 corrected")
-    large.get_by_role("button", name="Close").click()
+    number = correct_the_fire_engine(page)
     sheep = tile.locator(".segment", has=page.locator("b", has_text="sheep")).first
     other = int(sheep.get_by_role("checkbox").get_attribute("data-segment"))
     sheep.get_by_role("checkbox").uncheck()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -260,16 +261,11 @@ class BenchmarkCoco:
         failures: dict[str, Failure] = {}
         methods = self._methods(models)
         found = None
-        with stop_on_signals() as stop:
+        with stop_on_signals() as stop, suppress(KeyboardInterrupt):  # before the first image of a method
             for method, pipeline in methods.items():
-                if stop.is_set():
-                    break
-                try:
-                    found = benchmark_coco(
-                        pipeline, truth, folder, targets=self.targets, seed=self.seed, progress=True, stop=stop
-                    )
-                except KeyboardInterrupt:
-                    break
+                found = benchmark_coco(
+                    pipeline, truth, folder, targets=self.targets, seed=self.seed, progress=True, stop=stop
+                )
                 numbers = (found.mean_iou, found.map_iou, found.best_iou, found.worse_than_map)
                 name = f"{method}, {found.images} images only" if found.stopped else method
                 table.add_row(name, *(f"{number:.3f}" for number in numbers))

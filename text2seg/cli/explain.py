@@ -102,8 +102,7 @@ def _run(tool: Tool, flags: Any) -> int:
         if settings.folder is None:
             settings = replace(settings, folder=flags.output / tool.name)
     models = load_models(flags.model, Settings())
-    is_new = run is not None and not run.is_known()
-    goes_on = run is not None and not is_new  # how much is left to do is known when it begins
+    goes_on = run is not None and run.is_known()  # then nobody knows yet how much is left to do
     seconds = None if goes_on else estimate(tool, Speed(models), len(images), settings)
     if seconds is not None and seconds >= SLOW:
         say(f"This takes about {words_for(seconds)}. Ctrl-C stops it and keeps what is done.", file=sys.stderr)
@@ -113,7 +112,7 @@ def _run(tool: Tool, flags: Any) -> int:
         result = run_tool(tool, models, images, settings, Progress(report, stop))
     done = len(result.panels) + len(result.tables)
     if not done and stop.is_set():
-        if run is not None and is_new:
+        if run is not None and not goes_on:
             results.delete(run.file.name)
         say("text2seg: stopped before anything was done; nothing was written", file=sys.stderr)
         return INTERRUPTED

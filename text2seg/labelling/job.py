@@ -190,9 +190,10 @@ def _check_any_done(state: JobState, journal: Journal, output: Place) -> None:
     if len(failed) == len(state.scan):
         first = next(iter(journal.read_all(failed)))["failure"]["message"]
         says = f"none of the {len(failed)} images could be labelled, so "
+        without_paths = f"{says}there is no result. The first: {first}"
         raise ImageError(
             f"{says}{output} was not written. The first: {first}. All reasons are in {journal.path}",
-            on_page=(without_paths := f"{says}there is no result. The first: {first}"),
+            on_page=without_paths,
             in_api=without_paths,
         )
 

@@ -219,7 +219,7 @@ class AnySam(ABC):
         self._last_upscaling: tuple[tuple[tuple[int, int], tuple[int, int]], Upscaling] | None = None
         if sets_per_call is None:
             fit = sets_that_fit(device, rows * columns, prompts.no_mask_embed.weight.shape[1])
-            sets_per_call = max(fit // self.memory_per_set, 1)
+            sets_per_call = fit // self.memory_per_set
         if sets_per_call < 1:
             raise ValueError(f"sets_per_call must be 1 or more, got {sets_per_call}")
         self._sets_per_call = sets_per_call

@@ -331,8 +331,9 @@ def review_page(job: Job, sheet: ContactSheet) -> Path:
     """Write the page of `text2seg report` of the dataset before the review, with the marks. Raises `OutputError` if it
     cannot be written."""
     dataset = write_dataset(sheet.content, _downloads(job) / f"{_stem(job)}.json")
-    sheet.hand_out(sheet.content)
-    marks = None if job.marks == Marks() else marks_file(job, sheet)
+    marks = marks_file(job, sheet) if job.marks != Marks() else None
+    if marks is None:  # `marks_file` does the same
+        sheet.hand_out(sheet.content)
     target = _downloads(job) / f"{_stem(job)}-review.html"
     return write_review(dataset, target, images=job.images, marks=marks, overwrite=True).path
 

@@ -143,11 +143,8 @@ class Tab:
             turned = button.click(partial(self._turn, step), [c.kept, c.shown, c.number, c.last], sheet, **QUIET)
             turned.then(None, js=SHOW_SHEET)
             turned.failure(None, outputs=[button], js=READY)
-        one: dict[str, Any] = {
-            **QUIET,
-            "concurrency_limit": 1,
-            "concurrency_id": "review",
-        }  # decisions count, and are answered, in their order
+        # Decisions count, and are answered, in their order.
+        one: dict[str, Any] = {**QUIET, "concurrency_limit": 1, "concurrency_id": "review"}
         c.sheet.select(self._decide, [c.kept], [c.tally, c.status], trigger_mode="multiple", **one)
         c.sheet.enlarge(self._enlarge, [c.kept], [c.large], trigger_mode="always_last", **QUIET)
         c.sheet.redraw(self._page, [c.kept, c.shown, c.number], sheet, **QUIET)
