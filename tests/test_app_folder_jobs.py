@@ -149,6 +149,38 @@ def test_a_job_stops_between_two_calls_of_the_networks(jobs):
     assert (job.done, job.failures) == (5, [])
 
 
+def test_a_stopped_job_is_finished_with_the_images_that_are_done(jobs, tmp_path):
+    models = Gated()
+    job = add(jobs, models=models)
+    models.arrive()
+    models.gate.release()
+    models.arrive()
+    jobs.cancel(job)
+    models.gate.release()
+    reach(job, "stopped")
+    done, names = job.done, sorted(path.name for path in job.images.iterdir())
+    assert 0 < done < 5
+    jobs.finish(job)
+    reach(job, "done")
+    assert (job.total, job.done) == (done, done)
+    left = 5 - done
+    assert job.notes[-1] == f"left out when the job was finished early: {left} image{'s' * (left != 1)}"
+    assert [each["file_name"] for each in read_dataset(job.dataset)["images"]] == names[:done]
+
+
+def test_a_job_without_a_finished_image_cannot_be_finished(jobs):
+    models = Gated()
+    job = add(jobs, models=models)
+    models.arrive()
+    waiting = add(jobs, models=models)
+    jobs.cancel(waiting)
+    jobs.finish(waiting)
+    assert waiting.state == "stopped"
+    assert waiting.message
+    models.open_gate()
+    reach(job, "done")
+
+
 def test_images_that_look_like_photographs_are_known(jobs):
     models = builders.FakeModels()
     job = add(jobs, models=models)

@@ -677,6 +677,14 @@ class TestCommand:
 
 
 class TestUndoOfASearch:
+    def test_the_first_search_in_an_image_is_not_undone(self, session, model_pool):
+        opened = open_image(model_pool, session.opened.image)
+        searched = find(opened, model_pool, ("sheep",), threshold=None, presence=None)
+        assert not view_of(searched)["canUndo"]
+        again = find(searched, model_pool, ("koala",), threshold=None, presence=None)
+        back = read_request({"do": "undo"}).answer(again, model_pool).session
+        assert back.document is searched.document
+
     def test_a_search_is_one_step_and_keeps_the_steps_before(self, session, model_pool):
         number = numbers(session, "fire engine")[0]
         accepted = replace(session, history=session.history.step(session.document.accepted(number)))

@@ -74,13 +74,14 @@ def known_categories(
 
 
 def check_words(model: ModelSettings, texts: str | Iterable[str]) -> None:
-    """Raise `SettingsError` if one of several texts is empty, and `QueryError` if the models do not know one."""
+    """Raise `SettingsError` if one of several texts is empty, and `QueryError` if the models know none of them."""
     typed = [texts] if isinstance(texts, str) else [*texts]
     if not isinstance(texts, str) and not all(text.strip() for text in typed):
         raise SettingsError("a text must not be empty")
     if (vocabulary := _vocabulary(model)) is not None:
-        for text in filter(str.strip, typed):
-            vocabulary.check(text)
+        unknown = vocabulary.unknown(filter(str.strip, typed))
+        if unknown and len(unknown) == len({*filter(str.strip, typed)}):
+            raise vocabulary.error(unknown.values())
 
 
 def _vocabulary(model: ModelSettings) -> ClosedVocabulary | None:
