@@ -734,7 +734,8 @@ def test_a_page_that_comes_late_has_the_decisions_made_since(page, six):
     for _ in range(3):
         page.evaluate(
             """(selector) => {
-              const tile = [...document.querySelectorAll(selector)].find((each) => each.dataset.name.endsWith("0019.jpg"));
+              const tiles = [...document.querySelectorAll(selector)];
+              const tile = tiles.find((each) => each.dataset.name.endsWith("0019.jpg"));
               document.querySelector("#folder-shown input").dispatchEvent(new Event("input", { bubbles: true }));
               document.querySelectorAll("#folder-shown input")[1].click();
               tile.querySelector("[data-verdict=accepted]").click();

@@ -46,7 +46,8 @@ def lay_out(settings: AppSettings, *, knows_all: bool) -> SimpleNamespace:
     """Build the components of the tab. `knows_all`: the models have a closed vocabulary."""
     c = SimpleNamespace()
     # The encryption key is in the page. The token itself cannot be guessed.
-    c.converted = gr.State(("", ""))
+    # Not a State: its value must be of the same answer as that of the ontology.
+    c.converted = gr.JSON(["", ""], visible=False)
     c.kept = gr.BrowserState(NOBODY, storage_key="text2seg-folder", secret="text2seg")
     c.number = gr.State(0)
     c.last = gr.State(-1)

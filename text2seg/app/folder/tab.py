@@ -119,7 +119,7 @@ class Tab:
         gr.on(changes, None, outputs=[c.problem], js="() => ''", api_visibility="private")  # it may be mended
         written = [c.text, c.problem, c.converted]
         gr.on([c.write.click, c.queries.submit], self._write, [c.queries], written, **last)
-        c.queries.blur(self._follow, [c.queries, c.text, c.converted], written, **last)
+        c.queries.blur(self._follow, [c.queries, c.text, c.converted], [c.text, c.converted], **last)
         c.few.click(lambda: as_yaml(FEW_THINGS), outputs=[c.text], **QUIET)
         c.limits.click(lambda: WITH_LIMITS, outputs=[c.text], **QUIET)
         c.all.click(self._all_things, outputs=[c.text, c.problem], **QUIET)
@@ -302,18 +302,22 @@ class Tab:
     def _write(self, queries: str) -> Updates:
         try:
             text = as_yaml(queries)
-            return {self._c.text: text, self._c.problem: "", self._c.converted: (queries, text)}
+            return {self._c.text: text, self._c.problem: "", self._c.converted: [queries, text]}
         except Text2SegError as error:
             return {self._c.problem: alert(message_of(error))}
 
-    def _follow(self, queries: str, text: str, converted: tuple[str, str]) -> Updates:
-        """Convert things that were typed, unless the ontology is the visitor's own."""
+    def _follow(self, queries: str, text: str, converted: list[str]) -> Updates:
+        """Convert things that were typed, unless the ontology is the visitor's own. A mistake in them is told later,
+        when the visitor converts them or starts."""
+        c = self._c
         is_ours = text.strip() in ("", converted[1].strip())
-        return (
-            self._write(queries)
-            if queries.strip() and queries != converted[0] and is_ours
-            else {self._c.text: gr.skip()}
-        )
+        if not queries.strip() or queries == converted[0] or not is_ours:
+            return {c.text: gr.skip()}
+        try:
+            made = as_yaml(queries)
+        except Text2SegError:
+            return {c.text: gr.skip()}
+        return {c.text: made, c.converted: [queries, made]}
 
     def _all_things(self) -> Updates:
         vocabulary = self._jobs.model_pool.models.closed_vocabulary
@@ -321,7 +325,7 @@ class Tab:
             return {self._c.problem: alert("The models of this app know any words now; type the things to find.")}
         return {self._c.text: known_things(vocabulary), self._c.problem: ""}
 
-    def _check(self, text: str, converted: tuple[str, str]) -> Updates:
+    def _check(self, text: str, converted: list[str]) -> Updates:
         """Check an ontology. One that a person typed may mend the problem; one just made of the things does not."""
         updates: Updates = {self._c.checked: layout.checked_html(self._jobs.check(text))}
         return updates if text.strip() == converted[1].strip() else {**updates, self._c.problem: ""}
@@ -334,7 +338,7 @@ class Tab:
         folder: str | None,
         queries: str,
         text: str,
-        converted: tuple[str, str],
+        converted: list[str],
         request: gr.Request,
     ) -> Updates:
         """Start a job. If the ontology is empty, or was made of things that have changed since, make it of the things
@@ -349,7 +353,7 @@ class Tab:
                         "things, or empty their field to use the ontology"
                     )
                 text = as_yaml(queries)
-                converted = (queries, text)
+                converted = [queries, text]
             if source == SERVER:
                 job = self._jobs.choose(known, folder or "", text)
             else:
