@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
@@ -37,6 +39,20 @@ def live_app(models, **settings) -> Iterator[str]:
             except httpx.TransportError:
                 assert time.monotonic() < until, "the app does not answer"
         yield url
+
+
+def answer_before_the_body(url: str, path: str, length: int) -> bytes:
+    """What the app answers to a form of this length, of which nothing is sent after the head."""
+    at = urlsplit(url)
+    head = f"POST {path} HTTP/1.1\r\nHost: {at.netloc}\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+    with socket.create_connection((at.hostname, at.port), timeout=120) as connection:
+        connection.sendall(f"{head}Content-Length: {length}\r\n\r\n".encode())
+        answer = b""
+        while b"\r\n\r\n" not in answer or not answer.endswith(b"}"):
+            received = connection.recv(65536)
+            assert received, answer
+            answer += received
+        return answer
 
 
 class CountingModels:

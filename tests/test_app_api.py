@@ -15,13 +15,14 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from app_builders import SCENE, SCENES, live_app
+from app_builders import SCENE, SCENES, answer_before_the_body, live_app
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image as PillowImage
 
 from text2seg.coco.rle import decode
 from text2seg.config import PointSettings, Settings
+from text2seg.errors import SettingsError
 from text2seg.explain import TOOLS
 
 ROOT = Path(__file__).parents[1]
@@ -145,9 +146,9 @@ class TestSegment:
             ({"segmentation": "png"}, "png"),
             ({"segmentation": ["rle", "rle"]}, "Segmentation is given 2 times; send it once"),
             ({"settings": ["{}", "{}"]}, "Settings is given 2 times"),
-            ({"settings": '{"points": {"threshold": true}}'}, "Threshold: must be a number, got"),
-            ({"settings": '{"maps": {"input_size": [true, true]}}'}, "Input size: must be a number, got"),
-            ({"settings": '{"maps": {"input_size": []}}'}, "Input size: must be"),
+            ({"settings": '{"points": {"threshold": true}}'}, "threshold: must be a number, got"),
+            ({"settings": '{"maps": {"input_size": [true, true]}}'}, "input_size: must be a number, got"),
+            ({"settings": '{"maps": {"input_size": []}}'}, "input_size: must be"),
             ({"picture": "x"}, "No field is called picture"),
         ],
     )
@@ -205,7 +206,7 @@ class TestExplain:
         ("tool", "data", "words"),
         [
             ("none", {}, "There is no tool 'none'"),
-            ("saliency", {"settings": '{"method": "magic"}'}, "Method: input should be"),
+            ("saliency", {"settings": '{"method": "magic"}'}, "method: must be 'attention', 'rollout'"),
             ("saliency", {"target_image": "/etc/passwd"}, "target_image is not a file"),
         ],
     )
@@ -230,7 +231,7 @@ WRONG_CALLS = [
     ("segment", ["IMAGE", "x" * 10_000], "10,000 letters"),
     ("segment", ["IMAGE", "\x1b[31msheep"], "control characters"),
     ("segment", ["IMAGE", ", ".join(f"sheep {number}" for number in range(200))], "200 queries are too many"),
-    ("segment", ["IMAGE", "unicorn"], "does not know 'unicorn'. Did you mean corn or anchor? Open “Model”"),
+    ("segment", ["IMAGE", "unicorn"], "does not know 'unicorn'. Did you mean corn or anchor? GET /api/v1/health lists"),
     ("segment", ["IMAGE", "sheep", "threshold"], "Settings must be a JSON object"),
     ("segment", ["IMAGE", "sheep", [1]], "Settings must be a JSON object"),
     ("segment", ["IMAGE", "sheep", {"points": 3}], "Settings must be like"),
@@ -238,29 +239,29 @@ WRONG_CALLS = [
     ("segment", ["IMAGE", "sheep", {"points": {"dots": 3}}], "There is no setting 'dots'"),
     ("segment", ["IMAGE", "sheep", {"points": {"threshold": -1}}], "Threshold must be in"),
     ("segment", ["IMAGE", "sheep", {"points": {"threshold": "NaN"}}], "Threshold must be in"),
-    ("segment", ["IMAGE", "sheep", {"points": {"threshold": "high"}}], "Threshold: input should be a valid number"),
+    ("segment", ["IMAGE", "sheep", {"points": {"threshold": "high"}}], "threshold: must be a number, got 'high'"),
     ("segment", ["IMAGE", "sheep", {"points": {"downsample": -(10**30)}}], "Downsample must be"),
     ("segment", ["IMAGE", "sheep", {"maps": {"input_size": 10**30}}], "Input size"),
-    ("segment", ["IMAGE", "sheep", {"maps": {"input_size": [1]}}], "Input size"),
-    ("segment", ["IMAGE", "sheep", {"maps": {"labels": 5}}], "Labels: must be a list, got 5"),
-    ("segment", ["IMAGE", "sheep", {"masks": {"quality": "Infinity"}}], "Quality: must be a number"),
+    ("segment", ["IMAGE", "sheep", {"maps": {"input_size": [1]}}], "input_size: must be"),
+    ("segment", ["IMAGE", "sheep", {"maps": {"labels": 5}}], "labels: must be a list, got 5"),
+    ("segment", ["IMAGE", "sheep", {"masks": {"quality": "Infinity"}}], "quality: must be a number"),
     ("segment", ["IMAGE", "sheep", None, "png"], "rle or polygon"),
     ("segment", ["IMAGE", "sheep", None, {"a": 1}], "rle or polygon"),
     ("segment", ["IMAGE", "sheep", None, "rle", 5], "takes 4 values, got 5"),
     ("explain", [], "There is no tool None"),
     ("explain", ["salient", ["IMAGE"]], "There is no tool 'salient'"),
     ("explain", [["saliency"], ["IMAGE"]], "There is no tool"),
-    ("explain", ["saliency"], "“Saliency map” takes one image"),
+    ("explain", ["saliency"], "Saliency takes one image, got 0"),
     ("explain", ["saliency", "IMAGE"], "Images must be a list"),
     ("explain", ["saliency", ["scene.jpg"]], "must be an uploaded image"),
     ("explain", ["saliency", ["IMAGE"], "sheep"], "Settings must be a JSON object"),
     ("explain", ["saliency", ["IMAGE"], {}], "No target"),
-    ("explain", ["saliency", ["IMAGE"], {"text": 5}], "Text: must be a list, got 5"),
+    ("explain", ["saliency", ["IMAGE"], {"text": 5}], "text: must be a list, got 5"),
     ("explain", ["saliency", ["IMAGE"], {"text": ["sheep"], "size": -1}], "Input size"),
-    ("explain", ["saliency", ["IMAGE"], {"text": ["sheep"], "alpha": "x"}], "Alpha: input should be"),
-    ("explain", ["saliency", ["IMAGE"], {"target_image": 5}], "Target image: must be an uploaded image"),
+    ("explain", ["saliency", ["IMAGE"], {"text": ["sheep"], "alpha": "x"}], "alpha: must be a number, got 'x'"),
+    ("explain", ["saliency", ["IMAGE"], {"target_image": 5}], "target_image: must be an uploaded image"),
     ("explain", ["saliency", ["IMAGE"], {"target_image": "/etc/passwd"}], "not uploaded here"),
-    ("explain", ["board", ["IMAGE"], {}], "“Text”"),
+    ("explain", ["board", ["IMAGE"], {}], "give `text` at least once"),
     ("health", [1], "takes 0 values, got 1"),
 ]
 
@@ -399,6 +400,8 @@ def test_a_full_queue_refuses_requests(demo):
                 caller.start()
                 time.sleep(1)
             answer = segment(http)
+            early = answer_before_the_body(url, "/api/v1/segment", 1_000_000)
+            early_job = answer_before_the_body(url, "/api/v1/jobs", 1_000_000)
         finally:
             del demo.segment_sessions
             released.set()
@@ -406,6 +409,8 @@ def test_a_full_queue_refuses_requests(demo):
             caller.join()
         assert answer.status_code == 503
         assert answer.headers["retry-after"]
+        assert early.startswith(b"HTTP/1.1 503 "), early
+        assert early_job.startswith(b"HTTP/1.1 503 "), early_job
 
 
 def test_settings_sent_as_a_file_are_refused(http):
@@ -425,6 +430,8 @@ def test_messages_hide_folders_of_the_server():
     assert told("settings is not JSON") == "Settings is not JSON"
     assert told("there is no tool 'x'") == "There is no tool 'x'"
     assert told(f"{visitors_folder()}/3f/image-0/passwd is empty") == "passwd is empty"
+    wrong = SettingsError("give --target-text; or start the app with --device cpu", on_page="fill in --target-text")
+    assert (message_of(wrong), message_of(wrong, in_api=True)) == ("Fill in “Target text”", "Give `target_text`")
     assert "ublic" not in told("this app is not called 'x'; start it with --public-url if a proxy stands before it")
 
 

@@ -146,15 +146,15 @@ class TestFields:
     @pytest.mark.parametrize(
         ("given", "words"),
         [
-            ({}, "Text: please fill in"),
-            ({"text": ""}, "Text: please fill in"),
-            ({"text": "a", "steps": "many"}, "Steps: input should be a valid integer"),
-            ({"text": "a", "steps": 1.5}, "Steps: input should be a valid integer"),
+            ({}, "text: must be given"),
+            ({"text": ""}, "text: must be given"),
+            ({"text": "a", "steps": "many"}, "steps: must be a whole number"),
+            ({"text": "a", "steps": 1.5}, "steps: must be a whole number"),
             ({"text": "a", "steps": 0}, "steps must be 1 or more"),
-            ({"text": "a", "way": "third"}, "Way: input should be 'first' or 'second'"),
-            ({"text": "a", "point": "3"}, "Point"),
-            ({"text": "a", "point": "3, x"}, "Point"),
-            ({"text": ["a"]}, "Text: must be a text, got"),
+            ({"text": "a", "way": "third"}, "way: must be 'first' or 'second', got 'third'"),
+            ({"text": "a", "point": "3"}, "point: "),
+            ({"text": "a", "point": "3, x"}, "point: "),
+            ({"text": ["a"]}, "text: must be a text, got"),
             ({"text": "a", "__class__": "x"}, "no setting '__class__'"),
         ],
     )

@@ -10,7 +10,7 @@ import zipfile
 import httpx
 import jsonschema
 import pytest
-from app_builders import SCENE, SCENES, live_app
+from app_builders import SCENE, SCENES, answer_before_the_body, live_app
 from openapi_spec_validator import validate
 
 from text2seg.app.folder.jobs import PER_VISITOR
@@ -191,6 +191,8 @@ class TestJobs:
             path = f"{JOBS}/{answer.json()['id']}"
             assert answer.headers["location"] == f"https://example.org/text2seg{path}"
             assert [ask("GET", path, auth=who).status_code for who in (ann, bob)] == [200, 404]
+            listed = {who[0]: ask("GET", JOBS, auth=who).json() for who in (ann, bob)}
+            assert ([each["id"] for each in listed["ann"]], listed["bob"]) == ([answer.json()["id"]], [])
             assert [ask("DELETE", path, auth=who).status_code for who in (bob, ann)] == [404, 204]
             document = ask("GET", "/api/openapi.json", auth=ann).json()
             validate(document)
@@ -198,6 +200,24 @@ class TestJobs:
             assert document["security"] == [{"password": []}]
             assert "401" in document["paths"][JOBS]["post"]["responses"]
             assert ask("GET", "/api/openapi.json").status_code == 401
+
+
+class TestRefusalsBeforeTheBody:
+    def test_of_a_form_that_is_too_large(self, http):
+        for path in (JOBS, "/api/v1/segment"):
+            answer = answer_before_the_body(str(http.base_url), path, 3_000_000)
+            assert answer.startswith(b"HTTP/1.1 413 "), answer
+
+    def test_a_client_that_sends_it_all_the_same_reads_the_answer(self, http):
+        answer = http.post(JOBS, files={"images": ("a.zip", bytes(40_000_000))}, data={"queries": "sheep"})
+        assert (answer.status_code, "2 MB at most" in answer.json()["error"]) == (413, True)
+
+    def test_of_a_job_too_many(self, http, started):
+        for _ in range(PER_VISITOR):
+            started(first_image(), queries="sheep")
+        answer = answer_before_the_body(str(http.base_url), JOBS, 1_000_000)
+        assert answer.startswith(b"HTTP/1.1 429 "), answer
+        assert b"retry-after: 30" in answer
 
 
 IMAGE = ("images", first_image())
@@ -264,7 +284,8 @@ class TestMistakes:
             ("GET", f"{JOBS}/nope/dataset", {}, 404),
             ("DELETE", f"{JOBS}/nope", {}, 404),
             ("GET", f"{JOBS}/no.pe", {}, 404),
-            ("GET", JOBS, {}, 405),
+            ("GET", JOBS, {}, 403),
+            ("DELETE", JOBS, {}, 405),
             ("PUT", f"{JOBS}/nope", {}, 405),
             ("DELETE", f"{JOBS}/nope/dataset", {}, 405),
             ("DELETE", "/api/v1/health", {}, 405),
@@ -307,7 +328,7 @@ class TestDocument:
                 assert ALLOWED[method.upper()].fullmatch(path.replace("{tool}", "saliency").replace("{id}", "abc"))
         names = [each["operationId"] for operations in document["paths"].values() for each in operations.values()]
         assert sorted(names) == sorted(
-            ["health", "tools", "segment", "explain", "start_job", "job", "job_dataset", "delete_job"]
+            ["health", "tools", "segment", "explain", "start_job", "list_jobs", "job", "job_dataset", "delete_job"]
         )
 
     def test_answers_fit_their_schemas(self, http, started, document):

@@ -313,7 +313,7 @@ class TestLimits:
         from text2seg.explain.opinion import OpinionSettings
 
         check_effort(OpinionSettings(seed=2**60, steps=6000))
-        with pytest.raises(SettingsError, match="Candidates: must be at most 320 in the app, got 321"):
+        with pytest.raises(SettingsError, match="candidates: must be at most 320 in the app, got 321"):
             check_effort(OpinionSettings(candidates=321))
 
 

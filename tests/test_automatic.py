@@ -143,7 +143,7 @@ class TestUpscaling:
         config = json.loads(small_config().to_json_string())
         return Sam2.from_weights(random_weights(small_config()), device=CPU, precision="fp32", config=config)
 
-    @pytest.mark.parametrize("hw", [(45, 61), (200, 30), (7, 9)])
+    @pytest.mark.parametrize("hw", [(45, 61), (200, 30), (7, 9), (701, 930)])  # the last one has several tiles
     @pytest.mark.parametrize("above", [0.0, 1.2, -9.0])
     def test_masks_equal_those_of_the_whole_image(self, sam, hw, above):
         (embedding,) = sam.embed([build.make_image(*hw)])

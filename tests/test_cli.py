@@ -154,6 +154,17 @@ def test_help_imports_no_command(capsys):
         assert command.summary[:30] in done.stdout
 
 
+def test_the_first_mask_needs_none_of_the_packages_that_load_slowly(tmp_path):
+    code = (
+        "import sys; from text2seg.cli import main; assert main(sys.argv[1:]) == 0;"
+        "slow = {'torchvision', 'ray', 'gradio', 'matplotlib', 'transformers', 'scipy', 'open_clip'};"
+        "assert not slow & set(sys.modules), slow & set(sys.modules)"
+    )
+    command = ["segment", SCENE, "--query", "sheep", "--output", str(tmp_path)]
+    subprocess.run([sys.executable, "-c", code, *command], check=True)
+    assert (tmp_path / f"{Path(SCENE).stem}_overlay.png").exists()
+
+
 WITHOUT_SLOW_IMPORTS = """
 import sys
 from text2seg.cli import main

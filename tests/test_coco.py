@@ -361,7 +361,7 @@ def test_unwritable_path_raises_output_error(tmp_path, monkeypatch):
     [
         (b"", "not a JSON file"),
         (b"{", "not a JSON file: it ends too early, in line 1"),
-        (b'{"a":\n "b" 3}', "not a JSON file: line 2, column 6 is damaged"),
+        (b'{"a":\n "b" 3}', "not a JSON file: the first error is in line 2, column 6"),
         (b"\xff\xfe{}", "not a JSON file"),
         (b"[" * 100_000, "not a JSON file"),
         (b"[]", "not a list"),

@@ -116,20 +116,26 @@ class TestFile:
         [
             ("{", "is not a JSON file"),
             ("", "is not a JSON file: it is empty"),
-            ("[]", "is not a file of marks"),
-            ('{"images": [], "annotations": [], "categories": []}', "is not a file of marks: dataset: field required"),
-            ({**GOOD, "text2seg_marks": 2}, "text2seg_marks: input should be 1, got 2"),
-            ({**GOOD, "dataset": {"name": "a", "sha256": "abc"}}, "dataset sha256"),
-            ({**GOOD, "more": 1}, "more: extra inputs"),
-            ({**GOOD, "marks": {}}, "marks: input should be a valid list"),
-            ({**GOOD, "marks": [ONE, {**ONE, "verdict": "maybe"}]}, "marks no. 2 verdict: input should be 'accepted'"),
-            ({**GOOD, "marks": [{**ONE, "annotation": "1"}]}, "annotation: input should be a valid integer"),
-            ({**GOOD, "marks": [{**ONE, "verdict": "rejected", "category": "dog"}]}, "only an accepted annotation"),
+            ("[]", "is not a file of marks: it must be an object"),
+            ('{"images": [], "annotations": [], "categories": []}', "is not a file of marks: dataset is missing"),
+            ({**GOOD, "text2seg_marks": 2}, "text2seg_marks must be 1, got 2"),
+            ({**GOOD, "dataset": {"name": "a", "sha256": "abc"}}, "dataset sha256 must match"),
+            ({**GOOD, "more": 1}, "more is not known here"),
+            ({**GOOD, "marks": {}}, "marks must be a list, got {}"),
+            (
+                {**GOOD, "marks": [ONE, {**ONE, "verdict": "maybe"}]},
+                "marks no. 2 verdict must be 'accepted' or 'rejected', got 'maybe'",
+            ),
+            ({**GOOD, "marks": [{**ONE, "annotation": "1"}]}, "annotation must be a whole number"),
+            (
+                {**GOOD, "marks": [{**ONE, "verdict": "rejected", "category": "dog"}]},
+                "marks no. 1: only an accepted annotation",
+            ),
             (
                 {**GOOD, "marks": [{"image": "a", "verdict": "accepted", "category": "dog"}]},
-                "only an accepted annotation",
+                "marks no. 1: only an accepted annotation",
             ),
-            ({**GOOD, "marks": [{"annotation": 1, "verdict": "accepted"}]}, "image: field required"),
+            ({**GOOD, "marks": [{"annotation": 1, "verdict": "accepted"}]}, "marks no. 1 image is missing"),
         ],
     )
     def test_other_files_are_refused(self, job, tmp_path, capsys, content, words):

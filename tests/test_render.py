@@ -253,7 +253,7 @@ def test_text_that_fits_is_not_shortened():
 @pytest.fixture
 def bare(monkeypatch):
     """A machine without fonts of its own; gives a function that adds one."""
-    caches = (drawing._runs, drawing._font_with, drawing._usual_fonts, drawing._letters, drawing._has)
+    caches = (drawing._runs, drawing._font_with, drawing._users_font, drawing._letters, drawing._has)
 
     def forget():
         for cache in caches:
@@ -329,11 +329,11 @@ def _is_usual(letter: str) -> bool:
 
 def test_a_font_chosen_by_the_user_comes_first(bare, monkeypatch, caplog):
     monkeypatch.setenv(drawing.FONT_VARIABLE, str(DEJAVU / "DejaVuSerif.ttf"))
-    drawing._usual_fonts.cache_clear()
+    drawing._users_font.cache_clear()
     assert drawing._runs("sheep овца") == (("sheep овца", str(DEJAVU / "DejaVuSerif.ttf")),)
     for wrong in ("/nowhere/font.ttf", __file__):
         monkeypatch.setenv(drawing.FONT_VARIABLE, wrong)
-        for cache in (drawing._usual_fonts, drawing._font_with, drawing._runs):
+        for cache in (drawing._users_font, drawing._font_with, drawing._runs):
             cache.cache_clear()
         assert drawing._runs("sheep") == (("sheep", drawing.PILLOWS_OWN),)
         assert f"TEXT2SEG_FONT={wrong} is not a usable font file" in caplog.text

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import logging
+import struct
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -538,17 +538,63 @@ def test_a_damaged_video_is_done_in_part_and_replaces_nothing(tmp_path, capsys):
     assert len(list((tmp_path / "other" / "frames").iterdir())) == read
 
 
-def test_a_frame_that_cannot_be_read_does_not_lose_the_others(demo, clip, tmp_path, caplog):
+def test_a_frame_that_cannot_be_read_is_left_out(clip, tmp_path, capsys):
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    for number in range(4):
+        (frames / f"{number}.jpg").write_bytes((clip / f"{number}.jpg").read_bytes())
+    (frames / "1.jpg").write_bytes(b"no image")
+    output = tmp_path / "out"
+    command = ["track", str(frames), "--model", "demo", "--query", "bell", "--output", str(output)]
+    assert main(command) == 3
+    told = capsys.readouterr()
+    assert told.err.count("failed: 1.jpg") == 1
+    assert "bell: 1 track" in told.out
+    dataset = json.loads((output / "dataset.json").read_text())
+    assert [each["frame_index"] for each in dataset["images"]] == [0, 2, 3]
+    (failure,) = dataset["info"]["failures"]
+    assert (failure["file_name"], failure["stage"]) == ("1.jpg", "read")
+    assert str(frames) not in failure["message"]
+    assert {each["track_id"] for each in dataset["annotations"]} == {1}
+    assert main([*command, "--overwrite"]) == 3
+    for path in frames.iterdir():
+        path.write_bytes(b"no image")
+    assert main([*command, "--overwrite"]) == 1
+    assert "no frame can be read; the first: 0.jpg" in capsys.readouterr().err
+    assert json.loads((output / "dataset.json").read_text()) == dataset
+
+
+def test_a_frame_of_another_size_ends_the_job_with_what_is_done(clip, tmp_path, capsys):
     frames = tmp_path / "frames"
     frames.mkdir()
     for number in range(2):
         (frames / f"{number}.jpg").write_bytes((clip / f"{number}.jpg").read_bytes())
-    (frames / "2.jpg").write_bytes(b"no image")
-    settings = TrackSettings(output=tmp_path / "out")
-    with caplog.at_level(logging.WARNING), pytest.raises(ImageError, match=r"2\.jpg"):
-        track_video(demo, frames, ["bell"], settings)
-    assert f"the first 2 frames are in {tmp_path / 'out' / 'dataset.json'}" in caplog.text
-    assert len(json.loads((tmp_path / "out" / "dataset.json").read_text())["images"]) == 2
+    PillowImage.new("RGB", (50, 40)).save(frames / "2.jpg")
+    command = ["track", str(frames), "--model", "demo", "--query", "bell", "--output", str(tmp_path / "out")]
+    assert main(command) == 3
+    assert "2.jpg) has 50 x 40 pixels" in capsys.readouterr().err
+    before = (tmp_path / "out" / "dataset.json").read_bytes()
+    assert len(json.loads(before)["images"]) == 2
+    assert main([*command, "--overwrite"]) == 3
+    assert "have different sizes, so" in capsys.readouterr().err
+    assert (tmp_path / "out" / "dataset.json").read_bytes() == before
+
+
+def test_a_whole_video_whose_format_gives_no_number_of_frames_is_whole(tmp_path, caplog):
+    """Matroska gives a duration, which may be that of the sound; here it is three times that of the frames."""
+    path = tmp_path / "clip.mkv"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 25, (64, 48))
+    for number in range(40):
+        writer.write(builders.pixels((48, 64), seed=number))
+    writer.release()
+    content = path.read_bytes()
+    at = content.index(b"\x44\x89\x88") + 3
+    (duration,) = struct.unpack(">d", content[at : at + 8])
+    path.write_bytes(content[:at] + struct.pack(">d", 3 * duration) + content[at + 8 :])
+    found = open_frames(path)
+    assert (found.total, len(list(found))) == (120, 40)
+    assert not found.is_cut_off(39)
+    assert not caplog.records
 
 
 def test_the_command_prints_the_tracks_of_each_query(clip, tmp_path, capsys):

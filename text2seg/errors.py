@@ -9,14 +9,16 @@ class Text2SegError(Exception):
     Args:
         message: what is wrong and what to do, for users of the command line and of Python.
         on_page: the message for users of the app, if they have to do something else.
+        in_api: the message for users of the app's HTTP API, if they have to do something else than at the command line.
     """
 
-    def __init__(self, message: str = "", *, on_page: str = "") -> None:
+    def __init__(self, message: str = "", *, on_page: str = "", in_api: str = "") -> None:
         super().__init__(message)
         self.on_page = on_page or message
+        self.in_api = in_api or message
 
     def __reduce__(self) -> tuple[object, ...]:
-        return type(self), self.args, {"on_page": self.on_page}
+        return type(self), self.args, {"on_page": self.on_page, "in_api": self.in_api}
 
 
 class ImageError(Text2SegError):

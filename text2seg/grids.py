@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 Maps = NDArray[np.float32]
 
+BAND = 64
+"""Rows of a mask that are turned into floating-point numbers at once."""
+
 
 def minmax(maps: Maps) -> Maps:
     """Stretch each map of float32 [..., h, w] to [0, 1]. Maps that are constant or not finite become 0 everywhere.
@@ -51,9 +54,15 @@ def map_score(scores: NDArray[np.float32], mask: NDArray[np.bool_]) -> float:
     assert box is not None  # the mask is not empty
     left, top, width, height = box
     rows, columns = (_axis(cells, length) for cells, length in zip(scores.shape, mask.shape, strict=True))
-    part = mask[top : top + height, left : left + width].astype(np.float64)
+    part = mask[top : top + height, left : left + width]
+    of_rows = np.zeros((len(scores), width))
+    for start in range(0, height, BAND):  # a band has weights on few cells, and as numbers it fits into the cache
+        weights = rows[top + start : top + height][:BAND]
+        used = np.flatnonzero(weights.any(0))
+        cells = slice(used[0], used[-1] + 1)
+        of_rows[cells] += weights[:, cells].T @ part[start : start + BAND].astype(np.float64)
     stretched = minmax(scores).astype(np.float64)
-    inside = ((rows[top : top + height].T @ part @ columns[left : left + width]) * stretched).sum()
+    inside = ((of_rows @ columns[left : left + width]) * stretched).sum()
     everywhere = rows.sum(0) @ stretched @ columns.sum(0)
     return float(inside / count - (everywhere - inside) / (mask.size - count))
 

@@ -89,7 +89,9 @@ class ClosedVocabulary:
         """Return the error for sentences of `split`, with the way out."""
         first, *others = sentences
         says = " ".join([first, *(each[:1].upper() + each[1:] for each in others)])
-        return QueryError(f"{says} {self.way_out}.", on_page=f"{says} {WAY_OUT_ON_PAGE}.")
+        return QueryError(
+            f"{says} {self.way_out}.", on_page=f"{says} {WAY_OUT_ON_PAGE}.", in_api=f"{says} {WAY_OUT_IN_API}."
+        )
 
     def _sentence(self, wordings: Sequence[str]) -> str:
         hint = did_you_mean(wordings, self._words)
@@ -98,6 +100,7 @@ class ClosedVocabulary:
 
 
 WAY_OUT_ON_PAGE = "Open “Model” for the list of what it knows. Everything else needs another model"
+WAY_OUT_IN_API = "GET /api/v1/health lists what it knows. Everything else needs another model"
 
 
 # ---- the schema

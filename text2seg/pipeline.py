@@ -164,7 +164,7 @@ class Text2Seg(Pipeline):
             The frames, computed one by one while they are iterated over; earlier ones are not kept.
 
         Raises:
-            ImageError: The video cannot be read or has no frames, or, during the iteration, a frame cannot be read or
+            ImageError: The video cannot be read or has no frames, or, during the iteration, no frame can be read or one
                 has another size.
             QueryError, SettingsError, CheckpointError: See `check` and `tracking.tracker_for`.
         """

@@ -310,7 +310,8 @@ def split_unions(queries: Iterable[Query]) -> tuple[tuple[Query, ...], dict[str,
 def unions_error(sentences: Iterable[str]) -> QueryError:
     """Return the error for sentences of `split_unions`, with the way out."""
     says = " ".join(sentences)
-    return QueryError(f"{says} --method auto takes such queries.", on_page=says)
+    in_api = f'{says} The settings {{"points": {{"method": "auto"}}}} take such queries.'
+    return QueryError(f"{says} --method auto takes such queries.", on_page=says, in_api=in_api)
 
 
 def _folded(query: Query) -> Query:

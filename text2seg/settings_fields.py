@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+from collections.abc import Mapping
 from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -34,6 +35,39 @@ def help_of(settings: type[Any]) -> dict[str, str]:
         for parameter in documented.params:
             found[parameter.arg_name] = " ".join((parameter.description or "").split())
     return found
+
+
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "finite_number": "a number",
+    "bool": "true or false",
+    "string": "a text",
+    "list": "a list",
+    "tuple": "a list",
+    "dict": "an object",
+    "model": "an object",
+}
+
+
+def fault(error: Mapping[str, Any]) -> str:
+    """Return what is wrong with a value, in our words, from an entry of pydantic's `ValidationError.errors()`: "must be
+    a whole number", "is missing", or the sentence of our own check."""
+    kind, context = error["type"], error.get("ctx") or {}
+    right = next((words for name, words in _KINDS.items() if kind == name or kind.startswith(f"{name}_")), "")
+    sentences = {
+        "missing": "is missing",
+        "extra_forbidden": "is not known here",
+        "value_error": str(context.get("error", "")),
+        "literal_error": f"must be {context.get('expected')}",
+        "string_too_short": "must not be empty",
+        "string_pattern_mismatch": f"must match {context.get('pattern')}",
+        "greater_than": f"must be greater than {context.get('gt')}",
+        "greater_than_equal": f"must be {context.get('ge')} or more",
+        "less_than": f"must be less than {context.get('lt')}",
+        "less_than_equal": f"must be at most {context.get('le')}",
+    }
+    return sentences.get(kind) or (f"must be {right}" if right else "has the wrong value")
 
 
 def check_choices(settings: object) -> None:

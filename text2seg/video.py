@@ -12,7 +12,7 @@ import logging
 import tempfile
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,13 @@ from text2seg.coco.dataset import ENCODERS, category_entries, dataset_info, imag
 from text2seg.coco.json_file import Json, json_chunks, plain_number
 from text2seg.coco.provenance import encoding_entry, run_info
 from text2seg.config import TrackSettings
-from text2seg.errors import OutputError, SettingsError, Text2SegError
+from text2seg.errors import ImageError, OutputError, SettingsError, Text2SegError
 from text2seg.io.files import exists
 from text2seg.io.output_folder import OutputFolder
 from text2seg.io.writing import output_errors
 from text2seg.ontology import ontology_of_queries
 from text2seg.pipeline import Text2Seg
+from text2seg.records import Failure
 from text2seg.render.overlays import numbered_overlay
 from text2seg.render.saving import png
 from text2seg.session import Queries
@@ -46,8 +47,9 @@ class TrackReport:
     """Result of a video.
 
     `frames` of about `total` frames are done. `tracks` has the first frame of each track by its number, for each query.
-    `written` are the files. A job that was `interrupted`, or whose video is `cut_off` (see `Frames.is_cut_off`), wrote
-    what it had, unless it `kept_earlier` results.
+    `written` are the files, and `failures` frames that could not be read and were left out. A job that was
+    `interrupted`, or whose video is `cut_off` (see `Frames.is_cut_off`) or has a frame of another size, the last of the
+    `failures`, wrote what it had, unless it `kept_earlier` results.
     """
 
     dataset: Path
@@ -55,8 +57,10 @@ class TrackReport:
     frames: int = 0
     tracks: dict[str, dict[int, int]] = field(default_factory=dict)
     written: list[Path] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
     interrupted: bool = False
     cut_off: bool = False
+    ended_early: bool = False
     kept_earlier: bool = False
 
 
@@ -80,9 +84,9 @@ def track_video(
 ) -> TrackReport:
     """Follow everything that the queries name through a video, and write the COCO file and the files of `save`.
 
-    All files are put in place together at the end. If the job is stopped, fails after the first frame, or the video has
-    clearly fewer frames than its file says, the frames that are done are written, unless an earlier run has written a
-    COCO file; then everything in the folder stays as it is.
+    All files are put in place together at the end. Frames that cannot be read are left out. If the job is stopped,
+    fails after the first frame, or the video has clearly fewer frames than its file says, the frames that are done are
+    written, unless an earlier run has written a COCO file; then everything in the folder stays as it is.
 
     Args:
         source: a video file or a folder of frames.
@@ -90,7 +94,7 @@ def track_video(
         stop: if set, the current frame is finished, and the report says `interrupted`.
 
     Raises:
-        ImageError: the video cannot be read, has no frames, or a frame has another size.
+        ImageError: the video cannot be read, or no frame of it.
         QueryError, SettingsError: see `Text2Seg.track`.
         OutputError: a file cannot be written.
     """
@@ -120,7 +124,11 @@ def track_video(
                     break
             else:
                 report.cut_off = frames.is_cut_off(result.last)
-        except BaseException:
+        except BaseException as error:
+            if report.frames and isinstance(error, ImageError):  # a frame of another size
+                report.ended_early = True
+                result.write(info, Failure.from_error(str(source), "read", error, source))
+                return report
             report.interrupted = True
             try:  # keep the finished frames; if that fails too, the first error is the one to raise
                 result.write(info)
@@ -195,13 +203,15 @@ class _Result:
             self.report.tracks[each.query].setdefault(each.track_id, frame.index)
         self.report.frames += 1
 
-    def write(self, info: Json) -> None:
-        """Write all files together, and delete what only an earlier run wrote, if it may be replaced.
+    def write(self, info: Json, *failures: Failure) -> None:
+        """Write all files together, and delete what only an earlier run wrote, if it may be replaced. `failures` are
+        those besides the frames that could not be read.
 
         A job that was interrupted, or whose video is cut off, writes nothing over an earlier result.
         """
         report, folder = self.report, self._folder
-        is_whole = not (report.interrupted or report.cut_off)
+        report.failures = [*self._frames.failures, *failures]
+        is_whole = not (report.interrupted or report.cut_off or report.ended_early)
         report.kept_earlier = not is_whole and exists(report.dataset, OutputError)
         if not report.frames or report.kept_earlier:
             return
@@ -224,7 +234,7 @@ class _Result:
             for number in tracks
         ]
         return {
-            "info": dataset_info(info),
+            "info": dataset_info({**info, "failures": [asdict(each) for each in self.report.failures]}),
             "licenses": [],
             "videos": [{"id": VIDEO_ID, "name": self._name, "width": width, "height": height, **fps}],
             "tracks": sorted(starts, key=lambda track: track["id"]),

@@ -91,9 +91,8 @@ def check_effort(settings: object) -> None:
         usual = LARGEST_EXPLAINED if setting.name == "size" else LARGEST_NUMBER
         most = usual if setting.default is None else setting.default * TIMES_USUAL
         if most and value > most:
-            raise SettingsError(
-                f"{setting.label}: must be at most {most} in the app, got {value}; the command line has no limit"
-            )
+            words = f": must be at most {most} in the app, got {value}; the command line has no limit"
+            raise SettingsError(f"{setting.name}{words}", on_page=f"{setting.label}{words}")
 
 
 def check_request(queries: tuple[Query, ...], settings: Settings, hw: tuple[int, int]) -> None:

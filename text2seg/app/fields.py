@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from text2seg.errors import SettingsError
 from text2seg.explain.tool import InputSettings
 from text2seg.queries import shown
-from text2seg.settings_fields import help_of
+from text2seg.settings_fields import fault, help_of
 
 Kind = Literal["choice", "choices", "flag", "whole", "number", "text", "lines", "list", "image", "path"]
 """lines: texts, one per line; list: values separated by commas; image: an uploaded image file; path: any other path on
@@ -25,14 +25,6 @@ this machine, and whatever else visitors do not set (`tool.COMMAND_LINE_ONLY`)."
 
 NUMBERS = ("whole", "number", "list")
 MOST_ERRORS = 3
-RIGHT = {
-    "tuple_type": "a list",
-    "path_type": "an uploaded image",
-    "string_type": "a text",
-    "int_type": "a whole number",
-}
-"""Expected values, by pydantic's error types."""
-
 IMAGE_SUFFIX = "image"
 """A path field with this ending is an uploaded image. Other path fields are places on this machine."""
 REPEATED = "; repeat for more"
@@ -54,7 +46,7 @@ class Setting:
 
     @property
     def label(self) -> str:
-        return self.name.replace("_", " ").capitalize()
+        return _label(self.name)
 
     @property
     def field_label(self) -> str:
@@ -112,17 +104,19 @@ def read_settings(kind: type, given: Mapping[str, Any]) -> Any:
             choices = ", ".join(known) or "none"
             raise SettingsError(f"there is no setting {shown(name)}; the settings are {choices}")
     values = {name: _value(known[name], value) for name, value in given.items()}
-    missing = [setting.label for setting in known.values() if setting.is_required and values.get(setting.name) is None]
-    if missing:
-        raise SettingsError(f"{', '.join(missing)}: please fill in")
+    if missing := [each for each in known.values() if each.is_required and values.get(each.name) is None]:
+        names, labels = (", ".join(getattr(each, of) for each in missing) for of in ("name", "label"))
+        raise SettingsError(f"{names}: must be given", on_page=f"{labels}: please fill in")
     values = {name: value for name, value in values.items() if value is not MISSING}
     try:
         settings: Any = TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
-        raise SettingsError("; ".join(_words(each) for each in _first_of_each_field(error)[:MOST_ERRORS])) from error
+        found = [_words(each) for each in _first_of_each_field(error)[:MOST_ERRORS]]
+        by_name, by_label = ("; ".join(each) for each in zip(*found, strict=True))
+        raise SettingsError(by_name, on_page=by_label) from error
     for name in values:
         if isinstance(number := getattr(settings, name), float) and not isfinite(number):
-            raise SettingsError(f"{known[name].label}: must be a number, got {number}")
+            raise _no_number(known[name], str(number))
     return settings
 
 
@@ -176,7 +170,7 @@ def _value(setting: Setting, value: Any) -> Any:
     if setting.kind in NUMBERS and any(
         isinstance(each, bool) for each in (value if isinstance(value, list) else [value])
     ):
-        raise SettingsError(f"{setting.label}: must be a number, got {shown(value)}")
+        raise _no_number(setting, shown(value))
     if setting.kind == "whole" and isinstance(value, float) and value.is_integer():
         return int(value)
     return value
@@ -190,11 +184,21 @@ def _first_of_each_field(error: ValidationError) -> list[Mapping[str, Any]]:
     return list(first.values())
 
 
-def _words(error: Mapping[str, Any]) -> str:
-    place = str(error["loc"][0]).replace("_", " ").capitalize() if error["loc"] else "settings"
-    if right := RIGHT.get(error["type"]):
-        return f"{place}: must be {right}, got {shown(error['input'])}"
-    return f"{place}: {error['msg'][0].lower()}{error['msg'][1:]}"
+def _words(error: Mapping[str, Any]) -> tuple[str, str]:
+    """Return what is wrong with a value, by the name of the setting and by its label."""
+    name = str(error["loc"][0]) if error["loc"] else "settings"
+    says = "must be an uploaded image" if error["type"] == "path_type" else fault(error)
+    got = f", got {shown(error['input'])}" if says.startswith("must") else ""
+    return f"{name}: {says}{got}", f"{_label(name)}: {says}{got}"
+
+
+def _no_number(setting: Setting, value: str) -> SettingsError:
+    words = f": must be a number, got {value}"
+    return SettingsError(f"{setting.name}{words}", on_page=f"{setting.label}{words}")
+
+
+def _label(name: str) -> str:
+    return name.replace("_", " ").capitalize()
 
 
 def files_field(value: Any, *, elem_id: str, **props: Any) -> Any:

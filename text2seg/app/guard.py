@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from text2seg.app.checks import is_upload
 from text2seg.app.messages import INTERNAL_ERROR, message_of
 from text2seg.app.settings import AppSettings, is_known_host, local_names
+from text2seg.settings_fields import fault
 
 log = logging.getLogger(__name__)
 
@@ -178,7 +179,7 @@ ALLOWED = {
             r"/gradio_api/call/\w+/\w+",
             r"/gradio_api/file=.+",
             r"/api/openapi\.json|/api/(v1/)?(health|tools)",
-            r"/api/v1/jobs/[\w-]+(/dataset)?",
+            r"/api/v1/jobs(/[\w-]+(/dataset)?)?",
         ),
         "POST": (
             r"/gradio_api/(upload|queue/join|cancel|reset/?)",
@@ -270,8 +271,8 @@ class Guard:
         elif refused and not started:
             first = refused[0]
             refused.clear()
-            if first.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
-                await let_pass(receive)
+            if first.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE and not scope["path"].startswith("/api/"):
+                await let_pass(receive)  # the sender is a browser
             failure[:] = [{}]  # so that `with_headers` sends this response
             answer = JSONResponse({"error": message_of(first)}, first.status, first.headers)
             await answer(scope, receive, with_headers)
@@ -369,8 +370,8 @@ def in_words(answer: list[Message], path: str) -> JSONResponse:
     content = content if isinstance(content, dict) else {}
     detail = content.get("error") or content.get("detail")
     if isinstance(detail, list):  # errors of pydantic
-        errors = [each for each in detail[:MOST_ERRORS] if isinstance(each, dict)]
-        detail = "; ".join(f"{'.'.join(map(str, each.get('loc', [])))}: {each.get('msg')}" for each in errors)
+        errors = [each for each in detail[:MOST_ERRORS] if isinstance(each, dict) and "type" in each]
+        detail = "; ".join(f"{'.'.join(map(str, each.get('loc', [])))} {fault(each)}" for each in errors)
     if not isinstance(detail, str) or not detail:
         detail = INTERNAL_ERROR if status >= HTTPStatus.INTERNAL_SERVER_ERROR else f"{path} answered {status}"
     elif status == HTTPStatus.INTERNAL_SERVER_ERROR and detail != INTERNAL_ERROR and path.startswith("/gradio_api/"):

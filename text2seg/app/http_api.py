@@ -42,7 +42,7 @@ from text2seg.app.openapi import (
     form,
     ref,
 )
-from text2seg.app.settings import MOST_FILES, MOST_IMAGES, MOST_QUERIES
+from text2seg.app.settings import MOST_FILES, MOST_IMAGES, MOST_QUERIES, AppSettings
 from text2seg.coco.json_file import Json
 from text2seg.errors import ImageError, OutputError, SettingsError, Text2SegError
 from text2seg.explain import Progress
@@ -66,9 +66,10 @@ def add_routes(app: FastAPI, model_pool: ModelPool, jobs: VisitorJobs) -> None:
 
     The routes of 0.6 are also at their old paths, without `v1`.
     """
-    router = _routes(model_pool)
+    queue = Queue(model_pool.settings)
+    router = _routes(model_pool, queue)
     app.include_router(router, prefix="/api/v1")
-    app.include_router(_job_routes(model_pool, jobs), prefix="/api/v1")
+    app.include_router(_job_routes(model_pool, jobs, queue), prefix="/api/v1")
     description = describe(app, model_pool.settings)
     app.include_router(router, prefix="/api", include_in_schema=False)
 
@@ -81,10 +82,32 @@ def _router() -> APIRouter:
     return APIRouter(default_response_class=JSONResponse, generate_unique_id_function=lambda route: route.name)
 
 
-def _routes(model_pool: ModelPool) -> APIRouter:
+class Queue:
+    """The turns of all requests that need the models or unpack uploads: `workers` at a time, and `waiting` more."""
+
+    def __init__(self, settings: AppSettings) -> None:
+        self._limiter, self._most = anyio.CapacityLimiter(settings.workers), settings.waiting
+
+    def check(self) -> None:
+        """Raise `Refusal` if the queue is full. Call it before a body is read, too."""
+        if self._limiter.statistics().tasks_waiting >= self._most:
+            words = "the queue is full; try again later"
+            raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, words, **{"retry-after": "30"})
+
+    async def run(self, request: Request, work: Work) -> Response:
+        """Do the work in a thread when it is its turn. Stop it if the client disconnects."""
+        self.check()
+        stop = threading.Event()
+        async with anyio.create_task_group() as group:
+            group.start_soon(_stop_when_gone, request, stop)
+            response = await anyio.to_thread.run_sync(_answered, work, stop, limiter=self._limiter)
+            group.cancel_scope.cancel()
+        return response
+
+
+def _routes(model_pool: ModelPool, queue: Queue) -> APIRouter:
     """Return the routes for one image, and those that list what there is."""
     router = _router()
-    limiter = anyio.CapacityLimiter(model_pool.settings.workers)
 
     @router.get("/health", responses=answers(ref("Health")))
     def health() -> Response:
@@ -110,9 +133,10 @@ def _routes(model_pool: ModelPool) -> APIRouter:
     )
     async def segment(request: Request) -> Response:
         """Segment one image. The answer is a COCO dataset."""
+        queue.check()
         with tempfile.TemporaryDirectory(dir=visitors_folder(), ignore_cleanup_errors=True) as folder:
             form = await _form(request)
-            return await _in_turn(request, limiter, model_pool, lambda _: _segment(model_pool, form, Path(folder)))
+            return await queue.run(request, lambda _: _segment(model_pool, form, Path(folder)))
 
     images: Json = {
         "image": described("The images that the tool needs.", either(FILE, {"type": "array", "items": FILE})),
@@ -126,6 +150,7 @@ def _routes(model_pool: ModelPool) -> APIRouter:
     )
     async def explain(request: Request, tool: str) -> Response:
         """Run an explanation tool. The answer is JSON, or one PNG if the request accepts `image/png`."""
+        queue.check()
         wants_image = "image/png" in request.headers.get("accept", "")
         with tempfile.TemporaryDirectory(dir=visitors_folder(), ignore_cleanup_errors=True) as folder:
             form = await _form(request)
@@ -133,15 +158,14 @@ def _routes(model_pool: ModelPool) -> APIRouter:
             def work(stop: threading.Event) -> Response:
                 return _explain(model_pool, tool, form, Path(folder), stop, wants_image=wants_image)
 
-            return await _in_turn(request, limiter, model_pool, work)
+            return await queue.run(request, work)
 
     return router
 
 
-def _job_routes(model_pool: ModelPool, jobs: VisitorJobs) -> APIRouter:
+def _job_routes(model_pool: ModelPool, jobs: VisitorJobs, queue: Queue) -> APIRouter:
     """Return the routes for folder jobs: those of the tab "Label a folder", with the same limits."""
     router = _router()
-    limiter = anyio.CapacityLimiter(model_pool.settings.workers)
     base = f"{model_pool.settings.public_url.rstrip('/')}{JOBS}"
     fields = {
         "images": described(
@@ -159,17 +183,22 @@ def _job_routes(model_pool: ModelPool, jobs: VisitorJobs) -> APIRouter:
     )
     async def start_job(request: Request) -> Response:
         """Start to label uploaded images. `Location` and the `id` in the answer lead to the job."""
+        queue.check()
+        who = request.scope.get(USER) or (request.client.host if request.client else "")
+        try:
+            jobs.check_room(who)
+        except TooManyJobsError as error:
+            raise _too_many(error) from error
         with tempfile.TemporaryDirectory(dir=visitors_folder(), ignore_cleanup_errors=True) as folder:
             form = await _form(request, MOST_FILES)
             started: list[Job] = []
 
             def work(_: threading.Event) -> Response:
-                client = request.client.host if request.client else ""
-                job = _start(jobs, request.scope.get(USER) or client, form, Path(folder))
+                job = _start(jobs, who, form, Path(folder))
                 started.append(job)
                 return JSONResponse(job_json(jobs, job), 202, {"location": f"{base}/{job.id}"})
 
-            response = await _in_turn(request, limiter, model_pool, work)
+            response = await queue.run(request, work)
             if started and await request.is_disconnected():  # nobody would learn its id
                 await anyio.to_thread.run_sync(jobs.jobs.remove, started[0])
             return response
@@ -179,6 +208,14 @@ def _job_routes(model_pool: ModelPool, jobs: VisitorJobs) -> APIRouter:
         if job is None:
             raise Refusal(HTTPStatus.NOT_FOUND, f"there is no job {number[:LONGEST_NAME]!r}; it may have been deleted")
         return job
+
+    @router.get("/jobs", responses=answers(ref("Jobs")))
+    def list_jobs(request: Request) -> Response:
+        """List the jobs of the user whose password the request has, oldest first."""
+        if not (user := request.scope.get(USER, "")):  # an address may belong to several people
+            words = "jobs are listed only in an app with passwords, to their users; keep the id of each job"
+            raise Refusal(HTTPStatus.FORBIDDEN, words)
+        return JSONResponse([job_json(jobs, job) for job in jobs.of_user(user)])
 
     @router.get("/jobs/{id}", responses=answers(ref("Job"), 404))
     def job(request: Request, id: str) -> Response:
@@ -278,28 +315,16 @@ def _explain(
     return Response(png(sheet), media_type="image/png")
 
 
-async def _in_turn(request: Request, limiter: anyio.CapacityLimiter, model_pool: ModelPool, work: Work) -> Response:
-    """Do the work in a thread when it is its turn. Stop it if the client disconnects."""
-    if limiter.statistics().tasks_waiting >= model_pool.settings.waiting:
-        return _error(503, "The queue is full; try again later.", **{"retry-after": "30"})
-    stop = threading.Event()
-    async with anyio.create_task_group() as group:
-        group.start_soon(_stop_when_gone, request, stop)
-        response = await anyio.to_thread.run_sync(_answered, work, stop, limiter=limiter)
-        group.cancel_scope.cancel()
-    return response
-
-
 def _answered(work: Work, stop: threading.Event | None = None) -> Response:
     """Return the response of the work, or its error."""
     try:
         return work(stop or threading.Event())
-    except Refusal as refusal:
-        return _error(refusal.status, message_of(refusal))
     except TooManyJobsError as error:
-        return _error(429 if error.is_of_owner else 503, message_of(error), **{"retry-after": "30"})
+        return _refused(_too_many(error))
+    except Refusal as refusal:
+        return _refused(refusal)
     except Text2SegError as error:
-        return _error(400, message_of(error))
+        return _error(400, message_of(error, in_api=True))
     except Exception:  # the client gets a message, the log gets the traceback
         log.exception("a request failed")
         return _error(500, INTERNAL_ERROR)
@@ -311,8 +336,17 @@ async def _stop_when_gone(request: Request, stop: threading.Event) -> None:
     stop.set()
 
 
-def _error(status: int, words: str, **headers: str) -> Response:
-    return JSONResponse({"error": words}, status, headers)
+def _refused(refusal: Refusal) -> Response:
+    return JSONResponse({"error": message_of(refusal, in_api=True)}, refusal.status, refusal.headers)
+
+
+def _error(status: int, words: str) -> Response:
+    return JSONResponse({"error": words}, status)
+
+
+def _too_many(error: TooManyJobsError) -> Refusal:
+    status = HTTPStatus.TOO_MANY_REQUESTS if error.is_of_owner else HTTPStatus.SERVICE_UNAVAILABLE
+    return Refusal(status, message_of(error, in_api=True), **{"retry-after": "30"})
 
 
 async def _form(request: Request, files: int = MOST_IMAGES) -> FormData:

@@ -42,17 +42,18 @@ _OURS = frozenset(
 _FLAG = re.compile(r"--(?:no-)?([a-z][a-z0-9-]*)")
 
 
-def message_of(error: Exception) -> str:
-    """Return the message of an error for the page and the API.
+def message_of(error: Exception, *, in_api: bool = False) -> str:
+    """Return the message of an error for the page or for the API.
 
-    It starts with a capital letter and names fields by their labels. Advice that needs the command line is removed.
+    It starts with a capital letter and names a field by its label, in the API by its name. Advice that needs the
+    command line is removed.
     """
-    text = getattr(error, "on_page", "") or str(error) or INTERNAL_ERROR
+    text = getattr(error, "in_api" if in_api else "on_page", "") or str(error) or INTERNAL_ERROR
     clauses = re.split(r"(?<=[;.]) ", text)
     if rest := [each for each in clauses if not _names_a_flag_of_the_command_line(each)]:
         text = " ".join(rest).rstrip(";")
     text = _of_uploads().sub("", text)
-    text = _FLAG.sub(lambda flag: f"“{flag[1].replace('-', ' ').capitalize()}”", text)
+    text = _FLAG.sub(lambda flag: _field(flag[1], in_api=in_api), text)
     # Do not capitalize the name of a file.
     first = re.match(r"([a-z]+)( (?:is|has|was|lies|cannot)\b|[ ,:;])", text)
     ours = first and (first[2] in (" ", ",", ";") or first[1] in _OURS)
@@ -70,6 +71,11 @@ def note_of(text: str) -> str:
 def _of_uploads() -> re.Pattern[str]:
     """Return a pattern for the folders of uploads, which messages must not show."""
     return re.compile(re.escape(str(visitors_folder())) + r"[\\/](?:[^\\/\s'\"]+[\\/])*")
+
+
+def _field(flag: str, *, in_api: bool) -> str:
+    """Return the field that a flag sets: its label on the page, its name in the API."""
+    return f"`{flag.replace('-', '_')}`" if in_api else f"“{flag.replace('-', ' ').capitalize()}”"
 
 
 def _names_a_flag_of_the_command_line(clause: str) -> bool:

@@ -25,7 +25,7 @@ ENCODINGS = {"type": "string", "enum": list(get_args(Encoding)), "default": "rle
 REASONS = {
     400: "An image, a query, a setting or the form cannot be used.",
     401: "A name and a password are needed.",
-    403: "The request comes from a page of another site.",
+    403: "The request comes from a page of another site, or asks for the list of jobs in an app without passwords.",
     404: "There is no such job.",
     409: "The job has no result yet, or never will.",
     413: "The upload is too large.",
@@ -164,8 +164,9 @@ def _schemas() -> Json:
             },
             categories={"type": "array", "items": entry(id=WHOLE, name=TEXT, supercategory=TEXT)},
         ),
+        "Jobs": {"type": "array", "items": ref("Job")},
         "Job": entry(
-            id=described("Keep it: it is the only way to this job.", TEXT),
+            id=described("Keep it: without passwords, it is the only way to this job.", TEXT),
             name=TEXT,
             state={"type": "string", "enum": list(get_args(State))},
             total=described("Number of images.", WHOLE),

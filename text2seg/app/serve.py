@@ -160,14 +160,13 @@ class Page(gr.Blocks):
         function = self.fns[block_fn] if isinstance(block_fn, int) else block_fn
         if function.api_name in PUBLIC and isinstance(inputs, list):
             if len(inputs) > len(function.inputs):
-                raise _for_gradio(
-                    SettingsError(f"/{function.api_name} takes {len(function.inputs)} values, got {len(inputs)}")
-                )
+                wrong = SettingsError(f"/{function.api_name} takes {len(function.inputs)} values, got {len(inputs)}")
+                raise _for_gradio(wrong, in_api=True)
             inputs = [*inputs, *[None] * (len(function.inputs) - len(inputs))]
         try:
             return await super().process_api(block_fn, inputs, *arguments, **more)
         except (Text2SegError, gr.Error) as error:
-            raise _for_gradio(error) from error
+            raise _for_gradio(error, in_api=function.api_name in PUBLIC) from error
         except Exception as error:
             log.exception("a request failed")
             raise _for_gradio(SettingsError(INTERNAL_ERROR)) from error
@@ -179,12 +178,15 @@ class Page(gr.Blocks):
             raise
         except Exception as error:  # components raise various errors for unexpected values
             log.info("a request does not fit", exc_info=error)
-            raise SettingsError("the request does not fit this page; reload the page") from error
+            raise SettingsError(
+                "the request does not fit; /gradio_api/info describes the endpoints",
+                on_page="the request does not fit this page; reload the page",
+            ) from error
 
 
-def _for_gradio(error: Exception) -> gr.Error:
-    """Return an error that Gradio shows to the visitor."""
-    text = error.message if isinstance(error, gr.Error) else message_of(error)
+def _for_gradio(error: Exception, *, in_api: bool = False) -> gr.Error:
+    """Return an error that Gradio shows to the visitor, or gives to `gradio_client`."""
+    text = error.message if isinstance(error, gr.Error) else message_of(error, in_api=in_api)
     return gr.Error(str(text), print_exception=False)
 
 

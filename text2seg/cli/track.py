@@ -11,7 +11,7 @@ import tyro
 
 from text2seg.cli.common import check_models, known_queries, load_models, queries_of
 from text2seg.cli.flags import PipelineFlags
-from text2seg.cli.terminal import INTERRUPTED, PARTLY, exit_status, log_to_terminal, say, stop_on_signals
+from text2seg.cli.terminal import INTERRUPTED, PARTLY, exit_status, log_to_terminal, say, say_failures, stop_on_signals
 from text2seg.config import ModelSettings, Settings, TrackSettings
 
 if TYPE_CHECKING:
@@ -60,12 +60,13 @@ class Track:
             say("text2seg: so every query starts in the first frame, whether it shows it or not", file=sys.stderr)
         with stop_on_signals() as stop:
             report = track_video(models, self.video, queries, self.track, progress=True, stop=stop)
+        say_failures(report.failures, all_in=str(report.dataset), verbose=self.verbose)
         if report.interrupted:
             self._say_stopped(report)
             return INTERRUPTED
         if report.kept_earlier:
             say(
-                f"text2seg: {self._cut_off(report)}, so {report.dataset} is still that of the earlier run. "
+                f"text2seg: {self._fault(report)}, so {report.dataset} is still that of the earlier run. "
                 "Mend the video, or choose another --output to keep what can be read",
                 file=sys.stderr,
             )
@@ -78,12 +79,14 @@ class Track:
         for kind in self.track.save:
             say(f"{kind}: {self.track.output / ('overlay.mp4' if kind == 'overlay' else 'frames')}")
         say(f"COCO file: {report.dataset}")
-        if report.cut_off:
-            say(f"text2seg: {self._cut_off(report)}; what could be read is written", file=sys.stderr)
+        if report.cut_off or report.ended_early:
+            say(f"text2seg: {self._fault(report)}; what could be read is written", file=sys.stderr)
             return PARTLY
-        return exit_status(report.frames, unknown)
+        return exit_status(report.frames, unknown + len(report.failures))
 
-    def _cut_off(self, report: TrackReport) -> str:
+    def _fault(self, report: TrackReport) -> str:
+        if report.ended_early:
+            return f"the frames of {self.video} have different sizes"
         return f"{self.video} may be damaged: only {report.frames} of about {report.total} frames could be read"
 
     def _say_stopped(self, report: TrackReport) -> None:

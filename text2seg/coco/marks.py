@@ -20,6 +20,7 @@ from text2seg.coco.json_file import Json, read_json, short, write_json
 from text2seg.coco.reader import Dataset, attributes_of
 from text2seg.errors import DatasetError
 from text2seg.io.names import did_you_mean
+from text2seg.settings_fields import fault
 
 Verdict = Literal["accepted", "rejected"]
 
@@ -246,11 +247,12 @@ def read_marks(path: str | os.PathLike[str]) -> MarksFile:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = [f"no. {each + 1}" if isinstance(each, int) else str(each) for each in first["loc"]]
-        where = f"{' '.join(place)}: " if place else ""
-        got = "" if first["type"] == "missing" else f", got {short(first['input'])}"
+        says = fault(first)
+        where = " ".join(place) or "it"
+        got = f", got {short(first['input'])}" if says.startswith("must") else ""
         raise DatasetError(
-            f"{path} is not a file of marks: {where}{first['msg'][:1].lower()}{first['msg'][1:]}{got}; download it "
-            "from the page of text2seg report"
+            f"{path} is not a file of marks: {where}{'' if says.startswith(('must', 'is ')) else ':'} {says}{got}; "
+            "download it from the page of text2seg report or from the app"
         ) from error
 
 

@@ -76,6 +76,7 @@ class AverageMapSettings(SaliencySettings):
             raise SettingsError(
                 "groups from a CSV file need the file: add --groups FILE.csv",
                 on_page="groups from a CSV file are for the command line only; choose none",
+                in_api="groups from a CSV file are for the command line only; leave out `group_by`",
             )
         if self.groups is not None and self.group_by != "csv":
             raise SettingsError(f"{self.groups} is not used: add --group-by csv, or leave out --groups")
@@ -318,6 +319,7 @@ def _groups_of(names: Sequence[str], settings: AverageMapSettings) -> tuple[list
             raise SettingsError(
                 "no image is in a subfolder of the folder given; give the folder that has a subfolder for each group",
                 on_page="uploaded images have no subfolders; choose none",
+                in_api="uploaded images have no subfolders; leave out `group_by`",
             )
         return groups, ()
     path = settings.groups

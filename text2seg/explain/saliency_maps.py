@@ -289,9 +289,11 @@ def targets_of(models: Text2Seg, settings: ComparisonSettings) -> tuple[Target, 
     for path in settings.vector:
         targets += vector_targets(clip, path)
     if not targets:
+        without_files = "no target: give a text, a target image, or words with weights"
         raise QueryError(
             "no target: give a text, a target image, words with weights, or a file of vectors",
-            on_page="no target: give a text, a target image, or words with weights",
+            on_page=without_files,
+            in_api=without_files,
         )
     return tuple(targets)
 

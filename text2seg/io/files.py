@@ -68,7 +68,7 @@ def json_fault(error: json.JSONDecodeError) -> str:
         return "it is empty"
     if not error.doc[error.pos :].strip():
         return f"it ends too early, in line {error.lineno}"
-    return f"line {error.lineno}, column {error.colno} is damaged"
+    return f"the first error is in line {error.lineno}, column {error.colno}"
 
 
 def check_is_dir(path: StrPath, error: type[Text2SegError], *, flag: str) -> None:

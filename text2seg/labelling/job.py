@@ -192,7 +192,8 @@ def _check_any_done(state: JobState, journal: Journal, output: Place) -> None:
         says = f"none of the {len(failed)} images could be labelled, so "
         raise ImageError(
             f"{says}{output} was not written. The first: {first}. All reasons are in {journal.path}",
-            on_page=f"{says}there is no result. The first: {first}",
+            on_page=(without_paths := f"{says}there is no result. The first: {first}"),
+            in_api=without_paths,
         )
 
 

@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -300,19 +301,28 @@ def _spelled(letter: str) -> tuple[str, str]:
     return spelled, PILLOWS_OWN
 
 
-@functools.cache
-def _usual_fonts() -> tuple[str, ...]:
-    """Return the user's font, Pillow's and matplotlib's."""
-    import matplotlib
+def _usual_fonts() -> Iterator[str]:
+    """Yield the user's font, Pillow's and matplotlib's."""
+    if font := _users_font():
+        yield font
+    yield PILLOWS_OWN
+    yield _matplotlibs_font()
 
-    files = [PILLOWS_OWN, str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")]
+
+@functools.cache
+def _users_font() -> str | None:
     font = os.environ.get(FONT_VARIABLE, "")
-    if font:
-        if _letters(font):
-            files.insert(0, font)
-        else:
-            _log.warning("%s=%s is not a usable font file and is ignored", FONT_VARIABLE, font)
-    return tuple(files)
+    if font and not _letters(font):
+        _log.warning("%s=%s is not a usable font file and is ignored", FONT_VARIABLE, font)
+        return None
+    return font or None
+
+
+@functools.cache
+def _matplotlibs_font() -> str:
+    import matplotlib  # only for letters that Pillow's font does not have, because this takes a quarter of a second
+
+    return str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
 
 
 @functools.cache

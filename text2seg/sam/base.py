@@ -35,7 +35,10 @@ PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
 """Standard deviation of the RGB values that SAM and SAM 2 divide by."""
 SETS_PER_CALL = 32
-"""Point sets that go through the decoder at once, at least. One takes about 40 MB of activations in a full-size SAM."""
+"""Point sets that go through the decoder at once on a GPU, at least. One takes about 40 MB in a full-size SAM."""
+SETS_PER_CALL_CPU = 8
+"""Point sets that go through the decoder at once on a CPU. The activations of more do not fit into its caches: 32 take
+1.5 times as long for each set."""
 MOST_SETS_PER_CALL = 256
 """Point sets that go through the decoder at once, at most. A GPU is no faster with more."""
 MASK_PROMPT_SCALE = 0.005
@@ -215,7 +218,7 @@ class AnySam(ABC):
         self._last_upscaling: tuple[tuple[tuple[int, int], tuple[int, int]], Upscaling] | None = None
         if sets_per_call is None:
             fit = sets_that_fit(device, rows * columns, prompts.no_mask_embed.weight.shape[1])
-            sets_per_call = fit // self.memory_per_set
+            sets_per_call = max(fit // self.memory_per_set, 1)
         if sets_per_call < 1:
             raise ValueError(f"sets_per_call must be 1 or more, got {sets_per_call}")
         self._sets_per_call = sets_per_call
@@ -431,8 +434,8 @@ def lower(encoder: nn.Module, dtype: torch.dtype) -> None:
 
 
 def sets_that_fit(device: torch.device, cells: int, width: int) -> int:
-    """Return how many point sets a decoder may process at once: as many as fit into a tenth of a GPU's memory, and at
-    least `SETS_PER_CALL`, the number for a CPU.
+    """Return how many point sets a decoder may process at once: on a GPU as many as fit into a tenth of its memory, and
+    at least `SETS_PER_CALL`; `SETS_PER_CALL_CPU` on a CPU.
 
     The number depends on the total memory, not on the free memory: it affects rounding, and a repeated job should give
     the same bytes.
@@ -441,6 +444,8 @@ def sets_that_fit(device: torch.device, cells: int, width: int) -> int:
         cells: cells of the image embedding.
         width: channels of the image embedding.
     """
+    if device.type == "cpu":
+        return SETS_PER_CALL_CPU
     if device.type != "cuda":
         return SETS_PER_CALL
     fit = torch.cuda.get_device_properties(device).total_memory // 10 // (40 * cells * width)

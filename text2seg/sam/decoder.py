@@ -78,7 +78,11 @@ def decode(
         good = (scores[:, 1:] > above).any(1)
         tokens, image = tokens[good], image[good]
     hyper = torch.stack([mlp(tokens[:, 1 + k]) for k, mlp in enumerate(decoder.output_hypernetworks_mlps)], dim=1)
-    return _masks(decoder.output_upscaling, hyper, image, rows, columns), scores
+    if is_traced or image.device.type != "cpu" or len(image) < 2:
+        return _masks(decoder.output_upscaling, hyper, image, rows, columns), scores
+    # The upscaled cells of one set fit into the caches of a CPU; those of several do not.
+    sets = zip(hyper.split(1), image.split(1), strict=True)
+    return torch.cat([_masks(decoder.output_upscaling, *each, rows, columns) for each in sets]), scores
 
 
 class _Copies:

@@ -222,7 +222,8 @@ class Jobs:
             _log.info("removed an old job of %d images", job.total)
             self.remove(job)
 
-    def _reserve(self, owner: str, name: str, models: Text2Seg, ontology: Ontology) -> Job:
+    def check_room(self, owner: str) -> None:
+        """Raise `TooManyJobsError` if an owner cannot have another job now."""
         self.sweep()
         with self._changed:
             mine = sum(job.owner == owner for job in self._jobs.values())
@@ -230,6 +231,10 @@ class Jobs:
                 raise TooManyJobsError(f"you have {mine} jobs already; delete one first", is_of_owner=True)
             if len(self._jobs) >= self._most or self._is_closed:
                 raise TooManyJobsError("the app has too many jobs now; try again later", is_of_owner=False)
+
+    def _reserve(self, owner: str, name: str, models: Text2Seg, ontology: Ontology) -> Job:
+        with self._changed:
+            self.check_room(owner)
             if self._folder is None:
                 self._folder = Path(tempfile.mkdtemp(prefix="text2seg-jobs-"))  # mode 0700
             number = secrets.token_urlsafe(18)
@@ -367,6 +372,14 @@ class VisitorJobs:
             more = f" ({len(others)} more error{'s' * (len(others) > 1)})" if others else ""
             raise OntologyError(f"ontology, {line}{first.message}{more}")
         return self.upload({"visitor": f"{API}{who}", "job": ""}, paths, text)
+
+    def check_room(self, who: str) -> None:
+        """Raise `TooManyJobsError` if `who` cannot start another job of the HTTP API now."""
+        self.jobs.check_room(f"{API}{who}")
+
+    def of_user(self, user: str) -> list[Job]:
+        """Return the jobs of the HTTP API of a user with a password, oldest first."""
+        return self.jobs.of(f"{API}{user}")
 
     def find(self, user: str, number: str) -> Job | None:
         """Return a job of the HTTP API by its id, or None if there is none. It belongs to its user, or to everyone who

@@ -26,6 +26,7 @@ from text2seg.app.segment.session import EditSession, examples, find, open_image
 from text2seg.app.segment.view import why, why_not
 from text2seg.errors import Text2SegError
 from text2seg.explain.estimate import SLOW
+from text2seg.settings_fields import fault
 
 MOST_TEXTS, LONGEST_TEXT = 1000, 100_000
 """Limits of a request, in texts and characters. The limit on queries is checked where queries are read."""
@@ -256,4 +257,4 @@ def read_request(data: object) -> Request:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise Text2SegError(f"the page asked for something that cannot be done ({where}: {first['msg']})") from error
+        raise Text2SegError(f"the page asked for something that cannot be done ({where}: {fault(first)})") from error
