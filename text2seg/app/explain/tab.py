@@ -66,6 +66,14 @@ BEGIN_UNLESS_ASKED = """(asked) => {
   if (asked) document.querySelector("#explain-question button")?.focus();
   else text2segPress("#explain-begin");
 }"""
+# What is no longer true is cleared in the browser, at once: an answer of the server could come after the next result.
+CLEARED = f"""'', '', {json.dumps(note(BEGIN))}, null, {{ __type__: "update", visible: false }}, null"""
+CLEAR = f"() => [{CLEARED}]"
+CHOOSE = f"""(name) => {{
+  const visible = (is) => ({{ __type__: "update", visible: is }});
+  const wants = {{ several: %s }}.several.includes(name);
+  return [visible(!wants), visible(wants), {CLEARED}];
+}}"""
 NOTED = "(typed, value) => ({{ ...typed, {tool}: {{ ...typed[{tool}], {field}: value }} }})"  # runs in the browser
 STOP = """() => {
   const said = document.querySelector("#explain-status .numbers");
@@ -95,8 +103,7 @@ class ExplainTab:
         self._first = next(iter(self._tools.values()))
         self._editor = editor
         self._runs: dict[str, set[Run]] = {}  # of visitors, by their session
-        # What was last run by each visitor on the page: the tool, and the values of both image fields.
-        self._ran: dict[str, tuple[str, Any, Any]] = {}
+        self._chose: set[str] = set()  # visitors who have chosen or run a tool, so that no example takes its place
         self._example: tuple[Any, Updates] | None = None
         self._example_lock = threading.Lock()
         self._speed: Speed | None = None
@@ -210,11 +217,13 @@ class ExplainTab:
     def _wire_form(self) -> None:
         """Clear what is no longer true when the tool, the images or a value change."""
         last: dict[str, Any] = {"queue": False, "trigger_mode": "always_last", **QUIET}
-        # In the queue, because events outside of it do not report changes of a State.
-        queued: dict[str, Any] = {"concurrency_limit": None, **QUIET}
-        self.tool.input(self._choose, [self.tool], [self.one, self.many, *self._shown_parts], **queued)
-        images = [self.image, self.files]
-        gr.on([each.input for each in images], self._change_image, images, outputs=self._shown_parts, **queued)
+        several = json.dumps([tool.name for tool in self._tools.values() if tool.images == "many"])
+        choose = CHOOSE % several
+        shown = [self.one, self.many, *self._shown_parts]
+        self.tool.input(None, [self.tool], shown, js=choose, api_visibility="private")
+        self.tool.input(self._choose, [self.tool], queue=False, **QUIET)
+        images = [self.image.input, self.files.input]
+        gr.on(images, None, outputs=self._shown_parts, js=CLEAR, api_visibility="private")
         self.typed.change(None, outputs=[self.problem], js="() => ''", api_visibility="private")
         changes = [self.tool.input, self.files.input, self.typed.change, _page().load]
         gr.on(changes, self._estimate, self._asked, [self.estimate], **last)
@@ -250,29 +259,17 @@ class ExplainTab:
             self.tables: None,
         }
 
-    def _choose(self, name: str, request: gr.Request) -> Updates:
-        """Show the image field that fits a tool. What the tool before shows or still runs has no place here.
+    def _choose(self, name: str, request: gr.Request) -> None:
+        """Stop what the tool before still runs. What it would show has no place at the chosen one.
 
         Events may arrive in another order than they were sent, so a run of the chosen tool is not touched.
         """
         visitor = str(request.session_hash)
+        self._chose.add(visitor)  # an example that is still computed is of the tool before
         for run in tuple(self._runs.get(visitor, ())):
             if run.tool.name != name:
                 run.is_left = True
                 run.stop.set()
-        is_run = visitor in self._ran and self._ran[visitor][0] == name
-        if not is_run:  # an example that is still computed is of the tool before
-            self._ran[visitor] = name, None, None
-        wants = self._tools[name].images
-        return ({} if is_run else self._cleared()) | {
-            self.one: gr.Column(visible=wants == "one"),
-            self.many: gr.Column(visible=wants == "many"),
-        }
-
-    def _change_image(self, image: Any, files: Any, request: gr.Request) -> Updates:
-        """Clear what is shown of another image. If the visitor has pressed Run since, the page shows this one."""
-        _, *images = self._ran.get(str(request.session_hash), ("", None, None))
-        return {self.status: gr.skip()} if images == [image, files] else self._cleared()
 
     def _offer(self, editor: Desk) -> Any:
         """Offer the image that is open in the Segment tab."""
@@ -328,7 +325,7 @@ class ExplainTab:
     ) -> Iterator[Updates]:
         """Run a tool: yield the updates of the page while it runs, and then its result."""
         visitor, run = str(request.session_hash), Run(self._tools[name])
-        self._ran[visitor] = name, image, files
+        self._chose.add(visitor)
         self._runs.setdefault(visitor, set()).add(run)
         updates: Updates = {}
         with ThreadPoolExecutor(1, thread_name_prefix="text2seg-explain") as thread:
@@ -362,12 +359,12 @@ class ExplainTab:
                 if not self._runs[visitor]:
                     del self._runs[visitor]
         ready = {self.start: gr.Button(interactive=True), self.stop: gr.Button(interactive=False)}
-        yield ready if run.is_left else updates | ready
+        yield (self._cleared() if run.is_left else updates) | ready
 
     def _open(self, request: gr.Request) -> Updates:
         """Show the example, unless the visitor has run a tool. It is computed once for each pair of models."""
         visitor = str(request.session_hash)
-        if visitor in self._ran:
+        if visitor in self._chose:
             return {self.status: gr.skip()}
         models = self._model_pool.models
         with self._example_lock:
@@ -376,7 +373,7 @@ class ExplainTab:
             example = self._example[1]
         # Before it is needed. Not a daemon: a process that ends while one runs torch is aborted.
         threading.Thread(target=self._measured, name="text2seg-speed").start()
-        return {self.status: gr.skip()} if visitor in self._ran else example  # a run may have begun meanwhile
+        return {self.status: gr.skip()} if visitor in self._chose else example  # a run may have begun meanwhile
 
     def _example_updates(self) -> Updates:
         tool = self._first
@@ -417,7 +414,7 @@ class ExplainTab:
     def _forget(self, request: gr.Request) -> None:
         """Stop what a visitor who leaves the page runs."""
         self._leave(request)
-        self._ran.pop(str(request.session_hash), None)
+        self._chose.discard(str(request.session_hash))
 
     def _given(self, typed: Any, name: str) -> dict[str, Any]:
         """Return the values for a run: those typed, and the examples of empty text fields. Files are paths."""
