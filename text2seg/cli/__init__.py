@@ -24,6 +24,7 @@ from text2seg._version import __version__
 from text2seg.cli.terminal import (
     FAILED,
     INTERRUPTED,
+    PARTLY,
     PIPE_CLOSED,
     TERMINATED,
     WRONG_FLAGS,
@@ -33,7 +34,7 @@ from text2seg.cli.terminal import (
     say_lines,
     was_terminated,
 )
-from text2seg.errors import SettingsError, Text2SegError
+from text2seg.errors import PartialOutputError, SettingsError, Text2SegError
 from text2seg.io.files import reason
 
 
@@ -204,6 +205,9 @@ def _run(arguments: Sequence[str], *, signals: Sequence[int] = ()) -> int:
     except SettingsError as error:
         _print_error(str(error))
         return WRONG_FLAGS
+    except PartialOutputError as error:
+        _print_error(str(error))
+        return PARTLY
     except Text2SegError as error:
         _print_error(str(error))
     except MemoryError as error:
