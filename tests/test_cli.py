@@ -213,6 +213,8 @@ def test_help_of_every_command_is_printed_without_slow_imports(tmp_path):
 
 def test_wrong_words_files_and_names_are_found_without_slow_imports(tmp_path):
     folder, out = "text2seg/demo/scenes/new-scenes", tmp_path / "out"
+    unknown = tmp_path / "unknown.json"
+    unknown.write_text(json.dumps(ONE_BOX | {"categories": [{"id": 1, "name": "unicycle"}]}), encoding="utf-8")
     errors = run_without_slow_imports(
         [
             f"segment nowhere.png --query sheep --output {out}",
@@ -245,6 +247,7 @@ def test_wrong_words_files_and_names_are_found_without_slow_imports(tmp_path):
             f"explain recognition-scores --dataset {TRUTH} --dataset nowhere.json --output {out}",
             f"tune {folder} --ontology text2seg/demo/scenes/things.yaml --truth {SCENE}",
             f"replay {TRUTH} --annotation 99999",
+            f"benchmark coco --images {folder} --annotations {unknown}",
             f"replay {TRUTH} --annotation 1 --image x.gif",
             f"export onnx --output {out} --images {folder} --queries unicycle",
             f"export onnx --output {SCENE}",
@@ -254,7 +257,7 @@ def test_wrong_words_files_and_names_are_found_without_slow_imports(tmp_path):
         1,
         tmp_path,
     )
-    assert len(errors.splitlines()) == 35  # each is one line
+    assert len(errors.splitlines()) == 36  # each is one line
     assert len(run_without_slow_imports(["checkpoints show nowhere"], 2, tmp_path).splitlines()) == 1
     errors = run_without_slow_imports(
         [

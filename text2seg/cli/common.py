@@ -75,6 +75,20 @@ def known_categories(
     return Ontology(known), len(ontology.categories) - len(known)
 
 
+def known_names(model: ModelSettings, names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split names of categories, before any model is loaded, into those that the models know and the others.
+
+    Raises:
+        QueryError: All are unknown.
+    """
+    if (vocabulary := _vocabulary(model)) is None or not names:
+        return [*names], []
+    unknown = {name: says for name in names for says in vocabulary.split(parse_queries([name]))[1].values()}
+    if len(unknown) == len(names):
+        raise vocabulary.error([*unknown.values()][:1])
+    return [name for name in names if name not in unknown], [*unknown]
+
+
 def check_words(model: ModelSettings, texts: Sequence[str]) -> None:
     """Raise `SettingsError` if a text is empty, and `QueryError` if the models do not know one."""
     if not all(text.strip() for text in texts):
