@@ -372,6 +372,15 @@ def test_missing_weights_are_all_named_if_there_is_no_network(tmp_path, monkeypa
     error = capsys.readouterr().err
     for part in ("ViT-B-16.pt", "sam_vit_b_01ec64.pth from https://dl.fbaipublicfiles.com", str(tmp_path)):
         assert part in error
+    assert main(["checkpoints", "download", "base", "vit_l"]) == 1
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    for part in (
+        "ViT-B-16.pt",
+        "sam_vit_b_01ec64.pth from https://dl.fbaipublicfiles.com",
+        "sam_vit_l_0b3195.pth from",
+    ):
+        assert part in error
     with pytest.raises(CheckpointError, match="Missing too: sam_vit_b"):
         Text2Seg.load("base")
     assert not (tmp_path / "out").exists()
