@@ -49,6 +49,10 @@ class UnknownNameError(CheckpointError, SettingsError):
     """A name of weights that nobody knows; for the command line, a wrong value."""
 
 
+class MissingTextError(QueryError, SettingsError):
+    """No text is given where one is needed; for the command line, a wrong use."""
+
+
 class EngineError(Text2SegError):
     """Machines or workers that cannot be reached, are not suited to the job or fail."""
 

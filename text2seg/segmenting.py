@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import threading
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from text2seg.coco.dataset import DatasetBuilder
 from text2seg.coco.json_file import Json, json_chunks
 from text2seg.coco.provenance import run_info
 from text2seg.coco.reader import Dataset, attributes_of, read_dataset
-from text2seg.config import OutputSettings
+from text2seg.config import OutputSettings, Settings
 from text2seg.errors import ImageError, OutputError, Text2SegError
 from text2seg.io.files import exists, is_file, status
 from text2seg.io.images import load_image
@@ -25,6 +26,7 @@ from text2seg.io.names import unique_names
 from text2seg.io.output_folder import OutputFolder
 from text2seg.io.writing import is_disk_error
 from text2seg.ontology import ontology_of_queries
+from text2seg.queries import Query
 from text2seg.records import Failure, Segmentation
 from text2seg.render.saving import image_files
 
@@ -154,22 +156,38 @@ def _segment_files(
     return report
 
 
-def stopped_run(output: OutputSettings, paths: Sequence[Path]) -> Dataset | None:
-    """Return the dataset of an earlier run that was stopped, if this run may go on with it.
+def stopped_run(
+    output: OutputSettings, paths: Sequence[Path], queries: Sequence[Query] = (), settings: Settings | None = None
+) -> Dataset | None:
+    """Return the dataset of an earlier run that was stopped, if this run may go on with it. `queries` and `settings`
+    are compared if they are given.
 
     Raises:
-        OutputError: as `segment_files`, except for other queries or settings of the models.
+        OutputError: as `segment_files`, except for other models.
     """
     folder, name = _folder(output, paths), output.dataset.name
     if not output.overwrite and is_file(output.dataset, OutputError) and folder.is_ours(name):
         dataset = read_dataset(output.dataset)
         before = dataset["info"].get(STOPPED)
         if isinstance(before, Mapping):
-            if any(before.get(key) != value for key, value in _run_of(output, paths).items()):
+            same = all(before.get(key) == value for key, value in _run_of(output, paths).items())
+            if not same or (settings is not None and _made_with(dataset) != _as_json(queries, settings)):
                 raise _of_another_run(dataset)
             return dataset
     folder.check_result(name, text=True)
     return None
+
+
+def _made_with(dataset: Dataset) -> Json:
+    """Return the wordings and settings of the run that wrote a dataset."""
+    info = dataset["info"]
+    return {"ontology": info.get("ontology"), "settings": info.get("provenance", {}).get("settings")}
+
+
+def _as_json(queries: Sequence[Query], settings: Settings) -> Json:
+    """Return the same of this run, as it is read from a file."""
+    made_with = {"ontology": ontology_of_queries(queries).to_dict(), "settings": asdict(settings)}
+    return dict(json.loads(json.dumps(made_with)))
 
 
 def _of_another_run(stopped: Dataset) -> OutputError:

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -23,16 +23,18 @@ from text2seg.coco.json_file import Json, json_chunks, plain_number
 from text2seg.coco.provenance import encoding_entry, run_info
 from text2seg.config import TrackSettings
 from text2seg.errors import ImageError, OutputError, SettingsError, Text2SegError
-from text2seg.io.files import exists
+from text2seg.io.files import exists, is_dir
 from text2seg.io.output_folder import OutputFolder
 from text2seg.io.writing import output_errors
 from text2seg.ontology import ontology_of_queries
-from text2seg.pipeline import Text2Seg
 from text2seg.records import Failure
 from text2seg.render.overlays import numbered_overlay
 from text2seg.render.saving import png
-from text2seg.session import Queries
-from text2seg.tracking import Frames, TrackedFrame, has_memory, open_frames
+
+if TYPE_CHECKING:
+    from text2seg.pipeline import Text2Seg
+    from text2seg.session import Queries
+    from text2seg.tracking import Frames, TrackedFrame
 
 OVERLAY = "overlay.mp4"
 FRAMES_PER_SECOND = 10.0
@@ -65,8 +67,14 @@ class TrackReport:
 
 
 def check_output(source: Path, settings: TrackSettings) -> None:
-    """Raise `OutputError` if the results cannot be written, or an earlier run has written some and `overwrite` is not
-    set."""
+    """Check before the models are loaded.
+
+    Raises:
+        OutputError: the results cannot be written, or an earlier run has written some and `overwrite` is not set.
+        SettingsError: frames are to be saved, but are files already.
+    """
+    if "frames" in settings.save and is_dir(source, ImageError):
+        raise SettingsError(f"--save frames is for video files; the frames in {source} are files already")
     folder = _folder(source, settings)
     folder.check_result(settings.dataset.name, text=True)
     if "overlay" in settings.save:
@@ -112,11 +120,11 @@ def _track_video(
     progress: bool,
     stop: threading.Event | None,
 ) -> TrackReport:
+    from text2seg.tracking import open_frames  # here, so that `check_output` needs no torch
+
     check_output(source, settings)
     parsed = models.check(queries)
     frames = open_frames(source, settings.every)
-    if "frames" in settings.save and not frames.is_file:
-        raise SettingsError(f"--save frames is for video files; the frames in {source} are files already")
     tracked = models.track(frames, parsed, tracker=settings.tracker, gap=settings.gap)
     info = run_info(
         models.provenance(),
@@ -157,6 +165,8 @@ def _track_video(
 
 
 def _tracker_name(models: Text2Seg, settings: TrackSettings) -> str:
+    from text2seg.tracking import has_memory
+
     if settings.tracker != "auto":
         return settings.tracker
     return "memory" if has_memory(models.sam) else "matching"

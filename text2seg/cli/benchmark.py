@@ -86,10 +86,10 @@ class BenchmarkSpeed:
         check_device_name(self.device)
 
         from text2seg.io.writing import check_writable
-        from text2seg.speed import measure
 
         for path in self._outputs():
             check_writable(path, overwrite=self.overwrite, text=path == self.output)
+        from text2seg.speed import measure
 
         cases, plan = [], self._plan()
         count = len(plan.models) * len(plan.sizes) * len(plan.queries)

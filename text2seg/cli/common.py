@@ -73,13 +73,12 @@ def known_categories(
     return Ontology(known), len(ontology.categories) - len(known)
 
 
-def check_words(model: ModelSettings, texts: str | Iterable[str]) -> None:
-    """Raise `SettingsError` if one of several texts is empty, and `QueryError` if the models do not know one."""
-    typed = [texts] if isinstance(texts, str) else [*texts]
-    if not isinstance(texts, str) and not all(text.strip() for text in typed):
+def check_words(model: ModelSettings, texts: Sequence[str]) -> None:
+    """Raise `SettingsError` if a text is empty, and `QueryError` if the models do not know one."""
+    if not all(text.strip() for text in texts):
         raise SettingsError("a text must not be empty")
     if (vocabulary := _vocabulary(model)) is not None:
-        for text in filter(str.strip, typed):
+        for text in texts:
             vocabulary.check(text)
 
 
