@@ -24,12 +24,16 @@ lint: $(READY)
 type: $(READY)
 	$(BIN)/mypy
 
+# The tests start many processes. With compiled bytecode each imports torch in half the time, so it is written even where
+# the environment says not to, as many container images do.
+unit test-browser: export PYTHONDONTWRITEBYTECODE :=
+
 unit: $(READY)
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --ignore tests/browser \
-		--ignore tests/integrations
+		--ignore tests/integrations --durations 10
 
 test-browser: chromium $(READY)  ## only the tests in a real browser
-	TEXT2SEG_REQUIRE_BROWSER=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/browser
+	TEXT2SEG_REQUIRE_BROWSER=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --durations 10 tests/browser
 
 # Each tool has an environment of its own: their requirements contradict each other and ours.
 TOOLS := $(or $(TEXT2SEG_TOOLS),.tools)

@@ -2,7 +2,8 @@
 
 import sys
 
-from text2seg.cli import main
+from text2seg.__main__ import main
 
 if __name__ == "__main__":
-    sys.exit(main(["app", *sys.argv[1:]]))
+    sys.argv.insert(1, "app")
+    sys.exit(main())

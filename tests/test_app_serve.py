@@ -20,7 +20,6 @@ from PIL import Image as PillowImage
 
 from text2seg.app import serve
 from text2seg.app.checks import check_effort, check_request, read_image, read_pipeline_settings, visitors_folder
-from text2seg.app.serve import listening
 from text2seg.app.settings import PASSWORD_VARIABLE, AppSettings
 from text2seg.cli import main
 from text2seg.config import Settings
@@ -353,7 +352,7 @@ class TestSettings:
         assert AppSettings(**settings).may_manage_models is may
 
     def test_the_app_listens_on_loopback_and_takes_the_next_free_port(self):
-        with listening(AppSettings()) as first, listening(AppSettings()) as second:
+        with AppSettings().listening() as first, AppSettings().listening() as second:
             assert first.getsockname()[0] == second.getsockname()[0] == "127.0.0.1"
             assert first.getsockname()[1] < second.getsockname()[1]
 

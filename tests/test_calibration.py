@@ -45,11 +45,17 @@ from text2seg.regions import GRID
 from text2seg.sam.automatic import FEW_POINTS
 
 COUNT = 12
+SAMPLED = 4  # images in which bounds of regions are compared
 
 
 @pytest.fixture
 def truth() -> dict:
     return copy.deepcopy(read_dataset(SCENES / "dataset.json"))
+
+
+def first_images(truth: dict, count: int) -> dict:
+    kept = [each for each in truth["annotations"] if each["image_id"] <= count]
+    return truth | {"images": truth["images"][:count], "annotations": kept}
 
 
 class TestFit:
@@ -157,6 +163,7 @@ def made(tmp_path_factory):
         patch.setenv("TEXT2SEG_CHECKPOINTS", str(folder / "checkpoints"))
         patch.setenv(SERVER_VARIABLE, server.url.removesuffix("/weights.pt"))
         patch.chdir(folder)
+        patch.setattr(measure, "BOUNDS_IMAGES", SAMPLED)
         server.files = coco_of_scenes()
         command = ["calibrate", "coco", "--images", str(COUNT), "--model", "demo"]
         said = io.StringIO()
@@ -256,16 +263,21 @@ class TestCard:
         assert "fitted to these images" not in capsys.readouterr().err
 
 
+@pytest.fixture
+def five_are_enough(monkeypatch):
+    """Five images make a card, one of each fold."""
+    monkeypatch.setattr(calibration, "FEWEST_IMAGES", 5)
+    monkeypatch.setattr(measure, "BOUNDS_IMAGES", 1)
+    monkeypatch.setattr(measure, "MOST_IMAGES", 1)
+
+
 class TestFailures:
-    def test_images_that_fail_are_counted_in_both_passes_and_left_out(self, demo, truth, monkeypatch):
+    def test_images_that_fail_are_counted_in_both_passes_and_left_out(self, demo, truth, five_are_enough, monkeypatch):
         """One image has another size than its truth says. Another one is gone after the first pass. There is no memory
         to keep sessions, so the second pass opens the images again."""
         monkeypatch.setattr(measure, "KEPT_SHARE", 0)
-        monkeypatch.setattr(measure, "BOUNDS_IMAGES", 1)
-        monkeypatch.setattr(measure, "MOST_IMAGES", 1)
-        names = [each["file_name"] for each in truth["images"][:13]]
-        truth["images"] = truth["images"][:13]
-        truth["annotations"] = [each for each in truth["annotations"] if each["image_id"] <= 13]
+        truth = first_images(truth, 7)
+        names = [each["file_name"] for each in truth["images"]]
         opened, load = Counter(), TruthImage.load
 
         def load_or_fail(shown, path):
@@ -283,8 +295,8 @@ class TestFailures:
         assert max(opened.values()) == 2
         assert "rows and columns, but its dataset says" in result.failures[0].message
         assert result.failures[1].message == f"{names[1]} is gone"
-        assert result.card.calibrated_on.images == 12
-        assert {len(rows) for rows in result.scores.values()} == {result.images} == {11}
+        assert result.card.calibrated_on.images == 6
+        assert {len(rows) for rows in result.scores.values()} == {result.images} == {5}
         assert result.card.name == "demo"
 
     def test_the_effort_is_said_before_the_first_pass_and_measured_on_the_first_image_that_opens(
@@ -292,8 +304,7 @@ class TestFailures:
     ):
         """Three of the thirteen images are damaged. The last pass uses every third image."""
         monkeypatch.setattr(measure, "MOST_IMAGES", 5)
-        truth["images"] = truth["images"][:13]
-        truth["annotations"] = [each for each in truth["annotations"] if each["image_id"] <= 13]
+        truth = first_images(truth, 13)
         for place, image in enumerate(truth["images"]):
             path = tmp_path / image["file_name"]
             path.parent.mkdir(exist_ok=True)
@@ -320,9 +331,7 @@ class TestFailures:
         few = [replace(GRID, points_per_side=side) for side in (1, 1, FEW_POINTS)]  # encodes, and then a smaller grid
         assert [settings for _, settings in cut] == few
 
-    def test_each_image_is_encoded_once(self, demo, truth, monkeypatch):
-        monkeypatch.setattr(measure, "BOUNDS_IMAGES", 1)
-        monkeypatch.setattr(measure, "MOST_IMAGES", 1)
+    def test_each_image_is_encoded_once(self, demo, truth, five_are_enough, monkeypatch):
         counts = Counter()
         models = copy.copy(demo)
         for kind, name in (("clip", "encode_images"), ("sam", "embed")):
@@ -335,23 +344,20 @@ class TestFailures:
 
             monkeypatch.setattr(part, name, counted, raising=True)
             setattr(models, kind, part)
-        truth["images"] = truth["images"][:10]
-        truth["annotations"] = [each for each in truth["annotations"] if each["image_id"] <= 10]
-        result = calibrate(models, truth, SCENES, data="x")
-        assert result.images == 10
-        assert counts == {"clip": 10, "sam": 10}
+        result = calibrate(models, first_images(truth, 5), SCENES, data="x")
+        assert result.images == 5
+        assert counts == {"clip": 5, "sam": 5}
 
-    def test_a_calibration_that_was_stopped_goes_on_and_gives_the_same_card(self, demo, truth, tmp_path, monkeypatch):
-        """It computes 10 images in the first pass, 1 in the second, 10 in the third, where it is stopped, and 1."""
-        monkeypatch.setattr(measure, "BOUNDS_IMAGES", 1)
-        monkeypatch.setattr(measure, "MOST_IMAGES", 1)
-        truth["images"] = truth["images"][:10]
-        truth["annotations"] = [each for each in truth["annotations"] if each["image_id"] <= 10]
+    def test_a_calibration_that_was_stopped_goes_on_and_gives_the_same_card(
+        self, demo, truth, five_are_enough, tmp_path, monkeypatch
+    ):
+        """It computes 5 images in the first pass, 1 in the second, 5 in the third, where it is stopped, and 1."""
+        truth = first_images(truth, 5)
         kept, computed, of = tmp_path / "card.json.partial", [], measure.PartialResults.of
 
         def stopping(partial, made_from, compute):
             def counted():
-                if len(computed) == 14:
+                if len(computed) == 8:
                     raise KeyboardInterrupt
                 computed.append(made_from[0])
                 return compute()
@@ -365,7 +371,7 @@ class TestFailures:
             kept.write_bytes(kept.read_bytes() + b'\n17\n[1]\n{"half a line\n' + b"[" * 100_000)
             computed[:] = []
             result = calibrate(demo, truth, SCENES, data="x", partial_results=kept)
-        assert computed == ["compare"] * 7 + ["regions"]
+        assert computed == ["compare"] * 3 + ["regions"]
         assert result.card == calibrate(demo, truth, SCENES, data="x").card
 
     def test_damaged_partial_results_are_computed_again(self, tmp_path):
@@ -416,9 +422,7 @@ class TestFailures:
         monkeypatch.setattr(calibration, "_fitted", remembered)
         monkeypatch.setattr(calibration, "_with_bounds", chosen)
         monkeypatch.setattr(measure.Images, "compare_bounds", compared)
-        truth["images"] = truth["images"][:10]
-        truth["annotations"] = [each for each in truth["annotations"] if each["image_id"] <= 10]
-        calibrate(demo, truth, SCENES, data="x")
+        calibrate(demo, first_images(truth, 10), SCENES, data="x")
         *folds, (_, every) = given["of_card"]
         assert every == list(range(len(given["images"])))
         for seen, rows in folds:
@@ -439,11 +443,30 @@ class TestFailures:
         assert len(found.failures) == found.images == 1
         assert found.pairs == len({each["category_id"] for each in truth["annotations"] if each["image_id"] == 2})
 
+    def test_the_benchmark_names_unknown_categories_in_one_line_and_scores_the_others(self, truth, tmp_path, capsys):
+        truth["images"] = truth["images"][:4]
+        truth["annotations"] = [each for each in truth["annotations"] if each["image_id"] <= 4]
+        used = sorted({each["category_id"] for each in truth["annotations"]})
+        truth["categories"] = [each for each in truth["categories"] if each["id"] in used]
+        truth["categories"][0]["name"], truth["categories"][1]["name"] = "xylophone", "theremin"
+        (tmp_path / "truth.json").write_text(json.dumps(truth))
+        command = ["benchmark", "coco", "--images", str(SCENES), "--annotations", str(tmp_path / "truth.json")]
+        assert main([*command, "--model", "demo"]) == PARTLY
+        said = capsys.readouterr()
+        line = "left out: the models do not know 2 categories: theremin, xylophone"
+        assert [each for each in said.err.splitlines() if each.startswith("left out")] == [line]
+        kept = {(each["image_id"], each["category_id"]) for each in truth["annotations"]}
+        pairs = sum(category not in used[:2] for _, category in kept)
+        assert f"{pairs} pairs in " in said.out
+        assert main([*command, "--model", "demo", "--compare"]) == PARTLY
+        said = capsys.readouterr()
+        assert line in said.err
+        assert f"{pairs} pairs of an image" in said.out
+
     def test_any_fault_of_an_image_is_one_line_of_the_benchmark(self, demo, truth, tmp_path, monkeypatch, capsys):
         """One file is damaged, one cannot be read, and the features of one do not fit into memory. The scores are those
         of the other images."""
-        truth["images"] = truth["images"][:5]
-        truth["annotations"] = [each for each in truth["annotations"] if each["image_id"] <= 5]
+        truth = first_images(truth, 5)
         names = [each["file_name"] for each in truth["images"]]
         for name in names:
             (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -485,8 +508,7 @@ class TestErrors:
             calibrate(demo, truth, tmp_path, data="x")
 
     def test_too_few_images_are_counted(self, demo, truth):
-        truth["images"] = truth["images"][:3]
-        truth["annotations"] = [each for each in truth["annotations"] if each["image_id"] <= 3]
+        truth = first_images(truth, 3)
         with pytest.raises(DatasetError, match="only 3 images show a thing that the models know, and 10 are needed"):
             calibrate(demo, truth, SCENES, data="x")
 

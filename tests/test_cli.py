@@ -8,10 +8,15 @@ import itertools
 import json
 import logging
 import os
+import re
+import shutil
+import signal
+import socket
 import subprocess
 import sys
 import urllib.error
 import warnings
+from configparser import ConfigParser
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -23,6 +28,7 @@ from packaging.requirements import Requirement
 from PIL import Image
 from tqdm import tqdm
 
+from text2seg import weights
 from text2seg._version import __version__
 from text2seg.cli import COMMANDS, Group, doctor, main
 from text2seg.cli.flags import described
@@ -31,6 +37,8 @@ from text2seg.coco import rle
 from text2seg.coco.dataset import read_dataset
 from text2seg.coco.provenance import provenance_of
 from text2seg.errors import CheckpointError
+from text2seg.io.output_folder import OutputFolder
+from text2seg.model_card import place_of_card
 from text2seg.pipeline import Text2Seg
 
 GROUPS = [name for name, command in COMMANDS.items() if isinstance(command, Group)]
@@ -165,6 +173,12 @@ def test_the_first_mask_needs_none_of_the_packages_that_load_slowly(tmp_path):
     assert (tmp_path / f"{Path(SCENE).stem}_overlay.png").exists()
 
 
+TRUTH = "text2seg/demo/scenes/new-scenes/dataset.json"
+ONE_BOX = {
+    "images": [{"id": 1, "file_name": "1.jpg", "width": 512, "height": 288}],
+    "categories": [{"id": 1, "name": "sheep"}],
+    "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [20, 20, 100, 100], "iscrowd": 0}],
+}
 WITHOUT_SLOW_IMPORTS = """
 import sys
 from text2seg.cli import main
@@ -199,6 +213,8 @@ def test_help_of_every_command_is_printed_without_slow_imports(tmp_path):
 
 def test_wrong_words_files_and_names_are_found_without_slow_imports(tmp_path):
     folder, out = "text2seg/demo/scenes/new-scenes", tmp_path / "out"
+    unknown = tmp_path / "unknown.json"
+    unknown.write_text(json.dumps(ONE_BOX | {"categories": [{"id": 1, "name": "unicycle"}]}), encoding="utf-8")
     errors = run_without_slow_imports(
         [
             f"segment nowhere.png --query sheep --output {out}",
@@ -222,23 +238,109 @@ def test_wrong_words_files_and_names_are_found_without_slow_imports(tmp_path):
             f"export onnx --output {out} --clip nowhere.pt",
             f"export onnx --output {out} --images nowhere --queries sheep",
             "app --clip nowhere.pt",
+            f"explain saliency {SCENE} --target-image nowhere.png --output {out}",
+            f"explain saliency {SCENE} --vector nowhere.npy --output {out}",
+            f"explain saliency {SCENE} --word unicycle=1 --output {out}",
+            f"explain board {SCENE} --texts unicycle --output {out}",
+            f"explain semantic {SCENE} --label sheep --label unicycle --output {out}",
+            f"explain faithfulness --dataset nowhere.json --output {out}",
+            f"explain recognition-scores --dataset {TRUTH} --dataset nowhere.json --output {out}",
+            f"tune {folder} --ontology text2seg/demo/scenes/things.yaml --truth {SCENE}",
+            f"replay {TRUTH} --annotation 99999",
+            f"benchmark coco --images {folder} --annotations {unknown}",
+            f"replay {TRUTH} --annotation 1 --image x.gif",
+            f"export onnx --output {out} --images {folder} --queries unicycle",
+            f"export onnx --output {SCENE}",
+            f"export triton --graphs nowhere --output {out}",
+            f"calibrate {TRUTH} --images nowhere --report {out}.html",
         ],
         1,
         tmp_path,
     )
-    assert len(errors.splitlines()) == 21  # each is one line
+    assert len(errors.splitlines()) == 36  # each is one line
     assert len(run_without_slow_imports(["checkpoints show nowhere"], 2, tmp_path).splitlines()) == 1
     errors = run_without_slow_imports(
         [
             f"segment {SCENE} --query sheep --device gpu --output {out}",
             f"segment {SCENE} --query sheep --runtime onnx --graphs nowhere --output {out}",
             "benchmark speed --device gpu",
+            "benchmark speed --output numbers.png",
+            f"tune {folder} --ontology text2seg/demo/scenes/things.yaml --plot curves.svg",
+            "serve label-studio --host 0.0.0.0",
         ],
         2,
         tmp_path,
     )
-    assert len(errors.splitlines()) == 3
+    assert len(errors.splitlines()) == 6
     assert not out.exists()
+
+
+NEED_TEXT = (
+    *("board", "typographic-attack", "similarity-table", "saliency", "compare", "signed", "layers", "average-map"),
+    *("words", "token-relevance", "text-visualisation", "keywords", "experiment-grey", "experiment-preprocessing"),
+    *("experiment-noise", "experiment-pixels"),
+)
+
+
+def test_explain_without_a_text_is_wrong_use_and_found_without_slow_imports(tmp_path):
+    lines = [f"explain {tool} {SCENE} --output {tmp_path / 'out'}" for tool in NEED_TEXT]
+    lines.append(f"explain semantic {SCENE} --label sheep --output {tmp_path / 'out'}")
+    errors = run_without_slow_imports(lines, 2, tmp_path).splitlines()
+    assert len(errors) == len(lines)
+    for error in errors:
+        assert re.search("nothing to compare|no target|one label cannot be ranked", error)
+
+
+def test_a_used_port_is_found_without_slow_imports(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        lines = [f"app --port {port}", f"serve label-studio --port {port}"]
+        assert run_without_slow_imports(lines, 2, tmp_path).count("cannot listen on 127.0.0.1") == 2
+
+
+def test_results_of_another_run_are_found_without_torch(tmp_path):
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    shutil.copy(SCENE, photos / "1.jpg")
+    assert main(["track", str(photos), "--query", "sheep", "--output", str(out / "track")]) == 0
+    assert main(["label", str(photos), "--query", "sheep", "--output", str(out / "label.json")]) == 0
+    boxes = tmp_path / "boxes.json"
+    boxes.write_text(json.dumps(ONE_BOX), encoding="utf-8")
+    refine = ["refine", str(boxes), "--images", str(photos), "--output", str(out / "refine.json")]
+    assert main(refine) == 0
+    boxes.write_text(json.dumps(ONE_BOX | {"info": {"changed": True}}), encoding="utf-8")
+    assert main(["segment", SCENE, "--query", "sheep", "--output", str(out / "segment")]) == 0
+    dataset = json.loads((out / "segment/dataset.json").read_text(encoding="utf-8"))
+    dataset["info"]["stopped"] = {"images": ["scene_0001.jpg"], "save": ["overlay", "why"], "done": {}}
+    OutputFolder(out / "segment", command="segment", overwrite=True).write(
+        [("dataset.json", [json.dumps(dataset).encode()])]
+    )
+    lines = [
+        f"track {photos} --query sheep --output {out}/track",
+        f"label {photos} --query koala --output {out}/label.json",
+        f"label {photos} --query sheep --threshold 0.5 --output {out}/label.json",
+        f"label {photos} --query sheep --keep-candidates --output {out}/label.json",
+        " ".join(refine),
+        f"segment {SCENE} --query koala --output {out}/segment",
+        f"segment {SCENE} --query sheep --threshold 0.5 --output {out}/segment",
+    ]
+    code = WITHOUT_SLOW_IMPORTS.replace(' "cv2",', "")
+    done = subprocess.run([sys.executable, "-c", code, "1"], input="\n".join(lines), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said = ("already exists", *["belongs to a job with other settings"] * 4, *["is of a stopped run with other"] * 2)
+    for part, error in zip(said, done.stderr.splitlines(), strict=True):
+        assert part in error
+
+
+def test_a_card_that_exists_is_found_before_the_models_are_loaded(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("text2seg.cli.calibrate.load_models", lambda *_, **__: pytest.fail("the models are loaded"))
+    demo = [weights.sha256_of(weights.path_of(weights.find("demo", kind))) for kind in ("clip", "sam")]
+    card = place_of_card(*demo)
+    card.parent.mkdir(parents=True)
+    card.write_text("{}", encoding="utf-8")
+    command = ["calibrate", TRUTH, "--images", "text2seg/demo/scenes/new-scenes", "--model", "demo"]
+    assert main([*command, "--report", str(tmp_path / "page.html")]) == 1
+    assert f"{card} already exists" in capsys.readouterr().err
 
 
 def test_a_label_job_is_checked_without_torch(tmp_path):
@@ -269,6 +371,15 @@ def test_missing_weights_are_all_named_if_there_is_no_network(tmp_path, monkeypa
     assert main(["segment", SCENE, "--query", "sheep", "--model", "base", "--output", str(tmp_path / "out")]) == 1
     error = capsys.readouterr().err
     for part in ("ViT-B-16.pt", "sam_vit_b_01ec64.pth from https://dl.fbaipublicfiles.com", str(tmp_path)):
+        assert part in error
+    assert main(["checkpoints", "download", "base", "vit_l"]) == 1
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    for part in (
+        "ViT-B-16.pt",
+        "sam_vit_b_01ec64.pth from https://dl.fbaipublicfiles.com",
+        "sam_vit_l_0b3195.pth from",
+    ):
         assert part in error
     with pytest.raises(CheckpointError, match="Missing too: sam_vit_b"):
         Text2Seg.load("base")
@@ -440,19 +551,49 @@ def test_large_images_cause_no_warnings(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().err.startswith("text2seg: the models are ")
 
 
-def test_a_closed_output_pipe_ends_the_command_quietly():
+@pytest.mark.parametrize("line", ["--help", "explain board --help", "checkpoints list", f"evaluate {TRUTH} {TRUTH}"])
+def test_a_closed_output_pipe_ends_the_command_quietly(line):
     reading, writing = os.pipe()
     os.close(reading)
-    command = [sys.executable, "-m", "text2seg", "checkpoints", "list"]
-    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "text2seg", *line.split()]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, env=environment)
     os.close(writing)
-    assert (done.returncode, done.stderr) == (1, "")
+    assert done.returncode == 141  # as a program that SIGPIPE ends
+    assert [each for each in done.stderr.splitlines() if "without a score count as sure" not in each] == []
 
 
 def test_python_m_text2seg_runs_the_command_line():
     done = subprocess.run([sys.executable, "-m", "text2seg", "segment"], capture_output=True, text=True)
     assert done.returncode == 2
     assert "nothing to look for" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("module", ["text2seg.config", "text2seg.cli.terminal", "tyro", "torch", "text2seg.clip.model"])
+def test_a_signal_during_an_import_ends_the_command_with_one_line(module, number, tmp_path):
+    code = f"""
+import os, runpy, sys
+class Sends:
+    def find_spec(self, name, *_):
+        if name == {module!r}:
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), {int(number)})
+sys.meta_path.insert(0, Sends())
+runpy.run_module("text2seg", run_name="__main__", alter_sys=True)
+"""
+    command = [sys.executable, "-c", code, "segment", SCENE, "--query", "sheep", "--output", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (128 + number, "")
+    assert done.stderr.splitlines()[-1] == "text2seg: stopped"
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_installed_command_is_the_module_that_handles_signals_first():
+    setup = ConfigParser()
+    setup.read("setup.cfg", encoding="utf-8")
+    assert setup["options.entry_points"]["console_scripts"].strip() == "text2seg = text2seg.__main__:main"
 
 
 HOSTILE = "a\x1b]0;owned\x07\x1b[2J\0\u202egpj.exe\x9b\r\nb"

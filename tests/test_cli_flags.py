@@ -238,7 +238,7 @@ def test_a_stopped_command_shows_or_keeps_what_is_done(command, number, said, tm
         shown += process.stderr.read(1) or pytest.fail(f"no image was done: {shown}")
     process.send_signal(number)
     output, errors = process.communicate(timeout=120)
-    assert process.returncode == 130, shown + errors
+    assert process.returncode == 128 + number, shown + errors
     assert said in errors
     if command[0] == "segment":
         assert 1 <= len(json.loads((tmp_path / "dataset.json").read_text())["images"]) < 24

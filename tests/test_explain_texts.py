@@ -152,7 +152,12 @@ def test_gradients_are_finite_in_half_precision_and_the_model_is_unchanged():
 @pytest.mark.parametrize("name", ["token-relevance", "text-visualisation", "keywords"])
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("", "empty"), (" \n", "empty"), ("sheep " * 80, "too long: CLIP reads 77"), ("a xylophone", "does not know")],
+    [
+        ("", "nothing to compare"),
+        (" \n", "nothing to compare"),
+        ("sheep " * 80, "too long: CLIP reads 77"),
+        ("a xylophone", "does not know"),
+    ],
 )
 def test_unusable_texts_raise(demo, name, text, says):
     tool = TOOLS[name]

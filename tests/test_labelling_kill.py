@@ -113,7 +113,7 @@ def test_a_signal_stops_after_the_batch_and_the_message_says_how_to_resume(tmp_p
     wait_for_progress(process, output)
     wait_for_records(process, output, 1)
     process.send_signal(number)
-    assert process.wait(PATIENCE) == 130
+    assert process.wait(PATIENCE) == 128 + number
     message = output.with_suffix(".log").read_text(encoding="utf-8")
     done = records(output)
     assert 1 <= done < 8

@@ -17,13 +17,14 @@ from coco_builders import SCENES, coco_of_scenes
 from PIL import Image as PillowImage
 from test_mobile_sam import published_weights
 
-from text2seg import known_answers, weights
-from text2seg.calibration import measure
-from text2seg.cli import main
+from text2seg import known_answers, regions, weights
+from text2seg.calibration import card, measure
+from text2seg.cli import calibrate, main
 from text2seg.coco.download import SERVER_VARIABLE
 from text2seg.known_answers import Case, verify_answers
 from text2seg.weights import registry
 
+IMAGES = 5
 PHOTO = SCENES / "images" / "scene_0019.jpg"
 FILES = {"ViT-B/16": "ViT-B-16.pt", "mobile_sam": "mobile_sam.pt"}
 ASKED = (
@@ -53,8 +54,12 @@ def at_home(tmp_path, monkeypatch):
         )
         monkeypatch.setattr(registry, "CHECKPOINTS", here)
         monkeypatch.setattr("text2seg.weights.download.BACKOFF_SECONDS", (0, 0))
+        # One image of each fold, and in one of them a few regions: more would only repeat what takes longest.
+        monkeypatch.setattr(card, "FEWEST_IMAGES", IMAGES)
+        monkeypatch.setattr(calibrate, "FEWEST_IMAGES", IMAGES)
         monkeypatch.setattr(measure, "BOUNDS_IMAGES", 1)
         monkeypatch.setattr(measure, "MOST_IMAGES", 1)
+        monkeypatch.setattr(regions, "GRID", replace(regions.GRID, points_per_side=8))
         monkeypatch.setenv("NO_PROXY", "*")
         monkeypatch.setenv(SERVER_VARIABLE, base)
         home = tmp_path / "home"
@@ -92,19 +97,19 @@ def test_from_download_over_answers_and_calibration_to_masks(at_home, monkeypatc
     assert main(["checkpoints", "verify", "light", "--answers", "--device", "cpu"]) == 0
     assert "all answers agree" in capsys.readouterr().out
 
-    assert main(["calibrate", "coco", "--images", "10"]) == 0
+    assert main(["calibrate", "coco", "--images", str(IMAGES)]) == 0
     text, errors = capsys.readouterr()
     assert "the models are CLIP ViT-B/16 with SAM mobile_sam" in errors
     assert "not calibrated" not in errors
-    assert re.search(r"downloading the annotations of COCO 2017 \(253 MB\) and up to 10 images", errors)
+    assert re.search(rf"downloading the annotations of COCO 2017 \(253 MB\) and up to {IMAGES} images", errors)
     assert "fewer than 100 images: the intervals are wide" in errors
     assert re.search(r"^presence: calibrated", text, re.MULTILINE)
     assert "from now on all commands use this card" in text
-    (card,) = (weights.folder() / "cards").iterdir()
-    assert json.loads(card.read_text())["sam"]["sha256"] == hashes["mobile_sam"]
+    (path,) = (weights.folder() / "cards").iterdir()
+    assert json.loads(path.read_text())["sam"]["sha256"] == hashes["mobile_sam"]
     assert (home / "outputs" / "calibration.html").exists()
     assert main(["checkpoints", "show", "light"]) == 0
-    assert "calibrated on: COCO val2017, 10 images drawn at random: 10 images" in capsys.readouterr().out
+    assert f"calibrated on: COCO val2017, {IMAGES} images drawn at random: {IMAGES} images" in capsys.readouterr().out
 
     assert main(["segment", "photo.jpg", "--query", "dog", "--save", "overlay,masks,cutouts", "--presence", "0"]) == 0
     text, errors = capsys.readouterr()

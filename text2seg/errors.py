@@ -49,12 +49,20 @@ class UnknownNameError(CheckpointError, SettingsError):
     """A name of weights that nobody knows; for the command line, a wrong value."""
 
 
+class MissingTextError(QueryError, SettingsError):
+    """No text is given where one is needed; for the command line, a wrong use."""
+
+
 class EngineError(Text2SegError):
     """Machines or workers that cannot be reached, are not suited to the job or fail."""
 
 
 class OutputError(Text2SegError):
     """An output that cannot be written."""
+
+
+class PartialOutputError(OutputError):
+    """An output that cannot be written after a part of the results was; the message says where that part is."""
 
 
 class StoppedError(Text2SegError):

@@ -430,14 +430,25 @@ def card_of(clip: str, sam: str | None = None, *, given: Path | None = None) -> 
     """
     if given is not None:
         return read_card(given)
+    of_clip, of_sam = hashes_of(clip, sam)
+    return find_card(of_clip, of_sam) if of_clip else NO_CARD
+
+
+def hashes_of(clip: str, sam: str | None = None) -> tuple[str | None, str | None]:
+    """Return the hashes of weights by their names, before they are loaded; None for one that is neither published nor
+    on this machine, and for a name that loading will refuse."""
     try:
         if is_openclip(clip):
-            return NO_CARD
-        hashes = [_hash_of(weights.find(clip, "clip")), _hash_of(weights.find(sam, "sam")) if sam else None]
+            return None, None
+        return _hash_of(weights.find(clip, "clip")), _hash_of(weights.find(sam, "sam")) if sam else None
     except CheckpointError as error:
         log.info("no card: %s", error)
-        return NO_CARD
-    return find_card(hashes[0], hashes[1]) if hashes[0] else NO_CARD
+        return None, None
+
+
+def place_of_card(clip_sha256: str, sam_sha256: str) -> Path:
+    """Return the file where the user's card of these weights belongs."""
+    return user_cards() / f"{clip_sha256[:16]}-{sam_sha256[:16]}-card.json"
 
 
 def _hash_of(checkpoint: weights.Checkpoint) -> str | None:

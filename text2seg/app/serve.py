@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import socket
 import threading
 import webbrowser
 from collections.abc import Callable, Iterator
@@ -24,7 +23,7 @@ from text2seg.app.guard import PUBLIC, Guard
 from text2seg.app.http_api import add_routes
 from text2seg.app.messages import INTERNAL_ERROR, message_of
 from text2seg.app.model_pool import ModelPool
-from text2seg.app.settings import AppSettings, is_loopback
+from text2seg.app.settings import is_loopback
 from text2seg.errors import SettingsError, Text2SegError
 
 log = logging.getLogger(__name__)
@@ -194,7 +193,6 @@ def _for_gradio(error: Exception, *, in_api: bool = False) -> gr.Error:
 
 SPOKEN = {"common.upload": "Upload", "common.complete": "Complete", "common.progress": "Progress"}
 """Words for screen readers that Gradio's English lacks, so that they would hear these keys."""
-FIRST_PORT, PORTS = 7860, 100
 GOODBYE_SECONDS = 3
 
 
@@ -268,7 +266,7 @@ def serve(model_pool: ModelPool, opened: Callable[[str], object]) -> None:
 @contextmanager
 def running(model_pool: ModelPool) -> Iterator[tuple[str, threading.Thread]]:
     """Run the app in a thread. Yield its address and the thread; stop it when the context ends."""
-    with listening(model_pool.settings) as listener:
+    with model_pool.settings.listening() as listener:
         host, port = listener.getsockname()[:2]
         config = uvicorn.Config(
             build_app(model_pool),
@@ -288,22 +286,3 @@ def running(model_pool: ModelPool) -> Iterator[tuple[str, threading.Thread]]:
         finally:
             server.should_exit = True
             thread.join()
-
-
-def listening(settings: AppSettings) -> socket.socket:
-    """Return a listening socket on the given port, or on the first free port."""
-    ports = [settings.port] if settings.port is not None else range(FIRST_PORT, FIRST_PORT + PORTS)
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    reason: OSError | None = None
-    for port in ports:
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((settings.host, port))
-            listener.listen(128)
-            return listener
-        except OSError as error:
-            listener.close()
-            reason = error
-    tried = f"port {ports[0]}" if len(ports) == 1 else f"ports {ports[0]} to {ports[-1]}"
-    raise SettingsError(f"cannot listen on {settings.host}, {tried}: {reason}; choose another with --host or --port")

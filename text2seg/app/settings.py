@@ -6,7 +6,7 @@ import ipaddress
 import os
 import re
 import socket
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -39,6 +39,7 @@ blocks, which grows with the fourth power of the side: 0.6 GB for a ViT-B/16 at 
 TIMES_USUAL = 20
 """Largest factor between a whole number in a tool's settings and its default."""
 
+FIRST_PORT, PORTS = 7860, 100
 PASSWORD_VARIABLE = "TEXT2SEG_PASSWORD"
 _HOST = re.compile(r"(\[[^\]]+\]|[^:\[\]]+)(?::\d+)?")
 AT_LEAST_ONE = ("upload_mb", "megapixels", "folder_images", "folder_mb", "folder_jobs", "workers", "waiting")
@@ -115,6 +116,10 @@ class AppSettings:
             users[name] = password
         return users
 
+    def listening(self) -> socket.socket:
+        """Return a listening socket on the port, or on the first free port. Raises `SettingsError`."""
+        return listening_socket(self.host, range(FIRST_PORT, FIRST_PORT + PORTS) if self.port is None else [self.port])
+
     @property
     def is_private(self) -> bool:
         """Whether only users of this machine can reach the app."""
@@ -123,6 +128,24 @@ class AppSettings:
     @property
     def may_manage_models(self) -> bool:
         return self.manage_models == "always" or (self.manage_models == "alone" and self.is_private)
+
+
+def listening_socket(host: str, ports: Sequence[int]) -> socket.socket:
+    """Return a listening socket on the first of the ports that is free. Raises `SettingsError` if none is."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    reason: OSError | None = None
+    for port in ports:
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+            listener.listen(128)
+            return listener
+        except OSError as error:
+            listener.close()
+            reason = error
+    tried = f"port {ports[0]}" if len(ports) == 1 else f"ports {ports[0]} to {ports[-1]}"
+    raise SettingsError(f"cannot listen on {host}, {tried}: {reason}; choose another with --host or --port")
 
 
 def is_loopback(host: str) -> bool:

@@ -333,12 +333,6 @@ _COLUMNS, _WIDTH, _HEIGHT, _TITLE = 4, 2.9, 2.3, 9  # panels per row; inches of 
 _USED, _CHOSEN, _LINE = "#888888", "#d95f02", "#1f5fa8"
 
 
-def check_plot(path: Path) -> None:
-    """Raise `SettingsError` if the name does not end in .png."""
-    if path.suffix.lower() != ".png":
-        raise SettingsError(f"the curves are drawn as PNG, so the name must end in .png, got {path}")
-
-
 def plot(tuning: Tuning, path: Path) -> Path:
     """Draw the curve of every category, the threshold used now (dashed) and the one chosen (full); gives the path.
 
@@ -346,7 +340,8 @@ def plot(tuning: Tuning, path: Path) -> Path:
         SettingsError: the name is not one of a PNG file.
         OutputError: it cannot be written.
     """
-    check_plot(path)
+    if path.suffix.lower() != ".png":
+        raise SettingsError(f"the curves are drawn as PNG, so the name must end in .png, got {path}")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

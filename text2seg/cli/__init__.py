@@ -21,8 +21,20 @@ from importlib import import_module
 from typing import Any
 
 from text2seg._version import __version__
-from text2seg.cli.terminal import FAILED, INTERRUPTED, WRONG_FLAGS, Unread, close_bars, say_lines
-from text2seg.errors import SettingsError, Text2SegError
+from text2seg.cli.terminal import (
+    FAILED,
+    INTERRUPTED,
+    PARTLY,
+    PIPE_CLOSED,
+    TERMINATED,
+    WRONG_FLAGS,
+    Unread,
+    close_bars,
+    interrupt,
+    say_lines,
+    was_terminated,
+)
+from text2seg.errors import PartialOutputError, SettingsError, Text2SegError
 from text2seg.io.files import reason
 
 
@@ -170,30 +182,54 @@ def main(arguments: list[str] | None = None) -> int:
     SIGTERM, which service managers and batch systems send, stops a command as Ctrl-C does.
     """
     _print_anything()
-    if arguments is None:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        sys.stderr = Unread(sys.stderr)
+    if arguments is not None:
+        return _run(arguments)
+    sys.stderr = Unread(sys.stderr)
+    status = _run(sys.argv[1:], signals=(signal.SIGINT, signal.SIGTERM))
+    return TERMINATED if status == INTERRUPTED and was_terminated() else status
+
+
+def _run(arguments: Sequence[str], *, signals: Sequence[int] = ()) -> int:
+    """Run one command, and print an error. `signals` stop it, and are ignored afterwards: they would kill Python while
+    it ends, with another exit status."""
     try:
-        status = run_command(COMMANDS, sys.argv[1:] if arguments is None else arguments)
-        sys.stdout.flush()
+        for number in signals:
+            signal.signal(number, interrupt)
+        try:
+            status = run_command(COMMANDS, arguments)
+        except SystemExit:  # after --help
+            sys.stdout.flush()
+            raise
+        sys.stdout.flush()  # Python would report an error when it ends
         return status
     except SettingsError as error:
         _print_error(str(error))
         return WRONG_FLAGS
+    except PartialOutputError as error:
+        _print_error(str(error))
+        return PARTLY
     except Text2SegError as error:
         _print_error(str(error))
     except MemoryError as error:
         _print_error(f"not enough memory ({error or 'none is left'})")
     except KeyboardInterrupt as stop:
-        if arguments is None:  # a second Ctrl-C while Python ends would kill it, with another exit status
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        _ignore(signals)
         _print_error(str(stop) or "stopped")
         return INTERRUPTED
     except BrokenPipeError as error:
-        if _is_read():  # otherwise the reader of the output, such as `head`, has ended
-            _print_error(f"the connection to another process was lost: {reason(error)}; run the same command again")
+        if not _is_read():
+            _discard_unwritten_output()
+            return PIPE_CLOSED
+        _print_error(f"the connection to another process was lost: {reason(error)}; run the same command again")
     except OSError as error:
         _log.info("file system error", exc_info=error)
         _print_error(_message_of(error))
+    finally:
+        _ignore(signals)
     _discard_unwritten_output()
     return FAILED
+
+
+def _ignore(signals: Sequence[int]) -> None:
+    for number in signals:
+        signal.signal(number, signal.SIG_IGN)

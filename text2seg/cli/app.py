@@ -31,6 +31,7 @@ class App:
 
     def run(self) -> int:
         log_to_terminal(verbose=self.verbose)
+        self.app.listening().close()  # a used port is found before the models load
         check_models(self.model)
         try:
             from text2seg.app.serve import serve

@@ -58,10 +58,12 @@ class Calibrate:
         check_writable(self.report, overwrite=self.overwrite, flag="--report", inputs=inputs, text=True)
         if self.output is not None:
             check_writable(self.output, overwrite=self.overwrite, inputs=[*inputs, self.report], text=True)
+        else:
+            self._check_place()
         own = None if count else _read(Path(self.truth), self.images)
         models = load_models(self.model, Settings(), say_uncalibrated=False)
         output = self.output or _place_of_card(models.provenance())
-        if self.output is None:
+        if self.output is None:  # of weights whose hashes were not known before
             check_writable(output, overwrite=self.overwrite, text=True)
         truth, folder = own or fetched_coco(count, self.coco_folder)
         from text2seg.calibration.card import calibrate
@@ -95,6 +97,16 @@ class Calibrate:
             say("from now on all commands use this card for these weights; to go back to what was before, delete it")
         say(f"page: {self.report}")
         return exit_status(result.images, len(result.failures) + result.missing)
+
+    def _check_place(self) -> None:
+        """Raise `OutputError` if the card cannot be written where text2seg finds it; before the models are loaded."""
+        from text2seg import weights
+        from text2seg.io.writing import check_writable
+        from text2seg.model_card import hashes_of, place_of_card
+
+        clip, sam = hashes_of(*weights.pair(self.model.model, clip=self.model.clip, sam=self.model.sam))
+        if clip and sam:
+            check_writable(place_of_card(clip, sam), overwrite=self.overwrite, text=True)
 
 
 def _announce(images: int, cut_out: int, seconds: float) -> None:
@@ -139,9 +151,9 @@ def _read(truth: Path, images: str | None) -> tuple[Mapping[str, Any], Path]:
 
 def _place_of_card(provenance: Mapping[str, Any]) -> Path:
     """Return where text2seg finds the card of these weights. Raises `CheckpointError` if they have no hashes."""
-    from text2seg.model_card import user_cards
+    from text2seg.model_card import place_of_card
 
     try:
-        return user_cards() / "-".join([provenance[kind]["sha256"][:16] for kind in ("clip", "sam")] + ["card.json"])
+        return place_of_card(provenance["clip"]["sha256"], provenance["sam"]["sha256"])
     except KeyError as error:
         raise CheckpointError("these weights were not read from files, so they cannot have a card") from error

@@ -18,7 +18,7 @@ from text2seg.config import ModelSettings, Settings
 from text2seg.errors import OutputError
 from text2seg.explain import TOOLS, ImageFiles, Progress, Result, Tool, run_tool, save_result
 from text2seg.explain.estimate import SLOW, Speed, estimate, words_for
-from text2seg.explain.tool import cell_text, check_images
+from text2seg.explain.tool import InputSettings, cell_text, check_images
 from text2seg.io.files import exists
 from text2seg.io.names import fit_file_name
 from text2seg.io.output_folder import OutputFolder
@@ -88,6 +88,8 @@ def _run(tool: Tool, flags: Any) -> int:
     places = (given,) if isinstance(given, Path) else given
     images = ImageFiles(places)
     check_images(tool, len(images))
+    if isinstance(flags.settings, InputSettings):
+        flags.settings.check_given()
     stem = f"{tool.name}_{images.paths[0].stem}" if tool.images == "one" else tool.name
     results = OutputFolder(flags.output, command="explain", overwrite=flags.overwrite)
     settings = flags.settings
@@ -96,7 +98,8 @@ def _run(tool: Tool, flags: Any) -> int:
         name = fit_file_name(stem, suffix)
         check_writable(flags.output / name, overwrite=flags.overwrite or bool(run and run.is_known()))
         results.check(name)
-    check_words(flags.model, getattr(settings, "text", ()))
+    if isinstance(settings, InputSettings):
+        check_words(flags.model, settings.all_texts())
     if run is not None:
         run.check(overwrite=flags.overwrite)
         if settings.folder is None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from text2seg.cli.common import PlainConsole, check_models, plain_table
+from text2seg.cli.common import PlainConsole, check_models, check_words, plain_table
 from text2seg.cli.terminal import log_to_terminal, say
 from text2seg.config import Architecture, ModelSettings
 from text2seg.errors import SettingsError
@@ -63,11 +63,15 @@ class ExportOnnx:
             raise SettingsError("scenes must be 1 or more, and rounds 0 or more")
         if bool(self.images) != bool(self.queries):
             raise SettingsError("--images and --queries need each other: give both or neither")
+        from text2seg.io.writing import check_folder
+
         check_models(ModelSettings(self.model, self.clip, self.sam))
         if self.images is not None:
             from text2seg.io.scan import check_image_folder
 
             check_image_folder(self.images)
+            check_words(ModelSettings(self.model, self.clip, self.sam), names_in(self.queries))
+        check_folder(self.output)
         from text2seg.onnx_export import Plan, export
 
         plan = Plan(

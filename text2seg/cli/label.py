@@ -126,10 +126,11 @@ class Label:
 
     def _check_before_loading(self, ontology: Ontology, job: LabelSettings) -> Plan:
         """Check inputs, output and models before anything slow is imported, and list the images."""
-        from text2seg.labelling.job import prepare
+        from text2seg.labelling.job import check_same_job, prepare
 
         self._check_journal(job)
         plan = prepare(self.folder, ontology, job)
+        check_same_job(self.folder, plan.ontology, job, self.settings)
         self._check_models()
         return plan
 

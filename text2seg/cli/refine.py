@@ -75,6 +75,7 @@ class Refine:
             raise SettingsError("refine runs with torch only; leave --runtime out")
         shared = {each.name for each in fields(LabelSettings)} & {each.name for each in fields(self)}
         job = LabelSettings(**{name: getattr(self, name) for name in shared})
+        from text2seg.labelling.job import check_same_job, source_entry
         from text2seg.labelling.journal import check_unlocked
         from text2seg.labelling.output import journal_path
         from text2seg.labelling.refine import prepare_refinement, read_source, refine_dataset, refined_in
@@ -82,6 +83,7 @@ class Refine:
         source = read_source(self.dataset, self.results)
         check_unlocked(journal_path(job.output))
         plan, missing = prepare_refinement(source, self.images, job, [self.dataset, self.results])
+        check_same_job(self.images, plan.ontology, job, **source_entry(source))
         pair = chosen_pair(self.model, sam_only=True)
         from text2seg.refining import Refiner
 

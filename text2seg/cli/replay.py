@@ -54,15 +54,18 @@ class Replay:
     def run(self) -> int:
         log_to_terminal(verbose=self.verbose)
         check_device_name(self.device)
-        open_file(self.dataset, DatasetError).close()  # before anything slow is imported
+        open_file(self.dataset, DatasetError).close()
         from text2seg.coco.dataset import read_dataset
         from text2seg.coco.lookup import ImageFinder
+        from text2seg.coco.provenance import annotation_with_id
         from text2seg.io.writing import check_not_input, check_writable
-        from text2seg.review.replay import replay
 
         if self.image:
             _image_format(self.image)
             check_writable(self.image, overwrite=self.overwrite, flag="--image", inputs=[self.dataset])
+        annotation_with_id(read_dataset(self.dataset), self.annotation)
+        from text2seg.review.replay import replay
+
         result = replay(
             self.dataset,
             self.annotation,

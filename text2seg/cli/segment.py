@@ -60,7 +60,7 @@ class Segment:
         queries, unknown = self._queries()
         if not self.images:
             raise SettingsError("no image given: name at least one file")
-        files = self._readable()
+        files = self._readable(queries)
         models = self._load_models()
         from text2seg.segmenting import segment_files
 
@@ -101,12 +101,12 @@ class Segment:
                 rest = "The same command without --overwrite does the others"
         say(f"text2seg: stopped with {report.images} of {files} images done{kept}. {rest}", file=sys.stderr)
 
-    def _say_going_on(self, images: list[Path]) -> None:
+    def _say_going_on(self, images: list[Path], queries: tuple[Query, ...]) -> None:
         """Print how far a stopped run came. Raises `OutputError` if the earlier run was finished."""
-        from text2seg.segmenting import stopped_run
+        from text2seg.segmenting import STOPPED, stopped_run
 
-        if stopped := stopped_run(self.output, images):
-            done, given = len(stopped["images"]), len(dict.fromkeys(images))
+        if stopped := stopped_run(self.output, images, queries, self.settings):
+            done, given = len(stopped["info"][STOPPED]["done"]), len(dict.fromkeys(images))
             say(f"text2seg: going on with a stopped run, which did {done} of {given} images", file=sys.stderr)
 
     def _queries(self) -> tuple[tuple[Query, ...], int]:
@@ -130,7 +130,7 @@ class Segment:
         output = self.output.output / f"{folder.name or 'labels'}.json"
         return shlex.join(["text2seg", "label", str(folder), *words, "--output", str(output)])
 
-    def _readable(self) -> list[Path]:
+    def _readable(self, queries: tuple[Query, ...]) -> list[Path]:
         """Check the output, return the images that exist, and print the others, before any model is loaded.
 
         Raises:
@@ -157,7 +157,7 @@ class Segment:
         if output.overwrite or not exists(output.dataset, OutputError):
             folder.check_result(output.dataset.name, text=True)
         else:
-            self._say_going_on(found)
+            self._say_going_on(found, queries)
         for failure in failures:
             say(f"failed: {failure}", file=sys.stderr)
         return found

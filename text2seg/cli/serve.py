@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import tyro
 
+from text2seg.app.settings import listening_socket
 from text2seg.cli.common import load_models
 from text2seg.cli.flags import PipelineFlags
 from text2seg.cli.terminal import log_to_terminal, say
@@ -28,6 +29,7 @@ class ServeLabelStudio:
 
     def run(self) -> int:
         log_to_terminal(verbose=self.verbose)
+        listening_socket(self.server.host, [self.server.port]).close()  # a used port is found before the models load
         models = load_models(self.model, self.settings)
         from text2seg.integrations.label_studio_server import server
 

@@ -17,10 +17,11 @@ from text2seg.io.names import escaped
 if TYPE_CHECKING:
     from text2seg.records import Failure
 
-FAILED, WRONG_FLAGS, PARTLY, INTERRUPTED = 1, 2, 3, 130
+FAILED, WRONG_FLAGS, PARTLY, INTERRUPTED, PIPE_CLOSED, TERMINATED = 1, 2, 3, 130, 141, 143
 """Exit statuses. 0 is success. FAILED: nothing was done. WRONG_FLAGS: a flag does not exist, or its value is wrong or
 contradicts another flag. PARTLY: results are written, but stderr names images that failed or words that the models do
-not know."""
+not know. INTERRUPTED: stopped; `main` makes TERMINATED of it if the signal was SIGTERM. PIPE_CLOSED: the reader of the
+output, such as `head`, has ended; SIGPIPE ends other programs with it."""
 
 SHOWN_FAILURES = 10
 """Largest number of failures that are printed without `--verbose`."""
@@ -137,15 +138,31 @@ def log_to_terminal(*, verbose: bool = False) -> None:
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
 
 
+_stopped_by: list[int] = []
+"""Signals that this process got so far."""
+
+
+def was_terminated() -> bool:
+    """Return whether the first signal that stopped the command was SIGTERM."""
+    return _stopped_by[:1] == [signal.SIGTERM]
+
+
+def interrupt(number: int, _: FrameType | None) -> None:
+    """Handle a signal: note its number and raise `KeyboardInterrupt`."""
+    _stopped_by.append(number)
+    raise KeyboardInterrupt
+
+
 @contextmanager
 def stop_on_signals() -> Iterator[threading.Event]:
     """Yield an event that the first SIGINT or SIGTERM sets. The second one raises `KeyboardInterrupt`. Main thread
     only."""
     stop = threading.Event()
 
-    def handle(number: int, _: FrameType | None) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
         if stop.is_set():
-            raise KeyboardInterrupt
+            interrupt(number, frame)
+        _stopped_by.append(number)
         stop.set()
 
     def announce() -> None:  # not in the handler, which may interrupt another log message

@@ -51,10 +51,10 @@ class Track:
 
         if not is_dir(self.video, ImageError):
             check_file(self.video)
-        check_models(self.model)
         from text2seg.video import check_output, track_video
 
         check_output(self.video, self.track)
+        check_models(self.model)
         models = load_models(self.model, self.settings)
         if models.default_presence(self.settings) is None and self.settings.presence.presence is None:
             say("text2seg: so every query starts in the first frame, whether it shows it or not", file=sys.stderr)

@@ -13,10 +13,11 @@ from text2seg.cli.common import check_models, known_categories, load_models
 from text2seg.cli.flags import PipelineFlags
 from text2seg.cli.terminal import INTERRUPTED, exit_status, log_to_terminal, say, say_failures, stop_on_signals
 from text2seg.config import ModelSettings, Settings
-from text2seg.errors import DatasetError, SettingsError
+from text2seg.errors import SettingsError
 
 if TYPE_CHECKING:
     from text2seg.calibration.thresholds import Tuning
+    from text2seg.coco.reader import Dataset
     from text2seg.ontology import Ontology
 
 
@@ -55,12 +56,15 @@ class Tune:
         log_to_terminal(verbose=self.verbose)
         if self.limit is not None and self.limit < 1:
             raise SettingsError(f"limit must be 1 or more, got {self.limit}")
-        from text2seg.io.files import is_file, open_file, resolve_path
+        from text2seg.coco.dataset import read_dataset
+        from text2seg.io.files import is_file, resolve_path
         from text2seg.io.scan import check_image_folder
         from text2seg.io.writing import check_writable
         from text2seg.ontology import read_ontology, write_thresholds
 
         if self.plot:
+            if self.plot.suffix.lower() != ".png":
+                raise SettingsError(f"the curves are drawn as PNG, so the name must end in .png, got {self.plot}")
             # A PNG file in the folder is one of its images, and must not be overwritten.
             images = (
                 [self.plot]
@@ -72,22 +76,21 @@ class Tune:
             )
         ontology, unknown = known_categories(self.model, read_ontology(self.ontology), self.settings)
         check_image_folder(self.folder)
+        truth = None
         if self.truth is not None:
-            open_file(self.truth, DatasetError).close()
+            truth = read_dataset(self.truth)
         check_models(self.model)
-        from text2seg.calibration.thresholds import check_plot, plot
-
-        if self.plot:
-            check_plot(self.plot)
         if self.write:
             check_writable(self.ontology, overwrite=True, flag="--ontology")
-        tuning = self._sweep(ontology)
+        tuning = self._sweep(ontology, truth)
         _show(tuning, verbose=self.verbose)
         if tuning.images < tuning.given:
             seen = f"{tuning.images} of {tuning.given} images"
             say(f"text2seg: stopped after {seen}, which the table is about; nothing was written", file=sys.stderr)
             return INTERRUPTED
         if self.plot:
+            from text2seg.calibration.thresholds import plot
+
             say(f"curves: {plot(tuning, self.plot)}")
         changes = tuning.changes()
         if self.write and changes:
@@ -99,14 +102,12 @@ class Tune:
             say(f"{len(changes)} threshold{'s' * (len(changes) != 1)} {done} {self.ontology}")
         return exit_status(tuning.images - len(tuning.failures), len(tuning.failures) + unknown)
 
-    def _sweep(self, ontology: Ontology) -> Tuning:
+    def _sweep(self, ontology: Ontology, truth: Dataset | None) -> Tuning:
         from text2seg.calibration.thresholds import tune_by_stability, tune_by_truth
-        from text2seg.coco.dataset import read_dataset
         from text2seg.io.scan import list_images
 
         settings = self.settings
-        if self.truth is not None:
-            truth = read_dataset(self.truth)
+        if truth is not None:
             models = load_models(self.model, settings)
             with stop_on_signals() as stop:
                 return tune_by_truth(models, ontology, self.folder, truth, limit=self.limit, progress=True, stop=stop)

@@ -81,6 +81,11 @@ class AverageMapSettings(SaliencySettings):
         if self.groups is not None and self.group_by != "csv":
             raise SettingsError(f"{self.groups} is not used: add --group-by csv, or leave out --groups")
 
+    def check_given(self) -> None:
+        SaliencySettings.check_given(self)
+        if self.groups is not None:
+            read_groups(self.groups, self.column)
+
 
 @dataclass(slots=True)
 class MapStatistics:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 from PIL import ImageDraw
 
-from text2seg.errors import QueryError, SettingsError
+from text2seg.errors import MissingTextError, SettingsError
 from text2seg.explain.saliency.methods import METHODS, MethodName, ScoreKind, method_or_default, saliency
 from text2seg.explain.saliency_maps import overlay_map
 from text2seg.explain.tool import (
@@ -67,12 +67,18 @@ class DescriptionSettings(InputSettings):
             raise SettingsError(f"text must be a sequence of texts, got the one text {self.text!r}")
         check_alpha(self.alpha)
 
+    def all_texts(self) -> tuple[str, ...]:
+        return self.descriptions()
+
+    def check_given(self) -> None:
+        self.descriptions()
+
     def descriptions(self) -> tuple[str, ...]:
-        """Return all descriptions without duplicates. Raises `QueryError` if there is none."""
+        """Return all descriptions without duplicates. Raises `MissingTextError` if there is none."""
         listed = (text.strip() for text in re.split(r"[;；؛\n]", self.texts))
         together = tuple(dict.fromkeys((*self.text, *(text for text in listed if text))))
         if not together:
-            raise QueryError(
+            raise MissingTextError(
                 'nothing to compare: give --text at least once, or --texts "a sheep; a koala"',
                 on_page="nothing to compare; fill in “Text”",
             )

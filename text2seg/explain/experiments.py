@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
-from text2seg.errors import ImageError, QueryError, SettingsError
+from text2seg.errors import ImageError, SettingsError
 from text2seg.explain.estimate import Work
 from text2seg.explain.tool import (
     InputSettings,
@@ -26,6 +26,7 @@ from text2seg.explain.tool import (
     Tool,
     check_count,
     check_seed,
+    check_text,
     fitted_pixels,
     image_name,
     mean_colour,
@@ -47,6 +48,9 @@ class TextSettings(InputSettings):
 
     text: str = ""
     """The text that the image is compared with, for instance sheep; put into CLIP Surgery's 85 templates."""
+
+    def check_given(self) -> None:
+        check_text(self.text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +94,7 @@ class Subject:
         """Prepare. Raises `QueryError` if the text is empty, too long or unknown to the models."""
         from text2seg.explain.saliency.targets import text_target
 
-        if not text.strip():
-            raise QueryError(
-                "nothing to compare the image with: give a text, such as --text sheep",
-                on_page="nothing to compare the image with; fill in “Text”",
-            )
+        check_text(text)
         target = text_target(models.clip, text.strip(), closed_vocabulary=models.closed_vocabulary)
         return cls(models.clip, squashed(models.clip, image), target)
 

@@ -24,6 +24,7 @@ from text2seg.explain.tool import (
     Table,
     Tool,
     check_count,
+    check_sets,
     fitted,
     fitted_pixels,
 )
@@ -67,6 +68,9 @@ class FaithfulnessSettings(InputSettings):
         if not 2 <= self.steps <= MOST_STEPS:
             raise SettingsError(f"steps must be from 2 to {MOST_STEPS}, got {self.steps}")
         check_count("limit", self.limit)
+
+    def check_given(self) -> None:
+        check_sets(self.dataset, self.images)
 
 
 BLUR = 0.1

@@ -16,6 +16,7 @@ from text2seg.explain.tool import (
     Table,
     Tool,
     backdrop,
+    check_text,
     image_name,
     is_calibrated,
 )
@@ -32,6 +33,9 @@ class KeywordsSettings(InputSettings):
 
     text: str = ""
     """The sentence, for instance "a sheep sleeps beside the red fire engine"."""
+
+    def check_given(self) -> None:
+        check_text(self.text)
 
 
 MOST_WORDS = 4

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from text2seg.coco import rle
 from text2seg.coco.dataset import read_dataset
 from text2seg.coco.lookup import ImageFinder
-from text2seg.errors import DatasetError
 from text2seg.evaluation.alignment import align
 from text2seg.evaluation.protocols import Pair, pairs_of
+from text2seg.explain.tool import check_sets
 from text2seg.io.files import resolve_path
 from text2seg.records import Image
 
@@ -69,8 +69,7 @@ def labelled_sets(files: Sequence[Path], images: Path | None = None, limit: int 
     Raises:
         DatasetError: a dataset is missing, damaged or without masks, or `images` is given without a dataset.
     """
-    if images is not None and not files:
-        raise DatasetError(f"the folder {images} needs a dataset: give --dataset as well")
+    check_sets(files, images)
     return [Labelled.read(file, images, limit) for file in files or demo_splits()]
 
 

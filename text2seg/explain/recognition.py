@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from text2seg.config import Architecture, MapSettings
-from text2seg.errors import QueryError, SettingsError
+from text2seg.errors import MissingTextError, QueryError, SettingsError
 from text2seg.explain.estimate import Work
 from text2seg.explain.tool import (
     InputSettings,
@@ -57,6 +57,13 @@ class RecognitionSettings(InputSettings):
     def __post_init__(self) -> None:
         InputSettings.__post_init__(self)
         freeze_names(self, "label")
+
+    def all_texts(self) -> tuple[str, ...]:
+        return self.label
+
+    def check_given(self) -> None:
+        if self.label:
+            check_several(self.label)
 
 
 def multilabel(models: Text2Seg, images: Sequence[Image], settings: RecognitionSettings, progress: Progress) -> Result:
@@ -132,10 +139,15 @@ def labels_of(models: Text2Seg, given: Sequence[str]) -> tuple[str, ...]:
     """
     default = models.closed_vocabulary.names if models.closed_vocabulary else DISTRACTORS
     labels = tuple(dict.fromkeys(label.strip() for label in given or default))
-    if len(labels) < 2:
-        raise QueryError(f"one label cannot be ranked: give two or more, got {labels[0]!r}")
+    check_several(labels)
     check_labels(models, labels)
     return labels
+
+
+def check_several(labels: Sequence[str]) -> None:
+    """Raise `MissingTextError` if there is only one label."""
+    if len({label.strip() for label in labels}) < 2:
+        raise MissingTextError(f"one label cannot be ranked: give two or more, got {labels[0]!r}")
 
 
 def check_labels(models: Text2Seg, labels: Sequence[str]) -> None:

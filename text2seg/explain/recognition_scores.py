@@ -26,6 +26,7 @@ from text2seg.explain.tool import (
     Result,
     Table,
     Tool,
+    check_sets,
     fitted,
     freeze_typed,
     unfitted_pixels,
@@ -61,6 +62,9 @@ class ScoresSettings(InputSettings):
     def __post_init__(self) -> None:
         InputSettings.__post_init__(self)
         freeze_typed(self, "background")
+
+    def check_given(self) -> None:
+        check_sets(self.dataset, self.images)
 
 
 RULES = ("raw", "surgery", "presence")

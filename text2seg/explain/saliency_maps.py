@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from text2seg.config import MapSettings
-from text2seg.errors import QueryError, SettingsError
+from text2seg.errors import MissingTextError, QueryError, SettingsError
 from text2seg.explain.estimate import GRADIENT, Work
 from text2seg.explain.saliency.methods import (
     METHODS,
@@ -38,7 +38,8 @@ from text2seg.explain.tool import (
     freeze_typed,
     image_name,
 )
-from text2seg.io.images import load_image
+from text2seg.io.files import open_file
+from text2seg.io.images import check_file, load_image
 from text2seg.records import Image
 
 if TYPE_CHECKING:
@@ -71,6 +72,22 @@ class ComparisonSettings(InputSettings):
         freeze_typed(self, "word")
         if isinstance(self.vector, (str, Path)):
             raise SettingsError(f"vector must be a sequence of paths, got the one path {self.vector}")
+
+    def all_texts(self) -> tuple[str, ...]:
+        return (*self.text, *parse_weights(self.word))
+
+    def check_given(self) -> None:
+        if not (self.text or self.word or self.vector or self.target_image):
+            without_files = "no target: give a text, a target image, or words with weights"
+            raise MissingTextError(
+                "no target: give a text, a target image, words with weights, or a file of vectors",
+                on_page=without_files,
+                in_api=without_files,
+            )
+        if self.target_image is not None:
+            check_file(self.target_image)
+        for path in self.vector:
+            open_file(path, QueryError).close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,13 +305,6 @@ def targets_of(models: Text2Seg, settings: ComparisonSettings) -> tuple[Target, 
         )
     for path in settings.vector:
         targets += vector_targets(clip, path)
-    if not targets:
-        without_files = "no target: give a text, a target image, or words with weights"
-        raise QueryError(
-            "no target: give a text, a target image, words with weights, or a file of vectors",
-            on_page=without_files,
-            in_api=without_files,
-        )
     return tuple(targets)
 
 

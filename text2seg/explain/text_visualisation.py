@@ -29,6 +29,7 @@ from text2seg.explain.tool import (
     Tool,
     backdrop,
     check_count,
+    check_text,
     image_name,
 )
 from text2seg.records import Image
@@ -59,6 +60,9 @@ class TextVisualisationSettings(InputSettings):
     def __post_init__(self) -> None:
         InputSettings.__post_init__(self)
         check_count("words", self.words)
+
+    def check_given(self) -> None:
+        check_text(self.text)
 
 
 TINY = 1e-9

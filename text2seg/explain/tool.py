@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from text2seg.config import MapSettings
-from text2seg.errors import ImageError, SettingsError
-from text2seg.io.files import exists, is_dir
+from text2seg.errors import DatasetError, ImageError, MissingTextError, SettingsError
+from text2seg.io.files import exists, is_dir, open_file
 from text2seg.io.images import PIXEL_LIMIT, load_image
 from text2seg.io.names import fit_file_name
 from text2seg.io.output_folder import OutputFolder
@@ -229,6 +229,15 @@ class InputSettings:
         check_choices(self)
         MapSettings(input_size=self.size)  # for its checks
 
+    def all_texts(self) -> tuple[str, ...]:
+        """Return the texts that the models must know."""
+        given: str | tuple[str, ...] = getattr(self, "text", ())
+        return (given,) if isinstance(given, str) else given
+
+    def check_given(self) -> None:
+        """Raise `MissingTextError` if a text is needed and not given, or an error that names a file that cannot be
+        opened. `run_tool` calls it, and the command line before it loads the models."""
+
 
 def fitted(image: Image, fit: Fit) -> Image:
     """Return the square image that CLIP is to see, at the resolution of the image; for "squash", the image itself.
@@ -373,6 +382,7 @@ def run_tool(
     check_images(tool, len(images))
     settings, unknown = _known_texts(models, settings or tool.settings())
     if isinstance(settings, InputSettings):
+        settings.check_given()
         look = models.warn_of_photographs
         images = _FittedImages(images, settings.fit, lambda image: look([image]))
         if settings.size is not None:
@@ -481,6 +491,24 @@ def check_alpha(alpha: float) -> None:
     """Raise `SettingsError` if the opacity is not from 0 to 1."""
     if not 0 <= alpha <= 1:
         raise SettingsError(f"alpha must be from 0 to 1, got {alpha}")
+
+
+def check_text(text: str) -> None:
+    """Raise `MissingTextError` if the text that an image is compared with is empty."""
+    if not text.strip():
+        raise MissingTextError(
+            "nothing to compare the image with: give a text, such as --text sheep",
+            on_page="nothing to compare the image with; fill in “Text”",
+            in_api="nothing to compare the image with; give a `text`",
+        )
+
+
+def check_sets(files: Sequence[Path], images: Path | None = None) -> None:
+    """Raise `DatasetError` if a dataset cannot be opened, or `images` is given without a dataset."""
+    if images is not None and not files:
+        raise DatasetError(f"the folder {images} needs a dataset: give --dataset as well")
+    for file in files:
+        open_file(file, DatasetError).close()
 
 
 def check_seed(seed: int) -> None:

@@ -16,7 +16,18 @@ from numpy.typing import NDArray
 from text2seg.errors import SettingsError
 from text2seg.explain.saliency.methods import MethodName, ScoreKind, method_or_default, propagate, saliency
 from text2seg.explain.saliency_maps import image_score, overlay_map
-from text2seg.explain.tool import InputSettings, Panel, Progress, Result, Table, Tool, backdrop, check_alpha, image_name
+from text2seg.explain.tool import (
+    InputSettings,
+    Panel,
+    Progress,
+    Result,
+    Table,
+    Tool,
+    backdrop,
+    check_alpha,
+    check_text,
+    image_name,
+)
 from text2seg.records import Image
 
 if TYPE_CHECKING:
@@ -44,6 +55,9 @@ class WordsSettings(InputSettings):
     def __post_init__(self) -> None:
         InputSettings.__post_init__(self)
         check_alpha(self.alpha)
+
+    def check_given(self) -> None:
+        check_text(self.text)
 
 
 FAINT_WORDS = (
@@ -173,6 +187,9 @@ class TokenRelevanceSettings(InputSettings):
     normalisation)."""
     start_block: int = 0
     """First block of the text tower that relevance is propagated through, from 0; -1 is the last block."""
+
+    def check_given(self) -> None:
+        check_text(self.text)
 
 
 def show_token_relevance(

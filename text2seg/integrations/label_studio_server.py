@@ -25,7 +25,7 @@ from typing import Any
 from urllib.parse import SplitResult, parse_qs, quote, urljoin, urlsplit, urlunsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
-from text2seg.app.settings import is_known_host, is_loopback, local_names
+from text2seg.app.settings import is_known_host, local_names
 from text2seg.errors import ImageError, SettingsError, Text2SegError
 from text2seg.integrations.label_studio import Asked, Json, LabelConfig, model_version, object_of, predict
 from text2seg.integrations.settings import KEY_VARIABLE, LabelStudioSettings
@@ -370,10 +370,8 @@ def server(models: Text2Seg, settings: LabelStudioSettings) -> ThreadingHTTPServ
     """Return a listening server; `serve_forever` runs it.
 
     Raises:
-        SettingsError: the address cannot be used, or it is open to other machines without --auth.
+        SettingsError: the address cannot be used.
     """
-    if not settings.auth and not is_loopback(settings.host):
-        raise SettingsError(f"{settings.host} can be reached from other machines; give --auth NAME:PASSWORD")
     try:
         return _Server(settings, Backend(models, settings))
     except OSError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from text2seg.app.settings import is_web_address
+from text2seg.app.settings import is_loopback, is_web_address
 from text2seg.errors import SettingsError
 from text2seg.io.files import check_is_dir
 
@@ -32,6 +32,8 @@ class LabelStudioSettings:
     def __post_init__(self) -> None:
         if self.auth and not all(self.auth.partition(":")[::2]):
             raise SettingsError("auth must be NAME:PASSWORD")
+        if not self.auth and not is_loopback(self.host):
+            raise SettingsError(f"{self.host} can be reached from other machines; give --auth NAME:PASSWORD")
         if not 0 <= self.port <= 65535:
             raise SettingsError(f"port must be a number from 0 to 65535, got {self.port}")
         if not is_web_address(self.label_studio):

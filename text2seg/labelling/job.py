@@ -11,7 +11,7 @@ import threading
 import warnings
 from array import array
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -21,7 +21,7 @@ from text2seg._version import __version__
 from text2seg.coco.dataset import read_dataset
 from text2seg.coco.provenance import calibration_in, encoding_entry, run_info
 from text2seg.coco.reader import Dataset, check_references, kept_categories
-from text2seg.config import LabelSettings, ModelSettings
+from text2seg.config import LabelSettings, ModelSettings, Settings
 from text2seg.errors import CheckpointError, ImageError, OutputError
 from text2seg.io.files import exists, is_dir, is_file, resolve_path
 from text2seg.io.images import PIXEL_LIMIT, check_file, open_image
@@ -31,7 +31,7 @@ from text2seg.io.scan import Scan, list_images
 from text2seg.io.storage import Place, Url, check_writable, opened, place_of
 from text2seg.io.writing import make_folder
 from text2seg.labelling.engine import Delivery, Engine, LocalEngine, Work, model_identity, stamp_of_record
-from text2seg.labelling.journal import JobState, Journal, is_reviewed, lock_file, read_records
+from text2seg.labelling.journal import JobState, Journal, check_known, is_reviewed, lock_file, read_records
 from text2seg.labelling.output import check_output, image_folder, journal_path, saved_images, write_output
 from text2seg.labelling.prefilter import check_prefilter, skipped
 from text2seg.labelling.reviewed import Review, read_review
@@ -280,8 +280,23 @@ def assign_ids(ontology: Ontology, scan: Scan, categories_from: Place | None) ->
     return Plan(scan, ontology, lambda index: ids[index])
 
 
+def check_same_job(
+    folder: Place, ontology: Ontology, settings: LabelSettings, pipeline: Settings | None = None, **more: Any
+) -> None:
+    """Raise `OutputError` if the journal of the output belongs to another job, as far as that is known before the
+    models are loaded. `pipeline` are their settings, if these are in the journal as they are."""
+    if not settings.restart:
+        known = _job_entries(folder, ontology, settings) | more | ({"settings": asdict(pipeline)} if pipeline else {})
+        check_known(journal_path(settings.output), known)
+
+
 def fingerprint(models: Pipeline, folder: Place, ontology: Ontology, settings: LabelSettings) -> dict[str, Any]:
     """Return everything that changes results. The list of files is not included: a folder or `--limit` may grow."""
+    return {**_job_entries(folder, ontology, settings), **model_identity(models)}
+
+
+def _job_entries(folder: Place, ontology: Ontology, settings: LabelSettings) -> dict[str, Any]:
+    """Return the entries of the fingerprint that do not depend on the models."""
     return {
         "version": __version__,
         "folder": str(folder if isinstance(folder, Url) else resolve_path(folder)),
@@ -294,7 +309,6 @@ def fingerprint(models: Pipeline, folder: Place, ontology: Ontology, settings: L
         "ontology": ontology.to_dict(),
         **({"save": settings.save} if settings.save else {}),
         **_prefilter_entry(settings),
-        **model_identity(models),
     }
 
 

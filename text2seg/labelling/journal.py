@@ -209,16 +209,35 @@ def _write_header(path: Path, fingerprint: Mapping[str, Any]) -> None:
             os.close(folder)
 
 
+def check_known(path: Path, known: Mapping[str, Any]) -> None:
+    """Raise `OutputError` if the journal at `path` belongs to another job, as far as the entries `known` of the
+    fingerprint tell. Called before the models are loaded."""
+    if _starts_empty(path, restart=False):
+        return
+    old, new = _fingerprint_in(path), json.loads(json.dumps(known))
+    _refuse_changes(path, {key: old[key] for key in new if key in old}, new)
+
+
 def _check_header(path: Path, fingerprint: Mapping[str, Any]) -> None:
+    old, new = _fingerprint_in(path), json.loads(json.dumps(fingerprint))
+    if (old.get("card") or {}).get("sha256") != (new.get("card") or {}).get("sha256"):
+        raise OutputError(_other_card(path, old.get("card"), new.get("card")))
+    _refuse_changes(path, old, new)
+
+
+def _fingerprint_in(path: Path) -> Json:
+    """Return the fingerprint that a journal begins with."""
     with open_file(path, OutputError) as file:
         header = _parse(file.readline())
     if header is None or header.get(KEY) != FORMAT:
         raise OutputError(
             f"{path}: the first line is damaged or from another version of text2seg; --restart discards the journal"
         )
-    old, new = header["fingerprint"], json.loads(json.dumps(fingerprint))
-    if (old.get("card") or {}).get("sha256") != (new.get("card") or {}).get("sha256"):
-        raise OutputError(_other_card(path, old.get("card"), new.get("card")))
+    fingerprint: Json = header["fingerprint"]
+    return fingerprint
+
+
+def _refuse_changes(path: Path, old: Json, new: Json) -> None:
     changes = differences(old, new)
     if changes:
         more = f"; and {len(changes) - MOST_NAMED} more" if len(changes) > MOST_NAMED else ""

@@ -9,17 +9,17 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 from text2seg.config import OnnxProvider
 from text2seg.errors import CheckpointError, SettingsError
 from text2seg.io.files import is_dir, is_file, read_file
 from text2seg.io.writing import write_atomically
-from text2seg.runtime import choose_device
 from text2seg.weights import sha256_of
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 log = logging.getLogger(__name__)
 
@@ -167,6 +167,8 @@ class Graph:
         package = onnxruntime()
         providers = _providers(device, provider, engines)
         options = package.SessionOptions()
+        import torch  # here, so that `read_manifest` needs none
+
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3  # errors only: its warnings about missed optimisations do not help users
         try:
@@ -187,6 +189,8 @@ class Graph:
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
         """Return the outputs for inputs in the graph's order, on the device of the first input."""
         feed = {spec.name: tensor.detach().cpu().numpy() for spec, tensor in zip(self.inputs, inputs, strict=True)}
+        import torch
+
         return [torch.from_numpy(output).to(inputs[0].device) for output in self._session.run(None, feed)]
 
 
@@ -311,6 +315,10 @@ def choose_onnx_device(name: str, provider: OnnxProvider = "auto") -> torch.devi
 
     A chosen provider has a device of its own, so torch, which computes the rest, may have any.
     """
+    import torch
+
+    from text2seg.runtime import choose_device
+
     device = choose_device(name)
     return torch.device("cpu") if name == provider == "auto" and not _has(device.type) else device
 
