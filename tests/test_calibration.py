@@ -443,6 +443,26 @@ class TestFailures:
         assert len(found.failures) == found.images == 1
         assert found.pairs == len({each["category_id"] for each in truth["annotations"] if each["image_id"] == 2})
 
+    def test_the_benchmark_names_unknown_categories_in_one_line_and_scores_the_others(self, truth, tmp_path, capsys):
+        truth["images"] = truth["images"][:4]
+        truth["annotations"] = [each for each in truth["annotations"] if each["image_id"] <= 4]
+        used = sorted({each["category_id"] for each in truth["annotations"]})
+        truth["categories"] = [each for each in truth["categories"] if each["id"] in used]
+        truth["categories"][0]["name"], truth["categories"][1]["name"] = "xylophone", "theremin"
+        (tmp_path / "truth.json").write_text(json.dumps(truth))
+        command = ["benchmark", "coco", "--images", str(SCENES), "--annotations", str(tmp_path / "truth.json")]
+        assert main([*command, "--model", "demo"]) == PARTLY
+        said = capsys.readouterr()
+        line = "left out: the models do not know 2 categories: theremin, xylophone"
+        assert [each for each in said.err.splitlines() if each.startswith("left out")] == [line]
+        kept = {(each["image_id"], each["category_id"]) for each in truth["annotations"]}
+        pairs = sum(category not in used[:2] for _, category in kept)
+        assert f"{pairs} pairs in " in said.out
+        assert main([*command, "--model", "demo", "--compare"]) == PARTLY
+        said = capsys.readouterr()
+        assert line in said.err
+        assert f"{pairs} pairs of an image" in said.out
+
     def test_any_fault_of_an_image_is_one_line_of_the_benchmark(self, demo, truth, tmp_path, monkeypatch, capsys):
         """One file is damaged, one cannot be read, and the features of one do not fit into memory. The scores are those
         of the other images."""

@@ -213,6 +213,8 @@ def test_help_of_every_command_is_printed_without_slow_imports(tmp_path):
 
 def test_wrong_words_files_and_names_are_found_without_slow_imports(tmp_path):
     folder, out = "text2seg/demo/scenes/new-scenes", tmp_path / "out"
+    unknown = tmp_path / "unknown.json"
+    unknown.write_text(json.dumps(ONE_BOX | {"categories": [{"id": 1, "name": "unicycle"}]}), encoding="utf-8")
     errors = run_without_slow_imports(
         [
             f"segment nowhere.png --query sheep --output {out}",
@@ -245,6 +247,7 @@ def test_wrong_words_files_and_names_are_found_without_slow_imports(tmp_path):
             f"explain recognition-scores --dataset {TRUTH} --dataset nowhere.json --output {out}",
             f"tune {folder} --ontology text2seg/demo/scenes/things.yaml --truth {SCENE}",
             f"replay {TRUTH} --annotation 99999",
+            f"benchmark coco --images {folder} --annotations {unknown}",
             f"replay {TRUTH} --annotation 1 --image x.gif",
             f"export onnx --output {out} --images {folder} --queries unicycle",
             f"export onnx --output {SCENE}",
@@ -254,7 +257,7 @@ def test_wrong_words_files_and_names_are_found_without_slow_imports(tmp_path):
         1,
         tmp_path,
     )
-    assert len(errors.splitlines()) == 35  # each is one line
+    assert len(errors.splitlines()) == 36  # each is one line
     assert len(run_without_slow_imports(["checkpoints show nowhere"], 2, tmp_path).splitlines()) == 1
     errors = run_without_slow_imports(
         [
@@ -368,6 +371,15 @@ def test_missing_weights_are_all_named_if_there_is_no_network(tmp_path, monkeypa
     assert main(["segment", SCENE, "--query", "sheep", "--model", "base", "--output", str(tmp_path / "out")]) == 1
     error = capsys.readouterr().err
     for part in ("ViT-B-16.pt", "sam_vit_b_01ec64.pth from https://dl.fbaipublicfiles.com", str(tmp_path)):
+        assert part in error
+    assert main(["checkpoints", "download", "base", "vit_l"]) == 1
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    for part in (
+        "ViT-B-16.pt",
+        "sam_vit_b_01ec64.pth from https://dl.fbaipublicfiles.com",
+        "sam_vit_l_0b3195.pth from",
+    ):
         assert part in error
     with pytest.raises(CheckpointError, match="Missing too: sam_vit_b"):
         Text2Seg.load("base")
@@ -539,13 +551,16 @@ def test_large_images_cause_no_warnings(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().err.startswith("text2seg: the models are ")
 
 
-def test_a_closed_output_pipe_ends_the_command_quietly():
+@pytest.mark.parametrize("line", ["--help", "explain board --help", "checkpoints list", f"evaluate {TRUTH} {TRUTH}"])
+def test_a_closed_output_pipe_ends_the_command_quietly(line):
     reading, writing = os.pipe()
     os.close(reading)
-    command = [sys.executable, "-m", "text2seg", "checkpoints", "list"]
-    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "text2seg", *line.split()]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, env=environment)
     os.close(writing)
-    assert (done.returncode, done.stderr) == (1, "")
+    assert done.returncode == 141  # as a program that SIGPIPE ends
+    assert [each for each in done.stderr.splitlines() if "without a score count as sure" not in each] == []
 
 
 def test_python_m_text2seg_runs_the_command_line():

@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 from app_builders import SCENE
+from PIL import Image
 
 from text2seg.cli import main
 
@@ -240,3 +242,66 @@ def test_a_full_disk_leaves_no_files_and_the_same_command_succeeds_with_room(com
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(each.relative_to(folder)): each.read_bytes() for each in folder.rglob("*") if each.is_file()}
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Let the system refuse files of more bytes, as a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_segment_on_a_full_disk_keeps_the_images_that_are_done_and_goes_on(places, tmp_path, capsys):
+    small, large = places["photos"] / "a.jpg", places["photos"] / "b.png"
+    Image.open(SCENE).resize((64, 36)).save(small)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (600, 800, 3), np.uint8)).save(large)
+    command = ["segment", str(small), str(large), "--query", "sheep", "--output", str(tmp_path / "out")]
+    with largest_file(400_000):
+        assert main(command) == 3
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "b_overlay.png cannot be written: File too large. 1 of 2 images are done and in " in said
+    assert "Make room and run the same command again: it does the others" in said
+    out = contents(tmp_path / "out")
+    assert {"a_overlay.png", "a_why.png", "dataset.json", ".text2seg-written"} == set(out)
+    assert json.loads(out["dataset.json"])["images"][0]["file_name"] == "a.jpg"
+    assert main(command) == 0
+    assert "going on with a stopped run, which did 1 of 2 images" in capsys.readouterr().err
+    assert contents(tmp_path / "out").items() >= {(name, out[name]) for name in ("a_overlay.png", "a_why.png")}
+
+
+@pytest.mark.parametrize(
+    ("save", "said"),
+    [
+        ("frames", "v_000001.png cannot be written: File too large"),
+        ("overlay", "overlay.mp4 cannot be written: No space left on device"),  # OpenCV does not say why
+    ],
+)
+def test_track_on_a_full_disk_writes_what_there_is_room_for(save, said, places, tmp_path, capsys):
+    import cv2
+
+    noise = np.random.default_rng(0).integers(0, 256, (3, 192, 256, 3), np.uint8)  # is hard to compress
+    noise[0] = 0
+    video = cv2.VideoWriter(str(tmp_path / "v.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 5, (256, 192))
+    for frame in noise:
+        video.write(frame)
+    video.release()
+    out = tmp_path / "out"
+    command = ["track", str(tmp_path / "v.mp4"), "--query", "sheep", "--save", save, "--output", str(out)]
+    with largest_file(20_000):
+        status = main(command)
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert said in last
+    assert status == 3
+    if save == "overlay":
+        assert f"{out / 'dataset.json'} has the masks of the 3 frames" in last
+    else:
+        assert "or set the environment variable TMPDIR" in last
+        assert f"The first 1 frames are in {out / 'dataset.json'}" in last
+    images = json.loads((out / "dataset.json").read_text(encoding="utf-8"))["images"]
+    assert len(images) == (3 if save == "overlay" else 1)
+    assert main([*command, "--overwrite"]) == 0
+    assert (out / ("overlay.mp4" if save == "overlay" else "frames")).exists()

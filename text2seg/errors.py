@@ -61,5 +61,9 @@ class OutputError(Text2SegError):
     """An output that cannot be written."""
 
 
+class PartialOutputError(OutputError):
+    """An output that cannot be written after a part of the results was; the message says where that part is."""
+
+
 class StoppedError(Text2SegError):
     """Work that the caller has stopped."""

@@ -19,12 +19,12 @@ from text2seg.coco.json_file import Json, json_chunks
 from text2seg.coco.provenance import run_info
 from text2seg.coco.reader import Dataset, attributes_of, read_dataset
 from text2seg.config import OutputSettings, Settings
-from text2seg.errors import ImageError, OutputError, Text2SegError
+from text2seg.errors import ImageError, OutputError, PartialOutputError, Text2SegError
 from text2seg.io.files import exists, is_file, status
 from text2seg.io.images import load_image
 from text2seg.io.names import unique_names
 from text2seg.io.output_folder import OutputFolder
-from text2seg.io.writing import is_disk_error
+from text2seg.io.writing import fault_of, is_disk_error
 from text2seg.ontology import ontology_of_queries
 from text2seg.queries import Query
 from text2seg.records import Failure, Segmentation
@@ -89,6 +89,7 @@ def segment_files(
         QueryError: the queries cannot be used, whatever the image.
         OutputError: the output folder cannot be written, another process writes into it, or `output.overwrite` is not
             set and it has a COCO file of a run that was finished, or of other images or settings.
+        PartialOutputError: the disk is full; the images that are done are in the COCO file.
     """
     with _folder(output, paths).alone():
         return _segment_files(models, paths, queries, output, progress=progress, stop=stop)
@@ -143,13 +144,20 @@ def _segment_files(
             writer.discard_earlier()
     except KeyboardInterrupt:
         report.interrupted = True
-    except BaseException:
+    except BaseException as error:
         try:  # keep the finished images; if that fails too, the first error is the one to raise
             writer.write_partial_dataset(builder, done)
             if report.kept_earlier:
                 _log.warning("%s is still that of the earlier run", report.dataset)
         except Text2SegError as second:
             _log.warning("%s", second)
+            raise error from None
+        if isinstance(error, OutputError) and is_disk_error(error) and report.images and not report.kept_earlier:
+            raise PartialOutputError(
+                f"{fault_of(error)}. {writer.finished} of {len(dict.fromkeys(paths))} images are done and in "
+                f"{report.dataset}. Make room and run the same command again{' without --overwrite' * output.overwrite}"
+                ": it does the others"
+            ) from error
         raise
     if report.interrupted:
         writer.write_partial_dataset(builder, done)
@@ -278,10 +286,18 @@ class _Writer:
                 self._report.written += self._folder.write([(files[-1], [content])])
             except OutputError as error:
                 if is_disk_error(error):  # concerns all images, unlike a name that the disk refuses
+                    for file in files[:-1]:  # of an image that is not done; the COCO file needs the room
+                        self._folder.delete(file)
+                        self._report.written.pop()
                     raise
                 self._report.failures.append(Failure.from_error(str(path), "segment", error, path))
         if len(self._report.failures) == failures:
             self._done[result.image.file_name] = {"stamp": stamp, "files": files}
+
+    @property
+    def finished(self) -> int:
+        """Number of images whose files are written."""
+        return len(self._done)
 
     def write_dataset(self, builder: DatasetBuilder, **info: Any) -> None:
         """Write the COCO file, with more entries of its `info`."""

@@ -8,7 +8,9 @@ Source: Dave et al., "TAO: A Large-Scale Benchmark for Tracking Any Object" (arX
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -22,10 +24,10 @@ from text2seg.coco.dataset import ENCODERS, category_entries, dataset_info, imag
 from text2seg.coco.json_file import Json, json_chunks, plain_number
 from text2seg.coco.provenance import encoding_entry, run_info
 from text2seg.config import TrackSettings
-from text2seg.errors import ImageError, OutputError, SettingsError, Text2SegError
-from text2seg.io.files import exists, is_dir
+from text2seg.errors import ImageError, OutputError, PartialOutputError, SettingsError, Text2SegError
+from text2seg.io.files import exists, is_dir, reason
 from text2seg.io.output_folder import OutputFolder
-from text2seg.io.writing import output_errors
+from text2seg.io.writing import fault_of, is_disk_error, output_errors
 from text2seg.ontology import ontology_of_queries
 from text2seg.records import Failure
 from text2seg.render.overlays import numbered_overlay
@@ -155,10 +157,18 @@ def _track_video(
                 result.write(info)
                 if report.kept_earlier:
                     _log.warning("%s is still that of the earlier run", report.dataset)
-                elif report.frames:
+                elif report.frames and not (isinstance(error, OutputError) and is_disk_error(error)):
                     _log.warning("the first %d frames are in %s", report.frames, report.dataset)
+            except PartialOutputError:
+                raise
             except Text2SegError as second:
                 _log.warning("%s", second)
+                raise error from None
+            if isinstance(error, OutputError) and is_disk_error(error) and report.frames and not report.kept_earlier:
+                raise PartialOutputError(
+                    f"{fault_of(error)}. The first {report.frames} frames are in {report.dataset}; the same command "
+                    "with --overwrite begins again"
+                ) from error
             raise
         result.write(info)
     return report
@@ -242,11 +252,43 @@ class _Result:
             self._overlay.release()
             self._drawn.append(OVERLAY)
         files = [(name, _chunks(self._scratch / name)) for name in self._drawn]
-        files.append((report.dataset.name, json_chunks(report.dataset, self._dataset(info))))
-        report.written = [path for path in folder.write(files) if path != report.dataset]
+        dataset = (report.dataset.name, [*json_chunks(report.dataset, self._dataset(info))])
+        try:
+            self._check_overlay()
+            report.written = [path for path in folder.write([*files, dataset]) if path != report.dataset]
+        except OutputError as error:
+            if not files or not is_disk_error(error):
+                raise
+            self._write_alone(dataset, error)
         if is_whole and self._settings.overwrite:
             written = [*report.written, report.dataset]
             folder.discard_earlier(keep={path.relative_to(folder.folder).as_posix() for path in written})
+
+    def _check_overlay(self) -> None:
+        """Raise `OutputError` if the overlay is not whole, of which OpenCV says nothing."""
+        if self._overlay is None:
+            return
+        import cv2
+
+        path = self._scratch / OVERLAY
+        video = cv2.VideoCapture(str(path))
+        frames = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
+        video.release()
+        if frames < self.report.frames:
+            fault = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise OutputError(f"{path} cannot be written: {reason(fault)}") from fault
+
+    def _write_alone(self, dataset: tuple[str, list[bytes]], error: OutputError) -> None:
+        """Write only the COCO file, for which a full disk may have room. Raises `error` if not."""
+        try:
+            self._folder.write([dataset])
+        except OutputError:
+            raise error from None
+        raise PartialOutputError(
+            f"{fault_of(error)}. {self.report.dataset} has the masks of the {self.report.frames} frames, but there is "
+            "no room for what --save asks for. Make room, there or where TMPDIR says, and run the same command with "
+            "--overwrite"
+        ) from error
 
     def _dataset(self, info: Json) -> Json:
         height, width = self._images[0]["height"], self._images[0]["width"]
@@ -270,9 +312,16 @@ class _Result:
         """Keep the content of a file until the end. Raises `OutputError` at once if it could not be put in place."""
         self._folder.check(name)
         path = self._scratch / name
-        with output_errors(path):
-            path.parent.mkdir(exist_ok=True)
-            path.write_bytes(content)
+        try:
+            with output_errors(path):
+                path.parent.mkdir(exist_ok=True)
+                path.write_bytes(content)
+        except OutputError as error:
+            if not is_disk_error(error):
+                raise
+            raise OutputError(
+                f"{fault_of(error)}; make room there, or set the environment variable TMPDIR to a folder with more room"
+            ) from error.__cause__
         self._drawn.append(name)
 
     def _draw(self, frame: TrackedFrame) -> None:

@@ -112,7 +112,8 @@ class ModelsPanel:
             both: tuple[tuple[str, weights.registry.Kind], ...] = ((clip, "clip"), (sam, "sam"))
             for name, kind in both:
                 progress(0, desc=f"{name}: checking")
-                weights.fetch(name, kind, check=True, report=self._reporter(name, progress))
+                with weights.naming_missing(*([weights.find(sam, "sam")] if kind == "clip" else [])):
+                    weights.fetch(name, kind, check=True, report=self._reporter(name, progress))
         except StoppedError:
             return note("Stopped. The next download resumes here."), weights_table()
         except CheckpointError as error:

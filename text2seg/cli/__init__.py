@@ -24,6 +24,8 @@ from text2seg._version import __version__
 from text2seg.cli.terminal import (
     FAILED,
     INTERRUPTED,
+    PARTLY,
+    PIPE_CLOSED,
     TERMINATED,
     WRONG_FLAGS,
     Unread,
@@ -32,7 +34,7 @@ from text2seg.cli.terminal import (
     say_lines,
     was_terminated,
 )
-from text2seg.errors import SettingsError, Text2SegError
+from text2seg.errors import PartialOutputError, SettingsError, Text2SegError
 from text2seg.io.files import reason
 
 
@@ -193,12 +195,19 @@ def _run(arguments: Sequence[str], *, signals: Sequence[int] = ()) -> int:
     try:
         for number in signals:
             signal.signal(number, interrupt)
-        status = run_command(COMMANDS, arguments)
-        sys.stdout.flush()
+        try:
+            status = run_command(COMMANDS, arguments)
+        except SystemExit:  # after --help
+            sys.stdout.flush()
+            raise
+        sys.stdout.flush()  # Python would report an error when it ends
         return status
     except SettingsError as error:
         _print_error(str(error))
         return WRONG_FLAGS
+    except PartialOutputError as error:
+        _print_error(str(error))
+        return PARTLY
     except Text2SegError as error:
         _print_error(str(error))
     except MemoryError as error:
@@ -208,8 +217,10 @@ def _run(arguments: Sequence[str], *, signals: Sequence[int] = ()) -> int:
         _print_error(str(stop) or "stopped")
         return INTERRUPTED
     except BrokenPipeError as error:
-        if _is_read():  # otherwise the reader of the output, such as `head`, has ended
-            _print_error(f"the connection to another process was lost: {reason(error)}; run the same command again")
+        if not _is_read():
+            _discard_unwritten_output()
+            return PIPE_CLOSED
+        _print_error(f"the connection to another process was lost: {reason(error)}; run the same command again")
     except OSError as error:
         _log.info("file system error", exc_info=error)
         _print_error(_message_of(error))

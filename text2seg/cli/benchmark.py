@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from text2seg.cli.common import PlainConsole, check_models, load_models, plain_table
+from text2seg.cli.common import PlainConsole, check_models, known_names, load_models, plain_table
 from text2seg.cli.flags import PipelineFlags
 from text2seg.cli.terminal import (
     INTERRUPTED,
@@ -25,6 +25,7 @@ from text2seg.cli.terminal import (
 )
 from text2seg.config import ModelSettings, Settings
 from text2seg.errors import ImageError, SettingsError
+from text2seg.io.names import shown
 from text2seg.model_card import CALIBRATE
 from text2seg.settings_fields import check_device_name
 
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from text2seg.session import Pipeline
     from text2seg.speed.measure import Measured, Plan
 
+
+MOST_NAMED = 30
+"""Largest number of unknown categories that are named."""
 
 Model = Literal["demo", "vit_b", "vit_l", "vit_h"]
 Size = Literal["small", "vga", "1080p", "12mp"]
@@ -158,6 +162,8 @@ class BenchmarkCoco:
     With --download, the methods stand side by side: reference (CLIP Surgery as published), uncalibrated (these weights
     without a model card), calibrated (with their card, if they have one), and SAM 3.
 
+    Categories that the models do not know are named and left out.
+
     Example: text2seg benchmark coco --download --model base
     """
 
@@ -222,6 +228,7 @@ class BenchmarkCoco:
             check_is_dir(self.images, ImageError, flag="--images")
             truth, folder = read_dataset(self.annotations), self.images
             check_models(self.model)
+        known, unknown = self._known(truth)
         from text2seg.evaluation.benchmark import benchmark_coco
 
         models = load_models(self.model, self.settings)
@@ -229,11 +236,11 @@ class BenchmarkCoco:
         if fitted_to and fitted_to.sha256 == sha256_of_truth(truth):
             say("text2seg: the card of these weights was fitted to these images: scores are too good", file=sys.stderr)
         if side_by_side:
-            return self._compare(models, truth, folder)
+            return self._compare(models, known, folder, unknown)
         with stop_on_signals() as stop:
             result = benchmark_coco(
                 models,
-                truth,
+                known,
                 folder,
                 targets=self.targets,
                 seed=self.seed,
@@ -249,10 +256,24 @@ class BenchmarkCoco:
         if result.stopped:
             say("text2seg: stopped; these numbers are about the images so far. Nothing was written", file=sys.stderr)
             return INTERRUPTED
-        return exit_status(result.images, len(result.failures))
+        return exit_status(result.images, len(result.failures) + unknown)
 
-    def _compare(self, models: Text2Seg, truth: Mapping[str, Any], folder: Path) -> int:
-        """Score the methods and print them side by side."""
+    def _known(self, truth: Mapping[str, Any]) -> tuple[Mapping[str, Any], int]:
+        """Return the ground truth without the categories that the models cannot look for, which one line names, and
+        their number."""
+        from text2seg.coco.truth import with_categories
+
+        used = {annotation["category_id"] for annotation in truth["annotations"]}
+        names = sorted({entry["name"] for entry in truth["categories"] if entry["id"] in used})
+        known, unknown = known_names(self.model, names)
+        if unknown:
+            more = f" and {len(unknown) - MOST_NAMED} more" if len(unknown) > MOST_NAMED else ""
+            named = ", ".join(map(shown, unknown[:MOST_NAMED])) + more
+            say(f"left out: the models do not know {len(unknown)} categories: {named}", file=sys.stderr)
+        return (with_categories(truth, known) if unknown else truth), len(unknown)
+
+    def _compare(self, models: Text2Seg, truth: Mapping[str, Any], folder: Path, unknown: int) -> int:
+        """Score the methods and print them side by side. `unknown` is the number of categories left out."""
         from text2seg.evaluation.benchmark import benchmark_coco
 
         table = plain_table(
@@ -280,7 +301,7 @@ class BenchmarkCoco:
         if table.row_count < len(methods) or found.stopped:
             say(f"text2seg: stopped after {table.row_count} of {len(methods)} methods", file=sys.stderr)
             return INTERRUPTED
-        return exit_status(found.images, len(failures))
+        return exit_status(found.images, len(failures) + unknown)
 
     def _methods(self, models: Text2Seg) -> dict[str, Pipeline]:
         points = replace(self.settings.points, method="reference")

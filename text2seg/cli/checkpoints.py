@@ -47,11 +47,12 @@ class DownloadCheckpoints:
         log_to_terminal()
         if not self.names:
             raise SettingsError("nothing to download: name at least one checkpoint or pair")
-        for name in self.names:
-            _expand(name)  # reports a wrong name before the first download
-        for name in self.names:
-            for single, kind in _expand(name):
-                say(_fetch(single, kind))
+        wanted = [*dict.fromkeys(each for name in self.names for each in _expand(name))]
+        while wanted:
+            (name, kind), *wanted = wanted
+            others = [weights.find(*each) for each in wanted if not is_openclip(each[0])]
+            with weights.naming_missing(*others):
+                say(_fetch(name, kind))
         return 0
 
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
@@ -71,6 +73,20 @@ def known_categories(
     names = {query.name for query in _split(model, queries_of(ontology), settings)}
     known = tuple(category for category in ontology.categories if category.name in names)
     return Ontology(known), len(ontology.categories) - len(known)
+
+
+def known_names(model: ModelSettings, names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split names of categories, before any model is loaded, into those that the models know and the others.
+
+    Raises:
+        QueryError: All are unknown.
+    """
+    if (vocabulary := _vocabulary(model)) is None or not names:
+        return [*names], []
+    unknown = {name: says for name in names for says in vocabulary.split(parse_queries([name]))[1].values()}
+    if len(unknown) == len(names):
+        raise vocabulary.error([*unknown.values()][:1])
+    return [name for name in names if name not in unknown], [*unknown]
 
 
 def check_words(model: ModelSettings, texts: Sequence[str]) -> None:
@@ -228,6 +244,10 @@ class PlainConsole(Console):
 
     def __init__(self, width: int | None = None) -> None:
         super().__init__(highlight=False, markup=False, emoji=False, width=width)
+
+    def on_broken_pipe(self) -> None:
+        """Leave a closed pipe to `main`; rich would exit with 1."""
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str("\n".join(map(escaped, text.split("\n"))), **options)

@@ -103,10 +103,10 @@ class Segment:
 
     def _say_going_on(self, images: list[Path], queries: tuple[Query, ...]) -> None:
         """Print how far a stopped run came. Raises `OutputError` if the earlier run was finished."""
-        from text2seg.segmenting import stopped_run
+        from text2seg.segmenting import STOPPED, stopped_run
 
         if stopped := stopped_run(self.output, images, queries, self.settings):
-            done, given = len(stopped["images"]), len(dict.fromkeys(images))
+            done, given = len(stopped["info"][STOPPED]["done"]), len(dict.fromkeys(images))
             say(f"text2seg: going on with a stopped run, which did {done} of {given} images", file=sys.stderr)
 
     def _queries(self) -> tuple[tuple[Query, ...], int]:

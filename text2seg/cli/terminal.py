@@ -17,10 +17,11 @@ from text2seg.io.names import escaped
 if TYPE_CHECKING:
     from text2seg.records import Failure
 
-FAILED, WRONG_FLAGS, PARTLY, INTERRUPTED, TERMINATED = 1, 2, 3, 130, 143
+FAILED, WRONG_FLAGS, PARTLY, INTERRUPTED, PIPE_CLOSED, TERMINATED = 1, 2, 3, 130, 141, 143
 """Exit statuses. 0 is success. FAILED: nothing was done. WRONG_FLAGS: a flag does not exist, or its value is wrong or
 contradicts another flag. PARTLY: results are written, but stderr names images that failed or words that the models do
-not know. INTERRUPTED: stopped; `main` makes TERMINATED of it if the signal was SIGTERM."""
+not know. INTERRUPTED: stopped; `main` makes TERMINATED of it if the signal was SIGTERM. PIPE_CLOSED: the reader of the
+output, such as `head`, has ended; SIGPIPE ends other programs with it."""
 
 SHOWN_FAILURES = 10
 """Largest number of failures that are printed without `--verbose`."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -130,3 +130,12 @@ def iou_outside(predicted: Rle, truth: Rle, ignored: Rle | None) -> float:
 def _id(entry: Entry) -> int:
     number: int = entry["id"]
     return number
+
+
+def with_categories(truth: Mapping[str, Any], names: Container[str]) -> Mapping[str, Any]:
+    """Return a ground truth with only the categories of these names and their annotations. All images stay."""
+    categories = [entry for entry in truth["categories"] if entry["name"] in names]
+    kept = {entry["id"] for entry in categories}
+    annotations = [each for each in truth["annotations"] if each["category_id"] in kept]
+    subset = {**truth, "categories": categories, "annotations": annotations}
+    return Dataset(subset, truth.name) if isinstance(truth, Dataset) else subset

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from filelock import FileLock
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_MAKE_ROOM = "; make room and run the same command again"
 _OF_THE_SYSTEM = (("/", "proc"), ("/", "sys"))  # folders that look writable
 _LINKS = 40  # links followed in one path, as in Linux
 
@@ -302,7 +303,7 @@ def output_errors(path: Path) -> Iterator[None]:
     except (FileExistsError, NotADirectoryError) as fault:
         raise OutputError(f"{path} cannot be written: {path.parent} is not a folder") from fault
     except OSError as fault:
-        advice = "; make room and run the same command again" if fault.errno in _DISK_FULL else ""
+        advice = _MAKE_ROOM if fault.errno in _DISK_FULL else ""
         raise OutputError(f"{shown_path(path)} cannot be written: {reason(fault)}{advice}") from fault
     except ValueError as fault:
         raise OutputError(f"{str(path)!r} cannot be written: {reason(fault)}") from fault
@@ -312,6 +313,11 @@ def is_disk_error(error: BaseException) -> bool:
     """Return whether an `OutputError` is about the whole disk, so that writing the next file would fail too."""
     cause = error.__cause__
     return isinstance(cause, OSError) and cause.errno in _DISK_FULL | {errno.EROFS, errno.EIO, errno.ENODEV}
+
+
+def fault_of(error: OutputError) -> str:
+    """Return what an error of the disk says, without the advice to run the same command again."""
+    return str(error).removesuffix(_MAKE_ROOM)
 
 
 # ---- folders and locks
