@@ -618,7 +618,8 @@ class TestCommand:
         assert understood.presence == PresenceSettings(0.3)
 
     def test_the_python_gives_the_same_masks(self, session, model_pool, tmp_path, monkeypatch):
-        session = find(session, model_pool, session.texts, threshold=0.7, presence=0.0)
+        # Of things that are there: where a map is noise, the masks depend on the precision.
+        session = find(session, model_pool, session.texts, threshold=0.7, presence=0.4)
         PillowImage.fromarray(session.image_session.image.pixels).save(tmp_path / "scene_0019.png")
         monkeypatch.chdir(tmp_path)
         image = load_image("scene_0019.png")
