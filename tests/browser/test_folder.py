@@ -224,13 +224,13 @@ def test_a_job_runs_during_a_reload_and_resumes_after_cancel(page, many):
     before = int(page.get_by_role("progressbar", name="Images done").get_attribute("aria-valuenow"))
     page.wait_for_function(f"Number(document.querySelector('.t2s-status .track').ariaValueNow) > {before}")
     assert re.search(r"about [\d.]+ (s|min) left", page.locator(".t2s-status").inner_text())
-    press_before_the_server_answers(page, "Cancel", "#folder-status .badge", "stopping")
+    press_before_the_server_answers(page, "Stop", "#folder-status .badge", "stopping")
     stopped = int(status(page, "stopped").get_by_role("progressbar", name="Images done").get_attribute("aria-valuenow"))
     assert before < stopped < 120
     page.get_by_role("button", name="Resume").click()
     status(page, "running")
     page.wait_for_function(f"Number(document.querySelector('.t2s-status .track').ariaValueNow) > {stopped}")
-    page.get_by_role("button", name="Cancel").click()
+    page.get_by_role("button", name="Stop").click()
     status(page, "stopped")
     page.get_by_role("button", name="Delete job").click()
     page.get_by_role("button", name="Yes, delete").click()
@@ -247,7 +247,7 @@ def test_two_visitors_share_the_queue_and_see_only_their_own_jobs(visitor, app_u
     assert bert.locator("#folder-jobs").get_by_role("radio").count() == 2
     assert "many.zip" not in bert.locator("body").inner_text()
     assert "photos.zip" not in anna.locator("body").inner_text()
-    anna.get_by_role("button", name="Cancel").click()
+    anna.get_by_role("button", name="Stop").click()
     status(anna, "stopped")
     status(bert, "done")
     reload(anna)
@@ -694,7 +694,7 @@ def test_an_unknown_word_stops_no_other_and_the_ontology_follows_the_things(page
 def test_a_stopped_job_is_finished_with_what_is_done_and_a_reload_stays_here(page, many):
     begin(page, many, "sheep")
     page.wait_for_function("Number(document.querySelector('#folder-status [role=progressbar]')?.ariaValueNow) > 1")
-    page.get_by_role("button", name="Cancel").click()
+    page.get_by_role("button", name="Stop").click()
     status(page, "stopped")
     page.get_by_role("button", name="Finish with what is done").click()
     expect(status(page, "done")).to_contain_text("left out when the job was finished early")

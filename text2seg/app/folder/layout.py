@@ -142,7 +142,7 @@ def _hint(html: str) -> str:
 def _lay_out_job(c: SimpleNamespace) -> None:
     c.status = _html("folder-status")
     with gr.Row(elem_classes="t2s-folder-actions"):
-        c.cancel = gr.Button("Cancel", size="md", variant="stop", elem_id="folder-cancel")
+        c.cancel = gr.Button("Stop", size="md", variant="stop", elem_id="folder-cancel")
         c.resume = gr.Button("Resume", size="md", variant="primary", elem_id="folder-resume")
         c.finish = gr.Button("Finish with what is done", size="md", visible=False, elem_id="folder-finish")
 
