@@ -2,6 +2,7 @@
 
     python benchmarks/jobs.py memory 100 10000       # memory as the folder grows, with fake models
     python benchmarks/jobs.py listing 100 10000      # listing a bucket of a local S3 server
+    python benchmarks/jobs.py cores --images 24      # images per second, and the share of the cores that is used
     python benchmarks/jobs.py ray --images 48        # images per second with Ray workers
 
 `memory` labels empty files with fake models that find three things in every image; listing, journal, state and output
@@ -9,6 +10,10 @@ are real. Each size runs in its own process. `peak MB` is the peak of the proces
 allocators (with --trace, which is slow).
 
 `listing` runs an S3 server (moto) in this process and lists from another one. The seconds are mostly the server's.
+
+`cores` labels copies of the bundled scenes in one process with 1, 2, … cores and as many threads: with the demo model,
+and with CLIP ViT-B/16 and SAM ViT-B with random weights. `used` is the CPU time over wall time and cores, from the first
+answer to the last. Do nothing else on the machine meanwhile.
 
 `ray` labels the bundled scenes with the demo model, in this process and then with 1, 2, … Ray workers of one thread
 each. Images per second count from the first answer on, so starting Ray and loading the models are left out.
@@ -183,11 +188,13 @@ class Timed:
     def __init__(self, engine: Engine) -> None:
         self.engine, self.start = engine, time.perf_counter()
         self.deliveries: list[tuple[float, int]] = []
+        self.cpu: list[float] = []
 
     def run(self, work: Work, batches: Iterable[Batch], deliver: Deliver, stopping: Callable[[], bool]) -> None:
         def timed(records: Delivery) -> None:
             deliver(records)
             self.deliveries.append((time.perf_counter() - self.start, len(records)))
+            self.cpu.append(time.process_time())
 
         self.engine.run(work, batches, timed, stopping)
 
@@ -195,6 +202,11 @@ class Timed:
         """Return the images per second after the first delivery."""
         (first, _), (last, _) = self.deliveries[0], self.deliveries[-1]
         return sum(count for _, count in self.deliveries[1:]) / (last - first)
+
+
+    def used(self) -> float:
+        """Return the number of cores that were busy after the first delivery."""
+        return (self.cpu[-1] - self.cpu[0]) / (self.deliveries[-1][0] - self.deliveries[0][0])
 
 
 def photos(folder: Path, count: int) -> Path:
@@ -205,6 +217,39 @@ def photos(folder: Path, count: int) -> Path:
         scene = scenes[number % len(scenes)]
         shutil.copy(scene, folder / f"{number:05}{scene.suffix}")
     return folder
+
+
+def label_with(model: str, cores: int, images: int, count: int) -> dict[str, float]:
+    """Label in this process, on this many cores only."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+    import torch
+    from latency import load
+
+    torch.set_num_threads(cores)
+    models = load(model, "cpu")
+    names = [category["name"] for category in read_dataset(NEW_SCENES / "dataset.json")["categories"]][:count]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = photos(Path(temporary) / "photos", images)
+        timed = Timed(LocalEngine(models, workers=cores))
+        settings = LabelSettings(output=Path(temporary) / "dataset.json")
+        label_folder(models, folder, ontology_of_queries(names), settings, engine=timed)
+    return {"speed": timed.speed(), "used": timed.used() / cores}
+
+
+def measure_cores(images: int, count: int, *, write: bool) -> None:
+    rows = []
+    for model, share in (("demo", 1), ("base", 4)):
+        first = 0.0
+        for cores in range(1, len(os.sched_getaffinity(0)) + 1):
+            arguments = ["--one", model, str(cores), "--images", str(images // share), "--queries", str(count)]
+            environment = os.environ | {"OMP_NUM_THREADS": str(cores)}
+            command = [sys.executable, __file__, "cores", *arguments]
+            done = subprocess.run(command, check=True, env=environment, stdout=subprocess.PIPE, text=True)
+            r = json.loads(done.stdout.splitlines()[-1])
+            first = first or r["speed"]
+            rows.append((model, cores, f"{r['speed']:.3f}", f"{r['speed'] / first:.2f}×", f"{r['used']:.0%}"))
+    table = markdown(("model", "cores", "images/s", "speed-up", "used"), rows)
+    publish("cores", table, page=PAGE, how=f"benchmarks/jobs.py cores --images {images}", write=write)
 
 
 def measure_ray(images: int, most_workers: int, count: int, *, write: bool) -> None:
@@ -250,10 +295,18 @@ def main() -> None:
     ray.add_argument("--images", type=int, default=48)
     ray.add_argument("--most-workers", type=int, default=min(os.cpu_count() or 1, 2))
     ray.add_argument("--queries", type=int, default=5, help="number of the scenes' categories to label")
-    for command in (memory, listing, ray):
+    cores = commands.add_parser("cores", help="images per second, and the share of the cores that is used")
+    cores.add_argument("--images", type=int, default=24, help="images for the demo model; a quarter for the other")
+    cores.add_argument("--queries", type=int, default=5, help="number of the scenes' categories to label")
+    cores.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    for command in (memory, listing, cores, ray):
         command.add_argument("--write", action="store_true", help=f"write the table into docs/measurements/{PAGE}")
     args = parser.parse_args()
-    if args.command == "ray":
+    if args.command == "cores" and args.one:
+        print(json.dumps(label_with(args.one[0], int(args.one[1]), args.images, args.queries)))
+    elif args.command == "cores":
+        measure_cores(args.images, args.queries, write=args.write)
+    elif args.command == "ray":
         measure_ray(args.images, args.most_workers, args.queries, write=args.write)
     elif args.command == "listing":
         if args.list:
