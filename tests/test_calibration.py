@@ -31,7 +31,16 @@ from text2seg.calibration.fit import (
     sigmoid,
     single_quality,
 )
-from text2seg.calibration.regions import MOST_SOMETHING, RegionRows, best_f2, fit_regions, least_something
+from text2seg.calibration.regions import (
+    KEPT_RIGHT,
+    MOST_CONTRADICTED,
+    MOST_SOMETHING,
+    RegionRows,
+    best_f2,
+    fit_regions,
+    least_contradicted,
+    least_something,
+)
 from text2seg.cli import main
 from text2seg.cli.terminal import FAILED, PARTLY, WRONG_FLAGS
 from text2seg.coco.dataset import read_dataset
@@ -40,7 +49,7 @@ from text2seg.coco.reader import check_dataset
 from text2seg.coco.truth import TruthImage, category_names, sha256_of_truth, truth_images
 from text2seg.errors import DatasetError, ImageError
 from text2seg.evaluation.benchmark import benchmark_coco
-from text2seg.model_card import find_card, read_card
+from text2seg.model_card import RegionClassification, find_card, read_card
 from text2seg.regions import GRID
 from text2seg.sam.automatic import FEW_POINTS
 
@@ -141,6 +150,15 @@ class TestRegions:
             fitted = fit_regions(gathered, 0.25)
             assert (fitted.features, fitted.something, fitted.threshold) == ("patches", 0.25, 0.5)
         assert fitted.presence_of(np.array([3.0, -5.0], np.float32)) == pytest.approx([0.5, 0], abs=0.01)
+
+    def test_nearly_all_right_regions_agree_with_their_query(self):
+        fitted = RegionClassification(slope=1, offset=0)
+        right = np.linspace(-4, 6, 1001)
+        least = least_contradicted(fitted, right)
+        assert least == pytest.approx(1 / (1 + np.exp(3.9)), abs=1e-4)
+        assert (fitted.presence_of(right) >= least).mean() == pytest.approx(KEPT_RIGHT, abs=0.002)
+        assert least_contradicted(fitted, right + 9) == MOST_CONTRADICTED
+        assert least_contradicted(fitted, np.zeros(0)) == 0
 
     def test_images_that_show_nothing_calibrate_no_regions(self):
         assert fit_regions([], 0.1) is None

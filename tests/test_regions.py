@@ -35,7 +35,7 @@ from text2seg.clip.regions import (
     vit_of,
 )
 from text2seg.coco.dataset import build_dataset, read_dataset
-from text2seg.config import MapSettings, MaskSettings, TileSettings
+from text2seg.config import MapSettings, MaskSettings, PresenceSettings, TileSettings
 from text2seg.errors import QueryError, SettingsError
 from text2seg.grids import iou, resize, tight_box
 from text2seg.io.images import load_image
@@ -330,6 +330,47 @@ def test_a_negative_takes_the_regions_that_show_it(demo, session):
     (without,) = demo.clip.evidence(features, parse_queries("bus -fire engine")).T
     assert (engine > bus).any()
     np.testing.assert_array_equal(without, np.where(engine > bus, -MOST_EVIDENCE, bus))
+
+
+def contradicting(demo, least):
+    """The demo models with a card that drops segments whose own presence as a region is below `least`."""
+    fitted = demo.card.region_classification.model_copy(update={"contradicted": least})
+    return demo.with_card(demo.card.model_copy(update={"region_classification": fitted}))
+
+
+def test_segments_whose_region_does_not_show_their_word_are_dropped(demo):
+    words = ["sheep", "fire engine"]
+    kept = contradicting(demo, 0).open(SCENE).segment(words)
+    features = patch_features(demo.encode([demo.open(SCENE)], MapSettings())[0], (each.mask for each in kept.segments))
+    evidence = demo.clip.evidence(features, parse_queries(words))
+    shown = demo.card.region_classification.presence_of(
+        np.array([evidence[row, words.index(each.query)] for row, each in enumerate(kept.segments)])
+    )
+    assert 0 < shown.min() < shown.max()
+    for least in (float(shown.min()) / 2, float(shown.max()) * (1 - 1e-6), 1.0):
+        found = contradicting(demo, least).open(SCENE).segment(words)
+        stay = [each for each, value in zip(kept.segments, shown, strict=True) if value >= least]
+        assert [each.query for each in found.segments] == [each.query for each in stay]
+        for one, other in zip(found.segments, stay, strict=True):
+            assert_same_masks(one.mask, other.mask)
+    assert not found.segments
+    lost = {word: max(v for each, v in zip(kept.segments, shown, strict=True) if each.query == word) for word in words}
+    assert found.maps.presence == pytest.approx([lost[word] for word in words], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Settings(presence=PresenceSettings(0)),
+        Settings(points=PointSettings(method="reference")),
+        Settings(maps=MapSettings(input_size=320)),
+    ],
+)
+def test_nothing_is_dropped_where_the_card_says_nothing_or_the_visitor_wants_all(demo, settings):
+    words = ["sheep", "fire engine"]
+    all_of = contradicting(demo, 0).segment(SCENE, words, settings)
+    assert all_of.segments
+    assert len(contradicting(demo, 1.0).segment(SCENE, words, settings).segments) == len(all_of.segments)
 
 
 def test_features_that_a_clip_lacks_are_an_error_before_any_image_is_read(demo):

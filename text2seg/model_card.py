@@ -155,11 +155,12 @@ class RegionChoice(Choice):
 
 
 class RegionClassification(_Record):
-    """How the feature of a region says which query it shows, for `--method regions`.
+    """How the feature of a region says which query it shows.
 
     `features` are the features that were calibrated. The presence of a region is sigmoid(slope · log-odds + offset);
     below `threshold` the region does not show the query. SAM gets no points where the probability that CLIP's patch
-    shows something is below `something`. The defaults are not calibrated: they have no threshold and no choice.
+    shows something is below `something`. The method `auto` drops segments whose own presence as a region is below
+    `contradicted`. The defaults are not calibrated: they have no threshold and no choice, and drop nothing.
     """
 
     features: Literal["patches", "values"] = "patches"
@@ -167,6 +168,7 @@ class RegionClassification(_Record):
     offset: Finite = 0.0
     threshold: Share = 0.0
     something: Share = 0.0
+    contradicted: Share = 0.0
     choice: RegionChoice | None = None
 
     def presence_of(self, log_odds: NDArray[np.float32]) -> NDArray[np.float32]:

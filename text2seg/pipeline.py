@@ -319,6 +319,12 @@ class Text2Seg(Pipeline):
             ]
         else:
             segmented = self._answer_points(sessions, found, queries, thresholds, settings)
+            if settings.points.method == "auto":
+                regions = RegionClassifier.of(self.clip, self.sam, self.card, settings)
+                segmented = [
+                    regions.without_contradicted(session, each, segments, maps, queries, thresholds)
+                    for session, each, (segments, maps) in zip(sessions, tokens, segmented, strict=True)
+                ]
         cut_off = tuple(query.name for query in queries if self.clip.cuts(texts_of([query]), settings.maps))
         calibrated = self.default_presence(settings) is not None
         results = [

@@ -1,7 +1,7 @@
 """The regions of an image, everything that SAM cuts out, and what CLIP says of them.
 
 Attention within regions lets CLIP's patches attend to those of their own region only. Region classification says which
-query each region shows, or that it shows none.
+query each region shows, or that it shows none. The same evidence contradicts segments that points have given.
 
 One set of masks serves any number of queries. A region competes for a query with the distractors and the empty text, so
 that it may be nothing. Of regions of one query that overlap, such as a thing and its parts, the best one stays.
@@ -9,7 +9,7 @@ that it may be nothing. Of regions of one query that overlap, such as a thing an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 from typing import Protocol
@@ -173,6 +173,45 @@ class RegionClassifier:
         min_area = {query.name: query.min_area for query in queries}
         return [segment for segment in segments if segment.area >= min_area[segment.query]], maps
 
+    def without_contradicted(
+        self,
+        session: Opened,
+        tokens: ImageTokens,
+        segments: Sequence[Segment],
+        maps: SimilarityMaps,
+        queries: Sequence[Query],
+        thresholds: Sequence[float],
+    ) -> tuple[list[Segment], SimilarityMaps]:
+        """Drop segments whose region does not show their query, unless the query has no lowest presence.
+
+        Args:
+            segments: of one image.
+            maps: the maps of the queries.
+            thresholds: the lowest presence of each query.
+
+        Returns:
+            The other segments, and the maps; a query that has lost all its segments has the presence of the best of
+            them as a region.
+        """
+        row_of = {query.name: row for row, query in enumerate(queries)}
+        rows = np.array([row_of[segment.query] for segment in segments])
+        least, doubted = self.fitted.contradicted, [bool(thresholds[row]) for row in rows]
+        if not least or not any(doubted):
+            return list(segments), maps
+        masks = (segment.mask for segment in segments)
+        features = mask_features(self.clip, session.image, tokens, masks, self.fitted.features)
+        evidence = self.clip.evidence(features, queries)
+        shown = self.fitted.presence_of(evidence[np.arange(len(rows)), rows])
+        kept = [
+            segment
+            for segment, value, is_doubted in zip(segments, shown, doubted, strict=True)
+            if value >= least or not is_doubted
+        ]
+        presence, left = maps.presence.copy(), {row_of[segment.query] for segment in kept}
+        for row in {*rows.tolist()} - left:
+            presence[row] = shown[rows == row].max()
+        return kept, replace(maps, presence=presence)
+
     def _best(self, found: FoundRegions, candidates: NDArray[np.intp], qualities: Floats) -> list[int]:
         """Return the regions that become segments of one query, the best first.
 
@@ -216,9 +255,14 @@ def region_features(
 ) -> Tensor:
     """Return the feature of each region, unit float32 [R, C]. One mask of the size of the image is made at a time."""
     masks = (region.in_image(image.hw) for region in regions)
-    if regions and kind == "values":
-        return value_features(clip, image, masks)
-    return patch_features(tokens, masks)
+    return mask_features(clip, image, tokens, masks, kind if regions else "patches")
+
+
+def mask_features(
+    clip: Clip, image: Image, tokens: ImageTokens, masks: Iterable[NDArray[np.bool_]], kind: RegionFeatures
+) -> Tensor:
+    """Return the feature of each mask bool[H, W], unit float32 [R, C]. Values need at least one mask."""
+    return value_features(clip, image, masks) if kind == "values" else patch_features(tokens, masks)
 
 
 def quality(found: FoundRegions, scores: Floats, evidence: Floats, fitted: RegionClassification) -> Floats:
