@@ -464,7 +464,7 @@ def test_invalid_arguments_are_a_one_line_error(arguments, says, status, capsys)
     assert main(["segment", *arguments]) == status
     *before, error = capsys.readouterr().err.splitlines()
     assert says in error
-    assert all(line.startswith("text2seg: the models are ") for line in before)
+    assert all(line.startswith(("text2seg: loading the models", "text2seg: the models are ")) for line in before)
 
 
 def test_missing_images_are_reported_by_name_and_leave_nothing_behind(tmp_path, capsys):
@@ -548,7 +548,10 @@ def test_large_images_cause_no_warnings(tmp_path, capsys, monkeypatch):
         warnings.simplefilter("default")
         assert main(["segment", str(path), "--query", wanted(), "--output", str(tmp_path / "out")]) == 0
     assert [str(warning.message) for warning in caught] == []
-    assert capsys.readouterr().err.startswith("text2seg: the models are ")
+    assert [line[:20] for line in capsys.readouterr().err.splitlines()] == [
+        "text2seg: loading th",
+        "text2seg: the models",
+    ]
 
 
 @pytest.mark.parametrize("line", ["--help", "explain board --help", "checkpoints list", f"evaluate {TRUTH} {TRUTH}"])
@@ -671,14 +674,52 @@ def test_report_checks_its_input_first_and_writes_beside_other_outputs(tmp_path,
     assert "report.html already exists" in capsys.readouterr().err
 
 
-def test_a_terminal_shows_what_is_waited_for_and_a_file_does_not(monkeypatch, capsys):
+def test_what_is_waited_for_is_a_passing_line_on_a_terminal_and_a_whole_one_in_a_file(monkeypatch, capsys):
     with waiting("loading"):
-        pass
-    assert capsys.readouterr().err == ""
+        assert capsys.readouterr().err == "text2seg: loading …\n"
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with waiting("loading"):
         assert capsys.readouterr().err == "text2seg: loading …\r"
     assert capsys.readouterr().err.strip() == ""
+
+
+SLOW_START = {
+    "segment": "segment {scene} --query sheep --output {out}",
+    "label": "label {folder} --query sheep --limit 1 --output {out}.json",
+    "track": "track {frames} --query sheep --output {out}",
+    "search": "search {frames} sheep",
+    "explain": "explain saliency {scene} --text sheep --output {out}",
+    "replay": "replay {truth} --annotation 1",
+    "tune": "tune {frames} --ontology text2seg/demo/scenes/things.yaml",
+}
+
+
+@pytest.mark.parametrize("command", SLOW_START)
+def test_a_slow_start_says_at_once_what_is_loaded(command, tmp_path, monkeypatch, capsys):
+    (tmp_path / "frames").mkdir()
+    shutil.copy(SCENE, tmp_path / "frames/1.jpg")
+    said = []
+
+    def slow(*_, **__):
+        said.append(capsys.readouterr().err)
+        raise CheckpointError("stop here")
+
+    monkeypatch.setattr(Text2Seg, "load", slow)
+    monkeypatch.setattr("text2seg.review.replay.replay", slow)
+    places = {"scene": SCENE, "folder": Path(SCENE).parent, "truth": TRUTH, "frames": tmp_path / "frames"}
+    assert main(SLOW_START[command].format(**places, out=tmp_path / "out").split()) == 1
+    assert said[0].splitlines()[-1].startswith("text2seg: loading the models")
+
+
+@pytest.mark.parametrize(("size", "says"), [((4000, 3000), "segmenting 12.0 megapixels"), ((400, 300), "")])
+def test_a_single_large_image_shows_its_stages(size, says, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("tqdm.tqdm.monitor_interval", 0)
+    Image.open(SCENE).resize(size).save(tmp_path / "large.jpg")
+    command = ["segment", str(tmp_path / "large.jpg"), "--query", "sheep", "--save", "none", "--output"]
+    assert main([*command, str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().err
+    assert says in said
+    assert ("reading" in said, "writing" in said) == (bool(says), bool(says))
 
 
 def test_a_stop_message_is_not_on_the_line_of_a_progress_bar(monkeypatch, capsys):

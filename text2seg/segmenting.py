@@ -117,7 +117,8 @@ def _segment_files(
     unique = unique_names()
     done = _done_before(stopped, builder, folder) if stopped is not None else {}
     try:
-        for path in tqdm(dict.fromkeys(paths), unit="image", disable=not progress):
+        bar = tqdm(dict.fromkeys(paths), unit="image", disable=not progress)
+        for path in bar:
             if stop is not None and stop.is_set():
                 report.interrupted = True
                 break
@@ -128,7 +129,9 @@ def _segment_files(
                     writer.add_earlier(builder, *done.pop(name))
                     continue
                 stamp = stamp_of(path)
+                bar.set_postfix_str("reading")
                 image = load_image(path, image_id=report.images + 1, file_name=name)
+                bar.set_postfix_str(f"segmenting {image.hw[0] * image.hw[1] / 1e6:.1f} megapixels")
                 result = models.segment(image, parsed)
             except (Text2SegError, MemoryError, RuntimeError) as error:  # torch raises RuntimeError without memory
                 report.failures.append(Failure.from_error(str(path), "segment", error, path))
@@ -138,6 +141,7 @@ def _segment_files(
             report.verdicts[path] = {name: result.verdict(name) for name in names}
             for query in {segment.query for segment in result.segments}:
                 report.found[query] += 1
+            bar.set_postfix_str("writing")
             writer.write_images(path, stem, result, stamp)
         if report.images and not report.interrupted:
             writer.write_dataset(builder)

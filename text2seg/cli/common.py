@@ -163,6 +163,7 @@ def load_models(model: ModelSettings, settings: Settings, *, say_uncalibrated: b
 
     `say_uncalibrated`: print a line if their presence is not calibrated.
     """
+    check_models(model)
     with waiting("loading the models"):
         chosen = chosen_pair(model)
         from text2seg.pipeline import Text2Seg
@@ -178,6 +179,7 @@ def load_models(model: ModelSettings, settings: Settings, *, say_uncalibrated: b
 
 def load_everything(model: ModelSettings, automatic: AutomaticSettings, settings: Settings) -> Everything:
     """Load the SAM chosen by the flags, like `load_models`."""
+    check_models(model, sam_only=True)
     with waiting("loading the model"):
         chosen = chosen_pair(model, sam_only=True)
         from text2seg.everything import Everything
