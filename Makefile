@@ -33,7 +33,7 @@ unit: $(READY)
 		--ignore tests/integrations --durations 10
 
 test-browser: chromium $(READY)  ## only the tests in a real browser
-	TEXT2SEG_REQUIRE_BROWSER=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --durations 10 tests/browser
+	TEXT2SEG_REQUIRE_BROWSER=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal --durations 10 tests/browser
 
 # Each tool has an environment of its own: their requirements contradict each other and ours.
 TOOLS := $(or $(TEXT2SEG_TOOLS),.tools)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -15,11 +16,12 @@ torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
-LONGEST = (  # seconds of two processors' time in each, beginning with the most
-    *("test_calibration", "test_light_model"),
-    *("test_demo_scores", "test_onnx", "test_encoder", "test_labelling_kill", "test_bench_gpu", "test_engine_ray"),
-    *("test_explain_experiments", "test_app_load", "test_engine_ray_cli", "test_storage_s3", "test_tiling"),
+LONGEST = (  # beginning with the file that takes most processor time
+    *("test_light_model", "test_onnx", "test_calibration", "test_demo_scores", "test_labelling_kill", "test_encoder"),
+    *("test_explain_experiments", "test_cli", "test_tracking", "test_engine_ray_cli", "test_engine_ray"),
+    *("test_app_load", "test_benchmarks_gpu", "test_storage_s3", "test_app_serve", "test_tiling"),
 )
+assert all((Path(__file__).parent / f"{name}.py").is_file() for name in LONGEST), "a file was renamed"
 
 
 def pytest_collection_modifyitems(items):

@@ -206,11 +206,22 @@ def test_invalid_ontology_text_gives_an_error_message(text):
     assert all(error.message and "ontology:" not in error.message for error in errors)
 
 
-def test_unknown_queries_are_errors_with_a_suggestion():
+def test_unknown_categories_are_left_out_with_a_suggestion():
     checked = check("categories:\n- sheep\n- name: dragon\n  queries: [dragon, koala]\n- sheeb\n", DEMO)
-    assert [(error.line, error.message.split(":")[0]) for error in checked.errors] == [(3, "dragon"), (5, "sheeb")]
-    assert "Did you mean sheep" in checked.errors[1].message
+    assert checked.errors == ()
+    assert checked.ontology.names == ("sheep",)
+    assert [(each.line, each.message.split(":")[0]) for each in checked.unknown] == [(3, "dragon"), (5, "sheeb")]
+    assert "Did you mean sheep" in checked.unknown[1].message
     assert "fire engine" in checked.known
+    shown = layout.checked_html(checked)
+    assert "2 categories not looked for" in shown
+    assert "1 category:" in shown
+    assert 'data-do="models"' in shown
+
+
+def test_an_ontology_without_a_known_category_is_refused():
+    checked = check("categories: [dragon, sheeb]", DEMO)
+    assert (checked.ontology, checked.errors, len(checked.unknown)) == (None, (), 2)
 
 
 @pytest.mark.parametrize(
@@ -713,6 +724,7 @@ def test_names_are_escaped_on_the_page(tmp_path):
     name = "<img src=x onerror=alert(1)>.png"
     job = Job("id", "anna", name, tmp_path, labelling_builders.FakeModels(), labelling_builders.ONTOLOGY)
     job.state, job.failures, job.notes, job.message = "failed", [name], (name,), name
+    job.unknown, job.unfamiliar = (name,), {name}
     job.images.mkdir()
     PillowImage.new("RGB", (8, 6)).save(job.images / name)
     dataset = {
@@ -724,7 +736,7 @@ def test_names_are_escaped_on_the_page(tmp_path):
     sheet = ContactSheet(write_dataset(dataset, job.dataset), job.images)
     pieces = [
         layout.status_html(job, 0),
-        layout.sheet_html(sheet.page(job.marks, "all", 0), sheet.categories, {name}),
+        layout.sheet_html(sheet.page(job.marks, "all", 0), sheet.categories, job),
         layout.return_html(name, name),
         layout.checked_html(check(f"categories: {{a: {{'{name}': 1}}}}", DEMO)),
         layout.checked_html(Checked(ontology_of_queries([name]), ())),
@@ -805,7 +817,7 @@ def test_visitors_do_not_reach_each_others_jobs(visits, uploads, tmp_path):
 
 
 def test_a_job_does_not_start_with_an_invalid_ontology(visits, uploads):
-    with pytest.raises(Text2SegError, match="the ontology has 1 error; see the list below it"):
+    with pytest.raises(Text2SegError, match=r"ontology, line 1: .*expected"):
         visits.upload(visits.known(None), uploads("a.png"), "categories: ]")
 
 

@@ -17,6 +17,7 @@ from text2seg.app.folder.jobs import BATCH, WORKERS, Jobs
 from text2seg.coco.dataset import read_dataset
 from text2seg.config import LabelSettings
 from text2seg.errors import ImageError, Text2SegError
+from text2seg.io.scan import list_images
 from text2seg.labelling.job import label_folder
 from text2seg.runtime import before_call
 
@@ -147,6 +148,38 @@ def test_a_job_stops_between_two_calls_of_the_networks(jobs):
     jobs.resume(job)
     reach(job, "done")
     assert (job.done, job.failures) == (5, [])
+
+
+def test_a_stopped_job_is_finished_with_the_images_that_are_done(jobs, tmp_path):
+    models = Gated()
+    job = add(jobs, models=models)
+    models.arrive()
+    models.gate.release()
+    models.arrive()
+    jobs.cancel(job)
+    models.gate.release()
+    reach(job, "stopped")
+    done, names = job.done, list_images(job.images).files
+    assert 0 < done < 5
+    jobs.finish(job)
+    reach(job, "done")
+    assert (job.total, job.done) == (done, done)
+    left = 5 - done
+    assert job.notes[-1] == f"left out when the job was finished early: {left} image{'s' * (left != 1)}"
+    assert [each["file_name"] for each in read_dataset(job.dataset)["images"]] == [*names[:done]]
+
+
+def test_a_job_without_a_finished_image_cannot_be_finished(jobs):
+    models = Gated()
+    job = add(jobs, models=models)
+    models.arrive()
+    waiting = add(jobs, models=models)
+    jobs.cancel(waiting)
+    jobs.finish(waiting)
+    assert waiting.state == "stopped"
+    assert waiting.message
+    models.open_gate()
+    reach(job, "done")
 
 
 def test_images_that_look_like_photographs_are_known(jobs):

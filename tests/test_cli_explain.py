@@ -100,6 +100,23 @@ def test_tool_writes_an_image_and_numbers(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    "texts",
+    [
+        ["saliency", SCENE, "--text", "sheep", "--text", "aardvark"],
+        ["board", SCENE, "--texts", "sheep; aardvark"],
+        ["multilabel", SCENE, "--label", "sheep", "--label", "aardvark", "--label", "koala"],
+    ],
+)
+def test_a_text_that_the_model_does_not_know_stops_no_other(texts, tmp_path, capsys):
+    assert main(["explain", *texts, "--output", str(tmp_path)]) == 3
+    assert "left out: the demo model does not know 'aardvark'." in capsys.readouterr().err
+    numbers = json.loads((tmp_path / f"{texts[0]}_scene_0019.json").read_text(encoding="utf-8"))
+    assert "aardvark" not in json.dumps(numbers["tables"])
+    assert "sheep" in json.dumps(numbers["tables"])
+    assert "does not know 'aardvark'" in numbers["notes"][0]
+
+
+@pytest.mark.parametrize(
     ("arguments", "says", "status"),
     [
         (["saliency", "nowhere.png", "--text", "sheep"], "nowhere.png", 1),

@@ -67,6 +67,12 @@ def test_similar_candidates_do_not_raise_the_uncertainty():
     assert "candidates" not in uncertainty_of(known, hw=builders.HW).parts
 
 
+def test_a_mask_made_by_hand_is_certain():
+    doubt = uncertainty_of(annotation(by_hand=True, presence=0.5, map_score=0.0), threshold=0.5)
+    assert (doubt.value, doubt.reason) == (0, "hand")
+    assert uncertainty_of(annotation(by_hand=False, presence=0.5), threshold=0.5).value == 1
+
+
 def test_uncertainty_without_attributes_or_score():
     assert uncertainty_of({"score": 0.7}).value == pytest.approx(0.3)
     assert uncertainty_of({"bbox": [1, 2, 3, 4]}).value is None

@@ -57,6 +57,10 @@ class ClosedVocabulary:
         """Return up to three known wordings that are spelled like this one."""
         return similar(wording, self._words)
 
+    def unknown(self, wordings: Iterable[str]) -> dict[str, str]:
+        """Return for each unknown wording a sentence that says so and suggests the closest known wordings."""
+        return {wording: self._sentence([wording]) for wording in wordings if not self.knows(wording)}
+
     def check(self, wording: str) -> None:
         """Raise `QueryError` if a wording is unknown. The message suggests the closest known wordings."""
         if not self.knows(wording):

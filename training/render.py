@@ -3,8 +3,9 @@
     python training/render.py --split new-scenes --count 300 --output runs/new_scenes
 
 Splits: `new-scenes` has new scenes with the drawings of the training vendors, `held-out` the drawings of a vendor that
-was not used for training, and `three` three drawings of one thing in each scene. `validation` and `validation-three`
-are for tuning. The same split, count and sizes always give the same images. Several splits become one dataset:
+was not used for training, `held-out-styles` these drawings in other styles (see `scenes.restyled`), and `three` three
+drawings of one thing in each scene. `validation` and `validation-three` are for tuning. The same split, count and sizes
+always give the same images. Several splits become one dataset:
 
     python training/render.py --split validation validation-three --count 150 40 --output runs/validation
 """
@@ -32,6 +33,7 @@ THREE_OF_A_KIND = replace(TEST_SCENES, objects=(3, 3), same_kind=1.0, visible=0.
 SPLITS = {
     "new-scenes": (TRAINING_VENDORS, 1001, TEST_SCENES),
     "held-out": ((HELD_OUT_VENDOR,), 2002, TEST_SCENES),
+    "held-out-styles": ((HELD_OUT_VENDOR,), 6006, replace(TEST_SCENES, style=1.0)),
     "validation": (TRAINING_VENDORS, 3003, TEST_SCENES),
     "three": (TRAINING_VENDORS, 4004, THREE_OF_A_KIND),
     "validation-three": (TRAINING_VENDORS, 5005, THREE_OF_A_KIND),

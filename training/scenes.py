@@ -30,6 +30,7 @@ class SceneSettings:
     colour: float = 1.0  # 0 keeps the vendors' colours
     outline: float = 0.12  # chance of a drawn outline
     degrade: float = 0.3  # chance of blur, and chance of noise, over the whole scene
+    style: float = 0.0  # chance that a drawing is redrawn in another style (`restyled`)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +169,8 @@ def _vary(rng: np.random.Generator, levels: list[np.ndarray], size: float, setti
     if settings.colour:
         sprite = cv2.transform(sprite, _colour_matrix(rng, settings.colour))
         sprite[..., :3] = np.minimum(sprite[..., :3], sprite[..., 3:])
+    if settings.style and rng.random() < settings.style:
+        sprite = restyled(rng, sprite)
     if rng.random() < settings.outline:
         sprite = _outline(rng, sprite, size)
     return sprite
@@ -186,6 +189,108 @@ def _colour_matrix(rng: np.random.Generator, strength: float) -> np.ndarray:
     matrix[:3, :3] = rgb
     matrix[:3, 3] = 0.5 - contrast * 0.5 + rng.normal(0, 0.06 * strength)
     return matrix
+
+
+def restyled(rng: np.random.Generator, sprite: np.ndarray) -> np.ndarray:
+    """Return a drawing, uint8[h, w, 4], premultiplied, in one or two styles chosen at random.
+
+    Its alpha is kept, except that a drawing of few pixels has steps along its edge.
+    """
+    for style in rng.choice(len(STYLES), rng.integers(1, 3), replace=False, p=STYLE_SHARES):
+        sprite = STYLES[style](rng, sprite)
+        sprite[..., :3] = np.minimum(sprite[..., :3], sprite[..., 3:])
+    return sprite
+
+
+def _shaded(sprite: np.ndarray, light: np.ndarray) -> np.ndarray:
+    """Return the drawing mixed with white where `light` float[h, w] is positive, with black where it is negative."""
+    alpha = sprite[..., 3:].astype(np.float32)
+    rgb = sprite[..., :3].astype(np.float32)
+    target = np.where(light[..., None] > 0, alpha, 0.0)
+    share = np.minimum(np.abs(light), 1.0)[..., None].astype(np.float32)
+    return np.dstack([rgb + (target - rgb) * share, alpha]).astype(np.uint8)
+
+
+def _with_gloss(rng: np.random.Generator, sprite: np.ndarray) -> np.ndarray:
+    """A round highlight with a soft or a sharp edge, and a darker rim on the other side."""
+    rows, columns = np.mgrid[: sprite.shape[0], : sprite.shape[1]].astype(np.float32)
+    y, x = rows / sprite.shape[0] - rng.uniform(0.15, 0.45), columns / sprite.shape[1] - rng.uniform(0.2, 0.8)
+    distance = np.hypot(y * rng.uniform(0.8, 2.0), x)
+    radius, edge = rng.uniform(0.15, 0.45), rng.uniform(0.02, 0.3)
+    highlight = rng.uniform(0.25, 0.8) * np.clip((radius - distance) / edge, 0, 1)
+    return _shaded(sprite, highlight - rng.uniform(0, 0.4) * np.clip(distance - 0.5, 0, 1))
+
+
+def _with_gradient(rng: np.random.Generator, sprite: np.ndarray) -> np.ndarray:
+    """Light from one side, or a colour that changes from one side to the other."""
+    rows, columns = np.mgrid[: sprite.shape[0], : sprite.shape[1]].astype(np.float32)
+    angle = rng.uniform(0, 2 * np.pi)
+    ramp = (rows / sprite.shape[0] - 0.5) * np.sin(angle) + (columns / sprite.shape[1] - 0.5) * np.cos(angle)
+    if rng.random() < 0.6:
+        return _shaded(sprite, ramp * rng.uniform(0.4, 1.4))
+    alpha = sprite[..., 3:].astype(np.float32)
+    share = (np.clip(ramp + 0.5, 0, 1) * rng.uniform(0.3, 0.8))[..., None]
+    colour = rng.uniform(0, 1, 3).astype(np.float32) * alpha
+    rgb = sprite[..., :3].astype(np.float32)
+    return np.dstack([rgb + (colour - rgb) * share, alpha]).astype(np.uint8)
+
+
+def _as_lines(rng: np.random.Generator, sprite: np.ndarray) -> np.ndarray:
+    """Dark lines along the edges of colour, on paper that keeps none or some of the colour."""
+    alpha = sprite[..., 3:].astype(np.float32)
+    padded = cv2.copyMakeBorder(sprite, 2, 2, 2, 2, cv2.BORDER_CONSTANT)
+    smooth = cv2.GaussianBlur(padded, (0, 0), rng.uniform(0.6, 1.2)).astype(np.float32)
+    edges = np.maximum(np.abs(cv2.Sobel(smooth, cv2.CV_32F, 1, 0)), np.abs(cv2.Sobel(smooth, cv2.CV_32F, 0, 1))).max(2)
+    edges = cv2.dilate(edges, np.ones((rng.integers(1, 3),) * 2, np.uint8))[2:-2, 2:-2]
+    ink = np.clip(edges / rng.uniform(60, 160), 0, 1)[..., None]
+    keep = rng.uniform(0.0, 0.6) if rng.random() < 0.6 else 0.0
+    paper = alpha * rng.uniform(0.75, 1.0)
+    rgb = (sprite[..., :3] * keep + paper * (1 - keep)) * (1 - ink * rng.uniform(0.7, 1.0))
+    if rng.random() < 0.15:
+        rgb = alpha - rgb  # light lines on a dark ground
+    return np.dstack([rgb, alpha]).astype(np.uint8)
+
+
+def _of_few_pixels(rng: np.random.Generator, sprite: np.ndarray) -> np.ndarray:
+    """Large square pixels, or the blur of an image that was enlarged."""
+    height, width = sprite.shape[:2]
+    side = rng.uniform(14, 34) / max(height, width)
+    if side >= 1:
+        return sprite
+    small = (max(round(width * side), 2), max(round(height * side), 2))
+    enlarge = cv2.INTER_NEAREST if rng.random() < 0.6 else cv2.INTER_CUBIC
+    large = cv2.resize(cv2.resize(sprite, small, interpolation=cv2.INTER_AREA), (width, height), interpolation=enlarge)
+    if enlarge == cv2.INTER_NEAREST:
+        solid = large[..., 3:] > 127
+        alpha = np.maximum(large[..., 3:].astype(np.float32), 1)
+        large = np.where(solid, np.clip(large * (255 / alpha), 0, 255), 0).astype(np.uint8)
+    return large
+
+
+def _of_few_colours(rng: np.random.Generator, sprite: np.ndarray) -> np.ndarray:
+    """Flat areas of few colours, as in a poster, or one hue with its shades."""
+    levels = int(rng.integers(2, 5))
+    alpha = sprite[..., 3:].astype(np.float32)
+    straight = sprite[..., :3] / np.maximum(alpha, 1)
+    if rng.random() < 0.4:
+        grey = straight.mean(2, keepdims=True)
+        one, two = rng.uniform(0, 1, 3), rng.uniform(0, 1, 3)
+        straight = one * (1 - grey) + two * grey
+    else:
+        straight = np.round(straight * levels) / levels
+    return np.dstack([np.clip(straight, 0, 1) * alpha, alpha]).astype(np.uint8)
+
+
+def _with_texture(rng: np.random.Generator, sprite: np.ndarray) -> np.ndarray:
+    """Grain of pencil, cloth or paint over the drawing."""
+    height, width = sprite.shape[:2]
+    cells = (max(int(height / rng.uniform(1, 5)), 2), max(int(width / rng.uniform(1, 5)), 2))
+    grain = rng.normal(0, rng.uniform(0.05, 0.25), cells).astype(np.float32)
+    return _shaded(sprite, cv2.resize(grain, (width, height), interpolation=cv2.INTER_LINEAR))
+
+
+STYLES = (_with_gloss, _with_gradient, _as_lines, _of_few_pixels, _of_few_colours, _with_texture)
+STYLE_SHARES = (0.2, 0.25, 0.2, 0.15, 0.1, 0.1)
 
 
 def _outline(rng: np.random.Generator, sprite: np.ndarray, size: float) -> np.ndarray:

@@ -32,7 +32,8 @@ SMALL = 192  # side of most training scenes in pixels; the last ones have the fu
 TEXT_WIDTH, TEXT_LAYERS, TEXT_LENGTH = 64, 2, 24
 POSITIONS = "visual.positional_embedding"
 MAX_OBJECTS = 6
-VARIETY = {"colour": 1.5, "shear": 0.2, "stretch": 0.3}  # more than in the splits, because other vendors' styles differ
+VARIETY = {"colour": 1.5, "shear": 0.2, "stretch": 0.3, "style": 0.45}
+"""More than in the splits, because the styles of other vendors differ."""
 
 
 def build_model() -> CLIP:
@@ -245,6 +246,9 @@ def main() -> None:
     checks = {
         "new scenes": Scenes(bank, len(things), SIDE, 20, 0, colour=0.3),
         "held-out vendor": Scenes(SpriteBank(sprites, [HELD_OUT_VENDOR]), len(things), SIDE, 20, 0, colour=0.3),
+        "held-out vendor, other styles": Scenes(
+            SpriteBank(sprites, [HELD_OUT_VENDOR]), len(things), SIDE, 20, 0, colour=0.3, style=1.0
+        ),
     }
     draw = torch.Generator().manual_seed(run.step)
     while run.progress < 1:

@@ -321,6 +321,16 @@ class TestExplain:
         expect(page.locator("#explain-run")).to_be_enabled()
         expect(page.locator("#explain-status h3")).to_have_count(0)
 
+    def test_an_unknown_text_stops_no_other(self, page):
+        choose_tool(page, "board")
+        page.locator("#setting-text textarea").fill("a sheep\na unicorn")
+        page.keyboard.press("Tab")
+        page.locator("#explain-run").click()
+        status = page.locator("#explain-status")
+        expect(status).to_contain_text("Left out: the demo model does not know 'a unicorn'")
+        expect(status.get_by_role("button", name="Use real weights")).to_be_visible()
+        expect(page.get_by_role("rowheader")).to_have_text(["a sheep"])
+
     def test_a_message_goes_with_its_cause(self, page):
         choose_tool(page, "board")
         clear_image(page)

@@ -655,10 +655,10 @@ def test_the_visible_things_are_labelled_also_after_a_refusal(page, make_zip):
     one = make_zip((SIX[0], (IMAGES / SIX[0]).read_bytes()))
     folder_tab(page)
     set_queries(page, "sheep, dog")
-    page.get_by_label("Things to find, separated by commas").fill("sheep, unicorn")
+    page.get_by_label("Things to find, separated by commas").fill("unicorn")
     choose(page, one)
     start(page)
-    page.locator("#folder-problem").get_by_text("1 error").wait_for()
+    page.locator("#folder-problem").get_by_text("unicorn: the demo model does not know").wait_for()
     page.locator("#folder-checked").get_by_text("unicorn").first.wait_for()
     page.get_by_label("Things to find, separated by commas").fill("fire engine")
     start(page)
@@ -669,6 +669,86 @@ def test_the_visible_things_are_labelled_also_after_a_refusal(page, make_zip):
     page.get_by_text("Drop images or a zip file here").wait_for()
     assert page.locator("#folder-files input[type=file]").get_attribute("multiple") is not None
     assert page.get_by_role("button", name="Label images").count() == 1
+
+
+def test_an_unknown_word_stops_no_other_and_the_ontology_follows_the_things(page, make_zip):
+    folder_tab(page)
+    things = page.get_by_label("Things to find, separated by commas")
+    for typed, first in (("sheep", "sheep"), ("fire engine, unicorn", "fire engine")):
+        things.fill(typed)
+        things.blur()
+        page.locator(".t2s-valid").get_by_text(first).wait_for()
+    checked = page.locator("#folder-checked")
+    expect(checked).to_contain_text("1 category not looked for")
+    expect(checked).to_contain_text("line 3")
+    checked.get_by_role("button", name="Use real weights").click()
+    page.locator("#models-table").wait_for()
+    choose(page, make_zip((SIX[0], (IMAGES / SIX[0]).read_bytes()), name="Bäume.zip"))
+    start(page)
+    done = status(page, "done")
+    expect(done).to_contain_text("Not looked for: 1 category")
+    page.locator(TILE).get_by_text("fire engine").first.wait_for()
+    assert download(page, "COCO dataset")[1] == "Bäume-coco.zip"
+
+
+def test_a_stopped_job_is_finished_with_what_is_done_and_a_reload_stays_here(page, many):
+    begin(page, many, "sheep")
+    page.wait_for_function("Number(document.querySelector('#folder-status [role=progressbar]')?.ariaValueNow) > 1")
+    page.get_by_role("button", name="Cancel").click()
+    status(page, "stopped")
+    page.get_by_role("button", name="Finish with what is done").click()
+    expect(status(page, "done")).to_contain_text("left out when the job was finished early")
+    page.locator(TILE).first.wait_for()
+    page.expected += ["Connection errored out", "Failed to fetch"]
+    page.reload()
+    expect(page.get_by_role("tab", name="Label a folder")).to_have_attribute("aria-selected", "true")
+    page.locator(TILE).first.wait_for()
+
+
+def test_a_double_click_counts_once(page, six):
+    begin(page, six)
+    tile = page.locator(TILE, has_text="scene_0019.jpg")
+    tile.get_by_role("button", name="Accept").dblclick()
+    wait_for_tally(page, "1 accepted")
+    expect(tile).to_have_class(re.compile("accepted"))
+    tile.get_by_role("button", name="large").click()
+    page.get_by_role("dialog", name="Large view").get_by_role("button", name="Edit").first.dblclick()
+    page.locator("#folder-return").get_by_text("day/scene_0019.jpg").wait_for()
+    page.locator(".t2s-image [data-piece][aria-pressed=true]").wait_for()
+    expect(page.get_by_role("dialog", name="Large view")).to_be_hidden()
+    expect(page.get_by_role("button", name="Save and go back")).to_be_in_viewport()
+    page.get_by_role("button", name="Go back without saving").click()
+    expect(tile).to_be_focused()
+    page.get_by_role("button", name="Delete job").dblclick()
+    expect(page.get_by_role("button", name="Delete job")).to_be_hidden()
+    expect(page.get_by_role("button", name="Keep", exact=True)).to_be_focused()
+    page.get_by_role("button", name="Keep", exact=True).click()
+
+
+def test_a_page_that_comes_late_has_the_decisions_made_since(page, six):
+    """The server makes a page before it hears of a decision, and the page arrives after it."""
+    begin(page, six)
+    tile = page.locator(TILE, has_text="scene_0019.jpg")
+    accept = tile.get_by_role("button", name="Accept")
+    expect(tile.locator("[data-segment]").first).to_be_checked()
+    for _ in range(3):
+        page.evaluate(
+            """(selector) => {
+              const tiles = [...document.querySelectorAll(selector)];
+              const tile = tiles.find((each) => each.dataset.name.endsWith("0019.jpg"));
+              document.querySelector("#folder-shown input").dispatchEvent(new Event("input", { bubbles: true }));
+              document.querySelectorAll("#folder-shown input")[1].click();
+              tile.querySelector("[data-verdict=accepted]").click();
+            }""",
+            TILE,
+        )
+        wait_for_tally(page, "1 accepted")
+        page.locator("#folder-shown").get_by_label("All").check()
+        expect(page.locator(TILE)).to_have_count(6)
+        expect(tile).to_have_class(re.compile("accepted"))
+        accept.click()
+        wait_for_tally(page, "0 accepted")
+        expect(tile).not_to_have_class(re.compile("accepted"))
 
 
 def test_an_ontology_that_does_not_come_from_the_things_is_not_used_silently(page, make_zip):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import threading
 import zipfile
 
@@ -130,7 +131,7 @@ def test_display_settings_send_no_request(page):
     page.get_by_label("At most").fill("1")
     assert len(paths(page)) == 2  # one sheep, one fire engine
     page.get_by_label("At most").fill("21")
-    page.get_by_role("button", name="Show sheep").click()
+    page.get_by_role("button", name="Hide sheep").click()
     assert len(paths(page)) == 1
     page.get_by_role("button", name="Show sheep").click()
     assert len(paths(page)) == 3
@@ -678,12 +679,30 @@ def test_examples_can_be_had_again(page):
     assert set(verdicts(page)) == {"shirt", "frog", "horse"}
 
 
+def test_escape_closes_what_is_open_first(page):
+    take_example(page)
+    page.locator(".t2s-image [data-piece]").first.click()
+    page.keyboard.press("w")
+    page.locator("t2s-why h3").wait_for()
+    page.keyboard.press("Escape")
+    assert page.locator("t2s-why").is_hidden()
+    assert page.locator(".t2s-image [data-piece][aria-pressed=true]").count() == 1
+    page.keyboard.press("Control+z")  # there is nothing to undo: the search that opened the example stays
+    page.keyboard.press("Escape")
+    assert page.locator(".t2s-image [data-piece][aria-pressed=true]").count() == 0
+    assert len(paths(page)) == 3
+    page.get_by_role("button", name=re.compile("things that the model knows")).click()
+    page.keyboard.press("Escape")
+    assert page.get_by_role("group", name="What the model knows").is_hidden()
+    assert "things that the model knows" in page.evaluate("document.activeElement.textContent")
+
+
 def test_nothing_shown_cannot_be_downloaded(page):
     take_example(page)
     downloads = page.locator("[data-kind]")
     assert downloads.count() == 5
     for query in ("sheep", "fire engine"):
-        page.get_by_role("button", name=f"Show {query}").click()
+        page.get_by_role("button", name=f"Hide {query}").click()
     assert page.locator("[data-kind]:disabled").count() == 5
     page.get_by_text("All segments are hidden").wait_for()
     page.get_by_role("button", name="Show sheep").click()

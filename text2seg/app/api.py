@@ -108,7 +108,7 @@ def result_json(result: Result) -> Json:
             {"caption": each.caption, "png": base64.b64encode(png(each.pixels)).decode()} for each in result.panels
         ],
         "tables": [asdict(table) for table in result.tables],
-        "notes": [note_of(text) for text in result.notes],
+        "notes": [note_of(text) for text in (*result.unknown, *result.notes)],
     }
 
 

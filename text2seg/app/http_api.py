@@ -253,6 +253,7 @@ def job_json(jobs: VisitorJobs, job: Job) -> Json:
         "ahead": jobs.jobs.ahead(seen.id),
         "failures": list(seen.failures),
         "notes": list(seen.notes),
+        "unknown": list(seen.unknown),
         "message": seen.message,
     }
 
@@ -266,7 +267,8 @@ def _start(jobs: VisitorJobs, who: str, form: FormData, folder: Path) -> Job:
         raise SettingsError("send `queries` or one `ontology`: what to find")
     if queries:
         typed = queries[0] if len(queries) == 1 else queries  # a single field may hold several queries
-        jobs.model_pool.models.check(typed)
+        if not jobs.model_pool.models.known_queries(typed)[0]:
+            jobs.model_pool.models.check(typed)
         text = as_yaml(typed)
     images = [path for _, path in _saved(form, "images", folder, keep_names=True)]
     if not images:

@@ -87,7 +87,8 @@ def photographs(count: int, total: int) -> str:
     such image."""
     if total == 1 or not count:
         return PHOTOGRAPH if count else ""
-    return f"{count} of {total} images look like photographs, and {_OF_DRAWINGS} there."
+    look = "looks like a photograph" if count == 1 else "look like photographs"
+    return f"{count} of {total} images {look}, and {_OF_DRAWINGS} there."
 
 
 def is_of_photographs(text: str) -> bool:

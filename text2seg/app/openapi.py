@@ -174,7 +174,8 @@ def _schemas() -> Json:
             seconds_left=described("Estimate; null if unknown.", either(NUMBER, NULL)),
             ahead=described("Number of jobs before this one in the queue.", WHOLE),
             failures=described("One sentence for each failed image.", TEXTS),
-            notes=described("What was skipped in the upload.", TEXTS),
+            notes=described("What was skipped.", TEXTS),
+            unknown=described("One sentence for each category that the models cannot look for.", TEXTS),
             message=described('Why the job failed; "" if it did not.', TEXT),
         ),
     }

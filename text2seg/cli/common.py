@@ -90,12 +90,13 @@ def known_names(model: ModelSettings, names: Sequence[str]) -> tuple[list[str], 
 
 
 def check_words(model: ModelSettings, texts: Sequence[str]) -> None:
-    """Raise `SettingsError` if a text is empty, and `QueryError` if the models do not know one."""
+    """Raise `SettingsError` if a text is empty, and `QueryError` if the models know none of them."""
     if not all(text.strip() for text in texts):
         raise SettingsError("a text must not be empty")
     if (vocabulary := _vocabulary(model)) is not None:
-        for text in texts:
-            vocabulary.check(text)
+        unknown = vocabulary.unknown(texts)
+        if unknown and len(unknown) == len({*texts}):
+            raise vocabulary.error(unknown.values())
 
 
 def _vocabulary(model: ModelSettings) -> ClosedVocabulary | None:

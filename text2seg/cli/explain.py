@@ -125,7 +125,7 @@ def _run(tool: Tool, flags: Any) -> int:
         say(f"{'image' if path.suffix == '.png' else 'numbers'}: {path}")
     if stop.is_set():
         return INTERRUPTED
-    return exit_status(done, result.left_out)
+    return exit_status(done, result.left_out + len(result.unknown))
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,3 +211,5 @@ def _print(result: Result) -> None:
             console.print(f"{len(table.rows) - MOST_ROWS} more rows are in the JSON file")
     for note in result.notes:
         console.print(note)
+    for sentence in result.unknown:
+        say(f"left out: {sentence}", file=sys.stderr)

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 Pixels = NDArray[np.uint8]
 Cell = str | int | float | None
 EMPTY: Pixels = np.zeros((0, 0, 3), np.uint8)
+TEXT_LISTS = ("text", "label", "background")
+"""Settings that are lists of texts, one map or row each."""
 COMMAND_LINE_ONLY = {"command_line_only": True}
 """Metadata of a field of settings that visitors of the app must not or need not set."""
 
@@ -70,8 +72,9 @@ class Result:
     """Result of one run of an explanation tool.
 
     `columns` is the number of panels side by side; 0 means automatic. `full_size` panels are not brought to one size on
-    the sheet. The notes name what was left out, such as images that cannot be read; `left_out` counts it.
-    `models` are the names of the models for people; `run_tool` fills them in.
+    the sheet. The notes name what was left out, such as images that cannot be read; `left_out` counts it. `run_tool`
+    fills in `unknown`, sentences on texts that were left out because the models do not know them, and `models`, the
+    names of the models for people.
     """
 
     title: str
@@ -81,6 +84,7 @@ class Result:
     columns: int = 0
     full_size: bool = False
     left_out: int = 0
+    unknown: tuple[str, ...] = ()
     models: str = ""
 
     def image(self) -> Pixels | None:
@@ -103,7 +107,7 @@ def save_result(result: Result, folder: Path | OutputFolder, stem: str) -> list[
     image = result.image()
     if image is not None:
         files.append((fit_file_name(stem, ".png"), [png_of(image)]))
-    if result.tables or result.notes:
+    if result.tables or result.notes or result.unknown:
         files.append((fit_file_name(stem, ".json"), [result_json(result)]))
     return (folder if isinstance(folder, OutputFolder) else OutputFolder(folder)).write(files)
 
@@ -121,7 +125,7 @@ def result_json(result: Result, more: Mapping[str, Any] | None = None) -> bytes:
         "title": result.title,
         "models": result.models,
         "tables": [asdict(table) for table in result.tables],
-        "notes": list(result.notes),
+        "notes": [*result.unknown, *result.notes],
         **(more or {}),
     }
     return json.dumps(values, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace")
@@ -367,15 +371,16 @@ def run_tool(
     """Run a tool on images. `settings` is an instance of `tool.settings`; None means the defaults.
 
     `InputSettings` are applied here: the tool gets fitted images, and a CLIP whose default input has the chosen size.
+    Of several texts, those that the models do not know are left out; see `Result.unknown`.
 
     Raises:
         SettingsError: the tool does not take this number of images, or a setting does not fit the models.
-        QueryError: a text is empty or unknown to the models.
+        QueryError: a text is empty, or all texts are unknown to the models.
     """
     from text2seg.runtime import FULL, autocast
 
     check_images(tool, len(images))
-    settings = settings or tool.settings()
+    settings, unknown = _known_texts(models, settings or tool.settings())
     if isinstance(settings, InputSettings):
         settings.check_given()
         look = models.warn_of_photographs
@@ -388,7 +393,25 @@ def run_tool(
             models.settings = replace(models.settings, maps=maps)
     with autocast(models.clip.device, FULL):  # autocast of the caller must not change what tools compute themselves
         result = tool.run(models, images, settings, progress or Progress())
-    return replace(result, models=models.names)
+    return replace(result, models=models.names, unknown=unknown)
+
+
+def _known_texts(models: Text2Seg, settings: Any) -> tuple[Any, tuple[str, ...]]:
+    """Leave out of each list of texts those that the models do not know, unless none is left. Return also why."""
+    says: list[str] = []
+    vocabulary = models.closed_vocabulary
+    for name in TEXT_LISTS:
+        given: Any = getattr(settings, name, None)
+        others: dict[str, str] = {}
+        if name == "text" and getattr(settings, "texts", None):
+            given, others = settings.descriptions(), {"texts": ""}
+        if isinstance(given, str) or not given:
+            continue
+        unknown = vocabulary.unknown(text for text in given if text.strip()) if vocabulary else {}
+        if known := tuple(text for text in given if text not in unknown):
+            settings = replace(settings, **{name: known}, **others)
+            says += unknown.values()
+    return settings, tuple(says)
 
 
 class ImageFiles(Sequence[Image]):

@@ -221,6 +221,8 @@ def _unknown_last(value: float | None) -> float:
 # - map: the mask misses what the map highlights: 1 at a map score of 0 or less, 0 at `GOOD_MAP_SCORE` or more;
 # - score: 1 - score, where the score is SAM's estimate of the IoU, or the score of the file.
 #
+# A mask that a person made or corrected (the attribute `by_hand`) is certain.
+#
 # The parts combine to 1 - (1 - presence)(1 - candidates)(1 - map)(1 - score), so one high part is enough.
 # docs/measurements/experiments.md measures how well this finds wrong masks.
 
@@ -231,7 +233,7 @@ GOOD_MAP_SCORE = 0.6
 NEARLY = 0.8
 """A category is nearly found if its presence is at least this share of the threshold."""
 
-PARTS = ("presence", "candidates", "map", "score")
+PARTS = ("presence", "candidates", "map", "score", "hand")
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,6 +265,8 @@ def uncertainty_of(
         threshold: presence below which the category counts as absent; None or 0 if there was no threshold.
     """
     known = attributes_of(annotation)
+    if known.get("by_hand") is True:
+        return Uncertainty({"hand": 0.0}, {"hand": "mask made or corrected by hand"})
     parts: dict[str, float] = {}
     words: dict[str, str] = {}
     presence, map_score = number_in(known, "presence"), number_in(known, "map_score")

@@ -138,7 +138,7 @@ def _sam2(size_name: str, size: int) -> Checkpoint:
 
 CHECKPOINTS = (
     Checkpoint(
-        "demo", "clip", "clip_demo.pt", sha256="58b0fe1a58707ee5046e9caab151cb0282a121782cb78cca6216a8c56edebaf8"
+        "demo", "clip", "clip_demo.pt", sha256="cb5d1119719624556dd46aa0cfaec13e59ea5606c359b80dbe4086b8ec6e0154"
     ),
     _clip("RN50", "RN50.pt", "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762", 244 * MIB),
     _clip("RN101", "RN101.pt", "8fa8567bab74a42d41c5915025a8e4538c3bdbe8804a470a72f30b0d94fab599", 278 * MIB),

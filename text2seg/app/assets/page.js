@@ -152,6 +152,30 @@ document.addEventListener("click", (event) => {
   chip.focus({ preventScroll: true });
 });
 
+// A page that is loaded again shows the tab that it showed before. This window alone remembers it.
+const TAB = "text2seg-tab";
+
+addEventListener("pagehide", () => {
+  const tab = document.querySelector('[role="tab"][aria-selected="true"]');
+  try {
+    if (tab) sessionStorage.setItem(TAB, tab.textContent.trim());
+  } catch (error) {
+    console.warn("text2seg cannot keep your tab over a reload", error); // storage is off
+  }
+});
+
+function showTab() {
+  const tabs = [...document.querySelectorAll('[role="tab"]')];
+  if (!tabs.length) { requestAnimationFrame(showTab); return; } // Gradio has not drawn the page yet
+  const last = sessionStorage.getItem(TAB);
+  tabs.find((tab) => tab.textContent.trim() === last && tab.ariaSelected !== "true")?.click();
+}
+try {
+  if (sessionStorage.getItem(TAB)) showTab();
+} catch (error) {
+  console.warn("text2seg cannot find your last tab", error);
+}
+
 // Arrow keys move between tabs, as screen readers announce.
 document.addEventListener("keydown", (event) => {
   const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];

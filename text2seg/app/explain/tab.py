@@ -393,7 +393,11 @@ class ExplainTab:
         Args:
             folder: where the tool has put files of its own.
         """
-        warned = "".join(warning(each) for each in result.notes if is_of_photographs(each))
+        says = [
+            *(each for each in result.notes if is_of_photographs(each)),
+            *(f"Left out: {each}" for each in result.unknown),
+        ]
+        warned = "".join(map(warning, says))
         files = {path.suffix: str(path) for path in save_result(result, _folder(), tool.name)}
         archive = packed(folder) if folder is not None and folder.is_dir() else None
         return {

@@ -179,15 +179,17 @@ class LineError:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """An ontology, or None and its errors. `known` lists what the models know if they do not know a query."""
+    """An ontology, or None and its errors. Its categories are those that the models can look for; `unknown` says why
+    others are left out, and `known` then lists what the models know."""
 
     ontology: Ontology | None
-    errors: tuple[LineError, ...]
+    errors: tuple[LineError, ...] = ()
+    unknown: tuple[LineError, ...] = ()
     known: tuple[str, ...] = ()
 
 
 def check(text: str, models: Text2Seg) -> Checked:
-    """Parse an ontology like the command line, and check whether the models know its queries."""
+    """Parse an ontology like the command line, and leave out the categories that the models do not know."""
     if len(text) > LETTERS:
         return Checked(None, (LineError(0, f"the ontology has {len(text):,} characters; the limit is {LETTERS:,}"),))
     try:
@@ -197,10 +199,11 @@ def check(text: str, models: Text2Seg) -> Checked:
         return Checked(None, tuple(LineError(int(match["line"] or 0), match["words"]) for match in matches))
     if len(items) > CATEGORIES:
         return Checked(None, (LineError(0, f"{len(items):,} categories are too many; the limit is {CATEGORIES:,}"),))
-    errors = tuple(_unknown(ontology, items, models))
-    if errors:
-        return Checked(None, errors, models.closed_vocabulary.names if models.closed_vocabulary else ())
-    return Checked(ontology, ())
+    unknown = tuple(_unknown(ontology, items, models))
+    things = models.closed_vocabulary.names if models.closed_vocabulary and unknown else ()
+    names = {query.name for query in models.known_queries(queries_of(ontology))[0]}
+    kept = tuple(category for category in ontology.categories if category.name in names)
+    return Checked(Ontology(kept) if kept else None, unknown=unknown, known=things)
 
 
 def as_yaml(queries: str | Sequence[str]) -> str:
@@ -239,8 +242,9 @@ def _entry(category: Category) -> list[str] | dict[str, list[str]]:
 
 
 def _unknown(ontology: Ontology, items: list[Item], models: Text2Seg) -> list[LineError]:
-    errors = []
+    """Return a line for each category that the models cannot look for."""
+    lines = []
     for query, item in zip(queries_of(ontology), items, strict=True):
         _, unknown = models.known_queries([query])
-        errors += [LineError(item.line(()), f"{name}: {sentence}") for name, sentence in unknown.items()]
-    return errors
+        lines += [LineError(item.line(()), f"{name}: {sentence}") for name, sentence in unknown.items()]
+    return lines

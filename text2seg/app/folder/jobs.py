@@ -33,6 +33,8 @@ from text2seg.io.files import reason, resolve_path
 from text2seg.io.images import load_image
 from text2seg.labelling.engine import Batch, Deliver, Delivery, Engine, Load, LocalEngine, Work
 from text2seg.labelling.job import LabelReport, label_folder, scan_folder
+from text2seg.labelling.journal import read_records
+from text2seg.labelling.output import journal_path
 from text2seg.ontology import Ontology, queries_of
 from text2seg.records import Image
 from text2seg.runtime import watched
@@ -79,6 +81,8 @@ class Job:
     total: int = 0
     done: int = 0
     notes: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
+    """Sentences on the categories that are not looked for, because the models do not know them."""
     failures: list[str] = field(default_factory=list)
     unfamiliar: set[str] = field(default_factory=set)
     """File names of images that look like photographs, if the models know drawings only."""
@@ -124,14 +128,24 @@ class Jobs:
         self._is_closed = False
         self._folder: Path | None = None
 
-    def add(self, owner: str, name: str, models: Text2Seg, ontology: Ontology, fill: Fill) -> Job:
-        """Put images into a private folder, and the job at the end of the queue.
+    def add(
+        self,
+        owner: str,
+        name: str,
+        models: Text2Seg,
+        ontology: Ontology,
+        fill: Fill,
+        *,
+        unknown: tuple[str, ...] = (),
+    ) -> Job:
+        """Put images into a private folder, and the job at the end of the queue. `unknown` says what it leaves out.
 
         Raises:
             Text2SegError: the models do not know a query, there are too many jobs, or `fill` refuses the images.
         """
         models.check(queries_of(ontology))
         job = self._reserve(owner, name, models, ontology)
+        job.unknown = unknown
         try:
             job.images.mkdir(mode=0o700)
             job.notes = fill(job.images)
@@ -191,6 +205,28 @@ class Jobs:
                 self._thread.start()
                 atexit.register(self.close)
             self._changed.notify_all()
+
+    def finish(self, job: Job) -> None:
+        """Finish a stopped or failed job with the images that are done. The others are deleted from it. The message of
+        the job says why that is not possible."""
+        with self._changed:
+            if job.state not in ("stopped", "failed") or job.is_removed:
+                return
+            try:
+                done = {record.get("file") for _, record in read_records(journal_path(job.dataset))}
+                files = scan_folder(job.images, _settings(job)).files
+                left = [file for file in files if file not in done]
+                if len(left) == len(files):
+                    raise Text2SegError("no image is done yet; resume the job")
+                for file in left:
+                    (job.images / file).unlink()
+            except (Text2SegError, OSError) as error:
+                job.message = message_of(error) if isinstance(error, Text2SegError) else reason(error)
+                return
+            job.total = job.done = len(files) - len(left)
+            count = f"{len(left)} image{'s' * (len(left) != 1)}"
+            job.notes += (f"left out when the job was finished early: {count}",) * bool(left)
+        self.resume(job)
 
     def remove(self, job: Job) -> None:
         """Delete a job and its folder. A running job is stopped first."""
@@ -366,11 +402,6 @@ class VisitorJobs:
     def start(self, who: str, paths: Sequence[Path], text: str) -> Job:
         """Start a job of the HTTP API on uploaded files. `who` is the user, or the address of the client. Raises
         `Text2SegError`."""
-        if errors := self.check(text).errors:
-            first, *others = errors
-            line = f"line {first.line}: " if first.line else ""
-            more = f" ({len(others)} more error{'s' * (len(others) > 1)})" if others else ""
-            raise OntologyError(f"ontology, {line}{first.message}{more}")
         return self.upload({"visitor": f"{API}{who}", "job": ""}, paths, text)
 
     def check_room(self, who: str) -> None:
@@ -419,8 +450,11 @@ class VisitorJobs:
             raise Text2SegError("nothing to find yet; type things separated by commas, or write an ontology")
         checked = self.check(text)
         if checked.ontology is None:
-            count = len(checked.errors)
-            raise Text2SegError(f"the ontology has {count} error{'s' * (count != 1)}; see the list below it")
+            first, *others = checked.errors or checked.unknown
+            line = f", line {first.line}" if first.line else ""
+            more = f" ({len(others)} more error{'s' * (len(others) > 1)})" if others else ""
+            raise OntologyError(f"ontology{line}: {first.message}{more}")
+        unknown = tuple(each.message for each in checked.unknown)
         with self._lock:
             starting = self._starting.setdefault(kept["visitor"], threading.Lock())
         with starting:  # a second press of the button comes before the first one has its answer
@@ -431,7 +465,8 @@ class VisitorJobs:
                 before, number, _ = self._starts.get(kept["visitor"], (None, "", 0.0))
             if before == asked and (job := self.jobs.find(kept["visitor"], number)):
                 return job
-            job = self.jobs.add(kept["visitor"], name, self.model_pool.models, checked.ontology, fill)
+            models = self.model_pool.models
+            job = self.jobs.add(kept["visitor"], name, models, checked.ontology, fill, unknown=unknown)
             with self._lock:
                 self._starts[kept["visitor"]] = (asked, job.id, time.monotonic())
             return job

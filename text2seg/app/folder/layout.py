@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from types import SimpleNamespace
@@ -46,7 +46,8 @@ def lay_out(settings: AppSettings, *, knows_all: bool) -> SimpleNamespace:
     """Build the components of the tab. `knows_all`: the models have a closed vocabulary."""
     c = SimpleNamespace()
     # The encryption key is in the page. The token itself cannot be guessed.
-    c.converted = gr.State(("", ""))
+    # Not a State: its value must be of the same answer as that of the ontology.
+    c.converted = gr.JSON(["", ""], visible=False)
     c.kept = gr.BrowserState(NOBODY, storage_key="text2seg-folder", secret="text2seg")
     c.number = gr.State(0)
     c.last = gr.State(-1)
@@ -143,6 +144,7 @@ def _lay_out_job(c: SimpleNamespace) -> None:
     with gr.Row(elem_classes="t2s-folder-actions"):
         c.cancel = gr.Button("Cancel", size="md", variant="stop", elem_id="folder-cancel")
         c.resume = gr.Button("Resume", size="md", variant="primary", elem_id="folder-resume")
+        c.finish = gr.Button("Finish with what is done", size="md", visible=False, elem_id="folder-finish")
 
 
 def _lay_out_deletion(c: SimpleNamespace) -> None:
@@ -201,9 +203,9 @@ BADGES: dict[State, str] = {
 
 
 def checked_html(checked: Checked) -> str:
-    """Return the errors of an ontology, or its categories if it has none."""
+    """Return the errors of an ontology, or its categories with those that are left out."""
     names = checked.ontology.names if checked.ontology else ()
-    return _render("checked", checked=checked, names=names, shown=NAMES)
+    return _render("checked", checked=checked, faults=checked.errors or checked.unknown, names=names, shown=NAMES)
 
 
 def status_html(job: Job, ahead: int) -> str:
@@ -222,9 +224,10 @@ def status_html(job: Job, ahead: int) -> str:
     return status + warning(photographs(len(job.unfamiliar), job.total))
 
 
-def sheet_html(page: SheetPage, categories: Sequence[str], unfamiliar: Collection[str]) -> str:
-    """Return a page of the review: its images, segments and buttons. `unfamiliar` images look like photographs."""
-    return _render("sheet", page=page, shown=SEGMENTS, categories=categories, unfamiliar=unfamiliar)
+def sheet_html(page: SheetPage, categories: Sequence[str], job: Job, decided: int = 0) -> str:
+    """Return a page of the review of a job: its images, segments and buttons. `decided` is the number of the last
+    decision of this browser page that it shows (see sheet.js)."""
+    return _render("sheet", page=page, shown=SEGMENTS, categories=categories, job=job, decided=decided)
 
 
 def place_html(page: SheetPage) -> str:
@@ -263,11 +266,13 @@ def _detail(job: Job, ahead: int) -> str:
     if job.state == "running" and not _is_stopping(job):
         return _left(job.seconds_left)
     if job.report and job.state == "done":
-        report = job.report
-        return f"{report.found} with segments, {report.empty} without, {report.failed} failed"
-    return {"stopped": "finished images are kept; resume at any time", "running": "finishing the current images"}.get(
-        job.state, ""
-    )
+        labelled = job.report.found + job.report.empty
+        found = job.sheet.found(job.marks) if job.sheet else job.report.found  # the visitor may have removed some
+        return f"{found} with segments, {labelled - found} without, {job.report.failed} failed"
+    return {
+        "stopped": "finished images are kept: resume, or finish with them",
+        "running": "finishing the current images",
+    }.get(job.state, "")
 
 
 def _left(seconds: float | None) -> str:

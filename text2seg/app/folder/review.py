@@ -106,6 +106,13 @@ class ContactSheet:
             if not marks.is_rejected(item.annotation, image.file_name)
         )
 
+    def found(self, marks: Marks) -> int:
+        """Return the number of images with a segment that is not rejected."""
+        return sum(
+            not all(marks.is_rejected(item.annotation, image.file_name) for item in image.items)
+            for image in self.contents.images
+        )
+
     def decide(self, marks: Marks, change: dict[str, Any]) -> None:
         """Record a decision of a page: the `place` of an image and its `verdict`, or one of its segments and whether to
         `keep` it or its `category`. Ignore anything that does not fit the dataset."""
@@ -360,6 +367,6 @@ def _downloads(job: Job) -> Path:
 
 
 def _stem(job: Job) -> str:
-    """Return the name of a job as a file name of letters, digits and hyphens."""
-    kept = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in Path(job.name).stem)
+    """Return the name of a job as a file name of letters, of any script, digits and hyphens."""
+    kept = "".join(letter if letter.isalnum() else "-" for letter in Path(job.name).stem)
     return kept.strip("-")[:60] or "dataset"

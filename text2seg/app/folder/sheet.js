@@ -1,9 +1,12 @@
 // Review of the images: buttons and keys for verdicts, checkboxes and categories of segments, and the large view. Each
 // change is shown, then sent: `select` {place, …}; `enlarge` {place} asks for a large image, `edit` {place, segment}
 // opens the editor, and `redraw` asks for the page again after categories were corrected.
+// Decisions have numbers. A page names the last one that it knows (`data-decided`), and later ones are made on it again.
 
 let put = null; // takes the large image of a place
 let edited = null; // place of the image that was opened in the editor last, where the review goes on
+let number = 0; // of the last decision
+const decisions = []; // those that no page is known to have, oldest first
 let mounted = new AbortController(); // of the component, which Gradio mounts again when its tab is shown again
 
 window.text2segLargeImage = (props, watch) => {
@@ -18,18 +21,41 @@ window.text2segContactSheet = (element, send, watch) => {
   let isCorrected = false;
   let turning = 0; // 1 or -1 while the large view waits for the next or the previous page
 
+  const jobOf = () => element.querySelector(".t2s-sheet")?.dataset.job;
   const bodyOf = (tile) => bodies.get(tile) ?? tile.querySelector(".t2s-tile-body");
-  const report = (place, change) => send.select({ place, ...change });
+  function report(change) {
+    number += 1;
+    decisions.push({ ...change, number, job: jobOf() });
+    show(change);
+    send.select({ ...change, number });
+  }
 
   function decide(place, verdict) {
+    const taken = tileOf(place).classList.contains(verdict) ? null : verdict;
+    report({ place, verdict: taken });
+  }
+
+  /** Show a decision on its tile, if the tile is on this page. */
+  function show({ place, verdict, segment, keep, category }) {
     const tile = tileOf(place);
-    const taken = tile.classList.contains(verdict) ? null : verdict;
-    tile.classList.remove("accepted", "rejected");
-    if (taken) tile.classList.add(taken);
-    for (const button of bodyOf(tile).querySelectorAll("[data-verdict]")) {
-      button.setAttribute("aria-pressed", String(button.dataset.verdict === taken));
+    if (!tile) return;
+    const body = bodyOf(tile);
+    if (segment === undefined) {
+      tile.classList.remove("accepted", "rejected");
+      if (verdict) tile.classList.add(verdict);
+      for (const button of body.querySelectorAll("[data-verdict]")) {
+        button.setAttribute("aria-pressed", String(button.dataset.verdict === verdict));
+      }
+      return;
     }
-    report(place, { verdict: taken });
+    const box = body.querySelector(`[data-segment="${segment}"]`), entry = box?.closest(".segment");
+    if (!entry) return;
+    const select = entry.querySelector("[data-category]");
+    box.checked = keep ?? true;
+    select.value = category ?? select.dataset.before; // only an accepted segment has a corrected category
+    entry.querySelector("[data-verdict-of]")?.remove();
+    entry.classList.toggle("rejected", !box.checked);
+    entry.querySelector("b").textContent = select.value;
   }
 
   function go(from, step) {
@@ -92,6 +118,7 @@ window.text2segContactSheet = (element, send, watch) => {
 
   function clicked(event) {
     const { verdict, open: opens, edit } = event.target.closest("button")?.dataset ?? {};
+    if (event.detail > 1) return; // a double click counts once
     edited = null;
     if (verdict) decide(placeOf(event.target), verdict);
     else if (opens !== undefined) open(event.target.closest(".t2s-tile"));
@@ -109,17 +136,10 @@ window.text2segContactSheet = (element, send, watch) => {
     if (!segment && !category) return;
     const entry = event.target.closest(".segment");
     const box = entry.querySelector("[data-segment]"), select = entry.querySelector("[data-category]");
-    entry.querySelector("[data-verdict-of]")?.remove();
-    if (segment) {
-      if (select.value !== select.dataset.before) isCorrected = true;
-      select.value = select.dataset.before; // only an accepted segment has a corrected category
-      report(placeOf(entry), { segment: Number(segment), keep: box.checked });
-    } else {
-      box.checked = isCorrected = true;
-      report(placeOf(entry), { segment: Number(category), category: select.value });
-    }
-    entry.classList.toggle("rejected", !box.checked);
-    entry.querySelector("b").textContent = select.value;
+    const place = placeOf(entry);
+    isCorrected ||= Boolean(category) || select.value !== select.dataset.before;
+    if (segment) report({ place, segment: Number(segment), keep: box.checked });
+    else report({ place, segment: Number(category), category: select.value });
   }
 
   mounted.abort(); // the dialog of the large view is there for all mounts
@@ -134,9 +154,13 @@ window.text2segContactSheet = (element, send, watch) => {
   watch("value", () => {
     for (const box of element.querySelectorAll("[data-segment]")) box.checked = box.defaultChecked;
     for (const option of element.querySelectorAll("[data-category] option")) option.selected = option.defaultSelected;
+    const { decided = 0 } = element.querySelector(".t2s-sheet")?.dataset ?? {};
+    while (decisions[0]?.number <= Number(decided)) decisions.shift();
+    decisions.filter(({ job }) => job === jobOf()).forEach(show);
     const all = tiles().filter((each) => each.querySelector("img"));
     if (turning && all.length && text2segLarge.dialog.open) open(turning > 0 ? all[0] : all.at(-1));
     turning = 0;
+    goOn(); // the tile with the focus may be another one now
   });
 
   /** Go on at the image that was edited, once it is visible again and unless the visitor is somewhere else. */

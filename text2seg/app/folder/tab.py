@@ -67,6 +67,7 @@ class Tab:
 
     def __init__(self, jobs: VisitorJobs) -> None:
         self._jobs, model_pool = jobs, jobs.model_pool
+        self._decided: dict[str, int] = {}  # number of the last decision of each page, by its session
         self._answers = count()  # the page sees only values that differ from the one before
         self._root = model_pool.settings.root
         self._c = lay_out(model_pool.settings, knows_all=model_pool.models.closed_vocabulary is not None)
@@ -79,7 +80,7 @@ class Tab:
         page = Context.root_block
         if page is None:
             raise RuntimeError("the tab must be built within a page")
-        shown = [c.picker, c.form, c.work, c.review, c.cancel, c.resume, c.delete]
+        shown = [c.picker, c.form, c.work, c.review, c.cancel, c.resume, c.finish, c.delete]
         anew = [c.kept, *shown, c.status, c.sure, c.timer, c.phase, c.start, c.begin, c.problem]
         page.load(self._folders, outputs=[c.folder], **QUIET)
         page.unload(self._forget)
@@ -91,6 +92,7 @@ class Tab:
         c.cancel.click(None, js=STOPPING, api_visibility="private")
         c.cancel.click(self._acting(jobs.cancel), [c.kept], anew, **QUIET)
         c.resume.click(self._acting(jobs.resume), [c.kept], anew, **QUIET)
+        c.finish.click(self._acting(jobs.finish), [c.kept], anew, **QUIET)
         removed = c.yes.click(self._acting(jobs.remove), [c.kept], anew, **QUIET)
         removed.success(None, js="() => text2segFocus('#folder-jobs input, #folder-files .t2s-drop')")
         for button, asks in ((c.delete, True), (c.no, False)):
@@ -115,7 +117,9 @@ class Tab:
         c.source.input(self._switch, [c.source], [c.files, c.room, c.folder], **last)
         changes = [c.files.input, c.source.input, c.folder.input, c.queries.change]
         gr.on(changes, None, outputs=[c.problem], js="() => ''", api_visibility="private")  # it may be mended
-        gr.on([c.write.click, c.queries.submit], self._write, [c.queries], [c.text, c.problem, c.converted], **last)
+        written = [c.text, c.problem, c.converted]
+        gr.on([c.write.click, c.queries.submit], self._write, [c.queries], written, **last)
+        c.queries.blur(self._follow, [c.queries, c.text, c.converted], [c.text, c.converted], **last)
         c.few.click(lambda: as_yaml(FEW_THINGS), outputs=[c.text], **QUIET)
         c.limits.click(lambda: WITH_LIMITS, outputs=[c.text], **QUIET)
         c.all.click(self._all_things, outputs=[c.text, c.problem], **QUIET)
@@ -140,7 +144,7 @@ class Tab:
         gr.on(shown, self._page, [c.kept, c.shown], sheet, trigger_mode="always_last", **QUIET)
         for button, step in ((c.back, -1), (c.next, 1)):
             button.click(None, outputs=[c.back, c.next], js=WAIT)
-            turned = button.click(partial(self._turn, step), [c.kept, c.shown, c.number, c.last], sheet, **QUIET)
+            turned = button.click(self._turning(step), [c.kept, c.shown, c.number, c.last], sheet, **QUIET)
             turned.then(None, js=SHOW_SHEET)
             turned.failure(None, outputs=[button], js=READY)
         # Decisions count, and are answered, in their order.
@@ -188,7 +192,7 @@ class Tab:
             """Return to the review, and give the editor what it held before."""
             return {**editor.put(desk, opened.before, 0), tabs: gr.Tabs(selected="folder"), **bar(opened.before)}
 
-        def take(kept: Any, desk: Desk, shown: Shown, number: int) -> Updates:
+        def take(kept: Any, desk: Desk, shown: Shown, number: int, request: gr.Request) -> Updates:
             session, opened = desk.session, desk.session.editing
             if opened is None:
                 return bar(session)
@@ -199,7 +203,7 @@ class Tab:
                 editing.finish(opened, session, job, self._jobs.sheet(job))
             except Text2SegError as error:
                 return {back.wrong: alert(message_of(error))}
-            return leave(desk, opened) | self._page(kept, shown, number)
+            return leave(desk, opened) | self._page(kept, shown, request, number)
 
         def drop(desk: Desk) -> Updates:
             opened = desk.session.editing
@@ -217,6 +221,7 @@ class Tab:
 
     def _forget(self, request: gr.Request) -> None:
         self._jobs.forget(str(request.session_hash))
+        self._decided.pop(str(request.session_hash), None)
 
     def _folders(self) -> Any:
         """Update the list of folders. Keep the choice, which the visitor may make before this answer."""
@@ -247,6 +252,7 @@ class Tab:
             c.review: gr.Column(visible=state == "done"),
             c.cancel: gr.Button(visible=state in ("waiting", "running")),
             c.resume: gr.Button(visible=state in ("stopped", "failed")),
+            c.finish: gr.Button(visible=bool(job and state in ("stopped", "failed") and job.done > len(job.failures))),
             c.delete: gr.Button(visible=state in ("stopped", "failed", "done")),
         }
 
@@ -296,9 +302,22 @@ class Tab:
     def _write(self, queries: str) -> Updates:
         try:
             text = as_yaml(queries)
-            return {self._c.text: text, self._c.problem: "", self._c.converted: (queries, text)}
+            return {self._c.text: text, self._c.problem: "", self._c.converted: [queries, text]}
         except Text2SegError as error:
             return {self._c.problem: alert(message_of(error))}
+
+    def _follow(self, queries: str, text: str, converted: list[str]) -> Updates:
+        """Convert things that were typed, unless the ontology is the visitor's own. A mistake in them is told later,
+        when the visitor converts them or starts."""
+        c = self._c
+        is_ours = text.strip() in ("", converted[1].strip())
+        if not queries.strip() or queries == converted[0] or not is_ours:
+            return {c.text: gr.skip()}
+        try:
+            made = as_yaml(queries)
+        except Text2SegError:
+            return {c.text: gr.skip()}
+        return {c.text: made, c.converted: [queries, made]}
 
     def _all_things(self) -> Updates:
         vocabulary = self._jobs.model_pool.models.closed_vocabulary
@@ -306,7 +325,7 @@ class Tab:
             return {self._c.problem: alert("The models of this app know any words now; type the things to find.")}
         return {self._c.text: known_things(vocabulary), self._c.problem: ""}
 
-    def _check(self, text: str, converted: tuple[str, str]) -> Updates:
+    def _check(self, text: str, converted: list[str]) -> Updates:
         """Check an ontology. One that a person typed may mend the problem; one just made of the things does not."""
         updates: Updates = {self._c.checked: layout.checked_html(self._jobs.check(text))}
         return updates if text.strip() == converted[1].strip() else {**updates, self._c.problem: ""}
@@ -319,7 +338,7 @@ class Tab:
         folder: str | None,
         queries: str,
         text: str,
-        converted: tuple[str, str],
+        converted: list[str],
         request: gr.Request,
     ) -> Updates:
         """Start a job. If the ontology is empty, or was made of things that have changed since, make it of the things
@@ -334,7 +353,7 @@ class Tab:
                         "things, or empty their field to use the ontology"
                     )
                 text = as_yaml(queries)
-                converted = (queries, text)
+                converted = [queries, text]
             if source == SERVER:
                 job = self._jobs.choose(known, folder or "", text)
             else:
@@ -351,15 +370,16 @@ class Tab:
         known = {**known, "job": job.id}
         return {**self._anew(known, request), c.kept: known, c.files: [], c.text: text, c.converted: converted}
 
-    def _page(self, kept: Any, shown: Shown, number: int = 0) -> Updates:
+    def _page(self, kept: Any, shown: Shown, request: gr.Request, number: int = 0) -> Updates:
         """Return the updates for a page of the contact sheet, if the job is done."""
         c, job = self._c, self._jobs.job(kept)
+        decided = self._decided.get(str(request.session_hash), 0)
         if job is None or job.state != "done":
             return {c.sheet: "", c.tally: "", c.number: 0}
         sheet = self._jobs.sheet(job)
         page = sheet.page(job.marks, shown, number)
         return {
-            c.sheet: layout.sheet_html(page, sheet.categories, job.unfamiliar),
+            c.sheet: layout.sheet_html(page, sheet.categories, job, decided),
             c.tally: layout.tally_html(job),
             c.status: layout.status_html(job, 0),
             c.number: page.number,
@@ -372,11 +392,17 @@ class Tab:
             c.get_failures: gr.Button(visible=bool(job.failures)),
         }
 
-    def _turn(self, step: int, kept: Any, shown: Shown, number: int, last: int) -> Updates:
-        job = self._jobs.job(kept)
-        if step > 0 and job is not None and job.state == "done":
-            return self._page(kept, shown, self._jobs.sheet(job).number_after(job.marks, shown, last))
-        return self._page(kept, shown, number + step)
+    def _turning(self, step: int) -> Callable[..., Updates]:
+        """Return the handler that shows the next page, or the one before."""
+
+        def turned(kept: Any, shown: Shown, number: int, last: int, request: gr.Request) -> Updates:
+            job = self._jobs.job(kept)
+            if step > 0 and job is not None and job.state == "done":
+                after = self._jobs.sheet(job).number_after(job.marks, shown, last)
+                return self._page(kept, shown, request, after)
+            return self._page(kept, shown, request, number + step)
+
+        return turned
 
     def _done(self, kept: Any) -> Job:
         """Return the open job, which is done. Raises `Text2SegError` if it is not there any more."""
@@ -394,22 +420,26 @@ class Tab:
             return None
         return {"place": place, "file": {"url": large.url}, "answer": next(self._answers)}
 
-    def _decide(self, kept: Any, event: gr.EventData) -> tuple[str, Any]:
+    def _decide(self, kept: Any, event: gr.EventData, request: gr.Request) -> tuple[str, Any]:
         try:
             job = self._done(kept)
         except Text2SegError as error:
             return alert(message_of(error)), gr.skip()
-        self._jobs.sheet(job).decide(job.marks, event._data)
+        change = dict(event._data) if isinstance(event._data, dict) else {}
+        number = change.pop("number", 0)
+        self._jobs.sheet(job).decide(job.marks, change)
+        self._decided[str(request.session_hash)] = number if isinstance(number, int) else 0
         return layout.tally_html(job), layout.status_html(job, 0)
 
-    def _open_marks(self, file: str, kept: Any, shown: Shown, number: int) -> Updates:
+    def _open_marks(self, file: str, kept: Any, shown: Shown, number: int, request: gr.Request) -> Updates:
         """Take over the marks of an uploaded file."""
         try:
             job = self._done(kept)
             counts = self._jobs.sheet(job).open_marks(job.marks, check_upload(Path(file)))
         except Text2SegError as error:
             return {self._c.wrong: alert(message_of(error))}
-        return {**self._page(kept, shown, number), self._c.wrong: layout.opened_html(Path(file).name, counts)}
+        page = self._page(kept, shown, request, number)
+        return {**page, self._c.wrong: layout.opened_html(Path(file).name, counts)}
 
     def _making(self, make: Callable[[Job, ContactSheet], Path]) -> Callable[[Any], Any]:
         def made(kept: Any) -> tuple[Any, str]:

@@ -32,6 +32,12 @@ customElements.define("t2s-chips", class extends HTMLElement {
     this.input.addEventListener("keydown", (event) => this.#key(event));
     this.input.addEventListener("input", (event) => this.#typed(event));
     this.addEventListener("click", (event) => this.#click(event));
+    this.addEventListener("keydown", (event) => {
+      if (event.key !== "Escape" || this.words.hidden) return;
+      event.stopPropagation();
+      this.#openKnown();
+      this.querySelector(".t2s-grammar [data-do=known]").focus();
+    });
     this.#show();
   }
 

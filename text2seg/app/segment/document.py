@@ -172,12 +172,13 @@ class History:
 
     def search(self, document: Document, *, is_again: bool) -> History:
         """Make the result of a search current. One for the same words, as while a slider moves, is a step together with
-        the search just before it.
+        the search just before it. The first search in an image is where its history begins.
 
         Args:
             is_again: the words are those of the search before.
         """
-        if is_again and self.present is self.searched:
+        is_first = not self.past and self.present == Document()
+        if is_first or (is_again and self.present is self.searched):
             return History(document, self.past, searched=document)
         return replace(self.step(document), searched=document)
 

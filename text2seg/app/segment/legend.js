@@ -54,8 +54,10 @@ customElements.define("t2s-legend", class extends HTMLElement {
     name.append(this.#element("strong", "", query.name), " ", this.#element("span", "", query.verdict));
     head.append(this.#element("i", "t2s-swatch", ""), name);
     if (queryPieces.length) {
-      const isHidden = hidden.has(query.name);
-      head.append(this.#button("toggle", query.name, isHidden ? "Show" : "Hide", !isHidden, `Show ${query.name}`));
+      const does = hidden.has(query.name) ? "Show" : "Hide";
+      const toggle = this.#button("toggle", query.name, does, false, `${does} ${query.name}`);
+      toggle.removeAttribute("aria-pressed");
+      head.append(toggle);
     }
     if (!query.found) {
       const why = this.#button("why", query.name, "Why not?", false, `Why ${query.name} was not found`);

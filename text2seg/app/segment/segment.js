@@ -225,9 +225,10 @@ customElements.define("t2s-segment", class extends HTMLElement {
     this.why.explanation = null;
     this.chips.texts = view.texts;
     this.#keep(); // even without a token: a reload must not open the image before
-    if (!view.opened.selected) return;
+    if (!view.isLabelled) return; // the review goes on
     const focus = () => {
       if (!this.checkVisibility()) return setTimeout(focus, 50);
+      document.querySelector("#folder-return")?.scrollIntoView(); // the way back stays in view
       const piece = this.stage.querySelector(`[data-piece="${view.opened.selected}"]`);
       return (piece ?? this.chips.input).focus({ preventScroll: true });
     };
@@ -435,6 +436,7 @@ customElements.define("t2s-segment", class extends HTMLElement {
     const { selected, adding, isStart, tool } = this.#local;
     if (event.target.matches("input[type=text]") || !this.#view.image) return;
     const key = event.key.toLowerCase();
+    if (key === "escape" && !this.why.hidden) { this.#closeWhy(); return; }
     const control = event.ctrlKey || event.metaKey;
     const name = control
       ? { z: event.shiftKey ? "redo" : "undo", y: "redo" }[key]
