@@ -31,6 +31,7 @@ from tqdm import tqdm
 from text2seg import weights
 from text2seg._version import __version__
 from text2seg.cli import COMMANDS, Group, doctor, main
+from text2seg.cli.common import MOST_ROWS
 from text2seg.cli.flags import described
 from text2seg.cli.terminal import waiting
 from text2seg.coco import rle
@@ -38,7 +39,7 @@ from text2seg.coco.dataset import read_dataset
 from text2seg.coco.provenance import provenance_of
 from text2seg.errors import CheckpointError
 from text2seg.io.output_folder import OutputFolder
-from text2seg.model_card import place_of_card
+from text2seg.model_card import card_of, place_of_card
 from text2seg.pipeline import Text2Seg
 
 GROUPS = [name for name, command in COMMANDS.items() if isinstance(command, Group)]
@@ -741,3 +742,25 @@ def test_a_connection_that_breaks_inside_a_command_is_not_silent(monkeypatch, ca
     monkeypatch.setattr("text2seg.cli.run_command", broken)
     assert main([]) == 1
     assert "connection to another process was lost: Broken pipe" in capsys.readouterr().err
+
+
+def test_tables_of_many_rows_are_short_and_say_where_the_others_are(tmp_path, capsys):
+    names = sorted(card_of("demo").vocabulary)
+    queries = ["--queries", ",".join(names), "--output"]
+    assert main(["segment", SCENE, *queries, str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out.splitlines()
+    found = [line for line in said if "best" in line or ": 0." in line]
+    assert f"not found: {len(names) - len(found)} queries; --verbose names all" in said
+    assert len(said) == len(found) + 4  # and two images and the COCO file
+    (tmp_path / "photos").mkdir()
+    shutil.copy(SCENE, tmp_path / "photos")
+    assert main(["label", str(tmp_path / "photos"), *queries, str(tmp_path / "label.json")]) == 0
+    said = capsys.readouterr().out
+    assert len([line for line in said.splitlines() if line.startswith("│")]) == MOST_ROWS
+    assert f"{len(names) - MOST_ROWS} more categories; --verbose, or text2seg report {tmp_path}/label.json" in said
+    assert all(line.partition(":")[0] in said for line in found)
+    assert main(["evaluate", TRUTH, TRUTH, "--json", str(tmp_path / "scores.json")]) == 0
+    assert f"more categories are in {tmp_path / 'scores.json'}" in capsys.readouterr().out
+    assert main(["explain", "multilabel", SCENE, "--output", str(tmp_path)]) == 0
+    where = f"{len(names) - MOST_ROWS} more rows are in {tmp_path}/multilabel_scene_0001.json"
+    assert where in capsys.readouterr().out

@@ -240,6 +240,9 @@ def say_own_card(sha256: str, model: ModelSettings) -> None:
 
 # ---- tables
 
+MOST_ROWS = 20
+"""Largest number of rows of a table on the terminal; a line below it says where the others are."""
+
 
 class PlainConsole(Console):
     """A console that prints strings literally: no markup, no emoji codes, control characters escaped except line
