@@ -243,7 +243,7 @@ def test_wrong_words_files_and_names_are_found_without_slow_imports(tmp_path):
             f"explain saliency {SCENE} --vector nowhere.npy --output {out}",
             f"explain saliency {SCENE} --word unicycle=1 --output {out}",
             f"explain board {SCENE} --texts unicycle --output {out}",
-            f"explain semantic {SCENE} --label sheep --label unicycle --output {out}",
+            f"explain semantic {SCENE} --label xylophone --label unicycle --output {out}",
             f"explain faithfulness --dataset nowhere.json --output {out}",
             f"explain recognition-scores --dataset {TRUTH} --dataset nowhere.json --output {out}",
             f"tune {folder} --ontology text2seg/demo/scenes/things.yaml --truth {SCENE}",
@@ -661,7 +661,24 @@ def test_a_file_whose_name_begins_with_a_dash_is_explained(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     Path("-x.jpg").write_bytes(b"")
     assert main(["segment", "-x.jpg", "--query", "sheep"]) == 2
-    assert "-x.jpg is taken for a flag, because it begins with a dash; write ./-x.jpg" in capsys.readouterr().err
+    assert "-x.jpg is taken for a flag, because it begins with a dash; write ./-x.jpg, or --" in capsys.readouterr().err
+
+
+def test_images_with_odd_names_are_segmented(tmp_path, monkeypatch, capsys):
+    names = ("-dash.jpg", "--everything.jpg", "two words.jpg", "a \"b\" 'c'.jpg", "ü ☂.jpg", "line\nbreak.jpg")
+    for name in names:
+        shutil.copy(SCENE, tmp_path / name)
+    word = wanted()
+    monkeypatch.chdir(tmp_path)
+    assert main(["segment", "--query", word, "--save", "masks", "--output", "out", "--", *names]) == 0
+    dataset = json.loads(Path("out/dataset.json").read_text(encoding="utf-8"))
+    assert {image["file_name"] for image in dataset["images"]} == set(names)
+    said = capsys.readouterr().out
+    assert "line\\nbreak.jpg: " in said
+    written = [each.name for each in Path("out/masks").iterdir()]
+    assert all(any(each.startswith(f"{Path(name).stem}_") for each in written) for name in names)
+    assert main(["explain", "saliency", "--text", word, "--output", "explained", "--", "-dash.jpg"]) == 0
+    assert Path("explained/saliency_-dash.png").exists()
 
 
 def test_report_checks_its_input_first_and_writes_beside_other_outputs(tmp_path, monkeypatch, capsys):
