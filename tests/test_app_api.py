@@ -231,7 +231,7 @@ WRONG_CALLS = [
     ("segment", ["IMAGE", "x" * 10_000], "10,000 letters"),
     ("segment", ["IMAGE", "\x1b[31msheep"], "control characters"),
     ("segment", ["IMAGE", ", ".join(f"sheep {number}" for number in range(200))], "200 queries are too many"),
-    ("segment", ["IMAGE", "unicorn"], "does not know 'unicorn'. Did you mean corn or anchor? GET /api/v1/health lists"),
+    ("segment", ["IMAGE", "unicorn"], "does not know 'unicorn'. GET /api/v1/health lists"),
     ("segment", ["IMAGE", "sheep", "threshold"], "Settings must be a JSON object"),
     ("segment", ["IMAGE", "sheep", [1]], "Settings must be a JSON object"),
     ("segment", ["IMAGE", "sheep", {"points": 3}], "Settings must be like"),

@@ -31,6 +31,7 @@ from tqdm import tqdm
 from text2seg import weights
 from text2seg._version import __version__
 from text2seg.cli import COMMANDS, Group, doctor, main
+from text2seg.cli.common import MOST_ROWS
 from text2seg.cli.flags import described
 from text2seg.cli.terminal import waiting
 from text2seg.coco import rle
@@ -38,7 +39,7 @@ from text2seg.coco.dataset import read_dataset
 from text2seg.coco.provenance import provenance_of
 from text2seg.errors import CheckpointError
 from text2seg.io.output_folder import OutputFolder
-from text2seg.model_card import place_of_card
+from text2seg.model_card import card_of, place_of_card
 from text2seg.pipeline import Text2Seg
 
 GROUPS = [name for name, command in COMMANDS.items() if isinstance(command, Group)]
@@ -242,7 +243,7 @@ def test_wrong_words_files_and_names_are_found_without_slow_imports(tmp_path):
             f"explain saliency {SCENE} --vector nowhere.npy --output {out}",
             f"explain saliency {SCENE} --word unicycle=1 --output {out}",
             f"explain board {SCENE} --texts unicycle --output {out}",
-            f"explain semantic {SCENE} --label sheep --label unicycle --output {out}",
+            f"explain semantic {SCENE} --label xylophone --label unicycle --output {out}",
             f"explain faithfulness --dataset nowhere.json --output {out}",
             f"explain recognition-scores --dataset {TRUTH} --dataset nowhere.json --output {out}",
             f"tune {folder} --ontology text2seg/demo/scenes/things.yaml --truth {SCENE}",
@@ -464,7 +465,7 @@ def test_invalid_arguments_are_a_one_line_error(arguments, says, status, capsys)
     assert main(["segment", *arguments]) == status
     *before, error = capsys.readouterr().err.splitlines()
     assert says in error
-    assert all(line.startswith("text2seg: the models are ") for line in before)
+    assert all(line.startswith(("text2seg: loading the models", "text2seg: the models are ")) for line in before)
 
 
 def test_missing_images_are_reported_by_name_and_leave_nothing_behind(tmp_path, capsys):
@@ -548,7 +549,10 @@ def test_large_images_cause_no_warnings(tmp_path, capsys, monkeypatch):
         warnings.simplefilter("default")
         assert main(["segment", str(path), "--query", wanted(), "--output", str(tmp_path / "out")]) == 0
     assert [str(warning.message) for warning in caught] == []
-    assert capsys.readouterr().err.startswith("text2seg: the models are ")
+    assert [line[:20] for line in capsys.readouterr().err.splitlines()] == [
+        "text2seg: loading th",
+        "text2seg: the models",
+    ]
 
 
 @pytest.mark.parametrize("line", ["--help", "explain board --help", "checkpoints list", f"evaluate {TRUTH} {TRUTH}"])
@@ -657,7 +661,24 @@ def test_a_file_whose_name_begins_with_a_dash_is_explained(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     Path("-x.jpg").write_bytes(b"")
     assert main(["segment", "-x.jpg", "--query", "sheep"]) == 2
-    assert "-x.jpg is taken for a flag, because it begins with a dash; write ./-x.jpg" in capsys.readouterr().err
+    assert "-x.jpg is taken for a flag, because it begins with a dash; write ./-x.jpg, or --" in capsys.readouterr().err
+
+
+def test_images_with_odd_names_are_segmented(tmp_path, monkeypatch, capsys):
+    names = ("-dash.jpg", "--everything.jpg", "two words.jpg", "a \"b\" 'c'.jpg", "ü ☂.jpg", "line\nbreak.jpg")
+    for name in names:
+        shutil.copy(SCENE, tmp_path / name)
+    word = wanted()
+    monkeypatch.chdir(tmp_path)
+    assert main(["segment", "--query", word, "--save", "masks", "--output", "out", "--", *names]) == 0
+    dataset = json.loads(Path("out/dataset.json").read_text(encoding="utf-8"))
+    assert {image["file_name"] for image in dataset["images"]} == set(names)
+    said = capsys.readouterr().out
+    assert "line\\nbreak.jpg: " in said
+    written = [each.name for each in Path("out/masks").iterdir()]
+    assert all(any(each.startswith(f"{Path(name).stem}_") for each in written) for name in names)
+    assert main(["explain", "saliency", "--text", word, "--output", "explained", "--", "-dash.jpg"]) == 0
+    assert Path("explained/saliency_-dash.png").exists()
 
 
 def test_report_checks_its_input_first_and_writes_beside_other_outputs(tmp_path, monkeypatch, capsys):
@@ -671,14 +692,52 @@ def test_report_checks_its_input_first_and_writes_beside_other_outputs(tmp_path,
     assert "report.html already exists" in capsys.readouterr().err
 
 
-def test_a_terminal_shows_what_is_waited_for_and_a_file_does_not(monkeypatch, capsys):
+def test_what_is_waited_for_is_a_passing_line_on_a_terminal_and_a_whole_one_in_a_file(monkeypatch, capsys):
     with waiting("loading"):
-        pass
-    assert capsys.readouterr().err == ""
+        assert capsys.readouterr().err == "text2seg: loading …\n"
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with waiting("loading"):
         assert capsys.readouterr().err == "text2seg: loading …\r"
     assert capsys.readouterr().err.strip() == ""
+
+
+SLOW_START = {
+    "segment": "segment {scene} --query sheep --output {out}",
+    "label": "label {folder} --query sheep --limit 1 --output {out}.json",
+    "track": "track {frames} --query sheep --output {out}",
+    "search": "search {frames} sheep",
+    "explain": "explain saliency {scene} --text sheep --output {out}",
+    "replay": "replay {truth} --annotation 1",
+    "tune": "tune {frames} --ontology text2seg/demo/scenes/things.yaml",
+}
+
+
+@pytest.mark.parametrize("command", SLOW_START)
+def test_a_slow_start_says_at_once_what_is_loaded(command, tmp_path, monkeypatch, capsys):
+    (tmp_path / "frames").mkdir()
+    shutil.copy(SCENE, tmp_path / "frames/1.jpg")
+    said = []
+
+    def slow(*_, **__):
+        said.append(capsys.readouterr().err)
+        raise CheckpointError("stop here")
+
+    monkeypatch.setattr(Text2Seg, "load", slow)
+    monkeypatch.setattr("text2seg.review.replay.replay", slow)
+    places = {"scene": SCENE, "folder": Path(SCENE).parent, "truth": TRUTH, "frames": tmp_path / "frames"}
+    assert main(SLOW_START[command].format(**places, out=tmp_path / "out").split()) == 1
+    assert said[0].splitlines()[-1].startswith("text2seg: loading the models")
+
+
+@pytest.mark.parametrize(("size", "says"), [((4000, 3000), "segmenting 12.0 megapixels"), ((400, 300), "")])
+def test_a_single_large_image_shows_its_stages(size, says, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("tqdm.tqdm.monitor_interval", 0)
+    Image.open(SCENE).resize(size).save(tmp_path / "large.jpg")
+    command = ["segment", str(tmp_path / "large.jpg"), "--query", "sheep", "--save", "none", "--output"]
+    assert main([*command, str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().err
+    assert says in said
+    assert ("reading" in said, "writing" in said) == (bool(says), bool(says))
 
 
 def test_a_stop_message_is_not_on_the_line_of_a_progress_bar(monkeypatch, capsys):
@@ -700,3 +759,25 @@ def test_a_connection_that_breaks_inside_a_command_is_not_silent(monkeypatch, ca
     monkeypatch.setattr("text2seg.cli.run_command", broken)
     assert main([]) == 1
     assert "connection to another process was lost: Broken pipe" in capsys.readouterr().err
+
+
+def test_tables_of_many_rows_are_short_and_say_where_the_others_are(tmp_path, capsys):
+    names = sorted(card_of("demo").vocabulary)
+    queries = ["--queries", ",".join(names), "--output"]
+    assert main(["segment", SCENE, *queries, str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out.splitlines()
+    found = [line for line in said if "best" in line or ": 0." in line]
+    assert f"not found: {len(names) - len(found)} queries; --verbose names all" in said
+    assert len(said) == len(found) + 4  # and two images and the COCO file
+    (tmp_path / "photos").mkdir()
+    shutil.copy(SCENE, tmp_path / "photos")
+    assert main(["label", str(tmp_path / "photos"), *queries, str(tmp_path / "label.json")]) == 0
+    said = capsys.readouterr().out
+    assert len([line for line in said.splitlines() if line.startswith("│")]) == MOST_ROWS
+    assert f"{len(names) - MOST_ROWS} more categories; --verbose, or text2seg report {tmp_path}/label.json" in said
+    assert all(line.partition(":")[0] in said for line in found)
+    assert main(["evaluate", TRUTH, TRUTH, "--json", str(tmp_path / "scores.json")]) == 0
+    assert f"more categories are in {tmp_path / 'scores.json'}" in capsys.readouterr().out
+    assert main(["explain", "multilabel", SCENE, "--output", str(tmp_path)]) == 0
+    where = f"{len(names) - MOST_ROWS} more rows are in {tmp_path}/multilabel_scene_0001.json"
+    assert where in capsys.readouterr().out

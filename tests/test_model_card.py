@@ -343,5 +343,10 @@ class TestWords:
         assert not card_of("demo").closed_vocabulary.knows(wording)
 
     def test_words_of_a_similar_spelling_are_suggested(self):
-        assert card_of("demo").closed_vocabulary.close_to("unicycle") == ["bicycle"]
-        assert card_of("demo").closed_vocabulary.close_to("zzzzzz") == []
+        close_to = card_of("demo").closed_vocabulary.close_to
+        for typed in ("unicycle", "bycicle", "Bicyle"):
+            assert close_to(typed) == ["bicycle"]
+        assert [close_to(typed)[0] for typed in ("dgo", "elefant", "koalla")] == ["dog", "elephant", "koala"]
+        assert [close_to(typed) for typed in ("truck", "grape")] == [["fire truck"], ["grapes"]]
+        for other in ("lion", "unicorn", "bat", "goat", "pear", "person", "potato", "giraffe", "grey wolf", "zzzzzz"):
+            assert close_to(other) == []

@@ -132,10 +132,22 @@ def test_save_replaces_the_whole_earlier_result_of_its_image_and_nothing_else(re
     kept = other.save(tmp_path, ("overlay", "masks"))
     result.save(tmp_path, ("overlay", "masks"))
     (tmp_path / "masks" / "mine.png").write_bytes(b"mine")
-    written = replace(result, segments=result.segments[:1]).save(tmp_path, ("masks",))
+    changed = replace(result, segments=result.segments[:1])
+    before = {path: path.read_bytes() for path in tmp_path.rglob("one_*")}
+    with pytest.raises(OutputError, match=r"one_coco\.json has another result of this image.*overwrite=True"):
+        changed.save(tmp_path, ("masks",))
+    assert {path: path.read_bytes() for path in tmp_path.rglob("one_*")} == before
+    written = changed.save(tmp_path, ("masks",), overwrite=True)
     found = {path for path in tmp_path.rglob("*.*") if path.is_file() and not path.name.startswith(".")}
     assert found == {*kept, *written, tmp_path / "masks" / "mine.png"}
     assert {path.name for path in written} == {"one_coco.json", "one_b-ball-b_1.png"}
+
+
+def test_save_adds_files_of_other_kinds_to_the_same_result(result, tmp_path):
+    first = result.save(tmp_path, ("overlay",))
+    again = result.save(tmp_path, ("masks",))
+    assert {path.name for path in again} == {"one_coco.json", "one_b-ball-b_1.png", "one_ring_1.png"}
+    assert all(path.exists() for path in first)
 
 
 def test_save_refuses_to_replace_the_result_of_another_image_with_the_same_name(result, tmp_path):

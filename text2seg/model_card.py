@@ -6,11 +6,13 @@ user are in the folder `cards` of the checkpoint folder, written by `text2seg ca
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from string import punctuation
 from typing import Annotated, Literal
@@ -23,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from text2seg import weights
 from text2seg.errors import CheckpointError, QueryError
 from text2seg.io.files import is_dir, json_fault, list_folder, read_file
-from text2seg.io.names import did_you_mean, similar
+from text2seg.io.names import question, similar
 from text2seg.queries import Query, shown
 from text2seg.records import Image
 from text2seg.weights.registry import is_openclip
@@ -32,6 +34,7 @@ log = logging.getLogger(__name__)
 
 BUNDLED_CARDS = Path(__file__).parent / "cards"
 LARGEST_CARD = 10_000_000  # bytes
+CLIP_MERGES = 48_895  # lines of the tokenizer's file that CLIP reads
 CALIBRATE = "text2seg calibrate"
 """The command that makes cards."""
 
@@ -54,7 +57,14 @@ class ClosedVocabulary:
         return any(f" {known} " in words or f" {known}s " in words for known in self._words)
 
     def close_to(self, wording: str) -> list[str]:
-        """Return up to three known wordings that are spelled like this one."""
+        """Return up to three known wordings that a person may have meant.
+
+        They are spelled nearly like this one. For a word that exists, which is no slip of the keyboard, they are only
+        its plural, and those that name a kind of it: "fire truck" for "truck", but not "bear" for "pear".
+        """
+        typed = wording.casefold()
+        if all(word in _words_of_clip() for word in typed.split()):
+            return sorted(known for known in self._words if known == f"{typed}s" or known.endswith(f" {typed}"))[:3]
         return similar(wording, self._words)
 
     def unknown(self, wordings: Iterable[str]) -> dict[str, str]:
@@ -98,9 +108,23 @@ class ClosedVocabulary:
         )
 
     def _sentence(self, wordings: Sequence[str]) -> str:
-        hint = did_you_mean(wordings, self._words)
+        hint = question(each for wording in wordings for each in self.close_to(wording))
         who = f"the {self.model} model" if self.model else "this model"
         return f"{who} does not know {' and '.join(map(shown, wordings))}.{hint}"
+
+
+@cache
+def _words_of_clip() -> frozenset[str]:
+    """Return the common words of CLIP's tokenizer, those that are one token; empty if the package is not there."""
+    package = find_spec("clip")
+    if package is None or package.origin is None:
+        return frozenset()
+    try:
+        merges = gzip.decompress(Path(package.origin).with_name("bpe_simple_vocab_16e6.txt.gz").read_bytes())
+    except OSError:
+        return frozenset()
+    tokens = ("".join(line.split()) for line in merges.decode().split("\n")[1:CLIP_MERGES])
+    return frozenset(token.removesuffix("</w>") for token in tokens if token.endswith("</w>"))
 
 
 WAY_OUT_ON_PAGE = "Open “Model” for the list of what it knows. Everything else needs another model"

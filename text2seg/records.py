@@ -338,19 +338,19 @@ class Segmentation:
     ) -> list[Path]:
         """Write image files and a COCO file, all named after the image, and return their paths.
 
-        They replace the whole earlier result of the image in this folder: files of it that are not written again are
-        deleted, unless somebody changed them. Either all files are written or none.
+        If the folder has this result already, files of other kinds are added. Either all files are written or none.
 
         Args:
             folder: is made if it is missing.
             kinds: overlay, why, masks, cutouts, as for `segment --save`.
             provenance: what made the result, as `Text2Seg.provenance` returns it; goes into the COCO file.
-            overwrite: also replace files that text2seg wrote and somebody changed, and the result of another image
-                with the same name (`a/one.jpg` and `b/one.jpg`). Files of others are never replaced.
+            overwrite: replace the whole earlier result of this image, or of another one with the same name
+                (`a/one.jpg` and `b/one.jpg`): files of it that are not written again are deleted, unless somebody
+                changed them; changed ones that are written again are replaced. Files of others never are.
 
         Raises:
-            OutputError: the image has no file name, a file cannot be written, or the folder has the result of another
-                image with the same name.
+            OutputError: the image has no file name, a file cannot be written, or the folder has another result of this
+                image, or one of another image with the same name.
             SettingsError: a kind is unknown.
         """
         from text2seg import results

@@ -19,7 +19,7 @@ from text2seg.coco.dataset import build_dataset, image_entry, read_dataset, segm
 from text2seg.coco.json_file import Json, json_chunks
 from text2seg.config import Encoding, SaveKind
 from text2seg.errors import OutputError, SettingsError
-from text2seg.io.files import exists
+from text2seg.io.files import exists, read_file
 from text2seg.io.names import fit_file_name, shown
 from text2seg.io.output_folder import OutputFolder
 from text2seg.records import Segmentation
@@ -101,25 +101,33 @@ def save(
     target = OutputFolder(folder, command=f"python {json.dumps(stem)}", flag="folder", overwrite=overwrite)
     target.check(name)
     if not overwrite:
-        _check_same_image(target.folder / name, dataset["images"][0])
+        _check_same_result(target.folder / name, dataset)
     files: list[tuple[str, Iterable[bytes]]] = [(name, json_chunks(target.folder / name, dataset))]
     for part, file, content in image_files(segmentation, stem, kinds):
         files.append((f"{part}/{file}" if part else file, [content]))
     written = target.write(files)
-    target.discard_earlier(keep={each for each, _ in files})
+    if overwrite:
+        target.discard_earlier(keep={each for each, _ in files})
     return written
 
 
-def _check_same_image(path: Path, image: Json) -> None:
-    """Raise `OutputError` if a COCO file that `save` wrote is of another image with the same stem."""
+def _check_same_result(path: Path, dataset: Json) -> None:
+    """Raise `OutputError` if a COCO file that `save` wrote has another result, or is of another image with the same
+    stem."""
     if not exists(path, OutputError):
         return
+    (image,) = dataset["images"]
     for earlier in read_dataset(path)["images"]:
         if any(earlier[key] != image[key] for key in ("file_name", "pixels_sha256") if key in earlier):
             raise OutputError(
                 f"{path} is the result of another image with this name, {shown(earlier['file_name'])}; choose another "
                 "folder, or replace that result with overwrite=True"
             )
+    if read_file(path, OutputError) != b"".join(json_chunks(path, dataset)):
+        raise OutputError(
+            f"{path} has another result of this image, of other queries, settings or weights; choose another folder, "
+            "or replace that result with overwrite=True"
+        )
 
 
 def to_coco(segmentation: Segmentation, *, provenance: Mapping[str, Any] | None, encoding: Encoding) -> Json:

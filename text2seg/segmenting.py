@@ -117,7 +117,9 @@ def _segment_files(
     unique = unique_names()
     done = _done_before(stopped, builder, folder) if stopped is not None else {}
     try:
-        for path in tqdm(dict.fromkeys(paths), unit="image", disable=not progress):
+        bar = tqdm(dict.fromkeys(paths), unit="image", disable=not progress)
+        say_stage = bar.set_postfix_str if bar.total == 1 else _silent  # several images move the bar themselves
+        for path in bar:
             if stop is not None and stop.is_set():
                 report.interrupted = True
                 break
@@ -128,7 +130,9 @@ def _segment_files(
                     writer.add_earlier(builder, *done.pop(name))
                     continue
                 stamp = stamp_of(path)
+                say_stage("reading")
                 image = load_image(path, image_id=report.images + 1, file_name=name)
+                say_stage(f"segmenting {image.hw[0] * image.hw[1] / 1e6:.1f} megapixels")
                 result = models.segment(image, parsed)
             except (Text2SegError, MemoryError, RuntimeError) as error:  # torch raises RuntimeError without memory
                 report.failures.append(Failure.from_error(str(path), "segment", error, path))
@@ -138,6 +142,7 @@ def _segment_files(
             report.verdicts[path] = {name: result.verdict(name) for name in names}
             for query in {segment.query for segment in result.segments}:
                 report.found[query] += 1
+            say_stage("writing")
             writer.write_images(path, stem, result, stamp)
         if report.images and not report.interrupted:
             writer.write_dataset(builder)
@@ -162,6 +167,10 @@ def _segment_files(
     if report.interrupted:
         writer.write_partial_dataset(builder, done)
     return report
+
+
+def _silent(_: str) -> None:
+    """Say nothing."""
 
 
 def stopped_run(

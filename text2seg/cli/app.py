@@ -9,7 +9,7 @@ import tyro
 
 from text2seg.app.settings import AppSettings
 from text2seg.cli.common import check_models, load_models
-from text2seg.cli.terminal import log_to_terminal, say
+from text2seg.cli.terminal import log_to_terminal, say, waiting
 from text2seg.config import ModelSettings, Settings
 from text2seg.errors import SettingsError
 
@@ -34,7 +34,8 @@ class App:
         self.app.listening().close()  # a used port is found before the models load
         check_models(self.model)
         try:
-            from text2seg.app.serve import serve
+            with waiting("starting the app"):
+                from text2seg.app.serve import serve
         except ModuleNotFoundError as error:
             raise SettingsError(
                 f'the app needs {error.name}, which is not installed: pip install "text2seg[app]"'

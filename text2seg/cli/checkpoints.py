@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from text2seg import weights
-from text2seg.cli.terminal import FAILED, log_to_terminal, say
+from text2seg.cli.terminal import FAILED, log_to_terminal, say, waiting
 from text2seg.errors import CheckpointError, SettingsError
 from text2seg.io.names import listed
 from text2seg.model_card import CALIBRATE, card_of
@@ -79,7 +79,8 @@ class VerifyCheckpoints:
         names = [single for name in self.names for single, _ in _expand(name)]
         if self.answers:
             return self._compare_answers()
-        every = weights.statuses(check=True)
+        with waiting("reading the weights"):
+            every = weights.statuses(check=True)
         found = [each for each in every if (each.name in names if names else each.status != "missing")]
         for status in found:
             say(f"{status.kind:4}  {status.name:14}  {status.status:8}  {status.path}  {status.detail}")

@@ -164,6 +164,7 @@ def load_models(model: ModelSettings, settings: Settings, *, say_uncalibrated: b
 
     `say_uncalibrated`: print a line if their presence is not calibrated.
     """
+    check_models(model)
     with waiting("loading the models"):
         chosen = chosen_pair(model)
         from text2seg.pipeline import Text2Seg
@@ -179,6 +180,7 @@ def load_models(model: ModelSettings, settings: Settings, *, say_uncalibrated: b
 
 def load_everything(model: ModelSettings, automatic: AutomaticSettings, settings: Settings) -> Everything:
     """Load the SAM chosen by the flags, like `load_models`."""
+    check_models(model, sam_only=True)
     with waiting("loading the model"):
         chosen = chosen_pair(model, sam_only=True)
         from text2seg.everything import Everything
@@ -237,6 +239,9 @@ def say_own_card(sha256: str, model: ModelSettings) -> None:
 
 
 # ---- tables
+
+MOST_ROWS = 20
+"""Largest number of rows of a table on the terminal; a line below it says where the others are."""
 
 
 class PlainConsole(Console):

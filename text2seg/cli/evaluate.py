@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from text2seg.cli.common import PlainConsole, plain_table
+from text2seg.cli.common import MOST_ROWS, PlainConsole, plain_table
 from text2seg.cli.terminal import log_to_terminal, say
 from text2seg.errors import OutputError
 
 if TYPE_CHECKING:
     from text2seg.evaluation import Evaluation
-
-MOST_ROWS = 100
-"""Largest number of categories printed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +66,9 @@ class Evaluate:
         try:
             write_together(writing)  # before printing, which fails if the reader of a pipe is gone
         except OutputError:
-            _print(evaluation)
+            _print(evaluation, ())
             raise
-        _print(evaluation)
+        _print(evaluation, list(outputs.values()))
         if self.json is not None:
             say(f"numbers: {self.json}")
         if self.report is not None:
@@ -79,7 +76,7 @@ class Evaluate:
         return 0
 
 
-def _print(evaluation: Evaluation) -> None:
+def _print(evaluation: Evaluation, files: Sequence[Path]) -> None:
     from text2seg.evaluation.evaluate import category_rows, columns, headline
 
     console = PlainConsole()
@@ -99,7 +96,8 @@ def _print(evaluation: Evaluation) -> None:
             categories.add_row(name, *(_number(value) for value in cells))
         console.print(categories)
         if len(rows) > MOST_ROWS:
-            console.print(f"{len(rows) - MOST_ROWS} more categories are in --report and --json")
+            where = " and ".join(map(str, files)) or "the files that --report and --json write"
+            say(f"{len(rows) - MOST_ROWS} more categories are in {where}")
     if (misses := evaluation.misses) is not None:
         why = plain_table("category-given pairs", "outcome", "pairs")
         for cause, count in misses.counts.items():

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from text2seg.cli.common import PlainConsole, check_words, load_models, plain_table
+from text2seg.cli.common import MOST_ROWS, PlainConsole, check_words, load_models, plain_table
 from text2seg.cli.terminal import INTERRUPTED, escaped, exit_status, log_to_terminal, say, stop_on_signals
 from text2seg.config import ModelSettings, Settings
 from text2seg.errors import OutputError
@@ -25,8 +25,6 @@ from text2seg.io.output_folder import OutputFolder
 from text2seg.io.writing import check_writable
 
 OUTPUT = Path("outputs/explain")
-MOST_ROWS = 30
-"""Largest number of rows printed of a table; the JSON file has all rows."""
 
 OneImage = tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="FILE", help="An image.", help_behavior_hint="")]]
 Images = tyro.conf.Positional[
@@ -120,7 +118,7 @@ def _run(tool: Tool, flags: Any) -> int:
         say("text2seg: stopped before anything was done; nothing was written", file=sys.stderr)
         return INTERRUPTED
     written = save_result(result, results, stem)  # before printing, which fails if the reader of a pipe is gone
-    _print(result)
+    _print(result, written[-1])
     for path in written:
         say(f"{'image' if path.suffix == '.png' else 'numbers'}: {path}")
     if stop.is_set():
@@ -196,8 +194,8 @@ def progress_bar(name: str) -> Iterator[Callable[[int, int, str], None]]:
         yield report
 
 
-def _print(result: Result) -> None:
-    """Print the tables and notes of a result."""
+def _print(result: Result, numbers: Path) -> None:
+    """Print the first rows of the tables, and the notes; the file `numbers` has all rows."""
     console = PlainConsole()
     for table in result.tables:
         shown = plain_table(table.title, *table.columns)
@@ -208,7 +206,7 @@ def _print(result: Result) -> None:
             shown.add_row(*map(cell_text, row))
         console.print(shown)
         if len(table.rows) > MOST_ROWS:
-            console.print(f"{len(table.rows) - MOST_ROWS} more rows are in the JSON file")
+            say(f"{len(table.rows) - MOST_ROWS} more rows are in {numbers}")
     for note in result.notes:
         console.print(note)
     for sentence in result.unknown:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -72,6 +73,11 @@ class ExportOnnx:
             check_image_folder(self.images)
             check_words(ModelSettings(self.model, self.clip, self.sam), names_in(self.queries))
         check_folder(self.output)
+        say(
+            "text2seg: exporting the networks and checking the graphs …",
+            file=sys.stderr,
+            flush=True,
+        )
         from text2seg.onnx_export import Plan, export
 
         plan = Plan(

@@ -233,16 +233,21 @@ def conclude(report: LabelReport, images: Path | None, left_out: int, *, verbose
 def _print_report(report: LabelReport, *, verbose: bool) -> None:
     from rich.table import Table
 
-    from text2seg.cli.common import PlainConsole
+    from text2seg.cli.common import MOST_ROWS, PlainConsole
     from text2seg.labelling.summary import columns
 
     table = Table("category")
     shown = columns(report.categories, calibrated=report.calibrated)
     for column in shown.values():
         table.add_column(column.heading, justify="right")
-    for category in report.categories:
+    rows = report.categories
+    if len(rows) > MOST_ROWS and not verbose:
+        rows = tuple(sorted(rows, key=lambda category: -category.segments)[:MOST_ROWS])
+    for category in rows:
         table.add_row(category.name, *category.texts(shown))
     PlainConsole().print(table)
+    if more := len(report.categories) - len(rows):
+        say(f"{more} more categories; --verbose, or text2seg report {report.dataset}, shows all")
     say_failures(report.failures, all_in=f"info.failures of {report.dataset}", verbose=verbose)
     if report.earlier == report.images:
         failed = f", except the {report.failed} that failed; --retry-failures tries these again" * bool(report.failed)

@@ -9,9 +9,9 @@ from typing import Annotated
 
 import tyro
 
-from text2seg.cli.common import chosen_pair, say_names
+from text2seg.cli.common import check_models, chosen_pair, say_names
 from text2seg.cli.label import conclude
-from text2seg.cli.terminal import SHOWN_FAILURES, log_to_terminal, say, stop_on_signals
+from text2seg.cli.terminal import SHOWN_FAILURES, log_to_terminal, say, stop_on_signals, waiting
 from text2seg.config import (
     POLYGON_TOLERANCE,
     Encoding,
@@ -84,10 +84,12 @@ class Refine:
         check_unlocked(journal_path(job.output))
         plan, missing = prepare_refinement(source, self.images, job, [self.dataset, self.results])
         check_same_job(self.images, plan.ontology, job, **source_entry(source))
-        pair = chosen_pair(self.model, sam_only=True)
-        from text2seg.refining import Refiner
+        check_models(self.model, sam_only=True)
+        with waiting("loading the model"):
+            pair = chosen_pair(self.model, sam_only=True)
+            from text2seg.refining import Refiner
 
-        models = Refiner.load(replace(self.model, model=pair), source, self.refine)
+            models = Refiner.load(replace(self.model, model=pair), source, self.refine)
         say_names(models.names, self.model, pair, is_whole=bool(self.model.sam))
         if missing and self.limit is None:
             say(f"left out: {len(missing)} images are not in {self.images}: {listed(missing)}", file=sys.stderr)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from text2seg._version import __version__
-from text2seg.cli.terminal import FAILED, log_to_terminal, say
+from text2seg.cli.terminal import FAILED, log_to_terminal, say, waiting
 from text2seg.errors import DatasetError, OutputError
 from text2seg.io.files import open_file
 from text2seg.settings_fields import check_device_name
@@ -64,18 +64,19 @@ class Replay:
             _image_format(self.image)
             check_writable(self.image, overwrite=self.overwrite, flag="--image", inputs=[self.dataset])
         annotation_with_id(read_dataset(self.dataset), self.annotation)
-        from text2seg.review.replay import replay
+        with waiting("loading the models and making the mask again"):
+            from text2seg.review.replay import replay
 
-        result = replay(
-            self.dataset,
-            self.annotation,
-            images=self.images,
-            clip=self.clip,
-            sam=self.sam,
-            device=self.device,
-            compile=self.compile,
-            graphs=self.graphs,
-        )
+            result = replay(
+                self.dataset,
+                self.annotation,
+                images=self.images,
+                clip=self.clip,
+                sam=self.sam,
+                device=self.device,
+                compile=self.compile,
+                graphs=self.graphs,
+            )
         say(f"annotation {result.annotation_id}: {result.query!r} in {result.image.file_name}")
         say(f"points: {_points(result)}")
         say(f"candidate: {_choice(result)}")

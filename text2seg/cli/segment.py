@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from text2seg.cli.common import check_everything, known_queries, load_everything, load_models, queries_of, without_why
+from text2seg.cli.common import (
+    MOST_ROWS,
+    check_everything,
+    known_queries,
+    load_everything,
+    load_models,
+    queries_of,
+    without_why,
+)
 from text2seg.cli.flags import PipelineFlags
 from text2seg.cli.terminal import FAILED, INTERRUPTED, exit_status, log_to_terminal, say, say_failures, stop_on_signals
 from text2seg.config import AutomaticSettings, ModelSettings, OutputSettings, Settings
@@ -23,6 +33,8 @@ if TYPE_CHECKING:
     from text2seg.segmenting import Report
     from text2seg.session import Pipeline
 
+LARGE = 12_000_000
+"""Pixels of an image that takes so long on a CPU that a single one has a progress bar."""
 NOTHING_SURE = "no mask; --predicted-iou and --stability below the defaults keep masks that SAM is less sure of"
 
 
@@ -68,7 +80,8 @@ class Segment:
         if self.everything:
             output = replace(output, save=without_why(output.save))
         with stop_on_signals() as stop:
-            report = segment_files(models, files, queries, output, progress=len(files) > 1, stop=stop)
+            progress = len(files) > 1 or _is_large(files[0])
+            report = segment_files(models, files, queries, output, progress=progress, stop=stop)
         say_failures(report.failures, verbose=self.verbose)
         if report.interrupted:
             self._say_stopped(report, len(dict.fromkeys(files)))
@@ -77,10 +90,9 @@ class Segment:
             say("text2seg: no image could be segmented, so nothing was written", file=sys.stderr)
             return FAILED
         for path, verdicts in report.verdicts.items():
-            for name, found in verdicts.items():
-                verdict = NOTHING_SURE if self.everything and found == "not found" else found
-                say(f"{name}: {verdict}" if report.images == 1 else f"{path}: {name}: {verdict}")
-        for name, count in report.found.items() if report.images > 1 else ():
+            self._say_verdicts("" if report.images == 1 else f"{path}: ", verdicts)
+        found_in = {name: count for name, count in report.found.items() if count or len(report.found) <= MOST_ROWS}
+        for name, count in found_in.items() if report.images > 1 else ():
             say(f"{name}: found in {count} of {report.images}")
         for path in report.written:
             say(f"image: {path}")
@@ -89,6 +101,19 @@ class Segment:
             say(f"deleted, because only the earlier run wrote them: {len(report.deleted)} files ({names})")
         say(f"COCO file: {report.dataset}")
         return exit_status(report.images, unknown + len(report.failures) + len(self.images) - len(files))
+
+    def _say_verdicts(self, image: str, verdicts: Mapping[str, str]) -> None:
+        """Print how each query did in an image; of many queries, only those that were found."""
+        short = len(verdicts) > MOST_ROWS and not self.verbose
+        absent = [
+            name for name, found in verdicts.items() if short and found.startswith("not found") and ";" not in found
+        ]
+        for name, found in verdicts.items():
+            if name not in absent:
+                verdict = NOTHING_SURE if self.everything and found == "not found" else found
+                say(f"{image}{name}: {verdict}")
+        if absent:
+            say(f"{image}not found: {len(absent)} queries; --verbose names all")
 
     def _say_stopped(self, report: Report, files: int) -> None:
         """Print how much was done, and how to go on."""
@@ -161,3 +186,13 @@ class Segment:
         for failure in failures:
             say(f"failed: {failure}", file=sys.stderr)
         return found
+
+
+def _is_large(path: Path) -> bool:
+    """Return whether an image that can be read is `LARGE`."""
+    from text2seg.io.images import measure
+
+    with suppress(ImageError):
+        (height, width), _ = measure(path)
+        return height * width >= LARGE
+    return False

@@ -63,8 +63,10 @@ def say_lines(text: str, *, file: TextIO | None = None) -> None:
 
 @contextmanager
 def waiting(text: str) -> Iterator[None]:
-    """Show on a terminal what the command does meanwhile, on a line that the next output overwrites."""
+    """Show what the command does meanwhile: on a terminal on a line that the next output overwrites, elsewhere on a
+    line of its own."""
     if not sys.stderr.isatty():
+        say(f"text2seg: {text} …", file=sys.stderr, flush=True)
         yield
         return
     line = f"text2seg: {text} …"

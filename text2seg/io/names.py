@@ -22,6 +22,7 @@ LONGEST_FILE_NAME = 255
 MOST_PARTS = 64
 """Names with more folders than this are only compared as a whole."""
 MOST_LISTED = 3  # names in a message
+LEAST_SIMILAR = 0.72  # of two words that are spelled nearly alike: "lion" and "stallion" have 0.67
 LONGEST_SHOWN = 120  # characters of a name in a message
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+([^?#]*)(.*)", re.DOTALL)  # two letters at least: C:/ is a drive
@@ -234,11 +235,14 @@ def escaped(text: str) -> str:
 
 
 def similar(word: str, known: Iterable[str], *, most: int = 3) -> list[str]:
-    """Return known words that are spelled like this one, the most similar first, whatever their case."""
+    """Return known words that are spelled nearly like this one, the most similar first, whatever their case."""
     spelled: dict[str, str] = {}
     for each in sorted(known):
         spelled.setdefault(each.casefold(), each)
-    return [spelled[each] for each in difflib.get_close_matches(word[:LONGEST_SHOWN].casefold(), spelled, n=most)]
+    typed = word[:LONGEST_SHOWN].casefold()
+    swapped = [each for each in spelled if sorted(each) == sorted(typed)]  # "dgo" for "dog"
+    close = difflib.get_close_matches(typed, spelled, n=most, cutoff=LEAST_SIMILAR)
+    return [spelled[each] for each in dict.fromkeys([*swapped, *close])][:most]
 
 
 def did_you_mean(words: Iterable[str], known: Iterable[str], *, most: int = 3) -> str:
@@ -248,8 +252,13 @@ def did_you_mean(words: Iterable[str], known: Iterable[str], *, most: int = 3) -
     ' Did you mean masks?'
     """
     choices = sorted(known)
-    close = dict.fromkeys(each for word in words for each in similar(word, choices, most=most))
-    return f" Did you mean {' or '.join(close)}?" if close else ""
+    return question([each for word in words for each in similar(word, choices, most=most)])
+
+
+def question(close: Iterable[str]) -> str:
+    """Return the question whether one of these words was meant, with a space before it; empty if there is none."""
+    meant = " or ".join(dict.fromkeys(close))
+    return f" Did you mean {meant}?" if meant else ""
 
 
 def listed(names: Sequence[str]) -> str:
