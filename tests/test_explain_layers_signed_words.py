@@ -79,7 +79,7 @@ class TestLayers:
 
     def test_image_masked_by_the_last_gradient_scores_higher_than_the_whole(self, demo, image):
         before = state(demo.clip.model)
-        result = run_tool(TOOLS["layers"], demo, [image], TargetSettings(text=("sheep",)))
+        result = run_tool(TOOLS["layers"], demo, [image], TargetSettings(text=("fire engine",)))
         blocks = len(demo.clip.model.visual.transformer.resblocks)
         (table,) = result.tables
         assert [row[0] for row in table.rows] == ["the whole image", *(f"block {n + 1}" for n in range(blocks))]

@@ -183,8 +183,7 @@ class RegionClassification(_Record):
 
     `features` are the features that were calibrated. The presence of a region is sigmoid(slope · log-odds + offset);
     below `threshold` the region does not show the query. SAM gets no points where the probability that CLIP's patch
-    shows something is below `something`. The method `auto` drops segments whose own presence as a region is below
-    `contradicted`. The defaults are not calibrated: they have no threshold and no choice, and drop nothing.
+    shows something is below `something`. The defaults are not calibrated: they have no threshold and no choice.
     """
 
     features: Literal["patches", "values"] = "patches"
@@ -192,7 +191,6 @@ class RegionClassification(_Record):
     offset: Finite = 0.0
     threshold: Share = 0.0
     something: Share = 0.0
-    contradicted: Share = 0.0
     choice: RegionChoice | None = None
 
     def presence_of(self, log_odds: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -42,6 +42,9 @@ from text2seg.sam.candidates import least_quality, separation, suppress_by_inter
 GRID = AutomaticSettings(points_per_side=16, predicted_iou=0.5, stability=0.5, suppression="masks", box_overlap=0.8)
 """How SAM cuts out everything: fewer points than for masks without words, and lower bounds, because CLIP tells things
 from the rest."""
+CONTRADICTED = 0.002
+"""Presence of a region below which it contradicts its query: the region then shows something else, or nothing. Measured
+in docs/measurements/experiments.md, "Region classification"."""
 
 Floats = NDArray[np.float32]
 
@@ -182,7 +185,8 @@ class RegionClassifier:
         queries: Sequence[Query],
         thresholds: Sequence[float],
     ) -> tuple[list[Segment], SimilarityMaps]:
-        """Drop segments whose region does not show their query, unless the query has no lowest presence.
+        """Drop segments in which CLIP hardly sees their query. This needs a calibrated card whose features this CLIP
+        has, and a lowest presence of the query.
 
         Args:
             segments: of one image.
@@ -195,8 +199,9 @@ class RegionClassifier:
         """
         row_of = {query.name: row for row, query in enumerate(queries)}
         rows = np.array([row_of[segment.query] for segment in segments])
-        least, doubted = self.fitted.contradicted, [bool(thresholds[row]) for row in rows]
-        if not least or not any(doubted):
+        doubted = [bool(thresholds[row]) for row in rows]
+        is_possible = self.fitted.features == "patches" or has_values(self.clip)
+        if not self.fitted.threshold or not is_possible or not any(doubted):
             return list(segments), maps
         masks = (segment.mask for segment in segments)
         features = mask_features(self.clip, session.image, tokens, masks, self.fitted.features)
@@ -205,7 +210,7 @@ class RegionClassifier:
         kept = [
             segment
             for segment, value, is_doubted in zip(segments, shown, doubted, strict=True)
-            if value >= least or not is_doubted
+            if value >= CONTRADICTED or not is_doubted
         ]
         presence, left = maps.presence.copy(), {row_of[segment.query] for segment in kept}
         for row in {*rows.tolist()} - left:

@@ -30,9 +30,6 @@ MOST_IMAGES = 100
 KEPT_THINGS = 0.98
 """Share of the true things on which `RegionClassification.something` leaves SAM a point."""
 MOST_SOMETHING = 0.5
-KEPT_RIGHT = 0.99
-"""Share of the right regions whose presence is not below `RegionClassification.contradicted`."""
-MOST_CONTRADICTED = 0.1
 COMPARED_SIDE = 256
 """Largest side of the masks that are compared with true ones, in pixels."""
 
@@ -151,10 +148,9 @@ def _fit(
     slope, _ = fit_presence(odds[known], present[known])
     middle = best_f2(odds, present)
     rows = np.concatenate([each[kind].rows for each in gathered])
-    right = rows[rows[:, 3] >= RIGHT, 2]
     rows = rows[rows[:, 2] >= middle]
     _, error = equal_error(odds[known], present[known])
-    fitted = RegionClassification(
+    return error, RegionClassification(
         features=kind,
         slope=round(slope, 4),
         offset=round(-slope * middle, 4),
@@ -162,15 +158,6 @@ def _fit(
         something=something,
         choice=fit_region_choice(rows) if len(rows) else None,
     )
-    return error, fitted.model_copy(update={"contradicted": least_contradicted(fitted, right)})
-
-
-def least_contradicted(fitted: RegionClassification, right: Floats) -> float:
-    """Return the presence of a region below which it contradicts its query, from the evidence [N] of right regions."""
-    if not len(right):
-        return 0.0
-    presence = fitted.presence_of(np.quantile(right, [1 - KEPT_RIGHT]).astype(np.float32))
-    return round(min(float(presence[0]), MOST_CONTRADICTED), 4)
 
 
 def best_f2(odds: Floats, present: Bools) -> float:

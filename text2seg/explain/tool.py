@@ -408,7 +408,8 @@ def _known_texts(models: Text2Seg, settings: Any) -> tuple[Any, tuple[str, ...]]
         if isinstance(given, str) or not given:
             continue
         unknown = vocabulary.unknown(text for text in given if text.strip()) if vocabulary else {}
-        if known := tuple(text for text in given if text not in unknown):
+        known = tuple(text for text in given if text not in unknown)
+        if len(known) > (name == "label"):  # one label cannot be ranked
             settings = replace(settings, **{name: known}, **others)
             says += unknown.values()
     return settings, tuple(says)
