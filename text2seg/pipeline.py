@@ -319,8 +319,10 @@ class Text2Seg(Pipeline):
             ]
         else:
             segmented = self._answer_points(sessions, found, queries, thresholds, settings)
-            if settings.points.method == "auto":
-                regions = RegionClassifier.of(self.clip, self.sam, self.card, settings)
+            maps_of = settings.maps
+            fitted = self.card.regions_for(maps_of.architecture, maps_of.input_size, maps_of.region_features)
+            if fitted and settings.points.method == "auto":
+                regions = RegionClassifier(self.clip, self.sam, fitted, settings.masks)
                 segmented = [
                     regions.without_contradicted(session, each, segments, maps, queries, thresholds)
                     for session, each, (segments, maps) in zip(sessions, tokens, segmented, strict=True)

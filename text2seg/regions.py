@@ -201,7 +201,7 @@ class RegionClassifier:
         rows = np.array([row_of[segment.query] for segment in segments])
         doubted = [bool(thresholds[row]) for row in rows]
         is_possible = self.fitted.features == "patches" or has_values(self.clip)
-        if not self.fitted.threshold or not is_possible or not any(doubted):
+        if not is_possible or not any(doubted):
             return list(segments), maps
         masks = (segment.mask for segment in segments)
         features = mask_features(self.clip, session.image, tokens, masks, self.fitted.features)
