@@ -14,6 +14,7 @@ import pytest
 from text2seg.app.folder import jobs as module
 from text2seg.app.folder import layout
 from text2seg.app.folder.jobs import BATCH, WORKERS, Jobs
+from text2seg.app.folder.review import ContactSheet
 from text2seg.coco.dataset import read_dataset
 from text2seg.config import LabelSettings
 from text2seg.errors import ImageError, Text2SegError
@@ -180,6 +181,16 @@ def test_a_job_without_a_finished_image_cannot_be_finished(jobs):
     assert waiting.message
     models.open_gate()
     reach(job, "done")
+
+
+def test_rejected_images_are_counted_apart(jobs):
+    job = add(jobs)
+    reach(job, "done")
+    job.sheet = ContactSheet(job.dataset, job.images)
+    assert "5 with segments, 0 without, 0 failed" in layout.status_html(job, 0)
+    first = job.sheet.contents.images[0]
+    job.marks.decide_image(first.file_name, "rejected")
+    assert "4 with segments, 0 without, 1 rejected, 0 failed" in layout.status_html(job, 0)
 
 
 def test_images_that_look_like_photographs_are_known(jobs):

@@ -341,6 +341,12 @@ class TestWithoutWords:
         assert [query["name"] for query in view_of(session)["queries"]] == ["sheep"]
         assert len(numbers(session, "sheep")) == 3
 
+    def test_a_word_whose_segments_were_renamed_was_found(self, session):
+        (number,) = numbers(session, "fire engine")
+        renamed = give_name(session, number, "truck")
+        (query,) = (each for each in view_of(renamed)["queries"] if each["name"] == "fire engine")
+        assert (query["verdict"], query["found"], query["isGone"]) == ("renamed", False, True)
+
     def test_a_renamed_segment_is_not_found_again_under_its_word(self, session, model_pool):
         first = numbers(session, "fire engine")[0]
         session = give_name(session, first, "lorry")

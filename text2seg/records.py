@@ -276,6 +276,16 @@ class Segment:
         return mask_png(self)
 
 
+def told_apart(value: float, other: float) -> tuple[str, str]:
+    """Return two numbers with two decimals, or with as many as they need to look different.
+
+    >>> told_apart(0.9996, 1.0)
+    ('0.9996', '1.0000')
+    """
+    texts = [(f"{value:.{digits}f}", f"{other:.{digits}f}") for digits in (2, 3, 4, 6)]
+    return next((pair for pair in texts if pair[0] != pair[1]), texts[0])
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Segmentation:
     """The result of segmenting one image.
@@ -310,7 +320,8 @@ class Segmentation:
         presence = float(self.maps.presence[place])
         if self.thresholds and presence < self.thresholds[place]:
             note = calibration_note(self.maps.calibrated)
-            return f"not found ({presence:.2f} < {self.thresholds[place]:.2f}{note})"
+            value, least = told_apart(presence, self.thresholds[place])
+            return f"not found ({value} < {least}{note})"
         return "not found"
 
     def __repr__(self) -> str:

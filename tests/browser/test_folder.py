@@ -165,6 +165,7 @@ def test_a_zip_becomes_a_reviewed_dataset(page, six, tmp_path):
         "unreviewed.json",
         "marks.json",
         "failures.txt",
+        "left_out.txt",
     ]
     path, name = download(page, "Review page")
     assert name == "photos-review.html"
@@ -697,6 +698,8 @@ def test_a_stopped_job_is_finished_with_what_is_done_and_a_reload_stays_here(pag
     page.get_by_role("button", name="Stop").click()
     status(page, "stopped")
     page.get_by_role("button", name="Finish with what is done").click()
+    expect(page.get_by_role("button", name="Not now")).to_be_focused()
+    page.get_by_role("button", name="Finish", exact=True).click()
     expect(status(page, "done")).to_contain_text("left out when the job was finished early")
     page.locator(TILE).first.wait_for()
     page.expected += ["Connection errored out", "Failed to fetch"]

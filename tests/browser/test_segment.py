@@ -679,6 +679,31 @@ def test_examples_can_be_had_again(page):
     assert set(verdicts(page)) == {"shirt", "frog", "horse"}
 
 
+def test_quick_undo_and_redo_keep_words_and_results_together(page):
+    take_example(page)
+    assert page.evaluate("document.activeElement.matches('.t2s-image')")  # keys work at once
+    for word in ("bomb", "trophy"):
+        page.get_by_label("Add a query").fill(word)
+        page.keyboard.press("Enter")
+        page.locator("t2s-legend strong", has_text=word).wait_for()
+    page.locator(".t2s-image").focus()
+    for keys, last in (("Control+z Control+z", ["koala"]), ("Control+y Control+y", ["koala", "bomb", "trophy"])):
+        for key in keys.split():
+            page.keyboard.press(key)
+        words = ["sheep", "fire engine", *last]
+        expect(page.locator("t2s-legend strong")).to_have_text(words)
+        expect(page.locator(".t2s-chips li")).to_have_text([f"{word}×" for word in words])
+
+
+def test_a_stopped_search_for_everything_releases_its_button(page):
+    take_example(page)
+    button = page.get_by_role("button", name="Everything")
+    button.click()
+    page.locator(".t2s-busy").get_by_role("button", name="Stop").click()
+    page.get_by_text("Stopped. Nothing has changed.").wait_for()
+    expect(button).to_have_attribute("aria-pressed", "false")
+
+
 def test_escape_closes_what_is_open_first(page):
     take_example(page)
     page.locator(".t2s-image [data-piece]").first.click()

@@ -15,6 +15,7 @@ from text2seg.config import PresenceSettings
 from text2seg.errors import Text2SegError
 from text2seg.labelling.summary import CategorySummary, SegmentValues, SummaryTally
 from text2seg.model_card import ModelCard, find_card
+from text2seg.records import told_apart
 from text2seg.render import colour_of
 from text2seg.render.drawing import Colour
 
@@ -55,6 +56,11 @@ class Near:
     category: str
     presence: float
     threshold: float
+
+    @property
+    def told(self) -> tuple[str, str]:
+        """The presence and the threshold for people."""
+        return told_apart(self.presence, self.threshold)
 
 
 @dataclass(slots=True)

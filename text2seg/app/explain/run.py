@@ -49,7 +49,7 @@ def images_of(tool: Tool, image: Any, files: Any, session: EditSession, folder: 
     match image:
         case {"segment": True} if session.image_session:
             shared = session.image_session.image
-            copied = folder / Path(shared.file_name or "image").with_suffix(".png").name
+            copied = folder / Path(shared.file_name or "image.png").name  # its content decides how it is read
             copied.write_bytes(png(shared.pixels))
             return [copied]
     raise ImageError("there is no image yet; drop one, paste one or choose an example")

@@ -74,6 +74,10 @@ CHOOSE = f"""(name) => {{
   const wants = {{ several: %s }}.several.includes(name);
   return [visible(!wants), visible(wants), {CLEARED}];
 }}"""
+OUTDATED = f"""() => {{
+  const hasResult = document.querySelector("#explain-status .t2s-title");
+  return hasResult ? {json.dumps(note("What is shown is of the values before. Press Run for these."))} : "";
+}}"""
 NOTED = "(typed, value) => ({{ ...typed, {tool}: {{ ...typed[{tool}], {field}: value }} }})"  # runs in the browser
 STOP = """() => {
   const said = document.querySelector("#explain-status .numbers");
@@ -224,7 +228,7 @@ class ExplainTab:
         self.tool.input(self._choose, [self.tool], queue=False, **QUIET)
         images = [self.image.input, self.files.input]
         gr.on(images, None, outputs=self._shown_parts, js=CLEAR, api_visibility="private")
-        self.typed.change(None, outputs=[self.problem], js="() => ''", api_visibility="private")
+        self.typed.change(None, outputs=[self.problem], js=OUTDATED, api_visibility="private")
         changes = [self.tool.input, self.files.input, self.typed.change, _page().load]
         gr.on(changes, self._estimate, self._asked, [self.estimate], **last)
 

@@ -106,7 +106,7 @@ def _lay_out_images(c: SimpleNamespace, settings: AppSettings) -> None:
     c.folder = gr.Dropdown(folders, value=first, label="Folder", visible=False, elem_id="folder-folder")
     limits = (
         f"At most {settings.folder_images:,} images and {settings.folder_mb:,} MB. Only you can see them. They are "
-        "deleted with the job, at the latest 12 hours after you last opened it."
+        "deleted with the job, at the latest 12 hours after you last opened it, and when the app ends."
     )
     c.room = _html("folder-limits", _hint(limits))
 
@@ -145,6 +145,10 @@ def _lay_out_job(c: SimpleNamespace) -> None:
         c.cancel = gr.Button("Stop", size="md", variant="stop", elem_id="folder-cancel")
         c.resume = gr.Button("Resume", size="md", variant="primary", elem_id="folder-resume")
         c.finish = gr.Button("Finish with what is done", size="md", visible=False, elem_id="folder-finish")
+    with gr.Row(visible=False, elem_classes="t2s-folder-actions", elem_id="folder-finish-sure") as c.finish_sure:
+        gr.Markdown("The images that are not done leave the job for good.")
+        c.finish_yes = gr.Button("Finish", size="md", variant="primary", elem_id="folder-finish-yes")
+        c.finish_no = gr.Button("Not now", size="md", elem_id="folder-finish-no")
 
 
 def _lay_out_deletion(c: SimpleNamespace) -> None:
@@ -268,7 +272,9 @@ def _detail(job: Job, ahead: int) -> str:
     if job.report and job.state == "done":
         labelled = job.report.found + job.report.empty
         found = job.sheet.found(job.marks) if job.sheet else job.report.found  # the visitor may have removed some
-        return f"{found} with segments, {labelled - found} without, {job.report.failed} failed"
+        rejected = len(job.marks.images_with("rejected"))
+        out = f", {rejected} rejected" if rejected else ""
+        return f"{found} with segments, {labelled - found - rejected} without{out}, {job.report.failed} failed"
     return {
         "stopped": "finished images are kept: resume, or finish with them",
         "running": "finishing the current images",

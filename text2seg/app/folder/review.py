@@ -294,6 +294,7 @@ unreviewed.json  the dataset before the review, and marks.json its marks, for te
                  something was marked)
 images/          the images, with the file names of the dataset (only in the download with images)
 failures.txt     images that failed, one per line, with the reason
+left_out.txt     what was skipped, left out or not looked for
 """
 
 
@@ -316,6 +317,8 @@ def dataset_zip(job: Job, sheet: ContactSheet, *, images: bool) -> Path:
                 archive.write(marks_file(job, sheet), "marks.json")
             if job.failures:
                 archive.writestr("failures.txt", _failures(job))
+            if notes := [*job.notes, *job.unknown]:
+                archive.writestr("left_out.txt", "".join(f"{line}\n" for line in notes))
             for name in [image["file_name"] for image in dataset["images"]] if images else ():
                 archive.write(job.images / name, f"images/{name}", zipfile.ZIP_STORED)  # images are compressed already
         part.replace(target)

@@ -28,6 +28,7 @@ from text2seg.errors import OntologyError, Text2SegError
 Updates = dict[Any, Any]
 
 NEW = "New"
+GONE = "Your last job is gone: it was deleted, or the app was started again, and keeps no jobs then."
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
 FETCH = """(file) => {
   const link = "#folder-file a, a#folder-file, #folder-file";
@@ -41,8 +42,8 @@ STOPPING = """() => {
   if (badge) badge.textContent = "stopping";
 }"""
 ASKED = """() => {
-  text2segFocus('#folder-no');
-  setTimeout(() => document.querySelector('#folder-sure').scrollIntoView({ block: 'nearest' }), 100);
+  text2segFocus('#folder-%s');
+  setTimeout(() => document.querySelector('#folder-%s').scrollIntoView({ block: 'nearest' }), 100);
 }"""
 SHOW_SHEET = """() => {
   document.querySelector('#folder-sheet').scrollIntoView();
@@ -81,7 +82,7 @@ class Tab:
         if page is None:
             raise RuntimeError("the tab must be built within a page")
         shown = [c.picker, c.form, c.work, c.review, c.cancel, c.resume, c.finish, c.delete]
-        anew = [c.kept, *shown, c.status, c.sure, c.timer, c.phase, c.start, c.begin, c.problem]
+        anew = [c.kept, *shown, c.status, c.sure, c.finish_sure, c.timer, c.phase, c.start, c.begin, c.problem]
         page.load(self._folders, outputs=[c.folder], **QUIET)
         page.unload(self._forget)
         # This also fires when the tab is first opened, because the page reads the browser's data then.
@@ -92,13 +93,19 @@ class Tab:
         c.cancel.click(None, js=STOPPING, api_visibility="private")
         c.cancel.click(self._acting(jobs.cancel), [c.kept], anew, **QUIET)
         c.resume.click(self._acting(jobs.resume), [c.kept], anew, **QUIET)
-        c.finish.click(self._acting(jobs.finish), [c.kept], anew, **QUIET)
-        removed = c.yes.click(self._acting(jobs.remove), [c.kept], anew, **QUIET)
+        c.finish_yes.click(self._acting(jobs.finish), [c.kept], anew, **QUIET)
+        removed = c.yes.click(self._remove, [c.kept], anew, **QUIET)
         removed.success(None, js="() => text2segFocus('#folder-jobs input, #folder-files .t2s-drop')")
-        for button, asks in ((c.delete, True), (c.no, False)):
-            shown_now = partial(lambda asks: (gr.Row(visible=asks), gr.Button(visible=not asks)), asks)
-            asked = button.click(shown_now, outputs=[c.sure, c.delete], **QUIET)
-            asked.success(None, js=ASKED if asks else "() => text2segFocus('#folder-delete')")
+        questions = [
+            (c.sure, "sure", c.delete, c.no, "no"),
+            (c.finish_sure, "finish-sure", c.finish, c.finish_no, "finish-no"),
+        ]
+        for row, name, ask, leave, first in questions:
+            for button, asks in ((ask, True), (leave, False)):
+                shown_now = partial(lambda asks: (gr.Row(visible=asks), gr.Button(visible=not asks)), asks)
+                asked = button.click(shown_now, outputs=[row, ask], **QUIET)
+                js = ASKED % (first, name) if asks else f"() => text2segFocus('#{ask.elem_id}')"
+                asked.success(None, js=js)
         c.start.click(None, outputs=[c.start], js=PRESS)
         begun = c.begin.click(
             self._start,
@@ -207,14 +214,17 @@ class Tab:
 
         def drop(desk: Desk) -> Updates:
             opened = desk.session.editing
-            return leave(desk, opened) if opened else bar(desk.session)
+            if opened is None:
+                return bar(desk.session)
+            is_gone = self._jobs.jobs.find(opened.owner, opened.job) is None  # deleted in another window
+            return leave(desk, opened) | ({c.phase: ""} if is_gone else {})
 
         shown: dict[str, Any] = {**QUIET, "show_progress": "minimal"}
         c.sheet.edit(edit, [c.kept, editor.desk], [*place, c.wrong], **shown, show_progress_on=[c.tally])
         inputs = [c.kept, editor.desk, c.shown, c.number]
         for left in (
             back.take.click(take, inputs, [*place, *self._sheet], **QUIET),
-            back.drop.click(drop, [editor.desk], place, **QUIET),
+            back.drop.click(drop, [editor.desk], [*place, c.phase], **QUIET),
         ):
             left.success(None, js="() => text2segGoOn()", api_visibility="private")
         editor.canvas.editing(lambda desk: bar(desk.session), [editor.desk], [back.bar, back.said, back.wrong], **QUIET)
@@ -267,8 +277,9 @@ class Tab:
             **self._parts(known),
             **self._progress(self._seen(known)),
             c.sure: gr.Row(visible=False),
+            c.finish_sure: gr.Row(visible=False),
             c.start: gr.Button(interactive=True),
-            c.problem: "",
+            c.problem: alert(GONE) if known["job"] and self._seen(known) is None else "",
         }
         return {**updates, c.begin: gr.Button(visible="hidden")} if known == kept else {**updates, c.kept: known}
 
@@ -290,6 +301,13 @@ class Tab:
         """Return a copy of the job, because it changes while the page is built."""
         job = self._jobs.job(kept)
         return replace(job) if job else None
+
+    def _remove(self, kept: Any, request: gr.Request) -> Updates:
+        """Delete the open job, and open the form of a new one."""
+        if job := self._jobs.job(kept):
+            self._jobs.jobs.remove(job)
+        known: Kept = {**self._jobs.known(kept, str(request.session_hash)), "job": ""}
+        return self._anew(known, request) | {self._c.kept: known}
 
     def _acting(self, act: Callable[[Job], None]) -> Callable[[Any, gr.Request], Updates]:
         def acted(kept: Any, request: gr.Request) -> Updates:

@@ -22,7 +22,7 @@ customElements.define("t2s-chips", class extends HTMLElement {
       </div>
       <div class="t2s-refused" role="status"></div>
       <p class="t2s-hint t2s-grammar">
-        <span id="t2s-grammar"><b>person+bench</b>: both as one segment. <b>dog|puppy</b>: two words for one thing.
+        <span id="t2s-grammar"><b>dog+bicycle</b>: both as one segment. <b>dog|puppy</b>: two words for one thing.
           <b>mouse -computer mouse</b>: exclude something.</span>
         <button type="button" class="t2s-link" data-do="known" aria-expanded="false" hidden></button>
       </p>
@@ -121,7 +121,7 @@ customElements.define("t2s-chips", class extends HTMLElement {
       return chip;
     }));
     this.querySelector(".t2s-refused").replaceChildren(...refused.map((each) => this.#line(each)));
-    this.input.placeholder = this.#texts.length ? "and …" : "What to find: dog, red car, person+bench";
+    this.input.placeholder = this.#texts.length ? "and …" : "What to find: dog, red car, dog+bicycle";
   }
 
   /** The sentence for a text that was not searched for, with the ways out. */

@@ -5,6 +5,8 @@
 const FEW = 8; // more queries than this: those that are found come first
 
 customElements.define("t2s-legend", class extends HTMLElement {
+  #selected = 0;
+
   connectedCallback() {
     this.innerHTML = `<h3>Results</h3><ul></ul>`;
     this.addEventListener("click", (event) => {
@@ -30,11 +32,21 @@ customElements.define("t2s-legend", class extends HTMLElement {
     const inOrder = shown.queries.length > FEW ? foundFirst : shown.queries;
     list.replaceChildren(...inOrder.map((query) => this.#entry(query, shown)));
     list.scrollTop = scrollTop;
+    if (shown.selected && shown.selected !== this.#selected) this.#showPiece(list, shown.selected);
+    this.#selected = shown.selected;
     if (again) {
       const key = Object.keys(again)[0];
       const same = key && this.querySelector(`[data-${key}="${CSS.escape(again[key])}"]`); // it may have been deleted
       (same || this.querySelector("button"))?.focus({ preventScroll: true });
     }
+  }
+
+  /** Scroll the list, not the page, to a segment. */
+  #showPiece(list, number) {
+    const piece = list.querySelector(`[data-piece="${number}"]`)?.getBoundingClientRect();
+    const { top, bottom } = list.getBoundingClientRect();
+    if (piece?.bottom > bottom) list.scrollTop += piece.bottom - bottom + 6;
+    else if (piece?.top < top) list.scrollTop -= top - piece.top + 6;
   }
 
   hint(number) {
@@ -59,7 +71,7 @@ customElements.define("t2s-legend", class extends HTMLElement {
       toggle.removeAttribute("aria-pressed");
       head.append(toggle);
     }
-    if (!query.found) {
+    if (!query.found && !query.isGone) { // deleted and renamed ones were found
       const why = this.#button("why", query.name, "Why not?", false, `Why ${query.name} was not found`);
       why.removeAttribute("aria-pressed");
       why.title = "Show its similarity map";

@@ -174,6 +174,7 @@ customElements.define("t2s-segment", class extends HTMLElement {
     this.chips.refused = view.refused;
     if (what) this.#sent = this.#progress = null;
     this.#note(view.isStopped ? "Stopped. Nothing has changed." : view.error, !view.isStopped);
+    if (what?.do === "everything" && (view.isStopped || view.error)) this.#local.isAll = false;
     if (what?.do === "everything" && view.seconds) this.#askTime(view.seconds);
     if (view.regions) this.#regions = view.regions;
     if (what?.do === "everything" && view.regions && !view.regions.length) {
@@ -183,10 +184,11 @@ customElements.define("t2s-segment", class extends HTMLElement {
     if (isNew) this.#opened(what.do, view, texts);
     if (view.opened && !what) this.#putInto(view);
     if (what?.do === "resume" && !view.error) this.#resumed(view);
-    const isSearch = ["find", "undo", "redo"].includes(what?.do) && !view.error;
-    const wanted = what?.do === "find" ? what.texts : texts; // one chip may hold several names
-    if (isSearch && String(wanted) === String(this.chips.texts)) this.chips.texts = view.texts;
-    if (isSearch && what.do !== "find" && !this.#waiting.length) Object.assign(this.#local, view.given);
+    const isUndo = ["undo", "redo"].includes(what?.do) && !view.error;
+    const isChanged = this.#waiting.some((each) => each.what.do === "find"); // the words, since then
+    const isFound = what?.do === "find" && !view.error && String(what.texts) === String(this.chips.texts);
+    if (isFound || (isUndo && !isChanged)) this.chips.texts = view.texts; // one chip may hold several names
+    if (isUndo && !this.#waiting.length) Object.assign(this.#local, view.given);
     if (!view.pieces.some((piece) => piece.number === this.#local.selected)) this.#deselect();
     if (!view.error) then?.(view);
     if (view.why) this.why.explanation = { ...view.why, image: view.image };
@@ -207,7 +209,8 @@ customElements.define("t2s-segment", class extends HTMLElement {
       const typed = this.chips.texts.filter((text) => !textsBefore.includes(text)); // while the request was running
       this.chips.texts = [...new Set([...view.texts, ...typed])];
       if (this.chips.texts.length > view.texts.length) this.#find();
-      setTimeout(() => { if (document.activeElement === document.body) this.stage.focusOn(); }); // its button is gone
+      const { activeElement: focused } = document;
+      if (focused === document.body || this.stage.contains(focused)) setTimeout(() => this.stage.focusOn()); // its button is gone
     } else {
       if (this.chips.texts.length) this.#find();
       const { activeElement: focused } = document;

@@ -24,9 +24,9 @@ const BUTTONS = [
   ["start", "Another image", "Image", "Open another image, or an example", "M4 5h16v14H4zM4 16l5-5 4 4 3-3 4 4", "image"],
 ];
 
-const LOSES = { undo: 1, redo: 1, full: 1, deselect: 1, box: 2, everything: 2, accept: 2, split: 2, delete: 2, start: 2 }; // labels, in this order
+const LOSES = { undo: 1, redo: 1, full: 1, deselect: 1, box: 2, everything: 2, accept: 2, split: 2, delete: 2, start: 2, select: 4, why: 4 }; // labels, in this order
 const CROWDED = 3; // then what is about the image makes room for a segment's buttons
-const MOST = 4; // then all labels are lost
+const MOST = 5; // then all labels are lost
 
 customElements.define("t2s-toolbar", class extends HTMLElement {
   connectedCallback() {

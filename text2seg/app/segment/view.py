@@ -14,7 +14,7 @@ from text2seg.app.segment.session import EditSession, preview, shrink
 from text2seg.coco.json_file import plain_number
 from text2seg.errors import Text2SegError
 from text2seg.grids import map_score
-from text2seg.records import Image, calibration_note
+from text2seg.records import Image, calibration_note, told_apart
 from text2seg.render.drawing import Colour, colour_of, colour_of_number, heat, is_flat
 
 Json = dict[str, Any]
@@ -100,13 +100,13 @@ def why_not(session: EditSession, query: str) -> tuple[Json, bytes]:
     index = found.maps.queries.index(query)
     presence = float(found.maps.presence[index])
     threshold = found.thresholds[index] if found.thresholds else 0.0
-    note = calibration_note(found.maps.calibrated)
+    note, told = calibration_note(found.maps.calibrated), told_apart(presence, threshold)
     gone = (*session.document.removed, *session.document.changed)
     if session.document.of(query) or any(segment.query == query for segment in gone):
         reason = _presence(presence, threshold, calibrated=found.maps.calibrated)
     elif presence < threshold:
         reason = (
-            f"The model does not find it: presence {presence:.2f}{note}, below {threshold:.2f}. The map shows where "
+            f"The model does not find it: presence {told[0]}{note}, below {told[1]}. The map shows where "
             "the image is most like this word, which proves nothing. A lower “Presence” gives a mask there."
         )
     else:
@@ -137,10 +137,10 @@ def _presence(presence: float, threshold: float, *, calibrated: bool) -> str:
         return f"Presence ({presence:.2f}) is not calibrated for these weights, so nothing counts as absent."
     if threshold <= 0:
         return f"The presence score is {presence:.2f}; no minimum is set."
-    note = calibration_note(calibrated)
+    note, (value, least) = calibration_note(calibrated), told_apart(presence, threshold)
     if presence >= threshold:
-        return f"The model finds it in the image: presence {presence:.2f}{note}, at least {threshold:.2f}."
-    return f"The model does not find it (presence {presence:.2f}{note}, below {threshold:.2f}); you added it."
+        return f"The model finds it in the image: presence {value}{note}, at least {least}."
+    return f"The model does not find it (presence {value}{note}, below {least}); you added it."
 
 
 def _reason(session: EditSession, piece: Piece, candidates: list[Json]) -> str:
@@ -190,7 +190,14 @@ def _queries(session: EditSession) -> list[Json]:
         if name in names:
             verdict = f"{len(now.of(name))} by hand"
         queries.append(
-            {"name": name, "colour": _colour(name), "verdict": verdict, "found": found, "isWord": name not in names}
+            {
+                "name": name,
+                "colour": _colour(name),
+                "verdict": verdict,
+                "found": found,
+                "isGone": bool(gone),
+                "isWord": name not in names,
+            }
         )
     return queries
 
