@@ -324,7 +324,7 @@ class Text2Seg(Pipeline):
             if fitted and settings.points.method == "auto":
                 regions = RegionClassifier(self.clip, self.sam, fitted, settings.masks)
                 segmented = [
-                    regions.without_contradicted(session, each, segments, maps, queries, thresholds)
+                    (regions.without_contradicted(session, each, segments, queries, thresholds), maps)
                     for session, each, (segments, maps) in zip(sessions, tokens, segmented, strict=True)
                 ]
         cut_off = tuple(query.name for query in queries if self.clip.cuts(texts_of([query]), settings.maps))

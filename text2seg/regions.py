@@ -181,41 +181,24 @@ class RegionClassifier:
         session: Opened,
         tokens: ImageTokens,
         segments: Sequence[Segment],
-        maps: SimilarityMaps,
         queries: Sequence[Query],
         thresholds: Sequence[float],
-    ) -> tuple[list[Segment], SimilarityMaps]:
-        """Drop segments in which CLIP hardly sees their query. This needs a calibrated card whose features this CLIP
-        has, and a lowest presence of the query.
-
-        Args:
-            segments: of one image.
-            maps: the maps of the queries.
-            thresholds: the lowest presence of each query.
-
-        Returns:
-            The other segments, and the maps; a query that has lost all its segments has the presence of the best of
-            them as a region.
-        """
+    ) -> list[Segment]:
+        """Return the segments of an image without those in which CLIP hardly sees their query. This needs a calibrated
+        card whose features this CLIP has, and a lowest presence of the query, in `thresholds`."""
         row_of = {query.name: row for row, query in enumerate(queries)}
-        rows = np.array([row_of[segment.query] for segment in segments])
-        doubted = [bool(thresholds[row]) for row in rows]
+        rows = [row_of[segment.query] for segment in segments]
         is_possible = self.fitted.features == "patches" or has_values(self.clip)
-        if not is_possible or not any(doubted):
-            return list(segments), maps
+        if not is_possible or not any(thresholds[row] for row in rows):
+            return list(segments)
         masks = (segment.mask for segment in segments)
         features = mask_features(self.clip, session.image, tokens, masks, self.fitted.features)
-        evidence = self.clip.evidence(features, queries)
-        shown = self.fitted.presence_of(evidence[np.arange(len(rows)), rows])
-        kept = [
+        shown = self.fitted.presence_of(self.clip.evidence(features, queries)[np.arange(len(rows)), rows])
+        return [
             segment
-            for segment, value, is_doubted in zip(segments, shown, doubted, strict=True)
-            if value >= CONTRADICTED or not is_doubted
+            for segment, row, presence in zip(segments, rows, shown, strict=True)
+            if presence >= CONTRADICTED or not thresholds[row]
         ]
-        presence, left = maps.presence.copy(), {row_of[segment.query] for segment in kept}
-        for row in {*rows.tolist()} - left:
-            presence[row] = shown[rows == row].max()
-        return kept, replace(maps, presence=presence)
 
     def _best(self, found: FoundRegions, candidates: NDArray[np.intp], qualities: Floats) -> list[int]:
         """Return the regions that become segments of one query, the best first.

@@ -112,7 +112,7 @@ def why_not(session: EditSession, query: str) -> tuple[Json, bytes]:
     else:
         reason = (
             f"{_presence(presence, threshold, calibrated=found.maps.calibrated)} But no mask is left: each was too "
-            "small, or repeated another. Add one by hand with +."
+            "small, repeated another, or did not look like this word. Add one by hand with +."
         )
     explanation = {
         "number": 0,
