@@ -240,7 +240,7 @@ def test_slow_work_says_so_shows_progress_and_is_stopped(visitor, servers, demo,
     assert page.locator(".t2s-busy").is_hidden()
     assert len(paths(page)) == 3
     go_on.set()
-    page.get_by_role("button", name="Everything").click()  # it was still pressed
+    expect(page.get_by_role("button", name="Everything")).to_have_attribute("aria-pressed", "false")
     page.get_by_role("button", name="Everything").click()
     page.get_by_role("button", name="Start", exact=True).click()
     page.locator(REGION).first.wait_for()

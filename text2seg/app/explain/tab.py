@@ -107,6 +107,7 @@ class ExplainTab:
         self._first = next(iter(self._tools.values()))
         self._editor = editor
         self._runs: dict[str, set[Run]] = {}  # of visitors, by their session
+        self._agreed: set[str] = set()  # visitors who have agreed to a long run that has not begun yet
         self._chose: set[str] = set()  # visitors who have chosen or run a tool, so that no example takes its place
         self._example: tuple[Any, Updates] | None = None
         self._example_lock = threading.Lock()
@@ -295,10 +296,15 @@ class ExplainTab:
             "Stop keeps what is done.</p>"
         )
 
-    def _ask(self, name: str, files: Any, typed: Any, agreed: bool) -> Updates:
+    def _ask(self, name: str, files: Any, typed: Any, agreed: bool, request: gr.Request) -> Updates:
         """Ask before a long run, unless the visitor has agreed. Not in the queue, so that nobody waits to be asked."""
+        if agreed:
+            self._agreed.add(str(request.session_hash))
         if agreed or self._seconds(name, files, typed) <= LONG:
             return {self.question: ""}
+        return self._question()
+
+    def _question(self) -> Updates:
         return {self.question: ASK, self.status: note(BEGIN), self.start: gr.Button(interactive=True)}
 
     def _seconds(self, name: str, files: Any, typed: Any) -> float:
@@ -329,6 +335,10 @@ class ExplainTab:
     ) -> Iterator[Updates]:
         """Run a tool: yield the updates of the page while it runs, and then its result."""
         visitor, run = str(request.session_hash), Run(self._tools[name])
+        if visitor not in self._agreed and self._seconds(name, files, typed) > LONG:  # the page has begun too early
+            yield self._question()
+            return
+        self._agreed.discard(visitor)
         self._chose.add(visitor)
         self._runs.setdefault(visitor, set()).add(run)
         updates: Updates = {}
@@ -423,6 +433,7 @@ class ExplainTab:
         """Stop what a visitor who leaves the page runs."""
         self._leave(request)
         self._chose.discard(str(request.session_hash))
+        self._agreed.discard(str(request.session_hash))
 
     def _given(self, typed: Any, name: str) -> dict[str, Any]:
         """Return the values for a run: those typed, and the examples of empty text fields. Files are paths."""

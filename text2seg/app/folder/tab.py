@@ -89,7 +89,8 @@ class Tab:
         c.kept.change(self._anew, [c.kept], anew, **QUIET)
         c.picker.input(self._select, [c.kept, c.picker], [c.kept], trigger_mode="always_last", **QUIET)
         c.timer.tick(self._tick, [c.kept], [c.status, c.timer, c.phase], queue=False, **QUIET)
-        c.phase.change(self._parts, [c.kept], shown, **QUIET)
+        # "multiple": two handlers of one change with Gradio's "always_last" ask again and again until the next change.
+        c.phase.change(self._parts, [c.kept], shown, trigger_mode="multiple", **QUIET)
         c.cancel.click(None, js=STOPPING, api_visibility="private")
         c.cancel.click(self._acting(jobs.cancel), [c.kept], anew, **QUIET)
         c.resume.click(self._acting(jobs.resume), [c.kept], anew, **QUIET)
@@ -147,8 +148,8 @@ class Tab:
             c.get_failures,
             c.wrong,
         ]
-        shown = [c.phase.change, c.shown.input]
-        gr.on(shown, self._page, [c.kept, c.shown], sheet, trigger_mode="always_last", **QUIET)
+        c.phase.change(self._page, [c.kept, c.shown], sheet, trigger_mode="multiple", **QUIET)
+        c.shown.input(self._page, [c.kept, c.shown], sheet, trigger_mode="always_last", **QUIET)
         for button, step in ((c.back, -1), (c.next, 1)):
             button.click(None, outputs=[c.back, c.next], js=WAIT)
             turned = button.click(self._turning(step), [c.kept, c.shown, c.number, c.last], sheet, **QUIET)
@@ -324,11 +325,11 @@ class Tab:
         except Text2SegError as error:
             return {self._c.problem: alert(message_of(error))}
 
-    def _follow(self, queries: str, text: str, converted: list[str]) -> Updates:
+    def _follow(self, queries: str, text: str | None, converted: list[str]) -> Updates:
         """Convert things that were typed, unless the ontology is the visitor's own. A mistake in them is told later,
         when the visitor converts them or starts."""
         c = self._c
-        is_ours = text.strip() in ("", converted[1].strip())
+        is_ours = (text or "").strip() in ("", converted[1].strip())
         if not queries.strip() or queries == converted[0] or not is_ours:
             return {c.text: gr.skip()}
         try:
