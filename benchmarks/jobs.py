@@ -203,7 +203,6 @@ class Timed:
         (first, _), (last, _) = self.deliveries[0], self.deliveries[-1]
         return sum(count for _, count in self.deliveries[1:]) / (last - first)
 
-
     def used(self) -> float:
         """Return the number of cores that were busy after the first delivery."""
         return (self.cpu[-1] - self.cpu[0]) / (self.deliveries[-1][0] - self.deliveries[0][0])
