@@ -12,8 +12,8 @@ allocators (with --trace, which is slow).
 `listing` runs an S3 server (moto) in this process and lists from another one. The seconds are mostly the server's.
 
 `cores` labels copies of the bundled scenes in one process with 1, 2, … cores and as many threads: with the demo model,
-and with CLIP ViT-B/16 and SAM ViT-B with random weights. `used` is the CPU time over wall time and cores, from the first
-answer to the last. Do nothing else on the machine meanwhile.
+and with CLIP ViT-B/16 and SAM ViT-B with random weights. `used` is the CPU time over wall time and cores, from the
+first answer to the last. Do nothing else on the machine meanwhile.
 
 `ray` labels the bundled scenes with the demo model, in this process and then with 1, 2, … Ray workers of one thread
 each. Images per second count from the first answer on, so starting Ray and loading the models are left out.
