@@ -374,7 +374,7 @@ def test_a_mask_from_graphs_is_replayed_with_the_same_graphs(labelled, exported,
     assert main([*command, "--graphs", str(exported[0] / "fp32")]) == 0
     assert "mask: identical" in capsys.readouterr().out
     assert main(command) == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    *_, line = capsys.readouterr().err.splitlines()
     assert line.endswith("was made with ONNX graphs; name their folder with --graphs FOLDER")
 
 
