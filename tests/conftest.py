@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import hypothesis
 import pytest
 import torch
+from filelock import FileLock
 
 hypothesis.settings.register_profile("text2seg", deadline=None)  # timings never decide a test
 hypothesis.settings.load_profile("text2seg")
@@ -18,8 +20,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 LONGEST = (  # beginning with the file that takes most processor time
     *("test_light_model", "test_onnx", "test_calibration", "test_demo_scores", "test_labelling_kill", "test_encoder"),
-    *("test_explain_experiments", "test_cli", "test_tracking", "test_engine_ray_cli", "test_engine_ray"),
-    *("test_app_load", "test_benchmarks_gpu", "test_storage_s3", "test_app_serve", "test_tiling"),
+    *("test_engine_ray", "test_explain_experiments", "test_cli", "test_tracking", "test_app_load"),
+    *("test_engine_ray_cli", "test_benchmarks_gpu", "test_storage_s3", "test_app_serve", "test_tiling"),
 )
 assert all((Path(__file__).parent / f"{name}.py").is_file() for name in LONGEST), "a file was renamed"
 
@@ -37,6 +39,13 @@ def demo():
     from text2seg import Text2Seg
 
     return Text2Seg.load("demo", device="cpu", precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def alone_with_ray():
+    """One test file at a time starts Ray on this machine: a cluster that starts beside another may end its driver."""
+    with FileLock(Path(tempfile.gettempdir()) / "text2seg-tests-ray.lock"):
+        yield
 
 
 @pytest.fixture(autouse=True)

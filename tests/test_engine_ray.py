@@ -30,7 +30,7 @@ IMAGES = 7
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _ray():
+def _ray(alone_with_ray):
     """Start one Ray for all tests of this file. The workers take two of its processors."""
     ray = ray_engine.import_ray()
     ray.init("local", num_cpus=2, object_store_memory=80 << 20, include_dashboard=False, log_to_driver=False)

@@ -14,7 +14,7 @@ from test_labelling_kill import PATIENCE, ROOT, photos, queries, records
 from text2seg.cli import main
 from text2seg.cli.terminal import FAILED, INTERRUPTED, WRONG_FLAGS
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals")
+pytestmark = [pytest.mark.skipif(os.name != "posix", reason="signals"), pytest.mark.usefixtures("alone_with_ray")]
 
 
 def command(folder, output, *more):
