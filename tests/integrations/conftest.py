@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 collect_ignore_glob = ["*_client.py"]  # programs for the tools' environments; --doctest-modules would import them
-TOOLS = Path(os.environ.get("TEXT2SEG_TOOLS", Path(__file__).parents[2] / ".tools"))
+TOOLS = Path(os.environ.get("TEXT2SEG_TOOLS", Path(__file__).parents[2] / ".tools")).absolute()
 
 
 @pytest.fixture(scope="session")
