@@ -319,12 +319,10 @@ class Text2Seg(Pipeline):
             ]
         else:
             segmented = self._answer_points(sessions, found, queries, thresholds, settings)
-            maps_of = settings.maps
-            fitted = self.card.regions_for(maps_of.architecture, maps_of.input_size, maps_of.region_features)
-            if fitted and settings.points.method == "auto":
-                regions = RegionClassifier(self.clip, self.sam, fitted, settings.masks)
+            calibrated_regions = RegionClassifier.calibrated(self.clip, self.sam, self.card, settings)
+            if calibrated_regions and settings.points.method == "auto":
                 segmented = [
-                    (regions.without_contradicted(session, each, segments, queries, thresholds), maps)
+                    (calibrated_regions.without_contradicted(session, each, segments, queries, thresholds), maps)
                     for session, each, (segments, maps) in zip(sessions, tokens, segmented, strict=True)
                 ]
         cut_off = tuple(query.name for query in queries if self.clip.cuts(texts_of([query]), settings.maps))

@@ -102,13 +102,19 @@ class RegionClassifier:
     @classmethod
     def of(cls, clip: Clip, sam: AnySam, card: ModelCard, settings: Settings) -> RegionClassifier:
         """Return the classifier for these settings, calibrated if the card is for them."""
-        maps = settings.maps
-        if fitted := card.regions_for(maps.architecture, maps.input_size, maps.region_features):
-            return cls(clip, sam, fitted, settings.masks)
-        features = maps.region_features
+        if found := cls.calibrated(clip, sam, card, settings):
+            return found
+        features = settings.maps.region_features
         if features == "auto":
             features = "values" if has_values(clip) else "patches"
         return cls(clip, sam, RegionClassification(features=features), settings.masks)
+
+    @classmethod
+    def calibrated(cls, clip: Clip, sam: AnySam, card: ModelCard, settings: Settings) -> RegionClassifier | None:
+        """Return the calibrated classifier for these settings; None if the card is not for them."""
+        maps = settings.maps
+        fitted = card.regions_for(maps.architecture, maps.input_size, maps.region_features)
+        return cls(clip, sam, fitted, settings.masks) if fitted else None
 
     def check(self) -> None:
         """Raise `SettingsError` if this CLIP has no such features."""

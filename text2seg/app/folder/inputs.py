@@ -20,7 +20,7 @@ from text2seg.errors import OntologyError, Text2SegError
 from text2seg.io.files import is_file, resolve_path
 from text2seg.io.names import listed, unique_names
 from text2seg.ontology import Category, Ontology, ontology_of_queries, queries_of
-from text2seg.ontology.read import Item, parse
+from text2seg.ontology.read import parse
 
 if TYPE_CHECKING:
     from text2seg.model_card import ClosedVocabulary
@@ -199,9 +199,15 @@ def check(text: str, models: Text2Seg) -> Checked:
         return Checked(None, tuple(LineError(int(match["line"] or 0), match["words"]) for match in matches))
     if len(items) > CATEGORIES:
         return Checked(None, (LineError(0, f"{len(items):,} categories are too many; the limit is {CATEGORIES:,}"),))
-    unknown = tuple(_unknown(ontology, items, models))
+    queries = queries_of(ontology)
+    known, says = models.known_queries(queries)
+    unknown = tuple(
+        LineError(item.line(()), f"{query.name}: {says[query.name]}")
+        for query, item in zip(queries, items, strict=True)
+        if query.name in says
+    )
     things = models.closed_vocabulary.names if models.closed_vocabulary and unknown else ()
-    names = {query.name for query in models.known_queries(queries_of(ontology))[0]}
+    names = {query.name for query in known}
     kept = tuple(category for category in ontology.categories if category.name in names)
     return Checked(Ontology(kept) if kept else None, unknown=unknown, known=things)
 
@@ -239,12 +245,3 @@ def _entry(category: Category) -> list[str] | dict[str, list[str]]:
     if not category.negative_queries:
         return queries
     return {"queries": queries, "negative_queries": list(category.negative_queries)}
-
-
-def _unknown(ontology: Ontology, items: list[Item], models: Text2Seg) -> list[LineError]:
-    """Return a line for each category that the models cannot look for."""
-    lines = []
-    for query, item in zip(queries_of(ontology), items, strict=True):
-        _, unknown = models.known_queries([query])
-        lines += [LineError(item.line(()), f"{name}: {sentence}") for name, sentence in unknown.items()]
-    return lines

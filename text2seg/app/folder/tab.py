@@ -42,8 +42,8 @@ STOPPING = """() => {
   if (badge) badge.textContent = "stopping";
 }"""
 ASKED = """() => {
-  text2segFocus('#folder-%s');
-  setTimeout(() => document.querySelector('#folder-%s').scrollIntoView({ block: 'nearest' }), 100);
+  text2segFocus('#%s');
+  setTimeout(() => document.querySelector('#%s').scrollIntoView({ block: 'nearest' }), 100);
 }"""
 SHOW_SHEET = """() => {
   document.querySelector('#folder-sheet').scrollIntoView();
@@ -97,15 +97,11 @@ class Tab:
         c.finish_yes.click(self._acting(jobs.finish), [c.kept], anew, **QUIET)
         removed = c.yes.click(self._remove, [c.kept], anew, **QUIET)
         removed.success(None, js="() => text2segFocus('#folder-jobs input, #folder-files .t2s-drop')")
-        questions = [
-            (c.sure, "sure", c.delete, c.no, "no"),
-            (c.finish_sure, "finish-sure", c.finish, c.finish_no, "finish-no"),
-        ]
-        for row, name, ask, leave, first in questions:
+        for row, ask, leave in ((c.sure, c.delete, c.no), (c.finish_sure, c.finish, c.finish_no)):
             for button, asks in ((ask, True), (leave, False)):
                 shown_now = partial(lambda asks: (gr.Row(visible=asks), gr.Button(visible=not asks)), asks)
                 asked = button.click(shown_now, outputs=[row, ask], **QUIET)
-                js = ASKED % (first, name) if asks else f"() => text2segFocus('#{ask.elem_id}')"
+                js = ASKED % (leave.elem_id, row.elem_id) if asks else f"() => text2segFocus('#{ask.elem_id}')"
                 asked.success(None, js=js)
         c.start.click(None, outputs=[c.start], js=PRESS)
         begun = c.begin.click(
