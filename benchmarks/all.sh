@@ -3,6 +3,7 @@
 #
 #   benchmarks/all.sh accuracy    does not depend on the load of the machine; about 20 minutes on two cores
 #   benchmarks/all.sh timing      needs an idle machine; about 10 minutes on two cores
+#   benchmarks/all.sh long        10,000 images twice, on an idle machine; about an hour on two cores
 #   benchmarks/all.sh images      docs/compare.png and docs/flow.png
 #
 # PYTHON is the Python with text2seg installed.
@@ -32,18 +33,22 @@ case ${1:-} in
         measure explain.py faithfulness --limit 3 --write
         ;;
     timing)
-        measure speed.py --write
-        measure latency.py --models demo --write
+        measure speed.py --models demo vit_b --sizes vga 12mp --queries 1 20 --images 1 --rounds 2 --minutes 4 --write
+        measure latency.py --write
         measure scaling.py --write
         measure jobs.py memory --write
         measure jobs.py listing 100 2000 --write
         measure jobs.py ray --images 48 --write
+        measure jobs.py cores --write
         measure search.py --seconds --write
         measure app_load.py --users 20 --minutes 1 --write
         measure peers.py --rounds 1 --write
         measure networks.py clips --rounds 1 --write
         measure networks.py sams --rounds 1 --write
         measure networks.py everything --rounds 1 --write
+        ;;
+    long)
+        measure jobs.py kills --write
         ;;
     images)
         measure doc_images.py

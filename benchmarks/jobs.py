@@ -3,6 +3,7 @@
     python benchmarks/jobs.py memory 100 10000       # memory as the folder grows, with fake models
     python benchmarks/jobs.py listing 100 10000      # listing a bucket of a local S3 server
     python benchmarks/jobs.py cores --images 24      # images per second, and the share of the cores that is used
+    python benchmarks/jobs.py kills --images 10000   # a long job, and the same job killed again and again
     python benchmarks/jobs.py ray --images 48        # images per second with Ray workers
 
 `memory` labels empty files with fake models that find three things in every image; listing, journal, state and output
@@ -15,6 +16,9 @@ allocators (with --trace, which is slow).
 and with CLIP ViT-B/16 and SAM ViT-B with random weights. `used` is the CPU time over wall time and cores, from the
 first answer to the last. Do nothing else on the machine meanwhile.
 
+`kills` labels copies of the bundled scenes with the demo model in a process of its own, once to the end and once killed
+(SIGKILL) at random moments and started again. `peak MB` is that of the first process. The files must be the same.
+
 `ray` labels the bundled scenes with the demo model, in this process and then with 1, 2, … Ray workers of one thread
 each. Images per second count from the first answer on, so starting Ray and loading the models are left out.
 """
@@ -26,6 +30,7 @@ import hashlib
 import json
 import logging
 import os
+import random
 import resource
 import shutil
 import subprocess
@@ -96,6 +101,11 @@ class SyntheticModels:
         return tuple(Segmentation(image, self._segments, self._maps) for image in images)
 
 
+def peak_mb() -> float:
+    """Return the highest memory use of this process so far, in megabytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3  # Linux counts in kilobytes
+
+
 def run(count: int, folder: Path, *, hw: tuple[int, int] = HW, trace: bool = False) -> dict[str, float]:
     """Label `count` empty files in `folder`; return seconds, and file sizes and peaks in megabytes."""
     photos = folder / "photos"
@@ -122,7 +132,7 @@ def run(count: int, folder: Path, *, hw: tuple[int, int] = HW, trace: bool = Fal
         "seconds": seconds,
         "journal": journal_path(settings.output).stat().st_size / 1e6,
         "dataset": settings.output.stat().st_size / 1e6,
-        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,  # Linux counts in kilobytes
+        "peak": peak_mb(),
         "traced": traced / 1e6,
     }
 
@@ -189,12 +199,14 @@ class Timed:
         self.engine, self.start = engine, time.perf_counter()
         self.deliveries: list[tuple[float, int]] = []
         self.cpu: list[float] = []
+        self.peak: list[float] = []
 
     def run(self, work: Work, batches: Iterable[Batch], deliver: Deliver, stopping: Callable[[], bool]) -> None:
         def timed(records: Delivery) -> None:
             deliver(records)
             self.deliveries.append((time.perf_counter() - self.start, len(records)))
             self.cpu.append(time.process_time())
+            self.peak.append(peak_mb())
 
         self.engine.run(work, batches, timed, stopping)
 
@@ -218,6 +230,11 @@ def photos(folder: Path, count: int) -> Path:
     return folder
 
 
+def first_things(count: int) -> list[str]:
+    """Return the first categories of the bundled scenes, this many."""
+    return [category["name"] for category in read_dataset(NEW_SCENES / "dataset.json")["categories"]][:count]
+
+
 def label_with(model: str, cores: int, images: int, count: int) -> dict[str, float]:
     """Label in this process, on this many cores only."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
@@ -226,12 +243,11 @@ def label_with(model: str, cores: int, images: int, count: int) -> dict[str, flo
 
     torch.set_num_threads(cores)
     models = load(model, "cpu")
-    names = [category["name"] for category in read_dataset(NEW_SCENES / "dataset.json")["categories"]][:count]
     with tempfile.TemporaryDirectory() as temporary:
         folder = photos(Path(temporary) / "photos", images)
         timed = Timed(LocalEngine(models, workers=cores))
         settings = LabelSettings(output=Path(temporary) / "dataset.json")
-        label_folder(models, folder, ontology_of_queries(names), settings, engine=timed)
+        label_folder(models, folder, ontology_of_queries(first_things(count)), settings, engine=timed)
     return {"speed": timed.speed(), "used": timed.used() / cores}
 
 
@@ -251,6 +267,55 @@ def measure_cores(images: int, count: int, *, write: bool) -> None:
     publish("cores", table, page=PAGE, how=f"benchmarks/jobs.py cores --images {images}", write=write)
 
 
+def label_until_killed(folder: Path, output: Path, count: int) -> dict[str, float]:
+    """Label in this process; the output may be that of a process that was killed."""
+    from text2seg import Text2Seg
+
+    models = Text2Seg.load("demo", device=MODEL.device)
+    timed = Timed(LocalEngine(models))
+    label_folder(models, folder, ontology_of_queries(first_things(count)), LabelSettings(output=output), engine=timed)
+    done = np.cumsum([number for _, number in timed.deliveries])
+    first = timed.peak[int(np.searchsorted(done, min(100, done[-1])))]
+    return {"speed": timed.speed(), "first": first, "peak": peak_mb(), "used": timed.used()}
+
+
+def measure_kills(images: int, kills: int, count: int, *, write: bool) -> None:
+    rows, chance = [], random.Random(0)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = photos(Path(temporary) / "photos", images)
+
+        def started(output: Path) -> subprocess.Popen[str]:
+            command = [sys.executable, __file__, "kills", "--one", str(folder), str(output), "--queries", str(count)]
+            return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+        whole, killed = Path(temporary) / "whole.json", Path(temporary) / "killed.json"
+        start = time.perf_counter()
+        said = started(whole).communicate()[0]
+        seconds = time.perf_counter() - start
+        r = json.loads(said.splitlines()[-1])
+        rows.append(
+            (f"{images:,}", "0", f"{seconds:.0f}", f"{r['speed']:.2f}", f"{r['first']:.0f}", f"{r['peak']:.0f}", "yes")
+        )
+        done, start = 0, time.perf_counter()
+        while True:
+            process = started(killed)
+            try:
+                process.communicate(timeout=chance.uniform(0, 2 * seconds / kills) if done < kills else None)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.communicate()
+                done += 1
+                continue
+            if process.returncode:
+                raise SystemExit(f"labelling ended with {process.returncode}")
+            break
+        seconds = time.perf_counter() - start
+        same = "yes" if killed.read_bytes() == whole.read_bytes() else "NO"
+        rows.append((f"{images:,}", str(done), f"{seconds:.0f}", "–", "–", "–", same))
+    head = ("images", "killed", "seconds", "images/s", "peak MB after 100", "at the end", "same bytes")
+    publish("kills", markdown(head, rows), page=PAGE, how=f"benchmarks/jobs.py kills --images {images}", write=write)
+
+
 def measure_ray(images: int, most_workers: int, count: int, *, write: bool) -> None:
     import torch
 
@@ -259,8 +324,8 @@ def measure_ray(images: int, most_workers: int, count: int, *, write: bool) -> N
 
     torch.set_num_threads(1)
     models = Text2Seg.load("demo", device=MODEL.device)
-    names = [category["name"] for category in read_dataset(NEW_SCENES / "dataset.json")["categories"]]
-    ontology = ontology_of_queries(names[:count])
+    names = first_things(count)
+    ontology = ontology_of_queries(names)
     engines: list[tuple[str, Engine]] = [("local, 1 thread", LocalEngine(models, workers=1))]
     for number in range(1, most_workers + 1):
         workers = RaySettings(min_workers=number, max_workers=number)
@@ -268,7 +333,7 @@ def measure_ray(images: int, most_workers: int, count: int, *, write: bool) -> N
     rows, first = [], (0.0, "")
     with tempfile.TemporaryDirectory() as temporary:
         folder = photos(Path(temporary) / "photos", images)
-        models.segment(folder / "00000.jpg", names[:count])  # warm-up
+        models.segment(folder / "00000.jpg", names)  # warm-up
         for number, (name, engine) in enumerate(engines):
             output, timed = Path(temporary) / f"{number}.json", Timed(engine)
             label_folder(models, folder, ontology, LabelSettings(output=output), engine=timed)
@@ -298,13 +363,22 @@ def main() -> None:
     cores.add_argument("--images", type=int, default=24, help="images for the demo model; a quarter for the other")
     cores.add_argument("--queries", type=int, default=5, help="number of the scenes' categories to label")
     cores.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
-    for command in (memory, listing, cores, ray):
+    kills = commands.add_parser("kills", help="a long job, and the same job killed again and again")
+    kills.add_argument("--images", type=int, default=10_000)
+    kills.add_argument("--kills", type=int, default=20)
+    kills.add_argument("--queries", type=int, default=3, help="number of the scenes' categories to label")
+    kills.add_argument("--one", nargs=2, type=Path, help=argparse.SUPPRESS)
+    for command in (memory, listing, cores, kills, ray):
         command.add_argument("--write", action="store_true", help=f"write the table into docs/measurements/{PAGE}")
     args = parser.parse_args()
     if args.command == "cores" and args.one:
         print(json.dumps(label_with(args.one[0], int(args.one[1]), args.images, args.queries)))
     elif args.command == "cores":
         measure_cores(args.images, args.queries, write=args.write)
+    elif args.command == "kills" and args.one:
+        print(json.dumps(label_until_killed(*args.one, args.queries)))
+    elif args.command == "kills":
+        measure_kills(args.images, args.kills, args.queries, write=args.write)
     elif args.command == "ray":
         measure_ray(args.images, args.most_workers, args.queries, write=args.write)
     elif args.command == "listing":

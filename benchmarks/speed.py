@@ -13,7 +13,7 @@ from typing import get_args
 from page import markdown, publish
 
 from text2seg.speed import measure
-from text2seg.speed.flows import Model
+from text2seg.speed.flows import Model, Size
 
 PAGE = "performance.md"
 FLOWS = ("stock", "stock-half", "ours")
@@ -23,6 +23,7 @@ LEFT_OUT = ("spread", "embedding error")  # columns that the page has no room fo
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=get_args(Model), default=["demo"])
+    parser.add_argument("--sizes", nargs="+", choices=get_args(Size), default=["vga"])
     parser.add_argument("--queries", nargs="+", type=int, default=[1, 20])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--images", type=int, default=4)
@@ -30,14 +31,14 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help=f"write the table into docs/measurements/{PAGE}")
     args = parser.parse_args()
     plan = measure.Plan(
-        tuple(args.models), ("vga",), tuple(args.queries), FLOWS, args.rounds, args.images, 1, args.minutes
+        tuple(args.models), tuple(args.sizes), tuple(args.queries), FLOWS, args.rounds, args.images, 1, args.minutes
     )
     kept = [place for place, heading in enumerate(measure.HEADINGS) if heading not in LEFT_OUT]
     rows = []
     for case in measure.run(plan):
         rows += [[measure.title(case), *(row[place] for place in kept)] for row in measure.rows(case)]
     table = markdown(("case", *(measure.HEADINGS[place] for place in kept)), rows)
-    publish("speed", table, page=PAGE, how=f"benchmarks/speed.py, {args.images} images of 480 × 640", write=args.write)
+    publish("speed", table, page=PAGE, how=f"benchmarks/speed.py, {args.images} images", write=args.write)
 
 
 if __name__ == "__main__":

@@ -70,10 +70,10 @@ def test_ratios_refer_to_the_first_flow_and_time_outside_stages_is_the_rest():
         for s in (4.0, 1.0)
     )
     for each in (slow, fast):
-        each.encoder_flops, each.peak_flops = 1.0, 16.0
+        each.flops, each.peak_flops = {"encoder": 1.0, "decoder": 0.2}, 16.0
     row = dict(zip(measure.HEADINGS, measure.rows([slow, fast])[1], strict=True))
     assert (row["s/image"], row["spread"], row["ratio"], row["rest"]) == ("1", "1–9", "4.00×", "0.5")
-    assert row["MFU"] == "50%"
+    assert row["MFU, %"] == "– / – / 50 / 10"
     assert row["mask IoU"] == "–"
 
 
@@ -120,6 +120,32 @@ def test_counted_operations_equal_those_of_torch_without_window_padding():
         build.sam_module(shape).image_encoder(torch.zeros(1, 3, 96, 96))
     assert encoder_flops(shape) == pytest.approx(counter.get_total_flops(), rel=0.01)
     assert encoder_flops(sam_shape("vit_h")) > 5 * encoder_flops(sam_shape("vit_b"))
+
+
+def test_operations_are_counted_in_their_stage_and_only_while_something_counts():
+    watch, square = Stopwatch(CPU), torch.ones(8, 8)
+
+    def work():
+        with watch.stage("outer"):
+            square @ square
+            with watch.stage("inner"):
+                square @ square @ square
+        square @ square
+
+    one = 2 * 8**3
+    assert watch.count(work) == {"outer": one, "inner": 2 * one}
+    assert watch.read() == {}
+    work()
+    assert set(watch.read()) == {"outer", "inner"}
+
+
+def test_the_operations_of_both_flows_are_measured(case):
+    for each in case:
+        assert set(each.flops) >= {"text", "maps", "encoder", "decoder"}
+        assert all(value > 0 for value in each.flops.values())
+    stock, fused, ours = case
+    assert stock.flops == fused.flops
+    assert stock.flops["encoder"] == ours.flops["encoder"]
 
 
 def test_time_is_counted_in_the_inner_stage():

@@ -69,10 +69,10 @@ class Original:
         """
         from segment_anything import SamPredictor
 
-        self._clip, self._size = clip.to(device).eval(), size
+        self._clip, self._size = clip.to(device).eval().requires_grad_(False), size
         self._device, self._precision = device, precision
         self.watch = Stopwatch(device)
-        sam = sam.to(device).eval()
+        sam = sam.to(device).eval().requires_grad_(False)
         for block in sam.image_encoder.blocks if fused else ():
             block.attn.forward = MethodType(_fused_attention, block.attn)
         if compiled:

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -67,8 +68,9 @@ class Measured:
     """Measurements of one flow in one case.
 
     `seconds` are for one image, with an entry for each round; `stages` has the same for each stage. `peak_bytes` is the
-    highest memory use of all rounds. `embedding_error` is relative to float32 stock. `mask_iou` and `flipped`, the
-    share of differing pixels, compare masks with those of float32 stock from the same points; means over all masks.
+    highest memory use of all rounds. `flops` are the operations of each stage for one image, for the encoder those that
+    it needs. `embedding_error` is relative to float32 stock. `mask_iou` and `flipped`, the share of differing pixels,
+    compare masks with those of float32 stock from the same points; means over all masks.
     """
 
     model: Model
@@ -80,7 +82,7 @@ class Measured:
     stages: dict[str, list[float]] = field(default_factory=dict)
     peak_bytes: int = 0
     warm_up_seconds: float = 0.0
-    encoder_flops: float = 0.0
+    flops: dict[str, float] = field(default_factory=dict)
     peak_flops: float = 0.0
     embedding_error: float | None = None
     mask_iou: float | None = None
@@ -91,9 +93,13 @@ class Measured:
         return statistics.median(self.seconds)
 
     @property
-    def mfu(self) -> float:
-        """Model FLOPs utilisation: operations per second of SAM's encoder as a share of the machine's peak."""
-        return self.encoder_flops / statistics.median(self.stages["encoder"]) / self.peak_flops
+    def mfu(self) -> dict[str, float]:
+        """Model FLOPs utilisation: operations per second of each stage that computes, as a share of the machine's
+        peak."""
+        seconds = {stage: statistics.median(values) for stage, values in self.stages.items()}
+        return {
+            stage: flops / seconds[stage] / self.peak_flops for stage, flops in self.flops.items() if seconds[stage]
+        }
 
 
 def run(plan: Plan) -> Iterator[list[Measured]]:
@@ -112,9 +118,10 @@ def run(plan: Plan) -> Iterator[list[Measured]]:
         for size, queries in [(size, queries) for each, size, queries in cases if each == model]:
             results = {name: Measured(model, size, queries, name, _precision(name, fast).name) for name in flows}
             for result in results.values():
-                result.encoder_flops = encoder_flops(SamShape.of(sam))
                 result.peak_flops = peaks[_precision(result.flow, fast).dtype]
             _measure(plan, flows, results, device, 60 * plan.minutes / len(cases))
+            for result in results.values():
+                result.flops["encoder"] = encoder_flops(SamShape.of(sam))
             yield list(results.values())
         del flows
         gc.collect()
@@ -175,6 +182,7 @@ def _measure(
         if _graphs() != graphs:
             raise SettingsError("something was compiled again after the warm-up, so the times are not valid")
         _compare(flows, results, sorted(folder.iterdir())[-1], queries)
+        _count(flows, results, folder, queries, plan.images)
 
 
 def _one_round(
@@ -190,6 +198,25 @@ def _one_round(
     stages = flow.watch.read()
     for stage in STAGES:
         result.stages.setdefault(stage, []).append(stages.get(stage, 0.0) / images)
+
+
+def _count(
+    flows: Mapping[FlowName, Flow],
+    results: Mapping[FlowName, Measured],
+    folder: Path,
+    queries: tuple[str, ...],
+    images: int,
+) -> None:
+    """Count the operations of each stage, once for the original flow and once for text2seg: compiled flows, which
+    cannot be counted, do the same."""
+    counted: dict[bool, dict[str, float]] = {}
+    for name, flow in flows.items():
+        ours = name.startswith("ours")
+        if ours not in counted and not name.endswith("compiled"):
+            found = flow.watch.count(partial(flow.label, folder, queries, folder.parent / "dataset.json"))
+            counted[ours] = {stage: flops / images for stage, flops in found.items()}
+    for name, result in results.items():
+        result.flops = dict(counted.get(name.startswith("ours"), {}))
 
 
 def _compare(
@@ -219,7 +246,7 @@ def _graphs() -> int:
 
 HEADINGS = (
     *("flow", "s/image", "spread", "ratio", *STAGES, "rest"),
-    *("MFU", "peak GB", "embedding error", "mask IoU", "flipped"),
+    *("MFU, %", "peak GB", "embedding error", "mask IoU", "flipped"),
 )
 _COLOURS = ("#1f5fa8", "#7fb2e5", "#d95f02", "#b8b8b8")  # text, maps, encoder, decoder
 _REST = "#e6e6e6"
@@ -245,7 +272,7 @@ def _row(each: Measured, first: Measured) -> list[str]:
         f"{min(each.seconds):.3g}–{max(each.seconds):.3g}",
         f"{first.median / each.median:.2f}×",
         *(f"{seconds:.3g}" for seconds in (*stages, rest)),
-        f"{each.mfu:.0%}",
+        " / ".join(f"{100 * each.mfu[stage]:.0f}" if stage in each.mfu else "–" for stage in STAGES),
         f"{each.peak_bytes / 1e9:.2f}",
         *(
             "–" if value is None else format(value, form)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from text2seg.sam.sam import SamShape
 
@@ -30,6 +31,8 @@ class Stopwatch:
     device: torch.device
     _open: list[str] = field(default_factory=list)
     _marks: list[tuple[str | None, Any]] = field(default_factory=list)
+    _counter: FlopCounterMode | None = None
+    _counts: list[int] = field(default_factory=list)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -60,6 +63,23 @@ class Stopwatch:
         else:
             mark = time.perf_counter()
         self._marks.append((self._open[-1] if self._open else None, mark))
+        if self._counter is not None:
+            self._counts.append(self._counter.get_total_flops())
+
+    def count(self, run: Callable[[], object]) -> dict[str, float]:
+        """Run something and return the floating-point operations of each stage. The seconds are dropped: counting is
+        slow. Only what torch runs in this thread, and does not compile, is counted."""
+        self.read()
+        self._counts.clear()
+        with FlopCounterMode(display=False) as self._counter:
+            run()
+        self._counter = None
+        flops: dict[str, float] = {}
+        for (name, _), before, after in zip(self._marks, self._counts, self._counts[1:], strict=False):
+            if name is not None:
+                flops[name] = flops.get(name, 0.0) + after - before
+        self.read()
+        return flops
 
     def read(self) -> dict[str, float]:
         """Return the seconds of each stage since the last call."""
