@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import warnings
 from configparser import ConfigParser
@@ -543,6 +544,7 @@ def test_file_names_that_are_not_unicode_are_accepted(tmp_path):
 
 def test_large_images_cause_no_warnings(tmp_path, capsys, monkeypatch):
     path = scene(tmp_path)
+    monkeypatch.setattr("text2seg.segmenting.SLOW", 60)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)  # Pillow's own limit; it warns above and refuses at twice
     gc.collect()  # what other tests left unclosed warns here and not below
     with warnings.catch_warnings(record=True) as caught:
@@ -729,15 +731,28 @@ def test_a_slow_start_says_at_once_what_is_loaded(command, tmp_path, monkeypatch
     assert said[0].splitlines()[-1].startswith("text2seg: loading the models")
 
 
-@pytest.mark.parametrize(("size", "says"), [((4000, 3000), "segmenting 12.0 megapixels"), ((400, 300), "")])
-def test_a_single_large_image_shows_its_stages(size, says, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("slow", [0, 60])
+@pytest.mark.parametrize("command", ["segment {0}/1.jpg --save none --output {0}/out", "label {0} --output {0}/l.json"])
+def test_an_image_that_takes_long_shows_its_stages(command, slow, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("tqdm.tqdm.monitor_interval", 0)
-    Image.open(SCENE).resize(size).save(tmp_path / "large.jpg")
-    command = ["segment", str(tmp_path / "large.jpg"), "--query", "sheep", "--save", "none", "--output"]
-    assert main([*command, str(tmp_path / "out")]) == 0
-    said = capsys.readouterr().err
-    assert says in said
-    assert ("reading" in said, "writing" in said) == (bool(says), bool(says))
+    monkeypatch.setattr("text2seg.segmenting.SLOW", slow)
+    monkeypatch.setattr("text2seg.segmenting.DRAWN_EVERY", (0.01, 0.01))
+    shutil.copy(SCENE, tmp_path / "1.jpg")
+    segment_batch, said = Text2Seg._segment_batch, []
+
+    def seen(models, sessions, queries, settings):
+        """Segment; of tiles, wait until the progress bar names the first."""
+        deadline = time.monotonic() + 20
+        while not slow and sessions[0].image.hw[1] < 300 and "1.jpg: tile 1 of 6" not in "".join(said):
+            assert time.monotonic() < deadline, said
+            said.append(capsys.readouterr().err)
+        return segment_batch(models, sessions, queries, settings)
+
+    monkeypatch.setattr(Text2Seg, "_segment_batch", seen)
+    assert main([*command.format(tmp_path).split(), "--query", "sheep", "--tile", "250"]) == 0
+    said.append(capsys.readouterr().err)
+    assert ("tile 1 of" in "".join(said)) == (not slow)
+    assert "tile" not in "".join(said).splitlines()[-1]
 
 
 def test_a_stop_message_is_not_on_the_line_of_a_progress_bar(monkeypatch, capsys):
