@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import io
 import itertools
 import json
 import logging
@@ -34,7 +35,7 @@ from text2seg._version import __version__
 from text2seg.cli import COMMANDS, Group, doctor, main
 from text2seg.cli.common import MOST_ROWS
 from text2seg.cli.flags import described
-from text2seg.cli.terminal import waiting
+from text2seg.cli.terminal import log_python_warnings, log_to_terminal, waiting
 from text2seg.coco import rle
 from text2seg.coco.dataset import read_dataset
 from text2seg.coco.provenance import provenance_of
@@ -796,3 +797,80 @@ def test_tables_of_many_rows_are_short_and_say_where_the_others_are(tmp_path, ca
     assert main(["explain", "multilabel", SCENE, "--output", str(tmp_path)]) == 0
     where = f"{len(names) - MOST_ROWS} more rows are in {tmp_path}/multilabel_scene_0001.json"
     assert where in capsys.readouterr().out
+
+
+def test_a_broken_video_has_our_message_alone_and_is_named_before_torch_is_loaded(tmp_path):
+    (tmp_path / "clip.mp4").write_bytes(b"\0\0\0 ftypisom" + bytes(500))
+    program = "import sys; from text2seg.cli import main; sys.exit(main() + 10 * ('torch' in sys.modules))"
+    command = [sys.executable, "-c", program, "track", "clip.mp4", "--query", "sheep"]
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.stderr == ("text2seg: clip.mp4 cannot be read as a video; give a video file or a folder of frames\n")
+    assert done.returncode == 1
+
+
+def test_what_the_c_code_of_a_library_prints_about_a_tiff_is_dropped_and_our_messages_are_not(tmp_path):
+    content = io.BytesIO()
+    Image.open(SCENE).save(content, "TIFF", compression="tiff_adobe_deflate")
+    damaged = bytearray(content.getvalue())
+    damaged[20:400:7] = b"\x5a" * len(range(20, 400, 7))
+    (tmp_path / "damaged.tif").write_bytes(damaged)
+    program = """
+import os, sys, threading
+from pathlib import Path
+from text2seg.cli.terminal import own_stderr, say
+from text2seg.errors import ImageError
+from text2seg.io.images import load_image
+own_stderr()
+def read():
+    for _ in range(20):
+        try:
+            load_image(Path("damaged.tif"))
+        except ImageError:
+            say("ours", file=sys.stderr)
+threads = [threading.Thread(target=read) for _ in range(4)]
+for each in threads: each.start()
+for each in threads: each.join()
+os.write(2, b"put back\\n")
+"""
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, env=environment, check=True
+    )
+    assert done.stderr.replace("\n", "") == "ours" * 80 + "put back"
+
+
+@pytest.mark.parametrize(
+    ("logger", "level", "shown"),
+    [
+        ("text2seg.io.images", logging.WARNING, True),
+        ("PIL.TiffImagePlugin", logging.ERROR, False),
+        ("transformers", logging.WARNING, False),
+        ("asyncio", logging.ERROR, True),
+    ],
+)
+def test_warnings_of_other_libraries_are_for_verbose(logger, level, shown, monkeypatch, capsys):
+    monkeypatch.setattr(logging.root, "handlers", [])
+    record = logging.LogRecord(logger, level, "", 0, "they say so", (), None)
+    log_to_terminal()
+    for handler in logging.root.handlers:
+        handler.handle(record)
+    assert capsys.readouterr().err == "they say so\n" * shown
+    logging.root.handlers.clear()
+    log_to_terminal(verbose=True)
+    for handler in logging.root.handlers:
+        handler.handle(record)
+    assert capsys.readouterr().err == "they say so\n"
+
+
+def test_warnings_of_python_code_are_details(monkeypatch, caplog, capsys):
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        monkeypatch.setattr(sys, "warnoptions", [])
+        log_python_warnings()
+        with caplog.at_level(logging.INFO):
+            warnings.warn("Corrupt EXIF data", stacklevel=1)
+    assert [(each.levelno, each.message) for each in caplog.records] == [
+        (logging.INFO, "UserWarning: Corrupt EXIF data")
+    ]
+    assert capsys.readouterr().err == ""

@@ -22,6 +22,7 @@ from text2seg.clip.model import Clip, ImageTokens, query_maps
 from text2seg.config import AutomaticSettings, MapSettings, OnnxProvider, Settings, TileSettings, TrackerName
 from text2seg.errors import QueryError, SettingsError
 from text2seg.grids import minmax, place
+from text2seg.io.frames import FrameSource, open_frames
 from text2seg.loading import load_pair, presence_model
 from text2seg.model_card import NO_CARD, ClosedVocabulary, ModelCard, is_photograph
 from text2seg.prompts import query_prompts
@@ -44,7 +45,7 @@ from text2seg.sam.base import AnySam, SamEmbedding
 from text2seg.sam.candidates import by_sam, cut, segment_of, without_overlaps
 from text2seg.session import ImageSource, Pipeline, Queries, Session
 from text2seg.tiling import VIEWS_PER_CALL, merge_views, tiles_of, view_of
-from text2seg.tracking import FrameSource, TrackedFrame, follow, open_frames, tracker_for
+from text2seg.tracking import TrackedFrame, follow, tracker_for
 from text2seg.weights import download_hint
 
 _log = logging.getLogger(__name__)

@@ -87,7 +87,8 @@ def automatic_masks(
 ) -> Segmentation:
     """Return everything in an image as segments of one query `name`, those with the highest predicted IoU first.
 
-    `say_stage` is called with how far the search is, such as "crop 2 of 5, point 65 of 256". There are no words, so the map is zero everywhere, `map_score` is 0, and `presence` is 1.
+    `say_stage` is called with how far the search is, such as "crop 2 of 5, point 65 of 256". There are no words, so the
+    map is zero everywhere, `map_score` is 0, and `presence` is 1.
     """
     maps = SimilarityMaps.flat((name,), image.hw)
     regions = automatic_regions(sam, embed, image.hw, settings, say_stage=say_stage)
