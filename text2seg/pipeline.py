@@ -326,7 +326,7 @@ class Text2Seg(Pipeline):
             calibrated_regions = RegionClassifier.calibrated(self.clip, self.sam, self.card, settings)
             if calibrated_regions and settings.points.method == "auto":
                 segmented = [
-                    (calibrated_regions.without_contradicted(session, each, segments, queries, thresholds), maps)
+                    (calibrated_regions.with_region_presence(session, each, segments, queries, thresholds), maps)
                     for session, each, (segments, maps) in zip(sessions, tokens, segmented, strict=True)
                 ]
         cut_off = tuple(query.name for query in queries if self.clip.cuts(texts_of([query]), settings.maps))
