@@ -294,6 +294,32 @@ def test_explain_without_a_text_is_wrong_use_and_found_without_slow_imports(tmp_
         assert re.search("nothing to compare|no target|one label cannot be ranked", error)
 
 
+WRONG_FOR_THE_CLIP = {
+    "saliency {} --text sheep --method relevance --start-block 99": "start_block must be from -6 to 5",
+    "saliency {} --text sheep --layer layer4.2.relu3": "surgery has no layer 'layer4.2.relu3'; its layers: none with",
+    "saliency {} --text sheep --method layercam": "layercam is for other kinds of CLIP; this ViT supports attention",
+    "saliency {} --text sheep --method rollout --negative": "rollout ignores the target",
+    "signed {} --text sheep --method attention": "attention ignores the target",
+    "compare {} --text sheep --method fullgrad": "fullgrad is for other kinds of CLIP",
+    "board {} --text sheep --layer nowhere": "legrad has no layer 'nowhere'",
+    "words {} --text sheep --method gradcam++": "gradcam++ is for other kinds of CLIP",
+    "token-relevance {} --text sheep --start-block 50": "start_block must be from -2 to 1",
+    "average-map {} --text sheep --start-block -50 --method relevance": "start_block must be from",
+    "faithfulness --method scorecam": "scorecam is for other kinds of CLIP",
+    "opinion {} --tokens 99": "tokens must be from 1 to 75",
+    "run-all {} --method eigencam": "eigencam is for other kinds of CLIP",
+    "board {} --text sheep --size 3": "input size must be at least",
+}
+
+
+def test_what_the_clip_does_not_support_is_found_without_slow_imports(tmp_path):
+    lines = [f"explain {line.format(SCENE)} --output {tmp_path / 'out'}" for line in WRONG_FOR_THE_CLIP]
+    lines.append(f"segment {SCENE} --query sheep --input-size 4 --output {tmp_path / 'out'}")
+    errors = run_without_slow_imports(lines, 2, tmp_path).splitlines()
+    for error, says in zip(errors, [*WRONG_FOR_THE_CLIP.values(), "input size must be at least"], strict=True):
+        assert says in error
+
+
 def test_a_used_port_is_found_without_slow_imports(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
