@@ -252,31 +252,6 @@ def test_rectangles_threads_and_inference_mode(clip, image, target, name):
 
 def test_layer_can_be_chosen(clip, image, target):
     assert layers(clip)[-3:] == ("layer4.0.relu1", "layer4.0.relu2", "layer4.0.relu3")
-
-
-@pytest.mark.parametrize("kind", ["resnet", "vit"])
-def test_the_shapes_in_a_file_tell_what_the_loaded_clip_does(kind, tmp_path):
-    clip = tiny_clip(kind)
-    torch.save(clip.model.state_dict(), tmp_path / "clip.pt")
-    shape = shape_of(str(tmp_path / "clip.pt"))
-    assert shape is not None
-    assert shape.relus == layers(clip)
-    for name in ("is_vit", "stride", "blocks", "text_blocks", "context_length"):
-        assert getattr(shape, name) == getattr(clip, name)
-    assert methods_for(shape) == methods_for(clip)
-
-
-def test_a_setting_for_vits_is_refused_from_the_file_of_a_resnet(tmp_path):
-    torch.save(tiny_clip("resnet").model.state_dict(), tmp_path / "clip.pt")
-    shape = shape_of(str(tmp_path / "clip.pt"))
-    assert shape is not None
-    for settings in (LayersSettings(text=("sheep",)), SaliencySettings(method="legrad"), RunAllSettings(method="gem")):
-        with pytest.raises(SettingsError, match="ResNet"):
-            settings.check_clip(shape)
-    SaliencySettings(method="gradcam", layer="layer4.0.relu2").check_clip(shape)
-    (tmp_path / "notes.pt").write_text("no weights")
-    assert shape_of(str(tmp_path / "notes.pt")) is None
-    assert shape_of("openclip:ViT-B-16/laion2b_s34b_b88k") is None
     last = saliency(clip, image, target, "gradcam")
     np.testing.assert_array_equal(saliency(clip, image, target, "gradcam", layer="layer4.0.relu3"), last)
     assert saliency(clip, image, target, "gradcam", layer="layer3.0.relu3").shape == (4, 4)
@@ -303,3 +278,28 @@ def test_methods_of_transformers_raise(clip, image, target):
     assert set(RESNET) - set(methods_for(clip, slow=False)) == {"scorecam", "ablationcam"}
     with pytest.raises(SettingsError, match=r"legrad is for other kinds of CLIP; this ResNet supports gradcam, "):
         saliency(clip, image, target, "legrad")
+
+
+@pytest.mark.parametrize("kind", ["resnet", "vit"])
+def test_the_shapes_in_a_file_tell_what_the_loaded_clip_does(kind, tmp_path):
+    clip = tiny_clip(kind)
+    torch.save(clip.model.state_dict(), tmp_path / "clip.pt")
+    shape = shape_of(str(tmp_path / "clip.pt"))
+    assert shape is not None
+    assert shape.relus == layers(clip)
+    for name in ("is_vit", "stride", "blocks", "text_blocks", "context_length"):
+        assert getattr(shape, name) == getattr(clip, name)
+    assert methods_for(shape) == methods_for(clip)
+
+
+def test_a_setting_for_vits_is_refused_from_the_file_of_a_resnet(tmp_path):
+    torch.save(tiny_clip("resnet").model.state_dict(), tmp_path / "clip.pt")
+    shape = shape_of(str(tmp_path / "clip.pt"))
+    assert shape is not None
+    for settings in (LayersSettings(text=("sheep",)), SaliencySettings(method="legrad"), RunAllSettings(method="gem")):
+        with pytest.raises(SettingsError, match="ResNet"):
+            settings.check_clip(shape)
+    SaliencySettings(method="gradcam", layer="layer4.0.relu2").check_clip(shape)
+    (tmp_path / "notes.pt").write_text("no weights")
+    assert shape_of(str(tmp_path / "notes.pt")) is None
+    assert shape_of("openclip:ViT-B-16/laion2b_s34b_b88k") is None
