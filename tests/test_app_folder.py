@@ -501,10 +501,21 @@ class TestMarks:
 
 def test_the_large_image_has_the_segments(job, sheet):
     place = place_of(sheet, segments=1)
-    large = sheet.large(job.marks, place)
+    large = sheet.picture(job.marks, place, is_large=True)
     assert max(large.width, large.height) == LARGE
     assert large.url.startswith("data:image/jpeg")
-    assert sheet.large(job.marks, -1) is sheet.large(job.marks, 99) is None
+    assert sheet.picture(job.marks, -1) is sheet.picture(job.marks, 99) is None
+
+
+def test_a_rejected_segment_is_not_drawn_as_one_that_counts(sheet):
+    place = place_of(sheet, segments=1)
+    (item,) = sheet.contents.images[place].items
+    kept, rejected = Marks(), Marks(annotations={item.annotation["id"]: "rejected"})
+    for is_large in (False, True):
+        urls = {sheet.picture(marks, place, is_large=is_large).url for marks in (kept, rejected)}
+        assert len(urls) == 2
+    tile = next(each for each in sheet.page(rejected, "all", 0).tiles if each["place"] == place)
+    assert tile["url"] == sheet.picture(rejected, place).url
 
 
 class TestEditing:

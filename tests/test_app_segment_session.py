@@ -297,7 +297,9 @@ class TestExport:
         def legend(session, hidden=0):
             export_file(session, "overlay", frozenset(numbers(session)) - {hidden})
             verdicts = {query: drawn[-1].verdict(query) for query in drawn[-1].maps.queries}
-            return {query: "found" if "not found" not in verdict else "not found" for query, verdict in verdicts.items()}
+            return {
+                query: "found" if "not found" not in verdict else "not found" for query, verdict in verdicts.items()
+            }
 
         (engine,), sheep = numbers(session, "fire engine"), numbers(session, "sheep")
         without = {"sheep": "found", "koala": "not found"}

@@ -128,3 +128,24 @@ document.addEventListener("click", (event) => {
   if (agreed) run.click();
   else run.focus();
 });
+
+// A result of values that were typed before the last change looks outdated.
+
+const OUTDATED = '<div class="t2s"><p class="t2s-alert t2s-plain" role="status">'
+  + "This result is of the values before your last change. Press Run for the new ones.</p></div>";
+let used = "{}"; // values of the last run; those of the example are the first ones
+
+const mark = (is) => document.querySelector("#explain-result")?.toggleAttribute("data-outdated", is);
+
+window.text2segBegin = (typed) => {
+  used = JSON.stringify(typed ?? {});
+  mark(false);
+};
+window.text2segClear = () => mark(false);
+
+/** Mark the result if it is of other values, and return a note that says so, else "". */
+window.text2segOutdated = (typed) => {
+  const is = Boolean(document.querySelector("#explain-status .t2s-title")) && JSON.stringify(typed ?? {}) !== used;
+  mark(is);
+  return is ? OUTDATED : "";
+};

@@ -45,7 +45,8 @@ POLL = 0.25
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 LONG = 120.0
 """Runs that take longer, in seconds, ask before they start."""
-PRESS = f"""() => {{
+PRESS = f"""(typed) => {{
+  text2segBegin(typed);
   // Until the server begins with this run; what it sends then has no data-sent.
   setTimeout(() => {{
     const waits = document.querySelector("#explain-status [data-sent]");
@@ -68,16 +69,16 @@ BEGIN_UNLESS_ASKED = """(asked) => {
 }"""
 # What is no longer true is cleared in the browser, at once: an answer of the server could come after the next result.
 CLEARED = f"""'', '', {json.dumps(note(BEGIN))}, null, {{ __type__: "update", visible: false }}, null"""
-CLEAR = f"() => [{CLEARED}]"
+CLEAR = f"() => {{ text2segClear(); return [{CLEARED}]; }}"
+# The form of the tool before takes no more text: the chosen one, or the same one again, replaces it.
 CHOOSE = f"""(name) => {{
+  text2segClear();
+  for (const form of document.querySelectorAll("[id^=fields-of-]")) form.inert ||= form.id !== `fields-of-${{name}}`;
   const visible = (is) => ({{ __type__: "update", visible: is }});
   const wants = {{ several: %s }}.several.includes(name);
-  return [visible(!wants), visible(wants), {CLEARED}];
+  return [name, visible(!wants), visible(wants), {CLEARED}];
 }}"""
-OUTDATED = f"""() => {{
-  const hasResult = document.querySelector("#explain-status .t2s-title");
-  return hasResult ? {json.dumps(note("What is shown is of the values before. Press Run for these."))} : "";
-}}"""
+OUTDATED = "(typed, ...said) => text2segOutdated(typed) || said[0] || ''"
 NOTED = "(typed, value) => ({{ ...typed, {tool}: {{ ...typed[{tool}], {field}: value }} }})"  # runs in the browser
 STOP = """() => {
   const said = document.querySelector("#explain-status .numbers");
@@ -119,9 +120,10 @@ class ExplainTab:
                 # Values of all forms, by tool and field. A run needs no field, because the server renders the fields
                 # and they may not be there yet.
                 self.typed = gr.JSON({}, visible=False)
-                triggers = [self.tool.input, _page().load]
-                gr.render(inputs=[self.tool, self.typed], triggers=triggers)(self._form)
-            with gr.Column(scale=3, min_width=320, elem_classes="t2s-beside"):
+                # Whose form is shown. It changes once, also if the tool is chosen while the page loads.
+                self.form = gr.Textbox("", visible=False)
+                gr.render(inputs=[self.form, self.typed], triggers=[self.form.change])(self._form)
+            with gr.Column(scale=3, min_width=320, elem_id="explain-result", elem_classes="t2s-beside"):
                 self._results()
         self._wire_run()
         self._wire_form()
@@ -134,7 +136,8 @@ class ExplainTab:
         tab.select(self._estimate, self._asked, [self.estimate], queue=False, **QUIET)
         outputs = [self.status, self.panels, self.downloads, self.sheet, self.numbers, self.folder, self.tables]
         # The example has a queue of its own, so that it takes no place among the runs.
-        tab.select(self._open, None, outputs, concurrency_id="explain-example", **QUIET)
+        opened = tab.select(self._open, None, outputs, concurrency_id="explain-example", **QUIET)
+        self._check_values(opened)
 
     def _images(self) -> None:
         tool, limit = self._first, self._model_pool.settings.upload_mb
@@ -224,17 +227,19 @@ class ExplainTab:
         last: dict[str, Any] = {"queue": False, "trigger_mode": "always_last", **QUIET}
         several = json.dumps([tool.name for tool in self._tools.values() if tool.images == "many"])
         choose = CHOOSE % several
-        shown = [self.one, self.many, *self._shown_parts]
+        shown = [self.form, self.one, self.many, *self._shown_parts]
+        _page().load(None, [self.tool], [self.form], js="(name) => name", api_visibility="private")
         self.tool.input(None, [self.tool], shown, js=choose, api_visibility="private")
         self.tool.input(self._choose, [self.tool], queue=False, **QUIET)
         images = [self.image.input, self.files.input]
         gr.on(images, None, outputs=self._shown_parts, js=CLEAR, api_visibility="private")
-        self.typed.change(None, outputs=[self.problem], js=OUTDATED, api_visibility="private")
+        self.typed.change(None, [self.typed], [self.problem], js=OUTDATED, api_visibility="private")
         changes = [self.tool.input, self.files.input, self.typed.change, _page().load]
         gr.on(changes, self._estimate, self._asked, [self.estimate], **last)
 
     def _wire_run(self) -> None:
-        pressed = self.start.click(None, outputs=[self.start, self.status, self.problem, self.question], js=PRESS)
+        waiting = [self.start, self.status, self.problem, self.question]
+        pressed = self.start.click(None, [self.typed], waiting, js=PRESS)
         answer = [self.question, self.status, self.start]
         asked = pressed.then(self._ask, [*self._asked, self.agreed], answer, js=AGREED, queue=False, **QUIET)
         asked.failure(None, outputs=[self.start], js=READY)
@@ -251,7 +256,12 @@ class ExplainTab:
             concurrency_limit=max(self._model_pool.settings.workers - 1, 1),
         )
         ran.failure(None, outputs=[self.start], js=READY)
+        self._check_values(ran)
         self.start.click(None, js="() => text2segFocus('#explain-status')", api_visibility="private")
+
+    def _check_values(self, shown: Any) -> None:
+        """Say of a result that was shown whether it is of the values that are typed now."""
+        shown.success(None, [self.typed, self.problem], [self.problem], js=OUTDATED, api_visibility="private")
 
     def _cleared(self) -> Updates:
         """Return the updates of a tab without a result."""

@@ -183,9 +183,9 @@ def _lay_out_review(c: SimpleNamespace) -> None:
             c.next = gr.Button("Next ›", size="md", min_width=0, scale=0, elem_id="folder-next")
     c.wrong = _html("folder-review-problem")
     c.sheet = _html("folder-sheet", js_on_load=SHEET)
-    # The large image of the review, {place, file}. It is asked for by the sheet, and shown in the large view.
+    # An image of the review, {place, small, large, answer}: for the large view, or drawn anew after a decision.
     c.large = gr.HTML(
-        None, html_template="", js_on_load="window.text2segLargeImage(props, watch)", visible="hidden", padding=False
+        None, html_template="", js_on_load="window.text2segPictures(props, watch)", visible="hidden", padding=False
     )
 
 

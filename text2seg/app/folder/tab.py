@@ -153,7 +153,7 @@ class Tab:
             turned.failure(None, outputs=[button], js=READY)
         # Decisions count, and are answered, in their order.
         one: dict[str, Any] = {**QUIET, "concurrency_limit": 1, "concurrency_id": "review"}
-        c.sheet.select(self._decide, [c.kept], [c.tally, c.status], trigger_mode="multiple", **one)
+        c.sheet.select(self._decide, [c.kept], [c.tally, c.status, c.large], trigger_mode="multiple", **one)
         c.sheet.enlarge(self._enlarge, [c.kept], [c.large], trigger_mode="always_last", **QUIET)
         c.sheet.redraw(self._page, [c.kept, c.shown, c.number], sheet, **QUIET)
         self._sheet = sheet
@@ -428,23 +428,32 @@ class Tab:
 
     def _enlarge(self, kept: Any, event: gr.EventData) -> Any:
         """Return a large image of the review for the page."""
-        job, data = self._done(kept), event._data
-        place = data.get("place") if isinstance(data, dict) else None
-        large = self._jobs.sheet(job).large(job.marks, place) if isinstance(place, int) else None
-        if large is None or not large.url:
-            return None
-        return {"place": place, "file": {"url": large.url}, "answer": next(self._answers)}
+        place = event._data.get("place") if isinstance(event._data, dict) else None
+        return self._pictures(self._done(kept), place, is_large=True, is_small=False)
 
-    def _decide(self, kept: Any, event: gr.EventData, request: gr.Request) -> tuple[str, Any]:
+    def _pictures(self, job: Job, place: Any, *, is_large: bool, is_small: bool = True) -> Any:
+        """Return an image of the review as the page draws it, and its large copy; None if it cannot be shown."""
+        answer, sheet = next(self._answers), self._jobs.sheet(job)  # the page shows none that is older than another
+        drawn: dict[str, Any] = {}
+        for name, wished in (("small", is_small), ("large", is_large)):
+            picture = sheet.picture(job.marks, place, is_large=name == "large") if wished and _is_int(place) else None
+            drawn[name] = {"url": picture.url} if picture and picture.url else None
+        return {"place": place, "answer": answer, **drawn} if any(drawn.values()) else None
+
+    def _decide(self, kept: Any, event: gr.EventData, request: gr.Request) -> Updates:
+        c = self._c
         try:
             job = self._done(kept)
         except Text2SegError as error:
-            return alert(message_of(error)), gr.skip()
+            return {c.tally: alert(message_of(error))}
         change = dict(event._data) if isinstance(event._data, dict) else {}
-        number = change.pop("number", 0)
+        number, is_large = change.pop("number", 0), bool(change.pop("isLarge", False))
         self._jobs.sheet(job).decide(job.marks, change)
-        self._decided[str(request.session_hash)] = number if isinstance(number, int) else 0
-        return layout.tally_html(job), layout.status_html(job, 0)
+        self._decided[str(request.session_hash)] = number if _is_int(number) else 0
+        updates: Updates = {c.tally: layout.tally_html(job), c.status: layout.status_html(job, 0)}
+        if "segment" in change:  # a mask is drawn as what it is now
+            updates[c.large] = self._pictures(job, change.get("place"), is_large=is_large)
+        return updates
 
     def _open_marks(self, file: str, kept: Any, shown: Shown, number: int, request: gr.Request) -> Updates:
         """Take over the marks of an uploaded file."""
@@ -465,6 +474,10 @@ class Tab:
                 return None, alert(message_of(error))
 
         return made
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _uploads(files: Any) -> list[Path]:
