@@ -1,5 +1,8 @@
 // The list of explanation tools: a select field with the tools by group, and the summary of the chosen one.
 
+let chosen = null; // the tool that was chosen, which counts from then on, whatever Gradio still mounts or loads
+window.text2segTool = (name) => chosen ?? name;
+
 customElements.define("t2s-tool-list", class extends HTMLElement {
   connect({ props, trigger, watch }) {
     this.innerHTML = `<label><span>Tool</span><select></select></label><p class="t2s-note"></p>`;
@@ -14,8 +17,10 @@ customElements.define("t2s-tool-list", class extends HTMLElement {
       select.value = props.value;
       this.querySelector("p").textContent = tools.find((each) => each.name === props.value)?.summary ?? "";
     };
+    if (props.value !== text2segTool(props.value)) props.value = chosen;
     select.addEventListener("change", () => {
-      props.value = select.value;
+      chosen = select.value;
+      props.value = chosen;
       show();
       trigger("input");
     });

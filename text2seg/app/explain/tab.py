@@ -228,7 +228,7 @@ class ExplainTab:
         several = json.dumps([tool.name for tool in self._tools.values() if tool.images == "many"])
         choose = CHOOSE % several
         shown = [self.form, self.one, self.many, *self._shown_parts]
-        _page().load(None, [self.tool], [self.form], js="(name) => name", api_visibility="private")
+        _page().load(None, [self.tool], [self.form], js="text2segTool", api_visibility="private")
         self.tool.input(None, [self.tool], shown, js=choose, api_visibility="private")
         self.tool.input(self._choose, [self.tool], queue=False, **QUIET)
         images = [self.image.input, self.files.input]
@@ -368,7 +368,10 @@ class ExplainTab:
                         yield {self.status: shown}
                     threading.Event().wait(POLL)
                 result, text = work.result(), "Stopped. This is the result so far." if run.stop.is_set() else ""
-                updates = self._shown(run.tool, result, text, folder / name)
+                if run.stop.is_set() and not result.panels and not result.tables:
+                    updates = {self.status: note("Stopped before anything was done.")}
+                else:
+                    updates = self._shown(run.tool, result, text, folder / name)
             except Text2SegError as error:
                 updates = {self.problem: alert(message_of(error)), self.status: note(BEGIN)}
             except Exception as error:  # the visitor must be able to run something again

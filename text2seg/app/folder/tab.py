@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -314,25 +315,24 @@ class Tab:
 
         return acted
 
+    def _converted(self, queries: str) -> Updates:
+        """Return the updates for an ontology made of things that were typed. Raises `Text2SegError`."""
+        made = as_yaml(queries)
+        return {self._c.text: made, self._c.converted: [queries, made]}
+
     def _write(self, queries: str) -> Updates:
         try:
-            text = as_yaml(queries)
-            return {self._c.text: text, self._c.problem: "", self._c.converted: [queries, text]}
+            return {**self._converted(queries), self._c.problem: ""}
         except Text2SegError as error:
             return {self._c.problem: alert(message_of(error))}
 
     def _follow(self, queries: str, text: str | None, converted: list[str]) -> Updates:
         """Convert things that were typed, unless the ontology is the visitor's own. A mistake in them is told later,
         when the visitor converts them or starts."""
-        c = self._c
-        is_ours = (text or "").strip() in ("", converted[1].strip())
-        if not queries.strip() or queries == converted[0] or not is_ours:
-            return {c.text: gr.skip()}
-        try:
-            made = as_yaml(queries)
-        except Text2SegError:
-            return {c.text: gr.skip()}
-        return {c.text: made, c.converted: [queries, made]}
+        if _is_new(queries, converted) and not _is_own(text, converted):
+            with suppress(Text2SegError):
+                return self._converted(queries)
+        return {self._c.text: gr.skip()}
 
     def _all_things(self) -> Updates:
         vocabulary = self._jobs.model_pool.models.closed_vocabulary
@@ -361,14 +361,14 @@ class Tab:
         known: Kept = self._jobs.known(kept, str(request.session_hash))
         c = self._c
         try:
-            if queries.strip() and queries != converted[0]:
-                if text.strip() and text.strip() != converted[1].strip():
+            if _is_new(queries, converted):
+                if _is_own(text, converted):
                     raise OntologyError(
                         "the ontology does not come from the things above it; press “Convert to ontology” to use these "
                         "things, or empty their field to use the ontology"
                     )
-                text = as_yaml(queries)
-                converted = [queries, text]
+                converted = self._converted(queries)[c.converted]
+                text = converted[1]
             if source == SERVER:
                 job = self._jobs.choose(known, folder or "", text)
             else:
@@ -474,6 +474,16 @@ class Tab:
                 return None, alert(message_of(error))
 
         return made
+
+
+def _is_new(queries: str, converted: list[str]) -> bool:
+    """Return whether there are things that the ontology was not made of."""
+    return bool(queries.strip()) and queries != converted[0]
+
+
+def _is_own(text: str | None, converted: list[str]) -> bool:
+    """Return whether an ontology is the visitor's own, not one made of things."""
+    return (text or "").strip() not in ("", converted[1].strip())
 
 
 def _is_int(value: Any) -> bool:
