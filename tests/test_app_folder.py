@@ -40,7 +40,7 @@ from text2seg.app.folder.inputs import (
     known_things,
     link_folder,
 )
-from text2seg.app.folder.jobs import Job, Jobs, VisitorJobs
+from text2seg.app.folder.jobs import Job, Jobs
 from text2seg.app.folder.review import (
     LARGE,
     PAGE,
@@ -50,6 +50,7 @@ from text2seg.app.folder.review import (
     marks_file,
     review_page,
 )
+from text2seg.app.folder.visitors import VisitorJobs
 from text2seg.app.model_pool import ModelPool
 from text2seg.app.segment.desk import KeptSessions
 from text2seg.app.segment.edits import add_point, draw_box, give_name
@@ -809,7 +810,7 @@ def test_a_start_keeps_neither_its_job_nor_what_was_asked_long_ago(visits, uploa
     held, job = weakref.ref(job.stop), None  # the job itself has slots
     gc.collect()
     assert held() is None
-    monkeypatch.setattr("text2seg.app.folder.jobs.AGAIN", 0.0)
+    monkeypatch.setattr("text2seg.app.folder.visitors.AGAIN", 0.0)
     visits.jobs = Jobs()
     visits.upload(bert, [upload], "categories: [ball]")
     assert [*visits._starts] == [bert["visitor"]]

@@ -21,7 +21,7 @@ from PIL import Image as PillowImage
 
 from text2seg.app import presence, serve
 from text2seg.app.checks import check_effort, check_request, read_image, read_pipeline_settings, visitors_folder
-from text2seg.app.folder.jobs import VisitorJobs
+from text2seg.app.folder.visitors import VisitorJobs
 from text2seg.app.settings import PASSWORD_VARIABLE, AppSettings
 from text2seg.cli import main
 from text2seg.config import Settings

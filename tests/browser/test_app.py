@@ -17,7 +17,7 @@ from checkpoint_builders import serving
 from PIL import Image
 from playwright.sync_api import expect
 
-from text2seg.app.explain.tab import FIRST_FIELDS
+from text2seg.app.explain.form import FIRST_FIELDS
 from text2seg.app.fields import shown_settings
 from text2seg.explain import TOOLS
 from text2seg.weights import download, registry

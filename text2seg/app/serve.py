@@ -18,7 +18,7 @@ from fastapi.responses import FileResponse
 
 from text2seg.app import api, explain, folder, models_panel, segment
 from text2seg.app.checks import visitors_folder
-from text2seg.app.folder.jobs import VisitorJobs
+from text2seg.app.folder.visitors import VisitorJobs
 from text2seg.app.guard import PUBLIC, Guard
 from text2seg.app.http_api import add_routes
 from text2seg.app.messages import INTERNAL_ERROR, message_of

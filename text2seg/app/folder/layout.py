@@ -12,12 +12,16 @@ import gradio as gr
 
 from text2seg.app.fields import files_field
 from text2seg.app.folder.inputs import Checked, folders_in
-from text2seg.app.folder.jobs import NOBODY, Job, State
+from text2seg.app.folder.jobs import Job, State
 from text2seg.app.folder.review import SheetPage
+from text2seg.app.folder.visitors import NOBODY
 from text2seg.app.messages import photographs, warning
 from text2seg.app.settings import AppSettings
 from text2seg.render.saving import render_template
 
+Updates = dict[Any, Any]
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
+READY = "() => ({__type__: 'update', interactive: true})"
 TICK = 1.0  # seconds between two updates of a job's status
 
 
