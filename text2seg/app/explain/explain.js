@@ -137,7 +137,7 @@ document.addEventListener("click", (event) => {
 // A result of values that were typed before the last change looks outdated.
 
 const OUTDATED = '<div class="t2s"><p class="t2s-alert t2s-plain" role="status">'
-  + "This result is of the values before your last change. Press Run for the new ones.</p></div>";
+  + "This result is of the values before your change. Press Run.</p></div>";
 let used = "{}"; // values of the last run; those of the example are the first ones
 
 const mark = (is) => document.querySelector("#explain-result")?.toggleAttribute("data-outdated", is);

@@ -108,11 +108,9 @@ def _lay_out_images(c: SimpleNamespace, settings: AppSettings) -> None:
     folders = choices_of(settings.root)
     first = folders[0][1] if folders else None
     c.folder = gr.Dropdown(folders, value=first, label="Folder", visible=False, elem_id="folder-folder")
-    limits = (
-        f"At most {settings.folder_images:,} images and {settings.folder_mb:,} MB. Only you can see them. They are "
-        "deleted with the job, at the latest 12 hours after you last opened it, and when the app ends."
-    )
-    c.room = _html("folder-limits", _hint(limits))
+    limits = f"At most {settings.folder_images:,} images and {settings.folder_mb:,} MB. Only you can see them."
+    kept = "They are deleted with the job, 12 hours after you last opened it, or when the app ends."
+    c.room = _html("folder-limits", _hint(limits) + _hint(kept))
 
 
 def _lay_out_ontology(c: SimpleNamespace, *, knows_all: bool) -> None:
