@@ -16,7 +16,7 @@ from PIL import Image
 from text2seg.coco.dataset import segment_score
 from text2seg.errors import QueryError, SettingsError
 from text2seg.integrations.cvat import Function, create
-from text2seg.integrations.fiftyone import detections_of, label_dataset
+from text2seg.integrations.fiftyone import detections_of, label_dataset, relative_side
 from text2seg.ontology import ontology_of_queries
 
 SCENE = Path(__file__).parents[1] / "text2seg/demo/scenes/new-scenes/images/scene_0019.jpg"
@@ -59,6 +59,21 @@ def test_detections_have_boxes_and_masks_of_the_box(fiftyone):
     whole[y : y + rows, x : x + columns] = found.mask
     assert np.array_equal(whole, builders.ring_mask())
     assert (found.label, found.sam_score, found.confidence) == ("ring", pytest.approx(0.9), pytest.approx(0.9))
+
+
+def test_relative_boxes_give_our_pixels_again_if_they_are_rounded_down():
+    rng = np.random.default_rng(0)
+    short = 0
+    for size in (*range(1, 400), 1080, 1920, 4096, 100_000):
+        for _ in range(30):
+            start = int(rng.integers(size))
+            end = int(rng.integers(start + 1, size + 1))
+            first, part = relative_side(start, end - start, size)
+            assert [int(size * each) for each in (first, part, first + part)] == [start, end - start, end]
+            assert first + part <= 1
+            assert np.allclose([first * size, part * size], [start, end - start], rtol=0, atol=1e-9)
+            short += int(size * (start / size)) < start or int(size * (start / size + (end - start) / size)) < end
+    assert short > 100  # the plain quotients do not
 
 
 def test_a_sample_that_cannot_be_read_keeps_its_field(fiftyone, demo, tmp_path):

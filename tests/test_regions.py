@@ -34,7 +34,8 @@ from text2seg.clip.regions import (
     value_features,
     vit_of,
 )
-from text2seg.coco.dataset import build_dataset, read_dataset
+from text2seg.coco.dataset import build_dataset, read_dataset, segment_score
+from text2seg.coco.provenance import attributes_for
 from text2seg.config import MapSettings, MaskSettings, PresenceSettings, TileSettings
 from text2seg.errors import QueryError, SettingsError
 from text2seg.grids import iou, resize, tight_box
@@ -332,20 +333,27 @@ def test_a_negative_takes_the_regions_that_show_it(demo, session):
     np.testing.assert_array_equal(without, np.where(engine > bus, -MOST_EVIDENCE, bus))
 
 
-def test_segments_whose_region_does_not_show_their_word_are_dropped(demo, monkeypatch):
+def test_the_presence_in_a_mask_joins_its_score_and_drops_segments_below_a_share_of_the_threshold(demo, monkeypatch):
     words = ["sheep", "fire engine"]
-    monkeypatch.setattr(regions, "CONTRADICTED", 0)
+    monkeypatch.setattr(regions, "LEAST_SHARE", 0)
     kept = demo.open(SCENE).segment(words)
     features = patch_features(demo.encode([demo.open(SCENE)], MapSettings())[0], (each.mask for each in kept.segments))
     evidence = demo.clip.evidence(features, parse_queries(words))
     shown = demo.card.region_classification.presence_of(
         np.array([evidence[row, words.index(each.query)] for row, each in enumerate(kept.segments)])
     )
-    assert 0 < shown.min() < shown.max()
-    for least in (float(shown.min()) / 2, float(shown.max()) * (1 - 1e-6), 1.1):
-        monkeypatch.setattr(regions, "CONTRADICTED", least)
+    assert [each.region_presence for each in kept.segments] == pytest.approx(shown, abs=1e-3)
+    for each in kept.segments:
+        assert each.mean_presence == pytest.approx((each.presence + each.region_presence) / 2)
+        assert segment_score(each, kept) == pytest.approx(each.sam_score * each.mean_presence)
+        assert attributes_for(each, 0.5)["region_presence"] == pytest.approx(each.region_presence, abs=1e-6)
+    means = sorted(each.mean_presence for each in kept.segments)
+    assert means[0] < means[-1]
+    threshold = kept.thresholds[0]
+    for least in (means[0] / 2, (means[0] + means[-1]) / 2, 1.1):
+        monkeypatch.setattr(regions, "LEAST_SHARE", least / threshold)
         found = demo.open(SCENE).segment(words)
-        stay = [each for each, value in zip(kept.segments, shown, strict=True) if value >= least]
+        stay = [each for each in kept.segments if each.mean_presence >= least]
         assert [each.query for each in found.segments] == [each.query for each in stay]
         for one, other in zip(found.segments, stay, strict=True):
             assert_same_masks(one.mask, other.mask)
@@ -363,11 +371,10 @@ def test_segments_whose_region_does_not_show_their_word_are_dropped(demo, monkey
 )
 def test_nothing_is_dropped_where_the_card_says_nothing_or_the_user_wants_all(demo, settings, monkeypatch):
     words = ["sheep", "fire engine"]
-    counts = []
-    for least in (0, 1.1):
-        monkeypatch.setattr(regions, "CONTRADICTED", least)
-        counts.append(len(demo.segment(SCENE, words, settings).segments))
-    assert counts[0] == counts[1] > 0
+    monkeypatch.setattr(regions, "LEAST_SHARE", 10)
+    segments = demo.segment(SCENE, words, settings).segments
+    assert segments
+    assert all(each.region_presence is None for each in segments)
 
 
 def test_features_that_a_clip_lacks_are_an_error_before_any_image_is_read(demo):

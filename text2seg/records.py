@@ -232,7 +232,8 @@ class Segment:
     """One chosen mask, bool[H, W], with its query, its scores and how it was made.
 
     `sam_score` is SAM's predicted IoU of the chosen candidate. `map_score`, in [-1, 1], is the mean of the min-max map
-    inside the mask minus the mean outside. `presence`, in [0, 1], is that of this object.
+    inside the mask minus the mean outside. `presence`, in [0, 1], is that of this object. `region_presence`, in [0, 1],
+    is the presence of the query in the mask alone; None if it is not known.
 
     `view_xywh` is the tile that the segment was found in; None means the whole image. Scores, presence, candidates and
     rough mask are in the frame of the tile. Mask and points are always in the frame of the whole image.
@@ -247,11 +248,17 @@ class Segment:
     candidates: Candidates
     chosen: int
     view_xywh: Box | None = None
+    region_presence: float | None = None
 
     def __post_init__(self) -> None:
         _freeze(self, mask=_checked("mask", self.mask, np.bool_, ("H", "W")))
         if not 0 <= self.chosen < len(self.candidates):
             raise ValueError(f"chosen must be one of {len(self.candidates)} candidates, got {self.chosen}")
+
+    @property
+    def mean_presence(self) -> float:
+        """The mean of `presence` and `region_presence`; `presence` alone if the other is not known."""
+        return self.presence if self.region_presence is None else (self.presence + self.region_presence) / 2
 
     @property
     def area(self) -> int:

@@ -42,8 +42,8 @@ from text2seg.sam.candidates import least_quality, separation, suppress_by_inter
 GRID = AutomaticSettings(points_per_side=16, predicted_iou=0.5, stability=0.5, suppression="masks", box_overlap=0.8)
 """How SAM cuts out everything: fewer points than for masks without words, and lower bounds, because CLIP tells things
 from the rest."""
-CONTRADICTED = 0.002
-"""Presence of a region below which it contradicts its query: the region then shows something else, or nothing. Measured
+LEAST_SHARE = 0.7
+"""Share of a query's lowest presence that the mean presence of a segment needs; see `Segment.mean_presence`. Measured
 in docs/measurements/experiments.md, "Region classification"."""
 
 Floats = NDArray[np.float32]
@@ -182,7 +182,7 @@ class RegionClassifier:
         min_area = {query.name: query.min_area for query in queries}
         return [segment for segment in segments if segment.area >= min_area[segment.query]], maps
 
-    def without_contradicted(
+    def with_region_presence(
         self,
         session: Opened,
         tokens: ImageTokens,
@@ -190,8 +190,12 @@ class RegionClassifier:
         queries: Sequence[Query],
         thresholds: Sequence[float],
     ) -> list[Segment]:
-        """Return the segments of an image without those in which CLIP hardly sees their query. This needs a calibrated
-        card whose features this CLIP has, and a lowest presence of the query, in `thresholds`."""
+        """Return the segments of an image with the presence of their query in their own masks, without those whose mean
+        presence is too low.
+
+        This needs a calibrated card whose features this CLIP has, and a lowest presence of at least one query, in
+        `thresholds`.
+        """
         row_of = {query.name: row for row, query in enumerate(queries)}
         rows = [row_of[segment.query] for segment in segments]
         is_possible = self.fitted.features == "patches" or has_values(self.clip)
@@ -200,10 +204,13 @@ class RegionClassifier:
         masks = (segment.mask for segment in segments)
         features = mask_features(self.clip, session.image, tokens, masks, self.fitted.features)
         shown = self.fitted.presence_of(self.clip.evidence(features, queries)[np.arange(len(rows)), rows])
+        judged = [
+            replace(segment, region_presence=float(presence)) for segment, presence in zip(segments, shown, strict=True)
+        ]
         return [
             segment
-            for segment, row, presence in zip(segments, rows, shown, strict=True)
-            if presence >= CONTRADICTED or not thresholds[row]
+            for segment, row in zip(judged, rows, strict=True)
+            if segment.mean_presence >= LEAST_SHARE * thresholds[row]
         ]
 
     def _best(self, found: FoundRegions, candidates: NDArray[np.intp], qualities: Floats) -> list[int]:

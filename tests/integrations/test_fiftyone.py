@@ -35,7 +35,7 @@ def test_fiftyone_opens_our_coco_file_and_its_datasets_are_labelled_in_place(enc
         "HOME": str(tmp_path),
         "FIFTYONE_DATABASE_DIR": str(tmp_path / "database"),
         "FIFTYONE_DO_NOT_TRACK": "true",
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
     }
     command = [tool("fiftyone"), ROOT / "tests/integrations/fiftyone_client.py", images, file, *QUERIES]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
@@ -49,5 +49,6 @@ def test_fiftyone_opens_our_coco_file_and_its_datasets_are_labelled_in_place(enc
                 assert np.array_equal(decode(rle), segment.mask), (kind, name, segment)
         scores = [score for *_, score in answer["labelled"][name]]
         assert np.allclose(scores, [segment_score(segment, result) for segment in result.segments])
+    assert answer["drawn_elsewhere"] == 0
     (failure,) = answer["failures"]
     assert "broken.png" in failure

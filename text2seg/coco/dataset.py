@@ -145,10 +145,10 @@ def check_encoding(encoding: str) -> None:
 
 
 def segment_score(segment: Segment, segmentation: Segmentation) -> float:
-    """Return the score of a segment: SAM's score, times presence if a presence threshold is used. SAM's score alone
-    rates the mask, not what it shows."""
+    """Return the score of a segment: SAM's score, times `mean_presence` if a presence threshold is used. SAM's score
+    alone rates the mask, not what it shows."""
     threshold = dict(zip(segmentation.maps.queries, segmentation.thresholds, strict=False)).get(segment.query, 0)
-    return segment.sam_score * segment.presence if threshold > 0 else segment.sam_score
+    return segment.sam_score * segment.mean_presence if threshold > 0 else segment.sam_score
 
 
 def build_dataset(

@@ -71,6 +71,7 @@ def attributes_for(segment: Segment, score: float) -> dict[str, Any]:
         "sam_score": plain_number(segment.sam_score),
         "map_score": plain_number(segment.map_score),
         "presence": plain_number(segment.presence),
+        **({} if segment.region_presence is None else {"region_presence": plain_number(segment.region_presence)}),
         "points": [
             [plain_number(x), plain_number(y), int(label), plain_number(similarity)]
             for (x, y), label, similarity in zip(points.xy, points.labels, points.similarity, strict=True)

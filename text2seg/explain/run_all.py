@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from text2seg._version import __version__
+from text2seg.clip.shape import Architecture
 from text2seg.errors import OutputError, QueryError, Text2SegError
 from text2seg.explain.estimate import GRADIENT, Work
 from text2seg.explain.opinion import (
@@ -80,6 +81,10 @@ class RunAllSettings(OpinionSettings):
     image is done. It must be new, empty or from an earlier run; images that are done there with the same settings and
     models are not computed again. Default: on the command line a folder in the output folder; elsewhere nothing is
     written before the end."""
+
+    def check_clip(self, clip: Architecture) -> None:
+        OpinionSettings.check_clip(self, clip)
+        method_or_default(clip, self.method)
 
 
 WORDS_FILE = "run-all_words"

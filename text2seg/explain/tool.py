@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from text2seg.clip.shape import Architecture, check_input_size
 from text2seg.config import MapSettings
 from text2seg.errors import DatasetError, ImageError, MissingTextError, SettingsError
 from text2seg.io.files import exists, is_dir, open_file
@@ -233,6 +234,12 @@ class InputSettings:
         """Return the texts that the models must know."""
         given: str | tuple[str, ...] = getattr(self, "text", ())
         return (given,) if isinstance(given, str) else given
+
+    def check_clip(self, clip: Architecture) -> None:
+        """Raise `SettingsError` if a CLIP of this architecture does not support a setting. The command line calls it
+        before it loads the models, if their files tell the architecture."""
+        if self.size is not None:
+            check_input_size(clip, self.size)
 
     def check_given(self) -> None:
         """Raise `MissingTextError` if a text is needed and not given, or an error that names a file that cannot be

@@ -5,6 +5,7 @@ Format: https://docs.voxel51.com, labels of the type Detections with instance ma
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,13 +53,14 @@ def detections_of(segmentation: Segmentation) -> Any:
     height, width = segmentation.image.hw
     found = []
     for segment in segmentation.segments:
-        x, y, columns, rows = segment.box_xywh
         if not segment.area:
             continue
+        x, y, columns, rows = segment.box_xywh
+        (left, across), (top, down) = relative_side(x, columns, width), relative_side(y, rows, height)
         found.append(
             fiftyone.Detection(
                 label=segment.query,
-                bounding_box=[x / width, y / height, columns / width, rows / height],
+                bounding_box=[left, top, across, down],
                 mask=segment.mask[y : y + rows, x : x + columns].copy(),
                 confidence=float(segment_score(segment, segmentation)),
                 sam_score=float(segment.sam_score),
@@ -66,6 +68,25 @@ def detections_of(segmentation: Segmentation) -> Any:
             )
         )
     return fiftyone.Detections(detections=found)
+
+
+def relative_side(start: int, length: int, size: int) -> tuple[float, float]:
+    """Start and length of a side of a box, as fractions of the image's size that FiftyOne turns back into these pixels.
+
+    It rounds down where it draws and exports (`int(size * fraction)`), so a quotient such as 29 / 50, which times 50 is
+    less than 29, moves a mask by a pixel. A fraction here is the quotient, or up to a few floating-point numbers above.
+    """
+    first, part = _fraction(start, size), _fraction(length, size)
+    while int(size * (first + part)) < start + length:
+        part = math.nextafter(part, 2)
+    return first, part
+
+
+def _fraction(pixels: int, size: int) -> float:
+    fraction = pixels / size
+    while int(size * fraction) < pixels:
+        fraction = math.nextafter(fraction, 2)
+    return fraction
 
 
 def _fiftyone() -> Any:

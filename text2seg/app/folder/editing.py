@@ -216,7 +216,8 @@ def _segment_of(item: Item, found: Segmentation, again: Segment | None) -> Segme
     side = 256  # SAM's resolution; the candidates of this segment are not known
     candidates = Candidates(np.zeros((1, side, side), np.float32), np.array([score], np.float32))
     values = (number_in(known, "map_score") or 0.0, number_in(known, "presence") or 0.0)
-    return Segment(item.category, mask, score, *values, points, candidates, 0)
+    region_presence = number_in(known, "region_presence")
+    return Segment(item.category, mask, score, *values, points, candidates, 0, region_presence=region_presence)
 
 
 def _is_by_hand(item: Item) -> bool:

@@ -81,6 +81,7 @@ def take_candidate(session: EditSession, number: int, index: int) -> EditSession
         chosen=index,
         sam_score=float(segment.candidates.scores[index]),
         map_score=map_score(maps.scores[maps.queries.index(segment.query)], mask),
+        region_presence=None,
     )
     return replace(session, history=session.history.step(session.document.corrected(number, taken)))
 
