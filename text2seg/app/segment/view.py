@@ -101,8 +101,7 @@ def why_not(session: EditSession, query: str) -> tuple[Json, bytes]:
     presence = float(found.maps.presence[index])
     threshold = found.thresholds[index] if found.thresholds else 0.0
     note, told = calibration_note(found.maps.calibrated), told_apart(presence, threshold)
-    gone = (*session.document.removed, *session.document.changed)
-    if session.document.of(query) or any(segment.query == query for segment in gone):
+    if session.document.had(query):
         reason = _presence(presence, threshold, calibrated=found.maps.calibrated)
     elif presence < threshold:
         reason = (
