@@ -29,10 +29,10 @@ from text2seg.explain.tool import (
     Table,
     Tool,
     backdrop,
-    check_alpha,
     image_name,
 )
 from text2seg.records import Image
+from text2seg.settings_fields import check_alpha
 
 if TYPE_CHECKING:
     import torch

@@ -24,12 +24,12 @@ from text2seg.explain.tool import (
     Result,
     Table,
     Tool,
-    check_count,
     check_sets,
     fitted,
     fitted_pixels,
 )
 from text2seg.records import Image
+from text2seg.settings_fields import check_count
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -19,19 +19,9 @@ import numpy as np
 from text2seg.clip.shape import ClipKind
 from text2seg.errors import CheckpointError, QueryError, SettingsError
 from text2seg.explain.estimate import Work
-from text2seg.explain.tool import (
-    InputSettings,
-    Panel,
-    Progress,
-    Result,
-    Table,
-    Tool,
-    backdrop,
-    check_count,
-    check_seed,
-    image_name,
-)
+from text2seg.explain.tool import InputSettings, Panel, Progress, Result, Table, Tool, backdrop, image_name
 from text2seg.records import Image
+from text2seg.settings_fields import check_count, check_seed
 
 if TYPE_CHECKING:
     import torch

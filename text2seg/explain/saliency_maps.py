@@ -35,7 +35,6 @@ from text2seg.explain.tool import (
     Table,
     Tool,
     backdrop,
-    check_alpha,
     fitted,
     freeze_typed,
     image_name,
@@ -43,6 +42,7 @@ from text2seg.explain.tool import (
 from text2seg.io.files import open_file
 from text2seg.io.images import check_file, load_image
 from text2seg.records import Image
+from text2seg.settings_fields import check_alpha
 
 if TYPE_CHECKING:
     from text2seg.clip.model import Clip

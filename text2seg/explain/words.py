@@ -16,19 +16,9 @@ from numpy.typing import NDArray
 from text2seg.clip.shape import ClipKind
 from text2seg.explain.saliency.methods import MethodName, ScoreKind, check_block, method_or_default, propagate, saliency
 from text2seg.explain.saliency_maps import image_score, overlay_map
-from text2seg.explain.tool import (
-    InputSettings,
-    Panel,
-    Progress,
-    Result,
-    Table,
-    Tool,
-    backdrop,
-    check_alpha,
-    check_text,
-    image_name,
-)
+from text2seg.explain.tool import InputSettings, Panel, Progress, Result, Table, Tool, backdrop, check_text, image_name
 from text2seg.records import Image
+from text2seg.settings_fields import check_alpha
 
 if TYPE_CHECKING:
     from torch import Tensor
