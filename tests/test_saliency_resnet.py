@@ -18,6 +18,7 @@ from text2seg.clip.model import preprocess
 from text2seg.clip.shape import shape_of
 from text2seg.errors import SettingsError
 from text2seg.explain.layers import LayersSettings
+from text2seg.explain.recognition import SemanticSettings
 from text2seg.explain.run_all import RunAllSettings
 from text2seg.explain.saliency.cams import layers
 from text2seg.explain.saliency.methods import METHODS, methods_for, saliency
@@ -296,7 +297,12 @@ def test_a_setting_for_vits_is_refused_from_the_file_of_a_resnet(tmp_path):
     torch.save(tiny_clip("resnet").model.state_dict(), tmp_path / "clip.pt")
     shape = shape_of(str(tmp_path / "clip.pt"))
     assert shape is not None
-    for settings in (LayersSettings(text=("sheep",)), SaliencySettings(method="legrad"), RunAllSettings(method="gem")):
+    for settings in (
+        LayersSettings(text=("sheep",)),
+        SaliencySettings(method="legrad"),
+        RunAllSettings(method="gem"),
+        SemanticSettings(architecture="gem"),
+    ):
         with pytest.raises(SettingsError, match="ResNet"):
             settings.check_clip(shape)
     SaliencySettings(method="gradcam", layer="layer4.0.relu2").check_clip(shape)

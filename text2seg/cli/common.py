@@ -24,7 +24,7 @@ from text2seg.io.names import escaped
 from text2seg.queries import Query, parse_queries, split_unions, unions_error
 
 if TYPE_CHECKING:
-    from text2seg.clip.shape import Architecture
+    from text2seg.clip.shape import ClipKind
     from text2seg.config import SaveKind
     from text2seg.everything import Everything
     from text2seg.model_card import ClosedVocabulary
@@ -161,7 +161,7 @@ def check_models(model: ModelSettings, *, sam_only: bool = False) -> None:
         weights.fetch(sam, "sam")
 
 
-def check_clip(model: ModelSettings, check: Callable[[Architecture], None]) -> None:
+def check_clip(model: ModelSettings, check: Callable[[ClipKind], None]) -> None:
     """Call `check` with the architecture of the CLIP, if its file tells it, before anything slow is imported."""
     from text2seg import weights
     from text2seg.clip.shape import shape_of
@@ -172,7 +172,7 @@ def check_clip(model: ModelSettings, check: Callable[[Architecture], None]) -> N
         check(shape)
 
 
-def _check_maps(maps: MapSettings, clip: Architecture) -> None:
+def _check_maps(maps: MapSettings, clip: ClipKind) -> None:
     from text2seg.clip.shape import check_architecture, check_input_size
 
     check_architecture(clip, maps.architecture)

@@ -40,7 +40,7 @@ def exit_status(done: int, left_out: int) -> int:
 
 
 def say(line: object, *, file: TextIO | None = None, flush: bool = False) -> None:
-    """Print one line on stdout or another stream."""
+    """Print one line on stdout or another stream; a line break in it is escaped, too."""
     print(escaped(str(line)), file=file, flush=flush)
 
 

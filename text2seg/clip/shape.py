@@ -40,7 +40,7 @@ class Shaped(Protocol):
     def shape(self) -> Any: ...
 
 
-class Architecture(Protocol):
+class ClipKind(Protocol):
     """What decides which methods and settings a CLIP supports; a loaded `Clip` and a `ClipShape` have it."""
 
     @property
@@ -57,7 +57,7 @@ class Architecture(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ClipShape:
-    """Architecture of a CLIP. Sizes in pixels refer to the square input in training."""
+    """ClipKind of a CLIP. Sizes in pixels refer to the square input in training."""
 
     embedding: int
     image_size: int
@@ -189,7 +189,7 @@ def shape_of(name: str) -> ClipShape | None:
         return None
 
 
-def check_input_size(clip: Architecture, size: int | tuple[int, int]) -> tuple[int, int]:
+def check_input_size(clip: ClipKind, size: int | tuple[int, int]) -> tuple[int, int]:
     """Return the input size (rows, columns) in whole cells, from its side or rows and columns.
 
     Raises:
@@ -209,7 +209,7 @@ RESNET_RULES = ("surgery", "raw")
 """Attention rules of ResNets, whose only attention is the pool after the last stage."""
 
 
-def check_architecture(clip: Architecture, rule: str) -> None:
+def check_architecture(clip: ClipKind, rule: str) -> None:
     """Raise `SettingsError` if the attention rule is for vision transformers only, and this CLIP is none."""
     if not clip.is_vit and rule not in RESNET_RULES:
         names = " or ".join(RESNET_RULES)

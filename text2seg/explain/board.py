@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 from PIL import ImageDraw
 
-from text2seg.clip.shape import Architecture
+from text2seg.clip.shape import ClipKind
 from text2seg.errors import MissingTextError, SettingsError
 from text2seg.explain.saliency.methods import METHODS, MethodName, ScoreKind, method_or_default, saliency
 from text2seg.explain.saliency_maps import overlay_map
@@ -74,7 +74,7 @@ class DescriptionSettings(InputSettings):
     def check_given(self) -> None:
         self.descriptions()
 
-    def check_clip(self, clip: Architecture) -> None:
+    def check_clip(self, clip: ClipKind) -> None:
         InputSettings.check_clip(self, clip)
         method_or_default(clip, self.method, self.layer)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from text2seg.clip.shape import Architecture
+from text2seg.clip.shape import ClipKind
 from text2seg.errors import ImageError, SettingsError
 from text2seg.explain.estimate import GRADIENT, Work
 from text2seg.explain.saliency.methods import MethodName, check_method, methods_for, saliency
@@ -73,7 +73,7 @@ class FaithfulnessSettings(InputSettings):
     def check_given(self) -> None:
         check_sets(self.dataset, self.images)
 
-    def check_clip(self, clip: Architecture) -> None:
+    def check_clip(self, clip: ClipKind) -> None:
         InputSettings.check_clip(self, clip)
         for name in self.method:
             check_method(clip, name)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from text2seg.clip.shape import Architecture
+from text2seg.clip.shape import ClipKind
 from text2seg.errors import SettingsError
 from text2seg.explain.saliency_maps import TargetSettings, overlay_map, targets_of
 from text2seg.explain.tool import Cell, Panel, Pixels, Progress, Result, Table, Tool, backdrop, image_name
@@ -36,12 +36,12 @@ class BlockMaps:
 class LayersSettings(TargetSettings):
     """The targets that an image is compared with, and how the maps are drawn."""
 
-    def check_clip(self, clip: Architecture) -> None:
+    def check_clip(self, clip: ClipKind) -> None:
         TargetSettings.check_clip(self, clip)
         _check_vit(clip)
 
 
-def _check_vit(clip: Architecture) -> None:
+def _check_vit(clip: ClipKind) -> None:
     """Raise `SettingsError` if the CLIP is a ResNet."""
     if not clip.is_vit:
         raise SettingsError(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from text2seg.clip.shape import Architecture
+from text2seg.clip.shape import ClipKind
 from text2seg.errors import CheckpointError, QueryError, SettingsError
 from text2seg.explain.estimate import Work
 from text2seg.explain.tool import (
@@ -72,7 +72,7 @@ class OpinionSettings(InputSettings):
             check_count(name, getattr(self, name))
         check_seed(self.seed)
 
-    def check_clip(self, clip: Architecture) -> None:
+    def check_clip(self, clip: ClipKind) -> None:
         InputSettings.check_clip(self, clip)
         check_tokens(clip, self.tokens)
 
@@ -334,7 +334,7 @@ class Frame:
         return cosines
 
 
-def check_tokens(clip: Architecture, tokens: int) -> None:
+def check_tokens(clip: ClipKind, tokens: int) -> None:
     """Raise `SettingsError` if the free tokens alone are longer than CLIP reads."""
     context = clip.context_length
     if tokens > context - 2:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from text2seg._version import __version__
-from text2seg.clip.shape import Architecture
+from text2seg.clip.shape import ClipKind
 from text2seg.errors import OutputError, QueryError, Text2SegError
 from text2seg.explain.estimate import GRADIENT, Work
 from text2seg.explain.opinion import (
@@ -82,7 +82,7 @@ class RunAllSettings(OpinionSettings):
     models are not computed again. Default: on the command line a folder in the output folder; elsewhere nothing is
     written before the end."""
 
-    def check_clip(self, clip: Architecture) -> None:
+    def check_clip(self, clip: ClipKind) -> None:
         OpinionSettings.check_clip(self, clip)
         method_or_default(clip, self.method)
 

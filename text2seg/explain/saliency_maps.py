@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from text2seg.clip.shape import Architecture
+from text2seg.clip.shape import ClipKind
 from text2seg.config import MapSettings
 from text2seg.errors import MissingTextError, QueryError, SettingsError
 from text2seg.explain.estimate import GRADIENT, Work
@@ -122,7 +122,7 @@ class SaliencySettings(TargetSettings):
     negative: bool = False
     """Show what lowers the score."""
 
-    def check_clip(self, clip: Architecture) -> None:
+    def check_clip(self, clip: ClipKind) -> None:
         TargetSettings.check_clip(self, clip)
         check_map(clip, self.method, layer=self.layer, negative=self.negative, start_block=self.start_block)
 
@@ -190,7 +190,7 @@ class CompareSettings(TargetSettings):
     """A saliency method to show; repeat for more. Default: all methods that this CLIP supports, except scorecam and
     ablationcam, which are slow."""
 
-    def check_clip(self, clip: Architecture) -> None:
+    def check_clip(self, clip: ClipKind) -> None:
         TargetSettings.check_clip(self, clip)
         for name in self.method:
             check_method(clip, name)
@@ -249,7 +249,7 @@ class SignedSettings(TargetSettings):
     layer: str | None = None
     """Layer of a ResNet for class activation maps, such as layer4.2.relu3. Default: the last ReLU."""
 
-    def check_clip(self, clip: Architecture) -> None:
+    def check_clip(self, clip: ClipKind) -> None:
         TargetSettings.check_clip(self, clip)
         check_map(clip, method_or_default(clip, self.method), layer=self.layer, negative=True)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from text2seg.clip.shape import Architecture, check_input_size
+from text2seg.clip.shape import ClipKind, check_input_size
 from text2seg.config import MapSettings
 from text2seg.errors import DatasetError, ImageError, MissingTextError, SettingsError
 from text2seg.io.files import exists, is_dir, open_file
@@ -235,7 +235,7 @@ class InputSettings:
         given: str | tuple[str, ...] = getattr(self, "text", ())
         return (given,) if isinstance(given, str) else given
 
-    def check_clip(self, clip: Architecture) -> None:
+    def check_clip(self, clip: ClipKind) -> None:
         """Raise `SettingsError` if a CLIP of this architecture does not support a setting. The command line calls it
         before it loads the models, if their files tell the architecture."""
         if self.size is not None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from text2seg.clip.shape import Architecture
+from text2seg.clip.shape import ClipKind
 from text2seg.explain.saliency.methods import MethodName, ScoreKind, check_block, method_or_default, propagate, saliency
 from text2seg.explain.saliency_maps import image_score, overlay_map
 from text2seg.explain.tool import (
@@ -59,7 +59,7 @@ class WordsSettings(InputSettings):
     def check_given(self) -> None:
         check_text(self.text)
 
-    def check_clip(self, clip: Architecture) -> None:
+    def check_clip(self, clip: ClipKind) -> None:
         InputSettings.check_clip(self, clip)
         method_or_default(clip, self.method, self.layer)
 
@@ -195,7 +195,7 @@ class TokenRelevanceSettings(InputSettings):
     def check_given(self) -> None:
         check_text(self.text)
 
-    def check_clip(self, clip: Architecture) -> None:
+    def check_clip(self, clip: ClipKind) -> None:
         InputSettings.check_clip(self, clip)
         check_block(clip.text_blocks, self.start_block)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from text2seg.clip.shape import Architecture, ClipShape
+from text2seg.clip.shape import ClipKind, ClipShape
 from text2seg.errors import CheckpointError, SettingsError
 
 if TYPE_CHECKING:
@@ -345,14 +345,14 @@ else:
     MethodName = Literal[tuple(METHODS) + tuple(ALIASES)]
 
 
-def methods_for(clip: Architecture, *, slow: bool = True) -> tuple[str, ...]:
+def methods_for(clip: ClipKind, *, slow: bool = True) -> tuple[str, ...]:
     """Return the names of the methods that this CLIP supports, with or without slow ones, in the order of the table."""
     return tuple(
         name for name, method in METHODS.items() if _kind(clip) in method.compute and (slow or not method.slow)
     )
 
 
-def check_method(clip: Architecture, name: str, layer: str | None = None) -> Method:
+def check_method(clip: ClipKind, name: str, layer: str | None = None) -> Method:
     """Return the method of this name or alias.
 
     Raises:
@@ -369,7 +369,7 @@ def check_method(clip: Architecture, name: str, layer: str | None = None) -> Met
     return METHODS[name]
 
 
-def method_or_default(clip: Architecture, name: str | None, layer: str | None = None) -> str:
+def method_or_default(clip: ClipKind, name: str | None, layer: str | None = None) -> str:
     """Check the name of a method and return it. The default is LeGrad, and Grad-CAM for ResNets.
 
     Both follow the score of the whole image and are faithful (docs/measurements/explain.md).
@@ -381,7 +381,7 @@ def method_or_default(clip: Architecture, name: str | None, layer: str | None = 
 
 
 def check_map(
-    clip: Architecture,
+    clip: ClipKind,
     method: str,
     *,
     layer: str | None = None,
@@ -473,7 +473,7 @@ def score_of(clip: Clip, method: Method, target: Target, score: ScoreKind | None
     return score
 
 
-def _check_start_block(clip: Architecture, method: Method, block: int) -> None:
+def _check_start_block(clip: ClipKind, method: Method, block: int) -> None:
     if not method.has_start_block:
         able = ", ".join(name for name, each in METHODS.items() if each.has_start_block)
         raise SettingsError(f"{method.name} has no start block; these methods have one: {able}")
@@ -486,11 +486,11 @@ def check_block(count: int, block: int) -> None:
         raise SettingsError(f"start_block must be from {-count} to {count - 1} for this CLIP, got {block}")
 
 
-def _kind(clip: Architecture) -> Kind:
+def _kind(clip: ClipKind) -> Kind:
     return "vit" if clip.is_vit else "resnet"
 
 
-def _layers(clip: Architecture, method: Method) -> tuple[str, ...]:
+def _layers(clip: ClipKind, method: Method) -> tuple[str, ...]:
     """Return the layers that the method can be applied to, or none if it has no choice."""
     if not isinstance(method.compute[_kind(clip)], Cam):
         return ()
