@@ -508,6 +508,18 @@ def test_the_large_image_has_the_segments(job, sheet):
     assert sheet.picture(job.marks, -1) is sheet.picture(job.marks, 99) is None
 
 
+def test_counts_of_categories_are_sorted(job):
+    counts = [int(count) for count in re.findall(r"<li><b>(\d+)</b>", layout.status_html(job, 0))]
+    assert len(counts) > 1
+    assert counts == sorted(counts, reverse=True)
+
+
+@pytest.mark.parametrize(("done", "says"), [(0, "no image is done yet"), (2, "finished images are kept")])
+def test_a_stopped_job_says_whether_anything_is_kept(job, done, says):
+    stopped = replace(job, state="stopped", done=done, failures=[], report=None, sheet=None)
+    assert says in layout.status_html(stopped, 0)
+
+
 def test_a_rejected_segment_is_not_drawn_as_one_that_counts(sheet):
     place = place_of(sheet, segments=1)
     (item,) = sheet.contents.images[place].items

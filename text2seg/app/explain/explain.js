@@ -3,6 +3,16 @@
 let chosen = null; // the tool that was chosen, which counts from then on, whatever Gradio still mounts or loads
 window.text2segTool = (name) => chosen ?? name;
 
+// The form of the tool before takes no more values: that of the chosen one, or the same one again, will replace it.
+for (const kind of ["beforeinput", "pointerdown", "click"]) {
+  document.addEventListener(kind, (event) => {
+    const form = event.target.closest?.("[id^=fields-of-]");
+    if (!form || form.id === `fields-of-${text2segTool(form.id.slice("fields-of-".length))}`) return;
+    event.preventDefault();
+    event.stopPropagation();
+  }, true);
+}
+
 customElements.define("t2s-tool-list", class extends HTMLElement {
   connect({ props, trigger, watch }) {
     this.innerHTML = `<label><span>Tool</span><select></select></label><p class="t2s-note"></p>`;

@@ -70,10 +70,8 @@ BEGIN_UNLESS_ASKED = """(asked) => {
 # What is no longer true is cleared in the browser, at once: an answer of the server could come after the next result.
 CLEARED = f"""'', '', {json.dumps(note(BEGIN))}, null, {{ __type__: "update", visible: false }}, null"""
 CLEAR = f"() => {{ text2segClear(); return [{CLEARED}]; }}"
-# The form of the tool before takes no more text: the chosen one, or the same one again, replaces it.
 CHOOSE = f"""(name) => {{
   text2segClear();
-  for (const form of document.querySelectorAll("[id^=fields-of-]")) form.inert ||= form.id !== `fields-of-${{name}}`;
   const visible = (is) => ({{ __type__: "update", visible: is }});
   const wants = {{ several: %s }}.several.includes(name);
   return [name, visible(!wants), visible(wants), {CLEARED}];
