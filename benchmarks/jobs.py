@@ -95,10 +95,10 @@ class SyntheticModels:
         return {"text2seg": "synthetic"}
 
     def open(self, image):
-        return image
+        return SimpleNamespace(image=image)
 
-    def segment_sessions(self, images, queries):
-        return tuple(Segmentation(image, self._segments, self._maps) for image in images)
+    def segment_sessions(self, sessions, queries):
+        return tuple(Segmentation(session.image, self._segments, self._maps) for session in sessions)
 
 
 def peak_mb() -> float:

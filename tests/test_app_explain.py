@@ -8,6 +8,7 @@ import time
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal
 
 import gradio as gr
@@ -20,9 +21,11 @@ from text2seg import app
 from text2seg.app.checks import visitors_folder
 from text2seg.app.explain import explain, results
 from text2seg.app.explain.run import Run
+from text2seg.app.explain.tab import ExplainTab
 from text2seg.app.fields import read_settings, settings_of, shown_settings, widget
 from text2seg.app.messages import note_of
 from text2seg.app.model_pool import ModelPool
+from text2seg.app.segment.desk import Desk
 from text2seg.app.settings import AppSettings
 from text2seg.errors import ImageError, SettingsError
 from text2seg.explain import GROUPS, TOOLS, Panel, Progress, Result, Table, Tool
@@ -339,3 +342,21 @@ def test_an_estimate_is_the_work_times_the_speed(monkeypatch):
     one, three = (estimate(run_all, speed, count, run_all.settings()) for count in (1, 3))
     assert three == pytest.approx(3 * one)
     assert estimate(TOOLS["board"], speed, 1, TOOLS["board"].settings()) is None
+
+
+@pytest.mark.parametrize(("panels", "says"), [(0, "Stopped before anything was done."), (1, "the result so far")])
+def test_a_stopped_run_says_whether_anything_was_done(model_pool, panels, says):
+    @dataclass(frozen=True, slots=True)
+    class Nothing:
+        """No settings."""
+
+    def run(models, images, settings, progress):
+        tab._visitors.stop("ann")
+        return Result("Everything", panels * (Panel("a", np.zeros((4, 6, 3), np.uint8)),))
+
+    tool = Tool("slow", "Slow", "", Nothing, run)
+    with gr.Blocks():
+        tab = ExplainTab(model_pool, {"Tools": [tool]}, gr.State(Desk()))
+    *_, last = tab._run("slow", {"example": 0}, [], {}, Desk(), SimpleNamespace(session_hash="ann"))
+    assert says in last[tab.status]
+    assert ("Everything" in last[tab.status]) is bool(panels)

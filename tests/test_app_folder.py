@@ -40,7 +40,7 @@ from text2seg.app.folder.inputs import (
     known_things,
     link_folder,
 )
-from text2seg.app.folder.jobs import Job, Jobs, VisitorJobs
+from text2seg.app.folder.jobs import Job, Jobs
 from text2seg.app.folder.review import (
     LARGE,
     PAGE,
@@ -50,6 +50,7 @@ from text2seg.app.folder.review import (
     marks_file,
     review_page,
 )
+from text2seg.app.folder.visitors import VisitorJobs
 from text2seg.app.model_pool import ModelPool
 from text2seg.app.segment.desk import KeptSessions
 from text2seg.app.segment.edits import add_point, draw_box, give_name
@@ -501,10 +502,33 @@ class TestMarks:
 
 def test_the_large_image_has_the_segments(job, sheet):
     place = place_of(sheet, segments=1)
-    large = sheet.large(job.marks, place)
+    large = sheet.picture(job.marks, place, is_large=True)
     assert max(large.width, large.height) == LARGE
     assert large.url.startswith("data:image/jpeg")
-    assert sheet.large(job.marks, -1) is sheet.large(job.marks, 99) is None
+    assert sheet.picture(job.marks, -1) is sheet.picture(job.marks, 99) is None
+
+
+def test_counts_of_categories_are_sorted(job):
+    counts = [int(count) for count in re.findall(r"<li><b>(\d+)</b>", layout.status_html(job, 0))]
+    assert len(counts) > 1
+    assert counts == sorted(counts, reverse=True)
+
+
+@pytest.mark.parametrize(("done", "says"), [(0, "no image is done yet"), (2, "finished images are kept")])
+def test_a_stopped_job_says_whether_anything_is_kept(job, done, says):
+    stopped = replace(job, state="stopped", done=done, failures=[], report=None, sheet=None)
+    assert says in layout.status_html(stopped, 0)
+
+
+def test_a_rejected_segment_is_not_drawn_as_one_that_counts(sheet):
+    place = place_of(sheet, segments=1)
+    (item,) = sheet.contents.images[place].items
+    kept, rejected = Marks(), Marks(annotations={item.annotation["id"]: "rejected"})
+    for is_large in (False, True):
+        urls = {sheet.picture(marks, place, is_large=is_large).url for marks in (kept, rejected)}
+        assert len(urls) == 2
+    tile = next(each for each in sheet.page(rejected, "all", 0).tiles if each["place"] == place)
+    assert tile["url"] == sheet.picture(rejected, place).url
 
 
 class TestEditing:
@@ -798,7 +822,7 @@ def test_a_start_keeps_neither_its_job_nor_what_was_asked_long_ago(visits, uploa
     held, job = weakref.ref(job.stop), None  # the job itself has slots
     gc.collect()
     assert held() is None
-    monkeypatch.setattr("text2seg.app.folder.jobs.AGAIN", 0.0)
+    monkeypatch.setattr("text2seg.app.folder.visitors.AGAIN", 0.0)
     visits.jobs = Jobs()
     visits.upload(bert, [upload], "categories: [ball]")
     assert [*visits._starts] == [bert["visitor"]]

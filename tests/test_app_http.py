@@ -309,7 +309,7 @@ class TestMistakes:
         """A browser may send any token, but the owner of a job of the API is none."""
         from types import SimpleNamespace
 
-        from text2seg.app.folder.jobs import VisitorJobs
+        from text2seg.app.folder.visitors import VisitorJobs
         from text2seg.app.settings import AppSettings
 
         jobs = VisitorJobs(SimpleNamespace(settings=AppSettings()))

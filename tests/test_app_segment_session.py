@@ -45,6 +45,7 @@ from text2seg.errors import QueryError, StoppedError, Text2SegError
 from text2seg.io.images import load_image
 from text2seg.pipeline import Text2Seg
 from text2seg.records import Image
+from text2seg.render import saving
 from text2seg.runtime import FULL, Precision, watched
 
 
@@ -288,6 +289,31 @@ class TestExport:
         assert name == "scene_0019_fire-engine_1_cutout.png"
         assert image.mode == "RGBA"
         assert image.size == piece.segment.box_xywh[2:]
+
+    def test_the_legend_of_an_overlay_follows_the_edits(self, session, monkeypatch):
+        drawn = []
+        monkeypatch.setattr(saving, "overlay", lambda result: drawn.append(result) or result.image.pixels)
+
+        def legend(session, hidden=0):
+            export_file(session, "overlay", frozenset(numbers(session)) - {hidden})
+            verdicts = {query: drawn[-1].verdict(query) for query in drawn[-1].maps.queries}
+            return {
+                query: "found" if "not found" not in verdict else "not found" for query, verdict in verdicts.items()
+            }
+
+        (engine,), sheep = numbers(session, "fire engine"), numbers(session, "sheep")
+        without = {"sheep": "found", "koala": "not found"}
+        assert legend(session) == {**without, "fire engine": "found"}
+        assert legend(session, hidden=engine) == without
+        assert legend(replace(session, history=session.history.step(session.document.deleted(engine)))) == without
+        renamed = give_name(session, engine, "lorry")
+        assert legend(renamed) == {**without, "lorry": "found"}
+        assert legend(give_name(renamed, sheep[0], "fire engine")) == {
+            **without,
+            "lorry": "found",
+            "fire engine": "found",
+        }
+        assert legend(give_name(session, engine, "koala")) == {"sheep": "found", "koala": "found"}
 
     @pytest.mark.parametrize("kind", ["coco", "masks", "cutouts", "overlay", "all"])
     def test_nothing_shown_means_no_file(self, session, kind):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import queue
 import re
 import socket
 import time
@@ -18,8 +19,9 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image as PillowImage
 
-from text2seg.app import serve
+from text2seg.app import presence, serve
 from text2seg.app.checks import check_effort, check_request, read_image, read_pipeline_settings, visitors_folder
+from text2seg.app.folder.visitors import VisitorJobs
 from text2seg.app.settings import PASSWORD_VARIABLE, AppSettings
 from text2seg.cli import main
 from text2seg.config import Settings
@@ -401,3 +403,44 @@ class TestThePage:
             config = httpx.get(f"{url}/config", headers=headers).json()
             assert config["root"] == public
             assert httpx.get(f"{url}/api/v1/health", headers={"host": "other.example.org"}).status_code == 421
+
+
+class TestPresence:
+    """Pages say that they are open, and need no stream for it."""
+
+    @pytest.fixture
+    def left(self, demo, monkeypatch):
+        """Address of an app, and the pages that it has forgotten."""
+        gone: queue.Queue[str] = queue.Queue()
+        monkeypatch.setattr(VisitorJobs, "forget", lambda jobs, page: gone.put(page))
+        with live_app(demo) as address:
+            yield address, gone
+
+    def test_a_page_that_leaves_is_forgotten(self, left):
+        address, gone = left
+        for page in ("one", "other"):
+            assert httpx.post(f"{address}{BASE}/heartbeat/{page}").status_code == 204
+        httpx.post(f"{address}{BASE}/heartbeat/one")  # again
+        assert httpx.delete(f"{address}{BASE}/heartbeat/one").status_code == 204
+        assert gone.get(timeout=10) == "one"
+        assert gone.empty()
+
+    def test_a_page_that_falls_silent_is_forgotten(self, left, monkeypatch):
+        address, gone = left
+        monkeypatch.setattr(presence, "GONE_SECONDS", 0.2)
+        httpx.post(f"{address}{BASE}/heartbeat/one")
+        assert gone.get(timeout=10) == "one"
+
+    def test_an_app_that_ends_forgets_its_pages(self, demo, monkeypatch):
+        gone: queue.Queue[str] = queue.Queue()
+        monkeypatch.setattr(VisitorJobs, "forget", lambda jobs, page: gone.put(page))
+        with live_app(demo) as address:
+            httpx.post(f"{address}{BASE}/heartbeat/one")
+        assert gone.get_nowait() == "one"
+
+    def test_the_oldest_page_makes_room(self, left, monkeypatch):
+        address, gone = left
+        monkeypatch.setattr(presence, "MOST", 2)
+        for page in ("one", "two", "one", "three"):
+            httpx.post(f"{address}{BASE}/heartbeat/{page}")
+        assert gone.get(timeout=10) == "two"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import io
 import itertools
 import json
 import logging
@@ -14,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import warnings
 from configparser import ConfigParser
@@ -33,7 +35,7 @@ from text2seg._version import __version__
 from text2seg.cli import COMMANDS, Group, doctor, main
 from text2seg.cli.common import MOST_ROWS
 from text2seg.cli.flags import described
-from text2seg.cli.terminal import waiting
+from text2seg.cli.terminal import log_python_warnings, log_to_terminal, waiting
 from text2seg.coco import rle
 from text2seg.coco.dataset import read_dataset
 from text2seg.coco.provenance import provenance_of
@@ -292,6 +294,32 @@ def test_explain_without_a_text_is_wrong_use_and_found_without_slow_imports(tmp_
         assert re.search("nothing to compare|no target|one label cannot be ranked", error)
 
 
+WRONG_FOR_THE_CLIP = {
+    "saliency {} --text sheep --method relevance --start-block 99": "start_block must be from -6 to 5",
+    "saliency {} --text sheep --layer layer4.2.relu3": "surgery has no layer 'layer4.2.relu3'; its layers: none with",
+    "saliency {} --text sheep --method layercam": "layercam is for other kinds of CLIP; this ViT supports attention",
+    "saliency {} --text sheep --method rollout --negative": "rollout ignores the target",
+    "signed {} --text sheep --method attention": "attention ignores the target",
+    "compare {} --text sheep --method fullgrad": "fullgrad is for other kinds of CLIP",
+    "board {} --text sheep --layer nowhere": "legrad has no layer 'nowhere'",
+    "words {} --text sheep --method gradcam++": "gradcam++ is for other kinds of CLIP",
+    "token-relevance {} --text sheep --start-block 50": "start_block must be from -2 to 1",
+    "average-map {} --text sheep --start-block -50 --method relevance": "start_block must be from",
+    "faithfulness --method scorecam": "scorecam is for other kinds of CLIP",
+    "opinion {} --tokens 99": "tokens must be from 1 to 75",
+    "run-all {} --method eigencam": "eigencam is for other kinds of CLIP",
+    "board {} --text sheep --size 3": "input size must be at least",
+}
+
+
+def test_what_the_clip_does_not_support_is_found_without_slow_imports(tmp_path):
+    lines = [f"explain {line.format(SCENE)} --output {tmp_path / 'out'}" for line in WRONG_FOR_THE_CLIP]
+    lines.append(f"segment {SCENE} --query sheep --input-size 4 --output {tmp_path / 'out'}")
+    errors = run_without_slow_imports(lines, 2, tmp_path).splitlines()
+    for error, says in zip(errors, [*WRONG_FOR_THE_CLIP.values(), "input size must be at least"], strict=True):
+        assert says in error
+
+
 def test_a_used_port_is_found_without_slow_imports(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -543,6 +571,7 @@ def test_file_names_that_are_not_unicode_are_accepted(tmp_path):
 
 def test_large_images_cause_no_warnings(tmp_path, capsys, monkeypatch):
     path = scene(tmp_path)
+    monkeypatch.setattr("text2seg.segmenting.SLOW", 60)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)  # Pillow's own limit; it warns above and refuses at twice
     gc.collect()  # what other tests left unclosed warns here and not below
     with warnings.catch_warnings(record=True) as caught:
@@ -729,15 +758,28 @@ def test_a_slow_start_says_at_once_what_is_loaded(command, tmp_path, monkeypatch
     assert said[0].splitlines()[-1].startswith("text2seg: loading the models")
 
 
-@pytest.mark.parametrize(("size", "says"), [((4000, 3000), "segmenting 12.0 megapixels"), ((400, 300), "")])
-def test_a_single_large_image_shows_its_stages(size, says, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("slow", [0, 60])
+@pytest.mark.parametrize("command", ["segment {0}/1.jpg --save none --output {0}/out", "label {0} --output {0}/l.json"])
+def test_an_image_that_takes_long_shows_its_stages(command, slow, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("tqdm.tqdm.monitor_interval", 0)
-    Image.open(SCENE).resize(size).save(tmp_path / "large.jpg")
-    command = ["segment", str(tmp_path / "large.jpg"), "--query", "sheep", "--save", "none", "--output"]
-    assert main([*command, str(tmp_path / "out")]) == 0
-    said = capsys.readouterr().err
-    assert says in said
-    assert ("reading" in said, "writing" in said) == (bool(says), bool(says))
+    monkeypatch.setattr("text2seg.segmenting.SLOW", slow)
+    monkeypatch.setattr("text2seg.segmenting.DRAWN_EVERY", (0.01, 0.01))
+    shutil.copy(SCENE, tmp_path / "1.jpg")
+    segment_batch, said = Text2Seg._segment_batch, []
+
+    def seen(models, sessions, queries, settings):
+        """Segment; of tiles, wait until the progress bar names the first."""
+        deadline = time.monotonic() + 20
+        while not slow and sessions[0].image.hw[1] < 300 and "1.jpg: tile 1 of 6" not in "".join(said):
+            assert time.monotonic() < deadline, said
+            said.append(capsys.readouterr().err)
+        return segment_batch(models, sessions, queries, settings)
+
+    monkeypatch.setattr(Text2Seg, "_segment_batch", seen)
+    assert main([*command.format(tmp_path).split(), "--query", "sheep", "--tile", "250"]) == 0
+    said.append(capsys.readouterr().err)
+    assert ("tile 1 of" in "".join(said)) == (not slow)
+    assert "tile" not in "".join(said).splitlines()[-1]
 
 
 def test_a_stop_message_is_not_on_the_line_of_a_progress_bar(monkeypatch, capsys):
@@ -781,3 +823,80 @@ def test_tables_of_many_rows_are_short_and_say_where_the_others_are(tmp_path, ca
     assert main(["explain", "multilabel", SCENE, "--output", str(tmp_path)]) == 0
     where = f"{len(names) - MOST_ROWS} more rows are in {tmp_path}/multilabel_scene_0001.json"
     assert where in capsys.readouterr().out
+
+
+def test_a_broken_video_has_our_message_alone_and_is_named_before_torch_is_loaded(tmp_path):
+    (tmp_path / "clip.mp4").write_bytes(b"\0\0\0 ftypisom" + bytes(500))
+    program = "import sys; from text2seg.cli import main; sys.exit(main() + 10 * ('torch' in sys.modules))"
+    command = [sys.executable, "-c", program, "track", "clip.mp4", "--query", "sheep"]
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.stderr == ("text2seg: clip.mp4 cannot be read as a video; give a video file or a folder of frames\n")
+    assert done.returncode == 1
+
+
+def test_what_the_c_code_of_a_library_prints_about_a_tiff_is_dropped_and_our_messages_are_not(tmp_path):
+    content = io.BytesIO()
+    Image.open(SCENE).save(content, "TIFF", compression="tiff_adobe_deflate")
+    damaged = bytearray(content.getvalue())
+    damaged[20:400:7] = b"\x5a" * len(range(20, 400, 7))
+    (tmp_path / "damaged.tif").write_bytes(damaged)
+    program = """
+import os, sys, threading
+from pathlib import Path
+from text2seg.cli.terminal import own_stderr, say
+from text2seg.errors import ImageError
+from text2seg.io.images import load_image
+own_stderr()
+def read():
+    for _ in range(20):
+        try:
+            load_image(Path("damaged.tif"))
+        except ImageError:
+            say("ours", file=sys.stderr)
+threads = [threading.Thread(target=read) for _ in range(4)]
+for each in threads: each.start()
+for each in threads: each.join()
+os.write(2, b"put back\\n")
+"""
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, env=environment, check=True
+    )
+    assert done.stderr.replace("\n", "") == "ours" * 80 + "put back"
+
+
+@pytest.mark.parametrize(
+    ("logger", "level", "shown"),
+    [
+        ("text2seg.io.images", logging.WARNING, True),
+        ("PIL.TiffImagePlugin", logging.ERROR, False),
+        ("transformers", logging.WARNING, False),
+        ("asyncio", logging.ERROR, True),
+    ],
+)
+def test_warnings_of_other_libraries_are_for_verbose(logger, level, shown, monkeypatch, capsys):
+    monkeypatch.setattr(logging.root, "handlers", [])
+    record = logging.LogRecord(logger, level, "", 0, "they say so", (), None)
+    log_to_terminal()
+    for handler in logging.root.handlers:
+        handler.handle(record)
+    assert capsys.readouterr().err == "they say so\n" * shown
+    logging.root.handlers.clear()
+    log_to_terminal(verbose=True)
+    for handler in logging.root.handlers:
+        handler.handle(record)
+    assert capsys.readouterr().err == "they say so\n"
+
+
+def test_warnings_of_python_code_are_details(monkeypatch, caplog, capsys):
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        monkeypatch.setattr(sys, "warnoptions", [])
+        log_python_warnings()
+        with caplog.at_level(logging.INFO):
+            warnings.warn("Corrupt EXIF data", stacklevel=1)
+    assert [(each.levelno, each.message) for each in caplog.records] == [
+        (logging.INFO, "UserWarning: Corrupt EXIF data")
+    ]
+    assert capsys.readouterr().err == ""

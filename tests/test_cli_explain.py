@@ -17,7 +17,7 @@ from text2seg.cli import main, run_command
 from text2seg.cli.explain import ToolCommand
 from text2seg.errors import ImageError, SettingsError
 from text2seg.explain import TOOLS, Panel, Progress, Result, Table, Tool, run_tool, save_result
-from text2seg.explain.tool import ImageFiles
+from text2seg.io.scan import ImageFiles
 
 SCENE = "text2seg/demo/scenes/new-scenes/images/scene_0019.jpg"
 

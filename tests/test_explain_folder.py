@@ -29,8 +29,9 @@ from text2seg.explain.saliency.methods import saliency
 from text2seg.explain.saliency.targets import image_target, text_target, vector_targets
 from text2seg.explain.saliency_maps import SaliencySettings, map_of
 from text2seg.explain.similarity_table import BATCH, CSV_FILE, SimilarityTableSettings
-from text2seg.explain.tool import ImageFiles, fitted, names_of
+from text2seg.explain.tool import fitted
 from text2seg.io.images import load_image
+from text2seg.io.scan import ImageFiles, names_of
 from text2seg.pipeline import Text2Seg
 from text2seg.records import Image
 from text2seg.render.drawing import heat

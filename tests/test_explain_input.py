@@ -154,6 +154,13 @@ class TestRunTool:
         with pytest.raises(SettingsError, match="squash"):
             InputSettings(fit="stretch")
 
+    @pytest.mark.parametrize("tool", [tool for tool in TOOLS.values() if issubclass(tool.settings, InputSettings)])
+    def test_all_tools_refuse_what_is_no_fit_or_size(self, tool):
+        with pytest.raises(SettingsError, match="stretch"):
+            tool.settings(fit="stretch")
+        with pytest.raises(SettingsError, match="size"):
+            tool.settings(size=0)
+
 
 class TestDatasets:
     @pytest.fixture

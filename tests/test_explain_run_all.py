@@ -22,9 +22,9 @@ from text2seg.errors import OutputError, QueryError, SettingsError
 from text2seg.explain import TOOLS, Progress, run_tool
 from text2seg.explain.opinion import Opinion
 from text2seg.explain.run_all import PAGE_FILE, WORDS_FILE, RunAllSettings, _maps, make_mosaic
-from text2seg.explain.tool import ImageFiles
 from text2seg.io.images import load_image
 from text2seg.io.output_folder import RECORD
+from text2seg.io.scan import ImageFiles
 from text2seg.render.drawing import POSITIVE
 
 SCENES = resources.files("text2seg.demo") / "scenes" / "new-scenes" / "images"

@@ -18,6 +18,7 @@ from triton_builders import check_against_graph, parse
 
 from text2seg import MapSettings, Settings, Text2Seg
 from text2seg.cli import main
+from text2seg.cli.export import _show as show_export
 from text2seg.coco.dataset import build_dataset, write_dataset
 from text2seg.coco.rle import mask_of
 from text2seg.config import ModelSettings
@@ -424,3 +425,10 @@ def test_commands_copied_from_the_app_give_the_masks_of_its_graphs(exported, ful
         ):
             np.testing.assert_array_equal(of_command, of_app)
             np.testing.assert_array_equal(of_python, of_app)
+
+
+def test_the_result_of_an_export_is_printed_without_escapes(exported, capsys):
+    show_export(exported[1][0])
+    said = capsys.readouterr().out
+    assert "masks compared with torch: " in said
+    assert "\\" not in said

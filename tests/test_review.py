@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import base64
+import io
 import json
 import os
 import re
@@ -18,6 +20,7 @@ from text2seg.coco.rle import encode
 from text2seg.errors import OutputError, Text2SegError
 from text2seg.review import uncertainty_of, write_review
 from text2seg.review.contents import contents_of
+from text2seg.review.thumbnail import thumbnail
 
 BROWSER = os.environ.get("CHROMIUM") or next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -191,21 +194,20 @@ def test_foreign_dataset_with_only_boxes_is_shown(tmp_path):
     assert ">unknown<" in page
 
 
-def test_thumbnail_colours_segments_by_category(folder):
-    from text2seg.review.thumbnail import thumbnail
-
+@pytest.mark.parametrize("is_rejected", [False, True])
+def test_thumbnail_colours_segments_by_category_unless_they_are_rejected(folder, is_rejected):
     contents = contents_of(json.loads((folder / "dataset.json").read_text(encoding="utf-8")))
     sure = next(image for image in contents.images if image.file_name == "sure.png")
-    small = thumbnail(sure, {"ball": (255, 0, 0)}, finder=ImageFinder(folder / "dataset.json"))
+    rejected = [each.annotation["id"] for each in sure.items] if is_rejected else []
+    finder = ImageFinder(folder / "dataset.json")
+    small = thumbnail(sure, {"ball": (255, 0, 0)}, finder=finder, rejected=rejected)
     assert (small.width, small.height, small.note) == (360, 270, "")
-    import base64
-    import io
-
     shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(small.url.partition(",")[2]))), dtype=int)
     redness = shown[:, :, 0] - shown[:, :, 1:].mean(2)
     inside = np.kron(builders.box_mask(), np.ones((11, 11), bool))  # 24 x 32 at 11.25, near enough for the middle
     inside = np.pad(inside, ((0, 6), (0, 8)))
-    assert redness[inside].mean() > 80 > 30 > redness[~inside].mean()
+    assert (redness[inside].mean() > 80) is not is_rejected
+    assert redness[~inside].mean() < 30
 
 
 def test_report_command_prints_what_it_wrote(folder, capsys):

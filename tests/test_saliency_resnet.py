@@ -15,9 +15,14 @@ from test_attention import tiny_clip
 from torch.nn import functional as F
 
 from text2seg.clip.model import preprocess
+from text2seg.clip.shape import shape_of
 from text2seg.errors import SettingsError
+from text2seg.explain.layers import LayersSettings
+from text2seg.explain.recognition import SemanticSettings
+from text2seg.explain.run_all import RunAllSettings
 from text2seg.explain.saliency.cams import layers
 from text2seg.explain.saliency.methods import METHODS, methods_for, saliency
+from text2seg.explain.saliency_maps import SaliencySettings
 
 RESNET = tuple(name for name, method in METHODS.items() if "resnet" in method.kinds)
 CAMS = tuple(name for name in RESNET if name not in ("raw", "surgery"))
@@ -274,3 +279,33 @@ def test_methods_of_transformers_raise(clip, image, target):
     assert set(RESNET) - set(methods_for(clip, slow=False)) == {"scorecam", "ablationcam"}
     with pytest.raises(SettingsError, match=r"legrad is for other kinds of CLIP; this ResNet supports gradcam, "):
         saliency(clip, image, target, "legrad")
+
+
+@pytest.mark.parametrize("kind", ["resnet", "vit"])
+def test_the_shapes_in_a_file_tell_what_the_loaded_clip_does(kind, tmp_path):
+    clip = tiny_clip(kind)
+    torch.save(clip.model.state_dict(), tmp_path / "clip.pt")
+    shape = shape_of(str(tmp_path / "clip.pt"))
+    assert shape is not None
+    assert shape.relus == layers(clip)
+    for name in ("is_vit", "stride", "blocks", "text_blocks", "context_length"):
+        assert getattr(shape, name) == getattr(clip, name)
+    assert methods_for(shape) == methods_for(clip)
+
+
+def test_a_setting_for_vits_is_refused_from_the_file_of_a_resnet(tmp_path):
+    torch.save(tiny_clip("resnet").model.state_dict(), tmp_path / "clip.pt")
+    shape = shape_of(str(tmp_path / "clip.pt"))
+    assert shape is not None
+    for settings in (
+        LayersSettings(text=("sheep",)),
+        SaliencySettings(method="legrad"),
+        RunAllSettings(method="gem"),
+        SemanticSettings(architecture="gem"),
+    ):
+        with pytest.raises(SettingsError, match="ResNet"):
+            settings.check_clip(shape)
+    SaliencySettings(method="gradcam", layer="layer4.0.relu2").check_clip(shape)
+    (tmp_path / "notes.pt").write_text("no weights")
+    assert shape_of(str(tmp_path / "notes.pt")) is None
+    assert shape_of("openclip:ViT-B-16/laion2b_s34b_b88k") is None

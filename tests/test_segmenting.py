@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import get_args
 
 import builders
@@ -38,6 +39,12 @@ class FakeModels:
 
     def provenance(self):
         return {"text2seg": "test"}
+
+    def open(self, image):
+        return SimpleNamespace(image=image)
+
+    def segment_sessions(self, sessions, queries):
+        return [self.segment(sessions[0].image, queries)]
 
     def segment(self, image, queries):
         name = Path(image.file_name).name

@@ -28,11 +28,12 @@ from text2seg.coco import rle
 from text2seg.coco.dataset import read_dataset
 from text2seg.config import TrackSettings
 from text2seg.errors import CheckpointError, ImageError, OutputError, SettingsError
+from text2seg.io.frames import open_frames
 from text2seg.queries import parse_queries
 from text2seg.records import Image
 from text2seg.sam.memory import VideoMemory
 from text2seg.sam.sam2 import Sam2, memory_of
-from text2seg.tracking import MatchingTracker, MemoryTracker, _Track, has_memory, matched, open_frames, tracker_for
+from text2seg.tracking import MatchingTracker, MemoryTracker, _Track, has_memory, matched, tracker_for
 from text2seg.video import track_video
 
 CPU = torch.device("cpu")

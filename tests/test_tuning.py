@@ -27,10 +27,12 @@ from text2seg.calibration.thresholds import (
     tune_by_truth,
 )
 from text2seg.cli import main
+from text2seg.cli.tune import _show
 from text2seg.coco import polygon, rle
 from text2seg.coco.dataset import read_dataset
 from text2seg.config import Settings
 from text2seg.errors import OutputError, SettingsError, Text2SegError
+from text2seg.io.names import MOST_LISTED
 from text2seg.ontology import Ontology, ontology_of_queries, read_ontology
 from text2seg.records import Segmentation
 
@@ -221,6 +223,28 @@ def tuning_of(*names: str) -> Tuning:
     curves = [curve_of(0.1, 0.5, 0.9, 0.4, 0.2), Curve((), (), 0)]
     tuned = [Tuned(name, 0.8, 0.5 if k % 2 == 0 else None, curves[k % 2]) for k, name in enumerate(names)]
     return Tuning(tuple(tuned), 3, True, (), 3)
+
+
+def test_the_command_shows_the_categories_whose_thresholds_change_most(capsys):
+    names = [f"thing {number}" for number in range(60)]
+    tuning = tuning_of(*names)
+    unchanged = tuning.categories[1:20:2]
+    tuned = replace(tuning, categories=(*tuning.categories[::2], *unchanged, never_found("ghost")))
+    _show(tuned, verbose=False)
+    said, errors = capsys.readouterr()
+    assert [line.split()[2] for line in said.splitlines() if "│ thing" in line] == [str(n) for n in range(0, 40, 2)]
+    assert "21 more categories; --verbose shows all" in said
+    assert errors == "not found at any threshold: ghost; check the wordings and the presence\n"
+    _show(replace(tuned, categories=tuple(never_found(name) for name in names)), verbose=False)
+    assert f"and {60 - MOST_LISTED} more; check" in capsys.readouterr().err
+    _show(tuned, verbose=True)
+    said = capsys.readouterr().out
+    assert said.count("│ thing") == 40
+    assert "more" not in said
+
+
+def never_found(name: str) -> Tuned:
+    return Tuned(name, 0.8, None, curve_of(0, 0, 0))
 
 
 @pytest.mark.parametrize("count", [1, 5, 8])

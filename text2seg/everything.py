@@ -114,4 +114,6 @@ class Everything(SamPipeline):
         return tuple(self._segment(session, query.name) for session in sessions)
 
     def _segment(self, session: Session, name: str) -> Segmentation:
-        return automatic_masks(self.sam, lambda box: self._embed(session, box), session.image, self.automatic, name)
+        return automatic_masks(
+            self.sam, lambda box: self._embed(session, box), session.image, self.automatic, name, session.say_stage
+        )

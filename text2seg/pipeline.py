@@ -22,6 +22,7 @@ from text2seg.clip.model import Clip, ImageTokens, query_maps
 from text2seg.config import AutomaticSettings, MapSettings, OnnxProvider, Settings, TileSettings, TrackerName
 from text2seg.errors import QueryError, SettingsError
 from text2seg.grids import minmax, place
+from text2seg.io.frames import FrameSource, open_frames
 from text2seg.loading import load_pair, presence_model
 from text2seg.model_card import NO_CARD, ClosedVocabulary, ModelCard, is_photograph
 from text2seg.prompts import query_prompts
@@ -44,7 +45,7 @@ from text2seg.sam.base import AnySam, SamEmbedding
 from text2seg.sam.candidates import by_sam, cut, segment_of, without_overlaps
 from text2seg.session import ImageSource, Pipeline, Queries, Session
 from text2seg.tiling import VIEWS_PER_CALL, merge_views, tiles_of, view_of
-from text2seg.tracking import FrameSource, TrackedFrame, follow, open_frames, tracker_for
+from text2seg.tracking import TrackedFrame, follow, tracker_for
 from text2seg.weights import download_hint
 
 _log = logging.getLogger(__name__)
@@ -292,6 +293,7 @@ class Text2Seg(Pipeline):
         views = [view_of(whole, None, session.image.hw, settings.masks, self.card.choice)]
         for start in range(0, len(tiles), VIEWS_PER_CALL):
             boxes = tiles[start : start + VIEWS_PER_CALL]
+            session.say_stage(f"tile {start + 1} of {len(tiles)}")
             results = self._segment_batch([session.view(box) for box in boxes], queries, one_view)
             views += [
                 view_of(result, box, session.image.hw, settings.masks, self.card.choice)
@@ -306,6 +308,8 @@ class Text2Seg(Pipeline):
         self, sessions: Sequence[Session], queries: tuple[Query, ...], settings: Settings
     ) -> tuple[Segmentation, ...]:
         """Segment a batch of images, each as a whole."""
+        for session in sessions[:1]:
+            session.say_stage("CLIP")
         # Where is it? One similarity map per image and query.
         tokens = self.encode(sessions, settings.maps)
         found = [query_maps(self.clip, each, queries, settings.maps) for each in tokens]
@@ -345,6 +349,8 @@ class Text2Seg(Pipeline):
     ) -> list[tuple[list[Segment], SimilarityMaps]]:
         """Return the segments of each image that SAM answers to points on the maps, and the maps."""
         prompts = self._prompts(found, queries, thresholds, settings)
+        if prompts:
+            sessions[0].say_stage(f"SAM, {len(prompts)} prompts")
         # Cut it out: SAM embeds the images that have prompts and answers all prompts together.
         embeddings = self._embed(sessions, {n for n, _, _ in prompts})
         candidates = self.sam.decode([(embeddings[n], prompt.points) for n, _, prompt in prompts])

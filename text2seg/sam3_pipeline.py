@@ -81,6 +81,7 @@ class Sam3Pipeline(Pipeline):
     def _segment(self, session: Session, queries: tuple[Query, ...], settings: Settings) -> Segmentation:
         wordings = [[wording for part in query.parts for wording in part] for query in queries]
         texts = list(dict.fromkeys(wording for of_query in wordings for wording in of_query))
+        session.say_stage(f"SAM 3, {len(texts)} texts")
         answers = dict(zip(texts, self.sam3.find(session.image, texts), strict=True))
         found = [[answers[wording] for wording in of_query] for of_query in wordings]
         maps = SimilarityMaps(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 import threading
+import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,12 +24,12 @@ from text2seg.config import OutputSettings, Settings
 from text2seg.errors import ImageError, OutputError, PartialOutputError, Text2SegError
 from text2seg.io.files import exists, is_file, status
 from text2seg.io.images import load_image
-from text2seg.io.names import unique_names
+from text2seg.io.names import escaped, unique_names
 from text2seg.io.output_folder import OutputFolder
 from text2seg.io.writing import fault_of, is_disk_error
 from text2seg.ontology import ontology_of_queries
 from text2seg.queries import Query
-from text2seg.records import Failure, Segmentation
+from text2seg.records import Failure, Image, Segmentation
 from text2seg.render.saving import image_files
 
 if TYPE_CHECKING:
@@ -59,6 +61,10 @@ class Report:
     deleted: list[Path] = field(default_factory=list)
 
 
+SLOW = 2
+"""Seconds after which the progress bar of a single image is shown, and the stage of any image."""
+DRAWN_EVERY = (0.5, 10)
+"""Seconds between two drawings of a bar with a stage: on a terminal, and in a file."""
 STOPPED = "stopped"
 """Entry of `info` of a dataset whose run did not see all images. `images` are all images of the run and `save` the
 kinds of files; `done` has, of each finished image, `stamp`, its size and time of change, and `files`, what was written
@@ -116,10 +122,11 @@ def _segment_files(
     writer = _Writer(output, report, paths, goes_on=stopped is not None)
     unique = unique_names()
     done = _done_before(stopped, builder, folder) if stopped is not None else {}
+    files = dict.fromkeys(paths)
+    bar = tqdm(files, unit="image", delay=SLOW if len(files) == 1 else 0, disable=not progress)
+    stages = Stages(bar)
     try:
-        bar = tqdm(dict.fromkeys(paths), unit="image", disable=not progress)
-        say_stage = bar.set_postfix_str if bar.total == 1 else _silent  # several images move the bar themselves
-        for path in bar:
+        for path in stages.each(bar):
             if stop is not None and stop.is_set():
                 report.interrupted = True
                 break
@@ -130,10 +137,9 @@ def _segment_files(
                     writer.add_earlier(builder, *done.pop(name))
                     continue
                 stamp = stamp_of(path)
-                say_stage("reading")
+                stages.say(f"reading {path.name}")
                 image = load_image(path, image_id=report.images + 1, file_name=name)
-                say_stage(f"segmenting {image.hw[0] * image.hw[1] / 1e6:.1f} megapixels")
-                result = models.segment(image, parsed)
+                result = stages.segment(models, image, parsed)
             except (Text2SegError, MemoryError, RuntimeError) as error:  # torch raises RuntimeError without memory
                 report.failures.append(Failure.from_error(str(path), "segment", error, path))
                 continue
@@ -142,7 +148,7 @@ def _segment_files(
             report.verdicts[path] = {name: result.verdict(name) for name in names}
             for query in {segment.query for segment in result.segments}:
                 report.found[query] += 1
-            say_stage("writing")
+            stages.say(f"writing the results of {path.name}")
             writer.write_images(path, stem, result, stamp)
         if report.images and not report.interrupted:
             writer.write_dataset(builder)
@@ -164,13 +170,57 @@ def _segment_files(
                 ": it does the others"
             ) from error
         raise
+    finally:
+        stages.end()
     if report.interrupted:
         writer.write_partial_dataset(builder, done)
     return report
 
 
-def _silent(_: str) -> None:
-    """Say nothing."""
+class Stages:
+    """Shows in a progress bar what is done to the current image, if that takes longer than `SLOW` seconds.
+
+    A thread draws the bar, so that its clock goes on while a stage takes long.
+    """
+
+    def __init__(self, bar: tqdm[Any], note: Callable[[], str] = lambda: "") -> None:
+        """Begin. `note` returns what the bar shows before the stage."""
+        self._bar, self._note, self._stage, self._ended = bar, note, "", threading.Event()
+        self._since, self._lock = time.monotonic(), threading.Lock()
+        if not bar.disable:
+            threading.Thread(target=self._draw, name="text2seg-stages", daemon=True).start()
+
+    def say(self, stage: str) -> None:
+        """Note the stage that begins."""
+        self._stage = stage
+
+    def segment(self, models: Pipeline, image: Image, queries: tuple[Query, ...]) -> Segmentation:
+        """Segment an image, and say what is done to it."""
+        session, name = models.open(image), image.file_name
+        session.say_stage = lambda stage: self.say(f"{name}: {stage}")
+        return models.segment_sessions([session], queries)[0]
+
+    def next(self) -> None:
+        """Note that an image is done and the next one begins."""
+        with self._lock:
+            self._stage, self._since = "", time.monotonic()
+            self._bar.set_postfix_str(self._note(), refresh=False)
+
+    def each(self, paths: Iterable[Path]) -> Iterator[Path]:
+        """Yield the paths of images that are done one after the other."""
+        for path in paths:
+            yield path
+            self.next()
+
+    def end(self) -> None:
+        self._ended.set()
+
+    def _draw(self) -> None:
+        while not self._ended.wait(DRAWN_EVERY[not sys.stderr.isatty()]):
+            with self._lock:
+                if self._stage and time.monotonic() - self._since >= SLOW:
+                    self._bar.delay = 0  # or a bar that waits would not end its line
+                    self._bar.set_postfix_str(", ".join(filter(None, [self._note(), escaped(self._stage)])))
 
 
 def stopped_run(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 
 import numpy as np
@@ -156,6 +156,10 @@ class Pipeline(ABC):
         """Return one candidate of a segment as a mask; see `Session.candidate_mask`."""
 
 
+def _silent(stage: str) -> None:
+    """Say nothing."""
+
+
 class Session:
     """One image with the features computed for it, so that further calls are fast.
 
@@ -173,6 +177,8 @@ class Session:
         """Everything that SAM cuts out of the image, for attention within regions; None if not needed yet."""
         self.regions: dict[object, FoundRegions] = {}
         """Those of region classification, by what they were found with."""
+        self.say_stage: Callable[[str], None] = _silent
+        """Called with what is done to the image, such as "tile 9 of 40", when that begins."""
         self._models = models
         self._views: dict[Box, Session] = {}
 

@@ -118,3 +118,21 @@ def check_device_name(name: str) -> None:
     """Raise `SettingsError` unless a name has the form of a device. Only torch knows whether this machine has it."""
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
         raise SettingsError(f"there is no device {name!r}; choose auto, cpu, cuda, cuda with a number (cuda:1) or mps")
+
+
+def check_alpha(alpha: float) -> None:
+    """Raise `SettingsError` if the opacity is not from 0 to 1."""
+    if not 0 <= alpha <= 1:
+        raise SettingsError(f"alpha must be from 0 to 1, got {alpha}")
+
+
+def check_seed(seed: int) -> None:
+    """Raise `SettingsError` if torch does not take this seed."""
+    if not 0 <= seed < 2**63:
+        raise SettingsError(f"seed must be from 0 to 2^63 - 1, got {seed}")
+
+
+def check_count(name: str, value: int | None) -> None:
+    """Raise `SettingsError` if the value of the setting `name` is below 1. None means no limit."""
+    if value is not None and value < 1:
+        raise SettingsError(f"{name} must be 1 or more, got {value}")

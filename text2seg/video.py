@@ -26,6 +26,7 @@ from text2seg.coco.provenance import encoding_entry, run_info
 from text2seg.config import TrackSettings
 from text2seg.errors import ImageError, OutputError, PartialOutputError, SettingsError, Text2SegError
 from text2seg.io.files import exists, is_dir, reason
+from text2seg.io.frames import Frames, open_frames
 from text2seg.io.output_folder import OutputFolder
 from text2seg.io.writing import fault_of, is_disk_error, output_errors
 from text2seg.ontology import ontology_of_queries
@@ -36,7 +37,7 @@ from text2seg.render.saving import png
 if TYPE_CHECKING:
     from text2seg.pipeline import Text2Seg
     from text2seg.session import Queries
-    from text2seg.tracking import Frames, TrackedFrame
+    from text2seg.tracking import TrackedFrame
 
 OVERLAY = "overlay.mp4"
 FRAMES_PER_SECOND = 10.0
@@ -122,8 +123,6 @@ def _track_video(
     progress: bool,
     stop: threading.Event | None,
 ) -> TrackReport:
-    from text2seg.tracking import open_frames  # here, so that `check_output` needs no torch
-
     check_output(source, settings)
     parsed = models.check(queries)
     frames = open_frames(source, settings.every)

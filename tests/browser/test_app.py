@@ -17,7 +17,7 @@ from checkpoint_builders import serving
 from PIL import Image
 from playwright.sync_api import expect
 
-from text2seg.app.explain.tab import FIRST_FIELDS
+from text2seg.app.explain.form import FIRST_FIELDS
 from text2seg.app.fields import shown_settings
 from text2seg.explain import TOOLS
 from text2seg.weights import download, registry
@@ -477,33 +477,3 @@ CONTRAST = """(selector) => {
     light(parse(getComputedStyle(behind ?? document.body).backgroundColor))].sort((x, y) => y - x);
   return (a + 0.05) / (b + 0.05);
 }"""
-
-
-def test_a_long_run_asks_before_it_starts(page):
-    page.get_by_role("tab", name="Explain").click()
-    page.locator("#explain-tool select").select_option("faithfulness")
-    page.locator("#explain-run").click()  # the estimate may not be there yet
-    expect(page.get_by_role("button", name="Start", exact=True)).to_be_focused()
-    assert page.locator("#explain-stop").is_disabled()
-    page.get_by_role("button", name="Not now").click()
-    expect(page.locator("#explain-run")).to_be_focused()
-    page.locator("#explain-run").click()
-    page.get_by_role("button", name="Start", exact=True).click()
-    page.locator("#explain-status .t2s-status").get_by_text(re.compile("of [0-9]+ steps")).wait_for()
-    page.locator("#explain-stop").click()
-    expect(page.locator("#explain-run")).to_be_enabled()
-
-
-def test_tools_for_several_images_begin_with_examples_and_the_image_field_comes_back(page):
-    page.get_by_role("tab", name="Explain").click()
-    tool = page.locator("#explain-tool select")
-    tool.select_option("similarity-table")
-    page.locator("#explain-files").get_by_text("Rocket and horse").wait_for()
-    page.locator("#explain-run").click()
-    page.locator("#explain-tables").get_by_text("Rocket and horse.jpg").wait_for()
-    page.get_by_role("button", name="Remove all").click()
-    page.locator("#explain-run").click()
-    page.locator("#explain-problem").get_by_text("“Table of similarities” needs at least one image").wait_for()
-    tool.select_option("saliency")
-    page.locator("#explain-image").get_by_role("button", name="Umbrellas and a clock").click()
-    expect(page.locator("#explain-image [data-part=names]")).to_have_text("Umbrellas and a clock")

@@ -236,3 +236,38 @@ def test_the_page_reloads_after_a_restart_of_the_server(visitor, demo):
         page.locator("[data-example='0']").click()
         page.locator(PIECE).first.wait_for()
         page.close()
+
+
+TYPE_EARLY = """() => {
+  // Chooses a tool as soon as there is a list, and types into its form as soon as there is one.
+  const look = () => {
+    const list = document.querySelector("#explain-tool select");
+    if (list && !window.isChosen) {
+      window.isChosen = true;
+      list.value = "saliency";
+      list.dispatchEvent(new Event("change", { bubbles: true }));
+    }
+    const field = document.querySelector("#fields-of-saliency #setting-text textarea");
+    if (!field) return requestAnimationFrame(look);
+    field.value = "koala";
+    field.dispatchEvent(new Event("input", { bubbles: true }));
+    window.isTyped = true;
+  };
+  look();
+}"""
+
+
+def test_a_text_that_is_typed_while_the_page_loads_stays(visitor, app_url):
+    forms = []
+
+    def prepare(page) -> None:
+        slow_down(page)
+        page.add_init_script("sessionStorage.setItem('text2seg-tab', 'Explain')")
+        page.add_init_script(f"addEventListener('DOMContentLoaded', {TYPE_EARLY})")
+        page.on("request", lambda request: forms.append(1) if '["saliency",{}]' in (request.post_data or "") else None)
+
+    page = visitor(app_url, prepare=prepare)
+    page.wait_for_function("window.isTyped")
+    page.wait_for_timeout(3000)  # answers that are on their way
+    expect(page.locator("#fields-of-saliency #setting-text textarea")).to_have_value("koala")
+    assert len(forms) == 1

@@ -136,7 +136,7 @@ def test_a_zip_becomes_a_reviewed_dataset(page, six, tmp_path):
     gone = page.locator(TILE, has_text="scene_0001.jpg")
     gone.get_by_role("button", name="Reject").click()
     found.get_by_role("button", name="Accept").click()
-    wait_for_tally(page, "1 accepted · 1 rejected · 1 segment rejected · 4 undecided")
+    wait_for_tally(page, "1 accepted · 1 rejected · 1 segment rejected · 4 without a mark")
     assert gone.get_by_role("button", name="Reject").get_attribute("aria-pressed") == "true"
 
     path, name = download(page, "COCO dataset with images")
@@ -410,6 +410,30 @@ def test_a_page_that_is_drawn_again_while_a_card_is_large_has_each_segment_once(
     assert page.locator(f"{TILE} .t2s-tile-body").count() == 1
     numbers = page.locator("#folder-sheet [data-segment]").evaluate_all("each => each.map(box => box.dataset.segment)")
     assert len(numbers) == len(set(numbers)) > 1
+
+
+def test_a_rejected_segment_is_drawn_as_rejected(page, six):
+    begin(page, six)
+    tile = page.locator(TILE, has=page.get_by_text("day/scene_0019.jpg"))
+    small = tile.locator(".stage img")
+    before = small.get_attribute("src")
+    box = tile.get_by_role("checkbox").first
+    box.uncheck()
+    expect(small).not_to_have_attribute("src", before)
+    box.check()
+    expect(small).to_have_attribute("src", before)
+    page.get_by_role("button", name="Show day/scene_0019.jpg large").click()
+    large = page.get_by_role("dialog", name="Large view")
+    page.wait_for_function("document.querySelector('.t2s-large img').naturalHeight === 1600")
+    shown = large.locator(".t2s-large-stage img")
+    kept = shown.get_attribute("src")
+    large.get_by_role("checkbox").first.uncheck()
+    expect(shown).not_to_have_attribute("src", kept)
+    expect(small).not_to_have_attribute("src", before)
+    large.get_by_role("button", name="Reject").click()
+    expect(shown).to_have_css("filter", "grayscale(1)")
+    large.get_by_role("button", name="Reject").click()
+    expect(shown).to_have_css("filter", "none")
 
 
 def correct_the_fire_engine(page):

@@ -183,10 +183,10 @@ ALLOWED = {
         ),
         "POST": (
             r"/gradio_api/(upload|queue/join|cancel|reset/?)",
-            r"/gradio_api/call/\w+|/gradio_api/run/predict",
+            r"/gradio_api/call/\w+|/gradio_api/run/predict|/gradio_api/heartbeat/\w+",
             r"/api/(v1/)?(segment|explain/[\w-]+)|/api/v1/jobs",
         ),
-        "DELETE": (r"/api/v1/jobs/[\w-]+",),
+        "DELETE": (r"/api/v1/jobs/[\w-]+|/gradio_api/heartbeat/\w+",),
     }.items()
 }
 ALLOWED["HEAD"] = ALLOWED["GET"]

@@ -24,7 +24,8 @@ from text2seg.app.api import health_json, object_of, result_json, run_tool, segm
 from text2seg.app.checks import visitors_folder
 from text2seg.app.folder.archives import checked_path
 from text2seg.app.folder.inputs import as_yaml
-from text2seg.app.folder.jobs import Job, TooManyJobsError, VisitorJobs
+from text2seg.app.folder.jobs import Job, TooManyJobsError
+from text2seg.app.folder.visitors import VisitorJobs
 from text2seg.app.guard import FORM_ERRORS, JOBS, USER, Refusal, unreadable_form, why_no_json
 from text2seg.app.messages import INTERNAL_ERROR, message_of
 from text2seg.app.model_pool import ModelPool

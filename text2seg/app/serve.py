@@ -18,11 +18,12 @@ from fastapi.responses import FileResponse
 
 from text2seg.app import api, explain, folder, models_panel, segment
 from text2seg.app.checks import visitors_folder
-from text2seg.app.folder.jobs import VisitorJobs
+from text2seg.app.folder.visitors import VisitorJobs
 from text2seg.app.guard import PUBLIC, Guard
 from text2seg.app.http_api import add_routes
 from text2seg.app.messages import INTERNAL_ERROR, message_of
 from text2seg.app.model_pool import ModelPool
+from text2seg.app.presence import Presence
 from text2seg.app.settings import is_loopback
 from text2seg.errors import SettingsError, Text2SegError
 
@@ -149,11 +150,15 @@ def scripts() -> str:
 
 
 class Page(gr.Blocks):
-    """Gradio blocks that answer every failed request with one sentence.
+    """Gradio blocks whose page holds no connection, and that answer every failed request with one sentence.
 
     Gradio shows only its own errors. Some come before a function is called, for instance if there are too many or too
     few values, or if a component cannot read its value.
     """
+
+    def get_config_file(self) -> Any:
+        """Return the description of the page, which says that the page opens no stream; see `presence`."""
+        return {**super().get_config_file(), "connect_heartbeat": False}
 
     async def process_api(self, block_fn: Any, inputs: Any, *arguments: Any, **more: Any) -> dict[str, Any]:
         function = self.fns[block_fn] if isinstance(block_fn, int) else block_fn
@@ -228,7 +233,7 @@ def build_app(model_pool: ModelPool) -> Guard:
         head=scripts(),
     )
     page.has_launched = True  # Gradio serves files only if it believes that it started the server
-    return Guard(app, settings, partial(_has_event, page))
+    return Guard(Presence(app), settings, partial(_has_event, page))
 
 
 def _has_event(page: gr.Blocks, content: Any) -> bool:

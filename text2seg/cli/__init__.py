@@ -31,6 +31,8 @@ from text2seg.cli.terminal import (
     Unread,
     close_bars,
     interrupt,
+    log_python_warnings,
+    own_stderr,
     say_lines,
     was_terminated,
 )
@@ -184,6 +186,8 @@ def main(arguments: list[str] | None = None) -> int:
     _print_anything()
     if arguments is not None:
         return _run(arguments)
+    own_stderr()
+    log_python_warnings()
     sys.stderr = Unread(sys.stderr)
     status = _run(sys.argv[1:], signals=(signal.SIGINT, signal.SIGTERM))
     return TERMINATED if status == INTERRUPTED and was_terminated() else status

@@ -7,8 +7,9 @@ import errno
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -17,12 +18,13 @@ from rich.table import Table
 from rich.text import Text
 
 from text2seg.cli.terminal import say, waiting
-from text2seg.config import AutomaticSettings, ModelSettings, Settings
+from text2seg.config import AutomaticSettings, MapSettings, ModelSettings, Settings
 from text2seg.errors import QueryError, SettingsError
 from text2seg.io.names import escaped
 from text2seg.queries import Query, parse_queries, split_unions, unions_error
 
 if TYPE_CHECKING:
+    from text2seg.clip.shape import ClipKind
     from text2seg.config import SaveKind
     from text2seg.everything import Everything
     from text2seg.model_card import ClosedVocabulary
@@ -159,12 +161,33 @@ def check_models(model: ModelSettings, *, sam_only: bool = False) -> None:
         weights.fetch(sam, "sam")
 
 
+def check_clip(model: ModelSettings, check: Callable[[ClipKind], None]) -> None:
+    """Call `check` with the architecture of the CLIP, if its file tells it, before anything slow is imported."""
+    from text2seg import weights
+    from text2seg.clip.shape import shape_of
+
+    check_models(model)
+    clip, _ = weights.pair(model.model, clip=model.clip, sam=model.sam)
+    if (shape := shape_of(clip)) is not None:
+        check(shape)
+
+
+def _check_maps(maps: MapSettings, clip: ClipKind) -> None:
+    from text2seg.clip.shape import check_architecture, check_input_size
+
+    check_architecture(clip, maps.architecture)
+    if maps.input_size is not None:
+        check_input_size(clip, maps.input_size)
+
+
 def load_models(model: ModelSettings, settings: Settings, *, say_uncalibrated: bool = True) -> Text2Seg:
     """Load the models chosen by the flags, after the checks that need no slow import.
 
     `say_uncalibrated`: print a line if their presence is not calibrated.
     """
     check_models(model)
+    if settings.maps != MapSettings():
+        check_clip(model, partial(_check_maps, settings.maps))
     with waiting("loading the models"):
         chosen = chosen_pair(model)
         from text2seg.pipeline import Text2Seg

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from text2seg.cli.common import MOST_ROWS, PlainConsole, check_words, load_models, plain_table
+from text2seg.cli.common import MOST_ROWS, PlainConsole, check_clip, check_words, load_models, plain_table
 from text2seg.cli.terminal import INTERRUPTED, escaped, exit_status, log_to_terminal, say, stop_on_signals
 from text2seg.config import ModelSettings, Settings
 from text2seg.errors import OutputError
@@ -98,6 +98,7 @@ def _run(tool: Tool, flags: Any) -> int:
         results.check(name)
     if isinstance(settings, InputSettings):
         check_words(flags.model, settings.all_texts())
+        check_clip(flags.model, settings.check_clip)
     if run is not None:
         run.check(overwrite=flags.overwrite)
         if settings.folder is None:

@@ -159,7 +159,7 @@ def _show(step: Step) -> None:
     say(
         f"masks compared with torch: {len(masks.ious)} scenes × queries, mean IoU "
         f"{statistics.mean(masks.ious):.4f}, lowest {min(masks.ious):.4f}; {masks.lost} found by torch only, "
-        f"{masks.added} by the graphs only; {masks.segments[0]} segments by torch, {masks.segments[1]} by the graphs\n"
+        f"{masks.added} by the graphs only; {masks.segments[0]} segments by torch, {masks.segments[1]} by the graphs"
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -33,8 +32,6 @@ if TYPE_CHECKING:
     from text2seg.segmenting import Report
     from text2seg.session import Pipeline
 
-LARGE = 12_000_000
-"""Pixels of an image that takes so long on a CPU that a single one has a progress bar."""
 NOTHING_SURE = "no mask; --predicted-iou and --stability below the defaults keep masks that SAM is less sure of"
 
 
@@ -80,8 +77,7 @@ class Segment:
         if self.everything:
             output = replace(output, save=without_why(output.save))
         with stop_on_signals() as stop:
-            progress = len(files) > 1 or _is_large(files[0])
-            report = segment_files(models, files, queries, output, progress=progress, stop=stop)
+            report = segment_files(models, files, queries, output, progress=True, stop=stop)
         say_failures(report.failures, verbose=self.verbose)
         if report.interrupted:
             self._say_stopped(report, len(dict.fromkeys(files)))
@@ -186,13 +182,3 @@ class Segment:
         for failure in failures:
             say(f"failed: {failure}", file=sys.stderr)
         return found
-
-
-def _is_large(path: Path) -> bool:
-    """Return whether an image that can be read is `LARGE`."""
-    from text2seg.io.images import measure
-
-    with suppress(ImageError):
-        (height, width), _ = measure(path)
-        return height * width >= LARGE
-    return False

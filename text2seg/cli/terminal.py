@@ -3,10 +3,13 @@ file name, dataset or message of another package can control the terminal."""
 
 from __future__ import annotations
 
+import io
 import logging
+import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -37,7 +40,7 @@ def exit_status(done: int, left_out: int) -> int:
 
 
 def say(line: object, *, file: TextIO | None = None, flush: bool = False) -> None:
-    """Print one line on stdout or another stream."""
+    """Print one line on stdout or another stream; a line break in it is escaped, too."""
     print(escaped(str(line)), file=file, flush=flush)
 
 
@@ -133,11 +136,54 @@ class LinesBesideBars(logging.StreamHandler[TextIO]):
             super().emit(record)
 
 
+QUIET = {
+    "OPENCV_FFMPEG_LOGLEVEL": "-8",  # nothing
+    "OPENCV_LOG_LEVEL": "SILENT",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+"""Environment in which other libraries print no lines of their own. Our messages say what is wrong with a file."""
+
+
 def log_to_terminal(*, verbose: bool = False) -> None:
-    """Log warnings to stderr; with `verbose`, also details such as which models run on which device."""
+    """Log warnings of text2seg to stderr; with `verbose`, also details such as which models run on which device, and
+    what other libraries say."""
     handler = LinesBesideBars(sys.stderr)
+    if not verbose:
+        handler.addFilter(_is_for_people)
+        for name, value in QUIET.items():
+            os.environ.setdefault(name, value)
     handler.setFormatter(EscapingFormatter("%(message)s"))
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
+
+
+def _is_for_people(record: logging.LogRecord) -> bool:
+    """Return whether a message is ours, or an error of a library besides Pillow, whose errors ours repeat."""
+    library = record.name.partition(".")[0]
+    return library == "text2seg" or (record.levelno >= logging.ERROR and library != "PIL")
+
+
+def log_python_warnings() -> None:
+    """Log warnings of Python code, such as Pillow's about a damaged EXIF block, so that only `--verbose` shows them."""
+
+    def log(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+        logging.getLogger("py.warnings").info("%s: %s", category.__name__, message)
+
+    if not sys.warnoptions:
+        warnings.showwarning = log
+
+
+def own_stderr() -> None:
+    """Let Python write to a file descriptor of its own, a copy of that of stderr. So `io.images` can silence the C code
+    of Pillow, which writes to the original one, without the loss of a message."""
+    if isinstance(sys.stderr, io.TextIOWrapper) and sys.stderr.fileno() == 2:
+        stream = sys.stderr
+        sys.stderr = io.TextIOWrapper(
+            os.fdopen(os.dup(2), "wb", 0),
+            encoding=stream.encoding,
+            errors=stream.errors,
+            line_buffering=stream.line_buffering,
+            write_through=True,
+        )
 
 
 _stopped_by: list[int] = []

@@ -45,15 +45,11 @@ class Track:
         queries, unknown = known_queries(
             self.model, queries_of(self.query, self.queries, has_everything=False), self.settings
         )
-        from text2seg.errors import ImageError
-        from text2seg.io.files import is_dir
-        from text2seg.io.images import check_file
-
-        if not is_dir(self.video, ImageError):
-            check_file(self.video)
+        from text2seg.io.frames import open_frames
         from text2seg.video import check_output, track_video
 
         check_output(self.video, self.track)
+        open_frames(self.video, self.track.every)
         check_models(self.model)
         models = load_models(self.model, self.settings)
         if models.default_presence(self.settings) is None and self.settings.presence.presence is None:

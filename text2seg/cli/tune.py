@@ -14,9 +14,10 @@ from text2seg.cli.flags import PipelineFlags
 from text2seg.cli.terminal import INTERRUPTED, exit_status, log_to_terminal, say, say_failures, stop_on_signals
 from text2seg.config import ModelSettings, Settings
 from text2seg.errors import SettingsError
+from text2seg.io.names import listed
 
 if TYPE_CHECKING:
-    from text2seg.calibration.thresholds import Tuning
+    from text2seg.calibration.thresholds import Tuned, Tuning
     from text2seg.coco.reader import Dataset
     from text2seg.ontology import Ontology
 
@@ -121,21 +122,32 @@ class Tune:
 def _show(tuning: Tuning, *, verbose: bool) -> None:
     from rich.table import Table
 
-    from text2seg.cli.common import PlainConsole
+    from text2seg.cli.common import MOST_ROWS, PlainConsole
 
     measure = "mean IoU" if tuning.by_truth else "stability"
     table = Table("category")
     for heading in ("images", "threshold", "chosen", *([measure, "chosen's"] if tuning.by_truth else [])):
         table.add_column(heading, justify="right")
-    for each in tuning.categories:
+    rows = tuning.categories
+    if len(rows) > MOST_ROWS and not verbose:
+        rows = tuple(sorted(rows, key=_importance, reverse=True)[:MOST_ROWS])
+    for each in rows:
         scores = [_number(each.score(each.used)), _number(each.score(each.chosen))] if tuning.by_truth else []
         table.add_row(each.category, str(each.curve.images), _number(each.used), _number(each.chosen), *scores)
     PlainConsole().print(table)
+    if more := len(tuning.categories) - len(rows):
+        say(f"{more} more categories; --verbose shows all")
     say_failures(tuning.failures, verbose=verbose)
-    for name in tuning.never_found():
-        say(f"{name} was not found at any threshold; check its wordings and its presence", file=sys.stderr)
+    if never := tuning.never_found():
+        names = ", ".join(never) if verbose else listed(never)
+        say(f"not found at any threshold: {names}; check the wordings and the presence", file=sys.stderr)
     if tuning.missing:
         say(f"{tuning.missing} images of the ground truth are not in the folder", file=sys.stderr)
+
+
+def _importance(tuned: Tuned) -> tuple[float, int]:
+    """Return how much the threshold of a category changes, and in how many images the category was seen."""
+    return abs((tuned.chosen or tuned.used) - tuned.used), tuned.curve.images
 
 
 def _number(value: float | None) -> str:

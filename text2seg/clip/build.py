@@ -3,124 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from text2seg.clip.shape import HEAD_WIDTH, ClipShape
 from text2seg.errors import CheckpointError
 from text2seg.runtime import Unfilled, import_part
-from text2seg.weights.architecture import check_sizes, count_numbered
-
-HEAD_WIDTH = 64  # channels; no tensor shape contains it, and it is 64 in every published CLIP
-RESNET_STRIDE = 32  # pixels of the input per cell of the grid
-VOCABULARY = 49_408  # tokens of CLIP's tokenizer
-SHORTEST_CONTEXT = 16  # tokens; a one-word query in the longest default template has 13
-TOLD_BY = {
-    "embedding": "text_projection",
-    "image_size": "visual.positional_embedding",
-    "patch": "visual.conv1.weight",
-    "vision_width": "visual.conv1.weight",
-    "context_length": "positional_embedding",
-    "vocabulary": "token_embedding.weight",
-    "text_width": "text_projection",
-}
-"""Tensor whose shape contains each size of a ViT, for error messages. The width and input of a ResNet are elsewhere."""
-
-
-@dataclass(frozen=True, slots=True)
-class ClipShape:
-    """Architecture of a CLIP. Sizes in pixels refer to the square input in training."""
-
-    embedding: int
-    image_size: int
-    patch: int | None
-    """Side of a patch; None for a ResNet."""
-    vision_layers: int | tuple[int, ...]
-    """Number of transformer blocks, or of blocks in each of a ResNet's four stages."""
-    vision_width: int
-    context_length: int
-    vocabulary: int
-    text_width: int
-    text_layers: int
-
-    @classmethod
-    def of(cls, weights: Mapping[str, Tensor]) -> ClipShape:
-        """Read the architecture off a state dict in OpenAI's format.
-
-        Raises:
-            CheckpointError: the tensors are not those of a CLIP; names the first that is missing or does not fit.
-        """
-        try:
-            shape = _read_shape(weights)
-        except KeyError as missing:
-            raise CheckpointError(f"not a CLIP checkpoint: it has no tensor {missing.args[0]!r:.80}") from None
-        except (ValueError, IndexError) as error:
-            raise CheckpointError(f"not a CLIP checkpoint: a tensor has too few or too many axes ({error})") from error
-        shape._check()
-        return shape
-
-    def _check(self) -> None:
-        """Check sizes with which OpenAI's modules would divide by zero, fail an assert, or take too long to build."""
-        told_by = TOLD_BY if self.patch else {n: t for n, t in TOLD_BY.items() if not t.startswith("visual.")}
-        check_sizes(self, "CLIP", told_by)
-        widths = {"text": self.text_width, "image": self.vision_width * (1 if self.patch else 32)}
-        for encoder, width in widths.items():
-            if width < HEAD_WIDTH or width % HEAD_WIDTH:
-                raise CheckpointError(f"not a CLIP checkpoint: the {encoder} encoder's width is {width}, not n·64")
-
-    def check_texts(self) -> None:
-        """Raise `CheckpointError` if the text encoder is too small for CLIP's tokenizer or for usual queries."""
-        if self.vocabulary < VOCABULARY:
-            raise CheckpointError(
-                f"'token_embedding.weight' has {self.vocabulary:,} words, and CLIP's tokenizer has {VOCABULARY:,}; "
-                "a CLIP with a tokenizer of its own is not read"
-            )
-        if self.context_length < SHORTEST_CONTEXT:
-            raise CheckpointError(
-                f"'positional_embedding' has {self.context_length} places for tokens, and texts need "
-                f"{SHORTEST_CONTEXT} or more; OpenAI's CLIPs have 77"
-            )
-
-
-def _read_shape(weights: Mapping[str, Tensor]) -> ClipShape:
-    text_width, embedding = weights["text_projection"].shape
-    context_length, _ = weights["positional_embedding"].shape
-    vocabulary, _ = weights["token_embedding.weight"].shape
-    patch: int | None = None
-    vision_layers: int | tuple[int, ...]
-    if "visual.proj" in weights:
-        vision_width, _, patch, _ = weights["visual.conv1.weight"].shape
-        vision_layers = count_numbered(weights, "visual.transformer.resblocks.{}.attn.in_proj_weight")
-        image_size = patch * _grid(weights["visual.positional_embedding"])
-    else:
-        vision_width = weights["visual.layer1.0.conv1.weight"].shape[0]
-        vision_layers = tuple(
-            count_numbered(weights, f"visual.layer{stage}.{{}}.conv1.weight") for stage in (1, 2, 3, 4)
-        )
-        image_size = RESNET_STRIDE * _grid(weights["visual.attnpool.positional_embedding"])
-    return ClipShape(
-        embedding=embedding,
-        image_size=image_size,
-        patch=patch,
-        vision_layers=vision_layers,
-        vision_width=vision_width,
-        context_length=context_length,
-        vocabulary=vocabulary,
-        text_width=text_width,
-        text_layers=count_numbered(weights, "transformer.resblocks.{}.attn.in_proj_weight"),
-    )
-
-
-def _grid(positions: Tensor) -> int:
-    """Return the side, in cells, of the square grid that has these position embeddings (after one for CLS)."""
-    cells = positions.shape[0] - 1
-    side = round(max(cells, 0) ** 0.5)
-    if side * side != cells:
-        raise CheckpointError(f"not a CLIP checkpoint: its {cells} image positions do not make a square")
-    return side
 
 
 def build_clip(weights: Mapping[str, Tensor], *, source: str = "the checkpoint") -> nn.Module:

@@ -22,8 +22,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from text2seg.errors import SettingsError
-
 # ---- attention rules
 
 PRIOR_SIGMA = 5.0
@@ -31,8 +29,6 @@ PRIOR_SIGMA = 5.0
 MIDDLE_WEIGHT, CLS_WEIGHT = 1.0, 0.5
 """Weights of CorrCLIP's branches: the mean output of the middle blocks, attending in the last block as its input does,
 and a CLS for each region, which sees only the patches of the region."""
-RESNET_RULES = ("surgery", "raw")
-"""Rules that a ResNet can follow."""
 
 
 class Attend(Protocol):
@@ -167,20 +163,6 @@ RULES: Mapping[str, AttentionRule] = {
     "corrclip": AttentionRule(within_regions, residual=False, ffn=False, regions=True),
     "corrclip-sam": AttentionRule(within_regions, residual=False, ffn=False, regions=True, sharpness=4.0),
 }
-
-
-def check_resnet(architecture: str) -> None:
-    """Check that a ResNet can follow the rule: its only attention is the pool after the last stage.
-
-    Raises:
-        SettingsError: the rule is for vision transformers only.
-    """
-    if architecture not in RESNET_RULES:
-        names = " or ".join(RESNET_RULES)
-        raise SettingsError(
-            f"architecture {architecture} is for CLIP's vision transformers, and this CLIP is a ResNet: "
-            f"use {names}, or a ViT such as ViT-B/16"
-        )
 
 
 # ---- vision transformers

@@ -18,8 +18,8 @@ from PIL.Image import Resampling
 from torch import Tensor
 from torch.nn import functional as F
 
-from text2seg.clip.build import RESNET_STRIDE, ClipShape, build_clip, prefix_errors
-from text2seg.clip.encoders import RULES, PlainVit, Vit, check_resnet, encode_resnet, run_vit
+from text2seg.clip.build import build_clip, prefix_errors
+from text2seg.clip.encoders import RULES, PlainVit, Vit, encode_resnet, run_vit
 from text2seg.clip.maps import (
     PRESENCE_TEMPLATE,
     PresenceModel,
@@ -36,6 +36,7 @@ from text2seg.clip.maps import (
     without_empty_text,
     without_label_set,
 )
+from text2seg.clip.shape import RESNET_STRIDE, ClipShape, check_architecture, check_input_size
 from text2seg.clip.text import TextCache, TextEncoder, TextTower
 from text2seg.config import MapSettings
 from text2seg.errors import CheckpointError, QueryError, SettingsError
@@ -43,7 +44,6 @@ from text2seg.queries import Query, Wordings
 from text2seg.records import Image, SimilarityMaps
 from text2seg.runtime import FULL, Precision, autocast, before_call
 from text2seg.templates import DISTRACTORS, TEMPLATES
-from text2seg.weights.architecture import check_patches
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -221,6 +221,21 @@ class Clip:
         return self.images.stride
 
     @property
+    def blocks(self) -> int:
+        """Number of blocks of the vision transformer; 0 for a ResNet."""
+        return 0 if not self.is_vit else len(self.model.visual.transformer.resblocks)
+
+    @property
+    def text_blocks(self) -> int:
+        """Number of blocks of the text tower."""
+        return len(self.model.transformer.resblocks)
+
+    @property
+    def context_length(self) -> int:
+        """Number of tokens that the text tower reads, start and end included."""
+        return len(self.model.positional_embedding)
+
+    @property
     def trained_size(self) -> int:
         """Side in pixels of the square input in training."""
         return self.images.trained_size
@@ -232,17 +247,7 @@ class Clip:
         Raises:
             SettingsError: a side is smaller than a cell, or the grid has too many cells.
         """
-        rows, columns = size if isinstance(size, tuple) else (size or self.default_size,) * 2
-        if (least := min(rows, columns)) < self.stride:
-            raise SettingsError(f"input size must be at least {self.stride}, one patch of this CLIP, got {least}")
-        input_hw = self._whole(rows), self._whole(columns)
-        grid_hw = (input_hw[0] // self.stride, input_hw[1] // self.stride)
-        what = f"an input of {input_hw[0]} x {input_hw[1]} pixels"
-        check_patches(grid_hw, f"choose a smaller input size: with this CLIP {what}", SettingsError)
-        return input_hw
-
-    def _whole(self, side: int) -> int:
-        return max(round(side / self.stride), 1) * self.stride
+        return check_input_size(self, size or self.default_size)
 
     def with_input_size(self, size: int) -> Clip:
         """Return this CLIP, its weights shared, with another default size of the input.
@@ -263,8 +268,7 @@ class Clip:
     def check(self, architecture: str, *, regions: bool = False) -> None:
         """Raise `SettingsError` if this CLIP cannot follow the attention rule. `regions` says whether the caller has
         the regions of the image for rules that attend within them."""
-        if not self.is_vit:
-            check_resnet(architecture)
+        check_architecture(self, architecture)
         if not RULES[architecture].regions:
             return
         if self.image_network != self.images.encode:

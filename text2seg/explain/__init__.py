@@ -21,8 +21,9 @@ from text2seg.explain.run_all import RUN_ALL
 from text2seg.explain.saliency_maps import COMPARE, SALIENCY, SIGNED
 from text2seg.explain.similarity_table import SIMILARITY_TABLE
 from text2seg.explain.text_visualisation import TEXT_VISUALISATION
-from text2seg.explain.tool import ImageFiles, Panel, Progress, Result, Table, Tool, run_tool, save_result
+from text2seg.explain.tool import Panel, Progress, Result, Table, Tool, run_tool, save_result
 from text2seg.explain.words import TOKEN_RELEVANCE, WORDS
+from text2seg.io.scan import ImageFiles
 
 __all__ = [
     "GROUPS",

@@ -11,19 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from text2seg.explain.experiments import squashed
-from text2seg.explain.tool import (
-    InputSettings,
-    Panel,
-    Pixels,
-    Progress,
-    Result,
-    Table,
-    Tool,
-    check_count,
-    check_seed,
-    image_name,
-)
+from text2seg.explain.tool import InputSettings, Panel, Pixels, Progress, Result, Table, Tool, image_name
 from text2seg.records import Image
+from text2seg.settings_fields import check_count, check_seed
 
 if TYPE_CHECKING:
     from torch import Tensor

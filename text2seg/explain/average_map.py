@@ -26,11 +26,12 @@ from text2seg.explain.saliency_maps import (
     targets_of,
     templates_note,
 )
-from text2seg.explain.tool import Cell, Panel, Progress, Result, Table, Tool, failure_note, names_of, unprocessed_note
+from text2seg.explain.tool import Cell, Panel, Progress, Result, Table, Tool, failure_note, unprocessed_note
 from text2seg.io.arrays import read_arrays
 from text2seg.io.files import exists, read_file
 from text2seg.io.names import listed, pair_names, safe_file_name
 from text2seg.io.output_folder import OutputFolder
+from text2seg.io.scan import names_of
 from text2seg.records import Image
 
 if TYPE_CHECKING:

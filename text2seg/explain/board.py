@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 from PIL import ImageDraw
 
+from text2seg.clip.shape import ClipKind
 from text2seg.errors import MissingTextError, SettingsError
 from text2seg.explain.saliency.methods import METHODS, MethodName, ScoreKind, method_or_default, saliency
 from text2seg.explain.saliency_maps import overlay_map
@@ -28,10 +29,10 @@ from text2seg.explain.tool import (
     Table,
     Tool,
     backdrop,
-    check_alpha,
     image_name,
 )
 from text2seg.records import Image
+from text2seg.settings_fields import check_alpha
 
 if TYPE_CHECKING:
     import torch
@@ -72,6 +73,10 @@ class DescriptionSettings(InputSettings):
 
     def check_given(self) -> None:
         self.descriptions()
+
+    def check_clip(self, clip: ClipKind) -> None:
+        InputSettings.check_clip(self, clip)
+        method_or_default(clip, self.method, self.layer)
 
     def descriptions(self) -> tuple[str, ...]:
         """Return all descriptions without duplicates. Raises `MissingTextError` if there is none."""

@@ -24,8 +24,6 @@ from text2seg.explain.tool import (
     Result,
     Table,
     Tool,
-    check_count,
-    check_seed,
     check_text,
     fitted_pixels,
     image_name,
@@ -33,6 +31,7 @@ from text2seg.explain.tool import (
 )
 from text2seg.io.images import PIXEL_LIMIT
 from text2seg.records import Image
+from text2seg.settings_fields import check_count, check_seed
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from text2seg.clip.shape import ClipKind
 from text2seg.errors import ImageError, SettingsError
 from text2seg.explain.estimate import GRADIENT, Work
 from text2seg.explain.saliency.methods import MethodName, check_method, methods_for, saliency
@@ -23,12 +24,12 @@ from text2seg.explain.tool import (
     Result,
     Table,
     Tool,
-    check_count,
     check_sets,
     fitted,
     fitted_pixels,
 )
 from text2seg.records import Image
+from text2seg.settings_fields import check_count
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,6 +72,11 @@ class FaithfulnessSettings(InputSettings):
 
     def check_given(self) -> None:
         check_sets(self.dataset, self.images)
+
+    def check_clip(self, clip: ClipKind) -> None:
+        InputSettings.check_clip(self, clip)
+        for name in self.method:
+            check_method(clip, name)
 
 
 BLUR = 0.1

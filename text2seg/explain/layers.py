@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from text2seg.clip.shape import ClipKind
 from text2seg.errors import SettingsError
 from text2seg.explain.saliency_maps import TargetSettings, overlay_map, targets_of
 from text2seg.explain.tool import Cell, Panel, Pixels, Progress, Result, Table, Tool, backdrop, image_name
@@ -31,6 +32,26 @@ class BlockMaps:
     gradient: Maps
 
 
+@dataclass(frozen=True, slots=True)
+class LayersSettings(TargetSettings):
+    """The targets that an image is compared with, and how the maps are drawn."""
+
+    def check_clip(self, clip: ClipKind) -> None:
+        TargetSettings.check_clip(self, clip)
+        _check_vit(clip)
+
+
+def _check_vit(clip: ClipKind) -> None:
+    """Raise `SettingsError` if the CLIP is a ResNet."""
+    if not clip.is_vit:
+        raise SettingsError(
+            "layers needs the attention blocks of a ViT, but this CLIP is a ResNet: use a ViT such as ViT-B/16, or the "
+            "tool saliency with --layer",
+            on_page="This tool needs the attention blocks of a ViT, but this CLIP is a ResNet. Choose another model, "
+            "or the tool “Saliency map” with a “Layer”.",
+        )
+
+
 def layers(models: Text2Seg, images: Sequence[Image], settings: TargetSettings, progress: Progress) -> Result:
     """Show a row for each block: attention, image masked by it, gradient, image masked by it, with the masked scores.
 
@@ -42,13 +63,7 @@ def layers(models: Text2Seg, images: Sequence[Image], settings: TargetSettings, 
     """
     (image,) = images
     clip = models.clip
-    if not clip.is_vit:
-        raise SettingsError(
-            "layers needs the attention blocks of a ViT, but this CLIP is a ResNet: use a ViT such as ViT-B/16, or the "
-            "tool saliency with --layer",
-            on_page="This tool needs the attention blocks of a ViT, but this CLIP is a ResNet. Choose another model, "
-            "or the tool “Saliency map” with a “Layer”.",
-        )
+    _check_vit(clip)
     panels: list[Panel] = []
     tables = []
     targets = targets_of(models, settings)
@@ -73,7 +88,7 @@ LAYERS = Tool(
     "layers",
     "Layer by layer",
     "For each block: the attention of CLS, its gradient, and the score of the image masked by each.",
-    TargetSettings,
+    LayersSettings,
     layers,
 )
 

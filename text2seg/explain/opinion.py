@@ -16,21 +16,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from text2seg.clip.shape import ClipKind
 from text2seg.errors import CheckpointError, QueryError, SettingsError
 from text2seg.explain.estimate import Work
-from text2seg.explain.tool import (
-    InputSettings,
-    Panel,
-    Progress,
-    Result,
-    Table,
-    Tool,
-    backdrop,
-    check_count,
-    check_seed,
-    image_name,
-)
+from text2seg.explain.tool import InputSettings, Panel, Progress, Result, Table, Tool, backdrop, image_name
 from text2seg.records import Image
+from text2seg.settings_fields import check_count, check_seed
 
 if TYPE_CHECKING:
     import torch
@@ -70,6 +61,10 @@ class OpinionSettings(InputSettings):
         for name in ("steps", "candidates", "tokens", "words", "min_count", "last_steps", "batch_size"):
             check_count(name, getattr(self, name))
         check_seed(self.seed)
+
+    def check_clip(self, clip: ClipKind) -> None:
+        InputSettings.check_clip(self, clip)
+        check_tokens(clip, self.tokens)
 
 
 USUAL = OpinionSettings()
@@ -329,6 +324,15 @@ class Frame:
         return cosines
 
 
+def check_tokens(clip: ClipKind, tokens: int) -> None:
+    """Raise `SettingsError` if the free tokens alone are longer than CLIP reads."""
+    context = clip.context_length
+    if tokens > context - 2:
+        raise SettingsError(
+            f"tokens must be from 1 to {context - 2}, got {tokens}: CLIP reads {context} tokens with start and end"
+        )
+
+
 def frame_of(clip: Clip, prompt: str, tokens: int) -> Frame:
     """Return the frame around `tokens` free tokens of texts with this prompt.
 
@@ -339,11 +343,8 @@ def frame_of(clip: Clip, prompt: str, tokens: int) -> Frame:
     from text2seg.clip.text import tokenize
     from text2seg.explain.tokens import shortened
 
-    context = clip.model.positional_embedding.shape[0]
-    if tokens > context - 2:
-        raise SettingsError(
-            f"tokens must be from 1 to {context - 2}, got {tokens}: CLIP reads {context} tokens with start and end"
-        )
+    check_tokens(clip, tokens)
+    context = clip.context_length
     ids, over = tokenize([prompt], context - tokens)
     if over > 0:
         raise QueryError(

@@ -19,9 +19,9 @@ from text2seg.errors import QueryError
 from text2seg.explain.estimate import GRADIENT, Work
 from text2seg.explain.experiments import Subject, TextSettings, features
 from text2seg.explain.recognition import labels_of
-from text2seg.explain.tool import Panel, Pixels, Progress, Result, Table, Tool, check_count, check_seed, image_name
+from text2seg.explain.tool import Panel, Pixels, Progress, Result, Table, Tool, image_name
 from text2seg.records import Image
-from text2seg.settings_fields import freeze_names
+from text2seg.settings_fields import check_count, check_seed, freeze_names
 
 if TYPE_CHECKING:
     from torch import Tensor

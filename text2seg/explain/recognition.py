@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from text2seg.clip.shape import ClipKind, check_architecture
 from text2seg.config import Architecture, MapSettings
 from text2seg.errors import MissingTextError, QueryError, SettingsError
 from text2seg.explain.estimate import Work
@@ -173,9 +174,13 @@ class SemanticSettings(RecognitionSettings):
     takes longer; pixels outside them keep their label."""
 
     def __post_init__(self) -> None:
+        RecognitionSettings.__post_init__(self)
         MapSettings(self.architecture)  # for its checks
-        freeze_names(self, "label")
         freeze_typed(self, "background")
+
+    def check_clip(self, clip: ClipKind) -> None:
+        RecognitionSettings.check_clip(self, clip)
+        check_architecture(clip, self.architecture)
 
 
 def semantic(models: Text2Seg, images: Sequence[Image], settings: SemanticSettings, progress: Progress) -> Result:

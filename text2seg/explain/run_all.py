@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from text2seg._version import __version__
+from text2seg.clip.shape import ClipKind
 from text2seg.errors import OutputError, QueryError, Text2SegError
 from text2seg.explain.estimate import GRADIENT, Work
 from text2seg.explain.opinion import (
@@ -40,10 +41,8 @@ from text2seg.explain.tool import (
     cell_text,
     failure_note,
     image_name,
-    png_of,
     result_json,
     save_result,
-    shrunk,
     unprocessed_note,
 )
 from text2seg.io.files import exists, list_folder, read_file, sha256_of
@@ -80,6 +79,10 @@ class RunAllSettings(OpinionSettings):
     image is done. It must be new, empty or from an earlier run; images that are done there with the same settings and
     models are not computed again. Default: on the command line a folder in the output folder; elsewhere nothing is
     written before the end."""
+
+    def check_clip(self, clip: ClipKind) -> None:
+        OpinionSettings.check_clip(self, clip)
+        method_or_default(clip, self.method)
 
 
 WORDS_FILE = "run-all_words"
@@ -254,6 +257,7 @@ def make_mosaic(
     """
     from text2seg.explain.saliency.targets import text_target
     from text2seg.render.drawing import heat
+    from text2seg.render.panels import shrunk
 
     clip, pixels = models.clip, shrunk(backdrop(image), SIDE)
     counts = dict(opinion.words[: settings.words])
@@ -362,6 +366,7 @@ def _painted(found: Segmentation, pixels: Pixels) -> Pixels:
     """Draw the segments over the image, in the size of a panel; without segments, fade `pixels`."""
     from text2seg.render import overlay
     from text2seg.render.drawing import PAPER, blend
+    from text2seg.render.panels import shrunk
 
     if not found.segments:
         return blend(pixels, np.ones(pixels.shape[:2], np.bool_), PAPER, FADED)
@@ -432,9 +437,11 @@ class _Files:
         words: Sequence[tuple[str, int]],
     ) -> None:
         """Write the files of an image; of the JSON file last, so that the others are complete if it exists."""
-        images = {f"{stem}.png": png_of(mosaic)}
+        from text2seg.render.saving import png
+
+        images = {f"{stem}.png": png(mosaic)}
         if self.settings.save_words:
-            images |= {f"{stem}/{name}.png": png_of(pixels) for name, pixels in _word_images(image, made)}
+            images |= {f"{stem}/{name}.png": png(pixels) for name, pixels in _word_images(image, made)}
         more = {
             "words": words,
             "made_from": self._hash(image, earlier),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from text2seg.clip.shape import ClipKind
 from text2seg.config import MapSettings
 from text2seg.errors import MissingTextError, QueryError, SettingsError
 from text2seg.explain.estimate import GRADIENT, Work
@@ -18,6 +19,7 @@ from text2seg.explain.saliency.methods import (
     Method,
     MethodName,
     ScoreKind,
+    check_map,
     check_method,
     method_or_default,
     methods_for,
@@ -33,7 +35,6 @@ from text2seg.explain.tool import (
     Table,
     Tool,
     backdrop,
-    check_alpha,
     fitted,
     freeze_typed,
     image_name,
@@ -41,6 +42,7 @@ from text2seg.explain.tool import (
 from text2seg.io.files import open_file
 from text2seg.io.images import check_file, load_image
 from text2seg.records import Image
+from text2seg.settings_fields import check_alpha
 
 if TYPE_CHECKING:
     from text2seg.clip.model import Clip
@@ -120,6 +122,10 @@ class SaliencySettings(TargetSettings):
     negative: bool = False
     """Show what lowers the score."""
 
+    def check_clip(self, clip: ClipKind) -> None:
+        TargetSettings.check_clip(self, clip)
+        check_map(clip, self.method, layer=self.layer, negative=self.negative, start_block=self.start_block)
+
 
 def show_saliency(models: Text2Seg, images: Sequence[Image], settings: SaliencySettings, progress: Progress) -> Result:
     """Show the map of one method for every target.
@@ -184,6 +190,11 @@ class CompareSettings(TargetSettings):
     """A saliency method to show; repeat for more. Default: all methods that this CLIP supports, except scorecam and
     ablationcam, which are slow."""
 
+    def check_clip(self, clip: ClipKind) -> None:
+        TargetSettings.check_clip(self, clip)
+        for name in self.method:
+            check_method(clip, name)
+
 
 def compare(models: Text2Seg, images: Sequence[Image], settings: CompareSettings, progress: Progress) -> Result:
     """Show the maps of several methods for one target.
@@ -237,6 +248,10 @@ class SignedSettings(TargetSettings):
     """Saliency method. Default: legrad, for ResNets gradcam."""
     layer: str | None = None
     """Layer of a ResNet for class activation maps, such as layer4.2.relu3. Default: the last ReLU."""
+
+    def check_clip(self, clip: ClipKind) -> None:
+        TargetSettings.check_clip(self, clip)
+        check_map(clip, method_or_default(clip, self.method), layer=self.layer, negative=True)
 
 
 def signed(models: Text2Seg, images: Sequence[Image], settings: SignedSettings, progress: Progress) -> Result:

@@ -16,9 +16,10 @@ import numpy as np
 
 from text2seg.errors import Text2SegError
 from text2seg.explain.saliency_maps import ComparisonSettings, targets_of, templates_note
-from text2seg.explain.tool import Cell, Progress, Result, Table, Tool, failure_note, names_of, unprocessed_note
+from text2seg.explain.tool import Cell, Progress, Result, Table, Tool, failure_note, unprocessed_note
 from text2seg.io.images import decode_ahead
 from text2seg.io.output_folder import OutputFolder
+from text2seg.io.scan import names_of
 from text2seg.records import Image
 
 if TYPE_CHECKING:

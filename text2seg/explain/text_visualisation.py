@@ -28,11 +28,11 @@ from text2seg.explain.tool import (
     Table,
     Tool,
     backdrop,
-    check_count,
     check_text,
     image_name,
 )
 from text2seg.records import Image
+from text2seg.settings_fields import check_count
 
 if TYPE_CHECKING:
     from torch import Tensor

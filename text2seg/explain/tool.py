@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from text2seg.clip.shape import ClipKind, check_input_size
 from text2seg.config import MapSettings
 from text2seg.errors import DatasetError, ImageError, MissingTextError, SettingsError
-from text2seg.io.files import exists, is_dir, open_file
-from text2seg.io.images import PIXEL_LIMIT, load_image
+from text2seg.io.files import open_file
+from text2seg.io.images import PIXEL_LIMIT
 from text2seg.io.names import fit_file_name
 from text2seg.io.output_folder import OutputFolder
-from text2seg.io.scan import list_images
+from text2seg.io.scan import names_of, paths_of
 from text2seg.queries import names_in
 from text2seg.records import Image
 from text2seg.settings_fields import check_choices
@@ -103,20 +104,15 @@ def save_result(result: Result, folder: Path | OutputFolder, stem: str) -> list[
     Raises:
         OutputError: a file cannot be written, or an earlier run wrote it and somebody changed it since.
     """
+    from text2seg.render.saving import png
+
     files: list[tuple[str, list[bytes]]] = []
     image = result.image()
     if image is not None:
-        files.append((fit_file_name(stem, ".png"), [png_of(image)]))
+        files.append((fit_file_name(stem, ".png"), [png(image)]))
     if result.tables or result.notes or result.unknown:
         files.append((fit_file_name(stem, ".json"), [result_json(result)]))
     return (folder if isinstance(folder, OutputFolder) else OutputFolder(folder)).write(files)
-
-
-def png_of(image: Pixels) -> bytes:
-    """Return a PNG of an image uint8[h, w, 3]."""
-    import cv2
-
-    return cv2.imencode(".png", image[:, :, ::-1])[1].tobytes()
 
 
 def result_json(result: Result, more: Mapping[str, Any] | None = None) -> bytes:
@@ -146,20 +142,9 @@ def backdrop(image: Image) -> Pixels:
 
     Many maps at the full size of a large photo would fill the memory.
     """
-    from text2seg.render.panels import SHEET_LARGEST
+    from text2seg.render.panels import SHEET_LARGEST, shrunk
 
     return shrunk(image.pixels, SHEET_LARGEST)
-
-
-def shrunk(pixels: Pixels, largest: int) -> Pixels:
-    """Return an image uint8[h, w, 3] whose long side has at most `largest` pixels."""
-    import cv2
-
-    scale = largest / max(pixels.shape[:2])
-    if scale >= 1:
-        return pixels
-    height, width = (max(1, round(side * scale)) for side in pixels.shape[:2])
-    return np.asarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
 Item = TypeVar("Item")
@@ -233,6 +218,12 @@ class InputSettings:
         """Return the texts that the models must know."""
         given: str | tuple[str, ...] = getattr(self, "text", ())
         return (given,) if isinstance(given, str) else given
+
+    def check_clip(self, clip: ClipKind) -> None:
+        """Raise `SettingsError` if a CLIP of this architecture does not support a setting. The command line calls it
+        before it loads the models, if their files tell the architecture."""
+        if self.size is not None:
+            check_input_size(clip, self.size)
 
     def check_given(self) -> None:
         """Raise `MissingTextError` if a text is needed and not given, or an error that names a file that cannot be
@@ -415,64 +406,6 @@ def _known_texts(models: Text2Seg, settings: Any) -> tuple[Any, tuple[str, ...]]
     return settings, tuple(says)
 
 
-class ImageFiles(Sequence[Image]):
-    """Images of files and folders, in the order of their paths. Folders are searched recursively.
-
-    An image is read when it is taken out; this raises `ImageError` if it cannot be read.
-
-    Attributes:
-        paths: the files.
-        names: for each file its path relative to the folder that was given, with slashes; for single files their name.
-    """
-
-    def __init__(self, places: Iterable[Path]) -> None:
-        """Find the files. Raises `ImageError` if a file or folder is missing, or a folder has no image."""
-        found = [pair for place in places for pair in _files(place)]
-        self.paths = tuple(path for path, _ in found)
-        self.names = tuple(name for _, name in found)
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    @overload
-    def __getitem__(self, index: int) -> Image: ...
-    @overload
-    def __getitem__(self, index: slice) -> ImageFiles: ...
-    def __getitem__(self, index: int | slice) -> Image | ImageFiles:
-        if isinstance(index, slice):
-            part = copy.copy(self)
-            part.paths, part.names = self.paths[index], self.names[index]
-            return part
-        path = self.paths[index]
-        return load_image(path, image_id=range(len(self))[index] + 1, file_name=path.name)
-
-
-def _files(place: Path) -> list[tuple[Path, str]]:
-    """Return the image files of a file or folder, each with its name relative to it."""
-    if not is_dir(place, ImageError):
-        if not exists(place, ImageError):
-            raise ImageError(f"there is no file or folder {place}")
-        return [(place, place.name)]
-    return [(place / file, file) for file in list_images(place).files]
-
-
-def names_of(images: Sequence[Image]) -> tuple[str, ...]:
-    """Return the names of images: of a sequence that reads its files late, its attribute `names`, without reading them.
-
-    For files in a folder it is their path relative to the folder.
-    """
-    names: tuple[str, ...] | None = getattr(images, "names", None)
-    if names is not None:
-        return names
-    return tuple(image.file_name or f"image {number}" for number, image in enumerate(images, 1))
-
-
-def paths_of(images: Sequence[Image]) -> tuple[Path | None, ...]:
-    """Return the files of images, of a sequence that reads its files late; None for other images."""
-    paths: tuple[Path | None, ...] | None = getattr(images, "paths", None)
-    return paths if paths is not None else (None,) * len(images)
-
-
 def unprocessed_note(left: int, total: int) -> tuple[str, ...]:
     """Return the note on the images that a stopped run has left; nothing if it has left none."""
     return (f"{left} of {total} images were not processed.",) if left else ()
@@ -486,12 +419,6 @@ def failure_note(images: Sequence[Image], number: int, error: Exception) -> str:
     if path is not None:
         text = text.replace(str(path), name)
     return text if name in text else f"{name}: {text}"
-
-
-def check_alpha(alpha: float) -> None:
-    """Raise `SettingsError` if the opacity is not from 0 to 1."""
-    if not 0 <= alpha <= 1:
-        raise SettingsError(f"alpha must be from 0 to 1, got {alpha}")
 
 
 def check_text(text: str) -> None:
@@ -510,18 +437,6 @@ def check_sets(files: Sequence[Path], images: Path | None = None) -> None:
         raise DatasetError(f"the folder {images} needs a dataset: give --dataset as well")
     for file in files:
         open_file(file, DatasetError).close()
-
-
-def check_seed(seed: int) -> None:
-    """Raise `SettingsError` if torch does not take this seed."""
-    if not 0 <= seed < 2**63:
-        raise SettingsError(f"seed must be from 0 to 2^63 - 1, got {seed}")
-
-
-def check_count(name: str, value: int | None) -> None:
-    """Raise `SettingsError` if the value of the setting `name` is below 1. None means no limit."""
-    if value is not None and value < 1:
-        raise SettingsError(f"{name} must be 1 or more, got {value}")
 
 
 def freeze_typed(settings: Any, name: str) -> None:

@@ -13,22 +13,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from text2seg.errors import SettingsError
-from text2seg.explain.saliency.methods import MethodName, ScoreKind, method_or_default, propagate, saliency
+from text2seg.clip.shape import ClipKind
+from text2seg.explain.saliency.methods import MethodName, ScoreKind, check_block, method_or_default, propagate, saliency
 from text2seg.explain.saliency_maps import image_score, overlay_map
-from text2seg.explain.tool import (
-    InputSettings,
-    Panel,
-    Progress,
-    Result,
-    Table,
-    Tool,
-    backdrop,
-    check_alpha,
-    check_text,
-    image_name,
-)
+from text2seg.explain.tool import InputSettings, Panel, Progress, Result, Table, Tool, backdrop, check_text, image_name
 from text2seg.records import Image
+from text2seg.settings_fields import check_alpha
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,6 +48,10 @@ class WordsSettings(InputSettings):
 
     def check_given(self) -> None:
         check_text(self.text)
+
+    def check_clip(self, clip: ClipKind) -> None:
+        InputSettings.check_clip(self, clip)
+        method_or_default(clip, self.method, self.layer)
 
 
 FAINT_WORDS = (
@@ -191,6 +185,10 @@ class TokenRelevanceSettings(InputSettings):
     def check_given(self) -> None:
         check_text(self.text)
 
+    def check_clip(self, clip: ClipKind) -> None:
+        InputSettings.check_clip(self, clip)
+        check_block(clip.text_blocks, self.start_block)
+
 
 def show_token_relevance(
     models: Text2Seg, images: Sequence[Image], settings: TokenRelevanceSettings, progress: Progress
@@ -263,9 +261,7 @@ def token_relevance(
     from text2seg.explain.saliency.trace import gradients
     from text2seg.runtime import FULL, autocast
 
-    count = len(clip.model.transformer.resblocks)
-    if not -count <= start_block < count:
-        raise SettingsError(f"start_block must be from {-count} to {count - 1} for this CLIP, got {start_block}")
+    check_block(clip.text_blocks, start_block)
     # The caller may be in inference mode, which allows no gradients.
     with torch.inference_mode(False), torch.enable_grad(), autocast(clip.device, FULL):
         trace = tokens.trace(clip.model, first=start_block)

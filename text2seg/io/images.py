@@ -9,6 +9,7 @@ import io
 import logging
 import os
 import stat
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -249,7 +250,7 @@ def _from_pillow(image: PillowImage.Image, name: str) -> NDArray[np.uint8]:
             _log.warning("%s has several frames; frame %d is used", name, image.tell() + 1)
         pillows = PillowImage.MAX_IMAGE_PIXELS
         lifted = _own_limit() if pillows and width * height > pillows else nullcontext()
-        with lifted, _truncation_is_an_error(), _not_mapped(image):
+        with lifted, _truncation_is_an_error(), _not_mapped(image), _quiet_libtiff(image):
             samples = (
                 read_tiff(image, name)
                 if isinstance(image, TiffImagePlugin.TiffImageFile)
@@ -315,6 +316,38 @@ def _not_mapped(image: PillowImage.Image) -> Iterator[None]:
         yield
     finally:
         image.filename = known
+
+
+_quiet_lock = threading.Lock()
+_quiet: list[int] = []
+"""File descriptors of stderr, one for each image that is decoded quietly; the first is to be put back."""
+
+
+@contextmanager
+def _quiet_libtiff(image: PillowImage.Image) -> Iterator[None]:
+    """Drop the lines that libtiff itself prints about damaged data, unless Python prints to the same descriptor."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile) or _python_prints_to(2):
+        yield
+        return
+    with _quiet_lock:
+        _quiet.append(os.dup(2))
+        if len(_quiet) == 1:
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        with _quiet_lock:
+            if len(_quiet) == 1:
+                os.dup2(_quiet[0], 2)
+            os.close(_quiet.pop())
+
+
+def _python_prints_to(descriptor: int) -> bool:
+    try:
+        return sys.stderr.fileno() == descriptor
+    except (AttributeError, OSError, ValueError):  # a stream that is no file, as in notebooks, or none
+        return False
 
 
 def _rgb(image: PillowImage.Image) -> NDArray[np.uint8]:

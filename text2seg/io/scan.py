@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 from array import array
@@ -9,13 +10,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import overload
 
 from PIL import Image as PillowImage
 
 from text2seg.errors import ImageError, SettingsError
 from text2seg.io.files import exists, is_dir, reason, resolve_path
+from text2seg.io.images import load_image
 from text2seg.io.names import folded
 from text2seg.io.storage import Place, Stamp, Url, list_files, stamp_of
+from text2seg.records import Image
 
 NOT_IMAGES = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"})
 """Formats that Pillow registers but cannot decode to pixels by itself."""
@@ -201,3 +205,61 @@ def _match_globs(globs: Sequence[str]) -> Callable[[str], bool]:
         return any(fnmatchcase(path if "/" in pattern else base, pattern) for pattern in patterns)
 
     return matches
+
+
+class ImageFiles(Sequence[Image]):
+    """Images of files and folders, in the order of their paths. Folders are searched recursively.
+
+    An image is read when it is taken out; this raises `ImageError` if it cannot be read.
+
+    Attributes:
+        paths: the files.
+        names: for each file its path relative to the folder that was given, with slashes; for single files their name.
+    """
+
+    def __init__(self, places: Iterable[Path]) -> None:
+        """Find the files. Raises `ImageError` if a file or folder is missing, or a folder has no image."""
+        found = [pair for place in places for pair in _files(place)]
+        self.paths = tuple(path for path, _ in found)
+        self.names = tuple(name for _, name in found)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @overload
+    def __getitem__(self, index: int) -> Image: ...
+    @overload
+    def __getitem__(self, index: slice) -> ImageFiles: ...
+    def __getitem__(self, index: int | slice) -> Image | ImageFiles:
+        if isinstance(index, slice):
+            part = copy.copy(self)
+            part.paths, part.names = self.paths[index], self.names[index]
+            return part
+        path = self.paths[index]
+        return load_image(path, image_id=range(len(self))[index] + 1, file_name=path.name)
+
+
+def _files(place: Path) -> list[tuple[Path, str]]:
+    """Return the image files of a file or folder, each with its name relative to it."""
+    if not is_dir(place, ImageError):
+        if not exists(place, ImageError):
+            raise ImageError(f"there is no file or folder {place}")
+        return [(place, place.name)]
+    return [(place / file, file) for file in list_images(place).files]
+
+
+def names_of(images: Sequence[Image]) -> tuple[str, ...]:
+    """Return the names of images: of a sequence that reads its files late, its attribute `names`, without reading them.
+
+    For files in a folder it is their path relative to the folder.
+    """
+    names: tuple[str, ...] | None = getattr(images, "names", None)
+    if names is not None:
+        return names
+    return tuple(image.file_name or f"image {number}" for number, image in enumerate(images, 1))
+
+
+def paths_of(images: Sequence[Image]) -> tuple[Path | None, ...]:
+    """Return the files of images, of a sequence that reads its files late; None for other images."""
+    paths: tuple[Path | None, ...] | None = getattr(images, "paths", None)
+    return paths if paths is not None else (None,) * len(images)

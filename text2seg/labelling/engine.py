@@ -108,6 +108,8 @@ class LocalEngine:
         """
         self._annotate = annotate
         self._models, self._workers, self._load = models, workers, load or _load
+        self.say_stage: Callable[[str], None] | None = None
+        """Called with an image, or the first one of a batch, and what is done to it."""
 
     def run(self, work: Work, batches: Iterable[Batch], deliver: Deliver, stopping: Callable[[], bool]) -> None:
         with self._decode(work, batches, stopping) as decoded, _Writer(deliver) as writer:
@@ -169,7 +171,7 @@ class LocalEngine:
         if not images:
             return [], []
         try:
-            sessions = [self._models.open(image) for _, image in images]
+            sessions = [self._open(*image, others=len(images) - 1) for image in images]
             found = self._models.segment_sessions(sessions, work.queries)
             return [
                 (task, result, _other_candidates(session, result) if work.keep_candidates else [])
@@ -190,6 +192,13 @@ class LocalEngine:
             results += good
             faults += bad
         return results, faults
+
+    def _open(self, task: Task, image: Image, *, others: int) -> Session:
+        session = self._models.open(image)
+        if (say := self.say_stage) is not None:
+            name = task.file + (f" and {others} more" if others else "")
+            session.say_stage = lambda stage: say(f"{name}: {stage}")
+        return session
 
 
 def _load(path: Place, name: str) -> Image:

@@ -38,6 +38,7 @@ from text2seg.labelling.reviewed import Review, read_review
 from text2seg.labelling.summary import CategorySummary
 from text2seg.ontology import Ontology, queries_of, with_ids_from
 from text2seg.records import Failure
+from text2seg.segmenting import Stages
 
 if TYPE_CHECKING:
     from text2seg.session import Pipeline
@@ -130,20 +131,26 @@ def label_folder(
         state.resume(journal, retry_failures=settings.retry_failures)
         earlier = state.done
         with tqdm(total=len(plan.scan), initial=state.done, unit="image", disable=not progress) as bar:
-            bar.set_postfix(state.counts(), refresh=False)
+            stages = Stages(bar, lambda: ", ".join(f"{name}={count}" for name, count in state.counts().items()))
+            stages.next()
 
             def deliver(delivery: Delivery) -> None:
                 offsets = journal.append(record for _, record in delivery)
                 for (index, record), offset in zip(delivery, offsets, strict=True):
                     state.add(index, offset, record)
-                bar.set_postfix(state.counts(), refresh=False)
+                stages.next()
                 bar.update(len(delivery))
 
             if prefilter_models:
                 for delivery in skipped(prefilter_models, state, queries, settings, stopping, progress=progress):
                     deliver(delivery)
             engine = engine or LocalEngine(models, workers=settings.workers)
-            engine.run(work, state.batches(settings.batch), deliver, stopping)
+            if isinstance(engine, LocalEngine):
+                engine.say_stage = stages.say
+            try:
+                engine.run(work, state.batches(settings.batch), deliver, stopping)
+            finally:
+                stages.end()
         if state.missing and not stopping():
             raise RuntimeError(f"the engine left {state.missing} of {len(plan.scan)} images undone")
         failures: tuple[Failure, ...] = ()

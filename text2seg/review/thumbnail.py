@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -29,6 +29,8 @@ LARGE_SHARE = 0.7
 MAX_ITEMS = 100
 """Limit of annotations drawn and listed per image, the most uncertain first: more cannot be told apart by eye, and each
 takes memory and time."""
+REJECTED: Colour = (128, 128, 128)
+"""Colour of the outline of a rejected segment."""
 MIN_NUMBERED_AREA = 60
 """A smaller segment gets no number, which would hide it; in pixels of the thumbnail."""
 
@@ -48,7 +50,12 @@ class Thumbnail:
 
 
 def thumbnail(
-    image: ReviewImage, colours: Mapping[str, Colour], *, finder: ImageFinder, long_side: int = LONG_SIDE
+    image: ReviewImage,
+    colours: Mapping[str, Colour],
+    *,
+    finder: ImageFinder,
+    long_side: int = LONG_SIDE,
+    rejected: Collection[int] = (),
 ) -> Thumbnail:
     """Draw the segments of an image on a small copy of it.
 
@@ -56,6 +63,7 @@ def thumbnail(
         colours: RGB colour of each category.
         finder: finds the file of the image.
         long_side: longer side of the copy, pixels.
+        rejected: ids of annotations of which only a thin grey outline is drawn.
     """
     try:
         path = finder.find(image.file_name)
@@ -72,7 +80,7 @@ def thumbnail(
         return Thumbnail("", width, height, note)
     method = cv2.INTER_AREA if max(hw) > long_side else cv2.INTER_NEAREST
     small = np.asarray(cv2.resize(pixels, (width, height), interpolation=method), dtype=np.uint8)
-    drawn, unreadable = _draw_segments(small, image.items, colours, hw)
+    drawn, unreadable = _draw_segments(small, image.items, colours, hw, rejected)
     note = f"masks that cannot be read: {', '.join(unreadable)}" if unreadable else ""
     return Thumbnail(jpeg_url(drawn), width, height, note)
 
@@ -84,7 +92,11 @@ def _size(hw: tuple[int, int], long_side: int) -> tuple[int, int]:
 
 
 def _draw_segments(
-    small: NDArray[np.uint8], items: Sequence[Item], colours: Mapping[str, Colour], hw: tuple[int, int]
+    small: NDArray[np.uint8],
+    items: Sequence[Item],
+    colours: Mapping[str, Colour],
+    hw: tuple[int, int],
+    rejected: Collection[int],
 ) -> tuple[NDArray[np.uint8], list[str]]:
     """Draw the first `MAX_ITEMS` segments, the largest first.
 
@@ -102,11 +114,13 @@ def _draw_segments(
         covered = cv2.resize(mask.view(np.uint8) * 255, small.shape[1::-1], interpolation=cv2.INTER_AREA) > 127
         masks.append((number, item, covered))
     masks.sort(key=lambda each: -np.count_nonzero(each[2]))
-    for _, item, mask in masks:
-        small = blend(small, mask, colours[item.category], 0.45)
+    counts = [item.annotation["id"] not in rejected for _, item, _ in masks]
+    for (_, item, mask), is_kept in zip(masks, counts, strict=True):
+        if is_kept:
+            small = blend(small, mask, colours[item.category], 0.45)
     small = np.ascontiguousarray(small)
-    for _, item, mask in masks:
-        outline(small, mask, colours[item.category], 2)
+    for (_, item, mask), is_kept in zip(masks, counts, strict=True):
+        outline(small, mask, colours[item.category] if is_kept else REJECTED, 2 if is_kept else 1)
     return _draw_numbers(small, [(number, mask) for number, _, mask in masks]), unreadable
 
 

@@ -78,14 +78,20 @@ Embed = Callable[[Box | None], SamEmbedding]
 
 
 def automatic_masks(
-    sam: AnySam, embed: Embed, image: Image, settings: AutomaticSettings, name: str = UNNAMED
+    sam: AnySam,
+    embed: Embed,
+    image: Image,
+    settings: AutomaticSettings,
+    name: str = UNNAMED,
+    say_stage: Callable[[str], None] = lambda stage: None,
 ) -> Segmentation:
     """Return everything in an image as segments of one query `name`, those with the highest predicted IoU first.
 
-    There are no words, so the map is zero everywhere, `map_score` is 0, and `presence` is 1.
+    `say_stage` is called with how far the search is, such as "crop 2 of 5, point 65 of 256". There are no words, so the
+    map is zero everywhere, `map_score` is 0, and `presence` is 1.
     """
     maps = SimilarityMaps.flat((name,), image.hw)
-    regions = automatic_regions(sam, embed, image.hw, settings)
+    regions = automatic_regions(sam, embed, image.hw, settings, say_stage=say_stage)
     segments = [
         Segment(
             query=name,
@@ -133,6 +139,7 @@ def automatic_regions(
     settings: AutomaticSettings,
     *,
     where: NDArray[np.bool_] | None = None,
+    say_stage: Callable[[str], None] = lambda stage: None,
 ) -> list[Region]:
     """Return the regions of one image, those with the highest predicted IoU first.
 
@@ -141,13 +148,17 @@ def automatic_regions(
 
     Args:
         where: bool [h, w], a grid that covers the image; points in its other cells are left out. Default: all points.
+        say_stage: see `automatic_masks`.
     """
     crops = crops_of(image_hw, settings)
-    regions = [
-        region
-        for crop, layer in crops
-        for region in _regions_of_crop(sam, embed, crop, layer, image_hw, settings, where)
-    ]
+    regions: list[Region] = []
+    for number, (crop, layer) in enumerate(crops, start=1):
+        of = f"crop {number} of {len(crops)}, " if len(crops) > 1 else ""
+
+        def say(stage: str, of: str = of) -> None:
+            say_stage(of + stage)
+
+        regions += _regions_of_crop(sam, embed, crop, layer, image_hw, settings, where, say)
     if len(crops) > 1:
         areas = [(region.view_xywh or (0, 0, *image_hw))[2:] for region in regions]
         smallest_first = [1 / (height * width) for height, width in areas]
@@ -187,6 +198,7 @@ def _regions_of_crop(
     image_hw: tuple[int, int],
     settings: AutomaticSettings,
     where: NDArray[np.bool_] | None,
+    say_stage: Callable[[str], None],
 ) -> list[Region]:
     """Return the regions of one crop without repeats, those with the highest predicted IoU first."""
     x, y, width, height = crop or (0, 0, image_hw[1], image_hw[0])
@@ -201,6 +213,7 @@ def _regions_of_crop(
     upscaling = sam.upscaling(embedding)
     regions = []
     for start in range(0, len(points), settings.points_per_call):
+        say_stage(f"point {start + 1} of {len(points)}")
         prompts = [_positive(point) for point in points[start : start + settings.points_per_call]]
         answers = sam.decode([(embedding, prompt) for prompt in prompts], above=above)
         for prompt, candidates in zip(prompts, answers, strict=True):

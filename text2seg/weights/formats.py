@@ -21,13 +21,13 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from text2seg.errors import CheckpointError
 from text2seg.weights.pickles import PickledObject, Unpickler
 from text2seg.weights.stored_tensors import (
+    DTYPES,
     MOST_HEADER_BYTES,
     DamagedError,
+    Dtype,
     Storage,
     StoredTensor,
     UnsafeError,
@@ -43,18 +43,18 @@ DEEPEST_MODULE = 64
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # first pickle in a file of torch.save before 1.6
 
 SAFETENSORS_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
+    "F64": DTYPES["float64"],
+    "F32": DTYPES["float32"],
+    "F16": DTYPES["float16"],
+    "BF16": DTYPES["bfloat16"],
+    "F8_E4M3": DTYPES["float8_e4m3fn"],
+    "F8_E5M2": DTYPES["float8_e5m2"],
+    "I64": DTYPES["int64"],
+    "I32": DTYPES["int32"],
+    "I16": DTYPES["int16"],
+    "I8": DTYPES["int8"],
+    "U8": DTYPES["uint8"],
+    "BOOL": DTYPES["bool"],
 }
 
 COMPRESSED = "it is compressed, which torch never does with tensors; unpack it and zip it again with `zip -0`"
@@ -163,9 +163,9 @@ def _read_zip(file: WeightsFile) -> Any:
     if order not in ("little", "big"):
         raise DamagedError(f"an unknown byte order {order!r:.20}")
 
-    storages: dict[tuple[str, torch.dtype], Storage] = {}
+    storages: dict[tuple[str, Dtype], Storage] = {}
 
-    def storage(dtype: torch.dtype, key: str, numel: int) -> Storage:
+    def storage(dtype: Dtype, key: str, numel: int) -> Storage:
         entry = inside[f"data/{key}"]
         if entry.method or entry.stored != entry.size:
             raise UnsupportedError(COMPRESSED)
@@ -329,7 +329,7 @@ def _read_legacy(file: WeightsFile) -> Any:
     """
     storages: dict[str, Storage] = {}
 
-    def storage(dtype: torch.dtype, key: str, numel: int) -> Storage:
+    def storage(dtype: Dtype, key: str, numel: int) -> Storage:
         found = storages.setdefault(key, Storage(file, dtype, numel, swapped=sys.byteorder != "little"))
         if (found.dtype, found.numel) != (dtype, numel):
             raise DamagedError("a storage has two dtypes")
@@ -338,7 +338,7 @@ def _read_legacy(file: WeightsFile) -> Any:
     def no_storage(*_: Any) -> Storage:
         raise DamagedError("it has a tensor in a place where torch.save writes none")
 
-    def load(finder: Callable[[torch.dtype, str, int], Storage] = no_storage) -> Any:
+    def load(finder: Callable[[Dtype, str, int], Storage] = no_storage) -> Any:
         left = min(file.size - file.handle.tell(), MOST_HEADER_BYTES)
         return Unpickler(file.handle, left, finder).load()
 

@@ -20,22 +20,14 @@ from torch import Tensor
 
 from text2seg.errors import CheckpointError
 from text2seg.weights.formats import open_weights
-from text2seg.weights.state_dict import find_state_dict, first_names, foreign_format
+from text2seg.weights.state_dict import (
+    CLIP_TENSORS,
+    CLIP_VISUAL_TENSORS,
+    find_state_dict,
+    first_names,
+    foreign_format,
+)
 from text2seg.weights.stored_tensors import StoredTensor
-
-CLIP_TENSORS = {
-    "visual.conv1.weight": 4,
-    "token_embedding.weight": 2,
-    "positional_embedding": 2,
-    "transformer.resblocks.0.attn.in_proj_weight": 2,
-    "ln_final.weight": 1,
-    "text_projection": 2,
-    "logit_scale": 0,
-}
-"""Tensors that every CLIP in OpenAI's format has, and their number of axes."""
-
-CLIP_VISUAL_TENSORS = {"visual.proj": 2, "visual.attnpool.positional_embedding": 2}
-"""A CLIP has one of these tensors: a vision transformer the first, a ResNet the second."""
 
 SAM_TENSORS = {
     "image_encoder.patch_embed.proj.weight": 4,

@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 from io import BufferedReader, BytesIO
 from typing import Any
 
-import torch
-
 from text2seg.weights.stored_tensors import (
+    DTYPES,
     MOST_SIZE,
     SAVE_ALONE,
     DamagedError,
+    Dtype,
     Storage,
     StoredTensor,
     UnsafeError,
@@ -36,24 +36,23 @@ MOST_INTEGER_BYTES = 255
 MOST_MARKS = 1000  # nested marks that are open at once
 
 STORAGES = {
-    "DoubleStorage": torch.float64,
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-    "ComplexFloatStorage": torch.complex64,
-    "ComplexDoubleStorage": torch.complex128,
-    "UntypedStorage": torch.uint8,
-    "QInt8Storage": torch.int8,
-    "QUInt8Storage": torch.uint8,
-    "QInt32Storage": torch.int32,
+    "DoubleStorage": DTYPES["float64"],
+    "FloatStorage": DTYPES["float32"],
+    "HalfStorage": DTYPES["float16"],
+    "BFloat16Storage": DTYPES["bfloat16"],
+    "LongStorage": DTYPES["int64"],
+    "IntStorage": DTYPES["int32"],
+    "ShortStorage": DTYPES["int16"],
+    "CharStorage": DTYPES["int8"],
+    "ByteStorage": DTYPES["uint8"],
+    "BoolStorage": DTYPES["bool"],
+    "ComplexFloatStorage": DTYPES["complex64"],
+    "ComplexDoubleStorage": DTYPES["complex128"],
+    "UntypedStorage": DTYPES["uint8"],
+    "QInt8Storage": DTYPES["int8"],
+    "QUInt8Storage": DTYPES["uint8"],
+    "QInt32Storage": DTYPES["int32"],
 }
-DTYPES = {str(dtype): dtype for dtype in (*STORAGES.values(), torch.float8_e4m3fn, torch.float8_e5m2)}
 
 DICTS = {"collections.OrderedDict", "collections.defaultdict", "collections.Counter", "builtins.dict"}
 HARMLESS = {
@@ -104,7 +103,7 @@ class Unpickler:
     """Stack machine for the opcodes that `torch.save` and TorchScript write. It makes plain data only."""
 
     def __init__(
-        self, source: BufferedReader | BytesIO, size: int, storage: Callable[[torch.dtype, str, int], Storage]
+        self, source: BufferedReader | BytesIO, size: int, storage: Callable[[Dtype, str, int], Storage]
     ) -> None:
         """
         Args:
@@ -314,7 +313,7 @@ def _result_of(maker: Global, arguments: tuple[Any, ...]) -> Any:
         if not isinstance(storage, Storage):
             raise DamagedError("a tensor has no storage")
         is_newest = maker.name.endswith("v3")
-        dtype = DTYPES.get(arguments[6].full) if is_newest else storage.dtype
+        dtype = DTYPES.get(arguments[6].full.removeprefix("torch.")) if is_newest else storage.dtype
         is_special = any(arguments[7 if is_newest else 6 :])  # conjugated or negated lazily
         return PickledObject(maker) if dtype is None or is_special else tensor_of(storage, dtype, offset, shape, stride)
     if maker.full in (f"{REBUILD}parameter", f"{REBUILD}parameter_with_state"):

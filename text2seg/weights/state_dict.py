@@ -17,6 +17,20 @@ from text2seg.errors import CheckpointError
 from text2seg.weights.pickles import REBUILD, PickledObject
 from text2seg.weights.stored_tensors import StoredTensor
 
+CLIP_TENSORS = {
+    "visual.conv1.weight": 4,
+    "token_embedding.weight": 2,
+    "positional_embedding": 2,
+    "transformer.resblocks.0.attn.in_proj_weight": 2,
+    "ln_final.weight": 1,
+    "text_projection": 2,
+    "logit_scale": 0,
+}
+"""Tensors that every CLIP in OpenAI's format has, and their number of axes."""
+
+CLIP_VISUAL_TENSORS = {"visual.proj": 2, "visual.attnpool.positional_embedding": 2}
+"""A CLIP has one of these tensors: a vision transformer the first, a ResNet the second."""
+
 ARCHIVE_EXTRAS = ("input_resolution", "context_length", "vocab_size")
 """Numbers that OpenAI's archives keep among the tensors. The shapes contain the same information."""
 
@@ -58,6 +72,8 @@ DEEPEST_WRAPPER = 6
 MOST_WRAPPERS = 10_000  # dicts that are searched; the state of an optimizer has one for each parameter
 
 logger = logging.getLogger(__name__)
+_warned_of: set[Path] = set()
+"""Files with modules of unknown classes that this process has logged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +218,8 @@ def _tensors_of_module(module: PickledObject, path: Path) -> dict[str, Any]:
         if isinstance(parts, dict):
             waiting += [(f"{prefix}{name}.", part) for name, part in parts.items() if _is_module(part)]
     logger.info("%s: the tensors are read from a whole module, %.80s; none of its code runs", path, module.kind.full)
-    if unknown:
+    if unknown and path not in _warned_of:
+        _warned_of.add(path)
         logger.warning(
             "%s holds a module of the class %.80s. Its tensors are used as those of a CLIP or SAM; anything else that "
             "the class computes is ignored",

@@ -1,4 +1,4 @@
-"""Tensors in a file of weights: their shapes and dtypes are known before any of their numbers is read.
+"""Tensors in a file of weights: their shapes and dtypes are known before any of their numbers is read, without torch.
 
 Sizes and offsets come from the file and are not trusted. They are checked against the size of the file before memory
 is allocated.
@@ -11,13 +11,15 @@ import zlib
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from text2seg.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 MOST_HEADER_BYTES = 128 << 20
 """Largest pickle, zip directory, or total of code that is searched for class headers."""
@@ -36,6 +38,46 @@ class UnsupportedError(Exception):
 
 class UnsafeError(Exception):
     """Another reader could run code that is in the file. The message says which."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dtype:
+    """One of torch's dtypes, by its name there."""
+
+    name: str
+    itemsize: int
+
+    @property
+    def is_complex(self) -> bool:
+        return self.name.startswith("complex")
+
+    @property
+    def is_floating_point(self) -> bool:
+        return "float" in self.name
+
+    @property
+    def of_torch(self) -> torch.dtype:
+        import torch
+
+        found: torch.dtype = getattr(torch, self.name)
+        return found
+
+    def __str__(self) -> str:
+        return f"torch.{self.name}"
+
+
+DTYPES = {
+    name: Dtype(name, size)
+    for size, names in {
+        1: "bool uint8 int8 float8_e4m3fn float8_e5m2",
+        2: "int16 float16 bfloat16",
+        4: "int32 float32",
+        8: "int64 float64 complex64",
+        16: "complex128",
+    }.items()
+    for name in names.split()
+}
+"""Dtypes that weights may have, by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +109,7 @@ class WeightsFile:
         if count < content.size:
             raise CheckpointError(f"{self.path} is damaged or cut short: it became shorter while it was read")
 
-    def storage(self, dtype: torch.dtype, numel: int, start: int, *, crc: int = 0, swapped: bool = False) -> Storage:
+    def storage(self, dtype: Dtype, numel: int, start: int, *, crc: int = 0, swapped: bool = False) -> Storage:
         """Return the storage at byte `start` once it is known to end inside the file."""
         self._check_inside(start, numel * dtype.itemsize)
         return Storage(self, dtype, numel, start, crc, swapped)
@@ -82,7 +124,7 @@ class Storage:
     """Bytes of a file that one or more tensors are views of. They are read once, when first needed."""
 
     file: WeightsFile
-    dtype: torch.dtype
+    dtype: Dtype
     numel: int
     start: int | None = None
     """First byte in the file. In the format before zip archives it is known only after the pickle."""
@@ -98,6 +140,8 @@ class Storage:
 
     def read(self) -> Tensor:
         """Return all bytes as a flat uint8 tensor."""
+        import torch
+
         if self.content is None:
             try:
                 content = np.empty(self.nbytes, np.uint8)
@@ -117,7 +161,7 @@ class StoredTensor:
     """A tensor in a file: shape and dtype are known, the numbers are not read yet."""
 
     storage: Storage
-    dtype: torch.dtype
+    dtype: Dtype
     offset: int
     shape: tuple[int, ...]
     stride: tuple[int, ...]
@@ -141,9 +185,11 @@ class StoredTensor:
         Raises:
             CheckpointError: the file cannot be read, or a checksum does not match.
         """
+        import torch
+
         if not self.nbytes:
-            return torch.empty(self.shape, dtype=self.dtype, device="cpu")
-        return self.storage.read().view(self.dtype).as_strided(self.shape, self.stride, self.offset)
+            return torch.empty(self.shape, dtype=self.dtype.of_torch, device="cpu")
+        return self.storage.read().view(self.dtype.of_torch).as_strided(self.shape, self.stride, self.offset)
 
 
 def are_sizes(*numbers: Any) -> bool:
@@ -151,7 +197,7 @@ def are_sizes(*numbers: Any) -> bool:
     return len(numbers) <= MOST_AXES and all(type(n) is int and 0 <= n < MOST_SIZE for n in numbers)
 
 
-def tensor_of(storage: Storage, dtype: torch.dtype, offset: Any, shape: Any, stride: Any) -> StoredTensor:
+def tensor_of(storage: Storage, dtype: Dtype, offset: Any, shape: Any, stride: Any) -> StoredTensor:
     """Return a view of a storage. Raises `DamagedError` if it would reach beyond the storage."""
     if len(shape) != len(stride) or not are_sizes(offset, *shape) or not are_sizes(*stride):
         raise DamagedError("the shape, strides or offset of a tensor are invalid")

@@ -20,9 +20,13 @@ let before = Promise.resolve(); // the event sent last
 window.fetch = (what, how) => {
   const url = new URL(what.url ?? what, location.href);
   const name = url.origin === location.origin ? url.pathname.split(PLACE)[1] ?? "" : "";
+  if (name === "queue/join" || name === "run/predict") present(how.body);
   if (name === "queue/join") return sent(what, how);
   if (name === "queue/data") return streamed(new Request(what, how));
   if (name === "upload") return uploaded(what, how);
+  if (name.startsWith("heartbeat/")) { // a stream for as long as the page is open; `present` takes its place
+    return Promise.resolve(new Response(new ReadableStream(), { headers: { "content-type": "text/event-stream" } }));
+  }
   return ask(what, how);
 };
 
@@ -50,26 +54,7 @@ async function read() {
   if (isOpen || !sink || !waiting.size) return;
   isOpen = true;
   try {
-    const answer = await ask(request.clone());
-    if (!answer.ok) throw new Error(`the server refused to answer (${answer.status})`);
-    let rest = "";
-    let isClosed = false;
-    for (const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader(); ;) {
-      const { done, value } = await reader.read();
-      if (done) break;
-      const messages = (rest + value).split("\n\n");
-      rest = messages.pop();
-      for (const message of messages) {
-        const { msg, event_id: id, rank } = JSON.parse(message.replace(/^data: /, ""));
-        if (msg === "process_completed" && !waiting.delete(id)) answered.add(id);
-        if (msg === "estimation" || msg === "process_starts") {
-          document.dispatchEvent(new CustomEvent("text2seg-queue", { detail: { before: rank ?? 0 } }));
-        }
-        if (msg === "close_stream") isClosed = true;
-        else sink?.enqueue(lines.encode(`${message}\n\n`));
-      }
-    }
-    if (!isClosed && waiting.size) throw new Error("the server closed the connection");
+    await withConnection(listen);
   } catch (error) {
     waiting.clear();
     sink?.error(error); // Gradio shows it, and reloads the page when the server is back
@@ -78,6 +63,29 @@ async function read() {
     isOpen = false;
   }
   read();
+}
+
+async function listen() {
+  const answer = await ask(request.clone());
+  if (!answer.ok) throw new Error(`the server refused to answer (${answer.status})`);
+  let rest = "";
+  let isClosed = false;
+  for (const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader(); ;) {
+    const { done, value } = await reader.read();
+    if (done) break;
+    const messages = (rest + value).split("\n\n");
+    rest = messages.pop();
+    for (const message of messages) {
+      const { msg, event_id: id, rank } = JSON.parse(message.replace(/^data: /, ""));
+      if (msg === "process_completed" && !waiting.delete(id)) answered.add(id);
+      if (msg === "estimation" || msg === "process_starts") {
+        document.dispatchEvent(new CustomEvent("text2seg-queue", { detail: { before: rank ?? 0 } }));
+      }
+      if (msg === "close_stream") isClosed = true;
+      else sink?.enqueue(lines.encode(`${message}\n\n`));
+    }
+  }
+  if (!isClosed && waiting.size) throw new Error("the server closed the connection");
 }
 
 async function uploaded(what, how) {
@@ -93,15 +101,79 @@ async function uploaded(what, how) {
   }
 }
 
+// --- Connections. A browser has six to a host, for all its windows. ---
+
+const STREAMS = 4; // of all windows; the other connections are for short requests
+const SOON = 2000; // milliseconds before a notice says what the page waits for
+const EVERY = 3000; // milliseconds between two checks of the server
+const PATIENCE = 10000; // milliseconds without an answer before a notice says so
+const PRESENT = 15000; // milliseconds between two words to the server that this page is open
+const WINDOWS = "Waiting for other windows of this app, which use the connections of this browser. "
+  + "This page goes on when one of them is done.";
+const SILENT = "The app does not answer. Leave this page open: it goes on when the app answers again. "
+  + "If the app is open in many windows of this browser, close some; they share six connections.";
+const notices = new Map(); // texts by their cause
+let notice = null; // the element that shows the last one
+
+/** Show a text for a cause above everything else, or hide it if it is "". */
+function notify(cause, text) {
+  if ((notices.get(cause) ?? "") === text) return;
+  if (text) notices.set(cause, text);
+  else notices.delete(cause);
+  notice ??= Object.assign(document.createElement("div"), { className: "t2s-alert t2s-notice", popover: "manual" });
+  notice.setAttribute("role", "status");
+  document.querySelector(".gradio-container")?.append(notice);
+  if (notices.size) notice.showPopover();
+  else notice.hidePopover();
+  notice.textContent = [...notices.values()].at(-1) ?? "";
+}
+
+/** Do work that holds a connection once fewer than STREAMS windows do. Browsers have locks on HTTPS and localhost. */
+async function withConnection(work) {
+  if (!navigator.locks) return work();
+  const late = setTimeout(() => notify("windows", WINDOWS), SOON);
+  const others = new AbortController();
+  let result = null;
+  const begin = () => { // with the first lock that is free
+    if (result) return null;
+    clearTimeout(late);
+    notify("windows", "");
+    result = work();
+    others.abort();
+    return result;
+  };
+  const names = Array.from({ length: STREAMS }, (_, number) => `text2seg-stream-${number}`);
+  await Promise.allSettled(names.map((name) => navigator.locks.request(name, { signal: others.signal }, begin)));
+  return result;
+}
+
+let session = ""; // Gradio's name of this page
+
+/** Tell the server from time to time that the page of this event is open, without a connection that stays. */
+function present(event) {
+  if (session) return;
+  session = JSON.parse(event).session_hash;
+  const tell = (method) => ask(`gradio_api/heartbeat/${session}`, { method, keepalive: true }).catch(() => null); // see `check`
+  const here = () => tell("POST");
+  here();
+  setInterval(here, PRESENT);
+  addEventListener("pagehide", () => tell("DELETE"));
+  addEventListener("pageshow", (event) => { if (event.persisted) here(); });
+}
+
 // A restarted server does not know this page, so the page is reloaded.
 
-const EVERY = 3000; // milliseconds between two checks
+let heard = performance.now(); // when the server answered last
 
-setInterval(async () => {
-  const { app_id: before } = window.gradio_config;
-  const now = await ask("gradio_api/app_id").then((answer) => answer.json()).catch(() => null);
-  if (now && String(now.app_id) !== String(before)) location.reload();
-}, EVERY);
+async function check() {
+  const answer = ask("gradio_api/app_id", { signal: AbortSignal.timeout(PATIENCE) });
+  const now = await answer.then((got) => got.json()).catch(() => null);
+  if (now && String(now.app_id) !== String(window.gradio_config.app_id)) location.reload();
+  if (now) heard = performance.now();
+  notify("silent", performance.now() - heard > PATIENCE ? SILENT : "");
+  setTimeout(check, EVERY);
+}
+setTimeout(check, EVERY);
 
 // --- Presses. ---
 

@@ -1,5 +1,18 @@
 // The list of explanation tools: a select field with the tools by group, and the summary of the chosen one.
 
+let chosen = null; // the tool that was chosen, which counts from then on, whatever Gradio still mounts or loads
+window.text2segTool = (name) => chosen ?? name;
+
+// The form of the tool before takes no more values: that of the chosen one, or the same one again, will replace it.
+for (const kind of ["beforeinput", "pointerdown", "click"]) {
+  document.addEventListener(kind, (event) => {
+    const form = event.target.closest?.("[id^=fields-of-]");
+    if (!form || form.id === `fields-of-${text2segTool(form.id.slice("fields-of-".length))}`) return;
+    event.preventDefault();
+    event.stopPropagation();
+  }, true);
+}
+
 customElements.define("t2s-tool-list", class extends HTMLElement {
   connect({ props, trigger, watch }) {
     this.innerHTML = `<label><span>Tool</span><select></select></label><p class="t2s-note"></p>`;
@@ -14,8 +27,10 @@ customElements.define("t2s-tool-list", class extends HTMLElement {
       select.value = props.value;
       this.querySelector("p").textContent = tools.find((each) => each.name === props.value)?.summary ?? "";
     };
+    if (props.value !== text2segTool(props.value)) props.value = chosen;
     select.addEventListener("change", () => {
-      props.value = select.value;
+      chosen = select.value;
+      props.value = chosen;
       show();
       trigger("input");
     });
@@ -128,3 +143,24 @@ document.addEventListener("click", (event) => {
   if (agreed) run.click();
   else run.focus();
 });
+
+// A result of values that were typed before the last change looks outdated.
+
+const OUTDATED = '<div class="t2s"><p class="t2s-alert t2s-plain" role="status">'
+  + "This result is of the values before your change. Press Run.</p></div>";
+let used = "{}"; // values of the last run; those of the example are the first ones
+
+const mark = (is) => document.querySelector("#explain-result")?.toggleAttribute("data-outdated", is);
+
+window.text2segBegin = (typed) => {
+  used = JSON.stringify(typed ?? {});
+  mark(false);
+};
+window.text2segClear = () => mark(false);
+
+/** Mark the result if it is of other values, and return a note that says so, else "". */
+window.text2segOutdated = (typed) => {
+  const is = Boolean(document.querySelector("#explain-status .t2s-title")) && JSON.stringify(typed ?? {}) !== used;
+  mark(is);
+  return is ? OUTDATED : "";
+};

@@ -169,3 +169,52 @@ class Run:
             f'<span class="fill" style="width:{share:.1f}%"></span></div>'
             f'<p class="numbers" role="status">{escape(words)}</p>{said}</section>'
         )
+
+
+class Visitors:
+    """What the visitors of the page run, by their session. `agreed` are those who have agreed to a long run that has
+    not begun yet."""
+
+    def __init__(self) -> None:
+        self.agreed: set[str] = set()
+        self._runs: dict[str, set[Run]] = {}
+        self._chose: set[str] = set()
+
+    def has_chosen(self, visitor: str) -> bool:
+        """Return whether a visitor has chosen or run a tool, so that no example takes its place."""
+        return visitor in self._chose
+
+    def choose(self, visitor: str, name: str) -> None:
+        """Stop the runs of other tools than the chosen one. Nobody wants their results.
+
+        Events may arrive in another order than they were sent, so a run of the chosen tool is not touched.
+        """
+        self._chose.add(visitor)
+        for run in tuple(self._runs.get(visitor, ())):
+            if run.tool.name != name:
+                run.is_left = True
+                run.stop.set()
+
+    def begin(self, visitor: str, tool: Tool) -> Run:
+        run = Run(tool)
+        self.agreed.discard(visitor)
+        self._chose.add(visitor)
+        self._runs.setdefault(visitor, set()).add(run)
+        return run
+
+    def end(self, visitor: str, run: Run) -> None:
+        run.stop.set()
+        self._runs[visitor].discard(run)
+        if not self._runs[visitor]:
+            del self._runs[visitor]
+
+    def stop(self, visitor: str) -> None:
+        """Stop all runs of a visitor."""
+        for run in tuple(self._runs.get(visitor, ())):
+            run.stop.set()
+
+    def forget(self, visitor: str) -> None:
+        """Stop all runs of a visitor who leaves the page."""
+        self.stop(visitor)
+        self._chose.discard(visitor)
+        self.agreed.discard(visitor)

@@ -8,7 +8,7 @@ import json
 import logging
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from html import escape
@@ -20,9 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from text2seg.app.checks import visitors_folder
+from text2seg.app.explain import form
+from text2seg.app.explain.form import Estimates, Groups
 from text2seg.app.explain.results import packed, panels_of, tables_of
-from text2seg.app.explain.run import BUSY, EXAMPLES, FIRST_EXAMPLE, PATIENCE, Run, explain, images_of
-from text2seg.app.fields import example_of, files_field, read_settings, settings_of, shown_settings, widget
+from text2seg.app.explain.run import BUSY, EXAMPLES, FIRST_EXAMPLE, PATIENCE, Visitors, explain, images_of
+from text2seg.app.fields import files_field, read_settings
 from text2seg.app.messages import alert, is_of_photographs, message_of, note, warning
 from text2seg.app.model_pool import ModelPool
 from text2seg.app.segment.desk import Desk
@@ -30,22 +32,21 @@ from text2seg.app.segment.session import THUMBNAIL_SIDE, preview
 from text2seg.app.settings import MOST_IMAGES
 from text2seg.errors import OutputError, Text2SegError
 from text2seg.explain import GROUPS, Progress, Result, Tool, run_tool, save_result
-from text2seg.explain.estimate import SLOW, Speed, Work, estimate, words_for
+from text2seg.explain.estimate import SLOW, words_for
 from text2seg.io.files import reason
 from text2seg.io.images import load_image
 
 log = logging.getLogger(__name__)
 
 CONCURRENCY = "explain"
-FIRST_FIELDS = 3
-"""Number of fields shown above "More settings"."""
 BEGIN = "Choose a tool and an image, then press Run."
 POLL = 0.25
 """Seconds between two updates of the page while a tool runs."""
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 LONG = 120.0
 """Runs that take longer, in seconds, ask before they start."""
-PRESS = f"""() => {{
+PRESS = f"""(typed) => {{
+  text2segBegin(typed);
   // Until the server begins with this run; what it sends then has no data-sent.
   setTimeout(() => {{
     const waits = document.querySelector("#explain-status [data-sent]");
@@ -68,28 +69,23 @@ BEGIN_UNLESS_ASKED = """(asked) => {
 }"""
 # What is no longer true is cleared in the browser, at once: an answer of the server could come after the next result.
 CLEARED = f"""'', '', {json.dumps(note(BEGIN))}, null, {{ __type__: "update", visible: false }}, null"""
-CLEAR = f"() => [{CLEARED}]"
+CLEAR = f"() => {{ text2segClear(); return [{CLEARED}]; }}"
 CHOOSE = f"""(name) => {{
+  text2segClear();
   const visible = (is) => ({{ __type__: "update", visible: is }});
   const wants = {{ several: %s }}.several.includes(name);
-  return [visible(!wants), visible(wants), {CLEARED}];
+  return [name, visible(!wants), visible(wants), {CLEARED}];
 }}"""
-OUTDATED = f"""() => {{
-  const hasResult = document.querySelector("#explain-status .t2s-title");
-  return hasResult ? {json.dumps(note("What is shown is of the values before. Press Run for these."))} : "";
-}}"""
-NOTED = "(typed, value) => ({{ ...typed, {tool}: {{ ...typed[{tool}], {field}: value }} }})"  # runs in the browser
+OUTDATED = "(typed, ...said) => text2segOutdated(typed) || said[0] || ''"
 STOP = """() => {
   const said = document.querySelector("#explain-status .numbers");
   if (said) said.textContent = "Stopping …";
   return { __type__: "update", interactive: false };
 }"""
 READY = "() => ({__type__: 'update', interactive: true})"
-TOOL_LIST = 'element.querySelector("t2s-tool-list").connect({ props, trigger, watch })'
 PANELS = 'element.querySelector("t2s-panels").connect({ props, watch })'
 TABLES = 'element.querySelector("t2s-tables").connect({ props, watch })'
 Updates = dict[Any, Any]
-Groups = Mapping[str, Sequence[Tool]]
 
 
 def build(model_pool: ModelPool, tab: gr.Tab, editor: gr.State | None = None, groups: Groups = GROUPS) -> None:
@@ -106,22 +102,20 @@ class ExplainTab:
         self._tools = {tool.name: tool for tools in groups.values() for tool in tools}
         self._first = next(iter(self._tools.values()))
         self._editor = editor
-        self._runs: dict[str, set[Run]] = {}  # of visitors, by their session
-        self._agreed: set[str] = set()  # visitors who have agreed to a long run that has not begun yet
-        self._chose: set[str] = set()  # visitors who have chosen or run a tool, so that no example takes its place
+        self._visitors = Visitors()
         self._example: tuple[Any, Updates] | None = None
-        self._example_lock = threading.Lock()
-        self._speed: Speed | None = None
+        self._estimates = Estimates(model_pool)
         with gr.Row(equal_height=False):
             with gr.Column(scale=2, min_width=320):
-                self.tool = _tool_list(groups, self._first)
+                self.tool = form.tool_list(groups, self._first)
                 self._images()
                 # Values of all forms, by tool and field. A run needs no field, because the server renders the fields
                 # and they may not be there yet.
                 self.typed = gr.JSON({}, visible=False)
-                triggers = [self.tool.input, _page().load]
-                gr.render(inputs=[self.tool, self.typed], triggers=triggers)(self._form)
-            with gr.Column(scale=3, min_width=320, elem_classes="t2s-beside"):
+                # Whose form is shown. It changes once, also if the tool is chosen while the page loads.
+                self.form = gr.Textbox("", visible=False)
+                gr.render(inputs=[self.form, self.typed], triggers=[self.form.change])(self._render_form)
+            with gr.Column(scale=3, min_width=320, elem_id="explain-result", elem_classes="t2s-beside"):
                 self._results()
         self._wire_run()
         self._wire_form()
@@ -134,7 +128,8 @@ class ExplainTab:
         tab.select(self._estimate, self._asked, [self.estimate], queue=False, **QUIET)
         outputs = [self.status, self.panels, self.downloads, self.sheet, self.numbers, self.folder, self.tables]
         # The example has a queue of its own, so that it takes no place among the runs.
-        tab.select(self._open, None, outputs, concurrency_id="explain-example", **QUIET)
+        opened = tab.select(self._open, None, outputs, concurrency_id="explain-example", **QUIET)
+        self._check_values(opened)
 
     def _images(self) -> None:
         tool, limit = self._first, self._model_pool.settings.upload_mb
@@ -195,46 +190,27 @@ class ExplainTab:
         self.agreed = gr.Checkbox(False, visible=False)
         self._shown_parts = [self.question, self.problem, self.status, self.panels, self.downloads, self.tables]
 
-    def _form(self, name: str, typed: Any) -> None:
-        """Render the fields of a tool, with the values typed before."""
-        tool = self._tools[name]
-        listed = shown_settings(tool.settings)
-        values = self._given(typed, name)
-        with gr.Column(elem_id=f"fields-of-{name}"):
-            fields = [widget(setting) for setting in listed[:FIRST_FIELDS]]
-            if len(listed) > FIRST_FIELDS:
-                with gr.Accordion("More settings", open=False):
-                    fields += [widget(setting) for setting in listed[FIRST_FIELDS:]]
-            settings = (each for each in settings_of(tool.settings) if each.kind == "path")
-            elsewhere = [each.label for each in settings if each.name != "folder"]  # its files can be downloaded
-            if elsewhere:
-                gr.HTML(note(f"Only on the command line: {', '.join(elsewhere)}."), padding=False)
-        kept = typed.get(name) if isinstance(typed, dict) else None
-        for setting, shown in zip(listed, fields, strict=True):
-            if setting.kind == "image":
-                shown.value = kept.get(setting.name) if isinstance(kept, dict) else None
-            elif setting.name in values:
-                shown.value = values[setting.name]
-            noted = NOTED.format(tool=json.dumps(name), field=json.dumps(setting.name))
-            changed = shown.input if setting.kind == "image" else shown.change
-            changed(None, [self.typed, shown], [self.typed], js=noted)
+    def _render_form(self, name: str, typed: Any) -> None:
+        form.render(self._tools[name], typed, self.typed)
 
     def _wire_form(self) -> None:
         """Clear what is no longer true when the tool, the images or a value change."""
         last: dict[str, Any] = {"queue": False, "trigger_mode": "always_last", **QUIET}
         several = json.dumps([tool.name for tool in self._tools.values() if tool.images == "many"])
         choose = CHOOSE % several
-        shown = [self.one, self.many, *self._shown_parts]
+        shown = [self.form, self.one, self.many, *self._shown_parts]
+        _page().load(None, [self.tool], [self.form], js="text2segTool", api_visibility="private")
         self.tool.input(None, [self.tool], shown, js=choose, api_visibility="private")
         self.tool.input(self._choose, [self.tool], queue=False, **QUIET)
         images = [self.image.input, self.files.input]
         gr.on(images, None, outputs=self._shown_parts, js=CLEAR, api_visibility="private")
-        self.typed.change(None, outputs=[self.problem], js=OUTDATED, api_visibility="private")
+        self.typed.change(None, [self.typed], [self.problem], js=OUTDATED, api_visibility="private")
         changes = [self.tool.input, self.files.input, self.typed.change, _page().load]
         gr.on(changes, self._estimate, self._asked, [self.estimate], **last)
 
     def _wire_run(self) -> None:
-        pressed = self.start.click(None, outputs=[self.start, self.status, self.problem, self.question], js=PRESS)
+        waiting = [self.start, self.status, self.problem, self.question]
+        pressed = self.start.click(None, [self.typed], waiting, js=PRESS)
         answer = [self.question, self.status, self.start]
         asked = pressed.then(self._ask, [*self._asked, self.agreed], answer, js=AGREED, queue=False, **QUIET)
         asked.failure(None, outputs=[self.start], js=READY)
@@ -251,7 +227,12 @@ class ExplainTab:
             concurrency_limit=max(self._model_pool.settings.workers - 1, 1),
         )
         ran.failure(None, outputs=[self.start], js=READY)
+        self._check_values(ran)
         self.start.click(None, js="() => text2segFocus('#explain-status')", api_visibility="private")
+
+    def _check_values(self, shown: Any) -> None:
+        """Say of a result that was shown whether it is of the values that are typed now."""
+        shown.success(None, [self.typed, self.problem], [self.problem], js=OUTDATED, api_visibility="private")
 
     def _cleared(self) -> Updates:
         """Return the updates of a tab without a result."""
@@ -265,16 +246,8 @@ class ExplainTab:
         }
 
     def _choose(self, name: str, request: gr.Request) -> None:
-        """Stop what the tool before still runs. What it would show has no place at the chosen one.
-
-        Events may arrive in another order than they were sent, so a run of the chosen tool is not touched.
-        """
-        visitor = str(request.session_hash)
-        self._chose.add(visitor)  # an example that is still computed is of the tool before
-        for run in tuple(self._runs.get(visitor, ())):
-            if run.tool.name != name:
-                run.is_left = True
-                run.stop.set()
+        """Stop what the tool before still runs. What it would show has no place at the chosen one."""
+        self._visitors.choose(str(request.session_hash), name)
 
     def _offer(self, editor: Desk) -> Any:
         """Offer the image that is open in the Segment tab."""
@@ -287,7 +260,7 @@ class ExplainTab:
 
     def _estimate(self, name: str, files: Any, typed: Any) -> str:
         """Say before a slow run how long it takes."""
-        seconds = self._seconds(name, files, typed)
+        seconds = self._estimates.seconds(self._tools[name], files, typed)
         if seconds < SLOW:
             return ""
         one = " an image" if self._tools[name].images == "many" and not files else ""
@@ -299,55 +272,31 @@ class ExplainTab:
     def _ask(self, name: str, files: Any, typed: Any, agreed: bool, request: gr.Request) -> Updates:
         """Ask before a long run, unless the visitor has agreed. Not in the queue, so that nobody waits to be asked."""
         if agreed:
-            self._agreed.add(str(request.session_hash))
-        if agreed or self._seconds(name, files, typed) <= LONG:
+            self._visitors.agreed.add(str(request.session_hash))
+        if agreed or self._estimates.seconds(self._tools[name], files, typed) <= LONG:
             return {self.question: ""}
         return self._question()
 
     def _question(self) -> Updates:
         return {self.question: ASK, self.status: note(BEGIN), self.start: gr.Button(interactive=True)}
 
-    def _seconds(self, name: str, files: Any, typed: Any) -> float:
-        """Return the estimated time of a run in seconds; 0 for a tool that is always quick."""
-        tool = self._tools[name]
-        if tool.work is None:
-            return 0.0
-        try:
-            settings = read_settings(tool.settings, self._given(typed, name))
-            images = max(len(files or ()), 1) if tool.images == "many" else 1
-            return estimate(tool, self._measured(), images, settings) or 0.0
-        except Text2SegError:  # the run says what is wrong
-            return 0.0
-
-    def _measured(self) -> Speed:
-        """Return the speed of the models. It is measured alone, because what runs beside it makes it too low."""
-        with self._example_lock:
-            models = self._model_pool.models
-            if self._speed is None or self._speed.models is not models:
-                speed = Speed(models)
-                with self._model_pool.turn():
-                    speed.seconds(Work(clip_images=1, sam_images=1, text_steps=1))
-                self._speed = speed
-            return self._speed
-
     def _run(
         self, name: str, image: Any, files: Any, typed: Any, editor: Desk, request: gr.Request
     ) -> Iterator[Updates]:
         """Run a tool: yield the updates of the page while it runs, and then its result."""
-        visitor, run = str(request.session_hash), Run(self._tools[name])
-        if visitor not in self._agreed and self._seconds(name, files, typed) > LONG:  # the page has begun too early
+        tool, visitor = self._tools[name], str(request.session_hash)
+        has_agreed = visitor in self._visitors.agreed
+        if not has_agreed and self._estimates.seconds(tool, files, typed) > LONG:  # the page has begun too early
             yield self._question()
             return
-        self._agreed.discard(visitor)
-        self._chose.add(visitor)
-        self._runs.setdefault(visitor, set()).add(run)
+        run = self._visitors.begin(visitor, tool)
         updates: Updates = {}
         with ThreadPoolExecutor(1, thread_name_prefix="text2seg-explain") as thread:
             try:
                 yield {self.stop: gr.Button(interactive=True), **self._cleared(), self.status: run.html()}
                 folder = _folder()
                 paths = images_of(run.tool, image, files, editor.session, folder)
-                given = self._given(typed, name)
+                given = form.given(tool, typed)
                 progress = Progress(run.report, run.stop)
                 work = thread.submit(
                     explain, self._model_pool, run.tool, paths, given, progress, folder=folder / name, begin=run.begin
@@ -358,7 +307,10 @@ class ExplainTab:
                         yield {self.status: shown}
                     threading.Event().wait(POLL)
                 result, text = work.result(), "Stopped. This is the result so far." if run.stop.is_set() else ""
-                updates = self._shown(run.tool, result, text, folder / name)
+                if run.stop.is_set() and not result.panels and not result.tables:
+                    updates = {self.status: note("Stopped before anything was done.")}
+                else:
+                    updates = self._shown(run.tool, result, text, folder / name)
             except Text2SegError as error:
                 updates = {self.problem: alert(message_of(error)), self.status: note(BEGIN)}
             except Exception as error:  # the visitor must be able to run something again
@@ -368,31 +320,30 @@ class ExplainTab:
                     self.status: "",
                 }
             finally:
-                run.stop.set()
-                self._runs[visitor].discard(run)
-                if not self._runs[visitor]:
-                    del self._runs[visitor]
+                self._visitors.end(visitor, run)
         ready = {self.start: gr.Button(interactive=True), self.stop: gr.Button(interactive=False)}
         yield (self._cleared() if run.is_left else updates) | ready
 
     def _open(self, request: gr.Request) -> Updates:
         """Show the example, unless the visitor has run a tool. It is computed once for each pair of models."""
         visitor = str(request.session_hash)
-        if visitor in self._chose:
+        if self._visitors.has_chosen(visitor):
             return {self.status: gr.skip()}
         models = self._model_pool.models
-        with self._example_lock:
+        with self._estimates.lock:
             if self._example is None or self._example[0] is not models:
                 self._example = (models, self._example_updates())
             example = self._example[1]
         # Before it is needed. Not a daemon: a process that ends while one runs torch is aborted.
-        threading.Thread(target=self._measured, name="text2seg-speed").start()
-        return {self.status: gr.skip()} if visitor in self._chose else example  # a run may have begun meanwhile
+        threading.Thread(target=self._estimates.speed, name="text2seg-speed").start()
+        return (
+            {self.status: gr.skip()} if self._visitors.has_chosen(visitor) else example
+        )  # a run may have begun meanwhile
 
     def _example_updates(self) -> Updates:
         tool = self._first
         try:
-            settings = read_settings(tool.settings, self._given({}, tool.name))
+            settings = read_settings(tool.settings, form.given(tool, {}))
             with self._model_pool.turn():
                 image = replace(load_image(FIRST_EXAMPLE), file_name=next(iter(EXAMPLES)))
                 result = run_tool(tool, self._model_pool.models, [image], settings)
@@ -426,22 +377,11 @@ class ExplainTab:
 
     def _leave(self, request: gr.Request) -> None:
         """Stop what this visitor runs."""
-        for run in tuple(self._runs.get(str(request.session_hash), ())):
-            run.stop.set()
+        self._visitors.stop(str(request.session_hash))
 
     def _forget(self, request: gr.Request) -> None:
         """Stop what a visitor who leaves the page runs."""
-        self._leave(request)
-        self._chose.discard(str(request.session_hash))
-        self._agreed.discard(str(request.session_hash))
-
-    def _given(self, typed: Any, name: str) -> dict[str, Any]:
-        """Return the values for a run: those typed, and the examples of empty text fields. Files are paths."""
-        fields = typed.get(name) if isinstance(typed, dict) else None
-        given = fields if isinstance(fields, dict) else {}
-        values = {name: value.get("path") if isinstance(value, dict) else value for name, value in given.items()}
-        examples = {each.name: example_of(each) for each in shown_settings(self._tools[name].settings)}
-        return {name: value for name, value in examples.items() if value} | values
+        self._visitors.forget(str(request.session_hash))
 
 
 def _page() -> Any:
@@ -450,26 +390,6 @@ def _page() -> Any:
     if page is None:
         raise RuntimeError("the tab must be built within a page")
     return page
-
-
-def _tool_list(groups: Groups, first: Tool) -> Any:
-    """Return a select field with all tools by group (see explain.js). Its value is the name of a tool."""
-    listed = [
-        {
-            "group": group,
-            "tools": [{"name": tool.name, "title": tool.title, "summary": tool.summary} for tool in tools],
-        }
-        for group, tools in groups.items()
-    ]
-    return gr.HTML(
-        first.name,
-        html_template="<t2s-tool-list></t2s-tool-list>",
-        js_on_load=TOOL_LIST,
-        apply_default_css=False,
-        padding=False,
-        elem_id="explain-tool",
-        groups=listed,
-    )
 
 
 def _thumbnail(pixels: NDArray[np.uint8]) -> str:

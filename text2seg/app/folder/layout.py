@@ -12,29 +12,33 @@ import gradio as gr
 
 from text2seg.app.fields import files_field
 from text2seg.app.folder.inputs import Checked, folders_in
-from text2seg.app.folder.jobs import NOBODY, Job, State
+from text2seg.app.folder.jobs import Job, State
 from text2seg.app.folder.review import SheetPage
+from text2seg.app.folder.visitors import NOBODY
 from text2seg.app.messages import photographs, warning
 from text2seg.app.settings import AppSettings
 from text2seg.render.saving import render_template
 
+Updates = dict[Any, Any]
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
+READY = "() => ({__type__: 'update', interactive: true})"
 TICK = 1.0  # seconds between two updates of a job's status
 
 
 UPLOAD, SERVER = "Upload", "A folder on the server"
 
 
-SHOWN = [("All", "all"), ("Undecided", "undecided"), ("Accepted", "accepted"), ("Rejected", "rejected")]
+SHOWN = [("All", "all"), ("Without a mark", "undecided"), ("Accepted", "accepted"), ("Rejected", "rejected")]
 
 
 FEW_THINGS = "sheep, koala, fire engine"
 
 
 HELP = (
-    "The most uncertain images come first. Click an image to see it large, to correct its categories or to edit its "
-    "segments. Rejected images and unticked segments are left out of the dataset. Images without a decision stay in. "
-    "The marks are these decisions as a file: a review page opens it, and this tab opens marks made on such a page."
+    "The most uncertain images come first. Click one to see it large, to correct or edit its segments.",
+    "Rejected images and segments leave the dataset; those without a mark stay.",
 )
+MARKS = "Marks are what you accept, reject and correct. A review page opens and makes them too."
 BEGIN = "Type things and convert them to an ontology, start from an example, or paste your own."
 KEYS = (
     "Keys: <kbd>j</kbd> next, <kbd>k</kbd> previous, <kbd>a</kbd> accept and next, <kbd>r</kbd> reject and next, "
@@ -104,11 +108,9 @@ def _lay_out_images(c: SimpleNamespace, settings: AppSettings) -> None:
     folders = choices_of(settings.root)
     first = folders[0][1] if folders else None
     c.folder = gr.Dropdown(folders, value=first, label="Folder", visible=False, elem_id="folder-folder")
-    limits = (
-        f"At most {settings.folder_images:,} images and {settings.folder_mb:,} MB. Only you can see them. They are "
-        "deleted with the job, at the latest 12 hours after you last opened it, and when the app ends."
-    )
-    c.room = _html("folder-limits", _hint(limits))
+    limits = f"At most {settings.folder_images:,} images and {settings.folder_mb:,} MB. Only you can see them."
+    kept = "They are deleted with the job, 12 hours after you last opened it, or when the app ends."
+    c.room = _html("folder-limits", _hint(limits) + _hint(kept))
 
 
 def _lay_out_ontology(c: SimpleNamespace, *, knows_all: bool) -> None:
@@ -157,7 +159,7 @@ def _lay_out_deletion(c: SimpleNamespace) -> None:
         c.delete = gr.Button("Delete job", size="md", visible=False, elem_id="folder-delete")
     # It takes the place of the button, so that it is visible where the button was.
     with gr.Row(visible=False, elem_id="folder-sure", elem_classes="t2s-folder-actions t2s-folder-end") as c.sure:
-        gr.Markdown("Delete this job with its uploads and decisions?")
+        gr.Markdown("Delete this job with its uploads and marks?")
         c.yes = gr.Button("Yes, delete", size="md", variant="stop", elem_id="folder-yes")
         c.no = gr.Button("Keep", size="md", elem_id="folder-no")
 
@@ -172,8 +174,9 @@ def _lay_out_review(c: SimpleNamespace) -> None:
         c.open_marks = gr.UploadButton("Open marks", size="md", file_types=[".json"], elem_id="folder-open-marks")
         c.get_failures = gr.Button("Failures", size="md", elem_id="folder-get-failures")
     c.file = gr.DownloadButton("Download", visible="hidden", elem_id="folder-file")
+    _html("folder-marks", _hint(MARKS))
     gr.Markdown("### Review")
-    _html("folder-help", _hint(f'{HELP} <span class="t2s-keys">{KEYS}</span>'))
+    _html("folder-help", "".join(map(_hint, HELP)) + f'<p class="t2s-hint t2s-keys">{KEYS}</p>')
     with gr.Row(elem_classes="t2s-folder-bar"):
         c.shown = gr.Radio(SHOWN, value="all", label="Show", elem_id="folder-shown", container=False)
         c.tally = _html("folder-tally")
@@ -183,9 +186,9 @@ def _lay_out_review(c: SimpleNamespace) -> None:
             c.next = gr.Button("Next ›", size="md", min_width=0, scale=0, elem_id="folder-next")
     c.wrong = _html("folder-review-problem")
     c.sheet = _html("folder-sheet", js_on_load=SHEET)
-    # The large image of the review, {place, file}. It is asked for by the sheet, and shown in the large view.
+    # An image of the review, {place, small, large, answer}: for the large view, or drawn anew after a decision.
     c.large = gr.HTML(
-        None, html_template="", js_on_load="window.text2segLargeImage(props, watch)", visible="hidden", padding=False
+        None, html_template="", js_on_load="window.text2segPictures(props, watch)", visible="hidden", padding=False
     )
 
 
@@ -221,7 +224,7 @@ def status_html(job: Job, ahead: int) -> str:
         "status",
         job=job,
         words={"badge": "stopping" if _is_stopping(job) else BADGES[job.state], "detail": _detail(job, ahead)},
-        found=[(name, count) for name, count in counts.items() if count],
+        found=sorted(((name, count) for name, count in counts.items() if count), key=lambda each: -each[1]),
         failures=tuple(job.failures),
         shown=FAILURES,
     )
@@ -255,7 +258,7 @@ def tally_html(job: Job) -> str:
     return (
         f'<p class="t2s-tally" role="status"><b>{accepted}</b> accepted · <b>{rejected}</b> rejected · '
         f"<b>{segments}</b> segment{'s' * (segments != 1)} rejected · {more}"
-        f"<b>{labelled - accepted - rejected}</b> undecided</p>"
+        f"<b>{labelled - accepted - rejected}</b> without a mark</p>"
     )
 
 
@@ -275,8 +278,9 @@ def _detail(job: Job, ahead: int) -> str:
         rejected = len(job.marks.images_with("rejected"))
         out = f", {rejected} rejected" if rejected else ""
         return f"{found} with segments, {labelled - found - rejected} without{out}, {job.report.failed} failed"
+    is_begun = job.done > len(job.failures)
     return {
-        "stopped": "finished images are kept: resume, or finish with them",
+        "stopped": "finished images are kept: resume, or finish with them" if is_begun else "no image is done yet",
         "running": "finishing the current images",
     }.get(job.state, "")
 

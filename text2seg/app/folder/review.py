@@ -21,7 +21,7 @@ from text2seg.io.files import reason
 from text2seg.io.writing import discard, make_folder, write_atomically
 from text2seg.review import write_review
 from text2seg.review.contents import Contents, Item, ReviewImage, contents_of
-from text2seg.review.thumbnail import Thumbnail, thumbnail
+from text2seg.review.thumbnail import LONG_SIDE, Thumbnail, thumbnail
 
 if TYPE_CHECKING:
     from text2seg.app.folder.jobs import Job
@@ -157,10 +157,12 @@ class ContactSheet:
         self._given[sha256] = dict(marks.categories) if marks else {}
         return sha256
 
-    def large(self, marks: Marks, place: int) -> Thumbnail | None:
-        """Return an image with its segments in a size for the whole window; None if there is no such image."""
+    def picture(self, marks: Marks, place: int, *, is_large: bool = False) -> Thumbnail | None:
+        """Return an image with its segments, if wished in a size for the whole window; None if there is no such
+        image."""
         image = self.image(marks, place)
-        return self._show(image, long_side=LARGE) if image else None
+        side = LARGE if is_large else LONG_SIDE
+        return self._show(image, rejected=marks.rejected, long_side=side) if image else None
 
     def image(self, marks: Marks, place: int) -> ReviewImage | None:
         """Return an image with corrected categories; None if there is no such image."""
@@ -238,7 +240,7 @@ class ContactSheet:
 
     def _tile(self, marks: Marks, place: int) -> dict[str, Any]:
         image = self.contents.images[place]
-        small = self._show(_corrected(image, marks))
+        small = self._show(_corrected(image, marks), rejected=marks.rejected)
         return {
             "place": place,
             "name": image.file_name,

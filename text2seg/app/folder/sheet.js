@@ -3,14 +3,15 @@
 // opens the editor, and `redraw` asks for the page again after categories were corrected.
 // Decisions have numbers. A page names the last one that it knows (`data-decided`), and later ones are made on it again.
 
-let put = null; // takes the large image of a place
+let draw = null; // takes the small and the large image of a place
+const drawn = new Map(); // numbers of the last answers that were drawn, by place
 let edited = null; // place of the image that was opened in the editor last, where the review goes on
 let number = 0; // of the last decision
 const decisions = []; // those that no page is known to have, oldest first
 let mounted = new AbortController(); // of the component, which Gradio mounts again when its tab is shown again
 
-window.text2segLargeImage = (props, watch) => {
-  watch("value", () => { if (props.value) put?.(props.value.place, props.value.file.url); });
+window.text2segPictures = (props, watch) => {
+  watch("value", () => { if (props.value) draw?.(props.value); });
 };
 
 window.text2segContactSheet = (element, send, watch) => {
@@ -27,7 +28,7 @@ window.text2segContactSheet = (element, send, watch) => {
     number += 1;
     decisions.push({ ...change, number, job: jobOf() });
     show(change);
-    send.select({ ...change, number });
+    send.select({ ...change, number, isLarge: text2segLarge.dialog.open });
   }
 
   function decide(place, verdict) {
@@ -43,6 +44,7 @@ window.text2segContactSheet = (element, send, watch) => {
     if (segment === undefined) {
       tile.classList.remove("accepted", "rejected");
       if (verdict) tile.classList.add(verdict);
+      if (bodies.has(tile)) showLarge(tile);
       for (const button of body.querySelectorAll("[data-verdict]")) {
         button.setAttribute("aria-pressed", String(button.dataset.verdict === verdict));
       }
@@ -57,6 +59,18 @@ window.text2segContactSheet = (element, send, watch) => {
     entry.classList.toggle("rejected", !box.checked);
     entry.querySelector("b").textContent = select.value;
   }
+
+  /** Show in the large view that an image is rejected. */
+  const showLarge = (tile) => text2segLarge.dialog.classList.toggle("t2s-rejected", tile?.classList.contains("rejected") ?? false);
+
+  let put = null; // takes the large image of a place
+  draw = ({ place, small, large, answer }) => {
+    if (answer < (drawn.get(place) ?? 0)) return; // made before the last decision
+    drawn.set(place, answer);
+    const image = tileOf(place)?.querySelector("img");
+    if (small && image) image.src = small.url;
+    if (large) put?.(place, large.url);
+  };
 
   function go(from, step) {
     const all = tiles();
@@ -102,11 +116,13 @@ window.text2segContactSheet = (element, send, watch) => {
         comeBack();
         const body = all[number].querySelector(".t2s-tile-body");
         bodies.set(all[number], body);
+        showLarge(all[number]);
         return body;
       },
       moved: (number) => send.enlarge({ place: placeOf(all[number]) }),
       closed: (number) => {
         comeBack();
+        showLarge(null);
         put = null;
         turning = 0;
         go(all[number], 0);

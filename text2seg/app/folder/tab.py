@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,29 +14,19 @@ import gradio as gr
 from gradio.context import Context
 
 from text2seg.app.checks import check_upload
-from text2seg.app.folder import editing, layout
+from text2seg.app.folder import layout
 from text2seg.app.folder.inputs import WITH_LIMITS, as_yaml, known_things
-from text2seg.app.folder.jobs import Job, Kept, VisitorJobs
-from text2seg.app.folder.layout import FEW_THINGS, SERVER, UPLOAD, choices_of, lay_out
-from text2seg.app.folder.review import ContactSheet, Shown, dataset_zip, failures_text, marks_file, review_page
+from text2seg.app.folder.jobs import Job
+from text2seg.app.folder.layout import FEW_THINGS, QUIET, READY, SERVER, UPLOAD, Updates, choices_of, lay_out
+from text2seg.app.folder.reviewing import Review
+from text2seg.app.folder.visitors import Kept, VisitorJobs
 from text2seg.app.messages import alert, message_of
 from text2seg.app.segment import Editor
-from text2seg.app.segment.desk import Desk
-from text2seg.app.segment.session import EditSession
 from text2seg.errors import OntologyError, Text2SegError
-
-Updates = dict[Any, Any]
 
 NEW = "New"
 GONE = "Your last job is gone: it was deleted, or the app was started again, and keeps no jobs then."
-QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
-FETCH = """(file) => {
-  const link = "#folder-file a, a#folder-file, #folder-file";
-  if (file) setTimeout(() => document.querySelector(link).click(), 100);
-}"""
 PRESS = "() => text2segPress('#folder-begin')"
-READY = "() => ({__type__: 'update', interactive: true})"
-WAIT = "() => Array(2).fill({__type__: 'update', interactive: false})"
 STOPPING = """() => {
   const [badge] = document.querySelectorAll("#folder-status .badge");
   if (badge) badge.textContent = "stopping";
@@ -44,10 +34,6 @@ STOPPING = """() => {
 ASKED = """() => {
   text2segFocus('#%s');
   setTimeout(() => document.querySelector('#%s').scrollIntoView({ block: 'nearest' }), 100);
-}"""
-SHOW_SHEET = """() => {
-  document.querySelector('#folder-sheet').scrollIntoView();
-  text2segFocus('#folder-sheet .t2s-tile');
 }"""
 
 
@@ -60,31 +46,32 @@ def build(jobs: VisitorJobs, tabs: gr.Tabs, editor: Editor, back: SimpleNamespac
         editor: the editor of the Segment tab, for segments of a job.
         back: the bar that leads back from there, made by `lay_out_return`.
     """
-    Tab(jobs)._wire_editor(tabs, editor, back)
+    settings, is_closed = jobs.model_pool.settings, jobs.model_pool.models.closed_vocabulary is not None
+    components = lay_out(settings, knows_all=is_closed)
+    tab, review = Tab(jobs, components), Review(jobs, components)
+    review.wire_editor(tabs, editor, back)
+    tab.page.unload(review.forget)
 
 
 class Tab:
-    """Components of the tab and their events. All visitors share one instance."""
+    """Events of the form of a new job, and of the open job. All visitors share one instance."""
 
-    def __init__(self, jobs: VisitorJobs) -> None:
-        self._jobs, model_pool = jobs, jobs.model_pool
-        self._decided: dict[str, int] = {}  # number of the last decision of each page, by its session
-        self._answers = count()  # the page sees only values that differ from the one before
-        self._root = model_pool.settings.root
-        self._c = lay_out(model_pool.settings, knows_all=model_pool.models.closed_vocabulary is not None)
-        self._wire_job()
-        self._wire_form()
-        self._wire_review()
-
-    def _wire_job(self) -> None:
-        c, jobs = self._c, self._jobs.jobs
+    def __init__(self, jobs: VisitorJobs, components: SimpleNamespace) -> None:
+        self._jobs, self._c = jobs, components
+        self._root = jobs.model_pool.settings.root
         page = Context.root_block
         if page is None:
             raise RuntimeError("the tab must be built within a page")
+        self.page: Any = page
+        self._wire_job()
+        self._wire_form()
+
+    def _wire_job(self) -> None:
+        c, jobs = self._c, self._jobs.jobs
         shown = [c.picker, c.form, c.work, c.review, c.cancel, c.resume, c.finish, c.delete]
         anew = [c.kept, *shown, c.status, c.sure, c.finish_sure, c.timer, c.phase, c.start, c.begin, c.problem]
-        page.load(self._folders, outputs=[c.folder], **QUIET)
-        page.unload(self._forget)
+        self.page.load(self._folders, outputs=[c.folder], **QUIET)
+        self.page.unload(self._forget)
         # This also fires when the tab is first opened, because the page reads the browser's data then.
         c.kept.change(self._anew, [c.kept], anew, **QUIET)
         c.picker.input(self._select, [c.kept, c.picker], [c.kept], trigger_mode="always_last", **QUIET)
@@ -129,106 +116,8 @@ class Tab:
         c.all.click(self._all_things, outputs=[c.text, c.problem], **QUIET)
         c.text.change(self._check, [c.text, c.converted], [c.checked, c.problem], **QUIET)
 
-    def _wire_review(self) -> None:
-        c = self._c
-        sheet = [
-            c.sheet,
-            c.tally,
-            c.status,
-            c.number,
-            c.last,
-            c.pages,
-            c.place,
-            c.back,
-            c.next,
-            c.get_failures,
-            c.wrong,
-        ]
-        c.phase.change(self._page, [c.kept, c.shown], sheet, trigger_mode="multiple", **QUIET)
-        c.shown.input(self._page, [c.kept, c.shown], sheet, trigger_mode="always_last", **QUIET)
-        for button, step in ((c.back, -1), (c.next, 1)):
-            button.click(None, outputs=[c.back, c.next], js=WAIT)
-            turned = button.click(self._turning(step), [c.kept, c.shown, c.number, c.last], sheet, **QUIET)
-            turned.then(None, js=SHOW_SHEET)
-            turned.failure(None, outputs=[button], js=READY)
-        # Decisions count, and are answered, in their order.
-        one: dict[str, Any] = {**QUIET, "concurrency_limit": 1, "concurrency_id": "review"}
-        c.sheet.select(self._decide, [c.kept], [c.tally, c.status], trigger_mode="multiple", **one)
-        c.sheet.enlarge(self._enlarge, [c.kept], [c.large], trigger_mode="always_last", **QUIET)
-        c.sheet.redraw(self._page, [c.kept, c.shown, c.number], sheet, **QUIET)
-        self._sheet = sheet
-        c.open_marks.upload(self._open_marks, [c.open_marks, c.kept, c.shown, c.number], sheet, **one)
-        for button, make in (
-            (c.get_all, lambda job, sheet: dataset_zip(job, sheet, images=True)),
-            (c.get_dataset, lambda job, sheet: dataset_zip(job, sheet, images=False)),
-            (c.get_page, review_page),
-            (c.get_marks, marks_file),
-            (c.get_failures, lambda job, _: failures_text(job)),
-        ):
-            written = button.click(self._making(make), [c.kept], [c.file, c.wrong], api_visibility="private")
-            written.success(None, [c.file], js=FETCH, api_visibility="private")
-
-    def _wire_editor(self, tabs: gr.Tabs, editor: Editor, back: SimpleNamespace) -> None:
-        """Wire the way of a segment to the editor and back."""
-        c = self._c
-        place = [editor.desk, editor.canvas, tabs, back.bar, back.said, back.wrong]
-
-        def bar(session: EditSession) -> Updates:
-            """Return the updates of the bar, which is visible while an image of a job is edited."""
-            opened = session.editing
-            said = layout.return_html(opened.name, opened.job_name) if opened else ""
-            return {back.bar: gr.Row(visible=opened is not None), back.said: said, back.wrong: ""}
-
-        def edit(kept: Any, desk: Desk, event: gr.EventData) -> Updates:
-            data = event._data if isinstance(event._data, dict) else {}
-            at, annotation = int(data.get("place", -1)), int(data.get("segment", 0))
-            try:
-                job = self._done(kept)
-                begun = editing.begin(self._jobs.model_pool, job, self._jobs.sheet(job), at, annotation, desk.session)
-            except Text2SegError as error:
-                return {c.wrong: alert(message_of(error))}
-            session, number = begun
-            if session.editing:  # a search may have ended meanwhile
-                session = replace(session, editing=replace(session.editing, before=desk.session))
-            return {**editor.put(desk, session, number), tabs: gr.Tabs(selected="segment"), c.wrong: "", **bar(session)}
-
-        def leave(desk: Desk, opened: editing.Editing) -> Updates:
-            """Return to the review, and give the editor what it held before."""
-            return {**editor.put(desk, opened.before, 0), tabs: gr.Tabs(selected="folder"), **bar(opened.before)}
-
-        def take(kept: Any, desk: Desk, shown: Shown, number: int, request: gr.Request) -> Updates:
-            session, opened = desk.session, desk.session.editing
-            if opened is None:
-                return bar(session)
-            job = self._jobs.jobs.find(opened.owner, opened.job)  # the browser may not have sent its token yet
-            if job is None or job.state != "done":
-                return {back.wrong: alert("This job was deleted. Go back without saving.")}
-            try:
-                editing.finish(opened, session, job, self._jobs.sheet(job))
-            except Text2SegError as error:
-                return {back.wrong: alert(message_of(error))}
-            return leave(desk, opened) | self._page(kept, shown, request, number)
-
-        def drop(desk: Desk) -> Updates:
-            opened = desk.session.editing
-            if opened is None:
-                return bar(desk.session)
-            is_gone = self._jobs.jobs.find(opened.owner, opened.job) is None  # deleted in another window
-            return leave(desk, opened) | ({c.phase: ""} if is_gone else {})
-
-        shown: dict[str, Any] = {**QUIET, "show_progress": "minimal"}
-        c.sheet.edit(edit, [c.kept, editor.desk], [*place, c.wrong], **shown, show_progress_on=[c.tally])
-        inputs = [c.kept, editor.desk, c.shown, c.number]
-        for left in (
-            back.take.click(take, inputs, [*place, *self._sheet], **QUIET),
-            back.drop.click(drop, [editor.desk], [*place, c.phase], **QUIET),
-        ):
-            left.success(None, js="() => text2segGoOn()", api_visibility="private")
-        editor.canvas.editing(lambda desk: bar(desk.session), [editor.desk], [back.bar, back.said, back.wrong], **QUIET)
-
     def _forget(self, request: gr.Request) -> None:
         self._jobs.forget(str(request.session_hash))
-        self._decided.pop(str(request.session_hash), None)
 
     def _folders(self) -> Any:
         """Update the list of folders. Keep the choice, which the visitor may make before this answer."""
@@ -314,25 +203,24 @@ class Tab:
 
         return acted
 
+    def _converted(self, queries: str) -> Updates:
+        """Return the updates for an ontology made of things that were typed. Raises `Text2SegError`."""
+        made = as_yaml(queries)
+        return {self._c.text: made, self._c.converted: [queries, made]}
+
     def _write(self, queries: str) -> Updates:
         try:
-            text = as_yaml(queries)
-            return {self._c.text: text, self._c.problem: "", self._c.converted: [queries, text]}
+            return {**self._converted(queries), self._c.problem: ""}
         except Text2SegError as error:
             return {self._c.problem: alert(message_of(error))}
 
     def _follow(self, queries: str, text: str | None, converted: list[str]) -> Updates:
         """Convert things that were typed, unless the ontology is the visitor's own. A mistake in them is told later,
         when the visitor converts them or starts."""
-        c = self._c
-        is_ours = (text or "").strip() in ("", converted[1].strip())
-        if not queries.strip() or queries == converted[0] or not is_ours:
-            return {c.text: gr.skip()}
-        try:
-            made = as_yaml(queries)
-        except Text2SegError:
-            return {c.text: gr.skip()}
-        return {c.text: made, c.converted: [queries, made]}
+        if _is_new(queries, converted) and not _is_own(text, converted):
+            with suppress(Text2SegError):
+                return self._converted(queries)
+        return {self._c.text: gr.skip()}
 
     def _all_things(self) -> Updates:
         vocabulary = self._jobs.model_pool.models.closed_vocabulary
@@ -361,14 +249,14 @@ class Tab:
         known: Kept = self._jobs.known(kept, str(request.session_hash))
         c = self._c
         try:
-            if queries.strip() and queries != converted[0]:
-                if text.strip() and text.strip() != converted[1].strip():
+            if _is_new(queries, converted):
+                if _is_own(text, converted):
                     raise OntologyError(
                         "the ontology does not come from the things above it; press “Convert to ontology” to use these "
                         "things, or empty their field to use the ontology"
                     )
-                text = as_yaml(queries)
-                converted = [queries, text]
+                converted = self._converted(queries)[c.converted]
+                text = converted[1]
             if source == SERVER:
                 job = self._jobs.choose(known, folder or "", text)
             else:
@@ -385,86 +273,15 @@ class Tab:
         known = {**known, "job": job.id}
         return {**self._anew(known, request), c.kept: known, c.files: [], c.text: text, c.converted: converted}
 
-    def _page(self, kept: Any, shown: Shown, request: gr.Request, number: int = 0) -> Updates:
-        """Return the updates for a page of the contact sheet, if the job is done."""
-        c, job = self._c, self._jobs.job(kept)
-        decided = self._decided.get(str(request.session_hash), 0)
-        if job is None or job.state != "done":
-            return {c.sheet: "", c.tally: "", c.number: 0}
-        sheet = self._jobs.sheet(job)
-        page = sheet.page(job.marks, shown, number)
-        return {
-            c.sheet: layout.sheet_html(page, sheet.categories, job, decided),
-            c.tally: layout.tally_html(job),
-            c.status: layout.status_html(job, 0),
-            c.number: page.number,
-            c.last: page.last,
-            c.wrong: "",
-            c.pages: gr.Row(visible=page.pages > 1),
-            c.place: layout.place_html(page),
-            c.back: gr.Button(interactive=page.number > 0),
-            c.next: gr.Button(interactive=page.number + 1 < page.pages),
-            c.get_failures: gr.Button(visible=bool(job.failures)),
-        }
 
-    def _turning(self, step: int) -> Callable[..., Updates]:
-        """Return the handler that shows the next page, or the one before."""
+def _is_new(queries: str, converted: list[str]) -> bool:
+    """Return whether there are things that the ontology was not made of."""
+    return bool(queries.strip()) and queries != converted[0]
 
-        def turned(kept: Any, shown: Shown, number: int, last: int, request: gr.Request) -> Updates:
-            job = self._jobs.job(kept)
-            if step > 0 and job is not None and job.state == "done":
-                after = self._jobs.sheet(job).number_after(job.marks, shown, last)
-                return self._page(kept, shown, request, after)
-            return self._page(kept, shown, request, number + step)
 
-        return turned
-
-    def _done(self, kept: Any) -> Job:
-        """Return the open job, which is done. Raises `Text2SegError` if it is not there any more."""
-        job = self._jobs.job(kept)
-        if job is None or job.state != "done":
-            raise Text2SegError("this job was deleted; reload the page")
-        return job
-
-    def _enlarge(self, kept: Any, event: gr.EventData) -> Any:
-        """Return a large image of the review for the page."""
-        job, data = self._done(kept), event._data
-        place = data.get("place") if isinstance(data, dict) else None
-        large = self._jobs.sheet(job).large(job.marks, place) if isinstance(place, int) else None
-        if large is None or not large.url:
-            return None
-        return {"place": place, "file": {"url": large.url}, "answer": next(self._answers)}
-
-    def _decide(self, kept: Any, event: gr.EventData, request: gr.Request) -> tuple[str, Any]:
-        try:
-            job = self._done(kept)
-        except Text2SegError as error:
-            return alert(message_of(error)), gr.skip()
-        change = dict(event._data) if isinstance(event._data, dict) else {}
-        number = change.pop("number", 0)
-        self._jobs.sheet(job).decide(job.marks, change)
-        self._decided[str(request.session_hash)] = number if isinstance(number, int) else 0
-        return layout.tally_html(job), layout.status_html(job, 0)
-
-    def _open_marks(self, file: str, kept: Any, shown: Shown, number: int, request: gr.Request) -> Updates:
-        """Take over the marks of an uploaded file."""
-        try:
-            job = self._done(kept)
-            counts = self._jobs.sheet(job).open_marks(job.marks, check_upload(Path(file)))
-        except Text2SegError as error:
-            return {self._c.wrong: alert(message_of(error))}
-        page = self._page(kept, shown, request, number)
-        return {**page, self._c.wrong: layout.opened_html(Path(file).name, counts)}
-
-    def _making(self, make: Callable[[Job, ContactSheet], Path]) -> Callable[[Any], Any]:
-        def made(kept: Any) -> tuple[Any, str]:
-            try:
-                job = self._done(kept)
-                return make(job, self._jobs.sheet(job)), ""
-            except Text2SegError as error:
-                return None, alert(message_of(error))
-
-        return made
+def _is_own(text: str | None, converted: list[str]) -> bool:
+    """Return whether an ontology is the visitor's own, not one made of things."""
+    return (text or "").strip() not in ("", converted[1].strip())
 
 
 def _uploads(files: Any) -> list[Path]:

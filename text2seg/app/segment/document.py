@@ -145,6 +145,11 @@ class Document:
         """Return the segments of one query."""
         return tuple(piece for piece in self.pieces if piece.segment.query == query)
 
+    def had(self, query: str) -> bool:
+        """Return whether a query has segments, or had some that were deleted, renamed or got another mask."""
+        gone = (segment.query == query for segment in (*self.removed, *self.changed))
+        return bool(self.of(query)) or any(gone)
+
     def _changed(self, before: Piece, *instead: Piece) -> Document:
         """Replace a segment by changed ones. A search finds the first one again, whatever has become of it."""
         changed = self.changed if before.by_hand else (*self.changed, before.segment)

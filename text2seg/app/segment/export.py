@@ -6,7 +6,7 @@ import io
 import shlex
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ from text2seg.onnx.networks import choose_onnx_device
 from text2seg.ontology import ontology_of_queries
 from text2seg.pipeline import Text2Seg
 from text2seg.queries import Query
+from text2seg.records import Segmentation
 from text2seg.render.saving import image_files
 from text2seg.runtime import choose_device, choose_precision
 from text2seg.weights import PAIRS
@@ -89,10 +90,24 @@ def _images(*kinds: SaveKind) -> Callable[[EditSession, Numbers], Iterator[File]
     """Return a maker of the image files that `segment --save` would write."""
 
     def make(session: EditSession, numbers: Numbers) -> Iterator[File]:
-        for folder, name, content in image_files(session.segmentation(numbers), _stem(session), kinds):
+        for folder, name, content in image_files(_to_draw(session, numbers), _stem(session), kinds):
             yield f"{folder}/{name}".lstrip("/"), content
 
     return make
+
+
+def _to_draw(session: EditSession, numbers: Numbers) -> Segmentation:
+    """Return these segments, and the queries that a legend names: theirs, and those that were not found. A query whose
+    segments were deleted, renamed or hidden was found."""
+    result = session.segmentation(numbers)
+    maps, named = result.maps, {segment.query for segment in result.segments}
+    kept = [at for at, name in enumerate(maps.queries) if name in named or not session.document.had(name)]
+    queries = tuple(maps.queries[at] for at in kept)
+    return replace(
+        result,
+        maps=replace(maps, queries=queries, scores=maps.scores[kept], presence=maps.presence[kept]),
+        thresholds=tuple(result.thresholds[at] for at in kept) if result.thresholds else (),
+    )
 
 
 def _all(session: EditSession, numbers: Numbers) -> Iterator[File]:

@@ -10,7 +10,6 @@ from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
@@ -28,6 +27,7 @@ from text2seg.model_card import ClosedVocabulary
 from text2seg.pipeline import Text2Seg
 from text2seg.queries import Query, names_in, parse_queries, parse_query
 from text2seg.records import Image, Segmentation, SimilarityMaps
+from text2seg.render.panels import shrunk
 from text2seg.sam.automatic import Region
 
 if TYPE_CHECKING:
@@ -290,12 +290,5 @@ def _example(name: str, texts: tuple[str, ...]) -> ExampleImage:
 def preview(pixels: NDArray[np.uint8], *, longest: int = PREVIEW_SIDE) -> bytes:
     """Return RGB pixels uint8[h, w, 3] as a JPEG, shrunk if the longest side exceeds `longest` pixels."""
     file = io.BytesIO()
-    PillowImage.fromarray(shrink(pixels, longest)).save(file, "JPEG", quality=92, subsampling=0)
+    PillowImage.fromarray(shrunk(pixels, longest)).save(file, "JPEG", quality=92, subsampling=0)
     return file.getvalue()
-
-
-def shrink(pixels: NDArray[np.uint8], longest: int) -> NDArray[np.uint8]:
-    """Return pixels uint8[h, w, 3], shrunk if the longest side exceeds `longest` pixels."""
-    scale = min(1.0, longest / max(pixels.shape[:2]))
-    size = max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale))
-    return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8) if scale < 1 else pixels

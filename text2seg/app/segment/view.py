@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 
 from text2seg.app.segment.document import Piece, outline_of
 from text2seg.app.segment.export import as_command, as_python
-from text2seg.app.segment.session import EditSession, preview, shrink
+from text2seg.app.segment.session import EditSession, preview
 from text2seg.coco.json_file import plain_number
 from text2seg.errors import Text2SegError
 from text2seg.grids import map_score
 from text2seg.records import Image, calibration_note, told_apart
 from text2seg.render.drawing import Colour, colour_of, colour_of_number, heat, is_flat
+from text2seg.render.panels import shrunk
 
 Json = dict[str, Any]
 
@@ -101,8 +102,7 @@ def why_not(session: EditSession, query: str) -> tuple[Json, bytes]:
     presence = float(found.maps.presence[index])
     threshold = found.thresholds[index] if found.thresholds else 0.0
     note, told = calibration_note(found.maps.calibrated), told_apart(presence, threshold)
-    gone = (*session.document.removed, *session.document.changed)
-    if session.document.of(query) or any(segment.query == query for segment in gone):
+    if session.document.had(query):
         reason = _presence(presence, threshold, calibrated=found.maps.calibrated)
     elif presence < threshold:
         reason = (
@@ -128,7 +128,7 @@ def why_not(session: EditSession, query: str) -> tuple[Json, bytes]:
 
 def _map_jpeg(image: Image, scores: NDArray[np.float32]) -> bytes:
     """Return a similarity map float32[gh, gw] over the image, as a JPEG; a flat map gives the image alone."""
-    small = shrink(image.pixels, MAP_SIDE)
+    small = shrunk(image.pixels, MAP_SIDE)
     return preview(small if is_flat(scores) else heat(scores, small))
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from text2seg.clip.shape import ClipKind, ClipShape
 from text2seg.errors import CheckpointError, SettingsError
 
 if TYPE_CHECKING:
@@ -344,14 +345,14 @@ else:
     MethodName = Literal[tuple(METHODS) + tuple(ALIASES)]
 
 
-def methods_for(clip: Clip, *, slow: bool = True) -> tuple[str, ...]:
+def methods_for(clip: ClipKind, *, slow: bool = True) -> tuple[str, ...]:
     """Return the names of the methods that this CLIP supports, with or without slow ones, in the order of the table."""
     return tuple(
         name for name, method in METHODS.items() if _kind(clip) in method.compute and (slow or not method.slow)
     )
 
 
-def check_method(clip: Clip, name: str, layer: str | None = None) -> Method:
+def check_method(clip: ClipKind, name: str, layer: str | None = None) -> Method:
     """Return the method of this name or alias.
 
     Raises:
@@ -368,7 +369,7 @@ def check_method(clip: Clip, name: str, layer: str | None = None) -> Method:
     return METHODS[name]
 
 
-def method_or_default(clip: Clip, name: str | None, layer: str | None = None) -> str:
+def method_or_default(clip: ClipKind, name: str | None, layer: str | None = None) -> str:
     """Check the name of a method and return it. The default is LeGrad, and Grad-CAM for ResNets.
 
     Both follow the score of the whole image and are faithful (docs/measurements/explain.md).
@@ -377,6 +378,29 @@ def method_or_default(clip: Clip, name: str | None, layer: str | None = None) ->
         SettingsError: as `check_method`.
     """
     return check_method(clip, name or ("legrad" if clip.is_vit else "gradcam"), layer).name
+
+
+def check_map(
+    clip: ClipKind,
+    method: str,
+    *,
+    layer: str | None = None,
+    negative: bool = False,
+    start_block: int | None = None,
+) -> Method:
+    """Return a method after checking what is asked of it; the arguments are those of `saliency`.
+
+    Raises:
+        SettingsError: as `saliency`, except for the score.
+    """
+    chosen = check_method(clip, method, layer)
+    if negative and not chosen.targeted:
+        raise SettingsError(f"{method} ignores the target, so it cannot show what lowers a score; use another method")
+    if negative and chosen.absolute:
+        raise SettingsError(f"{method} has no sign, so it cannot show what lowers a score; use another method")
+    if start_block is not None:
+        _check_start_block(clip, chosen, start_block)
+    return chosen
 
 
 def saliency(
@@ -413,17 +437,13 @@ def saliency(
 
     from text2seg.runtime import FULL, autocast
 
-    chosen = check_method(clip, method, layer)
-    if negative and not chosen.targeted:
-        raise SettingsError(f"{method} ignores the target, so it cannot show what lowers a score; use another method")
-    if negative and chosen.absolute:
-        raise SettingsError(f"{method} has no sign, so it cannot show what lowers a score; use another method")
+    chosen = check_map(clip, method, layer=layer, negative=negative, start_block=start_block)
     differentiated = score_of(clip, chosen, target, score)
     compute = chosen.compute[_kind(clip)]
     if isinstance(compute, Cam):
         compute = replace(compute, layer=layer)
     if start_block is not None:
-        compute = partial(compute, start=_start_block(clip, chosen, start_block))  # type: ignore[call-arg]
+        compute = partial(compute, start=start_block)  # type: ignore[call-arg]
     # fp16 has too little range for gradients, and the package grad-cam computes with numpy, which has no bf16.
     full = isinstance(compute, Cam) or clip.precision.dtype == torch.float16
     # The caller may be in inference mode, which allows no gradients.
@@ -453,22 +473,29 @@ def score_of(clip: Clip, method: Method, target: Target, score: ScoreKind | None
     return score
 
 
-def _start_block(clip: Clip, method: Method, block: int) -> int:
+def _check_start_block(clip: ClipKind, method: Method, block: int) -> None:
     if not method.has_start_block:
         able = ", ".join(name for name, each in METHODS.items() if each.has_start_block)
         raise SettingsError(f"{method.name} has no start block; these methods have one: {able}")
-    count = len(clip.model.visual.transformer.resblocks)
+    check_block(clip.blocks, block)
+
+
+def check_block(count: int, block: int) -> None:
+    """Raise `SettingsError` if a tower of `count` blocks has no such first block."""
     if not -count <= block < count:
         raise SettingsError(f"start_block must be from {-count} to {count - 1} for this CLIP, got {block}")
-    return block
 
 
-def _kind(clip: Clip) -> Kind:
+def _kind(clip: ClipKind) -> Kind:
     return "vit" if clip.is_vit else "resnet"
 
 
-def _layers(clip: Clip, method: Method) -> tuple[str, ...]:
+def _layers(clip: ClipKind, method: Method) -> tuple[str, ...]:
     """Return the layers that the method can be applied to, or none if it has no choice."""
+    if not isinstance(method.compute[_kind(clip)], Cam):
+        return ()
+    if isinstance(clip, ClipShape):
+        return clip.relus
     from text2seg.explain.saliency.cams import layers
 
-    return layers(clip) if isinstance(method.compute[_kind(clip)], Cam) else ()
+    return layers(cast("Clip", clip))

@@ -1,0 +1,80 @@
+"""The Explain tab in a real browser: questions before a run, images, and results that are outdated."""
+
+from __future__ import annotations
+
+import re
+
+from playwright.sync_api import expect
+
+
+def test_a_long_run_asks_before_it_starts(page):
+    page.get_by_role("tab", name="Explain").click()
+    page.locator("#explain-tool select").select_option("faithfulness")
+    page.locator("#explain-run").click()  # the estimate may not be there yet
+    expect(page.get_by_role("button", name="Start", exact=True)).to_be_focused()
+    assert page.locator("#explain-stop").is_disabled()
+    page.get_by_role("button", name="Not now").click()
+    expect(page.locator("#explain-run")).to_be_focused()
+    page.locator("#explain-run").click()
+    page.get_by_role("button", name="Start", exact=True).click()
+    page.locator("#explain-status .t2s-status").get_by_text(re.compile("of [0-9]+ steps")).wait_for()
+    page.locator("#explain-stop").click()
+    expect(page.locator("#explain-run")).to_be_enabled()
+
+
+def test_tools_for_several_images_begin_with_examples_and_the_image_field_comes_back(page):
+    page.get_by_role("tab", name="Explain").click()
+    tool = page.locator("#explain-tool select")
+    tool.select_option("similarity-table")
+    page.locator("#explain-files").get_by_text("Rocket and horse").wait_for()
+    page.locator("#explain-run").click()
+    page.locator("#explain-tables").get_by_text("Rocket and horse.jpg").wait_for()
+    page.get_by_role("button", name="Remove all").click()
+    page.locator("#explain-run").click()
+    page.locator("#explain-problem").get_by_text("“Table of similarities” needs at least one image").wait_for()
+    tool.select_option("saliency")
+    page.locator("#explain-image").get_by_role("button", name="Umbrellas and a clock").click()
+    expect(page.locator("#explain-image [data-part=names]")).to_have_text("Umbrellas and a clock")
+
+
+def test_a_result_of_other_values_looks_outdated_until_it_runs_again(page):
+    page.get_by_role("tab", name="Explain").click()
+    example = page.get_by_role("rowheader", name="a bomb")
+    example.wait_for()
+    text, result = page.locator("#setting-text textarea"), page.locator("#explain-result")
+    note = result.get_by_text("This result is of the values before")
+    expect(note).to_be_hidden()
+    text.fill("a koala")
+    note.wait_for()
+    expect(page.locator("#explain-tables")).to_have_css("opacity", "0.4")
+    page.locator("#explain-run").click()
+    page.get_by_role("rowheader", name="a koala").wait_for()
+    expect(note).to_be_hidden()
+    expect(page.locator("#explain-tables")).to_have_css("opacity", "1")
+    text.fill("a sheep")
+    note.wait_for()
+    text.fill("a koala")  # as it was
+    expect(note).to_be_hidden()
+    text.fill("a sheep")
+    page.locator("#explain-tool select").select_option("saliency")
+    expect(note).to_be_hidden()
+    expect(page.locator("#explain-status")).to_have_css("opacity", "1")
+
+
+def test_an_example_that_comes_after_a_text_was_typed_looks_outdated(page):
+    held, is_held = [], True
+
+    def hold(route) -> None:
+        if is_held and '"value":"Explain"' in route.request.post_data:
+            held.append(route)
+        else:
+            route.continue_()
+
+    page.route("**/queue/join**", hold)
+    page.get_by_role("tab", name="Explain").click()
+    page.locator("#setting-text textarea").fill("a koala")
+    is_held = False
+    for route in held:
+        route.continue_()
+    page.get_by_text("This result is of the values before").wait_for()
+    page.get_by_role("rowheader", name="a bomb").wait_for()
