@@ -19,7 +19,7 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image as PillowImage
 
-from text2seg.app import presence, serve
+from text2seg.app import open_pages, serve
 from text2seg.app.checks import check_effort, check_request, read_image, read_pipeline_settings, visitors_folder
 from text2seg.app.folder.visitors import VisitorJobs
 from text2seg.app.settings import PASSWORD_VARIABLE, AppSettings
@@ -427,7 +427,7 @@ class TestPresence:
 
     def test_a_page_that_falls_silent_is_forgotten(self, left, monkeypatch):
         address, gone = left
-        monkeypatch.setattr(presence, "GONE_SECONDS", 0.2)
+        monkeypatch.setattr(open_pages, "GONE_SECONDS", 0.2)
         httpx.post(f"{address}{BASE}/heartbeat/one")
         assert gone.get(timeout=10) == "one"
 
@@ -440,7 +440,7 @@ class TestPresence:
 
     def test_the_oldest_page_makes_room(self, left, monkeypatch):
         address, gone = left
-        monkeypatch.setattr(presence, "MOST", 2)
+        monkeypatch.setattr(open_pages, "MOST", 2)
         for page in ("one", "two", "one", "three"):
             httpx.post(f"{address}{BASE}/heartbeat/{page}")
         assert gone.get(timeout=10) == "two"

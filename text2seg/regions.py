@@ -1,7 +1,7 @@
 """The regions of an image, everything that SAM cuts out, and what CLIP says of them.
 
 Attention within regions lets CLIP's patches attend to those of their own region only. Region classification says which
-query each region shows, or that it shows none. The same evidence contradicts segments that points have given.
+query each region shows, or that it shows none. The same evidence rates the segments that points have given.
 
 One set of masks serves any number of queries. A region competes for a query with the distractors and the empty text, so
 that it may be nothing. Of regions of one query that overlap, such as a thing and its parts, the best one stays.

@@ -23,7 +23,7 @@ from text2seg.app.guard import PUBLIC, Guard
 from text2seg.app.http_api import add_routes
 from text2seg.app.messages import INTERNAL_ERROR, message_of
 from text2seg.app.model_pool import ModelPool
-from text2seg.app.presence import Presence
+from text2seg.app.open_pages import OpenPages
 from text2seg.app.settings import is_loopback
 from text2seg.errors import SettingsError, Text2SegError
 
@@ -233,7 +233,7 @@ def build_app(model_pool: ModelPool) -> Guard:
         head=scripts(),
     )
     page.has_launched = True  # Gradio serves files only if it believes that it started the server
-    return Guard(Presence(app), settings, partial(_has_event, page))
+    return Guard(OpenPages(app), settings, partial(_has_event, page))
 
 
 def _has_event(page: gr.Blocks, content: Any) -> bool:

@@ -41,7 +41,7 @@ class _Page:
         self.said.set()
 
 
-class Presence:
+class OpenPages:
     """ASGI middleware that holds Gradio's stream of each open page, in place of the browser.
 
     A browser has six connections to a host for all its windows, and Gradio's page holds one as long as it is open: six
