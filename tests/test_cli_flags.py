@@ -112,11 +112,11 @@ def test_a_stopped_segment_says_what_is_done_and_how_to_go_on(tmp_path, capsys, 
         def __getattr__(self, name):
             return getattr(self._models, name)
 
-        def segment(self, *given):
+        def segment_sessions(self, *given):
             self._calls += 1
             if self._calls == 2:
                 raise KeyboardInterrupt
-            return self._models.segment(*given)
+            return self._models.segment_sessions(*given)
 
     from text2seg.cli import segment
 
