@@ -267,7 +267,7 @@ def measure_cores(images: int, count: int, *, write: bool) -> None:
     publish("cores", table, page=PAGE, how=f"benchmarks/jobs.py cores --images {images}", write=write)
 
 
-def label_until_killed(folder: Path, output: Path, count: int) -> dict[str, float]:
+def label_long(folder: Path, output: Path, count: int) -> dict[str, float]:
     """Label in this process; the output may be that of a process that was killed."""
     from text2seg import Text2Seg
 
@@ -276,7 +276,7 @@ def label_until_killed(folder: Path, output: Path, count: int) -> dict[str, floa
     label_folder(models, folder, ontology_of_queries(first_things(count)), LabelSettings(output=output), engine=timed)
     done = np.cumsum([number for _, number in timed.deliveries])
     first = timed.peak[int(np.searchsorted(done, min(100, done[-1])))]
-    return {"speed": timed.speed(), "first": first, "peak": peak_mb(), "used": timed.used()}
+    return {"speed": timed.speed(), "first": first, "peak": peak_mb()}
 
 
 def measure_kills(images: int, kills: int, count: int, *, write: bool) -> None:
@@ -376,7 +376,7 @@ def main() -> None:
     elif args.command == "cores":
         measure_cores(args.images, args.queries, write=args.write)
     elif args.command == "kills" and args.one:
-        print(json.dumps(label_until_killed(*args.one, args.queries)))
+        print(json.dumps(label_long(*args.one, args.queries)))
     elif args.command == "kills":
         measure_kills(args.images, args.kills, args.queries, write=args.write)
     elif args.command == "ray":

@@ -171,7 +171,7 @@ def _segment_files(
             ) from error
         raise
     finally:
-        stages.end()
+        stages.close()
     if report.interrupted:
         writer.write_partial_dataset(builder, done)
     return report
@@ -212,7 +212,8 @@ class Stages:
             yield path
             self.next()
 
-    def end(self) -> None:
+    def close(self) -> None:
+        """End the drawing; see `contextlib.closing`."""
         self._ended.set()
 
     def _draw(self) -> None:

@@ -11,6 +11,7 @@ import threading
 import warnings
 from array import array
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -130,8 +131,14 @@ def label_folder(
         state = JobState(plan.scan)
         state.resume(journal, retry_failures=settings.retry_failures)
         earlier = state.done
-        with tqdm(total=len(plan.scan), initial=state.done, unit="image", disable=not progress) as bar:
-            stages = Stages(bar, lambda: ", ".join(f"{name}={count}" for name, count in state.counts().items()))
+
+        def counts() -> str:
+            return ", ".join(f"{name}={count}" for name, count in state.counts().items())
+
+        with (
+            tqdm(total=len(plan.scan), initial=state.done, unit="image", disable=not progress) as bar,
+            closing(Stages(bar, counts)) as stages,
+        ):
             stages.next()
 
             def deliver(delivery: Delivery) -> None:
@@ -147,10 +154,7 @@ def label_folder(
             engine = engine or LocalEngine(models, workers=settings.workers)
             if isinstance(engine, LocalEngine):
                 engine.say_stage = stages.say
-            try:
-                engine.run(work, state.batches(settings.batch), deliver, stopping)
-            finally:
-                stages.end()
+            engine.run(work, state.batches(settings.batch), deliver, stopping)
         if state.missing and not stopping():
             raise RuntimeError(f"the engine left {state.missing} of {len(plan.scan)} images undone")
         failures: tuple[Failure, ...] = ()

@@ -114,13 +114,13 @@ def _draw_segments(
         covered = cv2.resize(mask.view(np.uint8) * 255, small.shape[1::-1], interpolation=cv2.INTER_AREA) > 127
         masks.append((number, item, covered))
     masks.sort(key=lambda each: -np.count_nonzero(each[2]))
-    counts = [item.annotation["id"] not in rejected for _, item, _ in masks]
-    for (_, item, mask), is_kept in zip(masks, counts, strict=True):
-        if is_kept:
+    for _, item, mask in masks:
+        if item.annotation["id"] not in rejected:
             small = blend(small, mask, colours[item.category], 0.45)
     small = np.ascontiguousarray(small)
-    for (_, item, mask), is_kept in zip(masks, counts, strict=True):
-        outline(small, mask, colours[item.category] if is_kept else REJECTED, 2 if is_kept else 1)
+    for _, item, mask in masks:
+        colour, width = (REJECTED, 1) if item.annotation["id"] in rejected else (colours[item.category], 2)
+        outline(small, mask, colour, width)
     return _draw_numbers(small, [(number, mask) for number, _, mask in masks]), unreadable
 
 

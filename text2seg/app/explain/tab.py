@@ -336,9 +336,8 @@ class ExplainTab:
             example = self._example[1]
         # Before it is needed. Not a daemon: a process that ends while one runs torch is aborted.
         threading.Thread(target=self._estimates.speed, name="text2seg-speed").start()
-        return (
-            {self.status: gr.skip()} if self._visitors.has_chosen(visitor) else example
-        )  # a run may have begun meanwhile
+        has_chosen = self._visitors.has_chosen(visitor)  # a run may have begun meanwhile
+        return {self.status: gr.skip()} if has_chosen else example
 
     def _example_updates(self) -> Updates:
         tool = self._first
