@@ -66,9 +66,10 @@ from text2seg.config import LabelSettings
 from text2seg.errors import DatasetError, ImageError, OutputError, QueryError, Text2SegError
 from text2seg.grids import iou
 from text2seg.labelling.job import label_folder
-from text2seg.model_card import ClosedVocabulary, card_of
+from text2seg.model_card import card_of
 from text2seg.ontology import ontology_of_queries
 from text2seg.ontology.read import parse
+from text2seg.vocabulary import ClosedVocabulary
 
 ROOM = UploadLimit(images=9, total=1_000_000)
 DEMO = SimpleNamespace(closed_vocabulary=card_of("demo").closed_vocabulary)

@@ -155,7 +155,7 @@ class TestJobs:
             early = http.get(f"{JOBS}/{first['id']}/dataset")
             assert (early.status_code, early.json()["error"]) == (
                 409,
-                "The job is not done yet: 0 of 1 images are finished",
+                "The job is not done yet; 0 of 1 image finished",
             )
             for each in (first, second):
                 answer = http.delete(f"{JOBS}/{each['id']}")

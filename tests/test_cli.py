@@ -889,6 +889,22 @@ def test_warnings_of_other_libraries_are_for_verbose(logger, level, shown, monke
     assert capsys.readouterr().err == "they say so\n"
 
 
+def test_a_progress_bar_in_a_file_is_a_line_every_ten_seconds():
+    code = """if True:
+        import time
+        from text2seg.cli.terminal import log_to_terminal
+        log_to_terminal()
+        from tqdm import tqdm
+        begin = time.monotonic()
+        for _ in tqdm(range(80)):
+            time.sleep(0.01)
+        print(time.monotonic() - begin)
+    """
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TQDM_")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert 1 < done.stderr.count("/80 [") <= 4 + float(done.stdout) / 10
+
+
 def test_warnings_of_python_code_are_details(monkeypatch, caplog, capsys):
     with warnings.catch_warnings():
         warnings.simplefilter("always")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import re
 import shlex
 import signal
@@ -231,7 +232,11 @@ def test_a_stopped_command_shows_or_keeps_what_is_done(command, number, said, tm
     elif command[0] == "segment":
         command = [*command, "--output", str(tmp_path)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "text2seg", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "text2seg", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"TQDM_MININTERVAL": "0"},
     )
     shown = ""
     while not re.search(r"\b[1-9]\d*/\d+ ", shown):  # the progress bar, after the first image

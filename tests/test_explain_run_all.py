@@ -20,8 +20,9 @@ from PIL import Image as PillowImage
 from text2seg.app.fields import shown_settings
 from text2seg.errors import OutputError, QueryError, SettingsError
 from text2seg.explain import TOOLS, Progress, run_tool
+from text2seg.explain.mosaic import _maps, make_mosaic
 from text2seg.explain.opinion import Opinion
-from text2seg.explain.run_all import PAGE_FILE, WORDS_FILE, RunAllSettings, _maps, make_mosaic
+from text2seg.explain.run_all import PAGE_FILE, WORDS_FILE, RunAllSettings
 from text2seg.io.images import load_image
 from text2seg.io.output_folder import RECORD
 from text2seg.io.scan import ImageFiles

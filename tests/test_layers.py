@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "text2seg"
 LAYERS = {
     "foundations": (
         "_version errors demo grids records queries templates runtime io settings_fields config effects render ontology"
-        " weights model_card coco results"
+        " weights vocabulary model_card coco results"
     ),
     "models": "clip sam prompts onnx loading tiling regions",
     "pipeline": "session tracking pipeline sam3_pipeline everything refining __init__",

@@ -5,10 +5,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from text2seg.errors import QueryError
-from text2seg.model_card import ClosedVocabulary, card_of
+from text2seg.model_card import card_of
 from text2seg.ontology.categories import check_entry
 from text2seg.queries import Query, names_in, parse_queries, parse_query
 from text2seg.templates import TEMPLATES
+from text2seg.vocabulary import ClosedVocabulary
 
 
 def test_there_are_85_templates_with_one_placeholder_each():

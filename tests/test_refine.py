@@ -323,7 +323,7 @@ def test_missing_images_are_named_and_left_out(folder, boxes, tmp_path, capsys):
     gone = sorted((folder / "images").iterdir())[0]
     gone.unlink()
     assert command(boxes, folder, tmp_path / "out.json") == 3
-    assert f"left out: 1 images are not in {folder}: images/{gone.name}" in capsys.readouterr().err
+    assert f"left out, because not in {folder}: 1 image, images/{gone.name}" in capsys.readouterr().err
 
 
 def test_errors_come_before_the_model_is_loaded(folder, boxes, tmp_path, capsys):

@@ -16,8 +16,8 @@ from text2seg.clip.model import preprocess
 from text2seg.errors import QueryError
 from text2seg.explain.saliency.methods import methods_for, saliency
 from text2seg.explain.saliency.targets import image_target, score, text_target, words_target
-from text2seg.model_card import ClosedVocabulary
 from text2seg.templates import TEMPLATES
+from text2seg.vocabulary import ClosedVocabulary
 
 SHORT = ("a {}.",)
 

@@ -77,6 +77,8 @@ class Plan:
     architecture: Any = "surgery"
     rounds: int = 5
     """Rounds of timing; 0 for none."""
+    say_stage: Callable[[str], None] = _log.info
+    """Called with what is done next, which can take minutes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,23 +103,25 @@ def export(plan: Plan, scenes: Sequence[Scene]) -> Iterator[Step]:
     check_packages()
     _check_output(plan.output)
     settings = Settings(maps=MapSettings(input_size=plan.input_size, architecture=plan.architecture))
+    plan.say_stage("loading the models")
     models = _load(plan, settings)
     models.clip.text.forget()
     input_hw = models.clip.input_hw(plan.input_size or models.input_size)
     networks = towers(models.clip, models.sam, input_hw, plan.architecture)
+    plan.say_stage("segmenting with torch, to compare with")
     calls, results = record(models, scenes)
     work = resolve_path(plan.output).with_name(f".text2seg-{secrets.token_hex(8)}.tmp")
     try:
         folder = work / "fp32"
         make_folder(folder)
         for tower in networks:
-            _log.info("exporting %s", tower.name)
+            plan.say_stage(f"exporting {tower.name}")
             draw(tower, folder / f"{tower.name}.onnx")
         precisions: dict[GraphName, GraphPrecision] = dict.fromkeys(GRAPHS, "fp32")
         yield _measure(plan, models, folder, precisions, input_hw, calls, results, scenes)
         if plan.precision != "fp32":
             precisions |= dict.fromkeys(_converted(plan, models), plan.precision)
-            folder = _convert(folder, work / plan.precision, precisions)
+            folder = _convert(plan, folder, work / plan.precision, precisions)
             yield _measure(plan, models, folder, precisions, input_hw, calls, results, scenes)
         _check_output(plan.output)  # again, because somebody may have written to the folder meanwhile
         _put(folder, plan.output)
@@ -147,14 +151,14 @@ def _converted(plan: Plan, models: Text2Seg) -> tuple[GraphName, ...]:
     return CONVERTED[plan.precision]
 
 
-def _convert(source: Path, target: Path, precisions: dict[GraphName, GraphPrecision]) -> Path:
+def _convert(plan: Plan, source: Path, target: Path, precisions: dict[GraphName, GraphPrecision]) -> Path:
     make_folder(target)
     for name, precision in precisions.items():
         if precision == "fp32":
             for file in source.glob(f"{name}.onnx*"):
                 copy_file(file, target / file.name)
         else:
-            _log.info("converting %s to %s", name, precision)
+            plan.say_stage(f"converting {name} to {precision}")
             convert(source / f"{name}.onnx", target / f"{name}.onnx", precision)
     return target
 
@@ -172,6 +176,7 @@ def _measure(
     """Compare every graph with torch, write the manifest, and run the pipeline from the folder."""
     compared = []
     for name in GRAPHS:
+        plan.say_stage(f"comparing {name} in {precisions[name]} with torch")
         graph, graph_calls = Graph(folder / f"{name}.onnx", CPU), [call for call in calls if call.graph == name]
         if not graph_calls:
             raise SettingsError(
@@ -187,6 +192,7 @@ def _measure(
         time_both(found, graph, graph_calls, plan.rounds)
         compared.append(found)
     _manifest(models, folder, compared, plan, input_hw).write(folder)
+    plan.say_stage("segmenting with the graphs")
     onnx = _load(plan, models.settings, folder)
     masks = agreement(results, [onnx.segment(scene.image, scene.queries) for scene in scenes])
     precision = plan.precision if any(each.precision != "fp32" for each in compared) else "fp32"

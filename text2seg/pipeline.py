@@ -24,7 +24,7 @@ from text2seg.errors import QueryError, SettingsError
 from text2seg.grids import minmax, place
 from text2seg.io.frames import FrameSource, open_frames
 from text2seg.loading import load_pair, presence_model
-from text2seg.model_card import NO_CARD, ClosedVocabulary, ModelCard, is_photograph
+from text2seg.model_card import NO_CARD, ModelCard, is_photograph
 from text2seg.prompts import query_prompts
 from text2seg.queries import Query, parse_queries, split_unions, unions_error
 from text2seg.records import (
@@ -46,6 +46,7 @@ from text2seg.sam.candidates import by_sam, cut, segment_of, without_overlaps
 from text2seg.session import ImageSource, Pipeline, Queries, Session
 from text2seg.tiling import VIEWS_PER_CALL, merge_views, tiles_of, view_of
 from text2seg.tracking import TrackedFrame, follow, tracker_for
+from text2seg.vocabulary import ClosedVocabulary
 from text2seg.weights import download_hint
 
 _log = logging.getLogger(__name__)

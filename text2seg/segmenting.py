@@ -24,7 +24,7 @@ from text2seg.config import OutputSettings, Settings
 from text2seg.errors import ImageError, OutputError, PartialOutputError, Text2SegError
 from text2seg.io.files import exists, is_file, status
 from text2seg.io.images import load_image
-from text2seg.io.names import escaped, unique_names
+from text2seg.io.names import counted, escaped, unique_names
 from text2seg.io.output_folder import OutputFolder
 from text2seg.io.writing import fault_of, is_disk_error
 from text2seg.ontology import ontology_of_queries
@@ -164,8 +164,9 @@ def _segment_files(
             _log.warning("%s", second)
             raise error from None
         if isinstance(error, OutputError) and is_disk_error(error) and report.images and not report.kept_earlier:
+            done_of = f"{writer.finished} of {counted(len(dict.fromkeys(paths)), 'image')}"
             raise PartialOutputError(
-                f"{fault_of(error)}. {writer.finished} of {len(dict.fromkeys(paths))} images are done and in "
+                f"{fault_of(error)}. {done_of} are done and in "
                 f"{report.dataset}. Make room and run the same command again{' without --overwrite' * output.overwrite}"
                 ": it does the others"
             ) from error

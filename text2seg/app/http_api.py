@@ -48,6 +48,7 @@ from text2seg.coco.json_file import Json
 from text2seg.errors import ImageError, OutputError, SettingsError, Text2SegError
 from text2seg.explain import Progress
 from text2seg.io.files import read_file
+from text2seg.io.names import counted
 from text2seg.ontology.read import read_text
 from text2seg.render.saving import png
 
@@ -283,7 +284,8 @@ def _dataset(job: Job) -> Response:
     if seen.state == "failed":
         raise Refusal(HTTPStatus.CONFLICT, f"the job failed: {seen.message}")
     if seen.state != "done":
-        raise Refusal(HTTPStatus.CONFLICT, f"the job is not done yet: {seen.done} of {seen.total} images are finished")
+        done = f"{seen.done} of {counted(seen.total, 'image')} finished"
+        raise Refusal(HTTPStatus.CONFLICT, f"the job is not done yet; {done}")
     return Response(read_file(seen.dataset, OutputError), media_type="application/json")
 
 

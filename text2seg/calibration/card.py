@@ -105,7 +105,7 @@ def calibrate(
         if path is not None:
             found.append((shown, path))
     if not found:
-        raise DatasetError(f"{images}: none of the {missing} images of the ground truth is there")
+        raise DatasetError(f"{images}: no image of the ground truth is there")
     plain = models.with_card(models.card.uncalibrated())
     kept = PartialResults(partial_results, [__version__, models.provenance(), sha256_of_truth(truth)])
     passes = Images(plain, known, found, progress, partial=kept)

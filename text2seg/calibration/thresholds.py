@@ -25,6 +25,7 @@ from text2seg.config import Settings
 from text2seg.errors import SettingsError, Text2SegError
 from text2seg.grids import iou
 from text2seg.io.images import load_image
+from text2seg.io.names import counted
 from text2seg.io.writing import write_atomically
 from text2seg.ontology import Ontology, queries_of
 from text2seg.queries import Query
@@ -186,7 +187,7 @@ def tune_by_truth(
     paths = {entry["id"]: path for entry in entries if (path := images.find_or_none(entry["file_name"]))}
     if not paths:
         name = entries[0]["file_name"]
-        raise Text2SegError(f"{folder}: none of the {len(entries)} images of the ground truth is there, such as {name}")
+        raise Text2SegError(f"{folder}: no image of the ground truth is there, such as {name}")
     if len(set(paths.values())) < len(paths):
         raise Text2SegError(
             f"{folder}: several images of the ground truth match one file; add the folder to their file names"
@@ -371,7 +372,7 @@ def plot(tuning: Tuning, path: Path) -> Path:
 
 def _draw(panel, tuned: Tuned) -> None:  # type: ignore[no-untyped-def]
     of = tuned.curve
-    count = f" ({of.images} image{'s' * (of.images != 1)})"
+    count = f" ({counted(of.images, 'image')})"
     name = fitted(tuned.category, _TITLE, _WIDTH * 72 - text_width(count, _TITLE) - 4 * _TITLE)  # 72 points an inch
     panel.set_title(f"{name}{count}", fontsize=_TITLE, parse_math=False)
     panel.set_xlim(THRESHOLDS[0] - 0.03, 1.0)

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from text2seg.clip.shape import ClipKind
     from text2seg.config import SaveKind
     from text2seg.everything import Everything
-    from text2seg.model_card import ClosedVocabulary
     from text2seg.ontology import Ontology
     from text2seg.pipeline import Text2Seg
+    from text2seg.vocabulary import ClosedVocabulary
 
 
 def queries_of(query: Sequence[str], queries: str, *, has_everything: bool = True) -> list[str]:

@@ -12,6 +12,7 @@ from text2seg.cli.terminal import log_to_terminal, say
 from text2seg.coco.convert import FORMATS, convert
 from text2seg.coco.dataset import read_dataset
 from text2seg.config import POLYGON_TOLERANCE
+from text2seg.io.names import counted
 
 if TYPE_CHECKING:
     FormatName = str
@@ -55,5 +56,5 @@ class Convert:
         )
         for note in done.notes:
             say(f"note: {note}")
-        say(f"{self.output}: {done.annotations} masks of {done.images} image{'s' * (done.images != 1)} as {self.to}")
+        say(f"{self.output}: {counted(done.annotations, 'mask')} of {counted(done.images, 'image')} as {self.to}")
         return 0

@@ -12,6 +12,7 @@ import tyro
 from text2seg.cli.common import MOST_ROWS, PlainConsole, plain_table
 from text2seg.cli.terminal import log_to_terminal, say
 from text2seg.errors import OutputError
+from text2seg.io.names import counted
 
 if TYPE_CHECKING:
     from text2seg.evaluation import Evaluation
@@ -81,7 +82,7 @@ def _print(evaluation: Evaluation, files: Sequence[Path]) -> None:
 
     console = PlainConsole()
     console.print(
-        f"{evaluation.images} images, {evaluation.true_annotations} true and "
+        f"{counted(evaluation.images, 'image')}, {evaluation.true_annotations} true and "
         f"{evaluation.predicted_annotations} predicted annotations"
     )
     scores = plain_table("", "protocol", "number", "value")

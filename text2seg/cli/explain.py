@@ -180,11 +180,10 @@ class _ContinuedRun:
 
 @contextmanager
 def progress_bar(name: str) -> Iterator[Callable[[int, int, str], None]]:
-    """Show a progress bar on stderr, in a file a line every ten seconds; yield the function that updates it."""
+    """Show a progress bar on stderr; yield the function that updates it."""
     from tqdm import tqdm
 
-    is_terminal = sys.stderr.isatty()
-    bar = tqdm(desc=name, unit="step", delay=1, mininterval=0.1 if is_terminal else 10, leave=not is_terminal)
+    bar = tqdm(desc=name, unit="step", delay=1, leave=not sys.stderr.isatty())
 
     def report(done: int, total: int, note: str) -> None:
         bar.total = total or None

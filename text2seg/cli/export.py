@@ -73,11 +73,7 @@ class ExportOnnx:
             check_image_folder(self.images)
             check_words(ModelSettings(self.model, self.clip, self.sam), names_in(self.queries))
         check_folder(self.output)
-        say(
-            "text2seg: exporting the networks and checking the graphs …",
-            file=sys.stderr,
-            flush=True,
-        )
+        _say_stage("preparing")
         from text2seg.onnx_export import Plan, export
 
         plan = Plan(
@@ -89,6 +85,7 @@ class ExportOnnx:
             self.input_size,
             self.architecture,
             self.rounds,
+            _say_stage,
         )
         for step in export(plan, self._scenes()):
             _show(step)
@@ -138,6 +135,11 @@ class ExportTriton:
         for path in folders:
             say(path)
         return 0
+
+
+def _say_stage(stage: str) -> None:
+    """Print what is done next."""
+    say(f"text2seg: {stage} …", file=sys.stderr, flush=True)
 
 
 def _show(step: Step) -> None:

@@ -22,6 +22,7 @@ from text2seg.cli.flags import PipelineFlags
 from text2seg.cli.terminal import INTERRUPTED, exit_status, log_to_terminal, say, say_failures, stop_on_signals
 from text2seg.config import AutomaticSettings, LabelSettings, ModelSettings, RaySettings, Settings
 from text2seg.errors import CheckpointError, ImageError, SettingsError
+from text2seg.io.names import counted
 from text2seg.io.storage import Url
 
 if TYPE_CHECKING:
@@ -178,8 +179,10 @@ class Label:
         names = ", ".join(category.name for category in plan.ontology.categories)
         say(f"would look for: {names}")
         ready = plan.images - plan.done
-        say(f"in {ready} images of {self.folder}" + f" ({plan.done} more are done already)" * bool(plan.done))
-        say(f"together {plan.pixels / 1e6:,.1f} megapixels; {len(plan.failures)} files cannot be read")
+        say(
+            f"in {counted(ready, 'image')} of {self.folder}" + f" ({plan.done} more are done already)" * bool(plan.done)
+        )
+        say(f"together {plan.pixels / 1e6:,.1f} megapixels; {counted(len(plan.failures), 'file')} cannot be read")
         for name in plan.download:
             say(f"would first download {name}")
         say(f"would write {settings.output}")
@@ -219,7 +222,7 @@ def conclude(report: LabelReport, images: Path | None, left_out: int, *, verbose
     if report.interrupted:
         failed = f" ({report.failed} of them failed)" * bool(report.failed)
         say(
-            f"text2seg: stopped with {report.done} of {report.images} images done{failed}; "
+            f"text2seg: stopped with {report.done} of {counted(report.images, 'image')} done{failed}; "
             "run the same command again to go on",
             file=sys.stderr,
         )
@@ -254,6 +257,7 @@ def _print_report(report: LabelReport, *, verbose: bool) -> None:
         say(f"nothing new to label: earlier runs labelled all images{failed}; --restart labels all again")
     skipped = f" ({report.skipped} of them skipped)" * bool(report.skipped)
     say(
-        f"{report.images} images: {report.found} with segments, {report.empty} without{skipped}, {report.failed} failed"
+        f"{counted(report.images, 'image')}: {report.found} with segments, {report.empty} without{skipped}, "
+        f"{report.failed} failed"
     )
     say(f"COCO file: {report.dataset}")

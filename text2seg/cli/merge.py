@@ -10,6 +10,7 @@ import tyro
 
 from text2seg.cli.terminal import say
 from text2seg.errors import DatasetError
+from text2seg.io.names import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,6 @@ class Merge:
         merged, marks = merge_files(self.datasets, self.output, marks=self.marks)
         for path, each in zip(self.marks, marks, strict=True):
             say(f"{path}: {each.count()}")
-        say(f"{len(merged['images'])} images, {len(merged['annotations'])} annotations")
+        say(f"{counted(len(merged['images']), 'image')}, {counted(len(merged['annotations']), 'annotation')}")
         say(f"COCO file: {self.output}")
         return 0

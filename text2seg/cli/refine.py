@@ -21,7 +21,7 @@ from text2seg.config import (
     SaveKind,
 )
 from text2seg.errors import SettingsError
-from text2seg.io.names import listed
+from text2seg.io.names import counted, listed
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +92,19 @@ class Refine:
             models = Refiner.load(replace(self.model, model=pair), source, self.refine)
         say_names(models.names, self.model, pair, is_whole=bool(self.model.sam))
         if missing and self.limit is None:
-            say(f"left out: {len(missing)} images are not in {self.images}: {listed(missing)}", file=sys.stderr)
+            say(
+                f"left out, because not in {self.images}: {counted(len(missing), 'image')}, {listed(missing)}",
+                file=sys.stderr,
+            )
         with stop_on_signals() as stop:
             report = refine_dataset(models, plan, job, progress=True, stop=stop)
         status = conclude(report, plan.image_folder if job.save else None, 0 if self.limit else len(missing))
         if not report.interrupted:
             refined, kept, without = refined_in(report.dataset)
-            say(f"{refined} masks refined, {len(kept)} kept as they were because SAM was not sure or found nothing")
+            say(
+                f"{counted(refined, 'mask')} refined, {len(kept)} kept as they were "
+                "because SAM was not sure or found nothing"
+            )
             if kept:
                 shown = kept if self.verbose else kept[:SHOWN_FAILURES]
                 more = f"; --verbose lists all {len(kept)}" * (len(kept) > len(shown))

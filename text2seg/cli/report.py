@@ -10,6 +10,7 @@ import tyro
 
 from text2seg.cli.terminal import PARTLY, log_to_terminal, say
 from text2seg.errors import ImageError, SettingsError
+from text2seg.io.names import counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ class Report:
             progress=True,
         )
         left_out = f", {review.left_out} less uncertain left out (--limit)" if review.left_out else ""
-        say(f"{review.shown} image{'s' * (review.shown != 1)} shown{left_out}")
+        say(f"{counted(review.shown, 'image')} shown{left_out}")
         if review.unseen:
             say(
                 f"{review.unseen} could not be shown; name the folder of the images with --images",

@@ -15,6 +15,7 @@ from text2seg.cli.common import PlainConsole, check_models, known_queries, load_
 from text2seg.cli.terminal import INTERRUPTED, exit_status, log_to_terminal, say, say_failures, stop_on_signals
 from text2seg.config import MapSettings, ModelSettings, Settings
 from text2seg.errors import ImageError, SettingsError
+from text2seg.io.names import counted
 from text2seg.io.storage import Url
 from text2seg.search import SEARCH_FILE, results_folder
 
@@ -103,7 +104,7 @@ class Search:
         say_failures(
             filled.failures, all_in=str(self.output / SEARCH_FILE) if self.output else "", verbose=self.verbose
         )
-        say(f"{len(indexed)} images, {filled.encoded} of them encoded now; index: {index.path}")
+        say(f"{counted(len(indexed), 'image')}, {filled.encoded} of them encoded now; index: {index.path}")
         if self.output is not None:
             for path in write_results(
                 self.output,

@@ -25,7 +25,7 @@ from text2seg.cli.terminal import FAILED, INTERRUPTED, exit_status, log_to_termi
 from text2seg.config import AutomaticSettings, ModelSettings, OutputSettings, Settings
 from text2seg.errors import ImageError, OutputError, SettingsError
 from text2seg.io.files import exists
-from text2seg.io.names import listed
+from text2seg.io.names import counted, listed
 from text2seg.queries import Query, parse_queries
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class Segment:
             say(f"image: {path}")
         if report.deleted:
             names = listed([path.name for path in report.deleted])
-            say(f"deleted, because only the earlier run wrote them: {len(report.deleted)} files ({names})")
+            say(f"deleted, because only the earlier run wrote them: {counted(len(report.deleted), 'file')} ({names})")
         say(f"COCO file: {report.dataset}")
         return exit_status(report.images, unknown + len(report.failures) + len(self.images) - len(files))
 
@@ -120,7 +120,7 @@ class Segment:
             kept, rest = f", which are in {report.dataset}", "The same command again does the others"
             if self.output.overwrite:
                 rest = "The same command without --overwrite does the others"
-        say(f"text2seg: stopped with {report.images} of {files} images done{kept}. {rest}", file=sys.stderr)
+        say(f"text2seg: stopped with {report.images} of {counted(files, 'image')} done{kept}. {rest}", file=sys.stderr)
 
     def _say_going_on(self, images: list[Path], queries: tuple[Query, ...]) -> None:
         """Print how far a stopped run came. Raises `OutputError` if the earlier run was finished."""
@@ -128,7 +128,9 @@ class Segment:
 
         if stopped := stopped_run(self.output, images, queries, self.settings):
             done, given = len(stopped["info"][STOPPED]["done"]), len(dict.fromkeys(images))
-            say(f"text2seg: going on with a stopped run, which did {done} of {given} images", file=sys.stderr)
+            say(
+                f"text2seg: going on with a stopped run, which did {done} of {counted(given, 'image')}", file=sys.stderr
+            )
 
     def _queries(self) -> tuple[tuple[Query, ...], int]:
         """Return the queries, and how many more were left out because the models do not know them."""

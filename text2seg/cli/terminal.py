@@ -146,7 +146,9 @@ QUIET = {
 
 def log_to_terminal(*, verbose: bool = False) -> None:
     """Log warnings of text2seg to stderr; with `verbose`, also details such as which models run on which device, and
-    what other libraries say."""
+    what other libraries say. In a file, a progress bar is a line every ten seconds."""
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_MININTERVAL", "10")
     handler = LinesBesideBars(sys.stderr)
     if not verbose:
         handler.addFilter(_is_for_people)

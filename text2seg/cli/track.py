@@ -13,6 +13,7 @@ from text2seg.cli.common import check_models, known_queries, load_models, querie
 from text2seg.cli.flags import PipelineFlags
 from text2seg.cli.terminal import INTERRUPTED, PARTLY, exit_status, log_to_terminal, say, say_failures, stop_on_signals
 from text2seg.config import ModelSettings, Settings, TrackSettings
+from text2seg.io.names import counted
 
 if TYPE_CHECKING:
     from text2seg.video import TrackReport
@@ -68,9 +69,7 @@ class Track:
             )
             return PARTLY
         for name, tracks in report.tracks.items():
-            count = (
-                f"{len(tracks)} track{'s' * (len(tracks) != 1)}, the first from frame {min(tracks.values(), default=0)}"
-            )
+            count = f"{counted(len(tracks), 'track')}, the first from frame {min(tracks.values(), default=0)}"
             say(f"{name}: {count if tracks else 'not found'}")
         for kind in self.track.save:
             say(f"{kind}: {self.track.output / ('overlay.mp4' if kind == 'overlay' else 'frames')}")

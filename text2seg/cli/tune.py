@@ -14,7 +14,7 @@ from text2seg.cli.flags import PipelineFlags
 from text2seg.cli.terminal import INTERRUPTED, exit_status, log_to_terminal, say, say_failures, stop_on_signals
 from text2seg.config import ModelSettings, Settings
 from text2seg.errors import SettingsError
-from text2seg.io.names import listed
+from text2seg.io.names import counted, listed
 
 if TYPE_CHECKING:
     from text2seg.calibration.thresholds import Tuned, Tuning
@@ -86,7 +86,7 @@ class Tune:
         tuning = self._sweep(ontology, truth)
         _show(tuning, verbose=self.verbose)
         if tuning.images < tuning.given:
-            seen = f"{tuning.images} of {tuning.given} images"
+            seen = f"{tuning.images} of {counted(tuning.given, 'image')}"
             say(f"text2seg: stopped after {seen}, which the table is about; nothing was written", file=sys.stderr)
             return INTERRUPTED
         if self.plot:
@@ -100,7 +100,7 @@ class Tune:
             say(f"no threshold changes in {self.ontology}")
         else:
             done = "written to" if self.write else "not written yet; --write writes them to"
-            say(f"{len(changes)} threshold{'s' * (len(changes) != 1)} {done} {self.ontology}")
+            say(f"{counted(len(changes), 'threshold')} {done} {self.ontology}")
         return exit_status(tuning.images - len(tuning.failures), len(tuning.failures) + unknown)
 
     def _sweep(self, ontology: Ontology, truth: Dataset | None) -> Tuning:

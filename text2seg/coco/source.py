@@ -18,7 +18,7 @@ from text2seg.coco.rle import rle_of
 from text2seg.config import POLYGON_TOLERANCE
 from text2seg.errors import ImageError, Text2SegError
 from text2seg.io.files import open_file, reason
-from text2seg.io.names import Parts, fit_file_name, listed, parts_of, shown, unique_names
+from text2seg.io.names import Parts, counted, fit_file_name, listed, parts_of, shown, unique_names
 from text2seg.io.writing import write_atomically
 
 _UNWRITABLE = re.compile("[\x00-\x1f\x7f\ud800-\udc7f\udd00-\udfff]")  # other surrogates are bytes of names on disk
@@ -207,7 +207,7 @@ class _Trim:
 
 
 def _masks(found: Sequence[str], one: str, several: str) -> str:
-    return f"{len(found)} mask{'s' * (len(found) != 1)} {one if len(found) == 1 else several}"
+    return f"{counted(len(found), 'mask')} {one if len(found) == 1 else several}"
 
 
 def _stems(file_names: Sequence[str], reserved: Collection[str], suffix: str) -> list[str]:

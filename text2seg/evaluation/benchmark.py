@@ -116,7 +116,7 @@ def benchmark_coco(
     if not rows and stopped:
         raise KeyboardInterrupt
     if not rows:
-        raise DatasetError(f"none of the {len(chosen)} images could be used, the first because: {failures[0].message}")
+        raise DatasetError(f"no image could be used. The first: {failures[0].message}")
     predicted = builder.build()
     if output is not None and not stopped:
         write_dataset(predicted, output)

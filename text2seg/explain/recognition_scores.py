@@ -33,6 +33,7 @@ from text2seg.explain.tool import (
 )
 from text2seg.io.files import exists
 from text2seg.io.images import load_image
+from text2seg.io.names import counted
 from text2seg.io.writing import check_writable
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ def recognition_scores(models: Text2Seg, images: Sequence[Any], settings: Scores
         datasets = {rule: found.dataset(truth.data, rule) for rule, found in by_rule.items()}
         restricted = _restricted(truth.data, done)
         rows = tuple(_scored(restricted, dataset, rule) for rule, dataset in datasets.items())
-        title = f"{truth.name}: {len(done)} image{'s' * (len(done) != 1)}, {len(truth.categories)} labels"
+        title = f"{truth.name}: {counted(len(done), 'image')}, {counted(len(truth.categories), 'label')}"
         tables.append(Table(title, COLUMNS, rows))
         panels.append(Panel(title, bars(_bars(rows))))
         if settings.predictions is not None:

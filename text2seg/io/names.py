@@ -261,6 +261,15 @@ def question(close: Iterable[str]) -> str:
     return f" Did you mean {meant}?" if meant else ""
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number and a noun, with an s if it is not one.
+
+    >>> counted(1, "image"), counted(1200, "image")
+    ('1 image', '1,200 images')
+    """
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def listed(names: Sequence[str]) -> str:
     """Return the first few names and the number of the others."""
     rest = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""

@@ -200,7 +200,8 @@ def _check_any_done(state: JobState, journal: Journal, output: Place) -> None:
     failed = list(state.failed())
     if len(failed) == len(state.scan):
         first = next(iter(journal.read_all(failed)))["failure"]["message"]
-        says = f"none of the {len(failed)} images could be labelled, so "
+        images = "the image could not" if len(failed) == 1 else f"none of the {len(failed):,} images could"
+        says = f"{images} be labelled, so "
         without_paths = f"{says}there is no result. The first: {first}"
         raise ImageError(
             f"{says}{output} was not written. The first: {first}. All reasons are in {journal.path}",

@@ -24,6 +24,7 @@ from text2seg._version import __version__
 from text2seg.errors import SettingsError
 from text2seg.grids import iou
 from text2seg.io.images import load_image
+from text2seg.io.names import counted
 from text2seg.io.writing import write_atomically
 from text2seg.runtime import FULL, Precision, choose_device, choose_precision
 from text2seg.sam.sam import SamShape
@@ -255,7 +256,7 @@ _REST = "#e6e6e6"
 def title(case: Sequence[Measured]) -> str:
     """Return the title of a case: model, number of queries, image size and rounds."""
     first, rounds = case[0], len(case[0].seconds)
-    return f"{first.model}, {first.queries} queries, {first.size}, {rounds} round{'s' * (rounds > 1)}"
+    return f"{first.model}, {first.queries} queries, {first.size}, {counted(rounds, 'round')}"
 
 
 def rows(case: Sequence[Measured]) -> list[list[str]]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from text2seg.errors import Text2SegError
-from text2seg.io.names import LONGEST_FILE_NAME, file_name_size, folded, listed
+from text2seg.io.names import LONGEST_FILE_NAME, counted, file_name_size, folded, listed
 
 ENTRIES = 20_000
 """Largest number of entries. Their list is read into memory first."""
@@ -188,7 +188,7 @@ def _sorted_out(
             if folded(str(parent)) in seen:
                 raise Text2SegError(f"{parent} is both a file and a folder; rename one of them")
     skipped = [f"{archive}: its names are not Unicode; they were read as {code_page}"] * bool(code_page)
-    skipped += [f"{archive}: {hidden} hidden file{'s' * (hidden > 1)}"] * bool(hidden)
+    skipped += [f"{archive}: {counted(hidden, 'hidden file')}"] * bool(hidden)
     if nested:
         skipped.append(f"{archive}: archives within the archive: {listed(nested)}")
     if others:

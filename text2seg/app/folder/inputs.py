@@ -23,8 +23,8 @@ from text2seg.ontology import Category, Ontology, ontology_of_queries, queries_o
 from text2seg.ontology.read import parse
 
 if TYPE_CHECKING:
-    from text2seg.model_card import ClosedVocabulary
     from text2seg.pipeline import Text2Seg
+    from text2seg.vocabulary import ClosedVocabulary
 
 
 FOLDERS = 500

@@ -24,6 +24,7 @@ from text2seg.config import LabelSettings
 from text2seg.errors import StoppedError, Text2SegError
 from text2seg.io.files import reason
 from text2seg.io.images import load_image
+from text2seg.io.names import counted
 from text2seg.labelling.engine import Batch, Deliver, Delivery, Engine, Load, LocalEngine, Work
 from text2seg.labelling.job import LabelReport, label_folder, scan_folder
 from text2seg.labelling.journal import read_records
@@ -217,7 +218,7 @@ class Jobs:
                 job.message = message_of(error) if isinstance(error, Text2SegError) else reason(error)
                 return
             job.total = job.done = len(files) - len(left)
-            count = f"{len(left)} image{'s' * (len(left) != 1)}"
+            count = f"{counted(len(left), 'image')}"
             job.notes += (f"left out when the job was finished early: {count}",) * bool(left)
         self.resume(job)
 

@@ -17,6 +17,7 @@ from text2seg.app.folder.review import SheetPage
 from text2seg.app.folder.visitors import NOBODY
 from text2seg.app.messages import photographs, warning
 from text2seg.app.settings import AppSettings
+from text2seg.io.names import counted
 from text2seg.render.saving import render_template
 
 Updates = dict[Any, Any]
@@ -269,7 +270,7 @@ def opened_html(name: str, counts: str) -> str:
 
 def _detail(job: Job, ahead: int) -> str:
     if job.state == "waiting":
-        return f"{ahead} job{'s' * (ahead != 1)} before this one" if ahead else "next in the queue"
+        return f"{counted(ahead, 'job')} before this one" if ahead else "next in the queue"
     if job.state == "running" and not _is_stopping(job):
         return _left(job.seconds_left)
     if job.report and job.state == "done":

@@ -21,6 +21,7 @@ from text2seg.app.model_pool import ModelPool
 from text2seg.app.settings import MEGA
 from text2seg.errors import OntologyError, Text2SegError
 from text2seg.io.files import resolve_path
+from text2seg.io.names import counted
 from text2seg.records import Image
 
 Kept = dict[str, str]
@@ -130,7 +131,7 @@ class VisitorJobs:
         if checked.ontology is None:
             first, *others = checked.errors or checked.unknown
             line = f", line {first.line}" if first.line else ""
-            more = f" ({len(others)} more error{'s' * (len(others) > 1)})" if others else ""
+            more = f" ({counted(len(others), 'more error')})" if others else ""
             raise OntologyError(f"ontology{line}: {first.message}{more}")
         unknown = tuple(each.message for each in checked.unknown)
         with self._lock:

@@ -23,12 +23,12 @@ from text2seg.clip.maps import texts_of
 from text2seg.config import PresenceSettings, Settings
 from text2seg.errors import QueryError, Text2SegError
 from text2seg.io.images import load_image
-from text2seg.model_card import ClosedVocabulary
 from text2seg.pipeline import Text2Seg
 from text2seg.queries import Query, names_in, parse_queries, parse_query
 from text2seg.records import Image, Segmentation, SimilarityMaps
 from text2seg.render.panels import shrunk
 from text2seg.sam.automatic import Region
+from text2seg.vocabulary import ClosedVocabulary
 
 if TYPE_CHECKING:
     from text2seg.app.folder.editing import Editing

@@ -21,10 +21,10 @@ from text2seg.errors import QueryError
 from text2seg.explain.saliency.methods import ScoreKind
 from text2seg.explain.tokens import too_long
 from text2seg.io.arrays import read_arrays
-from text2seg.model_card import ClosedVocabulary
 from text2seg.records import Image
 from text2seg.runtime import autocast
 from text2seg.templates import TEMPLATES
+from text2seg.vocabulary import ClosedVocabulary
 
 SAME_DIRECTION = 1e-4
 """Unit features this close to a target have its direction, as have those within eight rounding steps of their dtype."""

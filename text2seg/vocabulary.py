@@ -1,0 +1,107 @@
+"""The closed vocabulary of a model: the words that it knows, and what is said about the others."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from string import punctuation
+
+from text2seg import weights
+from text2seg.errors import QueryError
+from text2seg.io.names import question, similar
+from text2seg.queries import Query, shown
+
+CLIP_MERGES = 48_895  # lines of the tokenizer's file that CLIP reads
+WAY_OUT_ON_PAGE = "Open “Model” for the list of what it knows. Everything else needs another model"
+WAY_OUT_IN_API = "GET /api/v1/health lists what it knows. Everything else needs another model"
+
+
+class ClosedVocabulary:
+    """The things that a model can recognise, each with its wordings.
+
+    `model` and `things` are for messages: the name of the model, and what kind of things these are ("drawn things").
+    """
+
+    def __init__(self, wordings: Mapping[str, Sequence[str]], model: str = "", things: str = "things") -> None:
+        self.names = tuple(wordings)
+        self.wordings = {name: tuple(words) for name, words in wordings.items()}
+        self.model, self.things = model, things
+        self._words = {wording.lower() for words in wordings.values() for wording in words} | set(self.names)
+
+    def knows(self, wording: str) -> bool:
+        """Return whether a wording is known or contains a known one ("a big red car")."""
+        words = f" {' '.join(word.strip(punctuation) for word in wording.lower().split())} "
+        return any(f" {known} " in words or f" {known}s " in words for known in self._words)
+
+    def close_to(self, wording: str) -> list[str]:
+        """Return up to three known wordings that a person may have meant.
+
+        They are spelled nearly like this one. For a word that exists, which is no slip of the keyboard, they are only
+        its plural, and those that name a kind of it: "fire truck" for "truck", but not "bear" for "pear".
+        """
+        typed = wording.casefold()
+        if all(word in _words_of_clip() for word in typed.split()):
+            return sorted(known for known in self._words if known == f"{typed}s" or known.endswith(f" {typed}"))[:3]
+        return similar(wording, self._words)
+
+    def unknown(self, wordings: Iterable[str]) -> dict[str, str]:
+        """Return for each unknown wording a sentence that says so and suggests the closest known wordings."""
+        return {wording: self._sentence([wording]) for wording in wordings if not self.knows(wording)}
+
+    def check(self, wording: str) -> None:
+        """Raise `QueryError` if a wording is unknown. The message suggests the closest known wordings."""
+        if not self.knows(wording):
+            raise self.error([self._sentence([wording])])
+
+    def split(self, queries: Iterable[Query]) -> tuple[tuple[Query, ...], dict[str, str]]:
+        """Split queries into those that the model knows and those that it does not know.
+
+        Returns:
+            The known queries, and for the name of each other query a sentence that says which of its words are unknown.
+            One unknown wording, part or negative makes a query unknown.
+        """
+        known, unknown = [], {}
+        for query in queries:
+            wordings = dict.fromkeys([*(each for part in query.parts for each in part), *query.negatives])
+            if strange := [wording for wording in wordings if not self.knows(wording)]:
+                unknown[query.name] = self._sentence(strange)
+            else:
+                known.append(query)
+        return tuple(known), unknown
+
+    @property
+    def way_out(self) -> str:
+        """What a person does about words that the vocabulary lacks."""
+        shows = f"text2seg checkpoints show {self.model} lists what it knows; " if self.model else ""
+        pair = weights.PUBLISHED[0]
+        return f"{shows}for everything else take real weights: {weights.download_hint()}, then --model {pair}"
+
+    def error(self, sentences: Iterable[str]) -> QueryError:
+        """Return the error for sentences of `split`, with the way out."""
+        first, *others = sentences
+        says = " ".join([first, *(each[:1].upper() + each[1:] for each in others)])
+        return QueryError(
+            f"{says} {self.way_out}.", on_page=f"{says} {WAY_OUT_ON_PAGE}.", in_api=f"{says} {WAY_OUT_IN_API}."
+        )
+
+    def _sentence(self, wordings: Sequence[str]) -> str:
+        hint = question(each for wording in wordings for each in self.close_to(wording))
+        who = f"the {self.model} model" if self.model else "this model"
+        return f"{who} does not know {' and '.join(map(shown, wordings))}.{hint}"
+
+
+@cache
+def _words_of_clip() -> frozenset[str]:
+    """Return the common words of CLIP's tokenizer, those that are one token; empty if the package is not there."""
+    package = find_spec("clip")
+    if package is None or package.origin is None:
+        return frozenset()
+    try:
+        merges = gzip.decompress(Path(package.origin).with_name("bpe_simple_vocab_16e6.txt.gz").read_bytes())
+    except OSError:
+        return frozenset()
+    tokens = ("".join(line.split()) for line in merges.decode().split("\n")[1:CLIP_MERGES])
+    return frozenset(token.removesuffix("</w>") for token in tokens if token.endswith("</w>"))
