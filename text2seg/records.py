@@ -325,11 +325,14 @@ class Segmentation:
             return f"{len(scores)} found, best {max(scores):.2f}" if len(scores) > 1 else f"{scores[0]:.2f}"
         place = self.maps.queries.index(query)
         presence = float(self.maps.presence[place])
-        if self.thresholds and presence < self.thresholds[place]:
-            note = calibration_note(self.maps.calibrated)
-            value, least = told_apart(presence, self.thresholds[place])
+        threshold = self.thresholds[place] if self.thresholds else 0.0
+        if not threshold:
+            return "not found"
+        note = calibration_note(self.maps.calibrated)
+        if presence < threshold:
+            value, least = told_apart(presence, threshold)
             return f"not found ({value} < {least}{note})"
-        return "not found"
+        return f"not found (presence {presence:.2f}{note}, but no mask is sure)"
 
     def __repr__(self) -> str:
         found = _few(f"{_cut(query)} {self.verdict(query)}" for query in self.maps.queries)
