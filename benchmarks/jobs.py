@@ -253,7 +253,7 @@ def label_with(model: str, cores: int, images: int, count: int) -> dict[str, flo
 
 def measure_cores(images: int, count: int, *, write: bool) -> None:
     rows = []
-    for model, share in (("demo", 1), ("base", 4)):
+    for model, title, share in (("demo", "demo", 1), ("vit_b", "base", 4)):
         first = 0.0
         for cores in range(1, len(os.sched_getaffinity(0)) + 1):
             arguments = ["--one", model, str(cores), "--images", str(images // share), "--queries", str(count)]
@@ -262,7 +262,7 @@ def measure_cores(images: int, count: int, *, write: bool) -> None:
             done = subprocess.run(command, check=True, env=environment, stdout=subprocess.PIPE, text=True)
             r = json.loads(done.stdout.splitlines()[-1])
             first = first or r["speed"]
-            rows.append((model, cores, f"{r['speed']:.3f}", f"{r['speed'] / first:.2f}×", f"{r['used']:.0%}"))
+            rows.append((title, cores, f"{r['speed']:.3f}", f"{r['speed'] / first:.2f}×", f"{r['used']:.0%}"))
     table = markdown(("model", "cores", "images/s", "speed-up", "used"), rows)
     publish("cores", table, page=PAGE, how=f"benchmarks/jobs.py cores --images {images}", write=write)
 

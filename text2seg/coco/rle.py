@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from text2seg.errors import DatasetError
-from text2seg.grids import iou_of_areas
+from text2seg.grids import iou_of_areas, tight_box
 from text2seg.io.images import PIXEL_LIMIT
 
 
@@ -28,8 +28,22 @@ def encode(mask: NDArray[np.bool_]) -> Rle:
     """Return the RLE of a mask bool[H, W]. Raises `ValueError` on another dtype or number of axes."""
     if mask.dtype != np.bool_ or mask.ndim != 2:
         raise ValueError(f"a mask must be bool[H, W], got {mask.dtype}{list(mask.shape)}")
-    encoded = coco_mask.encode(_transposed(np.ascontiguousarray(mask).view(np.uint8)).T)
-    return {"size": [int(side) for side in encoded["size"]], "counts": encoded["counts"].decode("ascii")}
+    (height, width), box = mask.shape, tight_box(mask)
+    if box is None:
+        return as_text(coco_mask.frPyObjects({"size": [height, width], "counts": [mask.size]}, height, width))
+    # Only the box is searched, with a row above and below it. So a run goes on in the next column only if the box is as
+    # high as the image.
+    left, top = box[0], max(box[1] - 1, 0)
+    part = np.ascontiguousarray(mask[top : box[1] + box[3] + 1, left : left + box[2]])
+    pixels = _transposed(part.view(np.uint8)).ravel()
+    changes = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
+    edges = np.concatenate([[0] * bool(pixels[0]), changes, [pixels.size] * bool(pixels[-1])]).astype(np.int64)
+    first, last = (
+        (left + places // len(part)) * height + top + places % len(part) for places in (edges[::2], edges[1::2] - 1)
+    )
+    edges = np.stack([first, last + 1], 1).ravel()
+    runs = np.diff(edges, prepend=0, append=[mask.size] * bool(edges[-1] < mask.size)).tolist()
+    return as_text(coco_mask.frPyObjects({"size": [height, width], "counts": runs}, height, width))
 
 
 def decode(rle: Rle | Mapping[str, Any]) -> NDArray[np.bool_]:

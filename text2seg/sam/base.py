@@ -368,6 +368,7 @@ class AnySam(ABC):
             groups.setdefault(self._group(points), []).append(place)
         found: dict[int, Candidates] = {}
         for _, places in sorted(groups.items()):
+            places.sort(key=lambda place: len(sets[place][1]))  # sets of one call are padded to the longest
             for start in range(0, len(places), self._sets_per_call):
                 part = places[start : start + self._sets_per_call]
                 before_call(len(part))
@@ -405,7 +406,7 @@ class AnySam(ABC):
         if last is None or last[0] != sizes:
             cells = torch.eye(self._mask_input_hw[0], dtype=torch.float32, device="cpu")
             rows, columns = (self._axis(cells, filled, length) for filled, length in zip(*sizes, strict=True))
-            last = sizes, Upscaling(rows, columns, threshold=self.mask_threshold, device=self.device)
+            last = sizes, Upscaling(rows.numpy(), columns.numpy(), threshold=self.mask_threshold)
             self._last_upscaling = last
         return last[1]
 

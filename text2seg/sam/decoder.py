@@ -5,9 +5,10 @@ point sets of one size. Here every set may have its own image and number of poin
 padding is masked in every attention, so each set gives the same result as alone. (Padding with label -1 instead, as is
 common, changes the result.)
 
-A set has about 7 tokens, and the image 4,096 cells. So the projections of the image are multiplied into the tokens
-first: (token W) (cell W')ᵀ = (token W W'ᵀ) cellᵀ. With 8 heads that is 2.3 times less arithmetic for a cross attention.
-The cells stay in rows of channels, and the upscaling is two products, so no large tensor is transposed.
+A set of few points has about 7 tokens, and the image 4,096 cells. So the projections of the image are multiplied into
+the tokens first: (token W) (cell W')ᵀ = (token W W'ᵀ) cellᵀ. With 8 heads that is 2.3 times less arithmetic for a cross
+attention. It is more from `MANY` tokens on, and then the attention is computed as it is written. The cells stay in rows
+of channels, and the upscaling is two products, so no large tensor is transposed.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from torch.nn import functional as F
 
 NEGATIVE, POSITIVE, BOX_TOP_LEFT, BOX_BOTTOM_RIGHT = 0, 1, 2, 3
 NOT_A_POINT, FILLING = -1, -2
+MANY = 17
+"""Number of tokens from which the projection of 4,096 cells to 128 channels takes less arithmetic than its product with
+the tokens of 8 heads."""
 
 
 def decode(
@@ -71,7 +75,8 @@ def decode(
         real = F.pad(labels != FILLING, (outputs.shape[0], 0), value=True)
         mask = real[:, None, None, :]
     copies = _Copies(owner, len(tokens), one_image=not is_traced and len(image) == 1)
-    tokens, image = _two_way(decoder.transformer, tokens, image, copies, positions, mask)
+    folded = is_traced or tokens.shape[1] < MANY
+    tokens, image = _two_way(decoder.transformer, tokens, image, copies, positions, mask, folded=folded)
 
     scores = decoder.iou_prediction_head(tokens[:, 0])
     if above is not None:
@@ -110,13 +115,21 @@ def _embed_points(encoder: Any, points_xy: Tensor, labels: Tensor) -> Tensor:
 
 
 def _two_way(
-    transformer: Any, tokens: Tensor, image: Tensor, copies: _Copies, positions: Tensor, mask: Tensor | None
+    transformer: Any,
+    tokens: Tensor,
+    image: Tensor,
+    copies: _Copies,
+    positions: Tensor,
+    mask: Tensor | None,
+    *,
+    folded: bool,
 ) -> tuple[Tensor, Tensor]:
     """Run SAM's two-way transformer. Return tokens [B, N, C] and image features [B, h·w, C].
 
     Before the first layer changes it, the image is the same for all sets of it, so it is projected once. `mask` bool
-    [B, 1, 1, N] is false at padded tokens.
+    [B, 1, 1, N] is false at padded tokens. With `folded`, the projections of the image are multiplied into the tokens.
     """
+    read = _read if folded else _attend
     token_positions = tokens
     for number, layer in enumerate(transformer.layers):
         if layer.skip_first_layer_pe:
@@ -131,16 +144,23 @@ def _two_way(
             values = copies(_heads(reading.v_proj(image), reading))
             tokens = layer.norm2(tokens + _attention(reading, _heads(reading.q_proj(query), reading), keys, values))
         else:
-            tokens = layer.norm2(tokens + _read(reading, query, key, image))
+            tokens = layer.norm2(tokens + read(reading, query, key, image))
         tokens = layer.norm3(tokens + layer.mlp(tokens))
         query = tokens + token_positions
         if number == 0:
             asked = copies(_heads(writing.q_proj(key), writing))
-            image = layer.norm4(_write(writing, copies(image), query, tokens, mask, asked=asked))
-        else:
+            image = copies(image)
+            if folded:
+                image = layer.norm4(_write(writing, image, query, tokens, mask, asked=asked))
+            else:
+                written = (_heads(writing.k_proj(query), writing), _heads(writing.v_proj(tokens), writing))
+                image = layer.norm4(image + _attention(writing, asked, *written, mask))
+        elif folded:
             image = layer.norm4(_write(writing, image, query, tokens, mask, asking=key))
+        else:
+            image = layer.norm4(image + _attend(writing, key, query, tokens, mask))
     query, key = tokens + token_positions, image + positions
-    tokens = tokens + _read(transformer.final_attn_token_to_image, query, key, image)
+    tokens = tokens + read(transformer.final_attn_token_to_image, query, key, image)
     return transformer.norm_final_attn(tokens), image
 
 
@@ -149,7 +169,7 @@ def _heads(x: Tensor, module: Any) -> Tensor:
     return x.unflatten(-1, (module.num_heads, -1)).transpose(1, 2)
 
 
-def _attend(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+def _attend(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
     """Run one attention layer of the decoder as it is."""
     return _attention(
         module,

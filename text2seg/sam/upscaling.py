@@ -2,7 +2,7 @@
 
 Upscaling is linear and works on rows and columns apart, so it is rows @ logits @ columns.T with two matrices, and any
 part of the result can be computed alone. It averages: pixels that are computed from cells above a bound are above it,
-and so for cells below it. On a CPU the image is cut into tiles; those inside and outside of the mask need no products.
+and so for cells below it. The image is cut into tiles; those inside and outside of the mask need no products.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from text2seg.grids import tight_box
 from text2seg.records import Box
-from text2seg.runtime import FULL, autocast
 
 TILE = 128
-"""Side of a tile, pixels of the image. On other devices than a CPU the whole image is one tile, because many small
-products take longer there."""
+"""Side of a tile, pixels of the image. Its products are so small that numpy uses one thread for them: more would wait
+for each other on a busy machine."""
+MOST_TILES = 64
+"""Number of tiles that are computed at once."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,17 +36,15 @@ class TightMask:
 
 
 class Upscaling:
-    """Upscales logits of one image. `rows` float32 [H, h] and `columns` float32 [W, w] are on the CPU."""
+    """Upscales logits of one image, with the matrices `rows` float32 [H, h] and `columns` float32 [W, w]."""
 
-    def __init__(self, rows: Tensor, columns: Tensor, *, threshold: float, device: torch.device) -> None:
+    def __init__(self, rows: NDArray[np.float32], columns: NDArray[np.float32], *, threshold: float) -> None:
         """
         Args:
             threshold: pixels with a logit above it are in the mask.
-            device: computes the products.
         """
-        tile = TILE if device.type == "cpu" else max(len(rows), len(columns))
-        self._rows, self._columns = (_Axis(matrix, tile, device) for matrix in (rows, columns))
-        self._threshold, self._device = threshold, device
+        self._rows, self._columns = _Axis(rows), _Axis(columns)
+        self._threshold = threshold
         self.image_hw = len(rows), len(columns)
 
     def mask(self, logits: NDArray[np.float32], offset: float = 0.0) -> TightMask | None:
@@ -95,46 +93,59 @@ class Upscaling:
     ) -> float:
         """Draw the touched tiles into a mask that begins at the row and column `origin` of the image. Return the
         stability, or 1 without an offset."""
-        rows, columns, (top, left) = self._rows, self._columns, origin
         inside = around = 0  # pixels above the higher and above the lower threshold
-        part = torch.tensor(logits, dtype=torch.float32, device=self._device)
-        with autocast(self._device, FULL):
-            for row in np.flatnonzero(touched.any(1)).tolist():
-                band = None if full[row, touched[row]].all() else rows.weights[row] @ part[rows.cells[row]]
-                of_row = mask[rows.pixels[row].start - top : rows.pixels[row].stop - top]
-                for column in np.flatnonzero(touched[row]).tolist():
-                    pixels = columns.pixels[column]
-                    of_tile = of_row[:, pixels.start - left : pixels.stop - left]
-                    if band is None or full[row, column]:
-                        of_tile[:] = True
-                        inside, around = inside + of_tile.size, around + of_tile.size
-                        continue
-                    tile = band[:, columns.cells[column]] @ columns.weights[column].T
-                    of_tile[:] = (tile > self._threshold).cpu().numpy()
-                    if offset:
-                        inside += int((tile > self._threshold + offset).sum())
-                        around += int((tile > self._threshold - offset).sum())
+        for row, column in np.argwhere(touched & full).tolist():
+            of_tile = self._pixels(mask, origin, row, column)
+            of_tile[:] = True
+            inside, around = inside + of_tile.size, around + of_tile.size
+        edges = np.argwhere(touched & ~full)
+        for start in range(0, len(edges), MOST_TILES):
+            places = edges[start : start + MOST_TILES]
+            for (row, column), tile in zip(places.tolist(), self._tiles_of(logits, places), strict=True):
+                of_tile = self._pixels(mask, origin, row, column)
+                values = tile[: of_tile.shape[0], : of_tile.shape[1]]
+                np.greater(values, self._threshold, out=of_tile)
+                if offset:
+                    inside += int(np.count_nonzero(values > self._threshold + offset))
+                    around += int(np.count_nonzero(values > self._threshold - offset))
         return inside / around if offset and around else 1.0
+
+    def _tiles_of(self, logits: NDArray[np.float32], places: NDArray[np.intp]) -> NDArray[np.float32]:
+        """Return the logits of the tiles at rows and columns `places` [n, 2], float32 [n, TILE, TILE]. A smaller tile
+        at the end of an axis is filled up with zeros."""
+        rows, columns = places.T
+        cells = logits[self._rows.cells[rows][:, :, None], self._columns.cells[columns][:, None, :]]
+        tiles: NDArray[np.float32] = (
+            self._rows.weights[rows] @ cells @ self._columns.weights[columns].transpose(0, 2, 1)
+        )
+        return tiles
+
+    def _pixels(self, mask: NDArray[np.bool_], origin: tuple[int, int], row: int, column: int) -> NDArray[np.bool_]:
+        """Return the part of a mask that is a tile of the image."""
+        rows, columns, (top, left) = self._rows.pixels[row], self._columns.pixels[column], origin
+        return mask[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
 
 
 class _Axis:
-    """One axis cut into tiles: of each, its `pixels`, the `cells` that they are computed from, and their `weights`
-    float32 [pixels, cells]. `members` float32 [tiles, all cells] is 1 for a tile's cells; `lengths` counts them."""
+    """One axis cut into n tiles. Of each tile: its `pixels`, the `cells` that they are computed from, int64 [n, k], and
+    their `weights`, float32 [n, TILE, k]. `members` float32 [n, all cells] is 1 for a tile's cells; `lengths` counts
+    them."""
 
-    def __init__(self, matrix: Tensor, tile: int, device: torch.device) -> None:
-        used = matrix.numpy() != 0
-        edges = [*range(0, len(used), tile), len(used)]
+    def __init__(self, matrix: NDArray[np.float32]) -> None:
+        length, count = matrix.shape
+        used = matrix != 0
+        edges = [*range(0, length, TILE), length]
         self.pixels = [slice(*both) for both in pairwise(edges)]
-        starts = np.minimum.reduceat(used.argmax(1), edges[:-1]).tolist()
-        ends = np.maximum.reduceat(used.shape[1] - used[:, ::-1].argmax(1), edges[:-1]).tolist()
-        self.cells = [slice(*both) for both in zip(starts, ends, strict=True)]
-        self.members = np.zeros((len(starts), used.shape[1]), np.float32)
-        for member, cells in zip(self.members, self.cells, strict=True):
-            member[cells] = 1
+        starts = np.minimum.reduceat(used.argmax(1), edges[:-1])
+        ends = np.maximum.reduceat(count - used[:, ::-1].argmax(1), edges[:-1])
+        places = np.arange(count)
+        self.members = ((places >= starts[:, None]) & (places < ends[:, None])).astype(np.float32)
         self.lengths = self.members.sum(1)
-        self.weights = [
-            matrix[pixels, cells].contiguous().to(device) for pixels, cells in zip(self.pixels, self.cells, strict=True)
-        ]
+        most = int((ends - starts).max())  # tiles of fewer cells get more of them, whose weights are 0
+        self.cells = np.minimum(starts, count - most)[:, None] + np.arange(most)
+        filled = np.zeros((len(starts) * TILE, count), np.float32)
+        filled[:length] = matrix
+        self.weights = np.take_along_axis(filled.reshape(len(starts), TILE, count), self.cells[:, None, :], 2)
 
 
 def stretched(cells: Tensor, length: int) -> Tensor:
