@@ -33,7 +33,7 @@ case ${1:-} in
         measure explain.py faithfulness --limit 3 --write
         ;;
     timing)
-        measure speed.py --models demo vit_b --sizes vga 12mp --queries 1 20 --images 1 --rounds 2 --minutes 4 --write
+        measure speed.py --models demo vit_b --sizes vga 12mp --queries 1 20 --images 4 1 --rounds 2 --minutes 8 --write
         measure latency.py --write
         measure scaling.py --write
         measure jobs.py memory --write

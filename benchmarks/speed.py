@@ -1,6 +1,6 @@
 """Compare the speed of text2seg with the original flow and write the table into docs/measurements.
 
-    python benchmarks/speed.py --models demo vit_b --queries 1 20 --minutes 4
+    python benchmarks/speed.py --models demo vit_b --images 4 1 --queries 1 20 --minutes 4
 
 `text2seg benchmark speed` measures the same and has more options.
 """
@@ -26,19 +26,26 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", choices=get_args(Size), default=["vga"])
     parser.add_argument("--queries", nargs="+", type=int, default=[1, 20])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--images", type=int, default=4)
+    parser.add_argument("--images", nargs="+", type=int, default=[4], help="for each model, or one number for all")
     parser.add_argument("--minutes", type=float, default=3, help="start no further round after this time")
     parser.add_argument("--write", action="store_true", help=f"write the table into docs/measurements/{PAGE}")
     args = parser.parse_args()
-    plan = measure.Plan(
-        tuple(args.models), tuple(args.sizes), tuple(args.queries), FLOWS, args.rounds, args.images, 1, args.minutes
-    )
+    counts = args.images if len(args.images) == len(args.models) else args.images[:1] * len(args.models)
     kept = [place for place, heading in enumerate(measure.HEADINGS) if heading not in LEFT_OUT]
     rows = []
-    for case in measure.run(plan):
-        rows += [[measure.title(case), *(row[place] for place in kept)] for row in measure.rows(case)]
+    for model, images in zip(args.models, counts, strict=True):
+        minutes = args.minutes / len(args.models)
+        plan = measure.Plan((model,), tuple(args.sizes), tuple(args.queries), FLOWS, args.rounds, images, 1, minutes)
+        for case in measure.run(plan):
+            rows += [[measure.title(case), *(row[place] for place in kept)] for row in measure.rows(case)]
     table = markdown(("case", *(measure.HEADINGS[place] for place in kept)), rows)
-    publish("speed", table, page=PAGE, how=f"benchmarks/speed.py, {args.images} images", write=args.write)
+    publish(
+        "speed",
+        table,
+        page=PAGE,
+        how=f"benchmarks/speed.py --models {' '.join(args.models)} --images {' '.join(map(str, counts))}",
+        write=args.write,
+    )
 
 
 if __name__ == "__main__":

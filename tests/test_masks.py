@@ -18,6 +18,7 @@ from torch import nn
 import text2seg
 from text2seg.errors import CheckpointError, ImageError, SettingsError
 from text2seg.runtime import FULL, choose_precision
+from text2seg.sam.decoder import MANY
 from text2seg.sam.sam import Sam, SamShape, build_sam, load_sam
 
 CPU = torch.device("cpu")
@@ -41,8 +42,9 @@ def all_candidates(sam):
     return pairs, sam.decode(pairs)
 
 
-def test_equals_the_stock_predictor_one_image_and_one_set_at_a_time(sam):
-    build.assert_equals_stock(sam, IMAGES, list(zip([place for place, _ in SETS], prompts_of(), strict=True)))
+@pytest.mark.parametrize("sets", [SETS, [(2, 40), (0, 2), (1, MANY)]], ids=["few points", "many points"])
+def test_equals_the_stock_predictor_one_image_and_one_set_at_a_time(sam, sets):
+    build.assert_equals_stock(sam, IMAGES, list(zip([place for place, _ in sets], prompts_of(sets), strict=True)))
 
 
 def test_embeddings_and_candidates_have_the_documented_shapes(sam):
