@@ -81,11 +81,13 @@ def _axis(cells: int, length: int) -> NDArray[np.float64]:
 
 def tight_box(mask: NDArray[np.bool_]) -> tuple[int, int, int, int] | None:
     """Return the tight box xywh of a mask bool[H, W], or None if it is empty."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    rows = np.flatnonzero(mask.any(1))
     if not len(rows):
         return None
-    left, top = int(columns[0]), int(rows[0])
-    return left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top
+    top, bottom = int(rows[0]), int(rows[-1]) + 1
+    columns = np.flatnonzero(mask[top:bottom].any(0))
+    left = int(columns[0])
+    return left, top, int(columns[-1]) + 1 - left, bottom - top
 
 
 def depth_of(mask: NDArray[np.bool_]) -> NDArray[np.float32]:

@@ -249,9 +249,17 @@ class Segment:
     chosen: int
     view_xywh: Box | None = None
     region_presence: float | None = None
+    box_xywh: Box = field(init=False)
+    """The tight box around the mask; all zero for an empty mask."""
+    area: int = field(init=False)
+    """Number of pixels in the mask."""
 
     def __post_init__(self) -> None:
-        _freeze(self, mask=_checked("mask", self.mask, np.bool_, ("H", "W")))
+        mask = _checked("mask", self.mask, np.bool_, ("H", "W"))
+        left, top, width, height = box = tight_box(mask) or (0, 0, 0, 0)
+        area = int(np.count_nonzero(mask[top : top + height, left : left + width]))
+        for name, value in (("mask", mask), ("box_xywh", box), ("area", area)):
+            object.__setattr__(self, name, value)
         if not 0 <= self.chosen < len(self.candidates):
             raise ValueError(f"chosen must be one of {len(self.candidates)} candidates, got {self.chosen}")
 
@@ -259,16 +267,6 @@ class Segment:
     def mean_presence(self) -> float:
         """The mean of `presence` and `region_presence`; `presence` alone if the other is not known."""
         return self.presence if self.region_presence is None else (self.presence + self.region_presence) / 2
-
-    @property
-    def area(self) -> int:
-        """Number of pixels in the mask."""
-        return int(np.count_nonzero(self.mask))
-
-    @property
-    def box_xywh(self) -> tuple[int, int, int, int]:
-        """The tight box around the mask; all zero for an empty mask."""
-        return tight_box(self.mask) or (0, 0, 0, 0)
 
     def __repr__(self) -> str:
         return (

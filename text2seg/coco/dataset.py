@@ -99,7 +99,7 @@ def annotations_of(
                 f"{name}: the mask of {segment.query!r} is {list(segment.mask.shape)}, "
                 f"the image {list(segmentation.image.hw)}"
             )
-        if not segment.mask.any():
+        if not segment.area:
             _log.info("%s: an empty mask of %r is left out", name, segment.query)
             continue
         attributes = attributes_for(segment, segment_score(segment, segmentation)) | (
