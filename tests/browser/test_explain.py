@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import re
+import threading
 
+from app_builders import live_app
 from playwright.sync_api import expect
+
+from text2seg.app.explain.form import Estimates
+from text2seg.app.explain.run import PATIENCE
 
 
 def test_a_long_run_asks_before_it_starts(page):
@@ -20,6 +25,25 @@ def test_a_long_run_asks_before_it_starts(page):
     page.locator("#explain-status .t2s-status").get_by_text(re.compile("of [0-9]+ steps")).wait_for()
     page.locator("#explain-stop").click()
     expect(page.locator("#explain-run")).to_be_enabled()
+
+
+def test_while_the_speed_is_measured_the_page_does_not_speak_of_other_visitors(visitor, servers, demo, monkeypatch):
+    measured, seconds = threading.Event(), Estimates.seconds
+
+    def slow(self, tool, *given):
+        return seconds(self, tool, *given) if tool.name != "opinion" or measured.wait(60) else 0.0
+
+    monkeypatch.setattr(Estimates, "seconds", slow)
+    page = visitor(servers.enter_context(live_app(demo)))
+    page.get_by_role("tab", name="Explain").click()
+    page.locator("#explain-tool select").select_option("opinion")
+    page.locator("#explain-run").click()
+    status = page.locator("#explain-status")
+    status.get_by_text("Measuring how long this takes").wait_for()
+    page.wait_for_timeout(2000 * PATIENCE)
+    expect(status).not_to_contain_text("other visitors")
+    measured.set()
+    page.locator("#explain-stop:enabled, [data-ask] button").first.wait_for()
 
 
 def test_tools_for_several_images_begin_with_examples_and_the_image_field_comes_back(page):

@@ -379,6 +379,10 @@ def test_a_card_opens_large_with_zoom(page, six):
     large.wait_for(state="hidden")
     assert page.locator(f"{TILE}.accepted .name").all_inner_texts() == ["day/scene_0019.jpg"]
     page.wait_for_function("document.activeElement.matches('.t2s-tile')")  # once the dialog has told that it is closed
+    page.locator(f"{TILE} h4").first.click()  # all of a card but its buttons and fields
+    large.wait_for()
+    large.locator(".t2s-tile-body .text").click(position={"x": 1, "y": 1})
+    assert large.is_visible()
 
 
 def test_a_card_opens_large_again_after_other_tabs_were_shown(page, six):

@@ -144,6 +144,19 @@ document.addEventListener("click", (event) => {
   else run.focus();
 });
 
+// What the status says while the page waits for the server.
+
+let waiting = 0;
+
+/** Say later what the page waits for, if the server has not begun with the run by then: what it sends has no data-sent. */
+window.text2segWaits = (words, milliseconds) => {
+  clearTimeout(waiting);
+  waiting = setTimeout(() => {
+    const said = document.querySelector("#explain-status [data-sent]");
+    if (said) said.textContent = words;
+  }, milliseconds);
+};
+
 // A result of values that were typed before the last change looks outdated.
 
 const OUTDATED = '<div class="t2s"><p class="t2s-alert t2s-plain" role="status">'

@@ -45,13 +45,10 @@ POLL = 0.25
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 LONG = 120.0
 """Runs that take longer, in seconds, ask before they start."""
+ESTIMATES = "Measuring how long this takes …"
 PRESS = f"""(typed) => {{
   text2segBegin(typed);
-  // Until the server begins with this run; what it sends then has no data-sent.
-  setTimeout(() => {{
-    const waits = document.querySelector("#explain-status [data-sent]");
-    if (waits) waits.textContent = "{BUSY}";
-  }}, {1000 * 2 * PATIENCE});
+  text2segWaits("{ESTIMATES}", {1000 * PATIENCE});
   const starts = '<p class="numbers" role="status" data-sent>Starting …</p>';
   const busy = {{ __type__: "update", interactive: false }};
   return [busy, `<section class="t2s-status running">${{starts}}</section>`, '', ''];
@@ -63,10 +60,11 @@ ASK = (
 )
 # Whether the visitor has pressed "Start" for this run, and what takes the focus when the answer is there.
 AGREED = "(...given) => [...given.slice(0, -1), text2segAgreed()]"
-BEGIN_UNLESS_ASKED = """(asked) => {
+BEGIN_UNLESS_ASKED = f"""(asked) => {{
+  text2segWaits("{BUSY}", {1000 * 2 * PATIENCE});
   if (asked) document.querySelector("#explain-question button")?.focus();
   else text2segPress("#explain-begin");
-}"""
+}}"""
 # What is no longer true is cleared in the browser, at once: an answer of the server could come after the next result.
 CLEARED = f"""'', '', {json.dumps(note(BEGIN))}, null, {{ __type__: "update", visible: false }}, null"""
 CLEAR = f"() => {{ text2segClear(); return [{CLEARED}]; }}"

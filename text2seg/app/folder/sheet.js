@@ -133,11 +133,12 @@ window.text2segContactSheet = (element, send, watch) => {
   }
 
   function clicked(event) {
-    const { verdict, open: opens, edit } = event.target.closest("button")?.dataset ?? {};
+    const { verdict, edit } = event.target.closest("button")?.dataset ?? {};
+    const tile = event.target.closest(".t2s-tile:has(img)"); // not in the large view, which holds the body of a tile
     if (event.detail > 1) return; // a double click counts once
     edited = null;
     if (verdict) decide(placeOf(event.target), verdict);
-    else if (opens !== undefined) open(event.target.closest(".t2s-tile"));
+    else if (tile && !event.target.closest("label, select, summary, button:not(.stage)")) open(tile);
     else if (edit !== undefined) {
       const place = placeOf(event.target);
       isCorrected = false;
