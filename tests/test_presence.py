@@ -63,7 +63,7 @@ def test_present_objects_are_found_and_absent_ones_are_not(demo):
     assert result.verdict("bus").startswith("not found (0.0")
     assert result.verdict("bus").endswith(" < 0.50)")
     without = replace(result, segments=())  # CLIP is sure that it is there, and every mask was dropped
-    assert without.verdict("sheep") == f"not found (presence {result.maps.presence[0]:.2f}, but no mask is sure)"
+    assert without.verdict("sheep") == f"not found (presence {result.maps.presence[0]:.2f}, no sure mask)"
 
 
 def test_the_presence_threshold_can_be_set_for_all_queries_and_for_one(demo):

@@ -330,7 +330,7 @@ class Segmentation:
         if presence < threshold:
             value, least = told_apart(presence, threshold)
             return f"not found ({value} < {least}{note})"
-        return f"not found (presence {presence:.2f}{note}, but no mask is sure)"
+        return f"not found (presence {presence:.2f}{note}, no sure mask)"
 
     def __repr__(self) -> str:
         found = _few(f"{_cut(query)} {self.verdict(query)}" for query in self.maps.queries)
