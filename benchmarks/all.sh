@@ -2,7 +2,7 @@
 # Measure all tables of docs/measurements and write them into the pages.
 #
 #   benchmarks/all.sh accuracy    does not depend on the load of the machine; about 20 minutes on two cores
-#   benchmarks/all.sh timing      needs an idle machine; about 10 minutes on two cores
+#   benchmarks/all.sh timing      needs an idle machine; about 40 minutes on two cores
 #   benchmarks/all.sh long        10,000 images twice, on an idle machine; about an hour on two cores
 #   benchmarks/all.sh images      docs/compare.png and docs/flow.png
 #
