@@ -10,6 +10,7 @@ import json
 import re
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from sklearn.linear_model import LogisticRegression
 from text2seg import Text2Seg
 from text2seg.calibration import card as calibration
 from text2seg.calibration import measure
-from text2seg.calibration.card import calibrate
+from text2seg.calibration.card import calibrate, is_worse
 from text2seg.calibration.fit import (
     equal_error,
     far_below,
@@ -40,7 +41,7 @@ from text2seg.coco.reader import check_dataset
 from text2seg.coco.truth import TruthImage, category_names, sha256_of_truth, truth_images
 from text2seg.errors import DatasetError, ImageError
 from text2seg.evaluation.benchmark import benchmark_coco
-from text2seg.model_card import find_card, read_card
+from text2seg.model_card import ModelCard, Score, find_card, read_card
 from text2seg.regions import GRID
 from text2seg.sam.automatic import FEW_POINTS
 
@@ -557,6 +558,21 @@ class TestErrors:
         assert says in capsys.readouterr().err.splitlines()[-1]
         assert not list(tmp_path.rglob("*.html"))
         assert not list(tmp_path.rglob("*card.json"))
+
+    def test_coco_is_not_downloaded_for_the_demo_model_that_nobody_chose(self, monkeypatch, tmp_path, capsys):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("TEXT2SEG_CHECKPOINTS", str(tmp_path))
+        monkeypatch.setenv(SERVER_VARIABLE, "http://127.0.0.1:1")
+        assert main(["calibrate", "coco"]) == WRONG_FLAGS
+        assert "first run: text2seg checkpoints download base" in capsys.readouterr().err
+
+    def test_a_card_is_worse_if_the_intervals_do_not_overlap(self):
+        def card(value: float) -> ModelCard:
+            score = partial(Score, measure=calibration.IOU, value=value)
+            usual = Score(method="uncalibrated", measure=calibration.IOU, value=0.5, low=0.4, high=0.6)
+            return ModelCard(scores=(usual, score(method="calibrated", low=value - 0.1, high=value + 0.1)))
+
+        assert [is_worse(card(value)) for value in (0.2, 0.35, 0.5, 0.9)] == [True, False, False, False]
 
     @pytest.mark.parametrize(
         ("arguments", "says"),

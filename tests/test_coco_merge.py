@@ -11,7 +11,7 @@ import pytest
 from PIL import Image as PillowImage
 
 from text2seg.cli import main
-from text2seg.coco.dataset import build_dataset, merge, read_dataset, write_dataset
+from text2seg.coco.dataset import build_dataset, merge, merge_files, read_dataset, write_dataset
 from text2seg.coco.provenance import provenance_of
 from text2seg.errors import DatasetError
 
@@ -119,3 +119,20 @@ def test_shared_file_names_are_refused_only_between_files(tmp_path):
     twins["images"][1]["id"] = 1
     with pytest.raises(DatasetError, match=r"^a\.json: two of the images have the id 1; give each its own$"):
         merge([twins], names=["a.json"])
+
+
+def test_the_merged_file_names_the_folder_of_the_images_from_its_own_place(tmp_path):
+    def written(name, number, folder):
+        dataset = part(number)
+        dataset["info"]["folder"] = folder
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_dataset(dataset, tmp_path / name)
+        return tmp_path / name
+
+    paths = [written("a/1.json", 1, "../photos"), written("2.json", 2, "photos")]
+    merged, _ = merge_files(paths, tmp_path / "b" / "merged.json")
+    assert merged["info"]["folder"] == "../photos"
+    merged, _ = merge_files(paths, tmp_path / "merged.json")
+    assert merged["info"]["folder"] == "photos"
+    merged, _ = merge_files([paths[0], written("3.json", 3, "others")], tmp_path / "merged.json")
+    assert "folder" not in merged["info"]

@@ -204,3 +204,13 @@ def test_an_invalid_predictions_file_is_named(tmp_path, text, message):
         path.write_text(text, encoding="utf-8")
     with pytest.raises(DatasetError, match=f"found.json.*{message}"):
         read_predictions(path)
+
+
+def test_images_that_the_predictions_lack_are_counted_in_a_warning(caplog):
+    truth, predicted = pair()
+    fewer = {**predicted, "images": predicted["images"][:1]}
+    fewer["annotations"] = [each for each in predicted["annotations"] if each["image_id"] == fewer["images"][0]["id"]]
+    evaluate(truth, predicted)
+    assert not caplog.text
+    evaluate(truth, fewer)
+    assert "1 of 2 images of the ground truth are not in" in caplog.text

@@ -215,7 +215,7 @@ def test_report_command_prints_what_it_wrote(folder, capsys):
     arguments = ["report", str(folder / "dataset.json"), "--images", str(folder), "--output", str(output)]
     assert main([*arguments, "--limit", "3"]) == 0
     printed = capsys.readouterr().out
-    assert "3 images shown, 1 less uncertain left out" in printed
+    assert "3 images on the page, 1 less uncertain left out" in printed
     assert output.is_file()
     assert main(arguments) == 1
 

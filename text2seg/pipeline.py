@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -75,7 +76,7 @@ class Text2Seg(Pipeline):
         super().__init__(settings=settings, provenance=provenance)
         self.clip, self.sam = clip, sam
         self.input_size, self.card = input_size, card
-        self._has_warned = False
+        self._has_warned = threading.Event()  # of all copies of these models
 
     @classmethod
     def load(
@@ -271,9 +272,11 @@ class Text2Seg(Pipeline):
 
     def warn_of_photographs(self, images: Iterable[Image]) -> None:
         """Log a warning for the first image that looks like a photograph, if the models know drawings only."""
-        strange = None if self._has_warned else next((each for each in images if self.is_unfamiliar(each)), None)
+        strange = (
+            None if self._has_warned.is_set() else next((each for each in images if self.is_unfamiliar(each)), None)
+        )
         if strange is not None:
-            self._has_warned = True
+            self._has_warned.set()
             _log.warning(
                 "%s looks like a photograph; further ones are not named. The %s model knows drawings only, so its "
                 "masks and scores mean nothing there; take real weights: %s",

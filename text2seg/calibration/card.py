@@ -154,6 +154,12 @@ def calibrate(
     return Calibration(card, scores, together[:, 0], together[:, 1] > 0, failures, missing, unknown)
 
 
+def is_worse(card: ModelCard) -> bool:
+    """Return whether masks are clearly worse with a card than without calibration: their intervals do not overlap."""
+    scores = {each.method: each for each in card.scores if each.measure == IOU}
+    return scores["calibrated"].high < scores["uncalibrated"].low
+
+
 def _check_enough(passes: Images, with_things: int, images: Path) -> None:
     """Raise `DatasetError` if too few images show a thing that the models know."""
     if with_things < FEWEST_IMAGES:

@@ -29,6 +29,7 @@ from text2seg.cli.terminal import (
     TERMINATED,
     WRONG_FLAGS,
     Unread,
+    bars_in_files,
     close_bars,
     interrupt,
     log_python_warnings,
@@ -187,6 +188,7 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments is not None:
         return _run(arguments)
     own_stderr()
+    bars_in_files()
     log_python_warnings()
     sys.stderr = Unread(sys.stderr)
     status = _run(sys.argv[1:], signals=(signal.SIGINT, signal.SIGTERM))

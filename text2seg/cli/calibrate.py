@@ -61,12 +61,14 @@ class Calibrate:
         else:
             self._check_place()
         own = None if count else _read(Path(self.truth), self.images)
+        if count:
+            self._check_not_drawings()
         models = load_models(self.model, Settings(), say_uncalibrated=False)
         output = self.output or _place_of_card(models.provenance())
         if self.output is None:  # of weights whose hashes were not known before
             check_writable(output, overwrite=self.overwrite, text=True)
         truth, folder = own or fetched_coco(count, self.coco_folder)
-        from text2seg.calibration.card import calibrate
+        from text2seg.calibration.card import calibrate, is_worse
         from text2seg.calibration.page import render_page
 
         drawn = f"COCO val2017, {len(truth['images'])} images drawn at random"
@@ -93,10 +95,28 @@ class Calibrate:
         for heading, fact in result.card.facts().items():
             say(f"{heading}: {fact}")
         say(f"card: {output}")
+        if is_worse(result.card):
+            say(
+                "warning: with this card the masks are worse than without calibration; do these images show what the "
+                "models know? Delete the card if not",
+                file=sys.stderr,
+            )
         if self.output is None:
             say("from now on all commands use this card for these weights; to go back to what was before, delete it")
         say(f"page: {self.report}")
         return exit_status(result.images, len(result.failures) + result.missing)
+
+    def _check_not_drawings(self) -> None:
+        """Raise `SettingsError` if nobody chose the demo model, but no other weights are on this machine: COCO has
+        photographs."""
+        from text2seg import weights
+
+        given = self.model.model != "auto" or self.model.clip or self.model.sam
+        if not given and weights.choose_model(self.model.model) == weights.BUNDLED:
+            raise SettingsError(
+                "no published weights are on this machine, and the demo model knows drawings only, not the photographs "
+                f"of COCO; first run: {weights.download_hint()}"
+            )
 
     def _check_place(self) -> None:
         """Raise `OutputError` if the card cannot be written where text2seg finds it; before the models are loaded."""

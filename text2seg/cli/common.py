@@ -32,17 +32,19 @@ if TYPE_CHECKING:
     from text2seg.vocabulary import ClosedVocabulary
 
 
-def queries_of(query: Sequence[str], queries: str, *, has_everything: bool = True) -> list[str]:
+def queries_of(
+    query: Sequence[str], queries: str, *, way: str = "give --query at least once, or --everything"
+) -> list[str]:
     """Return the texts of `--query` (repeated) and `--queries` as typed; `queries.parse_queries` reads both.
 
-    `has_everything` says whether the command has a flag --everything.
+    `way` says how the command gets its queries.
 
     Raises:
         SettingsError: Neither is given, or one cannot be read.
     """
     texts = [*query, *([queries] if queries else [])]
     if not texts:
-        raise SettingsError(f"nothing to look for: give --query at least once{', or --everything' * has_everything}")
+        raise SettingsError(f"nothing to look for: {way}")
     try:
         parse_queries(texts)
     except QueryError as error:

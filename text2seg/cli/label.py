@@ -164,9 +164,8 @@ class Label:
 
             return ontology_of_queries([UNNAMED])
         if self.ontology is None:
-            if not self.query and not self.queries:
-                raise SettingsError("nothing to look for: give --ontology, --query at least once, or --everything")
-            return ontology_of_queries(queries_of(self.query, self.queries))
+            way = "give --ontology, --query at least once, or --everything"
+            return ontology_of_queries(queries_of(self.query, self.queries, way=way))
         if self.query or self.queries:
             raise SettingsError("give --ontology or queries, not both; add the categories to the ontology")
         return read_ontology(self.ontology)

@@ -60,11 +60,9 @@ class Report:
             progress=True,
         )
         left_out = f", {review.left_out} less uncertain left out (--limit)" if review.left_out else ""
-        say(f"{counted(review.shown, 'image')} shown{left_out}")
         if review.unseen:
-            say(
-                f"{review.unseen} could not be shown; name the folder of the images with --images",
-                file=sys.stderr,
-            )
+            where = f"not in {self.images}" if self.images else "not found; name their folder with --images"
+            say(f"{review.unseen} of {counted(review.shown, 'image')} have no picture: {where}", file=sys.stderr)
+        say(f"{counted(review.shown, 'image')} on the page{left_out}")
         say(f"page: {review.path}")
         return PARTLY if review.unseen else 0

@@ -63,7 +63,7 @@ class Search:
         log_to_terminal(verbose=self.verbose)
         if self.top < 1 or self.workers < 1:
             raise SettingsError("top and workers must be 1 or more")
-        queries, unknown = known_queries(self.model, queries_of(self.query, ""))
+        queries, unknown = known_queries(self.model, queries_of(self.query, "", way="name at least one query"))
         from text2seg.io.scan import list_images
         from text2seg.io.writing import check_folder
 

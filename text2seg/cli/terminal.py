@@ -102,6 +102,36 @@ class Unread:
             self._stream.flush()
 
 
+class BarsAsLines:
+    """A text stream to a file, in which each state of a progress bar is a line of its own."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._is_after_bar = stream, False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        shown = text.replace("\x1b[A", "")  # to the line above
+        is_bar = shown.startswith("\r")
+        if is_bar:
+            shown = f"{shown.strip()}\n" if shown.strip() else ""
+        elif self._is_after_bar and not shown.strip("\n"):
+            shown = ""
+        self._is_after_bar = is_bar or (self._is_after_bar and not shown)
+        self._stream.write(shown)
+        return len(text)
+
+
+def bars_in_files() -> None:
+    """If stderr is a file or a pipe, show progress bars there as a line every ten seconds. To be called before tqdm is
+    imported."""
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_MININTERVAL", "10")
+        lines: Any = BarsAsLines(sys.stderr)
+        sys.stderr = lines
+
+
 def close_bars() -> None:
     """End the progress bars that an error or a stop left on the terminal, so that a message gets a line of its own."""
     if "tqdm" in sys.modules:
@@ -146,9 +176,7 @@ QUIET = {
 
 def log_to_terminal(*, verbose: bool = False) -> None:
     """Log warnings of text2seg to stderr; with `verbose`, also details such as which models run on which device, and
-    what other libraries say. In a file, a progress bar is a line every ten seconds."""
-    if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_MININTERVAL", "10")
+    what other libraries say."""
     handler = LinesBesideBars(sys.stderr)
     if not verbose:
         handler.addFilter(_is_for_people)

@@ -44,7 +44,7 @@ class Track:
     def run(self) -> int:
         log_to_terminal(verbose=self.verbose)
         queries, unknown = known_queries(
-            self.model, queries_of(self.query, self.queries, has_everything=False), self.settings
+            self.model, queries_of(self.query, self.queries, way="give --query at least once"), self.settings
         )
         from text2seg.io.frames import open_frames
         from text2seg.video import check_output, track_video

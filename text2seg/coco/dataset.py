@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from text2seg.coco import rle, simplify
 from text2seg.coco.json_file import Json, plain_json, write_json
+from text2seg.coco.lookup import common_folder
 from text2seg.coco.marks import Marks, Verdict, find_marked, read_marks
 from text2seg.coco.provenance import attributes_for, encoding_entry, provenance_of
 from text2seg.coco.reader import (
@@ -346,6 +347,8 @@ def results_of(dataset: Mapping[str, Any]) -> list[Json]:
 def merge_files(paths: Sequence[Path], output: Path, *, marks: Sequence[Path] = ()) -> tuple[Json, list[Marks]]:
     """Merge dataset files, each with the marks of a person that belong to it, and write the result.
 
+    The folder of the images is kept, relative to the result, if all files name the same one.
+
     Returns:
         The merged dataset, and the marks of each file of marks.
 
@@ -365,6 +368,9 @@ def merge_files(paths: Sequence[Path], output: Path, *, marks: Sequence[Path] = 
         if each.name in reviewed:
             datasets[place] = Dataset(reviewed[each.name].apply(each), each.name)
     merged = merge(datasets, names=[str(path) for path in paths])
+    merged["info"].pop("folder", None)
+    if folder := common_folder(paths, [each["info"] for each in datasets], output):
+        merged["info"]["folder"] = folder
     write_dataset(merged, output)
     return merged, found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -29,6 +29,19 @@ def relative_folder(folder: Place, dataset: Place) -> str:
         return Path(os.path.relpath(folder.absolute(), dataset.absolute().parent)).as_posix()
     except ValueError:  # on another drive
         return folder.absolute().as_posix()
+
+
+def common_folder(datasets: Sequence[Path], infos: Sequence[Mapping[str, Any]], output: Path) -> str | None:
+    """Return the folder of the images of several dataset files as `output` records it; None if they name different ones
+    or none."""
+    named: set[str] = set()
+    for dataset, info in zip(datasets, infos, strict=True):
+        folder = info.get("folder")
+        if not isinstance(folder, str) or is_url(folder) or _has_root(folder):
+            named.add(str(folder or ""))
+        else:
+            named.add(relative_folder(Path(os.path.normpath(dataset.absolute().parent / folder)), output))
+    return named.pop() or None if len(named) == 1 else None
 
 
 class ImageFinder:

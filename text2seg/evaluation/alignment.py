@@ -149,6 +149,13 @@ def align(truth: Json, predicted: Json | Sequence[Json], *, match: Match = "id")
             number: kept[true_number] for number, true_number in match_categories(theirs, ours, match).items()
         }
         presence = _presences(predicted, image_ids, categories)
+        if lacking := len(shown) - len(set(image_ids.values())):
+            _log.warning(
+                "%d of %d images of the ground truth are not in %s; what they show counts as not found",
+                lacking,
+                len(shown),
+                name,
+            )
     elif match == "file-name":
         raise DatasetError("a flat list of results has no file names: match it by id")
     else:
