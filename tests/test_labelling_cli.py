@@ -62,10 +62,10 @@ def test_ontology_damaged_image_printed_table_and_a_run_with_nothing_to_do(folde
     assert len(dataset["info"]["provenance"]["clip"]["sha256"]) == 64
     assert set(dataset["images"][0]["attributes"]["presence"]) == {"wanted [x]", names()[1]}
     before = output.read_bytes()
-    assert "nothing new to label" not in text
+    assert "nothing new to do" not in text
     assert label(folder, output, "--ontology", ontology) == 3
     text, errors = capsys.readouterr()
-    assert "nothing new to label: earlier runs labelled all images, except the 1 that failed; --retry-failures" in text
+    assert "nothing new to do: earlier runs did all images; 1 of them failed, and --retry-failures tries again" in text
     assert errors.count("broken.jpg") == 1
     assert output.read_bytes() == before
     assert label(folder, output, "--ontology", ontology, "--threshold", "0.7") == 1

@@ -211,7 +211,7 @@ def test_boxes_become_masks_and_everything_else_is_kept(folder, boxes, tmp_path,
     assert np.mean([iou(found[number], true[number]) for number in found]) > 0.85 - SLACK
     assert len(list((tmp_path / "refined_images").rglob("*_overlay.png"))) == 3
     assert command(boxes, folder, output, "--save", "overlay") == 0
-    assert "nothing new to label" in capsys.readouterr().out
+    assert "nothing new to do" in capsys.readouterr().out
 
 
 def test_crowds_and_annotations_outside_the_image_stay_as_they_are_and_a_refused_mask_too(demo, folder, tmp_path):

@@ -318,6 +318,13 @@ class TestExplain:
         run_although_long(page)
         expect(page.locator("#explain-status")).to_contain_text("of 300 steps")
         choose_tool(page, "saliency")
+        page.get_by_text("Another tool stops this run").wait_for()
+        page.get_by_role("button", name="Go on").click()
+        expect(page.locator("#explain-tool select")).to_have_value("opinion")
+        expect(page.locator("#explain-status")).to_contain_text("of 300 steps")
+        choose_tool(page, "saliency")
+        page.get_by_role("button", name="Stop it").click()
+        expect(page.locator("#explain-tool select")).to_have_value("saliency")
         expect(page.locator("#explain-run")).to_be_enabled()
         expect(page.locator("#explain-status h3")).to_have_count(0)
 

@@ -90,8 +90,14 @@ class ModelsPanel:
                 interactive=is_here(weights.PUBLISHED[0]),
                 **small,
             )
-        choice.input(lambda pair: gr.Button(interactive=is_here(pair)), [choice], [use], queue=False, **QUIET)
         said = gr.HTML("", padding=False, elem_id="models-said")
+        choice.input(
+            lambda pair: (gr.Button(interactive=is_here(pair)), gr.Button(interactive=pair != weights.BUNDLED), ""),
+            [choice],
+            [use, fetch, said],
+            queue=False,
+            **QUIET,
+        )
         shown: dict[str, Any] = {"api_visibility": "private", "show_progress_on": [said], "concurrency_id": "models"}
         fetched = fetch.click(self._downloading, [choice], [said, table, stop], concurrency_limit=1, **shown)
         fetched.then(lambda pair: gr.Button(interactive=is_here(pair)), [choice], [use], **QUIET)

@@ -25,7 +25,7 @@ from text2seg.cli.terminal import (
 )
 from text2seg.config import ModelSettings, Settings
 from text2seg.errors import ImageError, SettingsError
-from text2seg.io.names import shown
+from text2seg.io.names import counted, shown
 from text2seg.model_card import CALIBRATE
 from text2seg.settings_fields import check_device_name
 
@@ -98,8 +98,8 @@ class BenchmarkSpeed:
         cases, plan = [], self._plan()
         count = len(plan.models) * len(plan.sizes) * len(plan.queries)
         say(
-            f"text2seg: {count} cases (model, image size, number of queries), each up to {plan.minutes:g} minutes or "
-            "one round; each is printed when it is done",
+            f"text2seg: {counted(count, 'case')} (model, image size, number of queries), up to {plan.minutes:g} min each "
+            "or one round, if that takes longer; a case is printed when it is done",
             file=sys.stderr,
         )
         status = 0

@@ -142,7 +142,8 @@ class ShowCheckpoint:
         for heading, fact in card.facts().items():
             say(f"{heading}: {fact}")
         if not card.presence:
-            say(f"to calibrate: {CALIBRATE} coco --model {self.name if 'sam' in names else '…'}")
+            whole = f"--model {self.name}" if "sam" in names else f"--clip {self.name} --sam NAME"
+            say(f"to calibrate: {CALIBRATE} coco {whole}")
         if card.vocabulary:
             say(f"It knows {len(card.vocabulary)} {card.things}: {', '.join(sorted(card.vocabulary))}")
         return 0

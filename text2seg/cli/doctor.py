@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 from text2seg._version import __version__
 from text2seg.cli.common import PlainConsole, plain_table
 from text2seg.cli.terminal import say
+from text2seg.io.names import counted
 
 PACKAGES = ("torchvision", "numpy", "pillow", "opencv-python-headless", "segment-anything", "openai-clip")
 MISSING = "missing"
@@ -101,7 +102,7 @@ def _device_name(kind: str) -> str:
     if kind == "cuda":
         free, total = torch.cuda.mem_get_info()
         return f"{torch.cuda.get_device_name()}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
-    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads of torch"
+    return f"{platform.processor() or platform.machine()}, {counted(torch.get_num_threads(), 'thread')} of torch"
 
 
 def _memory() -> str:

@@ -14,6 +14,7 @@ from text2seg.cli.common import PlainConsole, check_models, check_words, plain_t
 from text2seg.cli.terminal import log_to_terminal, say
 from text2seg.config import Architecture, ModelSettings
 from text2seg.errors import SettingsError
+from text2seg.io.names import counted
 from text2seg.queries import names_in
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ def _show(step: Step) -> None:
     PlainConsole(width=120).print(table)
     masks = step.masks
     say(
-        f"masks compared with torch: {len(masks.ious)} scenes × queries, mean IoU "
+        f"masks compared with torch: {counted(len(masks.ious), 'pair')} of scene and query, mean IoU "
         f"{statistics.mean(masks.ious):.4f}, lowest {min(masks.ious):.4f}; {masks.lost} found by torch only, "
         f"{masks.added} by the graphs only; {masks.segments[0]} segments by torch, {masks.segments[1]} by the graphs"
     )

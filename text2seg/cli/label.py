@@ -252,8 +252,8 @@ def _print_report(report: LabelReport, *, verbose: bool) -> None:
         say(f"{more} more categories; --verbose, or text2seg report {report.dataset}, shows all")
     say_failures(report.failures, all_in=f"info.failures of {report.dataset}", verbose=verbose)
     if report.earlier == report.images:
-        failed = f", except the {report.failed} that failed; --retry-failures tries these again" * bool(report.failed)
-        say(f"nothing new to label: earlier runs labelled all images{failed}; --restart labels all again")
+        failed = f"; {report.failed} of them failed, and --retry-failures tries again" * bool(report.failed)
+        say(f"nothing new to do: earlier runs did all images{failed}; --restart does all again")
     skipped = f" ({report.skipped} of them skipped)" * bool(report.skipped)
     say(
         f"{counted(report.images, 'image')}: {report.found} with segments, {report.empty} without{skipped}, "

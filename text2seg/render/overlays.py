@@ -32,26 +32,27 @@ LEAST_OUTLINED = 160
 
 
 def overlay(segmentation: Segmentation, *, legend: bool = True) -> NDArray[np.uint8]:
-    """Draw the segments on their image, each in the colour of its query, or in a colour of its own if nobody named it.
-    Returns RGB uint8[h, w, 3].
+    """Draw the segments on their image, each in the colour of its query. Returns RGB uint8[h, w, 3].
 
     Without `legend` it has the size of the image. With it, small images are enlarged, and a strip below names each
-    query with its number of segments and best SAM score, or says that it was not found. Raises `ValueError` if a mask
-    has another size than the image.
+    query with its number of segments and best SAM score, or says that it was not found. If nobody named anything, each
+    segment has a colour of its own, and there is no strip. Raises `ValueError` if a mask has another size than the
+    image.
     """
     image = segmentation.image
     factor = -(-LEAST_SIDE // max(image.hw)) if legend else 1
     pixels: NDArray[np.uint8] = _enlarged(image.pixels, factor).copy()
     long_side = max(pixels.shape[:2])
+    is_named = set(segmentation.maps.queries) != {UNNAMED} or len(segmentation.segments) == 1
     largest_first = sorted(segmentation.segments, key=lambda segment: -segment.area)  # keeps small ones visible
     for number, segment in enumerate(largest_first):
         _check_size(segment, image)
         mask = _enlarged(segment.mask.view(np.uint8), factor).view(np.bool_)
-        colour = colour_of_number(number) if segment.query == UNNAMED else colour_of(segment.query)
+        colour = colour_of(segment.query) if is_named else colour_of_number(number)
         pixels = blend(pixels, mask, colour, OPACITY)
         if long_side >= LEAST_OUTLINED:
             outline(pixels, mask, colour, max(2, round(long_side / 320)))
-    if not legend or not segmentation.maps.queries:
+    if not legend or not segmentation.maps.queries or not is_named:
         return pixels
     strip = _legend(segmentation, max(pixels.shape[1], 200), max(16, round(pixels.shape[1] / 60)))
     return _stacked(pixels, strip)

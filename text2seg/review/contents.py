@@ -51,16 +51,20 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Near:
-    """A category that was not found in an image, but has a presence close to the threshold."""
+    """A category that was not found in an image, but has a presence close to the threshold, or above it and no mask that
+    was sure enough."""
 
     category: str
     presence: float
     threshold: float
 
     @property
-    def told(self) -> tuple[str, str]:
-        """The presence and the threshold for people."""
-        return told_apart(self.presence, self.threshold)
+    def told(self) -> str:
+        """The presence for people, and why the category was not found."""
+        if self.presence >= self.threshold:
+            return f"presence {self.presence:.2f}, no sure mask"
+        presence, threshold = told_apart(self.presence, self.threshold)
+        return f"presence {presence}, threshold {threshold}"
 
 
 @dataclass(slots=True)

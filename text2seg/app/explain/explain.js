@@ -1,5 +1,11 @@
 // The list of explanation tools: a select field with the tools by group, and the summary of the chosen one.
 
+const isRunning = () => document.querySelector("#explain-stop:enabled") !== null;
+
+addEventListener("beforeunload", (event) => {
+  if (isRunning()) event.preventDefault(); // the browser asks
+});
+
 let chosen = null; // the tool that was chosen, which counts from then on, whatever Gradio still mounts or loads
 window.text2segTool = (name) => chosen ?? name;
 
@@ -28,14 +34,40 @@ customElements.define("t2s-tool-list", class extends HTMLElement {
       this.querySelector("p").textContent = tools.find((each) => each.name === props.value)?.summary ?? "";
     };
     if (props.value !== text2segTool(props.value)) props.value = chosen;
-    select.addEventListener("change", () => {
-      chosen = select.value;
+    const take = (name) => {
+      this.querySelector("[data-ask]")?.remove();
+      chosen = name;
       props.value = chosen;
       show();
       trigger("input");
+    };
+    select.addEventListener("change", () => {
+      const name = select.value;
+      if (!isRunning()) return take(name);
+      select.value = props.value;
+      this.#ask(() => take(name), () => select.focus());
     });
     watch("value", show);
     show();
+  }
+
+  /** Ask before another tool stops the run. */
+  #ask(leave, stay) {
+    this.querySelector("[data-ask]")?.remove();
+    const ask = Object.assign(document.createElement("div"), { className: "t2s" });
+    ask.dataset.ask = "";
+    ask.innerHTML = `<p class="t2s-alert t2s-plain" role="alert">Another tool stops this run. </p>`;
+    const button = (text, act) => {
+      const made = Object.assign(document.createElement("button"), { type: "button", textContent: text });
+      made.addEventListener("click", () => {
+        ask.remove();
+        act();
+      });
+      return made;
+    };
+    ask.firstChild.append(button("Stop it", leave), " ", button("Go on", stay));
+    this.append(ask);
+    ask.querySelector("button:last-child").focus();
   }
 });
 

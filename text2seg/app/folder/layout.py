@@ -40,7 +40,10 @@ HELP = (
     "Rejected images and segments leave the dataset; those without a mark stay.",
 )
 MARKS = "Marks are what you accept, reject and correct. A review page opens and makes them too."
-BEGIN = "Type things and convert them to an ontology, start from an example, or paste your own."
+BEGIN = (
+    "Type things and convert them to an ontology, start from an example, or paste your own. "
+    "In the ontology, Tab indents a line; Esc and then Tab leaves it."
+)
 KEYS = (
     "Keys: <kbd>j</kbd> next, <kbd>k</kbd> previous, <kbd>a</kbd> accept and next, <kbd>r</kbd> reject and next, "
     "<kbd>Enter</kbd> large, <kbd>Esc</kbd> back."
