@@ -98,8 +98,8 @@ class BenchmarkSpeed:
         cases, plan = [], self._plan()
         count = len(plan.models) * len(plan.sizes) * len(plan.queries)
         say(
-            f"text2seg: {counted(count, 'case')} (model, image size, number of queries), up to {plan.minutes:g} min each "
-            "or one round, if that takes longer; a case is printed when it is done",
+            f"text2seg: {counted(count, 'case')} (model, image size, number of queries), up to {plan.minutes:g} min "
+            "each, or one round if that takes longer; a case is printed when it is done",
             file=sys.stderr,
         )
         status = 0

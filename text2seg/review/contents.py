@@ -51,8 +51,8 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Near:
-    """A category that was not found in an image, but has a presence close to the threshold, or above it and no mask that
-    was sure enough."""
+    """A category that was not found in an image, but has a presence close to the threshold, or above it without a mask
+    that was sure enough."""
 
     category: str
     presence: float
