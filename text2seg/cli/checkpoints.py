@@ -84,6 +84,8 @@ class VerifyCheckpoints:
         found = [each for each in every if (each.name in names if names else each.status != "missing")]
         for status in found:
             say(f"{status.kind:4}  {status.name:14}  {status.status:8}  {status.path}  {status.detail}")
+        if names and (gone := [each.name for each in found if each.status == "missing"]):
+            say(f"text2seg: to get them: text2seg checkpoints download {' '.join(gone)}", file=sys.stderr)
         return FAILED if any(status.status == "damaged" or (names and status.status != "ok") for status in found) else 0
 
     def _compare_answers(self) -> int:

@@ -128,19 +128,20 @@ class Review:
                 return {back.wrong: alert(message_of(error))}
             return leave(desk, opened) | self._page(kept, shown, request, number)
 
-        def drop(desk: Desk) -> Updates:
+        def drop(kept: Any, desk: Desk, shown: Shown, number: int, request: gr.Request) -> Updates:
             opened = desk.session.editing
             if opened is None:
                 return bar(desk.session)
-            is_gone = self._jobs.jobs.find(opened.owner, opened.job) is None  # deleted in another window
-            return leave(desk, opened) | ({c.phase: ""} if is_gone else {})
+            if self._jobs.jobs.find(opened.owner, opened.job) is None:  # deleted in another window
+                return leave(desk, opened) | {c.phase: ""}
+            return leave(desk, opened) | self._page(kept, shown, request, number)  # another window may have changed it
 
         shown: dict[str, Any] = {**QUIET, "show_progress": "minimal"}
         c.sheet.edit(edit, [c.kept, editor.desk], [*place, c.wrong], **shown, show_progress_on=[c.tally])
         inputs = [c.kept, editor.desk, c.shown, c.number]
         for left in (
             back.take.click(take, inputs, [*place, *self._sheet], **QUIET),
-            back.drop.click(drop, [editor.desk], [*place, c.phase], **QUIET),
+            back.drop.click(drop, inputs, [*place, *self._sheet, c.phase], **QUIET),
         ):
             left.success(None, js="() => text2segGoOn()", api_visibility="private")
         editor.canvas.editing(lambda desk: bar(desk.session), [editor.desk], [back.bar, back.said, back.wrong], **QUIET)
