@@ -187,6 +187,16 @@ def test_a_dragged_box_gives_a_segment(page, scene):
     page.locator(PIECE).wait_for(state="detached")
 
 
+def test_a_box_may_begin_beside_the_image(page, scene):
+    upload(page, scene)
+    page.get_by_role("button", name="Box").click()
+    drag(page, -8, 110, 105, 220)
+    page.locator(PIECE).wait_for()
+    name_it(page, "bomb")
+    (annotation,) = json.loads(save(page, "coco")[1])["annotations"]
+    assert annotation["attributes"]["box_prompt"][0] == 0
+
+
 def test_a_box_for_a_word_needs_no_name(page):
     take_example(page)
     page.get_by_role("button", name="Add a koala by hand").click()

@@ -63,9 +63,10 @@ customElements.define("t2s-stage", class extends HTMLElement {
     input.addEventListener("change", () => { this.#files(input.files); input.value = ""; });
     this.addEventListener("click", (event) => this.#click(event));
     this.addEventListener("keydown", (event) => this.#key(event));
-    this.svg.addEventListener("pointerdown", (event) => this.#press(event));
+    const figure = this.querySelector(".t2s-figure"); // a box may begin and end beside the image
+    figure.addEventListener("pointerdown", (event) => this.#press(event));
+    figure.addEventListener("pointerup", (event) => this.#release(event));
     this.svg.addEventListener("pointermove", (event) => (this.#drag ? this.#stretch(event) : this.#hover(event)));
-    this.svg.addEventListener("pointerup", (event) => this.#release(event));
     this.svg.addEventListener("pointercancel", () => this.#aim(null));
     this.svg.addEventListener("pointerleave", () => { this.hint(0); this.#light(0); });
     this.svg.addEventListener("focusout", (event) => { if (!this.svg.contains(event.relatedTarget)) this.#aim(null); });
@@ -213,9 +214,11 @@ customElements.define("t2s-stage", class extends HTMLElement {
   }
 
   /** Place of the pointer in pixels of the image. */
+  /** The pixel of the image that is next to a pointer. */
   #placeOf(event) {
     const { x, y } = new DOMPoint(event.clientX, event.clientY).matrixTransform(this.svg.getScreenCTM().inverse());
-    return { x, y };
+    const { width, height } = this.svg.viewBox.baseVal;
+    return { x: Math.min(Math.max(x, 0), width), y: Math.min(Math.max(y, 0), height) };
   }
 
   #press(event) {
