@@ -166,7 +166,8 @@ def everything_row(sam: Any, image: Any, settings: Any, rounds: int) -> list[str
         results["theirs"] = [each["segmentation"] for each in stock.generate(pixels)]
 
     def ours() -> None:
-        found = automatic_masks(sam, lambda _: sam.embed([image])[0], image, settings)
+        (embedding,) = sam.embed([image])
+        found = automatic_masks(sam, lambda _: embedding, image, settings)
         results["ours"] = [segment.mask for segment in found.segments]
 
     slow, fast = cpu_seconds(theirs, rounds), cpu_seconds(ours, rounds)

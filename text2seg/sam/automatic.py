@@ -113,16 +113,20 @@ def candidates_of(
     sam: AnySam, embed: Embed, regions: Sequence[Region], settings: AutomaticSettings
 ) -> list[Candidates]:
     """Return the candidates of each region's point. They are decoded once more, because those of all points together
-    would need several times the memory of those that are kept. Each crop is embedded once."""
+    would need several times the memory of those that are kept. Each crop is embedded once, each point decoded once."""
     found: dict[int, Candidates] = {}
     for crop in dict.fromkeys(region.view_xywh for region in regions):
         embedding = embed(crop)
-        numbers = [number for number, region in enumerate(regions) if region.view_xywh == crop]
-        for start in range(0, len(numbers), settings.points_per_call):
-            part = numbers[start : start + settings.points_per_call]
-            answers = sam.decode([(embedding, _moved(regions[number].point, crop)) for number in part])
-            copies = (Candidates(each.logits.copy(), each.scores.copy()) for each in answers)
-            found |= zip(part, copies, strict=True)
+        of_point: dict[bytes, list[int]] = {}
+        for number, region in enumerate(regions):
+            if region.view_xywh == crop:
+                of_point.setdefault(region.point.xy.tobytes(), []).append(number)
+        sets = list(of_point.values())
+        for start in range(0, len(sets), settings.points_per_call):
+            part = sets[start : start + settings.points_per_call]
+            answers = sam.decode([(embedding, _moved(regions[numbers[0]].point, crop)) for numbers in part])
+            for numbers, each in zip(part, answers, strict=True):
+                found |= dict.fromkeys(numbers, Candidates(each.logits.copy(), each.scores.copy()))
     return [found[number] for number in range(len(regions))]
 
 
