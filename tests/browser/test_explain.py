@@ -15,6 +15,7 @@ from text2seg.app.explain.run import PATIENCE
 def test_a_long_run_asks_before_it_starts(page):
     page.get_by_role("tab", name="Explain").click()
     page.locator("#explain-tool select").select_option("faithfulness")
+    page.locator("#fields-of-faithfulness").wait_for()
     page.locator("#explain-run").click()  # the estimate may not be there yet
     expect(page.get_by_role("button", name="Start", exact=True)).to_be_focused()
     assert page.locator("#explain-stop").is_disabled()

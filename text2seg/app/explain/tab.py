@@ -58,8 +58,10 @@ ASK = (
     '<button type="button" data-do="begin-run">Start</button> '
     '<button type="button" data-do="leave-run">Not now</button></p></div>'
 )
-# Whether the visitor has pressed "Start" for this run, and what takes the focus when the answer is there.
-AGREED = "(...given) => [...given.slice(0, -1), text2segAgreed()]"
+# The values of a run: the tool that the browser shows, because Gradio may still hold the one before; and whether the
+# visitor has pressed "Start" for this run. Then what takes the focus when the answer is there.
+AGREED = "(tool, ...given) => [text2segTool(tool), ...given.slice(0, -1), text2segAgreed()]"
+OF_TOOL = "(tool, ...given) => [text2segTool(tool), ...given]"
 BEGIN_UNLESS_ASKED = f"""(asked) => {{
   text2segWaits("{BUSY}", {1000 * 2 * PATIENCE});
   if (asked) document.querySelector("#explain-question button")?.focus();
@@ -218,6 +220,7 @@ class ExplainTab:
             self._run,
             [self.tool, self.image, self.files, self.typed, self._editor],
             [self.start, *shown_then],
+            js=OF_TOOL,
             api_visibility="private",
             show_progress="full",
             show_progress_on=[self.status],
