@@ -348,14 +348,13 @@ def plot(tuning: Tuning, path: Path) -> Path:
 
     from text2seg.render.charts import letter
 
-    seen = [each for each in tuning.categories if each.curve.scores] or list(tuning.categories[:1])
-    count, unseen = len(seen), len(tuning.categories) - len(seen)
+    count = len(tuning.categories)
     columns = min(_COLUMNS, count)
     rows = -(-count // columns)
     figure = Figure(figsize=(max(columns, 2) * _WIDTH, rows * _HEIGHT + 0.6), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
-    for panel, tuned in zip(panels.flat, seen, strict=False):
+    for panel, tuned in zip(panels.flat, tuning.categories, strict=False):
         _draw(panel, tuned)
     for panel in panels.flat[count:]:
         panel.set_visible(False)
@@ -364,8 +363,7 @@ def plot(tuning: Tuning, path: Path) -> Path:
     what = "mean IoU with the truth" if tuning.by_truth else "agreement of neighbouring thresholds (IoU)"
     figure.supxlabel("threshold", fontsize=9)
     figure.supylabel(what, fontsize=9)
-    left_out = f"; {unseen} more not seen" if unseen else ""
-    figure.suptitle(f"dashed: used now, orange: chosen{left_out}", fontsize=9)
+    figure.suptitle("dashed: used now, orange: chosen", fontsize=9)
     buffer = io.BytesIO()
     letter(figure)
     figure.savefig(buffer, format="png", metadata={"Software": None})  # the same curves give the same bytes

@@ -114,7 +114,7 @@ class Calibrate:
         given = self.model.model != "auto" or self.model.clip or self.model.sam
         if not given and weights.choose_model(self.model.model) == weights.BUNDLED:
             raise SettingsError(
-                "no published weights are on this machine, and the demo model knows drawings only, not the photographs "
+                "no published weights are on this machine, and the bundled ones know drawings, not the photographs "
                 f"of COCO; first run: {weights.download_hint()}"
             )
 
