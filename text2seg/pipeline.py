@@ -272,9 +272,9 @@ class Text2Seg(Pipeline):
 
     def warn_of_photographs(self, images: Iterable[Image]) -> None:
         """Log a warning for the first image that looks like a photograph, if the models know drawings only."""
-        strange = (
-            None if self._has_warned.is_set() else next((each for each in images if self.is_unfamiliar(each)), None)
-        )
+        if self._has_warned.is_set():
+            return
+        strange = next((each for each in images if self.is_unfamiliar(each)), None)
         if strange is not None:
             self._has_warned.set()
             _log.warning(

@@ -30,7 +30,7 @@ def encode(mask: NDArray[np.bool_]) -> Rle:
         raise ValueError(f"a mask must be bool[H, W], got {mask.dtype}{list(mask.shape)}")
     (height, width), box = mask.shape, tight_box(mask)
     if box is None:
-        return as_text(coco_mask.frPyObjects({"size": [height, width], "counts": [mask.size]}, height, width))
+        return _compressed([mask.size], (height, width))
     # Only the box is searched, with a row above and below it. So a run goes on in the next column only if the box is as
     # high as the image.
     left, top = box[0], max(box[1] - 1, 0)
@@ -43,7 +43,7 @@ def encode(mask: NDArray[np.bool_]) -> Rle:
     )
     edges = np.stack([first, last + 1], 1).ravel()
     runs = np.diff(edges, prepend=0, append=[mask.size] * bool(edges[-1] < mask.size)).tolist()
-    return as_text(coco_mask.frPyObjects({"size": [height, width], "counts": runs}, height, width))
+    return _compressed(runs, (height, width))
 
 
 def decode(rle: Rle | Mapping[str, Any]) -> NDArray[np.bool_]:
@@ -69,7 +69,12 @@ def of_runs(runs: NDArray[np.int64], hw: tuple[int, int]) -> Rle:
     runs, inside = runs[runs > 0], inside[runs > 0]
     starts = np.flatnonzero(np.concatenate([[True], inside[1:] != inside[:-1]]))
     counts = np.add.reduceat(runs, starts).tolist()
-    return as_text(coco_mask.frPyObjects({"size": list(hw), "counts": [0] * bool(inside[0]) + counts}, *hw))
+    return _compressed([0] * bool(inside[0]) + counts, hw)
+
+
+def _compressed(counts: list[int], hw: tuple[int, int]) -> Rle:
+    """Return the compressed RLE of runs that fill the mask, none of them empty but the first."""
+    return as_text(coco_mask.frPyObjects({"size": list(hw), "counts": counts}, *hw))
 
 
 def union(masks: Sequence[Mapping[str, Any]]) -> Rle:

@@ -218,8 +218,8 @@ class Jobs:
                 job.message = message_of(error) if isinstance(error, Text2SegError) else reason(error)
                 return
             job.total = job.done = len(files) - len(left)
-            count = f"{counted(len(left), 'image')}"
-            job.notes += (f"left out when the job was finished early: {count}",) * bool(left)
+            early = f"left out when the job was finished early: {counted(len(left), 'image')}"
+            job.notes += (early,) * bool(left)
         self.resume(job)
 
     def remove(self, job: Job) -> None:

@@ -213,8 +213,7 @@ customElements.define("t2s-stage", class extends HTMLElement {
     }
   }
 
-  /** Place of the pointer in pixels of the image. */
-  /** The pixel of the image that is next to a pointer. */
+  /** Place of the pointer in pixels of the image; the nearest one if the pointer is beside it. */
   #placeOf(event) {
     const { x, y } = new DOMPoint(event.clientX, event.clientY).matrixTransform(this.svg.getScreenCTM().inverse());
     const { width, height } = this.svg.viewBox.baseVal;
