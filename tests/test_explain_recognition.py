@@ -105,7 +105,7 @@ class TestLabelMap:
     def test_background_stays_unpainted(self, image):
         labels = np.full(image.hw, 2, np.int64)
         labels[:20, :30] = 0
-        shown = painted(image, labels, ("dog", "cat", "background"))
+        shown = painted(image, labels, ("dog", "cat", "background"), {"dog": (200, 0, 0)})
         assert (shown[30:, 40:] == image.pixels[30:, 40:]).all()
         assert (shown[:10, :20] != image.pixels[:10, :20]).any()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import subprocess
 import sys
 import warnings
@@ -16,7 +18,7 @@ from hypothesis import strategies as st
 
 from text2seg.records import Candidates, Segment, Segmentation, SimilarityMaps
 from text2seg.render import charts, colour_of, cut_out, drawing, maps_with_points, overlay
-from text2seg.render.drawing import NEGATIVE, POSITIVE, fitted, heat, printable, text_width
+from text2seg.render.drawing import NEGATIVE, POSITIVE, colours_of, fitted, heat, printable, text_width
 from text2seg.render.panels import LARGEST, _candidate
 
 NAMES = ["cat", "красный мяч", "猫 🐈", "e\u0301te\u0301", "two\nlines\x00", "\udcff", "", " ", "x" * 500, "نص"]
@@ -56,6 +58,26 @@ def test_colours_are_bright_but_not_white(query):
 
 def test_colours_of_queries_differ():
     assert len({colour_of(f"query {number}") for number in range(100)}) > 95
+
+
+def test_queries_that_are_shown_together_have_colours_that_can_be_told_apart():
+    """One hundred sets of twelve words; alone, words have near colours in most of them."""
+    apart, mistaken = [], 0
+    for number in range(100):
+        queries = [f"word {number} {place}" for place in range(12)]
+        together = [drawing._place_of(query) for query in queries]
+        mistaken += min(math.dist(*pair) for pair in itertools.combinations(together, 2)) < drawing.NEAR
+        colours = np.array([*colours_of(queries).values()], float)
+        apart.append(min(np.linalg.norm(one - other) for one, other in itertools.combinations(colours, 2)))
+    assert mistaken > 50
+    assert min(apart) > 25
+    assert len(set(colours_of(f"query {number}" for number in range(60)).values())) == 60
+
+
+def test_a_query_keeps_its_colour_when_another_one_is_added_behind_it():
+    queries = [f"query {number}" for number in range(30)]
+    assert list(colours_of(queries[:20]).items()) == list(colours_of(queries).items())[:20]
+    assert colours_of(["cat", "cat"]) == {"cat": colour_of("cat")}
 
 
 def test_heat_is_brightest_where_the_map_is_highest():

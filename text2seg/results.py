@@ -23,7 +23,7 @@ from text2seg.io.files import exists, read_file
 from text2seg.io.names import fit_file_name, shown
 from text2seg.io.output_folder import OutputFolder
 from text2seg.records import Segmentation
-from text2seg.render.drawing import colour_of, printable
+from text2seg.render.drawing import colours_of, printable
 from text2seg.render.overlays import overlay
 from text2seg.render.saving import WRITERS, image_files, jpeg_url
 
@@ -43,8 +43,7 @@ def html(segmentation: Segmentation) -> str:
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
         pixels = np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
     rows = []
-    for query in dict.fromkeys(segmentation.maps.queries):
-        red, green, blue = colour_of(query)
+    for query, (red, green, blue) in colours_of(segmentation.maps.queries).items():
         name = f'<span style="color: rgb({red},{green},{blue})">&#9632;</span> {escape(query)}'
         rows += [
             (
@@ -72,10 +71,10 @@ def plot(segmentation: Segmentation, axes: Any = None) -> Any:
         _, axes = plt.subplots()
     axes.imshow(overlay(segmentation, legend=False))
     axes.set_axis_off()
-    queries = tuple(dict.fromkeys(segmentation.maps.queries))
-    patches = [Patch(color=f"#{bytes(colour_of(query)).hex()}") for query in queries]
-    legend = axes.legend(patches, ["-"] * len(queries), loc="upper center", bbox_to_anchor=(0.5, 0))
-    for text, query in zip(legend.get_texts(), queries, strict=True):
+    colours = colours_of(segmentation.maps.queries)
+    patches = [Patch(color=f"#{bytes(colour).hex()}") for colour in colours.values()]
+    legend = axes.legend(patches, ["-"] * len(colours), loc="upper center", bbox_to_anchor=(0.5, 0))
+    for text, query in zip(legend.get_texts(), colours, strict=True):
         text.set_parse_math(False)  # a query may have a "$"
         text.set_text(printable(f"{query} {segmentation.verdict(query)}"))
     return axes

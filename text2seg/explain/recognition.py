@@ -9,7 +9,7 @@ so it would only favour those that CLIP sees in the image as a whole.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from text2seg.clip.model import ImageTokens
     from text2seg.pipeline import Text2Seg
+    from text2seg.render.drawing import Colour
 
 BARS = 12
 """Number of labels shown as bars; the tables have all."""
@@ -193,6 +194,7 @@ def semantic(models: Text2Seg, images: Sequence[Image], settings: SemanticSettin
     """
     from text2seg.evaluation.protocols import BACKGROUND
     from text2seg.render.charts import Bar, bars
+    from text2seg.render.drawing import FAINT, colours_of
 
     (image,) = images
     labels = labels_of(models, settings.label)
@@ -206,15 +208,18 @@ def semantic(models: Text2Seg, images: Sequence[Image], settings: SemanticSettin
     shares = np.bincount(found.ravel(), minlength=len(labels) + 1) / found.size
     names = (*labels, BACKGROUND)
     order = [int(at) for at in np.argsort(-shares, kind="stable") if shares[at]]
+    colours = colours_of(names[at] for at in order) | {BACKGROUND: FAINT}
     legend = [
-        Bar(names[at], float(shares[at] / shares.max()), f"{shares[at]:.1%}", _colour(names[at])) for at in order[:BARS]
+        Bar(names[at], float(shares[at] / shares.max()), f"{shares[at]:.1%}", colours[names[at]]) for at in order[:BARS]
     ]
     rows = tuple((names[at], float(shares[at]), round(shares[at] * found.size)) for at in order)
     rest = len(order) - len(legend)
     return Result(
         f"{image_name(image)}: the highest of {len(labels)} labels at every pixel, {settings.architecture}",
         (
-            Panel("every label in its colour" + ", by region" * settings.by_region, painted(image, found, names)),
+            Panel(
+                "every label in its colour" + ", by region" * settings.by_region, painted(image, found, names, colours)
+            ),
             Panel("share of the image" + (f", {rest} more in the table" if rest else ""), bars(legend)),
         ),
         (Table("shares of the image", ("label", "share", "pixels"), rows),),
@@ -303,12 +308,12 @@ def corrected(found: NDArray[np.int64], owner: NDArray[np.int32], count: int) ->
     return result
 
 
-def painted(image: Image, found: NDArray[np.int64], names: Sequence[str]) -> Pixels:
+def painted(image: Image, found: NDArray[np.int64], names: Sequence[str], colours: Mapping[str, Colour]) -> Pixels:
     """Paint the labels of `found` int64 [H, W] over the image in the colours of their names, on a backdrop.
 
     The background, which is the last name, stays unpainted.
     """
-    from text2seg.render.drawing import blend, colour_of, outline
+    from text2seg.render.drawing import blend, outline
 
     pixels = backdrop(image)
     rows, columns = (np.arange(side) * whole // side for side, whole in zip(pixels.shape[:2], image.hw, strict=True))
@@ -317,15 +322,8 @@ def painted(image: Image, found: NDArray[np.int64], names: Sequence[str]) -> Pix
     labels = [int(at) for at in np.unique(small) if at < len(names) - 1]
     coloured = pixels
     for at in labels:
-        coloured = blend(coloured, small == at, colour_of(names[at]), OPACITY)
+        coloured = blend(coloured, small == at, colours[names[at]], OPACITY)
     coloured = np.ascontiguousarray(coloured)
     for at in labels:
-        outline(coloured, small == at, colour_of(names[at]), width)
+        outline(coloured, small == at, colours[names[at]], width)
     return coloured
-
-
-def _colour(name: str) -> tuple[int, int, int]:
-    from text2seg.evaluation.protocols import BACKGROUND
-    from text2seg.render.drawing import FAINT, colour_of
-
-    return FAINT if name == BACKGROUND else colour_of(name)

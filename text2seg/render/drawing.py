@@ -9,10 +9,11 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
+import math
 import os
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import cv2
@@ -22,6 +23,8 @@ from PIL import Image as PillowImage
 from PIL import ImageDraw, ImageFont, features
 
 Colour = tuple[int, int, int]
+Place = tuple[float, float, float]
+"""A colour in OKLAB: lightness, a, b."""
 
 INK: Colour = (33, 37, 41)
 FAINT: Colour = (134, 142, 150)
@@ -33,6 +36,8 @@ NEGATIVE: Colour = (239, 68, 68)
 GOLDEN_RATIO = 0.6180339887498949
 LIGHTNESS = (0.64, 0.72, 0.80)
 CHROMA = 0.17
+NEAR = 0.09
+"""Two colours that are nearer to each other in OKLCH can be mistaken for each other in one picture."""
 
 # Colour-blind people can tell these two apart, unlike red and green.
 SUPPORT: Colour = (255, 140, 0)
@@ -61,24 +66,52 @@ def colour_of(query: str) -> Colour:
     """Return the RGB colour of a query, three numbers from 0 to 255. It depends on the text only.
 
     Hue and lightness come from a hash of the text, in a colour space (OKLCH) where equal steps look equal, so that all
-    colours are equally visible on a photo.
+    colours are equally visible on a photo. See `colours_of` for several queries.
     """
-    digest = hashlib.blake2s(query.encode("utf-8", "surrogatepass")).digest()
-    return _spread(int.from_bytes(digest[:4], "big"), digest[4])
+    return _from_oklab(*_place_of(query))
 
 
 def colour_of_number(number: int) -> Colour:
     """Return the RGB colour of a numbered segment. The hues of consecutive numbers are far apart."""
+    return _from_oklab(*_place_of_number(number))
+
+
+def colours_of(queries: Iterable[str]) -> dict[str, Colour]:
+    """Return the RGB colours of queries that are shown together, in their order.
+
+    A query has its own colour (`colour_of`), unless this is near to the colour of one before it: then it gets that of
+    `colour_of_number(0)` to `(99)` which is farthest from all before it.
+    """
+    others = np.array([_place_of_number(number) for number in range(100)])
+    distances = np.full(len(others), np.inf)  # of each from the nearest colour that is taken
+    taken: dict[str, Place] = {}
+    for query in dict.fromkeys(queries):
+        place = _place_of(query)
+        if any(math.dist(place, other) < NEAR for other in taken.values()):
+            lightness, a, b = others[distances.argmax()].tolist()
+            place = lightness, a, b
+        distances = np.minimum(distances, np.linalg.norm(others - place, axis=1))
+        taken[query] = place
+    return {query: _from_oklab(*place) for query, place in taken.items()}
+
+
+def _place_of(query: str) -> Place:
+    digest = hashlib.blake2s(query.encode("utf-8", "surrogatepass")).digest()
+    return _spread(int.from_bytes(digest[:4], "big"), digest[4])
+
+
+def _place_of_number(number: int) -> Place:
     return _spread(number, number)
 
 
-def _spread(hue: int, lightness: int) -> Colour:
-    """Return a colour of the family; consecutive numbers give hues that are spread evenly over the circle."""
-    return _from_oklch(LIGHTNESS[lightness % len(LIGHTNESS)], CHROMA, 2 * np.pi * (hue * GOLDEN_RATIO % 1))
+def _spread(hue: int, lightness: int) -> Place:
+    """Return the place of a colour of the family in OKLAB; consecutive numbers give hues that are spread evenly over
+    the circle."""
+    angle = 2 * np.pi * (hue * GOLDEN_RATIO % 1)
+    return LIGHTNESS[lightness % len(LIGHTNESS)], CHROMA * np.cos(angle), CHROMA * np.sin(angle)
 
 
-def _from_oklch(lightness: float, chroma: float, hue: float) -> Colour:
-    a, b = chroma * np.cos(hue), chroma * np.sin(hue)
+def _from_oklab(lightness: float, a: float, b: float) -> Colour:
     to_cone = np.array(
         [[1, 0.3963377774, 0.2158037573], [1, -0.1055613458, -0.0638541728], [1, -0.0894841775, -1.2914855480]]
     )

@@ -17,8 +17,8 @@ from text2seg.render.drawing import (
     PAPER,
     Colour,
     blend,
-    colour_of,
     colour_of_number,
+    colours_of,
     draw_text,
     outline,
     text_width,
@@ -44,11 +44,12 @@ def overlay(segmentation: Segmentation, *, legend: bool = True) -> NDArray[np.ui
     pixels: NDArray[np.uint8] = _enlarged(image.pixels, factor).copy()
     long_side = max(pixels.shape[:2])
     is_named = set(segmentation.maps.queries) != {UNNAMED} or len(segmentation.segments) == 1
+    colours = colours_of([*segmentation.maps.queries, *(segment.query for segment in segmentation.segments)])
     largest_first = sorted(segmentation.segments, key=lambda segment: -segment.area)  # keeps small ones visible
     for number, segment in enumerate(largest_first):
         _check_size(segment, image)
         mask = _enlarged(segment.mask.view(np.uint8), factor).view(np.bool_)
-        colour = colour_of(segment.query) if is_named else colour_of_number(number)
+        colour = colours[segment.query] if is_named else colour_of_number(number)
         pixels = blend(pixels, mask, colour, OPACITY)
         if long_side >= LEAST_OUTLINED:
             outline(pixels, mask, colour, max(2, round(long_side / 320)))
@@ -117,8 +118,8 @@ def _stacked(pixels: NDArray[np.uint8], strip: NDArray[np.uint8]) -> NDArray[np.
 def _entries(segmentation: Segmentation) -> list[tuple[str, str, Colour | None]]:
     """Return name, verdict and colour of each query; the colour is None if the query was not found."""
     entries: list[tuple[str, str, Colour | None]] = []
-    for query in dict.fromkeys(segmentation.maps.queries):
-        colour = colour_of(query) if segmentation.of(query) else None
+    for query, own in colours_of(segmentation.maps.queries).items():
+        colour = own if segmentation.of(query) else None
         entries.append((query, segmentation.verdict(query), colour))
     return entries
 

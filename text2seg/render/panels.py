@@ -22,6 +22,7 @@ from text2seg.render.drawing import (
     Colour,
     blend,
     colour_of,
+    colours_of,
     draw_text,
     heat,
     outline,
@@ -67,20 +68,22 @@ def maps_with_points(segmentation: Segmentation) -> Pixels:
     """
     image, maps = _reduced(segmentation.image.pixels), segmentation.maps
     rows: list[_Row] = []
+    colours = colours_of(maps.queries)
     for query, scores in zip(maps.queries, maps.scores, strict=True):
         found = segmentation.of(query)
         heated, note = heat(scores, image), maps.presence_of(query)
         for segment in found:
-            rows.append(_Row(query, note, colour_of(query), _stages(segment, heated, image, segmentation.image.pixels)))
+            stages = _stages(segment, colours[query], heated, image, segmentation.image.pixels)
+            rows.append(_Row(query, note, colours[query], stages))
         if not found:
             rows.append(_Row(query, segmentation.verdict(query), FRAME, [[_Panel(heated, "similarity map")]]))
     return _drawn(rows, image.shape[0], max(image.shape[1], CELL)) if rows else image
 
 
-def _stages(segment: Segment, heated: Pixels, image: Pixels, original: Pixels) -> list[list[_Panel]]:
+def _stages(segment: Segment, colour: Colour, heated: Pixels, image: Pixels, original: Pixels) -> list[list[_Panel]]:
     """Return the panels of one segment: map with points, SAM's candidates, mask. For a segment found in a tile, only
     the first shows the whole image."""
-    colour, points, candidates = colour_of(segment.query), segment.points, segment.candidates
+    points, candidates = segment.points, segment.candidates
     positive = int(np.count_nonzero(points.labels))
     where = _Panel(
         with_points(heated, points, segment.mask.shape), f"map, {positive} positive, {len(points) - positive} negative"

@@ -16,7 +16,7 @@ from text2seg.errors import Text2SegError
 from text2seg.labelling.summary import CategorySummary, SegmentValues, SummaryTally
 from text2seg.model_card import ModelCard, find_card
 from text2seg.records import told_apart
-from text2seg.render import colour_of
+from text2seg.render import colours_of
 from text2seg.render.drawing import Colour
 
 Json = Mapping[str, Any]
@@ -123,7 +123,7 @@ def contents_of(dataset: Json) -> Contents:
     return Contents(
         tuple(sorted(images.values(), key=lambda each: (-_unknown_last(each.uncertainty), each.file_name))),
         _summaries(dict.fromkeys(names.values()), images.values()),
-        {name: colours.get(name) or colour_of(name) for name in names.values()},
+        colours_of(names.values()) | colours,
         tuple(item.score for image in images.values() for item in image.items if item.score is not None),
         tuple(each for each in failures if isinstance(each, Mapping)) if isinstance(failures, list) else (),
         orphans,

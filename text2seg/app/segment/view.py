@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -15,7 +16,7 @@ from text2seg.coco.json_file import plain_number
 from text2seg.errors import Text2SegError
 from text2seg.grids import map_score
 from text2seg.records import Image, calibration_note, told_apart
-from text2seg.render.drawing import Colour, colour_of, colour_of_number, heat, is_flat
+from text2seg.render.drawing import Colour, colour_of_number, colours_of, heat, is_flat
 from text2seg.render.panels import shrunk
 
 Json = dict[str, Any]
@@ -26,13 +27,14 @@ MAP_SIDE = 640
 
 def view_of(session: EditSession) -> Json:
     """Return everything the page needs, except the image itself."""
+    colours = _colours(session)
     return {
         "token": session.token,
         "texts": list(session.asked),
         "refused": [asdict(each) for each in session.refused],
         "isUnfamiliar": session.is_unfamiliar,
         "queries": _queries(session),
-        "pieces": [_piece(piece) for piece in session.document.pieces],
+        "pieces": [_piece(piece, colours) for piece in session.document.pieces],
         "canUndo": bool(session.history.past),
         "canRedo": bool(session.history.future),
         "threshold": session.settings.points.threshold,
@@ -73,7 +75,7 @@ def why(session: EditSession, number: int) -> tuple[Json, bytes]:
     explanation = {
         "number": number,
         "query": segment.query,
-        "colour": _colour(segment.query),
+        "colour": _colours(session)[segment.query],
         "points": _points(piece),
         "candidates": candidates,
         "isFlat": is_flat(maps.scores[index]),
@@ -117,7 +119,7 @@ def why_not(session: EditSession, query: str) -> tuple[Json, bytes]:
     explanation = {
         "number": 0,
         "query": query,
-        "colour": _colour(query),
+        "colour": _colours(session)[query],
         "points": [],
         "candidates": [],
         "isFlat": is_flat(found.maps.scores[index]),
@@ -182,17 +184,17 @@ def _queries(session: EditSession) -> list[Json]:
         return []
     now, names = session.segmentation(), session.names
     removed, changed = ({each.query for each in gone} for gone in (session.document.removed, session.document.changed))
-    queries = []
+    queries, colours = [], _colours(session)
     for name in now.maps.queries:
         found = bool(now.of(name))
         gone = "" if found else "deleted" if name in removed else "renamed" if name in changed else ""
         verdict = gone or now.verdict(name)
         if name in names:
-            verdict = f"{len(now.of(name))} by hand"
+            verdict = f"{len(now.of(name))} added by hand"
         queries.append(
             {
                 "name": name,
-                "colour": _colour(name),
+                "colour": colours[name],
                 "verdict": verdict,
                 "found": found,
                 "isGone": bool(gone),
@@ -202,11 +204,11 @@ def _queries(session: EditSession) -> list[Json]:
     return queries
 
 
-def _piece(piece: Piece) -> Json:
+def _piece(piece: Piece, colours: Mapping[str, str]) -> Json:
     return {
         "number": piece.number,
         "query": piece.segment.query,
-        "colour": _colour(piece.segment.query),
+        "colour": colours[piece.segment.query],
         "path": piece.outline.path,
         "parts": piece.outline.parts,
         "area": piece.outline.area,
@@ -240,8 +242,11 @@ def _presence_threshold(session: EditSession) -> float:
     return plain_number(max(session.found.thresholds, default=0.0)) if session.found else 0.0
 
 
-def _colour(query: str) -> str:
-    return _hex(colour_of(query))
+def _colours(session: EditSession) -> dict[str, str]:
+    """Return the colour of each query and of each name that the visitor gave."""
+    words = session.segmentation().maps.queries if session.is_answered else ()
+    names = [*words, *(piece.segment.query for piece in session.document.pieces)]
+    return {name: _hex(colour) for name, colour in colours_of(names).items()}
 
 
 def _hex(colour: Colour) -> str:
