@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from text2seg.clip.shape import ClipKind
-from text2seg.explain.saliency.methods import MethodName, ScoreKind, check_block, method_or_default, propagate, saliency
+from text2seg.explain.saliency.attention import propagate
+from text2seg.explain.saliency.methods import MethodName, ScoreKind, check_block, method_or_default, saliency
 from text2seg.explain.saliency_maps import image_score, overlay_map
 from text2seg.explain.tool import InputSettings, Panel, Progress, Result, Table, Tool, backdrop, check_text, image_name
 from text2seg.records import Image
