@@ -17,6 +17,7 @@ from importlib import resources
 from pathlib import Path
 from types import SimpleNamespace
 
+import gradio as gr
 import labelling_builders
 import numpy as np
 import pytest
@@ -41,6 +42,7 @@ from text2seg.app.folder.inputs import (
     link_folder,
 )
 from text2seg.app.folder.jobs import Job, Jobs
+from text2seg.app.folder.layout import lay_out_return
 from text2seg.app.folder.review import (
     LARGE,
     PAGE,
@@ -50,8 +52,10 @@ from text2seg.app.folder.review import (
     marks_file,
     review_page,
 )
+from text2seg.app.folder.tab import build
 from text2seg.app.folder.visitors import VisitorJobs
 from text2seg.app.model_pool import ModelPool
+from text2seg.app.segment import build as build_editor
 from text2seg.app.segment.desk import KeptSessions
 from text2seg.app.segment.edits import add_point, draw_box, give_name
 from text2seg.app.segment.requests import read_request
@@ -761,7 +765,7 @@ def test_names_are_escaped_on_the_page(tmp_path):
     sheet = ContactSheet(write_dataset(dataset, job.dataset), job.images)
     pieces = [
         layout.status_html(job, 0),
-        layout.sheet_html(sheet.page(job.marks, "all", 0), sheet.categories, job),
+        layout.sheet_html(sheet.page(job.marks, "all", 0), sheet.colours, job),
         layout.return_html(name, name),
         layout.checked_html(check(f"categories: {{a: {{'{name}': 1}}}}", DEMO)),
         layout.checked_html(Checked(ontology_of_queries([name]), ())),
@@ -810,6 +814,30 @@ def test_a_request_that_comes_twice_starts_one_job(visits, uploads):
     assert visits.upload(anna, [upload], "categories: [red car]") is not jobs[0]
     visits.jobs.remove(jobs[0])
     assert visits.upload(anna, [upload], "categories: [ball]") is not jobs[0]
+
+
+def test_jobs_of_the_same_files_have_names_of_their_own(visits, uploads):
+    (upload,) = uploads("a.png")
+    PillowImage.new("RGB", (8, 6)).save(upload)
+    anna = visits.known(None)
+    for thing in ("ball", "red car", "bus"):
+        visits.upload(anna, [upload], f"categories: [{thing}]")
+    assert [job.name for job in visits.jobs_of(anna)] == ["a.png", "a.png (2)", "a.png (3)"]
+    assert visits.upload(visits.known(None), [upload], "categories: [ball]").name == "a.png"
+
+
+def test_counts_of_the_review_come_from_one_queue(demo):
+    """A page that was made before a decision may arrive after its answer, so no page brings counts."""
+    with gr.Blocks() as page:
+        tabs, back = gr.Tabs(), lay_out_return()
+        pool = ModelPool(demo, AppSettings())
+        jobs = VisitorJobs(pool)
+        build(jobs, tabs, build_editor(pool), back)
+    (tally,) = (each for each in page.blocks.values() if each.elem_id == "folder-tally")
+    writers = [each for each in page.fns.values() if tally in each.outputs]
+    jobs.jobs.close()
+    assert len(writers) >= 6
+    assert {(each.concurrency_id, each.concurrency_limit) for each in writers} == {("review", 1)}
 
 
 def test_a_start_keeps_neither_its_job_nor_what_was_asked_long_ago(visits, uploads, monkeypatch):

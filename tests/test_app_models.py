@@ -11,6 +11,7 @@ import pytest
 from app_builders import CountingModels
 from checkpoint_builders import serving
 
+from text2seg.app.messages import alert
 from text2seg.app.model_pool import ModelPool
 from text2seg.app.models_panel import ModelsPanel, chip, models_now, name_of, weights_table
 from text2seg.app.settings import AppSettings
@@ -114,7 +115,7 @@ def test_a_failed_download_shows_the_whole_message(published):
 def test_switching_models_is_for_everyone(published):
     ours = panel()
     ours._download("base", Steps())
-    said, panel_now, now = ours._use("base", Steps())
+    said, panel_now, now, _ = ours._use("base", Steps())
     assert "Everyone" in said
     assert "CLIP ViT-B/16 with SAM of base" in now
     assert panel_now.label == "Model: ViT-B/16 + of base"
@@ -127,7 +128,7 @@ def test_models_that_cannot_be_loaded_change_nothing(published):
 
     ours = panel(load)
     ours._download("base", Steps())
-    said, panel_now, now = ours._use("base", Steps())
+    said, panel_now, now, _ = ours._use("base", Steps())
     assert "These are &lt;no&gt; weights" in said
     assert "demo" in now
     assert panel_now.label == "Model: demo"
@@ -170,6 +171,20 @@ def test_the_panel_says_what_the_models_know(demo):
 )
 def test_the_chip_names_the_pair_or_both_models(clip, sam, label):
     assert chip(NamedModels(clip, sam)) == f"Model: {label}"
+
+
+def test_the_table_marks_what_is_in_use():
+    table = weights_table(NamedModels("ViT-B/16", "mobile_sam"))
+    assert ">light, in use</td>" in table
+    assert table.count("in use") == 1
+    assert ">bundled</td>" in table
+    assert "in use" not in weights_table(NamedModels("my.pt", "mobile_sam"))
+
+
+def test_a_web_address_in_an_error_is_a_link():
+    said = alert("Cannot reach https://example.org/a.pt?b=1&c=2. <b>Copy</b> it.")
+    assert '<a href="https://example.org/a.pt?b=1&amp;c=2" target="_blank" rel="noopener">' in said
+    assert "</a>. &lt;b&gt;" in said
 
 
 def test_the_table_has_every_published_pair():

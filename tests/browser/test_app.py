@@ -329,6 +329,40 @@ class TestExplain:
         expect(page.locator("#explain-run")).to_be_enabled()
         expect(page.locator("#explain-status h3")).to_have_count(0)
 
+    def test_a_result_is_there_again_with_its_tool_while_the_image_is_the_same(self, page):
+        open_tab(page, "Explain")
+        expect(page.locator("#explain-status h3")).to_be_visible()
+        choose_tool(page, "multilabel")
+        page.get_by_role("button", name="Run").click()
+        expect(page.locator("#explain-tables table")).to_be_visible()
+        title = page.locator("#explain-status h3").inner_text()
+        choose_tool(page, "faithfulness")
+        expect(page.locator("#explain-status h3")).to_have_count(0)
+        for field in ("#explain-image", "#explain-files"):  # it reads scenes of its own
+            expect(page.locator(field)).to_be_hidden()
+        choose_tool(page, "multilabel")
+        expect(page.locator("#explain-status h3")).to_have_text(title)
+        expect(page.locator("#explain-tables table")).to_be_visible()
+        expect(page.locator("#explain-image")).to_be_visible()
+        choose_tool(page, "board")
+        expect(page.locator("#explain-status h3")).to_be_visible()  # the example
+        page.locator("#explain-image [data-example]").nth(1).click()
+        choose_tool(page, "multilabel")
+        expect(page.locator("#explain-status")).to_contain_text("Choose a tool and an image")
+
+    def test_run_waits_for_the_form_of_the_chosen_tool(self, page):
+        open_tab(page, "Explain")
+        run, title = page.get_by_role("button", name="Run"), page.locator("#explain-status h3")
+        expect(title).to_be_visible()
+        tools = ("multilabel", "saliency", "semantic") * 2
+        for tool, example in zip(tools, (1, 2, 0, 2, 0, 1), strict=True):  # no result is of the same image
+            page.locator("#explain-image [data-example]").nth(example).click()
+            expect(title).to_have_count(0)
+            page.locator("#explain-tool select").select_option(tool)
+            run.click()
+            expect(title).to_be_visible()
+            expect(run).to_be_enabled()
+
     def test_an_unknown_text_stops_no_other(self, page):
         choose_tool(page, "saliency")
         page.locator("#setting-text textarea").fill("a sheep\na unicorn")

@@ -104,9 +104,9 @@ def test_everything_is_shown_lit_up_picked_named_and_exported(page, scene):
     wait_until_idle(page)
     assert region_numbers(page) == numbers[1:]
     assert paths(page) == [d]
-    assert verdicts(page) == {"object": "1 by hand"}
+    assert verdicts(page) == {"object": "1 added by hand"}
     name_it(page, "unicycle")  # no word that the model knows
-    assert verdicts(page) == {"unicycle": "1 by hand"}
+    assert verdicts(page) == {"unicycle": "1 added by hand"}
 
     file, content = save(page, "coco")
     dataset = json.loads(content)
@@ -213,7 +213,7 @@ def test_a_box_by_keys(page, scene):
         page.keyboard.press(key)
     page.locator(PIECE).wait_for()
     wait_until_idle(page)
-    assert verdicts(page) == {"object": "1 by hand"}
+    assert verdicts(page) == {"object": "1 added by hand"}
 
 
 def test_a_click_with_the_box_tool_draws_no_box(page):

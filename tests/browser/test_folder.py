@@ -98,7 +98,7 @@ def reload(page):
 
 
 def wait_for_tally(page, words):
-    page.locator("#folder-tally").get_by_text(re.compile(words)).wait_for()
+    expect(page.locator("#folder-tally")).to_contain_text(re.compile(words))
 
 
 def download(page, name):
@@ -136,7 +136,7 @@ def test_a_zip_becomes_a_reviewed_dataset(page, six, tmp_path):
     gone = page.locator(TILE, has_text="scene_0001.jpg")
     gone.get_by_role("button", name="Reject").click()
     found.get_by_role("button", name="Accept").click()
-    wait_for_tally(page, "1 accepted · 1 rejected · 1 segment rejected · 4 without a mark")
+    wait_for_tally(page, "1 accepted · 1 rejected · 1 segment rejected · 4 undecided")
     assert gone.get_by_role("button", name="Reject").get_attribute("aria-pressed") == "true"
 
     path, name = download(page, "COCO dataset with images")

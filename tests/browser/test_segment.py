@@ -412,8 +412,10 @@ def test_another_candidate_is_taken(page):
     why = page.get_by_role("region", name="Why this mask")
     drawn = why.locator("figure:not(.t2s-chosen):has(button)")
     path = drawn.locator("svg path").first.get_attribute("d")
+    why.get_by_text("Points", exact=True).click()
     drawn.get_by_role("button", name="Take this one").first.click()
     why.get_by_text("You chose candidate").wait_for()
+    expect(why.get_by_role("table").first).to_be_visible()  # the points stay open
     assert why.locator(".t2s-chosen path").get_attribute("d") == path
     assert path in paths(page)
     assert path not in before
@@ -677,6 +679,20 @@ def test_examples_can_be_had_again(page):
     page.locator("[data-example='1']").click()
     page.get_by_role("group", name="scene_0012.jpg").wait_for()
     assert set(verdicts(page)) == {"shirt", "frog", "horse"}
+
+
+def test_words_that_were_typed_stay_with_an_example_and_those_of_the_last_example_go(page):
+    ready(page)
+    add_queries(page, "unicycle")
+    page.get_by_text("Now choose an image").wait_for()
+    take_example(page)
+    page.locator("t2s-legend").get_by_text("unicycle").wait_for()
+    assert set(verdicts(page)) == {"sheep", "koala", "fire engine", "unicycle"}
+    page.get_by_role("button", name="Another image").click()
+    page.locator("[data-example='1']").click()
+    page.get_by_role("group", name="scene_0012.jpg").wait_for()
+    page.locator("t2s-legend").get_by_text("unicycle").wait_for()
+    assert set(verdicts(page)) == {"shirt", "frog", "horse", "unicycle"}
 
 
 def test_quick_undo_and_redo_keep_words_and_results_together(page):

@@ -39,6 +39,7 @@ _OURS = frozenset(
     *("something", "that", "the", "there", "this", "tool", "what", "which", "nothing", "none"),
 }
 """First words of our messages that a verb or a colon may follow. Any other first word is the name of a file."""
+_ADDRESS = re.compile(r"(https?://[^\s<>\"]*[\w/])")
 _FLAG = re.compile(r"--(?:no-)?([a-z][a-z0-9-]*)")
 
 
@@ -110,5 +111,7 @@ def note(text: str) -> str:
 
 
 def alert(text: str) -> str:
-    """Return an error as HTML that screen readers announce."""
-    return f'<p class="t2s-alert" role="alert">{escape(text)}</p>'
+    """Return an error as HTML that screen readers announce. Web addresses in it are links."""
+    parts = [escape(each) for each in _ADDRESS.split(text)]
+    parts[1::2] = [f'<a href="{each}" target="_blank" rel="noopener">{each}</a>' for each in parts[1::2]]
+    return f'<p class="t2s-alert" role="alert">{"".join(parts)}</p>'

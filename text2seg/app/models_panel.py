@@ -50,7 +50,7 @@ class ModelsPanel:
         self._stop = threading.Event()
         with gr.Accordion(chip(model_pool.models), open=False, elem_id="models") as self._panel:
             now = gr.HTML(models_now(model_pool.models, model_pool.since), padding=False, elem_id="models-now")
-            table = gr.HTML(weights_table(), padding=False, elem_id="models-table")
+            table = gr.HTML(weights_table(model_pool.models), padding=False, elem_id="models-table")
             if model_pool.settings.may_manage_models and runs_graphs(model_pool.models):
                 text = "This app runs ONNX graphs. To use other models, start it without --runtime onnx."
                 gr.HTML(note(text), padding=False)
@@ -62,11 +62,14 @@ class ModelsPanel:
                 gr.HTML(note(text), padding=False)
         page = gr.context.Context.root_block
         if page is not None:
-            page.load(lambda: (*self._now(), weights_table()), outputs=[self._panel, now, table], queue=False, **QUIET)
+            page.load(self._now, outputs=[self._panel, now, table], queue=False, **QUIET)
 
-    def _now(self) -> tuple[gr.Accordion, str]:
+    def _now(self) -> tuple[gr.Accordion, str, str]:
         models = self._model_pool.models
-        return gr.Accordion(label=chip(models)), models_now(models, self._model_pool.since)
+        return gr.Accordion(label=chip(models)), models_now(models, self._model_pool.since), self._table()
+
+    def _table(self) -> str:
+        return weights_table(self._model_pool.models)
 
     def _buttons(self, now: gr.HTML, table: gr.HTML) -> None:
         with gr.Row(elem_id="models-buttons"):
@@ -102,7 +105,7 @@ class ModelsPanel:
         fetched = fetch.click(self._downloading, [choice], [said, table, stop], concurrency_limit=1, **shown)
         fetched.then(lambda pair: gr.Button(interactive=is_here(pair)), [choice], [use], **QUIET)
         fetched.failure(None, outputs=[stop], js=STOPPED)
-        use.click(self._use, [choice], [said, self._panel, now], concurrency_limit=1, **shown)
+        use.click(self._use, [choice], [said, self._panel, now, table], concurrency_limit=1, **shown)
         stop.click(self._stop.set, queue=False, **QUIET)
 
     def _downloading(self, pair: str, progress: gr.Progress = gr.Progress()) -> Iterator[tuple[Any, Any, gr.Button]]:  # noqa: B008
@@ -121,10 +124,10 @@ class ModelsPanel:
                 with weights.naming_missing(*([weights.find(sam, "sam")] if kind == "clip" else [])):
                     weights.fetch(name, kind, check=True, report=self._reporter(name, progress))
         except StoppedError:
-            return note("Stopped. The next download resumes here."), weights_table()
+            return note("Stopped. The next download resumes here."), self._table()
         except CheckpointError as error:
-            return alert(message_of(error)), weights_table()
-        return note(f"The weights of {pair} are on this machine, and their hashes are correct."), weights_table()
+            return alert(message_of(error)), self._table()
+        return note(f"The weights of {pair} are on this machine, and their hashes are correct."), self._table()
 
     def _reporter(self, name: str, progress: gr.Progress) -> Callable[[int, int | None], None]:
         last = -1
@@ -140,7 +143,7 @@ class ModelsPanel:
 
         return report
 
-    def _use(self, pair: str, progress: gr.Progress = gr.Progress()) -> tuple[str, gr.Accordion, str]:  # noqa: B008
+    def _use(self, pair: str, progress: gr.Progress = gr.Progress()) -> tuple[str, gr.Accordion, str, str]:  # noqa: B008
         """Load a downloaded pair and use it for all new work."""
         missing = _missing(pair)
         if missing:
@@ -157,9 +160,7 @@ class ModelsPanel:
 
 def chip(models: Text2Seg) -> str:
     """Return the label of the chip: the pair, or CLIP and SAM by name."""
-    names = _names(models)
-    pair = next((pair for pair, both in weights.PAIRS.items() if both == names), " + ".join(names))
-    return f"Model: {pair}{_runtime(models)}"
+    return f"Model: {_pair_of(models)}{_runtime(models)}"
 
 
 def models_now(models: Text2Seg, since: datetime | None = None) -> str:
@@ -188,29 +189,43 @@ def runs_graphs(models: Text2Seg) -> bool:
     return models.provenance().get("runtime") == "onnx"
 
 
-def weights_table() -> str:
-    """Return an HTML table of the published pairs: names, sizes, licences, and whether they are downloaded."""
+def weights_table(models: Text2Seg | None = None) -> str:
+    """Return an HTML table of the pairs: names, sizes, licences, and whether they are downloaded. That of `models` is
+    marked."""
     heads = "".join(f'<th scope="col">{head}</th>' for head in HEADS)
-    rows = "".join(f"<tr>{_row(pair)}</tr>" for pair in weights.PUBLISHED)
+    used = _pair_of(models) if models else ""
+    rows = "".join(f"<tr>{_row(pair, is_used=pair == used)}</tr>" for pair in weights.PAIRS)
     return f"<table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
 
 
-def _row(pair: str) -> str:
-    found = _statuses(pair)
-    sizes = [weights.find(each.name, each.kind).size or 0 for each in found]
+def _row(pair: str, *, is_used: bool) -> str:
+    found, is_bundled = _statuses(pair), pair == weights.BUNDLED
+    files = [weights.find(each.name, each.kind).size or each.path.stat().st_size for each in found]
     missing = [
         f"{each.kind.upper()} {each.name} ({size // MIB:,} MiB)"
-        for each, size in zip(found, sizes, strict=True)
+        for each, size in zip(found, files, strict=True)
         if each.status != "ok"
     ]
     cells = (
-        pair,
-        " + ".join(f"{each.kind.upper()} {each.name}" for each in found),
-        " + ".join(f"{size // MIB:,}" for size in sizes) + " MiB",
-        ", ".join(LICENCES.get(each.name, LICENCES[each.kind]) for each in found),
-        "yes" if not missing else "no" if len(missing) == len(found) else f"{missing[0]} is missing",
+        pair + ", in use" * is_used,
+        " + ".join(f"{each.kind.upper()} {each.name}" for each in found) + ", for drawings" * is_bundled,
+        " + ".join(f"{size // MIB:,}" for size in files) + " MiB",
+        "that of text2seg" if is_bundled else ", ".join(LICENCES.get(each.name, LICENCES[each.kind]) for each in found),
+        "bundled"
+        if is_bundled
+        else "yes"
+        if not missing
+        else "no"
+        if len(missing) == len(found)
+        else f"{missing[0]} is missing",
     )
     return "".join(f'<td data-head="{head}">{escape(cell)}</td>' for head, cell in zip(HEADS, cells, strict=True))
+
+
+def _pair_of(models: Text2Seg) -> str:
+    """Return the name of the pair, or those of CLIP and SAM."""
+    names = _names(models)
+    return next((pair for pair, both in weights.PAIRS.items() if both == names), " + ".join(names))
 
 
 def _names(models: Text2Seg) -> tuple[str, str]:

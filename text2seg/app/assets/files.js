@@ -121,8 +121,10 @@ customElements.define("t2s-files", class extends HTMLElement {
   #show() {
     const { value, several, examples = [], offer } = this.props;
     const taken = several ? value?.length : value;
-    this.querySelector(".t2s-drop").hidden = Boolean(taken);
+    const drop = this.querySelector(".t2s-drop"), isLost = drop === document.activeElement && Boolean(taken);
+    drop.hidden = Boolean(taken);
     this.querySelector(".t2s-taken").hidden = !taken;
+    if (isLost) this.querySelector(".t2s-taken button").focus();
     const [name, url] = this.#shown(value);
     const image = this.querySelector("img");
     image.hidden = !url;

@@ -8,6 +8,18 @@ addEventListener("beforeunload", (event) => {
 
 let chosen = null; // the tool that was chosen, which counts from then on, whatever Gradio still mounts or loads
 window.text2segTool = (name) => chosen ?? name;
+const chosenTool = () => document.querySelector("#explain-tool select").value;
+const isFormThere = () => document.querySelector(`#fields-of-${chosenTool()}`) !== null;
+
+// Run waits for the form of the chosen tool: when Gradio puts it in place, it forgets what follows an earlier press.
+document.addEventListener("click", (event) => {
+  const run = event.target.closest?.("#explain-run");
+  if (!run || isFormThere()) return;
+  event.preventDefault();
+  event.stopPropagation();
+  const press = () => { if (isFormThere()) run.click(); else setTimeout(press, 50); };
+  press();
+}, true);
 
 // The form of the tool before takes no more values: that of the chosen one, or the same one again, will replace it.
 for (const kind of ["beforeinput", "pointerdown", "click"]) {
@@ -193,19 +205,21 @@ window.text2segWaits = (words, milliseconds) => {
 
 const OUTDATED = '<div class="t2s"><p class="t2s-alert t2s-plain" role="status">'
   + "This result is of the values before your change. Press Run.</p></div>";
-let used = "{}"; // values of the last run; those of the example are the first ones
+const used = {}; // values of the last run of each tool; none is the same as those of the example
 
 const mark = (is) => document.querySelector("#explain-result")?.toggleAttribute("data-outdated", is);
 
+const valuesOf = (typed) => JSON.stringify(typed?.[chosenTool()] ?? {});
+
 window.text2segBegin = (typed) => {
-  used = JSON.stringify(typed ?? {});
+  used[chosenTool()] = valuesOf(typed);
   mark(false);
 };
 window.text2segClear = () => mark(false);
 
 /** Mark the result if it is of other values, and return a note that says so, else "". */
 window.text2segOutdated = (typed) => {
-  const is = Boolean(document.querySelector("#explain-status .t2s-title")) && JSON.stringify(typed ?? {}) !== used;
+  const is = Boolean(document.querySelector("#explain-status .t2s-title")) && valuesOf(typed) !== (used[chosenTool()] ?? "{}");
   mark(is);
   return is ? OUTDATED : "";
 };

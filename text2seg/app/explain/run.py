@@ -172,11 +172,12 @@ class Run:
 
 
 class Visitors:
-    """What the visitors of the page run, by their session. `agreed` are those who have agreed to a long run that has
-    not begun yet."""
+    """What the visitors of the page run, by their session, and the last result of each tool. `agreed` are those who
+    have agreed to a long run that has not begun yet."""
 
     def __init__(self) -> None:
         self.agreed: set[str] = set()
+        self._results: dict[str, dict[str, tuple[Any, dict[Any, Any]]]] = {}
         self._runs: dict[str, set[Run]] = {}
         self._chose: set[str] = set()
 
@@ -208,6 +209,16 @@ class Visitors:
         if not self._runs[visitor]:
             del self._runs[visitor]
 
+    def keep(self, visitor: str, name: str, images: Any, updates: dict[Any, Any]) -> None:
+        """Keep the updates of the page that show the result of a tool for these images."""
+        self._results.setdefault(visitor, {})[name] = images, updates
+
+    def result(self, visitor: str, name: str, images: Any) -> dict[Any, Any]:
+        """Return the updates that show the last result of a tool; none if it is of other images, or while something
+        runs, whose result will be the last one."""
+        seen, updates = self._results.get(visitor, {}).get(name, (None, {}))
+        return {} if visitor in self._runs or seen != images else updates
+
     def stop(self, visitor: str) -> None:
         """Stop all runs of a visitor."""
         for run in tuple(self._runs.get(visitor, ())):
@@ -218,3 +229,4 @@ class Visitors:
         self.stop(visitor)
         self._chose.discard(visitor)
         self.agreed.discard(visitor)
+        self._results.pop(visitor, None)

@@ -14,6 +14,7 @@ from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import gradio as gr
 import numpy as np
@@ -72,9 +73,8 @@ CLEARED = f"""'', '', {json.dumps(note(BEGIN))}, null, {{ __type__: "update", vi
 CLEAR = f"() => {{ text2segClear(); return [{CLEARED}]; }}"
 CHOOSE = f"""(name) => {{
   text2segClear();
-  const visible = (is) => ({{ __type__: "update", visible: is }});
-  const wants = {{ several: %s }}.several.includes(name);
-  return [name, visible(!wants), visible(wants), {CLEARED}];
+  const takes = (images) => ({{ __type__: "update", visible: (%s)[name] === images }});
+  return [name, takes("one"), takes("many"), {CLEARED}];
 }}"""
 OUTDATED = "(typed, ...said) => text2segOutdated(typed) || said[0] || ''"
 STOP = """() => {
@@ -196,16 +196,21 @@ class ExplainTab:
     def _wire_form(self) -> None:
         """Clear what is no longer true when the tool, the images or a value change."""
         last: dict[str, Any] = {"queue": False, "trigger_mode": "always_last", **QUIET}
-        several = json.dumps([tool.name for tool in self._tools.values() if tool.images == "many"])
-        choose = CHOOSE % several
+        choose = CHOOSE % json.dumps({tool.name: tool.images for tool in self._tools.values()})
         shown = [self.form, self.one, self.many, *self._shown_parts]
         _page().load(None, [self.tool], [self.form], js="text2segTool", api_visibility="private")
         self.tool.input(None, [self.tool], shown, js=choose, api_visibility="private")
-        self.tool.input(self._choose, [self.tool], queue=False, **QUIET)
+        chosen = self.tool.input(
+            self._choose,
+            [self.tool, self.image, self.files, self.typed, self._editor],
+            [self.estimate, *self._shown_parts, self.sheet, self.numbers, self.folder],
+            **last,
+        )
+        self._check_values(chosen)
         images = [self.image.input, self.files.input]
         gr.on(images, None, outputs=self._shown_parts, js=CLEAR, api_visibility="private")
         self.typed.change(None, [self.typed], [self.problem], js=OUTDATED, api_visibility="private")
-        changes = [self.tool.input, self.files.input, self.typed.change, _page().load]
+        changes = [self.files.input, self.typed.change, _page().load]
         gr.on(changes, self._estimate, self._asked, [self.estimate], **last)
 
     def _wire_run(self) -> None:
@@ -246,9 +251,13 @@ class ExplainTab:
             self.tables: None,
         }
 
-    def _choose(self, name: str, request: gr.Request) -> None:
-        """Stop what the tool before still runs. What it would show has no place at the chosen one."""
-        self._visitors.choose(str(request.session_hash), name)
+    def _choose(self, name: str, image: Any, files: Any, typed: Any, editor: Desk, request: gr.Request) -> Updates:
+        """Stop what the tool before still runs: what it would show has no place at the chosen one. Show the last result
+        of the chosen tool again, if it is of these images, and how long a run takes."""
+        visitor, tool = str(request.session_hash), self._tools[name]
+        self._visitors.choose(visitor, name)
+        estimate = self._estimate(name, files, typed)
+        return {self.estimate: estimate, **self._visitors.result(visitor, name, _seen(tool, image, files, editor))}
 
     def _offer(self, editor: Desk) -> Any:
         """Offer the image that is open in the Segment tab."""
@@ -312,6 +321,7 @@ class ExplainTab:
                     updates = {self.status: note("Stopped before anything was done.")}
                 else:
                     updates = self._shown(run.tool, result, text, folder / name)
+                    self._visitors.keep(visitor, name, _seen(tool, image, files, editor), updates)
             except Text2SegError as error:
                 updates = {self.problem: alert(message_of(error)), self.status: note(BEGIN)}
             except Exception as error:  # the visitor must be able to run something again
@@ -337,6 +347,7 @@ class ExplainTab:
             example = self._example[1]
         # Before it is needed. Not a daemon: a process that ends while one runs torch is aborted.
         threading.Thread(target=self._estimates.speed, name="text2seg-speed").start()
+        self._visitors.keep(visitor, self._first.name, {"example": 0}, example)
         has_chosen = self._visitors.has_chosen(visitor)  # a run may have begun meanwhile
         return {self.status: gr.skip()} if has_chosen else example
 
@@ -382,6 +393,18 @@ class ExplainTab:
     def _forget(self, request: gr.Request) -> None:
         """Stop what a visitor who leaves the page runs."""
         self._visitors.forget(str(request.session_hash))
+
+
+def _seen(tool: Tool, image: Any, files: Any, editor: Desk) -> Any:
+    """Return a value that is equal for equal choices of images."""
+    match tool.images, image:
+        case "none", _:
+            return None
+        case "many", _:
+            return files
+        case _, {"segment": True} if editor.session.image_session:
+            return crc32(editor.session.image_session.image.pixels.tobytes())
+    return image
 
 
 def _page() -> Any:

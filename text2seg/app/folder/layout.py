@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +13,7 @@ import gradio as gr
 from text2seg.app.fields import files_field
 from text2seg.app.folder.inputs import Checked, folders_in
 from text2seg.app.folder.jobs import Job, State
-from text2seg.app.folder.review import SheetPage
+from text2seg.app.folder.review import SheetPage, Shown
 from text2seg.app.folder.visitors import NOBODY
 from text2seg.app.messages import photographs, warning
 from text2seg.app.settings import AppSettings
@@ -29,7 +29,7 @@ TICK = 1.0  # seconds between two updates of a job's status
 UPLOAD, SERVER = "Upload", "A folder on the server"
 
 
-SHOWN = [("All", "all"), ("Without a mark", "undecided"), ("Accepted", "accepted"), ("Rejected", "rejected")]
+SHOWN = [("All", "all"), ("Undecided", "undecided"), ("Accepted", "accepted"), ("Rejected", "rejected")]
 
 
 FEW_THINGS = "sheep, koala, fire engine"
@@ -37,7 +37,7 @@ FEW_THINGS = "sheep, koala, fire engine"
 
 HELP = (
     "The most uncertain images come first. Click one to see it large, to correct or edit its segments.",
-    "Rejected images and segments leave the dataset; those without a mark stay.",
+    "Rejected images and segments leave the dataset; undecided ones stay.",
 )
 MARKS = "Marks are what you accept, reject and correct. A review page opens and makes them too."
 BEGIN = (
@@ -235,10 +235,15 @@ def status_html(job: Job, ahead: int) -> str:
     return status + warning(photographs(len(job.unfamiliar), job.total))
 
 
-def sheet_html(page: SheetPage, categories: Sequence[str], job: Job, decided: int = 0) -> str:
-    """Return a page of the review of a job: its images, segments and buttons. `decided` is the number of the last
-    decision of this browser page that it shows (see sheet.js)."""
-    return _render("sheet", page=page, shown=SEGMENTS, categories=categories, job=job, decided=decided)
+def sheet_html(page: SheetPage, colours: Mapping[str, str], job: Job, shown: Shown = "all", decided: int = 0) -> str:
+    """Return a page of the review of a job: its images, segments and buttons.
+
+    Args:
+        colours: those of the categories.
+        shown: which images the visitor asked for.
+        decided: the number of the last decision of this browser page that it shows (see sheet.js).
+    """
+    return _render("sheet", page=page, few=SEGMENTS, colours=colours, job=job, shown=shown, decided=decided)
 
 
 def place_html(page: SheetPage) -> str:
@@ -262,7 +267,7 @@ def tally_html(job: Job) -> str:
     return (
         f'<p class="t2s-tally" role="status"><b>{accepted}</b> accepted · <b>{rejected}</b> rejected · '
         f"<b>{segments}</b> segment{'s' * (segments != 1)} rejected · {more}"
-        f"<b>{labelled - accepted - rejected}</b> without a mark</p>"
+        f"<b>{labelled - accepted - rejected}</b> undecided</p>"
     )
 
 

@@ -60,7 +60,7 @@ class ContactSheet:
     """A dataset for review. Images are addressed by their place, most uncertain first.
 
     Marks do not change the `content`; editing by hand does. `edited` and `added` are the ids of annotations whose mask
-    was edited or that were added.
+    was edited or that were added. `colours` are those of the categories, "#rrggbb".
     """
 
     def __init__(self, dataset: Path, images: Path) -> None:
@@ -69,6 +69,7 @@ class ContactSheet:
         self.contents: Contents = contents_of(self.content)
         self._show = partial(thumbnail, colours=self.contents.colours, finder=ImageFinder(images=images))
         self._folder = images
+        self.colours = {name: "#" + bytes(self.contents.colours[name]).hex() for name in self.categories}
         self.content.name = "this job"  # in messages
         self.edited: set[int] = set()
         self.added: set[int] = set()
@@ -263,7 +264,7 @@ class ContactSheet:
             "id": annotation,
             "name": name,
             "before": item.category,
-            "colour": "#" + bytes(self.contents.colours[name]).hex(),
+            "colour": self.colours[name],
             "is_kept": verdict != "rejected",
             "verdict": "corrected" if annotation in marks.categories else "accepted" if verdict == "accepted" else "",
             "by_hand": [

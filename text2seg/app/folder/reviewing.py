@@ -52,8 +52,6 @@ class Review:
         c = self._c
         sheet = [
             c.sheet,
-            c.tally,
-            c.status,
             c.number,
             c.last,
             c.pages,
@@ -63,20 +61,27 @@ class Review:
             c.get_failures,
             c.wrong,
         ]
-        c.phase.change(self._page, [c.kept, c.shown], sheet, trigger_mode="multiple", **QUIET)
-        c.shown.input(self._page, [c.kept, c.shown], sheet, trigger_mode="always_last", **QUIET)
+        pages = [
+            c.phase.change(self._page, [c.kept, c.shown], sheet, trigger_mode="multiple", **QUIET),
+            c.shown.input(self._page, [c.kept, c.shown], sheet, trigger_mode="always_last", **QUIET),
+            c.sheet.redraw(self._page, [c.kept, c.shown, c.number], sheet, **QUIET),
+        ]
         for button, step in ((c.back, -1), (c.next, 1)):
             button.click(None, outputs=[c.back, c.next], js=WAIT)
             turned = button.click(self._turning(step), [c.kept, c.shown, c.number, c.last], sheet, **QUIET)
             turned.then(None, js=SHOW_SHEET)
             turned.failure(None, outputs=[button], js=READY)
-        # Decisions count, and are answered, in their order.
-        one: dict[str, Any] = {**QUIET, "concurrency_limit": 1, "concurrency_id": "review"}
-        c.sheet.select(self._decide, [c.kept], [c.tally, c.status, c.large], trigger_mode="multiple", **one)
+            pages.append(turned)
+        # Decisions count, and are answered, in their order. Only events of this queue write the counts, because a page
+        # that was made before a decision may arrive after its answer.
+        one: dict[str, Any] = {**QUIET, "concurrency_limit": 1, "concurrency_id": "review", "trigger_mode": "multiple"}
+        c.sheet.select(self._decide, [c.kept], [c.tally, c.status, c.large], **one)
         c.sheet.enlarge(self._enlarge, [c.kept], [c.large], trigger_mode="always_last", **QUIET)
-        c.sheet.redraw(self._page, [c.kept, c.shown, c.number], sheet, **QUIET)
+        pages.append(c.open_marks.upload(self._open_marks, [c.open_marks, c.kept, c.shown, c.number], sheet, **one))
+        self._count = {"fn": self._counts, "inputs": [c.kept], "outputs": [c.tally, c.status], **one}
+        for page in pages:
+            page.success(**self._count)
         self._sheet = sheet
-        c.open_marks.upload(self._open_marks, [c.open_marks, c.kept, c.shown, c.number], sheet, **one)
         for button, make in (
             (c.get_all, lambda job, sheet: dataset_zip(job, sheet, images=True)),
             (c.get_dataset, lambda job, sheet: dataset_zip(job, sheet, images=False)),
@@ -144,6 +149,7 @@ class Review:
             back.drop.click(drop, inputs, [*place, *self._sheet, c.phase], **QUIET),
         ):
             left.success(None, js="() => text2segGoOn()", api_visibility="private")
+            left.success(**self._count)
         editor.canvas.editing(lambda desk: bar(desk.session), [editor.desk], [back.bar, back.said, back.wrong], **QUIET)
 
     def _page(self, kept: Any, shown: Shown, request: gr.Request, number: int = 0) -> Updates:
@@ -151,13 +157,11 @@ class Review:
         c, job = self._c, self._jobs.job(kept)
         decided = self._decided.get(str(request.session_hash), 0)
         if job is None or job.state != "done":
-            return {c.sheet: "", c.tally: "", c.number: 0}
+            return {c.sheet: "", c.number: 0}
         sheet = self._jobs.sheet(job)
         page = sheet.page(job.marks, shown, number)
         return {
-            c.sheet: layout.sheet_html(page, sheet.categories, job, decided),
-            c.tally: layout.tally_html(job),
-            c.status: layout.status_html(job, 0),
+            c.sheet: layout.sheet_html(page, sheet.colours, job, shown, decided),
             c.number: page.number,
             c.last: page.last,
             c.wrong: "",
@@ -201,6 +205,13 @@ class Review:
             drawn[name] = {"url": picture.url} if picture and picture.url else None
         return {"place": place, "answer": answer, **drawn} if any(drawn.values()) else None
 
+    def _counts(self, kept: Any) -> Updates:
+        """Return the updates for what is counted in the open job."""
+        c, job = self._c, self._jobs.job(kept)
+        if job is None or job.state != "done":
+            return {c.tally: ""}
+        return {c.tally: layout.tally_html(job), c.status: layout.status_html(job, 0)}
+
     def _decide(self, kept: Any, event: gr.EventData, request: gr.Request) -> Updates:
         c = self._c
         try:
@@ -211,7 +222,7 @@ class Review:
         number, is_large = change.pop("number", 0), bool(change.pop("isLarge", False))
         self._jobs.sheet(job).decide(job.marks, change)
         self._decided[str(request.session_hash)] = number if _is_int(number) else 0
-        updates: Updates = {c.tally: layout.tally_html(job), c.status: layout.status_html(job, 0)}
+        updates = self._counts(kept)
         if "segment" in change:  # a mask is drawn as what it is now
             updates[c.large] = self._pictures(job, change.get("place"), is_large=is_large)
         return updates

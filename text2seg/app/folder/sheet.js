@@ -20,9 +20,11 @@ window.text2segContactSheet = (element, send, watch) => {
   const placeOf = (target) => Number(target.closest("[data-place]").dataset.place);
   const bodies = new Map(); // of tiles, which move to the large view and back
   let isCorrected = false;
+  let isAsked = false; // for the next or the previous page
   let turning = 0; // 1 or -1 while the large view waits for the next or the previous page
 
   const jobOf = () => element.querySelector(".t2s-sheet")?.dataset.job;
+  const coloursOf = () => JSON.parse(element.querySelector(".t2s-sheet").dataset.colours); // of the categories
   const bodyOf = (tile) => bodies.get(tile) ?? tile.querySelector(".t2s-tile-body");
   function report(change) {
     number += 1;
@@ -58,6 +60,7 @@ window.text2segContactSheet = (element, send, watch) => {
     entry.querySelector("[data-verdict-of]")?.remove();
     entry.classList.toggle("rejected", !box.checked);
     entry.querySelector("b").textContent = select.value;
+    entry.querySelector(".swatch").style.borderColor = coloursOf()[select.value];
   }
 
   /** Show in the large view that an image is rejected. */
@@ -159,9 +162,21 @@ window.text2segContactSheet = (element, send, watch) => {
     else report({ place, segment: Number(category), category: select.value });
   }
 
+  /** Take no presses while the page that was asked for is on its way: it shows other images in these places. */
+  function settle() {
+    const sheet = element.querySelector(".t2s-sheet");
+    if (sheet) sheet.inert = isAsked || sheet.dataset.shown !== document.querySelector("#folder-shown input:checked")?.value;
+  }
+
   mounted.abort(); // the dialog of the large view is there for all mounts
   mounted = new AbortController();
   const { signal } = mounted;
+  document.addEventListener("input", (event) => { if (event.target.closest("#folder-shown")) settle(); }, { signal });
+  document.addEventListener("click", (event) => {
+    if (!event.target.closest("#folder-back, #folder-next")) return;
+    isAsked = true;
+    settle();
+  }, { signal });
   for (const part of [element, text2segLarge.dialog]) {
     part.addEventListener("click", (event) => { if (event.target.closest("[data-place]")) clicked(event); }, { signal });
     part.addEventListener("change", (event) => { if (event.target.closest("[data-place]")) changed(event); }, { signal });
@@ -174,6 +189,8 @@ window.text2segContactSheet = (element, send, watch) => {
     const { decided = 0 } = element.querySelector(".t2s-sheet")?.dataset ?? {};
     while (decisions[0]?.number <= Number(decided)) decisions.shift();
     decisions.filter(({ job }) => job === jobOf()).forEach(show);
+    isAsked = false;
+    settle();
     const all = tiles().filter((each) => each.querySelector("img"));
     if (turning && all.length && text2segLarge.dialog.open) open(turning > 0 ? all[0] : all.at(-1));
     turning = 0;
@@ -218,7 +235,7 @@ window.text2segContactSheet = (element, send, watch) => {
   }, { signal });
 };
 
-// The editor of Gradio has no name for screen readers.
-document.addEventListener("focusin", ({ target }) => {
-  if (target.closest?.("#folder-ontology .cm-content")) target.setAttribute("aria-label", "Ontology, YAML");
-});
+// The editor of Gradio, which it loads later, has no name for screen readers.
+new MutationObserver(() => {
+  document.querySelector("#folder-ontology .cm-content:not([aria-label])")?.setAttribute("aria-label", "Ontology, YAML");
+}).observe(document, { childList: true, subtree: true });

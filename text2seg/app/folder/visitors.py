@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -145,6 +146,9 @@ class VisitorJobs:
             if before == asked and (job := self.jobs.find(kept["visitor"], number)):
                 return job
             models = self.model_pool.models
+            taken = {job.name for job in self.jobs.of(kept["visitor"])}
+            same = (f"{name} ({number})" for number in count(2))
+            name = next(each for each in chain([name], same) if each not in taken)
             job = self.jobs.add(kept["visitor"], name, models, checked.ontology, fill, unknown=unknown)
             with self._lock:
                 self._starts[kept["visitor"]] = (asked, job.id, time.monotonic())

@@ -26,6 +26,7 @@ customElements.define("t2s-segment", class extends HTMLElement {
   #local = { selected: 0, hidden: new Set(), tool: "select", adding: "", isStart: false, isAll: false, threshold: null,
     presence: null };
   #regions = []; // everything that was found without words
+  #ofExample = []; // words of the last example, which leave with it
   #question = null; // what the two answers to the open question do
   #progress = null; // {share, since, first} of the request that is being answered
   #waiting = [];
@@ -114,7 +115,7 @@ customElements.define("t2s-segment", class extends HTMLElement {
     this.#note("");
     this.#ask();
     this.#waiting = isNew ? [] : this.#waiting.filter((each) => what.do !== "find" || each.what.do !== "find");
-    this.#waiting.push({ what, then, texts: this.chips.texts });
+    this.#waiting.push({ what, then });
     this.#next();
   }
 
@@ -165,7 +166,7 @@ customElements.define("t2s-segment", class extends HTMLElement {
 
   #answered(view) {
     if (view.progress !== undefined) return this.#progressed(view);
-    const { what, then, texts } = view.turn && view.turn === this.#sent?.turn ? this.#sent : {};
+    const { what, then } = view.turn && view.turn === this.#sent?.turn ? this.#sent : {};
     if (view.turn && !what && this.#sent) return; // the answer to a request from before the connection broke
     if (view.turn && view.turn <= this.#outdated) return; // an answer about the image before
     const isNew = ["open", "example"].includes(what?.do) && !view.error;
@@ -181,7 +182,7 @@ customElements.define("t2s-segment", class extends HTMLElement {
       this.#local.isAll = false;
       this.#note("Nothing was found without words. Draw a box around a thing, or type what to find.", false);
     }
-    if (isNew) this.#opened(what.do, view, texts);
+    if (isNew) this.#opened(what.do, view);
     if (view.opened && !what) this.#putInto(view);
     if (what?.do === "resume" && !view.error) this.#resumed(view);
     const isUndo = ["undo", "redo"].includes(what?.do) && !view.error;
@@ -200,13 +201,14 @@ customElements.define("t2s-segment", class extends HTMLElement {
   }
 
   /** Begin with a new image. */
-  #opened(how, view, textsBefore) {
+  #opened(how, view) {
     Object.assign(this.#local, { selected: 0, adding: "", tool: "select", hidden: new Set(), isStart: false, isAll: false,
       threshold: null, presence: null });
     this.#regions = [];
     this.why.explanation = null;
     if (how === "example") {
-      const typed = this.chips.texts.filter((text) => !textsBefore.includes(text)); // while the request was running
+      const typed = this.chips.texts.filter((text) => !this.#ofExample.includes(text));
+      this.#ofExample = view.texts;
       this.chips.texts = [...new Set([...view.texts, ...typed])];
       if (this.chips.texts.length > view.texts.length) this.#find();
       const { activeElement: focused } = document;
@@ -241,9 +243,10 @@ customElements.define("t2s-segment", class extends HTMLElement {
   // A reloaded page asks for its session by the token that this window has kept.
 
   #resume() {
-    const { token, texts = [], hidden = [], opacity, most } = recall();
+    const { token, texts = [], ofExample = [], hidden = [], opacity, most } = recall();
     if (this.#waiting.length) return; // the user was faster
     this.#local.hidden = new Set(hidden);
+    this.#ofExample = ofExample;
     this.sliders.local = { opacity, most };
     if (!this.chips.texts.length) this.chips.texts = texts;
     if (token) this.#send({ do: "resume", token });
@@ -264,7 +267,8 @@ customElements.define("t2s-segment", class extends HTMLElement {
   #keep() {
     const { token } = this.#view;
     const most = Number.isFinite(this.sliders.most) ? this.sliders.most : null;
-    const kept = { token, texts: this.chips.texts, hidden: [...this.#local.hidden], opacity: this.sliders.opacity, most };
+    const kept = { token, texts: this.chips.texts, ofExample: this.#ofExample, hidden: [...this.#local.hidden],
+      opacity: this.sliders.opacity, most };
     try {
       sessionStorage.setItem(KEPT, JSON.stringify(kept));
     } catch (error) {
@@ -276,16 +280,19 @@ customElements.define("t2s-segment", class extends HTMLElement {
 
   #changed() {
     const { image, queries, refused } = this.#view;
-    this.#note("");
+    const isComing = this.#isComing();
+    this.#note(image || isComing || !this.chips.texts.length ? "" : "Now choose an image: drop one, paste one or choose an example.", false);
     this.#keep();
     if (image && this.chips.texts.length) this.#find();
     else if (queries.length || refused.length) this.#send({ do: "find", texts: [] }); // results go with their words
   }
 
+  /** Whether an image is being opened. */
+  #isComing() { return [this.#sent, ...this.#waiting].some((each) => ["open", "example", "resume"].includes(each?.what.do)); }
+
   #find() {
     const texts = this.chips.texts;
-    const isComing = [this.#sent, ...this.#waiting].some((each) => ["open", "example", "resume"].includes(each?.what.do));
-    if (!this.#view.image && isComing) return; // the search runs once the image is open
+    if (!this.#view.image && this.#isComing()) return; // the search runs once the image is open
     if (!this.#view.image) {
       this.#note("Choose an image first: drop one, paste one or choose an example.");
       this.stage.focusOn();
@@ -495,7 +502,7 @@ customElements.define("t2s-segment", class extends HTMLElement {
 
   #hint(piece) {
     const { adding, tool } = this.#local;
-    const isTouch = matchMedia("(pointer: coarse)").matches;
+    const isTouch = matchMedia("(pointer: coarse)").matches, isPhone = matchMedia("(max-width: 560px)").matches;
     const click = isTouch ? "Tap" : "Click";
     const drag = isTouch ? "Draw" : "Drag";
     if (adding) return `${click} the ${adding} in the image or ${drag.toLowerCase()} a box around it. Keys: arrows and Enter.`;
@@ -503,7 +510,8 @@ customElements.define("t2s-segment", class extends HTMLElement {
     if (piece && tool === "plus") return `${click} a place to add it to the mask.${isTouch ? "" : " Keys: arrows and Enter."}`;
     if (piece && tool === "minus") return `${click} a place to remove it from the mask.${isTouch ? "" : " Keys: arrows and Enter."}`;
     if (piece) {
-      return isTouch ? "To correct the mask, choose “Add to mask” or “Remove from mask”."
+      return isPhone ? "To correct the mask, choose “Add” or “Remove”."
+        : isTouch ? "To correct the mask, choose “Add to mask” or “Remove from mask”."
         : "Correct the mask: Ctrl-click adds a place, Shift-click removes one.";
     }
     if (this.#local.isAll && this.#regions.length) return `${click} a mask to pick it, then type its name.`;
@@ -522,6 +530,6 @@ customElements.define("t2s-segment", class extends HTMLElement {
 
   #say(what) {
     const verdicts = this.#view.queries.map((query) => `${query.name}: ${query.verdict}`).join("; ");
-    if (what && ["find", "example", "resume"].includes(what.do)) this.querySelector("[data-part=said]").textContent = verdicts;
+    if (what) this.querySelector("[data-part=said]").textContent = ["find", "example", "resume"].includes(what.do) ? verdicts : "";
   }
 });

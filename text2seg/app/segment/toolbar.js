@@ -25,7 +25,6 @@ const BUTTONS = [
 ];
 
 const LOSES = { undo: 1, redo: 1, full: 1, deselect: 1, box: 2, everything: 2, accept: 2, split: 2, delete: 2, start: 2, select: 4, why: 4 }; // labels, in this order
-const CROWDED = 3; // then what is about the image makes room for a segment's buttons
 const MOST = 5; // then all labels are lost
 
 customElements.define("t2s-toolbar", class extends HTMLElement {
@@ -88,7 +87,6 @@ customElements.define("t2s-toolbar", class extends HTMLElement {
   #fit() {
     const bar = this.querySelector(".t2s-bar");
     for (let lost = 0; lost <= MOST; lost += 1) {
-      bar.classList.toggle("t2s-crowded", lost >= CROWDED);
       bar.classList.toggle("t2s-narrow", lost === MOST);
       for (const [name] of BUTTONS) this.#button(name).classList.toggle("t2s-icon", lost >= (LOSES[name] ?? MOST));
       if (bar.scrollWidth <= bar.clientWidth) break;

@@ -42,6 +42,7 @@ customElements.define("t2s-why", class extends HTMLElement {
     const positive = points.filter((each) => each.positive);
     const negative = points.filter((each) => !each.positive);
     const count = points.length ? `, ${positive.length} positive and ${negative.length} negative points` : "";
+    const arePointsOpen = number === this.#number && Boolean(this.querySelector("details")?.open);
     this.#number = number;
     this.setAttribute("aria-label", heading);
     this.innerHTML = `
@@ -55,13 +56,14 @@ customElements.define("t2s-why", class extends HTMLElement {
             stroke-width="2" vector-effect="non-scaling-stroke"/>`,
           caption: `<b>Candidate ${place + 1}${each.chosen ? " (chosen)" : ""}</b>
             SAM ${two(each.sam)}, map ${two(each.map)}`,
-          more: each.chosen || !each.path ? "" : `<button type="button" data-candidate="${place}">Take this one</button>` }))
+          more: each.chosen || !each.path ? "" : `<button type="button" data-candidate="${place}"
+            aria-label="Take this one, candidate ${place + 1}">Take this one</button>` }))
           .join("")}
       </div>
       <p class="t2s-hint">${isFlat ? "The map is flat: no place is more like the word than another."
         : "Bright places of the map are most like the word, dark ones least."}
         ${points.length ? "Full dots are positive points, hollow ones negative; yours have a ring." : ""}</p>
-      ${points.length ? `<details><summary>Points</summary>
+      ${points.length ? `<details${arePointsOpen ? " open" : ""}><summary>Points</summary>
         <div class="t2s-tables">${table("Positive", positive)}${table("Negative", negative)}</div></details>` : ""}`;
     this.querySelector("[data-part=query]").textContent = explanation.query;
     this.querySelector("[data-part=reason]").textContent = explanation.reason;
