@@ -415,20 +415,34 @@ def test_missing_weights_are_all_named_if_there_is_no_network(tmp_path, monkeypa
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["segmnt", "a.jpg"], "there is no command “text2seg segmnt”. Did you mean segment?"),
+        (["explain", "faithfullness"], "“text2seg explain faithfullness”. Did you mean faithfulness?"),
+        (["9"], "there is no command “text2seg 9”. text2seg --help lists all"),
+    ],
+)
+def test_an_unknown_command_is_named_with_the_one_that_was_meant(capsys, arguments, says):
+    assert main(arguments) == 2
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("group", [None, *GROUPS])
+def test_without_a_command_all_are_listed(capsys, group):
+    with pytest.raises(SystemExit) as stop:
+        main([group] if group else [])
+    assert stop.value.code == 2
+    listed = COMMANDS[group].commands() if group else COMMANDS
+    assert set(listed) <= set(capsys.readouterr().err.split())
+
+
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name not in GROUPS])
 def test_every_command_has_help(name, capsys):
     with pytest.raises(SystemExit) as stop:
         main([name, "--help"])
     assert stop.value.code == 0
     assert f"text2seg {name}" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("arguments", [[], ["segmnt"], ["explain", "salience"]])
-def test_an_unknown_command_lists_the_known_ones(arguments, capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(arguments)
-    assert stop.value.code == 2
-    assert "COMMAND" in capsys.readouterr().err
 
 
 def scene(tmp_path, name="scene one.png"):

@@ -106,6 +106,18 @@ def test_the_real_command_killed_three_times_writes_the_same_bytes(tmp_path):
     assert dataset["annotations"]
 
 
+def test_a_second_ctrl_c_stops_at_once_and_says_how_to_go_on(tmp_path):
+    folder, output = photos(tmp_path / "photos", 40), tmp_path / "dataset.json"
+    process = start(folder, output, "--batch", "20")
+    wait_for_progress(process, output)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(PATIENCE) == 128 + signal.SIGINT
+    message = output.with_suffix(".log").read_text(encoding="utf-8")
+    assert "run the same command again to go on" in message
+    assert "Traceback" not in message
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_after_the_batch_and_the_message_says_how_to_resume(tmp_path, number):
     folder, output = photos(tmp_path / "photos", 8), tmp_path / "dataset.json"

@@ -14,11 +14,15 @@ from labelling_builders import FakeModels, fill, run
 
 from text2seg.cli import main
 from text2seg.coco.dataset import read_dataset, write_dataset
+from text2seg.coco.lookup import ImageFinder
 from text2seg.coco.marks import Mark, Marks, identity, read_marks, write_marks
 from text2seg.coco.rle import encode, mask_of
 from text2seg.errors import DatasetError, ImageError
 from text2seg.ontology import ontology_of_queries
 from text2seg.records import Segmentation, SimilarityMaps
+from text2seg.review import write_review
+from text2seg.review.contents import contents_of
+from text2seg.review.thumbnail import thumbnail
 
 
 @pytest.fixture
@@ -381,8 +385,10 @@ class TestLabel:
         name = name_of(dataset, dataset["annotations"][0])
         path = saved(tmp_path / "marks.json", dataset, [Mark(image=name, verdict="rejected")])
         for _ in range(2):
-            run(images, output, marks=path)
+            report = run(images, output, marks=path)
             found = read_dataset(output)
+            assert (report.rejected, report.done) == (1, report.images)
+            assert report.found == len({each["image_id"] for each in found["annotations"]})
             assert name not in {each["file_name"] for each in found["images"]}
             assert masks(found) == {each for each in masks(dataset) if each[0] != name}
 
@@ -424,8 +430,26 @@ class TestLabel:
         path = saved(tmp_path / "marks.json", dataset, three(dataset))
         capsys.readouterr()
         assert main([*command, "--marks", str(path)]) == 0
-        assert "marks: 1 accepted, 1 corrected, 1 rejected" in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert "marks: 1 accepted, 1 corrected, 1 rejected" in said
+        assert "1 image: 1 with segments, 0 without, 0 failed" in said
         assert len(read_dataset(output)["annotations"]) == len(dataset["annotations"]) - 1
+
+
+def test_a_page_that_begins_with_marks_draws_rejected_segments_as_such(job, tmp_path):
+    images, output, dataset = job
+    rejected = next(each for each in dataset["annotations"])
+    marks = [Mark(image=name_of(dataset, rejected), annotation=rejected["id"], verdict="rejected")]
+    path = saved(tmp_path / "marks.json", dataset, marks)
+    contents, finder = contents_of(dataset), ImageFinder(images=images)
+    image = next(each for each in contents.images if each.file_name == name_of(dataset, rejected))
+    drawn, plain = (
+        thumbnail(image, contents.colours, finder=finder, rejected=those).url for those in ([rejected["id"]], [])
+    )
+    for name, given, shown, other in (("begun.html", path, drawn, plain), ("new.html", None, plain, drawn)):
+        page = write_review(output, tmp_path / name, images=images, marks=given).path.read_text(encoding="utf-8")
+        assert shown in page
+        assert other not in page
 
 
 def test_a_correction_to_the_same_category_is_an_acceptance():

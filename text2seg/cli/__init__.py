@@ -39,6 +39,7 @@ from text2seg.cli.terminal import (
 )
 from text2seg.errors import PartialOutputError, SettingsError, Text2SegError
 from text2seg.io.files import reason
+from text2seg.io.names import did_you_mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +118,8 @@ def run_command(commands: Mapping[str, Any], arguments: Sequence[str], prog: str
 
 
 def _choice(commands: Mapping[str, Any], first: Sequence[str], prog: str) -> str:
-    """Return the name of the command, or print all commands and exit."""
+    """Return the name of the command, or print all commands and exit. Raises `SettingsError` if there is none with this
+    name."""
     parser = argparse.ArgumentParser(
         prog=prog,
         formatter_class=partial(argparse.HelpFormatter, max_help_position=6 + max(map(len, commands))),
@@ -128,6 +130,13 @@ def _choice(commands: Mapping[str, Any], first: Sequence[str], prog: str) -> str
     parsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, command in commands.items():
         parsers.add_parser(name, help=command.summary.replace("%", "%%"), add_help=False)
+    if not first:
+        parser.print_help(sys.stderr)
+        raise SystemExit(WRONG_FLAGS)
+    if first[0] not in commands and not first[0].startswith("-"):
+        raise SettingsError(
+            f"there is no command “{prog} {first[0]}”.{did_you_mean(first, commands)} {prog} --help lists all"
+        )
     return str(parser.parse_args(list(first)).command)
 
 

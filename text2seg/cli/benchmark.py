@@ -93,6 +93,8 @@ class BenchmarkSpeed:
 
         for path in self._outputs():
             check_writable(path, overwrite=self.overwrite, text=path == self.output)
+        from tqdm import tqdm
+
         from text2seg.speed import measure
 
         cases, plan = [], self._plan()
@@ -104,9 +106,16 @@ class BenchmarkSpeed:
         )
         status = 0
         try:
-            for case in measure.run(plan):
-                cases.append(case)
-                self._show(case)
+            with tqdm(total=count * plan.rounds * len(plan.flows), unit="run", leave=False) as bar:
+
+                def report(text: str) -> None:
+                    bar.set_description(text, refresh=False)
+                    bar.update()
+
+                for case in measure.run(plan, report):
+                    cases.append(case)
+                    bar.clear()
+                    self._show(case)
         except KeyboardInterrupt:
             if not cases:
                 raise

@@ -143,7 +143,7 @@ def described(command: Any) -> Iterator[None]:
             said: dict[str, Any] = {
                 "help": texts.get(name) if not any(each.help for each in given) else None,
                 "metavar": _metavar(kind) if not any(each.metavar for each in given) else None,
-                "help_behavior_hint": "" if default is None or default == "" else None,
+                "help_behavior_hint": _hint(default),
             }
             if any(value is not None for value in said.values()):
                 command.__annotations__[name] = Annotated[hint, tyro.conf.arg(**said)]
@@ -151,6 +151,14 @@ def described(command: Any) -> Iterator[None]:
             yield
         finally:
             command.__annotations__ = before
+
+
+def _hint(default: Any) -> str | None:
+    """Return what the help says of a default, or None if it says the right thing by itself."""
+    if default is None or default == "":
+        return ""
+    is_long = isinstance(default, float) and len(repr(default)) > len("0.123456")
+    return f"(default: {default:.4g})" if is_long else None
 
 
 def _without_extras(hint: Any) -> tuple[Any, list[Any]]:
@@ -206,5 +214,7 @@ def _wrapped_help(arguments: Sequence[str]) -> Iterator[None]:
             yield
     finally:
         for line in text.getvalue().splitlines():
-            is_text = len(line) > width and line[0].isalpha()
-            sys.stdout.write(f"{textwrap.fill(line, width, break_on_hyphens=False) if is_text else line}\n")
+            if len(line) > width and line[0].isalpha():
+                indent = " " * 7 if line.startswith("usage: ") else ""
+                line = textwrap.fill(line, width, break_on_hyphens=False, subsequent_indent=indent)
+            sys.stdout.write(f"{line}\n")

@@ -19,7 +19,7 @@ from text2seg.cli.common import (
     without_why,
 )
 from text2seg.cli.flags import PipelineFlags
-from text2seg.cli.terminal import INTERRUPTED, exit_status, log_to_terminal, say, say_failures, stop_on_signals
+from text2seg.cli.terminal import GO_ON, INTERRUPTED, exit_status, log_to_terminal, say, say_failures, stop_on_signals
 from text2seg.config import AutomaticSettings, LabelSettings, ModelSettings, RaySettings, Settings
 from text2seg.errors import CheckpointError, ImageError, SettingsError
 from text2seg.io.names import counted
@@ -48,7 +48,7 @@ class Label:
     query: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A category, instead of an ontology; repeat for more."""
     queries: Annotated[str, tyro.conf.arg(help_behavior_hint="")] = ""
-    """Categories in one string, separated by commas."""
+    """Categories in one string, separated by commas, semicolons or line breaks."""
     label: tyro.conf.UseAppendAction[LabelSettings] = field(default_factory=LabelSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
     settings: PipelineFlags = field(default_factory=Settings)
@@ -96,7 +96,7 @@ class Label:
         models = self._load_models()
         from text2seg.labelling.job import label_folder
 
-        with stop_on_signals() as stop:
+        with stop_on_signals(GO_ON) as stop:
             report = label_folder(
                 models, self.folder, ontology, job, progress=True, stop=stop, engine=engine, plan=plan
             )
@@ -119,7 +119,7 @@ class Label:
         images = image_folder(self.folder, job) if job.save else None
         from text2seg.labelling.watch import watch
 
-        with stop_on_signals() as stop:
+        with stop_on_signals(GO_ON) as stop:
             say(f"text2seg: watching {self.folder} (Ctrl-C stops it)", flush=True)
             for report in watch(models, self.folder, ontology, job, stop=stop, engine=engine):
                 status = conclude(report, images, unknown, verbose=self.verbose)
@@ -210,23 +210,26 @@ class Label:
         )
 
 
-def conclude(report: LabelReport, images: Path | None, left_out: int, *, verbose: bool = False) -> int:
+def conclude(
+    report: LabelReport, images: Path | None, left_out: int, *, has_queries: bool = True, verbose: bool = False
+) -> int:
     """Print how a job ended and return the exit status.
 
     Args:
         images: folder of the image files, if there are any.
         left_out: words or images that the job left out besides those that failed.
+        has_queries: the categories were looked for, so it counts that one was not found.
         verbose: print all failures.
     """
     if report.interrupted:
         failed = f" ({report.failed} of them failed)" * bool(report.failed)
         say(
-            f"text2seg: stopped with {report.done} of {counted(report.images, 'image')} done{failed}; "
-            "run the same command again to go on",
+            f"text2seg: stopped with {report.done} of {counted(report.images, 'image')} done{failed}; {GO_ON}",
             file=sys.stderr,
         )
         return INTERRUPTED
-    _print_report(report, verbose=verbose)
+    rows = tuple(row for row in report.categories if has_queries or row.segments)
+    _print_report(replace(report, categories=rows), verbose=verbose)
     if images:
         say(f"image files: {images}")
     return exit_status(report.images - report.failed, report.failed + left_out)
@@ -255,8 +258,9 @@ def _print_report(report: LabelReport, *, verbose: bool) -> None:
         failed = f"; {report.failed} of them failed, and --retry-failures tries again" * bool(report.failed)
         say(f"nothing new to do: earlier runs did all images{failed}; --restart does all again")
     skipped = f" ({report.skipped} of them skipped)" * bool(report.skipped)
+    rejected = f"{report.rejected} rejected, " * bool(report.rejected)
     say(
-        f"{counted(report.images, 'image')}: {report.found} with segments, {report.empty} without{skipped}, "
+        f"{counted(report.images, 'image')}: {report.found} with segments, {report.empty} without{skipped}, {rejected}"
         f"{report.failed} failed"
     )
     say(f"COCO file: {report.dataset}")

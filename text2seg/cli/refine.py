@@ -11,7 +11,7 @@ import tyro
 
 from text2seg.cli.common import check_models, chosen_pair, say_names
 from text2seg.cli.label import conclude
-from text2seg.cli.terminal import SHOWN_FAILURES, log_to_terminal, say, stop_on_signals, waiting
+from text2seg.cli.terminal import GO_ON, SHOWN_FAILURES, log_to_terminal, say, stop_on_signals, waiting
 from text2seg.config import (
     POLYGON_TOLERANCE,
     Encoding,
@@ -55,7 +55,7 @@ class Refine:
     """Number of images that SAM processes together; more need more memory."""
     workers: int = 4
     """Number of threads that read and decode images."""
-    save: tuple[SaveKind, ...] = ()
+    save: Annotated[tuple[SaveKind, ...], tyro.conf.arg(metavar="overlay,masks,cutouts")] = ()
     """Files to write for each image into the folder <output>_images, with commas between them: overlay, masks,
     cutouts; or none."""
     restart: bool = False
@@ -96,9 +96,11 @@ class Refine:
                 f"left out, because not in {self.images}: {counted(len(missing), 'image')}, {listed(missing)}",
                 file=sys.stderr,
             )
-        with stop_on_signals() as stop:
+        with stop_on_signals(GO_ON) as stop:
             report = refine_dataset(models, plan, job, progress=True, stop=stop)
-        status = conclude(report, plan.image_folder if job.save else None, 0 if self.limit else len(missing))
+        status = conclude(
+            report, plan.image_folder if job.save else None, 0 if self.limit else len(missing), has_queries=False
+        )
         if not report.interrupted:
             refined, kept, without = refined_in(report.dataset)
             say(

@@ -26,6 +26,8 @@ contradicts another flag. PARTLY: results are written, but stderr names images t
 not know. INTERRUPTED: stopped; `main` makes TERMINATED of it if the signal was SIGTERM. PIPE_CLOSED: the reader of the
 output, such as `head`, has ended; SIGPIPE ends other programs with it."""
 
+GO_ON = "run the same command again to go on"
+
 SHOWN_FAILURES = 10
 """Largest number of failures that are printed without `--verbose`."""
 
@@ -232,15 +234,15 @@ def interrupt(number: int, _: FrameType | None) -> None:
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[threading.Event]:
-    """Yield an event that the first SIGINT or SIGTERM sets. The second one raises `KeyboardInterrupt`. Main thread
-    only."""
+def stop_on_signals(then: str = "") -> Iterator[threading.Event]:
+    """Yield an event that the first SIGINT or SIGTERM sets. The second one raises `KeyboardInterrupt`, with what the
+    user can do then. Main thread only."""
     stop = threading.Event()
 
-    def handle(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
-            interrupt(number, frame)
+    def handle(number: int, _: FrameType | None) -> None:
         _stopped_by.append(number)
+        if stop.is_set():
+            raise KeyboardInterrupt(f"stopped at once; {then}" if then else "")
         stop.set()
 
     def announce() -> None:  # not in the handler, which may interrupt another log message

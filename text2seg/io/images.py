@@ -250,7 +250,8 @@ def _from_pillow(image: PillowImage.Image, name: str) -> NDArray[np.uint8]:
             _log.warning("%s has several frames; frame %d is used", name, image.tell() + 1)
         pillows = PillowImage.MAX_IMAGE_PIXELS
         lifted = _own_limit() if pillows and width * height > pillows else nullcontext()
-        with lifted, _truncation_is_an_error(), _not_mapped(image), _quiet_libtiff(image):
+        is_tiff = isinstance(image, TiffImagePlugin.TiffImageFile)  # libtiff prints lines about damaged data
+        with lifted, _truncation_is_an_error(), _not_mapped(image), quiet_libraries(if_true=is_tiff):
             samples = (
                 read_tiff(image, name)
                 if isinstance(image, TiffImagePlugin.TiffImageFile)
@@ -320,13 +321,13 @@ def _not_mapped(image: PillowImage.Image) -> Iterator[None]:
 
 _quiet_lock = threading.Lock()
 _quiet: list[int] = []
-"""File descriptors of stderr, one for each image that is decoded quietly; the first is to be put back."""
+"""File descriptors of stderr, one for each piece of work that is quiet; the first is to be put back."""
 
 
 @contextmanager
-def _quiet_libtiff(image: PillowImage.Image) -> Iterator[None]:
-    """Drop the lines that libtiff itself prints about damaged data, unless Python prints to the same descriptor."""
-    if not isinstance(image, TiffImagePlugin.TiffImageFile) or _python_prints_to(2):
+def quiet_libraries(*, if_true: bool = True) -> Iterator[None]:
+    """Drop the lines that C code of libraries prints to stderr, unless Python prints to the same descriptor."""
+    if not if_true or _python_prints_to(2):
         yield
         return
     with _quiet_lock:

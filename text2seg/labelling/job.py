@@ -49,9 +49,10 @@ if TYPE_CHECKING:
 class LabelReport:
     """Result of a labelling job.
 
-    `found` counts images with segments, `empty` those without, `failed` the others. `skipped` images are those of the
-    empty ones that `--only-if-present` skipped. `earlier` of the images were done by earlier runs of the job. An
-    `interrupted` job has no dataset, `failures` and `categories` yet. `calibrated` says whether presence is.
+    `found` counts images with segments, `empty` those without, `rejected` those that a person rejected, with `--marks`,
+    and `failed` the others. `skipped` images are those of the empty ones that `--only-if-present` skipped. `earlier` of
+    the images were done by earlier runs of the job. An `interrupted` job has no dataset, `failures` and `categories`
+    yet. `calibrated` says whether presence is.
     """
 
     dataset: Place
@@ -60,6 +61,7 @@ class LabelReport:
     empty: int
     failed: int
     skipped: int = 0
+    rejected: int = 0
     earlier: int = 0
     failures: tuple[Failure, ...] = ()
     categories: tuple[CategorySummary, ...] = ()
@@ -69,7 +71,7 @@ class LabelReport:
     @property
     def done(self) -> int:
         """Number of images with a record."""
-        return self.found + self.empty + self.failed
+        return self.found + self.empty + self.rejected + self.failed
 
 
 def label_folder(
@@ -159,6 +161,7 @@ def label_folder(
             raise RuntimeError(f"the engine left {state.missing} of {len(plan.scan)} images undone")
         failures: tuple[Failure, ...] = ()
         categories: tuple[CategorySummary, ...] = ()
+        numbers = state.counts()
         info = run_info(
             models.provenance(),
             folder=folder,
@@ -170,7 +173,7 @@ def label_folder(
         )
         if not state.missing:
             _check_any_done(state, journal, settings.output)
-            failures, categories = write_output(
+            failures, tally = write_output(
                 settings.output,
                 journal,
                 state,
@@ -181,12 +184,15 @@ def label_folder(
                 source=plan.source,
                 review=plan.review,
             )
+            categories = tally.summaries()
+            rejected = numbers["found"] + numbers["empty"] - tally.images
+            numbers |= {"found": tally.found, "empty": tally.images - tally.found, "rejected": rejected}
             if work.images:
                 work.images.discard_earlier(keep=saved_images(journal, state))
         return LabelReport(
             settings.output,
             len(plan.scan),
-            **state.counts(),
+            **numbers,
             earlier=earlier,
             failures=failures,
             categories=categories,

@@ -275,7 +275,7 @@ def differences(old: Any, new: Any, name: str = "") -> list[str]:
         return []
     old_entries, new_entries = _as_mapping(old), _as_mapping(new)
     if old_entries is None or new_entries is None:
-        return [f"{name}: {_shorten(old)} → {_shorten(new)}"]
+        return [f"{name}: {_told(old)} → {_told(new)}"]
     keys = dict.fromkeys([*old_entries, *new_entries])
     found = [
         line
@@ -292,8 +292,15 @@ def _as_mapping(value: Any) -> Json | None:
     return value if isinstance(value, dict) else None
 
 
-def _shorten(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
+def _told(value: Any) -> str:
+    """Return a value in words. A long one is cut."""
+    if value is None or value in ("", [], {}):
+        return "none"
+    if isinstance(value, dict):
+        entries = {key: each for key, each in value.items() if key != "name" and each not in (None, "", [], {})}
+        text = ", ".join(f"{key} {_told(each)}" for key, each in entries.items())
+    else:
+        text = ", ".join(map(_told, value)) if isinstance(value, list) else str(value)
     return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 1]}…"
 
 

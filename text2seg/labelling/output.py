@@ -23,7 +23,7 @@ from text2seg.io.writing import check_folder, check_writable, discard
 from text2seg.labelling.engine import SAVED, Json
 from text2seg.labelling.journal import WRITING, WRITTEN, JobState, Journal, output_hashes
 from text2seg.labelling.reviewed import Review
-from text2seg.labelling.summary import CategorySummary, SegmentValues, SummaryTally
+from text2seg.labelling.summary import SegmentValues, SummaryTally
 from text2seg.ontology import Ontology
 from text2seg.records import Failure
 
@@ -137,8 +137,9 @@ def write_output(
     overwrite: bool = False,
     source: Dataset | None = None,
     review: Review | None = None,
-) -> tuple[tuple[Failure, ...], tuple[CategorySummary, ...]]:
-    """Write the COCO file from the journal, in the order of the scan. Returns the failures and the table of categories.
+) -> tuple[tuple[Failure, ...], SummaryTally]:
+    """Write the COCO file from the journal, in the order of the scan. Returns the failures, and what was counted in the
+    images of the file.
 
     The file is streamed: only failures are held in memory. For a URL, it is written here and then uploaded.
 
@@ -186,7 +187,7 @@ def write_output(
     if isinstance(output, Url):
         _upload(file, output)
     journal.append([{"output": WRITTEN, "sha256": digest, **reviewed}])
-    return failures, tally.summaries()
+    return failures, tally
 
 
 def saved_images(journal: Journal, state: JobState) -> set[str]:

@@ -22,6 +22,7 @@ from typing import Any
 
 from text2seg.config import ModelSettings, RaySettings, Settings
 from text2seg.errors import EngineError, SettingsError
+from text2seg.io.images import quiet_libraries
 from text2seg.labelling.engine import Batch, Deliver, Work
 from text2seg.labelling.ray_worker import Gate, Worker, pack
 from text2seg.weights import choose_model
@@ -90,7 +91,7 @@ def _connect(ray: Any, settings: RaySettings) -> None:
         # Explicit, or Ray would join the cluster in RAY_ADDRESS.
         address, more = "local", {"include_dashboard": False, "object_store_memory": STORE_BYTES}
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), quiet_libraries():  # it prints the level of its log
             warnings.simplefilter("ignore", FutureWarning)
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **more)
     except Exception as error:  # RuntimeError, ConnectionError, TimeoutError, ValueError, …

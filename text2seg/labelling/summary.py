@@ -109,9 +109,10 @@ class CategorySummary:
 
 
 class SummaryTally:
-    """Collects the values of segments, image by image."""
+    """Collects the values of segments, image by image. `images` counts the images, `found` those with segments."""
 
     def __init__(self, categories: Iterable[str]) -> None:
+        self.images = self.found = 0
         self._categories = {name: _Values() for name in categories}
 
     def add_image(self, segments: Iterable[SegmentValues]) -> None:
@@ -122,6 +123,8 @@ class SummaryTally:
             seen.add(segment.category)
         for category in seen:
             self._categories[category].images += 1
+        self.images += 1
+        self.found += bool(seen)
 
     def summaries(self) -> tuple[CategorySummary, ...]:
         """Return a row for each category, in the order given."""

@@ -86,11 +86,11 @@ def write_review(
         raise Text2SegError(f"the side of the images must be from {SIDES[0]} to {SIDES[1]}, got {image_side}")
     content = read_dataset(dataset)
     check_writable(output, overwrite=overwrite, inputs=[dataset, *([Path(marks)] if marks else [])], text=True)
-    begun = _begun(content, marks) if marks else {"marks": [], "begun": ""}
+    begun, rejected = _begun(content, marks) if marks else ({"marks": [], "begun": ""}, [])
     contents = contents_of(content)
     shown = contents.images[:limit]
     finder = ImageFinder(dataset, images, content["info"])
-    draw = partial(thumbnail, colours=contents.colours, finder=finder, long_side=image_side)
+    draw = partial(thumbnail, colours=contents.colours, finder=finder, long_side=image_side, rejected=rejected)
     with ThreadPoolExecutor(THREADS) as pool:
         thumbnails = list(tqdm(pool.map(draw, shown), total=len(shown), unit="image", disable=not progress))
     for each in thumbnails:
@@ -108,11 +108,12 @@ def write_review(
     return Review(output, len(shown), len(contents.images) - len(shown), sum(not each.url for each in thumbnails))
 
 
-def _begun(dataset: Dataset, marks: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the marks that the page begins with, and their hash."""
+def _begun(dataset: Dataset, marks: str | os.PathLike[str]) -> tuple[dict[str, Any], list[int]]:
+    """Return the marks that the page begins with, with their hash, and the ids of rejected annotations."""
     file = read_marks(marks)
-    file.marks_of(find_marked(file, str(marks), [dataset]), str(marks))
-    return {"marks": [each.model_dump(exclude_none=True) for each in file.marks], "begun": file.sha256}
+    of_dataset = file.marks_of(find_marked(file, str(marks), [dataset]), str(marks))
+    begun = {"marks": [each.model_dump(exclude_none=True) for each in file.marks], "begun": file.sha256}
+    return begun, of_dataset.rejected
 
 
 def _render(contents: Contents, cards: list[dict[str, Any]], about: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -103,8 +103,11 @@ class Measured:
         }
 
 
-def run(plan: Plan) -> Iterator[list[Measured]]:
+def run(plan: Plan, report: Callable[[str], object] = lambda text: None) -> Iterator[list[Measured]]:
     """Measure all cases; yield the measurements of all flows as soon as a case is done.
+
+    Args:
+        report: called with what is measured next, for each flow of each round.
 
     Raises:
         SettingsError: the device is not available, or something was compiled again after the warm-up.
@@ -120,7 +123,7 @@ def run(plan: Plan) -> Iterator[list[Measured]]:
             results = {name: Measured(model, size, queries, name, _precision(name, fast).name) for name in flows}
             for result in results.values():
                 result.peak_flops = peaks[_precision(result.flow, fast).dtype]
-            _measure(plan, flows, results, device, 60 * plan.minutes / len(cases))
+            _measure(plan, flows, results, device, 60 * plan.minutes / len(cases), report)
             for result in results.values():
                 result.flops["encoder"] = encoder_flops(SamShape.of(sam))
             yield list(results.values())
@@ -166,6 +169,7 @@ def _measure(
     results: Mapping[FlowName, Measured],
     device: torch.device,
     max_seconds: float,
+    report: Callable[[str], object],
 ) -> None:
     """Measure one case: rounds over all flows, then their accuracy. No round starts if it would end after
     `max_seconds`, except the first."""
@@ -179,6 +183,7 @@ def _measure(
             if done and (time.perf_counter() - start) * (done + 1) / done > max_seconds:
                 break
             for name, flow in flows.items():
+                report(f"{case.model}, {case.size}, {counted(case.queries, 'word')}: {name}")
                 _one_round(flow, results[name], folder, queries, plan.images, device)
         if _graphs() != graphs:
             raise SettingsError("something was compiled again after the warm-up, so the times are not valid")

@@ -251,7 +251,7 @@ def _request(url: str, start: int) -> http.client.HTTPResponse:
     except urllib.error.HTTPError:
         raise
     except urllib.error.URLError as error:
-        raise _UnreachableError(f"cannot reach the server: {error.reason}") from error
+        raise _UnreachableError(f"cannot reach the server: {_said(error.reason)}") from error
     except (OSError, http.client.HTTPException) as error:
         raise _CutError(f"the connection broke: {error!r}") from error
 
@@ -264,7 +264,12 @@ def check_reachable(url: str) -> None:
     except urllib.error.HTTPError as error:
         error.close()
     except (OSError, http.client.HTTPException) as error:
-        raise CheckpointError(f"cannot reach {request.host}: {getattr(error, 'reason', error)}") from error
+        raise CheckpointError(f"cannot reach {request.host}: {_said(getattr(error, 'reason', error))}") from error
+
+
+def _said(why: object) -> str:
+    """Return why a server cannot be reached, without the number of an error of the operating system."""
+    return files.reason(why) if isinstance(why, OSError) else str(why)
 
 
 def _read(response: http.client.HTTPResponse) -> bytes:
