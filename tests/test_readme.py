@@ -170,3 +170,26 @@ def test_measured_numbers_are_those_of_the_page_of_accuracy():
             if number != "–":
                 share = float(number.removesuffix(" %")) / (100 if number.endswith("%") else 1)
                 assert share == pytest.approx(float(found[column, heading]), abs=0.0011), (says, column)
+
+
+def test_the_sentence_about_speed_has_the_numbers_of_the_measurements():
+    page = (ROOT / "docs" / "measurements" / "performance.md").read_text(encoding="utf-8")
+    tables = dict(re.findall(r"<!-- table (\w+) -->\n(.*?)<!-- end -->", page, re.DOTALL))
+
+    def row(table, *starts):
+        """The numbers of the one row whose first cells begin with these words."""
+        rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in tables[table].splitlines()]
+        (found,) = (cells for cells in rows if all(map(str.startswith, cells, starts)) and len(cells) > len(starts))
+        return [round(float(cell)) for cell in found[len(starts) :] if re.fullmatch(r"[\d.]+", cell)]
+
+    case = "vit_b, 20 queries, vga"
+    stock, ours = (row("speed", case, flow)[0] for flow in ("stock (fp32)", "ours"))
+    names = ("light", "SAM 2.1 tiny", "Grounding DINO tiny, SAM 2.1 tiny", "SAM 3")
+    light, tiny, dino, sam3 = (row("peers", name)[1] for name in names)
+    text = " ".join(README.split())
+    assert f"20 queries, texts included, take {ours} s where the original code takes {stock}" in text
+    assert f"costs {light} CPU seconds with MobileSAM and {tiny} with SAM 2.1 tiny" in text
+    assert f"Grounding DINO tiny and the same SAM 2.1 cost {dino}, SAM 3 {sam3} " in text
+    assert f"need about {row('latency', 'vit_b', 'first answer, 1 known words')[0]} seconds for one query" in text
+    assert ours * 5 < stock
+    assert max(light, tiny) * 2 < min(dino, sam3)
