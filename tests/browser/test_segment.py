@@ -683,16 +683,16 @@ def test_examples_can_be_had_again(page):
 
 def test_words_that_were_typed_stay_with_an_example_and_those_of_the_last_example_go(page):
     ready(page)
-    add_queries(page, "unicycle")
+    add_queries(page, "bomb")
     page.get_by_text("Now choose an image").wait_for()
     take_example(page)
-    page.locator("t2s-legend").get_by_text("unicycle").wait_for()
-    assert set(verdicts(page)) == {"sheep", "koala", "fire engine", "unicycle"}
+    page.locator("t2s-legend").get_by_text("bomb").wait_for()
+    assert set(verdicts(page)) == {"sheep", "koala", "fire engine", "bomb"}
     page.get_by_role("button", name="Another image").click()
     page.locator("[data-example='1']").click()
     page.get_by_role("group", name="scene_0012.jpg").wait_for()
-    page.locator("t2s-legend").get_by_text("unicycle").wait_for()
-    assert set(verdicts(page)) == {"shirt", "frog", "horse", "unicycle"}
+    page.locator("t2s-legend").get_by_text("bomb").wait_for()
+    assert set(verdicts(page)) == {"shirt", "frog", "horse", "bomb"}
 
 
 def test_quick_undo_and_redo_keep_words_and_results_together(page):

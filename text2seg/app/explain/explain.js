@@ -11,7 +11,7 @@ window.text2segTool = (name) => chosen ?? name;
 const chosenTool = () => document.querySelector("#explain-tool select").value;
 const isFormThere = () => document.querySelector(`#fields-of-${chosenTool()}`) !== null;
 
-// Run waits for the form of the chosen tool: when Gradio puts it in place, it forgets what follows an earlier press.
+// Run waits for the form of the chosen tool, which Gradio puts in place meanwhile: it runs with values that can be seen.
 document.addEventListener("click", (event) => {
   const run = event.target.closest?.("#explain-run");
   if (!run || isFormThere()) return;
