@@ -24,8 +24,10 @@ const BUTTONS = [
   ["start", "Another image", "Image", "Open another image, or an example", "M4 5h16v14H4zM4 16l5-5 4 4 3-3 4 4", "image"],
 ];
 
-const LOSES = { undo: 1, redo: 1, full: 1, deselect: 1, box: 2, everything: 2, accept: 2, split: 2, delete: 2, start: 2, select: 4, why: 4 }; // labels, in this order
-const MOST = 5; // then all labels are lost
+const LOSES = { undo: 1, redo: 1, full: 1, deselect: 1, box: 2, everything: 2, accept: 2, split: 2, delete: 2, start: 2 }; // labels, in this order
+const SHORT = 3; // then the other buttons have their short labels
+const NONE = 4; // then no button has a label
+const NARROW = 5; // then some buttons make room for those of the selected segment
 
 customElements.define("t2s-toolbar", class extends HTMLElement {
   connectedCallback() {
@@ -86,9 +88,13 @@ customElements.define("t2s-toolbar", class extends HTMLElement {
   /** Leave out as many labels as the width needs. */
   #fit() {
     const bar = this.querySelector(".t2s-bar");
-    for (let lost = 0; lost <= MOST; lost += 1) {
-      bar.classList.toggle("t2s-narrow", lost === MOST);
-      for (const [name] of BUTTONS) this.#button(name).classList.toggle("t2s-icon", lost >= (LOSES[name] ?? MOST));
+    for (let lost = 0; lost <= NARROW; lost += 1) {
+      bar.classList.toggle("t2s-narrow", lost === NARROW);
+      for (const [name] of BUTTONS) {
+        const { classList } = this.#button(name);
+        classList.toggle("t2s-icon", lost >= (LOSES[name] ?? NONE));
+        classList.toggle("t2s-short", !(name in LOSES) && lost === SHORT);
+      }
       if (bar.scrollWidth <= bar.clientWidth) break;
     }
   }
