@@ -7,7 +7,10 @@ import io
 import json
 import queue
 import re
+import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -444,3 +447,17 @@ class TestPresence:
         for page in ("one", "two", "one", "three"):
             httpx.post(f"{address}{BASE}/heartbeat/{page}")
         assert gone.get(timeout=10) == "two"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_app_without_an_error(number):
+    command = [sys.executable, "-m", "text2seg", "app", "--model", "demo", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        lines = iter(process.stdout.readline, "")
+        address = next(line.split()[2] for line in lines if "open http" in line)
+        assert httpx.get(address).is_success
+        process.send_signal(number)
+        said = [line for line in lines if line.strip()]
+        assert process.wait() == 0, said
+    assert not said

@@ -549,6 +549,13 @@ def test_find_without_an_image_leads_to_the_place_for_one(page, scene):
     expect(page.get_by_label("Add a query")).to_be_focused()  # the next step
 
 
+def test_a_zip_is_sent_to_the_tab_that_takes_it(page, tmp_path):
+    ready(page)
+    (tmp_path / "photos.ZIP").write_bytes(b"PK")
+    page.set_input_files("t2s-stage input[type=file]", tmp_path / "photos.ZIP")
+    page.get_by_role("alert").get_by_text("photos.ZIP is not an image. “Label a folder” takes zips").wait_for()
+
+
 def test_an_unknown_word_does_not_stop_the_others(page, scene):
     upload(page, scene)
     add_queries(page, "sheep, unicycle")

@@ -6,7 +6,7 @@ import logging
 import threading
 import webbrowser
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -257,20 +257,23 @@ def serve(model_pool: ModelPool, opened: Callable[[str], object]) -> None:
     settings = model_pool.settings
     if not is_loopback(settings.host) and not settings.auth:
         log.warning("everyone who can reach %s may use this app; --auth NAME:PASSWORD sets a password", settings.host)
-    with running(model_pool) as (url, thread):
+    with running(model_pool) as (url, has_ended):
         opened(settings.public_url or url)
         if settings.open_browser:
             webbrowser.open(url)
         try:
-            while thread.is_alive():
-                thread.join(1)
+            has_ended.wait()
         except KeyboardInterrupt:
             log.info("the app stops")
 
 
 @contextmanager
-def running(model_pool: ModelPool) -> Iterator[tuple[str, threading.Thread]]:
-    """Run the app in a thread. Yield its address and the thread; stop it when the context ends."""
+def running(model_pool: ModelPool) -> Iterator[tuple[str, threading.Event]]:
+    """Run the app in a thread. Yield its address and the event of its end; stop it when the context ends.
+
+    The event is waited for, not the thread: Python counts a thread as ended if Ctrl-C interrupts its `join`, and the
+    socket would be closed while the server still uses it.
+    """
     with model_pool.settings.listening() as listener:
         host, port = listener.getsockname()[:2]
         config = uvicorn.Config(
@@ -284,10 +287,21 @@ def running(model_pool: ModelPool) -> Iterator[tuple[str, threading.Thread]]:
         )
         threading.Thread(target=model_pool.warm_up, name="text2seg-warm-up").start()
         server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, args=([listener],), name="text2seg-app")
+        has_ended = threading.Event()
+
+        def run() -> None:
+            try:
+                server.run([listener])
+            finally:
+                has_ended.set()
+
+        thread = threading.Thread(target=run, name="text2seg-app")
         thread.start()
         try:
-            yield f"http://{f'[{host}]' if ':' in host else host}:{port}", thread
+            yield f"http://{f'[{host}]' if ':' in host else host}:{port}", has_ended
         finally:
             server.should_exit = True
+            with suppress(KeyboardInterrupt):  # Ctrl-C once more
+                has_ended.wait()
+            server.force_exit = True
             thread.join()

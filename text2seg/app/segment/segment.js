@@ -306,7 +306,8 @@ customElements.define("t2s-segment", class extends HTMLElement {
     const { uploadMb } = this.props ?? {};
     if (file.size > uploadMb * 1e6) {
       this.#note(`${file.name} has ${(file.size / 1e6).toFixed(1)} MB; the limit is ${uploadMb} MB. Make it smaller.`);
-    } else this.#begin({ do: "open", file });
+    } else if (/\.zip$/i.test(file.name)) this.#note(`${file.name} is not an image. “Label a folder” takes zips of images.`);
+    else this.#begin({ do: "open", file });
   }
 
   /** Open another image. Ask first if masks that the visitor made are lost by it. */
