@@ -830,7 +830,8 @@ def test_tables_of_many_rows_are_short_and_say_where_the_others_are(tmp_path, ca
     assert main(["label", str(tmp_path / "photos"), *queries, str(tmp_path / "label.json")]) == 0
     said = capsys.readouterr().out
     assert len([line for line in said.splitlines() if line.startswith("│")]) == MOST_ROWS
-    assert f"{len(names) - MOST_ROWS} more categories; --verbose, or text2seg report {tmp_path}/label.json" in said
+    assert f"{len(names) - MOST_ROWS} more categories, none of them with segments; --verbose, or text2seg " in said
+    assert f"report {tmp_path}/label.json, shows all" in said
     assert all(line.partition(":")[0] in said for line in found)
     assert main(["evaluate", TRUTH, TRUTH, "--json", str(tmp_path / "scores.json")]) == 0
     assert f"more categories are in {tmp_path / 'scores.json'}" in capsys.readouterr().out

@@ -90,7 +90,7 @@ def test_a_worker_with_other_models_reports_the_difference(work, tmp_path):
     answer = call(one, work.tasks)
     assert json.loads(answer["records"]) == []
     assert "its models differ" in answer["fault"]
-    assert 'text2seg: "test"' in answer["fault"]  # what the job's own models say of themselves
+    assert "text2seg: test" in answer["fault"]  # what the job's own models say of themselves
     elsewhere = Work(tmp_path / "gone", work.work.queries, work.work.categories)
     blind = Worker(elsewhere, ModelSettings(), Settings(), Gate(), threads=1, decode=1)
     assert "cannot see the folder" in call(blind, work.tasks)["fault"]

@@ -253,6 +253,16 @@ def test_each_keyword_has_a_map_and_a_score(demo):
     assert len(shown.panels) == 5
 
 
+def test_unknown_keywords_are_left_out(demo):
+    result = run_tool(TOOLS["keywords"], demo, [scene()], KeywordsSettings(text="a sheep near a big unicorn"))
+    assert [row[0] for row in result.tables[0].rows] == ["a sheep near a big unicorn", "sheep"]
+    assert len(result.panels) == 3
+    (says,) = result.unknown
+    assert "big unicorn" in says
+    with pytest.raises(QueryError, match="unicorn"):
+        run_tool(TOOLS["keywords"], demo, [scene()], KeywordsSettings(text="a unicorn"))
+
+
 def test_sentence_without_keywords_raises(demo):
     knows_all = Text2Seg(demo.clip, demo.sam)
     with pytest.raises(QueryError, match="no keyword"):

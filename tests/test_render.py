@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from text2seg.records import Candidates, Segment, Segmentation, SimilarityMaps
 from text2seg.render import charts, colour_of, cut_out, drawing, maps_with_points, overlay
 from text2seg.render.drawing import NEGATIVE, POSITIVE, colours_of, fitted, heat, printable, text_width
-from text2seg.render.panels import LARGEST, _candidate
+from text2seg.render.panels import LARGEST, MOST_ABSENT, _candidate
 
 NAMES = ["cat", "красный мяч", "猫 🐈", "e\u0301te\u0301", "two\nlines\x00", "\udcff", "", " ", "x" * 500, "نص"]
 
@@ -220,6 +220,15 @@ def test_candidates_are_cropped_from_the_square_of_sam():
     assert mask.shape == (90, 120)
     assert mask[:85, 65:].all()
     assert not mask[:85, :55].any()
+
+
+def test_of_many_queries_only_those_that_were_found_have_a_row():
+    segment = builders.segment("q3", builders.segment().mask)
+    heights = []
+    for count in (1, MOST_ABSENT, MOST_ABSENT + 1):
+        queries = ("q3", *(f"other {number}" for number in range(count - 1)))
+        heights.append(len(maps_with_points(builders.segmentation(segment, queries=queries))))
+    assert heights == [heights[0], MOST_ABSENT * heights[0], heights[0]]
 
 
 def test_each_segment_and_each_query_not_found_has_a_row():

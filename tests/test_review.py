@@ -218,6 +218,10 @@ def test_report_command_prints_what_it_wrote(folder, capsys):
     assert "3 images on the page, 1 less uncertain left out" in printed
     assert output.is_file()
     assert main(arguments) == 1
+    (folder / "sure.png").write_bytes(b"cut")
+    capsys.readouterr()
+    assert main([*arguments, "--overwrite"]) == 3
+    assert f"have no picture: not in {folder}, or damaged; --verbose names them" in capsys.readouterr().err
 
 
 DRIVER = """

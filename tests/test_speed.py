@@ -84,7 +84,7 @@ def test_a_compilation_after_warm_up_is_an_error(monkeypatch):
     plan = Plan(("demo",), ("small",), (1,), (), 1, 1, 1, 1.0)
     result = Measured("demo", "small", 1, "ours", "fp32")
     with pytest.raises(SettingsError, match="compiled again after the warm-up"):
-        measure._measure(plan, {}, {"ours": result}, CPU, 60)
+        measure._measure(plan, {}, {"ours": result}, CPU, 60, print)
 
 
 def test_a_flow_that_cannot_run_is_left_out(monkeypatch, caplog):

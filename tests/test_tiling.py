@@ -323,7 +323,7 @@ def test_panels_of_a_segment_show_its_tile(mosaic, tiled):
     """The chosen candidate, drawn on the tile, covers the same pixels as the mask in the image."""
     one = next(segment for segment in tiled.segments if segment.view_xywh is not None)
     panel = np.zeros((300, 400, 3), np.uint8)
-    (where,), candidates, (final,) = panels._stages(one, panel, panel, mosaic[0].pixels)
+    (where,), candidates, (final,) = panels._stages(one, (0, 200, 0), panel, panel, mosaic[0].pixels)
     assert where.pixels.shape == (300, 400, 3)
     assert {each.pixels.shape for each in [*candidates, final]} == {(300, 300, 3)}
     x, y, width, height = one.view_xywh

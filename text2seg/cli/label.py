@@ -252,7 +252,11 @@ def _print_report(report: LabelReport, *, verbose: bool) -> None:
         table.add_row(category.name, *category.texts(shown))
     PlainConsole().print(table)
     if more := len(report.categories) - len(rows):
-        say(f"{more} more categories; --verbose, or text2seg report {report.dataset}, shows all")
+        found = sum(bool(row.segments) for row in report.categories) - sum(bool(row.segments) for row in rows)
+        say(
+            f"{more} more categories, {found or 'none'} of them with segments; --verbose, or text2seg report "
+            f"{report.dataset}, shows all"
+        )
     say_failures(report.failures, all_in=f"info.failures of {report.dataset}", verbose=verbose)
     if report.earlier == report.images:
         failed = f"; {report.failed} of them failed, and --retry-failures tries again" * bool(report.failed)

@@ -63,7 +63,11 @@ class Replay:
         if self.image:
             _image_format(self.image)
             check_writable(self.image, overwrite=self.overwrite, flag="--image", inputs=[self.dataset])
-        annotation_with_id(read_dataset(self.dataset), self.annotation)
+        dataset = read_dataset(self.dataset)
+        image_id = annotation_with_id(dataset, self.annotation)["image_id"]
+        finder = ImageFinder(self.dataset, self.images, dataset["info"])
+        for name in (entry["file_name"] for entry in dataset["images"] if entry["id"] == image_id):
+            finder.find(name)  # before the models are loaded
         with waiting("loading the models and making the mask again"):
             from text2seg.review.replay import replay
 
@@ -84,7 +88,6 @@ class Replay:
         if not result.identical and result.made_by != __version__:
             say(f"the annotation was made by text2seg {result.made_by}; this is {__version__}")
         if self.image:
-            finder = ImageFinder(self.dataset, self.images, read_dataset(self.dataset)["info"])
             check_not_input(self.image, [finder.find(result.image.file_name)], flag="--image")
             _write(result, self.image)
             say(f"image: {self.image}")

@@ -13,7 +13,7 @@ from text2seg.coco.reader import Dataset, attributes_of, check_dataset, check_re
 from text2seg.coco.rle import area, is_number, rle_of
 from text2seg.coco.truth import Region, TruthImage, category_names, truth_images
 from text2seg.errors import DatasetError
-from text2seg.io.names import folded, pair_names, parts_of
+from text2seg.io.names import folded, listed, pair_names, parts_of
 
 Json = Mapping[str, Any]
 Match = Literal["id", "file-name"]
@@ -162,6 +162,9 @@ def align(truth: Json, predicted: Json | Sequence[Json], *, match: Match = "id")
         name, annotations = PREDICTED, check_results(predicted, PREDICTED)
         image_ids, category_ids, presence = {number: number for number in sizes}, kept, {}
     hint = "" if match == "file-name" else NUMBERED_DIFFERENTLY
+    images = predicted["images"] if isinstance(predicted, Mapping) else ()
+    if outside := [entry["file_name"] for entry in images if entry["id"] not in image_ids]:
+        hint += f". Leave these images out of {name}: {listed(outside)}"
     regions = _predicted(annotations, image_ids, category_ids, sizes, name, hint)
     scenes = tuple(
         Scene(

@@ -90,10 +90,10 @@ def show_keywords(models: Text2Seg, images: Sequence[Image], settings: KeywordsS
     """Show the similarity map of the sentence and of each keyword, by the models' own map settings.
 
     The table has the presence, the cosine with the whole image (CLIP's unchanged features, templates averaged), and the
-    highest score of the map.
+    highest score of the map. Keywords that the models do not know are left out.
 
     Raises:
-        QueryError: the sentence is empty, too long or unknown to the models, or has only stop words.
+        QueryError: the sentence is empty, too long or unknown to the models, or has no keyword that they know.
     """
     from text2seg.explain.saliency.targets import text_target
     from text2seg.render.drawing import heat
@@ -104,6 +104,11 @@ def show_keywords(models: Text2Seg, images: Sequence[Image], settings: KeywordsS
     found = keywords(settings.text)
     if not found:
         raise QueryError(f"there is no keyword in {settings.text!r}: name an object")
+    vocabulary = models.closed_vocabulary
+    unknown = vocabulary.unknown(found) if vocabulary else {}
+    if vocabulary and len(unknown) == len(found):
+        raise vocabulary.error(unknown.values())
+    found = tuple(each for each in found if each not in unknown)
     texts = tuple(dict.fromkeys((settings.text, *found)))
     names = [text if text in found else "the whole sentence" for text in texts]
     (tokens,) = clip.encode_images([image], architecture=maps.architecture)
@@ -124,6 +129,7 @@ def show_keywords(models: Text2Seg, images: Sequence[Image], settings: KeywordsS
         f"{image_name(image)}: keywords of “{settings.text}”",
         (Panel("the image", pixels), *panels),
         (Table("Sentence and keywords", ("text", f"presence{note}", "cosine", "peak of the map"), rows),),
+        unknown=tuple(unknown.values()),
     )
 
 

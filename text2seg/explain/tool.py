@@ -384,7 +384,7 @@ def run_tool(
             models.settings = replace(models.settings, maps=maps)
     with autocast(models.clip.device, FULL):  # autocast of the caller must not change what tools compute themselves
         result = tool.run(models, images, settings, progress or Progress())
-    return replace(result, models=models.names, unknown=unknown)
+    return replace(result, models=models.names, unknown=(*unknown, *result.unknown))
 
 
 def _known_texts(models: Text2Seg, settings: Any) -> tuple[Any, tuple[str, ...]]:

@@ -33,6 +33,8 @@ Pixels = NDArray[np.uint8]
 LARGEST, SMALLEST = 420, 260
 """Limits of a panel's long side, pixels: smaller images are enlarged, larger ones reduced."""
 CELL = 220
+MOST_ABSENT = 20
+"""Of more queries, only those that were found are drawn: the others would make images of many megabytes."""
 """Smallest width of a column, pixels, so that its caption can be read."""
 LEAST_WIDTH = 480
 GAP, ARROW, HEADER, CAPTION = 12, 40, 44, 30
@@ -63,8 +65,9 @@ def maps_with_points(segmentation: Segmentation) -> Pixels:
     """Draw a row for each segment, in the order of the queries. Returns RGB uint8[h, w, 3].
 
     A row shows the map with its points (green: positive, red: negative), SAM's candidates with their scores, the chosen
-    one framed, and the mask. A query that was not found has a row with its map only. The long side of a panel is 260
-    to 420 pixels. Without queries, the result is the image alone in the size of a panel.
+    one framed, and the mask. A query that was not found has a row with its map only, if there are at most
+    `MOST_ABSENT` queries. The long side of a panel is 260 to 420 pixels. Without any row, the result is the image alone
+    in the size of a panel.
     """
     image, maps = _reduced(segmentation.image.pixels), segmentation.maps
     rows: list[_Row] = []
@@ -75,7 +78,7 @@ def maps_with_points(segmentation: Segmentation) -> Pixels:
         for segment in found:
             stages = _stages(segment, colours[query], heated, image, segmentation.image.pixels)
             rows.append(_Row(query, note, colours[query], stages))
-        if not found:
+        if not found and len(maps.queries) <= MOST_ABSENT:
             rows.append(_Row(query, segmentation.verdict(query), FRAME, [[_Panel(heated, "similarity map")]]))
     return _drawn(rows, image.shape[0], max(image.shape[1], CELL)) if rows else image
 
