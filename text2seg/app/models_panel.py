@@ -200,26 +200,27 @@ def weights_table(models: Text2Seg | None = None) -> str:
 
 def _row(pair: str, *, is_used: bool) -> str:
     found, is_bundled = _statuses(pair), pair == weights.BUNDLED
-    files = [weights.find(each.name, each.kind).size or each.path.stat().st_size for each in found]
+    sizes = [weights.find(each.name, each.kind).size or each.path.stat().st_size for each in found]
     missing = [
         f"{each.kind.upper()} {each.name} ({size // MIB:,} MiB)"
-        for each, size in zip(found, files, strict=True)
+        for each, size in zip(found, sizes, strict=True)
         if each.status != "ok"
     ]
     cells = (
         pair + ", in use" * is_used,
         " + ".join(f"{each.kind.upper()} {each.name}" for each in found) + ", for drawings" * is_bundled,
-        " + ".join(f"{size // MIB:,}" for size in files) + " MiB",
+        " + ".join(f"{size // MIB:,}" for size in sizes) + " MiB",
         "that of text2seg" if is_bundled else ", ".join(LICENCES.get(each.name, LICENCES[each.kind]) for each in found),
-        "bundled"
-        if is_bundled
-        else "yes"
-        if not missing
-        else "no"
-        if len(missing) == len(found)
-        else f"{missing[0]} is missing",
+        "bundled" if is_bundled else _downloaded(missing, len(found)),
     )
     return "".join(f'<td data-head="{head}">{escape(cell)}</td>' for head, cell in zip(HEADS, cells, strict=True))
+
+
+def _downloaded(missing: list[str], count: int) -> str:
+    """Return whether the weights of a pair are downloaded, or which of them is missing."""
+    if not missing:
+        return "yes"
+    return "no" if len(missing) == count else f"{missing[0]} is missing"
 
 
 def _pair_of(models: Text2Seg) -> str:

@@ -245,16 +245,17 @@ def _print_report(report: LabelReport, *, verbose: bool) -> None:
     shown = columns(report.categories, calibrated=report.calibrated)
     for column in shown.values():
         table.add_column(column.heading, justify="right")
-    rows = report.categories
+    rows, others = report.categories, report.categories[:0]
     if len(rows) > MOST_ROWS and not verbose:
-        rows = tuple(sorted(rows, key=lambda category: -category.segments)[:MOST_ROWS])
+        most_first = tuple(sorted(rows, key=lambda category: -category.segments))
+        rows, others = most_first[:MOST_ROWS], most_first[MOST_ROWS:]
     for category in rows:
         table.add_row(category.name, *category.texts(shown))
     PlainConsole().print(table)
-    if more := len(report.categories) - len(rows):
-        found = sum(bool(row.segments) for row in report.categories) - sum(bool(row.segments) for row in rows)
+    if others:
+        found = sum(category.segments > 0 for category in others) or "none"
         say(
-            f"{more} more categories, {found or 'none'} of them with segments; --verbose, or text2seg report "
+            f"{len(others)} more categories, {found} of them with segments; --verbose, or text2seg report "
             f"{report.dataset}, shows all"
         )
     say_failures(report.failures, all_in=f"info.failures of {report.dataset}", verbose=verbose)

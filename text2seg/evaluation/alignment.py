@@ -162,10 +162,11 @@ def align(truth: Json, predicted: Json | Sequence[Json], *, match: Match = "id")
         name, annotations = PREDICTED, check_results(predicted, PREDICTED)
         image_ids, category_ids, presence = {number: number for number in sizes}, kept, {}
     hint = "" if match == "file-name" else NUMBERED_DIFFERENTLY
+    among = {"image_id": f"the ground truth's images{hint}", "category_id": f"the ground truth's categories{hint}"}
     images = predicted["images"] if isinstance(predicted, Mapping) else ()
     if outside := [entry["file_name"] for entry in images if entry["id"] not in image_ids]:
-        hint += f". Leave these images out of {name}: {listed(outside)}"
-    regions = _predicted(annotations, image_ids, category_ids, sizes, name, hint)
+        among["image_id"] += f". Leave these images out of {name}: {listed(outside)}"
+    regions = _predicted(annotations, image_ids, category_ids, sizes, name, among)
     scenes = tuple(
         Scene(
             each.image_id,
@@ -196,15 +197,17 @@ def _predicted(
     category_ids: Mapping[int, int],
     sizes: Mapping[int, tuple[int, int]],
     name: str,
-    hint: str,
+    among: Mapping[str, str],
 ) -> dict[int, list[Region]]:
+    """Return the predictions by image, under the ids of the ground truth. `among` says for each key of an annotation
+    where an unknown id should have been. Raises `DatasetError`."""
     regions: dict[int, list[Region]] = defaultdict(list)
     unscored = 0
     for place, annotation in enumerate(annotations, start=1):
         label = f"annotation {annotation.get('id', f'no. {place} in the list')}"
         where = f"{name}: {label}"
-        image_id = _known(annotation, "image_id", image_ids, where, f"the ground truth's images{hint}")
-        category = _known(annotation, "category_id", category_ids, where, f"the ground truth's categories{hint}")
+        image_id = _known(annotation, "image_id", image_ids, where, among)
+        category = _known(annotation, "category_id", category_ids, where, among)
         rle = rle_of(annotation, sizes[image_id], name, label=label)
         score = score_of(annotation)
         unscored += score is None
@@ -218,10 +221,10 @@ def _predicted(
     return regions
 
 
-def _known(annotation: Json, key: str, known: Mapping[int, int], where: str, among: str) -> int:
+def _known(annotation: Json, key: str, known: Mapping[int, int], where: str, among: Mapping[str, str]) -> int:
     """Return the ground truth's id of the entry under `key`. Raises `DatasetError` if there is none."""
     if annotation[key] not in known:
-        raise DatasetError(f"{where}: its {key} {annotation[key]} is not among {among}")
+        raise DatasetError(f"{where}: its {key} {annotation[key]} is not among {among[key]}")
     return known[annotation[key]]
 
 

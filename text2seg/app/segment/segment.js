@@ -280,8 +280,7 @@ customElements.define("t2s-segment", class extends HTMLElement {
 
   #changed() {
     const { image, queries, refused } = this.#view;
-    const isComing = this.#isComing();
-    this.#note(image || isComing || !this.chips.texts.length ? "" : "Now choose an image: drop one, paste one or choose an example.", false);
+    this.#note(image || this.#isComing() || !this.chips.texts.length ? "" : "Now choose an image: drop one, paste one or choose an example.", false);
     this.#keep();
     if (image && this.chips.texts.length) this.#find();
     else if (queries.length || refused.length) this.#send({ do: "find", texts: [] }); // results go with their words

@@ -33,7 +33,7 @@ def view_of(session: EditSession) -> Json:
         "texts": list(session.asked),
         "refused": [asdict(each) for each in session.refused],
         "isUnfamiliar": session.is_unfamiliar,
-        "queries": _queries(session),
+        "queries": _queries(session, colours),
         "pieces": [_piece(piece, colours) for piece in session.document.pieces],
         "canUndo": bool(session.history.past),
         "canRedo": bool(session.history.future),
@@ -178,13 +178,13 @@ def _points(piece: Piece) -> list[Json]:
     ]
 
 
-def _queries(session: EditSession) -> list[Json]:
+def _queries(session: EditSession, colours: Mapping[str, str]) -> list[Json]:
     """Return each query with its verdict after all edits."""
     if not session.is_answered:
         return []
     now, names = session.segmentation(), session.names
     removed, changed = ({each.query for each in gone} for gone in (session.document.removed, session.document.changed))
-    queries, colours = [], _colours(session)
+    queries = []
     for name in now.maps.queries:
         found = bool(now.of(name))
         gone = "" if found else "deleted" if name in removed else "renamed" if name in changed else ""
