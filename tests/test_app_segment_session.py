@@ -145,6 +145,12 @@ class TestVisit:
         assert refused.reason == "Region classification takes no 'mouse+alarm clock'; ask for its parts."
         assert session.session.found.maps.queries == ("umbrella",)
 
+    def test_a_half_known_text_is_searched_and_said_to_be_one(self, session, model_pool):
+        after = find(session, model_pool, ("red sheep", "fire engine"), threshold=None, presence=None)
+        assert after.texts == ("red sheep", "fire engine")
+        assert view_of(after)["halfKnown"] == {"red sheep": "The demo model knows only 'sheep' of 'red sheep'."}
+        assert view_of(find(after, model_pool, ("sheep",), threshold=None, presence=None))["halfKnown"] == {}
+
     def test_only_unknown_words_leave_no_stale_result(self, session, model_pool):
         after = find(session, model_pool, ("unicycle",), threshold=None, presence=None)
         view = view_of(after)

@@ -536,6 +536,12 @@ def test_segment_answers_known_words_and_names_unknown_ones(tmp_path, capsys):
     assert [category["name"] for category in dataset["categories"]] == [wanted()]
 
 
+def test_segment_names_the_words_of_a_query_that_mean_nothing_to_the_models(tmp_path, capsys):
+    query = f"unicorn near a {wanted()}"
+    assert main(["segment", SCENE, "--query", query, "--save", "none", "--output", str(tmp_path / "out")]) == 0
+    assert f"note: the demo model knows only '{wanted()}' of '{query}'." in capsys.readouterr().err.splitlines()
+
+
 def test_segment_does_not_replace_an_earlier_dataset_without_overwrite(tmp_path, capsys):
     command = ["segment", SCENE, "--query", wanted(), "--save", "none", "--output", str(tmp_path)]
     assert main(command) == 0

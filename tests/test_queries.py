@@ -60,6 +60,28 @@ def test_an_unknown_word_leaves_the_other_queries_known():
     }
 
 
+@pytest.mark.parametrize(
+    ("query", "says"),
+    [
+        ("unicorn near a sheep", "the demo model knows only 'sheep' of 'unicorn near a sheep'."),
+        ("red car+sheep", "the demo model knows only 'car' of 'red car'."),
+        ("car|sports car", "the demo model knows only 'car' of 'sports car'."),
+        ("car -fire engines at night", "the demo model knows only 'fire engines' of 'fire engines at night'."),
+        ("green sheep, old car", "the demo model knows only 'sheep' and 'car' of 'green sheep, old car'."),
+        ("sheep", ""),
+        ("a photo of my cars.", ""),
+        (
+            "The fire engine and sheep",
+            "the demo model knows only 'fire engine' and 'sheep' of 'The fire engine and sheep'.",
+        ),
+        ("unicorn", ""),  # an error, or left out
+    ],
+)
+def test_a_half_known_query_is_said_to_be_one(query, says):
+    things = {name: [name] for name in ("sheep", "car", "fire engine")}
+    assert ClosedVocabulary(things, model="demo").half_known(parse_query(query)) == says
+
+
 def test_the_error_of_several_unknown_words_names_each_and_the_way_out_once():
     error = str(ClosedVocabulary({"dog": ["dog"]}, model="demo").error(["one is unknown.", "two is unknown."]))
     assert error.startswith("one is unknown. Two is unknown. text2seg checkpoints show demo")

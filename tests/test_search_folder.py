@@ -233,7 +233,7 @@ def test_search_and_label_commands(folder, tmp_path, capsys):
         assert sheet.size[0] > 900
     assert main([*command, "--output", str(tmp_path / "out")]) == 1
     assert "search.json already exists; choose another --output or add --overwrite" in capsys.readouterr().err
-    again = ["search", str(folder), "horse", *where, "--output", str(tmp_path / "out"), "--overwrite"]
+    again = ["search", str(folder), "--query", "horse", *where, "--output", str(tmp_path / "out"), "--overwrite"]
     assert main(again) == 3
     assert sorted(path.name for path in (tmp_path / "out").glob("*.*g")) == ["01-horse.png"]
     capsys.readouterr()

@@ -15,6 +15,7 @@ from text2seg.io.names import question, similar
 from text2seg.queries import Query, shown
 
 CLIP_MERGES = 48_895  # lines of the tokenizer's file that CLIP reads
+_WITHOUT_MEANING = frozenset(["a", "an", "the", "this", "my", "of", "photo", "picture", "image", "drawing"])
 WAY_OUT_ON_PAGE = "Open “Model” for the list of what it knows. Everything else needs another model"
 WAY_OUT_IN_API = "GET /api/v1/health lists what it knows. Everything else needs another model"
 
@@ -36,6 +37,9 @@ class ClosedVocabulary:
         words = f" {' '.join(word.strip(punctuation) for word in wording.lower().split())} "
         return any(f" {known} " in words or f" {known}s " in words for known in self._words)
 
+    def _is_named(self, words: str) -> bool:
+        return words in self._words or (words.endswith("s") and words[:-1] in self._words)
+
     def close_to(self, wording: str) -> list[str]:
         """Return up to three known wordings that a person may have meant.
 
@@ -50,6 +54,30 @@ class ClosedVocabulary:
     def unknown(self, wordings: Iterable[str]) -> dict[str, str]:
         """Return for each unknown wording a sentence that says so and suggests the closest known wordings."""
         return {wording: self._sentence([wording]) for wording in wordings if not self.knows(wording)}
+
+    def known_part(self, wording: str) -> tuple[str, ...]:
+        """Return the known wordings in a text that also has other words ("red car": "car").
+
+        It is empty if the others are only articles and the like ("a photo of my car").
+        """
+        words = [word.strip(punctuation) for word in wording.lower().split()]
+        found, place, has_others = [], 0, False
+        while place < len(words):
+            ends = range(len(words), place, -1)
+            phrases = ((end, " ".join(words[place:end])) for end in ends)
+            end, phrase = next(((end, each) for end, each in phrases if self._is_named(each)), (place + 1, ""))
+            if phrase:
+                found.append(phrase)
+            has_others |= not phrase and words[place] not in _WITHOUT_MEANING
+            place = end
+        return tuple(dict.fromkeys(found)) if has_others else ()
+
+    def half_known(self, query: Query) -> str:
+        """Return a sentence that says which words of a query the model knows; empty if it knows all or none."""
+        wordings = dict.fromkeys([*(each for part in query.parts for each in part), *query.negatives])
+        parts = {each: part for each in wordings if (part := self.known_part(each))}
+        says = (f"only {' and '.join(map(shown, part))} of {shown(each)}" for each, part in parts.items())
+        return f"{self._who} knows {', '.join(says)}." if parts else ""
 
     def check(self, wording: str) -> None:
         """Raise `QueryError` if a wording is unknown. The message suggests the closest known wordings."""
@@ -89,8 +117,11 @@ class ClosedVocabulary:
 
     def _sentence(self, wordings: Sequence[str]) -> str:
         hint = question(each for wording in wordings for each in self.close_to(wording))
-        who = f"the {self.model} model" if self.model else "this model"
-        return f"{who} does not know {' and '.join(map(shown, wordings))}.{hint}"
+        return f"{self._who} does not know {' and '.join(map(shown, wordings))}.{hint}"
+
+    @property
+    def _who(self) -> str:
+        return f"the {self.model} model" if self.model else "this model"
 
 
 @cache

@@ -576,6 +576,16 @@ def test_an_unknown_word_does_not_stop_the_others(page, scene):
     assert page.locator(".t2s-refused p").count() == 0
 
 
+def test_a_half_known_query_is_searched_with_a_note(page, scene):
+    upload(page, scene)
+    add_queries(page, "red sheep")
+    page.locator(PIECE).first.wait_for()
+    expect(page.locator(".t2s-half-known")).to_have_text("The demo model knows only 'sheep' of 'red sheep'.")
+    assert page.locator(".t2s-unknown").count() == 0
+    page.get_by_role("button", name="Remove red sheep").click()
+    expect(page.locator(".t2s-half-known")).to_have_count(0)
+
+
 @pytest.mark.parametrize("number", range(6))
 def test_no_example_is_taken_for_a_photograph(page, number):
     take_example(page, number)

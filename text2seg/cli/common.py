@@ -122,8 +122,11 @@ def _split(model: ModelSettings, queries: tuple[Query, ...], settings: Settings 
         raise vocabulary.error(unknown.values()) if vocabulary and unknown else unions_error(unions.values())
     for sentence in (*unknown.values(), *unions.values()):
         say(f"left out: {sentence}", file=sys.stderr)
-    if vocabulary and unknown:
-        say(vocabulary.way_out, file=sys.stderr)
+    if vocabulary:
+        if unknown:
+            say(vocabulary.way_out, file=sys.stderr)
+        for sentence in filter(None, map(vocabulary.half_known, known)):
+            say(f"note: {sentence}", file=sys.stderr)
     return known
 
 

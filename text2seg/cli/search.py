@@ -36,8 +36,10 @@ class Search:
 
     folder: tyro.conf.Positional[Annotated[Url | Path, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")]]
     """Folder of images: a path, or a URL such as s3://bucket/photos."""
-    query: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="QUERY …", help_behavior_hint="")]]
+    text: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="QUERY …", help_behavior_hint="")]] = ()
     """One or more queries. "a+b" finds images that show both."""
+    query: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Another way to give a query, as in the other commands; repeat for more."""
     top: int = 20
     """Number of images for each query."""
     output: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="")] = None
@@ -63,7 +65,9 @@ class Search:
         log_to_terminal(verbose=self.verbose)
         if self.top < 1 or self.workers < 1:
             raise SettingsError("top and workers must be 1 or more")
-        queries, unknown = known_queries(self.model, queries_of(self.query, "", way="name at least one query"))
+        queries, unknown = known_queries(
+            self.model, queries_of((*self.text, *self.query), "", way="name at least one query")
+        )
         from text2seg.io.scan import list_images
         from text2seg.io.writing import check_folder
 

@@ -1,11 +1,12 @@
 // Queries as chips. Enter or a comma adds a chip; Backspace and × remove one. A chip that was not searched for is marked,
 // with one sentence below that says why and what to do.
-// Properties `texts` and `refused` [{text, reason, wording, close}]; `suggest` takes names; fires `change` if the texts change,
-// `typed` at each letter, and `find` if the user starts a search.
+// Property `texts`; `understood` and `suggest` take what the server says; fires `change` if the texts change, `typed` at
+// each letter, and `find` if the user starts a search.
 
 customElements.define("t2s-chips", class extends HTMLElement {
   #texts = [];
   #refused = [];
+  #halfKnown = {};
   #known = [];
   #isOfJob = false;
 
@@ -44,7 +45,13 @@ customElements.define("t2s-chips", class extends HTMLElement {
   get texts() { return this.#texts; }
   set texts(texts) { this.#texts = [...texts]; this.#show(); }
 
-  set refused(refused) { this.#refused = refused; this.#show(); }
+  /** Texts that were not searched for, [{text, reason, wording, close}], and the sentence for each text of which the
+   * model knows only some words. */
+  understood(refused, halfKnown) {
+    this.#refused = refused;
+    this.#halfKnown = halfKnown ?? {};
+    this.#show();
+  }
 
   /** Names to suggest: what the model knows, or the categories of the job whose image is edited. */
   suggest(names, isOfJob) {
@@ -120,7 +127,8 @@ customElements.define("t2s-chips", class extends HTMLElement {
       chip.append(text, remove);
       return chip;
     }));
-    this.querySelector(".t2s-refused").replaceChildren(...refused.map((each) => this.#line(each)));
+    const halfKnown = this.#texts.filter((text) => this.#halfKnown[text]).map((text) => this.#note(this.#halfKnown[text]));
+    this.querySelector(".t2s-refused").replaceChildren(...refused.map((each) => this.#line(each)), ...halfKnown);
     this.input.placeholder = this.#texts.length ? "and …" : "What to find: dog, red car, dog+bicycle";
   }
 
@@ -138,6 +146,10 @@ customElements.define("t2s-chips", class extends HTMLElement {
       this.#button("do", "models", "Use real weights"));
     for (const button of line.querySelectorAll("button")) button.className = "t2s-link";
     return line;
+  }
+
+  #note(sentence) {
+    return Object.assign(document.createElement("p"), { className: "t2s-half-known", textContent: sentence });
   }
 
   #openKnown() {

@@ -172,7 +172,7 @@ customElements.define("t2s-segment", class extends HTMLElement {
     const isNew = ["open", "example"].includes(what?.do) && !view.error;
     this.#view = view;
     this.chips.suggest(view.known, view.isLabelled);
-    this.chips.refused = view.refused;
+    this.chips.understood(view.refused, view.halfKnown);
     if (what) this.#sent = this.#progress = null;
     this.#note(view.isStopped ? "Stopped. Nothing has changed." : view.error, !view.isStopped);
     if (what?.do === "everything" && (view.isStopped || view.error)) this.#local.isAll = false;

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from importlib import resources
@@ -60,13 +60,15 @@ class Refused:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Search:
-    """The last search. `asked` are all its texts, `texts` those that were searched for, and `refused` the others.
+    """The last search. `asked` are all its texts, `texts` those that were searched for, and `refused` the others;
+    `half_known` has a sentence for each text of which the models know only some words.
     `threshold` and `presence` override the settings of the models if given. `found` is the result of the models, before
     any edit. `given` are queries that texts cannot express, such as the categories of an ontology."""
 
     asked: tuple[str, ...] = ()
     texts: tuple[str, ...] = ()
     refused: tuple[Refused, ...] = ()
+    half_known: Mapping[str, str] = field(default_factory=dict)
     threshold: float | None = None
     presence: float | None = None
     found: Segmentation | None = None
@@ -205,7 +207,8 @@ def find(
         asked, refused = _read(image_session.models, texts, session.settings)
     faulty = {each.text for each in refused}
     texts = tuple(text for text in asked if text not in faulty)
-    session = replace(session, asked=asked, texts=texts, refused=refused, given=given)
+    half_known = {} if session.editing else _half_known(image_session.models.closed_vocabulary, texts)
+    session = replace(session, asked=asked, texts=texts, refused=refused, half_known=half_known, given=given)
     is_again = asked == before
     if not texts:
         session = replace(session, found=None)
@@ -247,6 +250,14 @@ def _read(models: Text2Seg, texts: Sequence[str], settings: Settings) -> tuple[t
         }
     asked = list(dict.fromkeys(asked))
     return tuple(asked), tuple(refused[name] for name in asked if name in refused)
+
+
+def _half_known(vocabulary: ClosedVocabulary | None, texts: Sequence[str]) -> dict[str, str]:
+    """Return for each text of which the models know only some words a sentence that says which."""
+    if vocabulary is None:
+        return {}
+    says = {text: vocabulary.half_known(parse_query(text)) for text in texts}
+    return {text: f"{sentence[:1].upper()}{sentence[1:]}" for text, sentence in says.items() if sentence}
 
 
 def _unread(text: str, error: QueryError) -> Refused:

@@ -32,6 +32,7 @@ def view_of(session: EditSession) -> Json:
         "token": session.token,
         "texts": list(session.asked),
         "refused": [asdict(each) for each in session.refused],
+        "halfKnown": dict(session.half_known),
         "isUnfamiliar": session.is_unfamiliar,
         "queries": _queries(session, colours),
         "pieces": [_piece(piece, colours) for piece in session.document.pieces],
