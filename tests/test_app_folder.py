@@ -225,6 +225,13 @@ def test_unknown_categories_are_left_out_with_a_suggestion():
     assert 'data-do="models"' in shown
 
 
+def test_half_known_categories_are_looked_for_with_a_note():
+    checked = check("categories:\n- red sheep\n- koala\n", DEMO)
+    assert checked.ontology.names == ("red sheep", "koala")
+    assert checked.half_known == ("the demo model knows only 'sheep' of 'red sheep'.",)
+    assert "The demo model knows only &#39;sheep&#39; of &#39;red sheep&#39;." in layout.checked_html(checked)
+
+
 def test_an_ontology_without_a_known_category_is_refused():
     checked = check("categories: [dragon, sheeb]", DEMO)
     assert (checked.ontology, checked.errors, len(checked.unknown)) == (None, (), 2)

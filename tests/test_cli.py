@@ -710,7 +710,11 @@ def test_a_file_whose_name_begins_with_a_dash_is_explained(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     Path("-x.jpg").write_bytes(b"")
     assert main(["segment", "-x.jpg", "--query", "sheep"]) == 2
-    assert "-x.jpg is taken for a flag, because it begins with a dash; write ./-x.jpg, or --" in capsys.readouterr().err
+    says = "-x.jpg is taken for a flag, because it begins with a dash; write ./-x.jpg, or all flags first"
+    assert says in capsys.readouterr().err
+    assert main(["segment", "--", "-x.jpg", "--query", "sheep"]) == 2
+    says = "--query is taken for a file, because it stands after --; write all flags before it"
+    assert says in capsys.readouterr().err
 
 
 def test_images_with_odd_names_are_segmented(tmp_path, monkeypatch, capsys):

@@ -141,7 +141,7 @@ def test_of_a_pair_the_checkpoint_without_answers_is_left_out_and_said(server, t
     monkeypatch.setenv("COLUMNS", "150")
     assert main(["checkpoints", "verify", "base", "--answers", "--device", "cpu"]) == 0
     text, errors = capsys.readouterr()
-    assert "left out: no answers of 'ViT-B/16' are published" in errors
+    assert "not compared: no answers of 'ViT-B/16' are published" in errors
     for source in ("original code, version one", "a page about it"):
         assert source in text
     assert main(["checkpoints", "verify", "huge", "--answers", "--device", "cpu"]) == 1

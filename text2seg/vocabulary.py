@@ -15,6 +15,8 @@ from text2seg.io.names import question, similar
 from text2seg.queries import Query, shown
 
 CLIP_MERGES = 48_895  # lines of the tokenizer's file that CLIP reads
+COMMON = 10_000
+"""Rank in that file below which a word counts as common."""
 _WITHOUT_MEANING = frozenset(["a", "an", "the", "this", "my", "of", "photo", "picture", "image", "drawing"])
 WAY_OUT_ON_PAGE = "Open “Model” for the list of what it knows. Everything else needs another model"
 WAY_OUT_IN_API = "GET /api/v1/health lists what it knows. Everything else needs another model"
@@ -43,11 +45,11 @@ class ClosedVocabulary:
     def close_to(self, wording: str) -> list[str]:
         """Return up to three known wordings that a person may have meant.
 
-        They are spelled nearly like this one. For a word that exists, which is no slip of the keyboard, they are only
-        its plural, and those that name a kind of it: "fire truck" for "truck", but not "bear" for "pear".
+        They are spelled nearly like this one. For a common word, which is no slip of the keyboard, they are only its
+        plural, and those that name a kind of it: "fire truck" for "truck", but not "bear" for "pear".
         """
         typed = wording.casefold()
-        if all(word in _words_of_clip() for word in typed.split()):
+        if all(_is_common(word) for word in typed.split()):
             return sorted(known for known in self._words if known == f"{typed}s" or known.endswith(f" {typed}"))[:3]
         return similar(wording, self._words)
 
@@ -124,15 +126,23 @@ class ClosedVocabulary:
         return f"the {self.model} model" if self.model else "this model"
 
 
+def _is_common(word: str) -> bool:
+    """Return whether a word is common in the texts that CLIP learned from: one of the first words of its tokenizer, or
+    any word of it whose plural is one too. Rare words of the tokenizer can be slips of the keyboard ("shep")."""
+    ranks = _words_of_clip()
+    return word in ranks and (ranks[word] < COMMON or f"{word}s" in ranks)
+
+
 @cache
-def _words_of_clip() -> frozenset[str]:
-    """Return the common words of CLIP's tokenizer, those that are one token; empty if the package is not there."""
+def _words_of_clip() -> dict[str, int]:
+    """Return the words that are one token of CLIP's tokenizer, with their rank by frequency; empty if the package is
+    not there."""
     package = find_spec("clip")
     if package is None or package.origin is None:
-        return frozenset()
+        return {}
     try:
         merges = gzip.decompress(Path(package.origin).with_name("bpe_simple_vocab_16e6.txt.gz").read_bytes())
     except OSError:
-        return frozenset()
+        return {}
     tokens = ("".join(line.split()) for line in merges.decode().split("\n")[1:CLIP_MERGES])
-    return frozenset(token.removesuffix("</w>") for token in tokens if token.endswith("</w>"))
+    return {token.removesuffix("</w>"): rank for rank, token in enumerate(tokens) if token.endswith("</w>")}

@@ -187,7 +187,7 @@ def _cases_of(name: str) -> list[tuple[Case, ...]]:
     if not found:
         raise not_published(*refused)
     for reason in refused.values():
-        say(f"left out: {reason}", file=sys.stderr)
+        say(f"not compared: {reason}", file=sys.stderr)
     return found
 
 

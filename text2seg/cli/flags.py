@@ -37,12 +37,18 @@ def parse(command: type, arguments: Sequence[str], prog: str) -> Any:
     """Return the command with its flags. `--help` prints them and exits with 0; wrong flags exit with 2."""
     if "--" in arguments:  # what follows are names, also those that begin with a dash
         end = list(arguments).index("--")
+        for each in arguments[end + 1 :]:
+            if each.startswith("--") and not is_file(each, SettingsError):
+                raise SettingsError(
+                    f"{each} is taken for a file, because it stands after --; write all flags before it"
+                )
         names = [f"./{each}" if each.startswith("-") else each for each in arguments[end + 1 :]]
         arguments = [*arguments[:end], *names]
     for each in arguments:
         if each.startswith("-") and not each.startswith("--") and is_file(each, SettingsError):
             raise SettingsError(
-                f"{each} is taken for a flag, because it begins with a dash; write ./{each}, or -- before all files"
+                f"{each} is taken for a flag, because it begins with a dash; write ./{each}, or all flags first, then "
+                "-- and all files"
             )
     with described(command), _RULES, _wrapped_help(arguments):
         parsed: Any = tyro.cli(

@@ -180,12 +180,14 @@ class LineError:
 @dataclass(frozen=True, slots=True)
 class Checked:
     """An ontology, or None and its errors. Its categories are those that the models can look for; `unknown` says why
-    others are left out, and `known` then lists what the models know."""
+    others are left out, and `known` then lists what the models know. `half_known` says of which categories the models
+    know only some words."""
 
     ontology: Ontology | None
     errors: tuple[LineError, ...] = ()
     unknown: tuple[LineError, ...] = ()
     known: tuple[str, ...] = ()
+    half_known: tuple[str, ...] = ()
 
 
 def check(text: str, models: Text2Seg) -> Checked:
@@ -206,10 +208,12 @@ def check(text: str, models: Text2Seg) -> Checked:
         for query, item in zip(queries, items, strict=True)
         if query.name in says
     )
-    things = models.closed_vocabulary.names if models.closed_vocabulary and unknown else ()
+    vocabulary = models.closed_vocabulary
+    things = vocabulary.names if vocabulary and unknown else ()
+    half_known = tuple(filter(None, map(vocabulary.half_known, known))) if vocabulary else ()
     names = {query.name for query in known}
     kept = tuple(category for category in ontology.categories if category.name in names)
-    return Checked(Ontology(kept) if kept else None, unknown=unknown, known=things)
+    return Checked(Ontology(kept) if kept else None, unknown=unknown, known=things, half_known=half_known)
 
 
 def as_yaml(queries: str | Sequence[str]) -> str:

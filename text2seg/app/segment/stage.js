@@ -118,7 +118,7 @@ customElements.define("t2s-stage", class extends HTMLElement {
     if (!image) return;
     back.textContent = `← Back to ${image.name}`;
     this.svg.setAttribute("viewBox", `0 0 ${image.width} ${image.height}`);
-    this.svg.setAttribute("aria-label", `${image.name}, ${this.#shown.pieces.length} segments`);
+    this.svg.setAttribute("aria-label", `${image.name}, ${this.#shown.pieces.length} segment${this.#shown.pieces.length === 1 ? "" : "s"}`);
     this.svg.style.aspectRatio = `${image.width} / ${image.height}`;
     this.svg.style.setProperty("--t2s-ratio", image.width / image.height);
     this.svg.style.setProperty("--t2s-opacity", this.#shown.opacity);
