@@ -31,9 +31,11 @@ from text2seg.app.checks import read_image
 from text2seg.app.folder import editing, layout
 from text2seg.app.folder.archives import UploadLimit
 from text2seg.app.folder.inputs import (
+    EXAMPLES,
     LETTERS,
     WITH_LIMITS,
     Checked,
+    Upload,
     as_yaml,
     check,
     copy_uploads,
@@ -102,7 +104,7 @@ def uploads(tmp_path):
                     archive.writestr("front/b.jpg", b"y")
             else:
                 path.write_bytes(b"z")
-            made.append(path)
+            made.append(Upload(path, name))
         return made
 
     return upload
@@ -128,7 +130,38 @@ def test_several_uploads_get_separate_names(uploads, into):
         "photos/a.jpg",
         "photos/front/b.jpg",
     ]
-    assert notes == ("neither image nor zip: notes.txt",)
+    assert notes == ("several files of one name: A.JPG is now A_2.JPG", "neither image nor zip: notes.txt")
+
+
+def test_images_of_a_folder_keep_their_places_in_it(uploads, into):
+    files = [
+        Upload(each.path, f"photos/{place}")
+        for each, place in zip(
+            uploads("one.jpg", "one.jpg", "b.png"), ("front/one.jpg", "back/one.jpg", "b.png"), strict=True
+        )
+    ]
+    assert copy_uploads(files, into, ROOM) == ()
+    assert written(into) == ["b.png", "back/one.jpg", "front/one.jpg"]
+
+
+def test_images_of_several_folders_keep_their_folders(uploads, into):
+    one, two, alone = uploads("one.jpg", "one.jpg", "one.jpg")
+    files = [Upload(one.path, "a/one.jpg"), Upload(two.path, "b/one.jpg"), alone]
+    assert copy_uploads(files, into, ROOM) == ()
+    assert written(into) == ["a/one.jpg", "b/one.jpg", "one.jpg"]
+
+
+@pytest.mark.parametrize("name", ["../one.jpg", "photos/../../one.jpg", "C:/one.jpg", "a/con/one.jpg"])
+def test_places_that_lead_out_of_the_folder_are_refused(uploads, into, name):
+    (upload, other) = uploads("one.jpg", "two.jpg")
+    with pytest.raises(Text2SegError, match=r"leads out|absolute|not valid"):
+        copy_uploads([other, Upload(upload.path, name)], into, ROOM)
+    assert written(into.parent / "into") in ([], ["two.jpg"])
+
+
+def test_the_examples_can_be_labelled(into):
+    assert copy_uploads([Upload(path, path.name) for path in EXAMPLES], into, ROOM) == ()
+    assert len(written(into)) == len(EXAMPLES) == 6
 
 
 @pytest.mark.parametrize(("count", "room"), [(3, UploadLimit(2, 1000)), (3, UploadLimit(9, 2))])
@@ -812,7 +845,7 @@ def test_requests_of_one_page_get_one_token(visits):
 
 def test_a_request_that_comes_twice_starts_one_job(visits, uploads):
     (upload,) = uploads("a.png")
-    PillowImage.new("RGB", (8, 6)).save(upload)
+    PillowImage.new("RGB", (8, 6)).save(upload.path)
     anna, bert = visits.known(None), visits.known(None)
     with ThreadPoolExecutor(4) as pool:
         jobs = list(pool.map(lambda _: visits.upload(anna, [upload], "categories: [ball]"), range(4)))
@@ -825,7 +858,7 @@ def test_a_request_that_comes_twice_starts_one_job(visits, uploads):
 
 def test_jobs_of_the_same_files_have_names_of_their_own(visits, uploads):
     (upload,) = uploads("a.png")
-    PillowImage.new("RGB", (8, 6)).save(upload)
+    PillowImage.new("RGB", (8, 6)).save(upload.path)
     anna = visits.known(None)
     for thing in ("ball", "red car", "bus"):
         visits.upload(anna, [upload], f"categories: [{thing}]")
@@ -849,7 +882,7 @@ def test_counts_of_the_review_come_from_one_queue(demo):
 
 def test_a_start_keeps_neither_its_job_nor_what_was_asked_long_ago(visits, uploads, monkeypatch):
     (upload,) = uploads("a.png")
-    PillowImage.new("RGB", (8, 6)).save(upload)
+    PillowImage.new("RGB", (8, 6)).save(upload.path)
     anna, bert = visits.known(None), visits.known(None)
     job = visits.upload(anna, [upload], "categories: [ball]")
     assert len(visits._starting) == 0
@@ -866,7 +899,7 @@ def test_a_start_keeps_neither_its_job_nor_what_was_asked_long_ago(visits, uploa
 
 def test_visitors_do_not_reach_each_others_jobs(visits, uploads, tmp_path):
     (upload,) = uploads("a.png")
-    PillowImage.new("RGB", (8, 6)).save(upload)
+    PillowImage.new("RGB", (8, 6)).save(upload.path)
     anna, bert = visits.known(None), visits.known(None)
     job = visits.upload(anna, [upload], "categories: [ball]")
     assert visits.job({**anna, "job": job.id}) is job
@@ -874,6 +907,13 @@ def test_visitors_do_not_reach_each_others_jobs(visits, uploads, tmp_path):
     assert visits.job({"visitor": "", "job": job.id}) is None
     assert visits.jobs_of(bert) == []
     assert visits.jobs_of(anna) == [job]
+
+
+def test_a_job_of_a_chosen_folder_has_its_name(visits, uploads):
+    files = [Upload(each.path, f"holiday/{each.name}") for each in uploads("a.png", "b.png")]
+    for each in files:
+        PillowImage.new("RGB", (8, 6)).save(each.path)
+    assert visits.upload(visits.known(None), files, "categories: [ball]").name == "holiday"
 
 
 def test_a_job_does_not_start_with_an_invalid_ontology(visits, uploads):

@@ -19,7 +19,7 @@ import pytest
 from app_builders import SCENE, live_app
 
 from text2seg.app.folder.archives import UploadLimit
-from text2seg.app.folder.inputs import copy_uploads, link_folder
+from text2seg.app.folder.inputs import Upload, copy_uploads, link_folder
 from text2seg.cli import main
 from text2seg.coco.dataset import read_dataset
 from text2seg.coco.lookup import ImageFinder, relative_folder
@@ -426,6 +426,6 @@ class TestTheAppOpensNoUrls:
         with pytest.raises(Text2SegError, match="there is no folder"):
             link_folder(tmp_path / "root", "memory://photos", tmp_path / "into", UploadLimit(9, 10**6))
         with pytest.raises((Text2SegError, OSError)):
-            copy_uploads([Path("memory://photos/one.jpg")], tmp_path / "into", UploadLimit(9, 10**6))
+            copy_uploads([Upload(Path("memory://photos/one.jpg"), "one.jpg")], tmp_path / "into", UploadLimit(9, 10**6))
         assert list((tmp_path / "into").iterdir()) == []
         assert opened == []

@@ -350,7 +350,7 @@ class Segmentation:
     def save(
         self,
         folder: str | Path,
-        kinds: Iterable[SaveKind] = ("overlay", "why"),
+        kinds: str | Iterable[SaveKind] = ("overlay", "why"),
         *,
         provenance: Mapping[str, Any] | None = None,
         overwrite: bool = False,
@@ -361,7 +361,7 @@ class Segmentation:
 
         Args:
             folder: is made if it is missing.
-            kinds: overlay, why, masks, cutouts, as for `segment --save`.
+            kinds: overlay, why, masks, cutouts, as for `segment --save`, where commas separate them.
             provenance: what made the result, as `Text2Seg.provenance` returns it; goes into the COCO file.
             overwrite: replace the whole earlier result of this image, or of another one with the same name
                 (`a/one.jpg` and `b/one.jpg`): files of it that are not written again are deleted, unless somebody

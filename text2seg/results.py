@@ -83,14 +83,15 @@ def plot(segmentation: Segmentation, axes: Any = None) -> Any:
 def save(
     segmentation: Segmentation,
     folder: str | os.PathLike[str],
-    kinds: Iterable[SaveKind],
+    kinds: str | Iterable[SaveKind],
     *,
     provenance: Mapping[str, Any] | None,
     overwrite: bool,
 ) -> list[Path]:
     """See `Segmentation.save`."""
-    kinds = tuple(kinds)
-    if unknown := [kind for kind in kinds if kind not in WRITERS]:
+    given: list[str] = kinds.split(",") if isinstance(kinds, str) else [*kinds]
+    chosen: list[SaveKind] = [kind for kind in WRITERS if kind in given]
+    if unknown := [kind for kind in given if kind not in WRITERS]:
         raise SettingsError(f"kinds of image files are {', '.join(WRITERS)}; got {', '.join(map(str, unknown))}")
     stem = PurePath(image_entry(segmentation.image)["file_name"]).stem
     name = fit_file_name(stem, "_coco.json")
@@ -102,7 +103,7 @@ def save(
     if not overwrite:
         _check_same_result(target.folder / name, dataset)
     files: list[tuple[str, Iterable[bytes]]] = [(name, json_chunks(target.folder / name, dataset))]
-    for part, file, content in image_files(segmentation, stem, kinds):
+    for part, file, content in image_files(segmentation, stem, chosen):
         files.append((f"{part}/{file}" if part else file, [content]))
     written = target.write(files)
     if overwrite:
@@ -124,8 +125,8 @@ def _check_same_result(path: Path, dataset: Json) -> None:
             )
     if read_file(path, OutputError) != b"".join(json_chunks(path, dataset)):
         raise OutputError(
-            f"{path} has another result of this image, of other queries, settings or weights; choose another folder, "
-            "or replace that result with overwrite=True"
+            f"{path} has another result of this image, of other queries, settings or weights, or was saved with "
+            "another provenance; choose another folder, or replace that result with overwrite=True"
         )
 
 

@@ -199,7 +199,7 @@ def test_a_box_may_begin_beside_the_image(page, scene):
 
 def test_a_box_for_a_word_needs_no_name(page):
     take_example(page)
-    page.get_by_role("button", name="Add a koala by hand").click()
+    page.get_by_role("button", name="Add by hand: koala").click()
     drag(page, 5, 110, 105, 220)
     page.locator("t2s-legend").get_by_role("button", name="koala 1, score").wait_for()
     assert [name.split(",")[0] for name in selected(page)] == ["koala"]

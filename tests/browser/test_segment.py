@@ -177,7 +177,7 @@ def test_add_points_undo_and_redo(page):
 def test_undo_brings_back_a_removed_word_with_its_hand_made_mask(page):
     take_example(page)
     assert page.get_by_role("button", name="Undo").is_disabled()
-    page.get_by_role("button", name="Add a koala by hand").click()
+    page.get_by_role("button", name="Add by hand: koala").click()
     click_at(page, 60, 330)
     assert not verdicts(page)["koala"].startswith("not found")
     before = sorted(paths(page))
@@ -307,7 +307,7 @@ def test_points_are_set_by_keys(page):
 
 def test_a_segment_is_added_by_keys(page):
     take_example(page)
-    page.get_by_role("button", name="Add a koala by hand").press("Enter")
+    page.get_by_role("button", name="Add by hand: koala").press("Enter")
     expect(page.locator("svg.t2s-image")).to_be_focused()
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("Enter")
@@ -349,7 +349,7 @@ def test_accept_delete_and_add_by_hand(page):
     page.keyboard.press("Delete")
     wait_until_idle(page)
     assert len(paths(page)) == 2
-    page.get_by_role("button", name="Add a koala by hand").click()
+    page.get_by_role("button", name="Add by hand: koala").click()
     click_at(page, 95, 150)
     page.locator("t2s-legend").get_by_role("button", name="koala 1, score").wait_for()
     assert len(paths(page)) == 3

@@ -50,7 +50,7 @@ class ModelsPanel:
         self._stop = threading.Event()
         with gr.Accordion(chip(model_pool.models), open=False, elem_id="models") as self._panel:
             now = gr.HTML(models_now(model_pool.models, model_pool.since), padding=False, elem_id="models-now")
-            table = gr.HTML(weights_table(model_pool.models), padding=False, elem_id="models-table")
+            table = gr.HTML(weights_table(model_pool.models), padding=False, elem_id="models-table", render=False)
             if model_pool.settings.may_manage_models and runs_graphs(model_pool.models):
                 text = "This app runs ONNX graphs. To use other models, start it without --runtime onnx."
                 gr.HTML(note(text), padding=False)
@@ -60,6 +60,7 @@ class ModelsPanel:
                 command = f"text2seg app --model {weights.PUBLISHED[0]}"
                 text = f"To use other models, the owner of this app restarts it: {command}"
                 gr.HTML(note(text), padding=False)
+            table.render()  # below the choice, which a phone shows first then
         page = gr.context.Context.root_block
         if page is not None:
             page.load(self._now, outputs=[self._panel, now, table], queue=False, **QUIET)

@@ -78,6 +78,13 @@ BENCHMARKS: Mapping[str, Command] = {
     "coco": Command("Segment COCO images, given the names of their objects, and score.", "benchmark:BenchmarkCoco"),
 }
 
+CHECKPOINTS: Mapping[str, Command] = {
+    "list": Command("List published weights, and those on this machine.", "checkpoints:ListCheckpoints"),
+    "show": Command("Show the file, hash, source and model card of a checkpoint.", "checkpoints:ShowCheckpoint"),
+    "download": Command("Download and verify weights.", "checkpoints:DownloadCheckpoints"),
+    "verify": Command("Compare hashes, or answers, with the published ones.", "checkpoints:VerifyCheckpoints"),
+}
+
 SERVERS: Mapping[str, Command] = {
     "label-studio": Command("Serve the models as a backend of Label Studio.", "serve:ServeLabelStudio"),
 }
@@ -101,7 +108,7 @@ COMMANDS: Mapping[str, Command | Group] = {
     "app": Command("Open the browser app.", "app:App"),
     "serve": Group("Serve the models to another tool: Label Studio.", lambda: SERVERS),
     "doctor": Command("Show versions, device, memory, weights and missing extras.", "doctor:Doctor"),
-    "checkpoints": Command("List, show, download or verify model weights.", "checkpoints:CheckpointsCommand"),
+    "checkpoints": Group("List, show, download or verify model weights.", lambda: CHECKPOINTS),
 }
 
 

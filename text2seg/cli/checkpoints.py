@@ -151,24 +151,6 @@ class ShowCheckpoint:
         return 0
 
 
-Checkpoints = (
-    Annotated[ListCheckpoints, tyro.conf.subcommand("list")]
-    | Annotated[ShowCheckpoint, tyro.conf.subcommand("show")]
-    | Annotated[DownloadCheckpoints, tyro.conf.subcommand("download")]
-    | Annotated[VerifyCheckpoints, tyro.conf.subcommand("verify")]
-)
-
-
-@dataclass(frozen=True, slots=True)
-class CheckpointsCommand:
-    """List, show, download or verify model weights."""
-
-    what: Checkpoints
-
-    def run(self) -> int:
-        return self.what.run()
-
-
 def _cases_of(name: str) -> list[tuple[Case, ...]]:
     """Return the cases of each checkpoint that a name means, and say which one of a pair has none.
 

@@ -404,8 +404,8 @@ def merge(datasets: Sequence[Mapping[str, Any]], *, names: Sequence[str]) -> Jso
                 if key in origin:
                     shown = image["id"] if key[0] == "id" else image["file_name"]
                     raise DatasetError(
-                        f"image {shown!r} is in {origin[key]} and in {name}; merge the shards of one job, or number "
-                        "the images apart"
+                        f"image {shown!r} is in {origin[key]} and in {name}; only shards of one job can be merged. To "
+                        "have several folders in one dataset, label the folder that contains them"
                     )
                 keys.add(key)
             images[image["id"]] = image

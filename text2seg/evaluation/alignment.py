@@ -148,6 +148,12 @@ def align(truth: Json, predicted: Json | Sequence[Json], *, match: Match = "id")
         category_ids = {
             number: kept[true_number] for number, true_number in match_categories(theirs, ours, match).items()
         }
+        if predicted["images"] and not image_ids:
+            theirs_first, ours_first = (data["images"][0]["file_name"] for data in (predicted, truth))
+            raise DatasetError(
+                f"no image of {name} is in {truth.name}: the first ones are {theirs_first} and {ours_first}"
+                f"{NUMBERED_DIFFERENTLY if match == 'id' else ''}"
+            )
         presence = _presences(predicted, image_ids, categories)
         if lacking := len(shown) - len(set(image_ids.values())):
             _log.warning(

@@ -55,6 +55,9 @@ def line_of(node: Node) -> int:
     return int(node.start_mark.line) + 1
 
 
+CHECK = "check indentation, colons, brackets and quotes near this line"
+
+
 def compose(text: str, file: str) -> Node | None:
     """Return the root node of the YAML document in a text, or None if it has only comments.
 
@@ -67,7 +70,7 @@ def compose(text: str, file: str) -> Node | None:
         mark = error.problem_mark or error.context_mark
         where = f"{file}:{mark.line + 1}" if mark else file
         problem = error.problem or error.context
-        raise OntologyError(f"{where}: is neither YAML nor JSON: {problem}") from error
+        raise OntologyError(f"{where}: is neither YAML nor JSON; {CHECK} ({problem})") from error
     except (YAMLError, ValueError) as error:
         problem = " ".join(str(error).split())
         raise OntologyError(f"{file}: is neither YAML nor JSON: {problem}") from error

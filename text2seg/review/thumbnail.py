@@ -63,7 +63,7 @@ def thumbnail(
         colours: RGB colour of each category.
         finder: finds the file of the image.
         long_side: longer side of the copy, pixels.
-        rejected: ids of annotations of which only a thin grey outline is drawn.
+        rejected: ids of annotations of which only a thin grey outline is drawn, without a number.
     """
     try:
         path = finder.find(image.file_name)
@@ -121,7 +121,8 @@ def _draw_segments(
     for _, item, mask in masks:
         colour, width = (REJECTED, 1) if item.annotation["id"] in rejected else (colours[item.category], 2)
         outline(small, mask, colour, width)
-    return _draw_numbers(small, [(number, mask) for number, _, mask in masks]), unreadable
+    kept = [(number, mask) for number, item, mask in masks if item.annotation["id"] not in rejected]
+    return _draw_numbers(small, kept), unreadable
 
 
 def _mask(item: Item, hw: tuple[int, int]) -> NDArray[np.bool_]:

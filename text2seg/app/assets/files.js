@@ -1,13 +1,30 @@
 // A place to drop images, as in the Segment tab; also for several files. A file is uploaded when it is chosen.
-// Properties: `label`, `hint`, `several`, `accept`, `invitation`, `kinds` (the line below it), `uploadMb`, `examples`
-// [{title, thumbnail}], of which several files take all at once, `offer` {name, thumbnail} of the image that is open in
-// the Segment tab, or null.
+// Properties: `label`, `hint`, `several`, `accept`, `invitation`, `kinds` (the line below it), `uploadMb`, `suffixes` of the
+// images that are taken from a folder (without it, no folder can be chosen), `examples` [{title, thumbnail}], of which
+// several files take all at once, `offer` {name, thumbnail} of the image that is open in the Segment tab, or null.
 // Value: null, {example: number}, {segment: true} or {path, name}; of several files a list of {path, name} or of
 // {example, name}.
 
 const AT_ONCE = 3; // uploads
 const LISTED = 6; // names that are shown of several files
 const SHOWN = /\.(avif|bmp|gif|jpe?g|png|svg|webp)$/i; // what browsers can draw
+
+/** The files that were dropped, also those in folders, each with its place in them as `place`. */
+async function dropped(transfer) {
+  const found = [];
+  const list = (folder) => new Promise((resolve, reject) => { folder.readEntries(resolve, reject); });
+  const visit = async (entry) => {
+    const file = entry.isFile && await new Promise((resolve, reject) => { entry.file(resolve, reject); });
+    if (file) return found.push(Object.assign(file, { place: entry.fullPath.replace(/^\//, "") }));
+    const reader = entry.createReader();
+    for (let some = await list(reader); some.length; some = await list(reader)) for (const each of some) await visit(each);
+    return found.length;
+  };
+  const entries = [...transfer.items].map((item) => item.webkitGetAsEntry?.()); // before the event is over
+  if (!entries.some((each) => each?.isDirectory)) return [...transfer.files];
+  for (const entry of entries) if (entry) await visit(entry);
+  return found;
+}
 
 /** The place that takes a pasted image: the one with the focus or under the pointer, else the first. */
 function pasteTarget() {
@@ -30,7 +47,9 @@ customElements.define("t2s-files", class extends HTMLElement {
         <strong>${what}</strong><span data-part="kinds"></span></button>
       <div class="t2s-taken" hidden><img alt="" hidden><div data-part="names"></div>
         <div class="t2s-row"><button type="button" data-do="choose">${props.several ? "Add files" : "Replace"}</button>
+          ${props.suffixes ? '<button type="button" data-do="folder">Add a folder</button>' : ""}
           <button type="button" data-do="remove">${props.several ? "Remove all" : "Remove image"}</button></div></div>
+      ${props.suffixes ? '<button type="button" class="t2s-link" data-do="folder" data-part="folder">Choose a folder</button>' : ""}
       <p class="t2s-hint" data-part="state" role="status"></p>
       <div class="t2s-offers" data-part="offers"></div>
       <input type="file" tabindex="-1" accept="${props.accept ?? "image/*"}" aria-labelledby="${this.#id}-label" hidden
@@ -45,7 +64,10 @@ customElements.define("t2s-files", class extends HTMLElement {
       this.addEventListener(kind, (event) => { event.preventDefault(); this.classList.add("t2s-over"); });
     }
     for (const kind of ["dragleave", "drop"]) this.addEventListener(kind, () => this.classList.remove("t2s-over"));
-    this.addEventListener("drop", (event) => { event.preventDefault(); this.#take([...event.dataTransfer.files]); });
+    this.addEventListener("drop", async (event) => {
+      event.preventDefault();
+      this.#take(this.props.suffixes ? await dropped(event.dataTransfer) : [...event.dataTransfer.files]);
+    });
     document.addEventListener("paste", (event) => this.#paste(event));
     watch("value", () => this.#show());
     watch("offer", () => this.#show());
@@ -59,8 +81,11 @@ customElements.define("t2s-files", class extends HTMLElement {
   #click(event) {
     const { do: action, example, segment } = event.target.closest("button")?.dataset ?? {};
     if (action === "remove" || example || segment) this.#choice += 1;
-    if (action === "choose") this.querySelector("input").click();
-    else if (action === "remove") this.#set(this.props.several ? [] : null, { focus: true });
+    if (action === "choose" || action === "folder") {
+      const input = this.querySelector("input");
+      input.webkitdirectory = action === "folder";
+      input.click();
+    } else if (action === "remove") this.#set(this.props.several ? [] : null, { focus: true });
     else if (example && this.props.several) this.#set(this.#examples());
     else if (example) this.#set({ example: Number(example) });
     else if (segment) this.#set({ segment: true });
@@ -71,19 +96,29 @@ customElements.define("t2s-files", class extends HTMLElement {
     if (files.length && this === pasteTarget()) this.#take(this.props.several ? files : files.slice(0, 1));
   }
 
-  async #take(files) {
-    const { uploadMb, several } = this.props;
+  async #take(chosen) {
+    const { uploadMb, several, suffixes = [] } = this.props;
+    const placeOf = (file) => file.place || file.webkitRelativePath || file.name;
+    const isImage = (file) => suffixes.includes(/\.[^.]*$/.exec(file.name)?.[0].toLowerCase());
+    const isHidden = (file) => placeOf(file).split("/").some((part) => part.startsWith("."));
+    const isZip = (file) => placeOf(file) === file.name && /\.zip$/i.test(file.name);
+    const files = suffixes.length ? chosen.filter((file) => (isImage(file) && !isHidden(file)) || isZip(file)) : chosen;
+    if (chosen.length && !files.length) return this.#state("There is no image and no zip file among these.", true);
     const large = uploadMb && files.find((file) => file.size > uploadMb * 1e6);
     if (large) return this.#state(`${large.name} has ${(large.size / 1e6).toFixed(1)} MB; the limit is ${uploadMb} MB. Make it smaller.`, true);
-    const waiting = several ? [...files] : files.slice(0, 1), total = waiting.length, taken = [];
-    if (total && !several) this.#choice += 1; // several files are added to those before
+    const waiting = several ? [...files.entries()] : [[0, files[0]]], total = files.length, taken = [];
+    if (!total) return this.#state("");
+    if (!several) this.#choice += 1; // several files are added to those before
     const choice = this.#choice;
+    let done = 0;
     const next = async () => {
-      for (let file = waiting.shift(); file; file = waiting.shift()) {
-        this.#state(total > 1 ? `Uploading: ${taken.length} of ${total} files` : `Uploading ${file.name}`);
+      for (let each = waiting.shift(); each; each = waiting.shift()) {
+        const [at, file] = each;
+        this.#state(several && total > 1 ? `Uploading: ${done} of ${total} files` : `Uploading ${file.name}`);
         const { path } = await this.upload(file);
         if (choice !== this.#choice) return;
-        taken.push({ path, name: file.name });
+        done += 1;
+        taken[at] = { path, name: placeOf(file) };
         if (SHOWN.test(file.name) && !several) this.#urls.set(path, URL.createObjectURL(file));
       }
     };
@@ -95,8 +130,9 @@ customElements.define("t2s-files", class extends HTMLElement {
     }
     if (choice !== this.#choice) return;
     const before = several ? (this.props.value ?? []).filter((each) => each.path) : []; // files replace the examples
-    if (total) this.#set(several ? [...before, ...taken] : taken[0]);
-    return this.#state("");
+    this.#set(several ? [...before, ...taken] : taken[0]);
+    const others = chosen.length - files.length;
+    return this.#state(others ? `${others} ${others === 1 ? "file that is no image was" : "files that are no images were"} left out.` : "");
   }
 
   #set(value, { focus = false } = {}) {
@@ -123,6 +159,7 @@ customElements.define("t2s-files", class extends HTMLElement {
     const taken = several ? value?.length : value;
     const drop = this.querySelector(".t2s-drop"), isLost = drop === document.activeElement && Boolean(taken);
     drop.hidden = Boolean(taken);
+    if (this.#part("folder")) this.#part("folder").hidden = Boolean(taken);
     this.querySelector(".t2s-taken").hidden = !taken;
     if (isLost) this.querySelector(".t2s-taken button").focus();
     const [name, url] = this.#shown(value);

@@ -17,6 +17,7 @@ from text2seg.app.messages import photographs
 from text2seg.app.model_pool import ModelPool
 from text2seg.app.segment.session import EditSession
 from text2seg.app.settings import MOST_IMAGES
+from text2seg.demo import IMAGES
 from text2seg.errors import ImageError
 from text2seg.explain import Progress, Result, Tool, run_tool
 from text2seg.explain.estimate import words_for
@@ -27,11 +28,10 @@ PATIENCE = 1.0
 """Seconds after which a run that has no turn yet says why."""
 BUSY = "The models are busy with other visitors; this run is next."
 
-SCENES = Path(__file__).parents[2] / "demo" / "scenes" / "new-scenes" / "images"
 EXAMPLES = {
-    "Sheep and a fire engine": SCENES / "scene_0019.jpg",
-    "Rocket and horse": SCENES / "scene_0003.jpg",
-    "Umbrellas and a clock": SCENES / "scene_0022.jpg",
+    "Sheep and a fire engine": IMAGES / "scene_0019.jpg",
+    "Rocket and horse": IMAGES / "scene_0003.jpg",
+    "Umbrellas and a clock": IMAGES / "scene_0022.jpg",
 }
 FIRST_EXAMPLE = next(iter(EXAMPLES.values()))
 """The image with which the tab opens."""

@@ -9,13 +9,15 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image as PillowImage
 from ruamel.yaml import YAML
 
 from text2seg.app.folder.archives import UploadLimit, checked_path, unpack
+from text2seg.app.segment.session import SCENES
 from text2seg.app.settings import FORMATS
+from text2seg.demo import IMAGES
 from text2seg.errors import OntologyError, Text2SegError
 from text2seg.io.files import is_file, resolve_path
 from text2seg.io.names import listed, unique_names
@@ -27,14 +29,30 @@ if TYPE_CHECKING:
     from text2seg.vocabulary import ClosedVocabulary
 
 
+EXAMPLES = tuple(IMAGES / name for name in SCENES)
+"""Images that a visitor can label to try the tab."""
 FOLDERS = 500
 """Largest number of folders to choose from."""
 
 
-def copy_uploads(uploads: Sequence[Path], into: Path, room: UploadLimit) -> tuple[str, ...]:
-    """Copy images and unpack zip files into a folder. Return one note for each kind of skipped file.
+class Upload(NamedTuple):
+    """An uploaded file, and its name on the visitor's machine: relative to the folder that was chosen, if one was."""
 
-    If there are several uploads, each zip gets a folder with its name.
+    path: Path
+    name: str
+
+
+def common_folder(uploads: Sequence[Upload]) -> str:
+    """Return the folder of the visitor's machine that all uploads come from, or "" if they come from several places."""
+    tops = {upload.name.partition("/")[0] if "/" in upload.name else "" for upload in uploads}
+    return tops.pop() if len(tops) == 1 else ""
+
+
+def copy_uploads(uploads: Sequence[Upload], into: Path, room: UploadLimit) -> tuple[str, ...]:
+    """Copy images and unpack zip files into a folder. Return one note for each kind of skipped or renamed file.
+
+    Images of a chosen folder keep their places in it. If there are several uploads, each zip gets a folder with its
+    name.
 
     Raises:
         Text2SegError: there are no images, or too many; or a zip is refused.
@@ -42,9 +60,11 @@ def copy_uploads(uploads: Sequence[Path], into: Path, room: UploadLimit) -> tupl
     known, unique = suffixes(), unique_names()
     count, size = 0, 0
     notes: list[str] = []
-    others = []
-    for upload in uploads:
-        name, suffix = upload.name.lstrip("."), upload.suffix.lower()  # hidden files are not labelled
+    others, renamed = [], []
+    top = common_folder(uploads)
+    for upload, given in uploads:
+        folder_name, _, base = given.removeprefix(f"{top}/").rpartition("/")
+        name, suffix = base.lstrip("."), upload.suffix.lower()  # hidden files are not labelled
         left = UploadLimit(room.images - count, room.total - size)
         if suffix == ".zip":
             folder = into / unique(checked_path(Path(name).stem), "") if len(uploads) > 1 else into
@@ -56,10 +76,16 @@ def copy_uploads(uploads: Sequence[Path], into: Path, room: UploadLimit) -> tupl
             count, size = count + 1, size + upload.stat().st_size
             if count > room.images or size > room.total:
                 raise _too_much(room)
-            path = Path(checked_path(name))
-            shutil.copyfile(upload, into / unique(path.stem, path.suffix))
+            path = Path(checked_path(f"{folder_name}/{name}".lstrip("/")))
+            copied = unique(path.with_suffix("").as_posix(), path.suffix)
+            if copied != path.as_posix():
+                renamed.append(f"{path.as_posix()} is now {copied}")
+            (into / copied).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(upload, into / copied)
         else:
-            others.append(upload.name)
+            others.append(given)
+    if renamed:
+        notes.append(f"several files of one name: {listed(renamed)}")
     if others:
         notes.append(f"neither image nor zip: {listed(others)}")
     if not count:

@@ -11,11 +11,12 @@ from typing import Any
 import gradio as gr
 
 from text2seg.app.fields import files_field
-from text2seg.app.folder.inputs import Checked, folders_in
+from text2seg.app.folder.inputs import Checked, folders_in, suffixes
 from text2seg.app.folder.jobs import Job, State
 from text2seg.app.folder.review import SheetPage, Shown
 from text2seg.app.folder.visitors import NOBODY
 from text2seg.app.messages import photographs, warning
+from text2seg.app.segment.session import examples
 from text2seg.app.settings import AppSettings
 from text2seg.io.names import counted
 from text2seg.render.saving import render_template
@@ -40,10 +41,8 @@ HELP = (
     "Rejected images and segments leave the dataset; undecided ones stay.",
 )
 MARKS = "Marks are what you accept, reject and correct. A review page opens and makes them too."
-BEGIN = (
-    "Type things and convert them to an ontology, start from an example, or paste your own. "
-    "In the ontology, Tab indents a line; Esc and then Tab leaves it."
-)
+BEGIN = "Type things and convert them to an ontology, start from an example, or paste your own."
+NOTHING_YET = f'<p class="t2s-hint">{BEGIN}</p>'
 KEYS = (
     "Keys: <kbd>j</kbd> next, <kbd>k</kbd> previous, <kbd>a</kbd> accept and next, <kbd>r</kbd> reject and next, "
     "<kbd>Enter</kbd> large, <kbd>Esc</kbd> back."
@@ -102,12 +101,14 @@ def _lay_out_images(c: SimpleNamespace, settings: AppSettings) -> None:
     c.files = files_field(
         [],
         elem_id="folder-files",
-        label="Images, or a zip file of images",
+        label="A folder, images, or a zip file of images",
         several=True,
         accept="image/*,.zip",
-        invitation="Drop images or a zip file here, or choose files",
+        invitation="Drop images, a folder or a zip file here, or choose files",
         kinds="JPEG, PNG, WebP, TIFF …, ZIP",
         uploadMb=settings.folder_mb,
+        suffixes=sorted(suffixes()),
+        examples=[{"title": each.image.file_name, "thumbnail": each.thumbnail} for each in examples()],
     )
     folders = choices_of(settings.root)
     first = folders[0][1] if folders else None
@@ -129,7 +130,7 @@ def _lay_out_ontology(c: SimpleNamespace, *, knows_all: bool) -> None:
         )
         c.write = gr.Button("Convert to ontology", scale=0, min_width=200, size="md", elem_id="folder-write")
     c.text = gr.Code(label="Ontology (YAML)", language="yaml", lines=8, max_lines=16, elem_id="folder-ontology")
-    c.checked = _html("folder-checked", _hint(BEGIN))
+    c.checked = _html("folder-checked", NOTHING_YET)
     with gr.Row(elem_classes="t2s-folder-examples"):
         c.few = gr.Button("Example: a few things", size="md", min_width=120)
         c.limits = gr.Button("Example: all options", size="md", min_width=120)
@@ -201,7 +202,7 @@ const send = { select: (what) => trigger("select", what), enlarge: (what) => tri
   edit: (what) => trigger("edit", what), redraw: () => trigger("redraw", {}) };
 window.text2segContactSheet(element, send, watch);
 """
-FAILURES, NAMES, SEGMENTS = 20, 12, 5  # most that are shown
+FAILURES, NAMES, SEGMENTS, COUNTS = 20, 12, 5, 24  # most that are shown
 
 BADGES: dict[State, str] = {
     "filling": "reading",
@@ -231,6 +232,7 @@ def status_html(job: Job, ahead: int) -> str:
         found=sorted(((name, count) for name, count in counts.items() if count), key=lambda each: -each[1]),
         failures=tuple(job.failures),
         shown=FAILURES,
+        named=COUNTS,
     )
     return status + warning(photographs(len(job.unfamiliar), job.total))
 

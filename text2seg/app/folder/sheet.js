@@ -225,6 +225,12 @@ window.text2segContactSheet = (element, send, watch) => {
       go(tile, step ?? 1);
     }
   }, { signal });
+  // The keys begin at the first image wherever the focus is, unless it is where letters are typed.
+  document.addEventListener("keydown", ({ key, target, ctrlKey, metaKey, altKey }) => {
+    const isTyped = target.closest("textarea, select, [contenteditable=true], dialog, input:not([type=radio], [type=checkbox])");
+    if (ctrlKey || metaKey || altKey || isTyped || element.contains(target) || !["j", "k", "a", "r"].includes(key)) return;
+    if (element.querySelector(".t2s-sheet")?.checkVisibility()) go(null, 0);
+  }, { signal });
   text2segLarge.dialog.addEventListener("keydown", (event) => {
     const verdict = { a: "accepted", r: "rejected" }[event.key];
     const step = { j: 1, k: -1 }[event.key] ?? 1;
@@ -235,7 +241,12 @@ window.text2segContactSheet = (element, send, watch) => {
   }, { signal });
 };
 
-// The editor of Gradio, which it loads later, has no name for screen readers.
+// In the editor of Gradio, Tab would indent a line; it goes on to the next field, as everywhere else.
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Tab" && event.target.closest("#folder-ontology .cm-content")) event.stopPropagation();
+}, { capture: true });
+
+// The editor, which is loaded later, has no name for screen readers.
 new MutationObserver(() => {
   document.querySelector("#folder-ontology .cm-content:not([aria-label])")?.setAttribute("aria-label", "Ontology, YAML");
 }).observe(document, { childList: true, subtree: true });

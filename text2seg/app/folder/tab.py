@@ -15,7 +15,7 @@ from gradio.context import Context
 
 from text2seg.app.checks import check_upload
 from text2seg.app.folder import layout
-from text2seg.app.folder.inputs import WITH_LIMITS, as_yaml, known_things
+from text2seg.app.folder.inputs import EXAMPLES, WITH_LIMITS, Upload, as_yaml, known_things
 from text2seg.app.folder.jobs import Job
 from text2seg.app.folder.layout import FEW_THINGS, QUIET, READY, SERVER, UPLOAD, Updates, choices_of, lay_out
 from text2seg.app.folder.reviewing import Review
@@ -34,6 +34,15 @@ STOPPING = """() => {
 ASKED = """() => {
   text2segFocus('#%s');
   setTimeout(() => document.querySelector('#%s').scrollIntoView({ block: 'nearest' }), 100);
+}"""
+
+
+# What is typed and chosen for a new job, across a reload of the page.
+KEEP = "(...draft) => { sessionStorage.setItem('text2seg-draft', JSON.stringify(draft)); }"
+RESTORE = """(...now) => {
+  const draft = JSON.parse(sessionStorage.getItem("text2seg-draft") ?? "null");
+  const [queries, text, converted, files] = now;
+  return draft && !queries && !text && !files?.length ? draft : [queries, text ?? "", converted, files];
 }"""
 
 
@@ -101,6 +110,10 @@ class Tab:
         )
         begun.failure(None, outputs=[c.start], js=READY)
         begun.success(None, js="() => text2segFocus('#folder-status')")
+        draft, private = [c.queries, c.text, c.converted, c.files], {"api_visibility": "private"}
+        self.page.load(None, draft, draft, js=RESTORE, **private)
+        gr.on([c.queries.change, c.text.change, c.files.input], None, draft, js=KEEP, **private)
+        begun.success(None, draft, js=KEEP, **private)
 
     def _wire_form(self) -> None:
         c = self._c
@@ -230,7 +243,8 @@ class Tab:
 
     def _check(self, text: str, converted: list[str]) -> Updates:
         """Check an ontology. One that a person typed may mend the problem; one just made of the things does not."""
-        updates: Updates = {self._c.checked: layout.checked_html(self._jobs.check(text))}
+        checked = layout.checked_html(self._jobs.check(text)) if text.strip() else layout.NOTHING_YET
+        updates: Updates = {self._c.checked: checked}
         return updates if text.strip() == converted[1].strip() else {**updates, self._c.problem: ""}
 
     def _start(
@@ -249,7 +263,7 @@ class Tab:
         known: Kept = self._jobs.known(kept, str(request.session_hash))
         c = self._c
         try:
-            if _is_new(queries, converted):
+            if _is_new(queries, converted) or (queries.strip() and not text.strip()):
                 if _is_own(text, converted):
                     raise OntologyError(
                         "the ontology does not come from the things above it; press “Convert to ontology” to use these "
@@ -284,8 +298,15 @@ def _is_own(text: str | None, converted: list[str]) -> bool:
     return (text or "").strip() not in ("", converted[1].strip())
 
 
-def _uploads(files: Any) -> list[Path]:
-    """Return the paths of uploaded files, given as the value of a `files_field`. Raises `ImageError` if one is not an
-    upload."""
-    given = files if isinstance(files, list) else []
-    return [check_upload(Path(str(file["path"]))) for file in given if isinstance(file, dict) and "path" in file]
+def _uploads(files: Any) -> list[Upload]:
+    """Return uploaded files and examples, given as the value of a `files_field`. Raises `ImageError` if a file is not
+    an upload."""
+    found = []
+    for file in files if isinstance(files, list) else ():
+        match file:
+            case {"path": str(path)}:
+                upload = check_upload(Path(path))
+                found.append(Upload(upload, str(file.get("name") or upload.name)))
+            case {"example": int(number)} if 0 <= number < len(EXAMPLES):
+                found.append(Upload(EXAMPLES[number], EXAMPLES[number].name))
+    return found

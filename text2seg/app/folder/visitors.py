@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 
 from text2seg.app.checks import read_image
 from text2seg.app.folder.archives import UploadLimit
-from text2seg.app.folder.inputs import Checked, check, copy_uploads, link_folder
+from text2seg.app.folder.inputs import Checked, Upload, check, common_folder, copy_uploads, link_folder
 from text2seg.app.folder.jobs import Fill, Job, Jobs
 from text2seg.app.folder.review import ContactSheet
 from text2seg.app.model_pool import ModelPool
@@ -82,7 +82,7 @@ class VisitorJobs:
     def start(self, who: str, paths: Sequence[Path], text: str) -> Job:
         """Start a job of the HTTP API on uploaded files. `who` is the user, or the address of the client. Raises
         `Text2SegError`."""
-        return self.upload({"visitor": f"{API}{who}", "job": ""}, paths, text)
+        return self.upload({"visitor": f"{API}{who}", "job": ""}, [Upload(path, path.name) for path in paths], text)
 
     def check_room(self, who: str) -> None:
         """Raise `TooManyJobsError` if `who` cannot start another job of the HTTP API now."""
@@ -103,12 +103,12 @@ class VisitorJobs:
         """Check an ontology while it is typed."""
         return check(text, self.model_pool.models)
 
-    def upload(self, kept: Kept, paths: Sequence[Path], text: str) -> Job:
+    def upload(self, kept: Kept, uploads: Sequence[Upload], text: str) -> Job:
         """Start a job on uploaded files. Raises `Text2SegError`."""
-        if not paths:
+        if not uploads:
             raise Text2SegError("choose images or a zip file first")
-        name = paths[0].name if len(paths) == 1 else f"{len(paths)} files"
-        return self._add(kept, name, text, tuple(paths), lambda into: copy_uploads(paths, into, self._room))
+        name = uploads[0].name if len(uploads) == 1 else common_folder(uploads) or f"{len(uploads)} files"
+        return self._add(kept, name, text, tuple(uploads), lambda into: copy_uploads(uploads, into, self._room))
 
     def choose(self, kept: Kept, folder: str, text: str) -> Job:
         """Start a job on a folder below the root. Raises `Text2SegError`."""

@@ -77,7 +77,7 @@ customElements.define("t2s-legend", class extends HTMLElement {
       why.title = "Show its similarity map";
       head.append(why);
     }
-    const by = this.#button("add", query.name, "+", adding === query.name, `Add a ${query.name} by hand`);
+    const by = this.#button("add", query.name, "+", adding === query.name, `Add by hand: ${query.name}`);
     by.title = `Add one by hand: press, then click it in the image`;
     head.append(by);
     entry.append(head);

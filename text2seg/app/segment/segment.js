@@ -423,7 +423,7 @@ customElements.define("t2s-segment", class extends HTMLElement {
       this.#deselect();
       this.#local.tool = isOn ? "select" : "box";
     } else if (name === "start") this.#local.isStart = !this.#local.isStart;
-    else if (["select", "plus", "minus"].includes(name)) this.#local.tool = name;
+    else if (["select", "plus", "minus"].includes(name)) this.#local.tool = this.#local.tool === name ? "select" : name;
     else if (name === "deselect") this.#deselect();
     else if (piece) this.#send({ do: name, piece });
     this.#show();

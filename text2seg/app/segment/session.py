@@ -7,7 +7,6 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
-from importlib import resources
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +20,7 @@ from text2seg.app.segment.document import Document, History
 from text2seg.app.settings import MOST_QUERIES
 from text2seg.clip.maps import texts_of
 from text2seg.config import PresenceSettings, Settings
+from text2seg.demo import IMAGES
 from text2seg.errors import QueryError, Text2SegError
 from text2seg.io.images import load_image
 from text2seg.pipeline import Text2Seg
@@ -291,9 +291,7 @@ def examples() -> tuple[ExampleImage, ...]:
 
 
 def _example(name: str, texts: tuple[str, ...]) -> ExampleImage:
-    scene = resources.files("text2seg.demo") / "scenes" / "new-scenes" / "images" / name
-    with resources.as_file(scene) as path:
-        image = load_image(path)
+    image = load_image(IMAGES / name)
     thumbnail = base64.b64encode(preview(image.pixels, longest=THUMBNAIL_SIDE)).decode()
     return ExampleImage(image, texts, f"data:image/jpeg;base64,{thumbnail}")
 

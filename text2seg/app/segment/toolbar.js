@@ -1,5 +1,6 @@
 // Tools and actions in one row above the image. Labels disappear where the row is too narrow for them; on a phone each
 // button has a short one below its icon.
+// There, a press of a chosen tool takes the place of “Select”.
 // A new button is one line in BUTTONS, its action in `#do` of segment.js and, if the server has to answer, one class in
 // requests.py.
 // Property `shown` {piece, tool, isAll, canUndo, canRedo, isLabelled, hint}; fires `do` with the name of the button, `name` {name}
@@ -15,7 +16,7 @@ const BUTTONS = [
   ["split", "Split", "Split", "Split into connected parts (S)", "M8 4v5l4 3 4-3V4M12 12v8M8 20h8", "piece"],
   ["delete", "Delete", "Delete", "Delete this segment (Del)", "M4 7h16M9 7V4h6v3M6 7l1 13h10l1-13", "piece"],
   ["why", "Why this mask", "Why", "Show the map, the points and the candidates (W)", "M9 9a3 3 0 1 1 4 3c-1 .5-1 1-1 2M12 18v.01", "piece"],
-  ["deselect", "Deselect", "Deselect", "Deselect (Esc)", "M6 6l12 12M18 6 6 18", "piece"],
+  ["deselect", "Deselect", "Done", "Deselect (Esc)", "M6 6l12 12M18 6 6 18", "piece"],
   ["everything", "Everything", "All", "Show all masks, without words (E)", "M4 4h7v7H4zM13 4h7v7h-7zM4 13h7v7H4zM13 13h7v7h-7z", "free"],
   ["box", "Box", "Box", "Drag a box around a thing (B)", "M4 4h3M10 4h4M17 4h3v3M20 10v4M20 17v3h-3M14 20h-4M7 20H4v-3M4 14v-4M4 7V4", "free"],
   ["undo", "Undo", "Undo", "Undo (Ctrl+Z)", "M9 14 4 9l5-5M4 9h9a6 6 0 0 1 0 12h-3", ""],
