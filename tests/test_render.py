@@ -74,6 +74,19 @@ def test_queries_that_are_shown_together_have_colours_that_can_be_told_apart():
     assert len(set(colours_of(f"query {number}" for number in range(60)).values())) == 60
 
 
+def test_a_colour_is_the_same_in_oklab_and_back():
+    for colour in [(255, 136, 0), (0, 0, 0), (255, 255, 255), (144, 116, 233)]:
+        assert np.abs(np.subtract(drawing._from_oklab(*drawing._to_oklab(colour)), colour)).max() <= 1
+
+
+def test_a_given_colour_is_kept_and_others_can_be_told_apart_from_it():
+    given = {"dog": colour_of("cat"), "not shown": (1, 2, 3)}
+    colours = colours_of(["cat", "dog"], given)
+    assert [*colours] == ["cat", "dog"]
+    assert colours["dog"] == colour_of("cat")
+    assert math.dist(drawing._to_oklab(colours["cat"]), drawing._to_oklab(colours["dog"])) >= drawing.NEAR
+
+
 def test_a_query_keeps_its_colour_when_another_one_is_added_behind_it():
     queries = [f"query {number}" for number in range(30)]
     assert list(colours_of(queries[:20]).items()) == list(colours_of(queries).items())[:20]

@@ -43,6 +43,8 @@ def refine_image(
     """
     session = models.open(image)
     for region in regions:
+        if not isinstance(region, np.ndarray) and (isinstance(region, int | float) or len(region) != 4):
+            raise ValueError(f"regions must be masks and boxes (x, y, width, height), got {region!r}; one box is [box]")
         if isinstance(region, np.ndarray) and (region.shape != session.image.hw or region.dtype != np.bool_):
             raise ValueError(f"a mask must be bool{list(session.image.hw)}, got {region.dtype}{list(region.shape)}")
     if not regions:
@@ -163,7 +165,7 @@ class Refiner(SamPipeline):
         return RefinedImage(image, segments, maps, annotations=annotations, refined=found, had_mask=had_mask)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class RefinedImage(Segmentation):
     """Result of one image: its annotations of the dataset, by their ids what was found for them, and the ids of those
     that had a mask, not only a box."""

@@ -41,7 +41,7 @@ class TrackedObject:
 
     track_id: int
     query: str
-    mask: NDArray[np.bool_]
+    mask: NDArray[np.bool_] = field(repr=False)
     score: float
 
     @property

@@ -202,7 +202,9 @@ def load_models(model: ModelSettings, settings: Settings, *, say_uncalibrated: b
     say_names(models.names, model, chosen, is_whole=bool(model.clip and model.sam))
     say_own_card(models.card.sha256, model)
     if say_uncalibrated and models.default_presence(settings) is None:
-        say(f"text2seg: {NOT_CALIBRATED}", file=sys.stderr)
+        given = settings.presence.presence
+        own = f"presence is not calibrated for these weights and settings; --presence {given} says what is not found"
+        say(f"text2seg: {NOT_CALIBRATED if given is None else own}", file=sys.stderr)
     return models
 
 

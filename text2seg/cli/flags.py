@@ -10,6 +10,7 @@ import types
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import MISSING, fields, is_dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any, Literal, TextIO, Union, get_args, get_origin, get_type_hints
 
@@ -50,6 +51,7 @@ def parse(command: type, arguments: Sequence[str], prog: str) -> Any:
                 f"{each} is taken for a flag, because it begins with a dash; write ./{each}, or all flags first, then "
                 "-- and all files"
             )
+    arguments = _numbers_last(arguments)
     with described(command), _RULES, _wrapped_help(arguments):
         parsed: Any = tyro.cli(
             command,
@@ -59,6 +61,19 @@ def parse(command: type, arguments: Sequence[str], prog: str) -> Any:
         )
     check_effects(parsed, arguments)
     return parsed
+
+
+def _numbers_last(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with the one or two numbers of --input-size at the end, where they cannot be taken together
+    with files that follow them. Raises `SettingsError` if there is none."""
+    if "--input-size" not in arguments:
+        return [*arguments]
+    start = [*arguments].index("--input-size")
+    numbers = [*takewhile(str.isdecimal, arguments[start + 1 : start + 3])]
+    if not numbers:
+        got = arguments[start + 1] if start + 1 < len(arguments) else "nothing"
+        raise SettingsError(f"--input-size takes one or two whole numbers, got {got}")
+    return [*arguments[:start], *arguments[start + 1 + len(numbers) :], "--input-size", *numbers]
 
 
 # ---- flags without effect

@@ -71,7 +71,8 @@ def check_dataset(content: Any, name: str) -> Dataset:
     name = content.name if isinstance(content, Dataset) else name
     if not isinstance(content, Mapping):
         kind = type(content).__name__
-        raise DatasetError(f"{name} is not a COCO dataset: it should hold an object, not a {kind}")
+        way = "; text2seg.coco.reader.read_dataset reads a file" if isinstance(content, str | os.PathLike) else ""
+        raise DatasetError(f"{name} is not a COCO dataset: it should hold an object, not a {kind}{way}")
     for key in ("images", "annotations", "categories"):
         if not isinstance(content.get(key), list):
             raise DatasetError(f"{name} is not a COCO dataset: it has no list of {key}")

@@ -6,7 +6,7 @@ import copy
 import json
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
@@ -46,7 +46,7 @@ class Panel:
     """
 
     caption: str
-    pixels: Pixels
+    pixels: Pixels = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,7 +55,7 @@ def line_of(node: Node) -> int:
     return int(node.start_mark.line) + 1
 
 
-CHECK = "check indentation, colons, brackets and quotes near this line"
+CHECK = "check indentation (spaces, not tabs), colons, commas, brackets and quotes near this line"
 
 
 def compose(text: str, file: str) -> Node | None:
@@ -252,8 +252,8 @@ def _as_yaml(text: str, file: str) -> str:
         try:
             json.loads(body)
         except ValueError as error:
-            line = getattr(error, "lineno", 1)
-            raise OntologyError(f"{file}:{line}: is not JSON: {getattr(error, 'msg', error)}") from error
+            line, why = getattr(error, "lineno", 1), getattr(error, "msg", error)
+            raise OntologyError(f"{file}:{line}: is not JSON; check commas, brackets and quotes ({why})") from error
         except RecursionError as error:
             raise OntologyError(f"{file}: lists and mappings are nested too deeply") from error
         body = body.replace("\t", " ")

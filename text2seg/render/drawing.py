@@ -13,8 +13,9 @@ import math
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import cv2
 import numpy as np
@@ -36,7 +37,7 @@ NEGATIVE: Colour = (239, 68, 68)
 GOLDEN_RATIO = 0.6180339887498949
 LIGHTNESS = (0.64, 0.72, 0.80)
 CHROMA = 0.17
-NEAR = 0.09
+NEAR = 0.14
 """Two colours that are nearer to each other in OKLCH can be mistaken for each other in one picture."""
 
 # Colour-blind people can tell these two apart, unlike red and green.
@@ -76,23 +77,27 @@ def colour_of_number(number: int) -> Colour:
     return _from_oklab(*_place_of_number(number))
 
 
-def colours_of(queries: Iterable[str]) -> dict[str, Colour]:
-    """Return the RGB colours of queries that are shown together, in their order.
+def colours_of(queries: Iterable[str], given: Mapping[str, Colour] = MappingProxyType({})) -> dict[str, Colour]:
+    """Return the RGB colours of queries that are shown together, in their order: those of `given`, and for the others
+    colours that can be told apart from them and from each other.
 
     A query has its own colour (`colour_of`), unless this is near to the colour of one before it: then it gets that of
     `colour_of_number(0)` to `(99)` which is farthest from all before it.
     """
     others = np.array([_place_of_number(number) for number in range(100)])
     distances = np.full(len(others), np.inf)  # of each from the nearest colour that is taken
-    taken: dict[str, Place] = {}
-    for query in dict.fromkeys(queries):
-        place = _place_of(query)
-        if any(math.dist(place, other) < NEAR for other in taken.values()):
+    taken: list[Place] = []
+    colours = dict(given)
+    queries = dict.fromkeys(queries)
+    for query in (*given, *(each for each in queries if each not in given)):
+        place = _to_oklab(given[query]) if query in given else _place_of(query)
+        if query not in given and any(math.dist(place, other) < NEAR for other in taken):
             lightness, a, b = others[distances.argmax()].tolist()
             place = lightness, a, b
         distances = np.minimum(distances, np.linalg.norm(others - place, axis=1))
-        taken[query] = place
-    return {query: _from_oklab(*place) for query, place in taken.items()}
+        taken.append(place)
+        colours.setdefault(query, _from_oklab(*place))
+    return {query: colours[query] for query in queries}
 
 
 def _place_of(query: str) -> Place:
@@ -111,18 +116,28 @@ def _spread(hue: int, lightness: int) -> Place:
     return LIGHTNESS[lightness % len(LIGHTNESS)], CHROMA * np.cos(angle), CHROMA * np.sin(angle)
 
 
+# Source: B. Ottosson, "A perceptual color space for image processing" (2020).
+_TO_CONE = np.array(
+    [[1, 0.3963377774, 0.2158037573], [1, -0.1055613458, -0.0638541728], [1, -0.0894841775, -1.2914855480]]
+)
+_TO_RGB = np.array(
+    [
+        [4.0767416621, -3.3077115913, 0.2309699292],
+        [-1.2684380046, 2.6097574011, -0.3413193965],
+        [-0.0041960863, -0.7034186147, 1.7076147010],
+    ]
+)
+
+
+def _to_oklab(colour: Colour) -> Place:
+    encoded = np.array(colour) / 255
+    linear = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
+    lightness, a, b = np.linalg.solve(_TO_CONE, np.cbrt(np.linalg.solve(_TO_RGB, linear))).tolist()
+    return lightness, a, b
+
+
 def _from_oklab(lightness: float, a: float, b: float) -> Colour:
-    to_cone = np.array(
-        [[1, 0.3963377774, 0.2158037573], [1, -0.1055613458, -0.0638541728], [1, -0.0894841775, -1.2914855480]]
-    )
-    to_rgb = np.array(
-        [
-            [4.0767416621, -3.3077115913, 0.2309699292],
-            [-1.2684380046, 2.6097574011, -0.3413193965],
-            [-0.0041960863, -0.7034186147, 1.7076147010],
-        ]
-    )
-    linear = np.clip(to_rgb @ (to_cone @ np.array([lightness, a, b])) ** 3, 0, 1)
+    linear = np.clip(_TO_RGB @ (_TO_CONE @ np.array([lightness, a, b])) ** 3, 0, 1)
     encoded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
     red, green, blue = (int(channel) for channel in np.rint(encoded * 255))
     return red, green, blue

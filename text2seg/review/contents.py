@@ -123,7 +123,7 @@ def contents_of(dataset: Json) -> Contents:
     return Contents(
         tuple(sorted(images.values(), key=lambda each: (-_unknown_last(each.uncertainty), each.file_name))),
         _summaries(dict.fromkeys(names.values()), images.values()),
-        colours_of(names.values()) | colours,
+        colours_of(names.values(), colours),
         tuple(item.score for image in images.values() for item in image.items if item.score is not None),
         tuple(each for each in failures if isinstance(each, Mapping)) if isinstance(failures, list) else (),
         orphans,

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 from math import ceil, inf
 
@@ -43,7 +43,7 @@ class Region:
     its masks at a higher and a lower threshold.
     """
 
-    mask: NDArray[np.bool_]
+    mask: NDArray[np.bool_] = field(repr=False)
     xywh: Box
     point: PointPrompts
     chosen: int

@@ -8,7 +8,7 @@ centre.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import cv2
 import numpy as np
@@ -39,7 +39,7 @@ class Refined:
     has the points and the box that SAM got, without the logits of the old mask.
     """
 
-    mask: NDArray[np.bool_]
+    mask: NDArray[np.bool_] = field(repr=False)
     kept: bool
     sam_score: float
     agreement: float
