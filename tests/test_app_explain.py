@@ -344,7 +344,7 @@ def test_an_estimate_is_the_work_times_the_speed(monkeypatch):
     assert estimate(TOOLS["board"], speed, 1, TOOLS["board"].settings()) is None
 
 
-@pytest.mark.parametrize(("panels", "says"), [(0, "Stopped before anything was done."), (1, "the result so far")])
+@pytest.mark.parametrize(("panels", "says"), [(0, "Nothing was finished yet"), (1, "the result so far")])
 def test_a_stopped_run_says_whether_anything_was_done(model_pool, panels, says):
     @dataclass(frozen=True, slots=True)
     class Nothing:

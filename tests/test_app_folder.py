@@ -246,7 +246,7 @@ def test_invalid_ontology_text_gives_an_error_message(text):
 
 
 def test_unknown_categories_are_left_out_with_a_suggestion():
-    checked = check("categories:\n- sheep\n- name: dragon\n  queries: [dragon, koala]\n- sheeb\n", DEMO)
+    checked = check("categories:\n- sheep\n- name: dragon\n  queries: [dragon, wyvern]\n- sheeb\n", DEMO)
     assert checked.errors == ()
     assert checked.ontology.names == ("sheep",)
     assert [(each.line, each.message.split(":")[0]) for each in checked.unknown] == [(3, "dragon"), (5, "sheeb")]

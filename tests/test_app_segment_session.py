@@ -157,8 +157,19 @@ class TestVisit:
         assert (view["texts"], view["queries"], view["pieces"], view["command"]) == (["unicycle"], [], [], "")
         assert [each["text"] for each in view["refused"]] == ["unicycle"]
         assert not find(after, model_pool, (), threshold=None, presence=None).refused
-        twice = find(session, model_pool, ("Unicycle", "unicycle", "Sheep"), threshold=None, presence=None)
-        assert [each.text for each in twice.refused] == ["Unicycle", "unicycle"]
+        twice = find(session, model_pool, ("Unicycle", "unicycle", "Sheep", "sheep"), threshold=None, presence=None)
+        assert twice.asked == ("Unicycle", "Sheep")
+        assert [each.text for each in twice.refused] == ["Unicycle"]
+
+    def test_each_slider_is_a_step_of_its_own(self, session, model_pool):
+        after, asked = session, session.asked
+        for threshold, presence in [(0.7, None), (0.6, None), (0.6, 0.4), (0.6, 0.3), (0.5, 0.3)]:
+            after = find(after, model_pool, asked, threshold=threshold, presence=presence)
+        seen = []
+        while after.history.past:
+            after = after.at(after.history.undo())
+            seen.append((after.threshold, after.presence))
+        assert seen[:3] == [(0.6, 0.3), (0.6, None), (None, None)]
 
     def test_queries_that_contradict_each_other_are_an_error(self, session, model_pool, monkeypatch):
         def contradict(queries, settings=None):

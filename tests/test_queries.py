@@ -51,12 +51,17 @@ def test_demo_vocabulary_refuses_an_unknown_word_and_names_its_vocabulary():
 
 def test_an_unknown_word_leaves_the_other_queries_known():
     vocabulary = ClosedVocabulary({"dog": ["dog", "puppy"], "cat": ["cat"]}, model="demo")
-    known, unknown = vocabulary.split(parse_queries("dog, caat, cat -lion, dog+cat, puppy|bat"))
-    assert [query.name for query in known] == ["dog", "dog+cat"]
+    known, unknown = vocabulary.split(parse_queries("dog, caat, cat -lion, dog+cat, puppy|bat, lion|bat, dog+lion"))
+    assert [(query.name, query.parts, query.negatives) for query in known] == [
+        ("dog", (("dog",),), ()),
+        ("cat", (("cat",),), ()),
+        ("dog+cat", (("dog",), ("cat",)), ()),
+        ("puppy|bat", (("puppy",),), ()),
+    ]
     assert unknown == {
         "caat": "the demo model does not know 'caat'. Did you mean cat?",
-        "cat": "the demo model does not know 'lion'.",
-        "puppy|bat": "the demo model does not know 'bat'.",
+        "lion|bat": "the demo model does not know 'lion' and 'bat'.",
+        "dog+lion": "the demo model does not know 'lion'.",
     }
 
 
@@ -75,6 +80,13 @@ def test_an_unknown_word_leaves_the_other_queries_known():
             "the demo model knows only 'fire engine' and 'sheep' of 'The fire engine and sheep'.",
         ),
         ("unicorn", ""),  # an error, or left out
+        ("car|unicorn", "the demo model looks for 'car|unicorn' without 'unicorn', which it does not know."),
+        ("car -lion", "the demo model looks for 'car' without 'lion', which it does not know."),
+        (
+            "red car|unicorn",
+            "the demo model knows only 'car' of 'red car' and looks for 'red car|unicorn' without 'unicorn', which it "
+            "does not know.",
+        ),
     ],
 )
 def test_a_half_known_query_is_said_to_be_one(query, says):

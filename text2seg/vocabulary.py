@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -75,11 +76,17 @@ class ClosedVocabulary:
         return tuple(dict.fromkeys(found)) if has_others else ()
 
     def half_known(self, query: Query) -> str:
-        """Return a sentence that says which words of a query the model knows; empty if it knows all or none."""
-        wordings = dict.fromkeys([*(each for part in query.parts for each in part), *query.negatives])
-        parts = {each: part for each in wordings if (part := self.known_part(each))}
-        says = (f"only {' and '.join(map(shown, part))} of {shown(each)}" for each, part in parts.items())
-        return f"{self._who} knows {', '.join(says)}." if parts else ""
+        """Return a sentence that says which words of a query the model knows; empty if it knows all, or none."""
+        known = self._without_unknown(query)
+        if known is None:
+            return ""
+        left_out = [each for each in _wordings(query) if each not in _wordings(known)]
+        parts = {each: part for each in _wordings(known) if (part := self.known_part(each))}
+        says = [f"knows only {' and '.join(map(shown, part))} of {shown(each)}" for each, part in parts.items()]
+        if left_out:
+            without = " and ".join(map(shown, left_out))
+            says.append(f"looks for {shown(query.name)} without {without}, which it does not know")
+        return f"{self._who} {' and '.join(says)}." if says else ""
 
     def check(self, wording: str) -> None:
         """Raise `QueryError` if a wording is unknown. The message suggests the closest known wordings."""
@@ -90,17 +97,23 @@ class ClosedVocabulary:
         """Split queries into those that the model knows and those that it does not know.
 
         Returns:
-            The known queries, and for the name of each other query a sentence that says which of its words are unknown.
-            One unknown wording, part or negative makes a query unknown.
+            The known queries without the wordings and negatives that are unknown (see `half_known`), and for the name
+            of each other query a sentence that says which of its words are unknown. A query is unknown if all wordings
+            of one of its parts are.
         """
         known, unknown = [], {}
         for query in queries:
-            wordings = dict.fromkeys([*(each for part in query.parts for each in part), *query.negatives])
-            if strange := [wording for wording in wordings if not self.knows(wording)]:
-                unknown[query.name] = self._sentence(strange)
+            rest = self._without_unknown(query)
+            if rest is None:
+                unknown[query.name] = self._sentence([each for each in _wordings(query) if not self.knows(each)])
             else:
-                known.append(query)
+                known.append(rest)
         return tuple(known), unknown
+
+    def _without_unknown(self, query: Query) -> Query | None:
+        """Return a query with its known wordings only, or None if all wordings of a part are unknown."""
+        parts = tuple(tuple(filter(self.knows, part)) for part in query.parts)
+        return replace(query, parts=parts, negatives=tuple(filter(self.knows, query.negatives))) if all(parts) else None
 
     @property
     def way_out(self) -> str:
@@ -124,6 +137,11 @@ class ClosedVocabulary:
     @property
     def _who(self) -> str:
         return f"the {self.model} model" if self.model else "this model"
+
+
+def _wordings(query: Query) -> tuple[str, ...]:
+    """Return all wordings and negatives of a query, each once."""
+    return tuple(dict.fromkeys([*(each for part in query.parts for each in part), *query.negatives]))
 
 
 def _is_common(word: str) -> bool:

@@ -319,7 +319,7 @@ class TestExplain:
         expect(page.locator("#explain-status")).to_contain_text("of 300 steps")
         tools = page.locator("#explain-tool select")
         tools.select_option("saliency")
-        page.get_by_text("Another tool stops this run").wait_for()
+        page.get_by_text("Choosing another tool stops this run").wait_for()
         page.get_by_role("button", name="Go on").click()
         expect(tools).to_have_value("opinion")
         expect(page.locator("#explain-status")).to_contain_text("of 300 steps")

@@ -96,7 +96,7 @@ class ModelsPanel:
             )
         said = gr.HTML("", padding=False, elem_id="models-said")
         choice.input(
-            lambda pair: (gr.Button(interactive=is_here(pair)), gr.Button(interactive=pair != weights.BUNDLED), ""),
+            lambda pair: (self._use_button(pair), gr.Button(interactive=pair != weights.BUNDLED), ""),
             [choice],
             [use, fetch, said],
             queue=False,
@@ -104,10 +104,15 @@ class ModelsPanel:
         )
         shown: dict[str, Any] = {"api_visibility": "private", "show_progress_on": [said], "concurrency_id": "models"}
         fetched = fetch.click(self._downloading, [choice], [said, table, stop], concurrency_limit=1, **shown)
-        fetched.then(lambda pair: gr.Button(interactive=is_here(pair)), [choice], [use], **QUIET)
+        fetched.then(self._use_button, [choice], [use], **QUIET)
         fetched.failure(None, outputs=[stop], js=STOPPED)
-        use.click(self._use, [choice], [said, self._panel, now, table], concurrency_limit=1, **shown)
+        used = use.click(self._use, [choice], [said, self._panel, now, table], concurrency_limit=1, **shown)
+        used.then(self._use_button, [choice], [use], **QUIET)
         stop.click(self._stop.set, queue=False, **QUIET)
+
+    def _use_button(self, pair: str) -> gr.Button:
+        """Return the button, which is active for a pair that is on this machine and not in use."""
+        return gr.Button(interactive=is_here(pair) and pair != _pair_of(self._model_pool.models))
 
     def _downloading(self, pair: str, progress: gr.Progress = gr.Progress()) -> Iterator[tuple[Any, Any, gr.Button]]:  # noqa: B008
         """Download a pair. The Stop button is active meanwhile."""
@@ -154,7 +159,8 @@ class ModelsPanel:
         try:
             self._model_pool.use(self._model_pool.load(pair))
         except Text2SegError as error:
-            return alert(message_of(error)), *self._now()
+            says = message_of(error).rstrip(".")
+            return alert(f"{says}. If a file is damaged, delete it and press “Download”."), *self._now()
         log.info("all new work uses %s", pair)
         return note(f"Everyone who uses this app now works with {pair}, from the next image or query."), *self._now()
 

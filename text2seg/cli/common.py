@@ -21,7 +21,7 @@ from text2seg.cli.terminal import say, waiting
 from text2seg.config import AutomaticSettings, MapSettings, ModelSettings, Settings
 from text2seg.errors import QueryError, SettingsError
 from text2seg.io.names import escaped
-from text2seg.queries import Query, parse_queries, split_unions, unions_error
+from text2seg.queries import Query, parse_queries, shown, split_unions, unions_error
 
 if TYPE_CHECKING:
     from text2seg.clip.shape import ClipKind
@@ -120,12 +120,14 @@ def _split(model: ModelSettings, queries: tuple[Query, ...], settings: Settings 
         known, unions = split_unions(known)
     if not known:
         raise vocabulary.error(unknown.values()) if vocabulary and unknown else unions_error(unions.values())
-    for sentence in (*unknown.values(), *unions.values()):
-        say(f"left out: {sentence}", file=sys.stderr)
+    for name, sentence in (*unknown.items(), *unions.items()):
+        category = "" if shown(name) in sentence else f"{name}: "
+        say(f"left out: {category}{sentence}", file=sys.stderr)
     if vocabulary:
         if unknown:
             say(vocabulary.way_out, file=sys.stderr)
-        for sentence in filter(None, map(vocabulary.half_known, known)):
+        names = {query.name for query in known}
+        for sentence in filter(None, (vocabulary.half_known(each) for each in queries if each.name in names)):
             say(f"note: {sentence}", file=sys.stderr)
     return known
 

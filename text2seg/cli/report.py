@@ -62,7 +62,8 @@ class Report:
         left_out = f", {review.left_out} less uncertain left out (--limit)" if review.left_out else ""
         if review.unseen:
             where = f"not in {self.images}" if self.images else "not found (name their folder with --images)"
-            without = f"{review.unseen} of {counted(review.shown, 'image')} have no picture"
+            has = "has" if review.unseen == 1 else "have"
+            without = f"{review.unseen} of {counted(review.shown, 'image')} {has} no picture"
             say(f"{without}: {where}, or damaged; --verbose names them", file=sys.stderr)
         say(f"{counted(review.shown, 'image')} on the page{left_out}")
         say(f"page: {review.path}")

@@ -160,15 +160,19 @@ def _target(clip: Clip, left_out: LeftOut) -> Target:
 
 
 def _line(rows: Sequence[tuple[str, float, float, float]]) -> tuple[Panel, ...]:
-    """Draw the text; the stronger the colour of a word, the more it changes the text."""
+    """Draw the text; the stronger the colour of a word, the more it adds to the score, or takes from it."""
     if not rows:
         return ()
     from text2seg.explain.tokens import word_image
+    from text2seg.render.drawing import OPPOSITION, SUPPORT
 
-    turned = np.array([row[3] for row in rows], np.float32)
-    values = [f"{row[2]:+.3f}" for row in rows]
-    pixels = word_image([f"{row[0]} " for row in rows], turned / max(float(turned.max()), 1e-6), values)
-    return (Panel("change of the text by each word, and the score it adds", pixels),)
+    added = np.array([row[2] for row in rows], np.float32)
+    colours = [SUPPORT if each >= 0 else OPPOSITION for each in added]
+    sizes = np.abs(added)
+    values = [f"{each:+.3f}" for each in added]
+    weights = (sizes / max(float(sizes.max()), 1e-6)).astype(np.float32)
+    pixels = word_image([f"{row[0]} " for row in rows], weights, values, colours)
+    return (Panel("score that each word adds (orange) or takes away (blue)", pixels),)
 
 
 @dataclass(frozen=True, slots=True)

@@ -207,7 +207,8 @@ window.text2segFocus = (selector) => {
   const look = () => {
     const { activeElement: focused } = document;
     if (focused && focused !== document.body && !focused.disabled && focused.checkVisibility()) return;
-    const element = document.querySelector(selector);
+    const found = [...document.querySelectorAll(selector)];
+    const element = found.find((each) => each.checkVisibility()) ?? found[0];
     if (!element) return;
     if (element.tabIndex < 0) element.tabIndex = -1;
     element.focus({ preventScroll: true });

@@ -6,8 +6,22 @@ addEventListener("beforeunload", (event) => {
   if (isRunning()) event.preventDefault(); // the browser asks
 });
 
-let chosen = null; // the tool that was chosen, which counts from then on, whatever Gradio still mounts or loads
+// The tool that was chosen, also before a reload; it counts from then on, whatever Gradio still mounts or loads.
+let chosen = sessionStorage.getItem("t2s-tool");
 window.text2segTool = (name) => chosen ?? name;
+
+/** The values of all forms with one more: a field that is as the form first showed it has none. */
+window.text2segNoted = (typed, tool, field, value, usual) => {
+  const { [field]: before, ...others } = typed[tool] ?? {};
+  const isUsual = JSON.stringify(value) === JSON.stringify(usual);
+  const noted = { ...typed, [tool]: isUsual ? others : { ...others, [field]: value } };
+  sessionStorage.setItem("t2s-typed", JSON.stringify(noted));
+  return noted;
+};
+
+/** The values of all forms before a reload. */
+window.text2segTyped = (typed) => JSON.parse(sessionStorage.getItem("t2s-typed") ?? "null") ?? typed;
+
 const chosenTool = () => document.querySelector("#explain-tool select").value;
 const isFormThere = () => document.querySelector(`#fields-of-${chosenTool()}`) !== null;
 
@@ -45,10 +59,12 @@ customElements.define("t2s-tool-list", class extends HTMLElement {
       select.value = props.value;
       this.querySelector("p").textContent = tools.find((each) => each.name === props.value)?.summary ?? "";
     };
-    if (props.value !== text2segTool(props.value)) props.value = chosen;
+    if (!tools.some(({ name }) => name === chosen)) chosen = null;
+    const isBefore = chosen !== null && props.value !== chosen; // as after a reload
     const take = (name) => {
       this.querySelector("[data-ask]")?.remove();
       chosen = name;
+      sessionStorage.setItem("t2s-tool", chosen);
       props.value = chosen;
       show();
       trigger("input");
@@ -61,6 +77,7 @@ customElements.define("t2s-tool-list", class extends HTMLElement {
     });
     watch("value", show);
     show();
+    if (isBefore) take(chosen);
   }
 
   /** Ask before another tool stops the run. */
@@ -68,7 +85,7 @@ customElements.define("t2s-tool-list", class extends HTMLElement {
     this.querySelector("[data-ask]")?.remove();
     const ask = Object.assign(document.createElement("div"), { className: "t2s" });
     ask.dataset.ask = "";
-    ask.innerHTML = `<p class="t2s-alert t2s-plain" role="alert">Another tool stops this run. </p>`;
+    ask.innerHTML = `<p class="t2s-alert t2s-plain" role="alert">Choosing another tool stops this run. Stop it? </p>`;
     const button = (text, act) => {
       const made = Object.assign(document.createElement("button"), { type: "button", textContent: text });
       made.addEventListener("click", () => {
@@ -209,7 +226,7 @@ const used = {}; // values of the last run of each tool; none is the same as tho
 
 const mark = (is) => document.querySelector("#explain-result")?.toggleAttribute("data-outdated", is);
 
-const valuesOf = (typed) => JSON.stringify(typed?.[chosenTool()] ?? {});
+const valuesOf = (typed) => JSON.stringify(Object.entries(typed?.[chosenTool()] ?? {}).sort());
 
 window.text2segBegin = (typed) => {
   used[chosenTool()] = valuesOf(typed);
@@ -219,7 +236,7 @@ window.text2segClear = () => mark(false);
 
 /** Mark the result if it is of other values, and return a note that says so, else "". */
 window.text2segOutdated = (typed) => {
-  const is = Boolean(document.querySelector("#explain-status .t2s-title")) && valuesOf(typed) !== (used[chosenTool()] ?? "{}");
+  const is = Boolean(document.querySelector("#explain-status .t2s-title")) && valuesOf(typed) !== (used[chosenTool()] ?? "[]");
   mark(is);
   return is ? OUTDATED : "";
 };

@@ -18,7 +18,7 @@ from text2seg.explain.estimate import Speed, Work, estimate
 
 FIRST_FIELDS = 3
 """Number of fields shown above "More settings"."""
-NOTED = "(typed, value) => ({{ ...typed, {tool}: {{ ...typed[{tool}], {field}: value }} }})"  # runs in the browser
+NOTED = "(typed, value) => text2segNoted(typed, {tool}, {field}, value, {usual})"  # runs in the browser
 
 TOOL_LIST = 'element.querySelector("t2s-tool-list").connect({ props, trigger, watch })'
 Groups = Mapping[str, Sequence[Tool]]
@@ -62,13 +62,14 @@ def render(tool: Tool, typed: Any, keeper: Any) -> None:
         elsewhere = [each.label for each in settings if each.name != "folder"]  # its files can be downloaded
         if elsewhere:
             gr.HTML(note(f"Only on the command line: {', '.join(elsewhere)}."), padding=False)
-    kept = _typed(tool, typed)
+    kept, usual = _typed(tool, typed), given(tool, {})
     for setting, shown in zip(listed, fields, strict=True):
+        untouched = json.dumps(usual.get(setting.name, shown.value))
         if setting.kind == "image":
             shown.value = kept.get(setting.name)
         elif setting.name in values:
             shown.value = values[setting.name]
-        noted = NOTED.format(tool=json.dumps(tool.name), field=json.dumps(setting.name))
+        noted = NOTED.format(tool=json.dumps(tool.name), field=json.dumps(setting.name), usual=untouched)
         changed = shown.input if setting.kind == "image" else shown.change
         changed(None, [keeper, shown], [keeper], js=noted)
 

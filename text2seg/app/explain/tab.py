@@ -198,7 +198,8 @@ class ExplainTab:
         last: dict[str, Any] = {"queue": False, "trigger_mode": "always_last", **QUIET}
         choose = CHOOSE % json.dumps({tool.name: tool.images for tool in self._tools.values()})
         shown = [self.form, self.one, self.many, *self._shown_parts]
-        _page().load(None, [self.tool], [self.form], js="text2segTool", api_visibility="private")
+        before = "(tool, typed) => [text2segTool(tool), text2segTyped(typed)]"
+        _page().load(None, [self.tool, self.typed], [self.form, self.typed], js=before, api_visibility="private")
         self.tool.input(None, [self.tool], shown, js=choose, api_visibility="private")
         chosen = self.tool.input(
             self._choose,
@@ -220,7 +221,7 @@ class ExplainTab:
         asked = pressed.then(self._ask, [*self._asked, self.agreed], answer, js=AGREED, queue=False, **QUIET)
         asked.failure(None, outputs=[self.start], js=READY)
         asked.success(None, [self.question], js=BEGIN_UNLESS_ASKED, api_visibility="private")
-        shown_then = [*self._shown_parts, self.stop, self.sheet, self.numbers, self.folder]
+        shown_then = [*self._shown_parts, self.estimate, self.stop, self.sheet, self.numbers, self.folder]
         ran = self.begin.click(
             self._run,
             [self.tool, self.image, self.files, self.typed, self._editor],
@@ -276,7 +277,7 @@ class ExplainTab:
         one = " an image" if self._tools[name].images == "many" and not files else ""
         return (
             f'<p class="t2s-hint" role="status">Takes about {words_for(seconds)}{one} on this computer. '
-            "Stop keeps what is done.</p>"
+            "Stop keeps what is finished by then.</p>"
         )
 
     def _ask(self, name: str, files: Any, typed: Any, agreed: bool, request: gr.Request) -> Updates:
@@ -288,7 +289,7 @@ class ExplainTab:
         return self._question()
 
     def _question(self) -> Updates:
-        return {self.question: ASK, self.status: note(BEGIN), self.start: gr.Button(interactive=True)}
+        return {self.question: ASK, self.status: "", self.start: gr.Button(interactive=True)}
 
     def _run(
         self, name: str, image: Any, files: Any, typed: Any, editor: Desk, request: gr.Request
@@ -318,12 +319,12 @@ class ExplainTab:
                     threading.Event().wait(POLL)
                 result, text = work.result(), "Stopped. This is the result so far." if run.stop.is_set() else ""
                 if run.stop.is_set() and not result.panels and not result.tables:
-                    updates = {self.status: note("Stopped before anything was done.")}
+                    updates = {self.status: note("Stopped. Nothing was finished yet that could be shown.")}
                 else:
                     updates = self._shown(run.tool, result, text, folder / name)
                     self._visitors.keep(visitor, name, _seen(tool, image, files, editor), updates)
             except Text2SegError as error:
-                updates = {self.problem: alert(message_of(error)), self.status: note(BEGIN)}
+                updates = {self.problem: alert(message_of(error)), self.status: ""}
             except Exception as error:  # the visitor must be able to run something again
                 log.exception("a tool failed")
                 updates = {
@@ -332,7 +333,7 @@ class ExplainTab:
                 }
             finally:
                 self._visitors.end(visitor, run)
-        ready = {self.start: gr.Button(interactive=True), self.stop: gr.Button(interactive=False)}
+        ready = {self.start: gr.Button(interactive=True), self.stop: gr.Button(interactive=False), self.estimate: ""}
         yield (self._cleared() if run.is_left else updates) | ready
 
     def _open(self, request: gr.Request) -> Updates:

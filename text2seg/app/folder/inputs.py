@@ -236,8 +236,9 @@ def check(text: str, models: Text2Seg) -> Checked:
     )
     vocabulary = models.closed_vocabulary
     things = vocabulary.names if vocabulary and unknown else ()
-    half_known = tuple(filter(None, map(vocabulary.half_known, known))) if vocabulary else ()
     names = {query.name for query in known}
+    looked_for = [query for query in queries if query.name in names]
+    half_known = tuple(filter(None, map(vocabulary.half_known, looked_for))) if vocabulary else ()
     kept = tuple(category for category in ontology.categories if category.name in names)
     return Checked(Ontology(kept) if kept else None, unknown=unknown, known=things, half_known=half_known)
 

@@ -154,7 +154,7 @@ def _lay_out_job(c: SimpleNamespace) -> None:
         c.finish = gr.Button("Finish with what is done", size="md", visible=False, elem_id="folder-finish")
     with gr.Row(visible=False, elem_classes="t2s-folder-actions", elem_id="folder-finish-sure") as c.finish_sure:
         gr.Markdown("The images that are not done leave the job for good.")
-        c.finish_yes = gr.Button("Finish", size="md", variant="primary", elem_id="folder-finish-yes")
+        c.finish_yes = gr.Button("Finish", size="md", variant="stop", elem_id="folder-finish-yes")
         c.finish_no = gr.Button("Not now", size="md", elem_id="folder-finish-no")
 
 

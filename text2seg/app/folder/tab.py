@@ -109,7 +109,7 @@ class Tab:
             api_visibility="private",
         )
         begun.failure(None, outputs=[c.start], js=READY)
-        begun.success(None, js="() => text2segFocus('#folder-status')")
+        begun.success(None, js="() => text2segFocus('#folder-start, #folder-status')")
         draft, private = [c.queries, c.text, c.converted, c.files], {"api_visibility": "private"}
         self.page.load(None, draft, draft, js=RESTORE, **private)
         gr.on([c.queries.change, c.text.change, c.files.input], None, draft, js=KEEP, **private)

@@ -176,11 +176,11 @@ class History:
         return History(document, (*self.past, self.present)[-MOST_STEPS:])
 
     def search(self, document: Document, *, is_again: bool) -> History:
-        """Make the result of a search current. One for the same words, as while a slider moves, is a step together with
-        the search just before it. The first search in an image is where its history begins.
+        """Make the result of a search current. One for the same words, while the same slider moves, is a step together
+        with the search just before it. The first search in an image is where its history begins.
 
         Args:
-            is_again: the words are those of the search before.
+            is_again: the words are those of the search before, and no other slider has moved.
         """
         is_first = not self.past and self.present == Document()
         if is_first or (is_again and self.present is self.searched):

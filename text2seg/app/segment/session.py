@@ -61,9 +61,10 @@ class Refused:
 @dataclass(frozen=True, slots=True, eq=False)
 class Search:
     """The last search. `asked` are all its texts, `texts` those that were searched for, and `refused` the others;
-    `half_known` has a sentence for each text of which the models know only some words.
-    `threshold` and `presence` override the settings of the models if given. `found` is the result of the models, before
-    any edit. `given` are queries that texts cannot express, such as the categories of an ontology."""
+    `half_known` has a sentence for each text of which the models know only some words. `threshold` and
+    `presence` override the settings of the models if given; `moved` is the one that changed last. `found` is the result
+    of the models, before any edit. `given` are queries that texts cannot express, such as the categories of an
+    ontology."""
 
     asked: tuple[str, ...] = ()
     texts: tuple[str, ...] = ()
@@ -71,6 +72,7 @@ class Search:
     half_known: Mapping[str, str] = field(default_factory=dict)
     threshold: float | None = None
     presence: float | None = None
+    moved: str = ""
     found: Segmentation | None = None
     given: tuple[Query, ...] = ()
 
@@ -200,7 +202,9 @@ def find(
         unfamiliar = models.is_unfamiliar(image_session.image)
         session = replace(session, image_session=image_session, models=models, is_unfamiliar=unfamiliar, regions=())
     before, given = session.asked, tuple[Query, ...]()
-    session = replace(session, threshold=threshold, presence=presence)
+    moved = "threshold" if threshold != session.threshold else "presence" if presence != session.presence else ""
+    is_same_slider = moved in ("", session.moved)
+    session = replace(session, threshold=threshold, presence=presence, moved=moved)
     if session.editing:
         asked, refused, given = session.editing.categories_of(texts)
     else:
@@ -209,7 +213,7 @@ def find(
     texts = tuple(text for text in asked if text not in faulty)
     half_known = {} if session.editing else _half_known(image_session.models.closed_vocabulary, texts)
     session = replace(session, asked=asked, texts=texts, refused=refused, half_known=half_known, given=given)
-    is_again = asked == before
+    is_again = asked == before and is_same_slider
     if not texts:
         session = replace(session, found=None)
         return session.searched(session.document.found((), ()), is_again=is_again)
@@ -248,7 +252,7 @@ def _read(models: Text2Seg, texts: Sequence[str], settings: Settings) -> tuple[t
             for name, query in names.items()
             if query.name.casefold() in without_case
         }
-    asked = list(dict.fromkeys(asked))
+    asked = [*{name.casefold(): name for name in reversed(asked)}.values()][::-1]  # the first spelling of each
     return tuple(asked), tuple(refused[name] for name in asked if name in refused)
 
 

@@ -95,10 +95,12 @@ customElements.define("t2s-stage", class extends HTMLElement {
 
   set busy({ text, canStop = false }) {
     const busy = this.querySelector(".t2s-busy");
+    const isLost = busy.contains(document.activeElement) && !(text && canStop);
     busy.hidden = !text;
     busy.querySelector("span").textContent = text;
     busy.querySelector("button").hidden = !canStop;
     this.svg.setAttribute("aria-busy", String(Boolean(text)));
+    if (isLost) this.focusOn();
   }
 
   choose() { this.querySelector("input[type=file]").click(); }
