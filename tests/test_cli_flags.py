@@ -94,6 +94,38 @@ def test_an_input_smaller_than_one_patch_is_refused(tmp_path, capsys):
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["--input-size", "96", str(SCENE), "--query", "sheep"],
+        ["--query", "sheep", "--input-size", "96", "128", str(SCENE)],
+        [str(SCENE), "--query", "sheep", "--input-size", "96"],
+    ],
+)
+def test_the_input_size_may_stand_before_the_files(line, tmp_path):
+    assert main(["segment", *line, "--save", "none", "--output", str(tmp_path)]) == 0
+    size = 96 if "128" not in line else [96, 128]
+    assert read_dataset(tmp_path / "dataset.json")["info"]["provenance"]["settings"]["maps"]["input_size"] == size
+
+
+@pytest.mark.parametrize(
+    "line", [["--input-size", "big", str(SCENE)], [str(SCENE), "--query", "sheep", "--input-size"]]
+)
+def test_an_input_size_that_is_no_number_is_named(line, capsys):
+    assert main(["segment", *line]) == 2
+    assert "--input-size takes one or two whole numbers, got " in capsys.readouterr().err
+
+
+def test_an_own_presence_threshold_of_uncalibrated_settings_is_named(tmp_path, capsys):
+    line = ["segment", str(SCENE), "--query", "sheep", "--architecture", "naclip", "--save", "none"]
+    assert main([*line, "--output", str(tmp_path / "one")]) == 0
+    assert "so nothing counts as absent" in capsys.readouterr().err
+    assert main([*line, "--presence", "0.7", "--output", str(tmp_path / "two")]) == 0
+    errors = capsys.readouterr().err
+    assert "--presence 0.7 says what is not found" in errors
+    assert "nothing counts as absent" not in errors
+
+
 def test_segment_says_in_which_image_something_was_found(tmp_path, capsys):
     other = SCENES / "images" / "scene_0001.jpg"
     assert (

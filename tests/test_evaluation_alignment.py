@@ -165,6 +165,17 @@ def test_an_ambiguous_file_name_is_refused():
         align(truth, predicted, match="file-name")
 
 
+@pytest.mark.parametrize("match", ["id", "file-name"])
+def test_datasets_without_a_common_image_name_one_of_each(match):
+    truth, predicted = pair()
+    for entry in predicted["images"]:
+        entry |= {"id": entry["id"] + 1000, "file_name": f"other/{entry['id']}.png"}
+    predicted["annotations"] = []
+    first = truth["images"][0]["file_name"]
+    with pytest.raises(DatasetError, match=rf"no image of .* is in .*: the first ones are other/.* and {first}"):
+        align(truth, predicted, match=match)
+
+
 def test_a_results_list_scores_like_its_dataset(tmp_path):
     truth, predicted = build.random_pair(2)
     path = tmp_path / "results.json"

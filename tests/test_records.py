@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from text2seg.explain import Panel, Result
 from text2seg.records import (
     Candidates,
     Failure,
@@ -21,6 +22,9 @@ from text2seg.records import (
     Segmentation,
     SimilarityMaps,
 )
+from text2seg.sam.automatic import Region
+from text2seg.sam.refinement import Refined
+from text2seg.tracking import TrackedFrame, TrackedObject
 
 MASKS = hnp.arrays(np.bool_, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=9))
 
@@ -154,6 +158,20 @@ def test_every_record_has_a_short_repr_on_one_line():
         assert len(repr(record)) < 300
         assert "\n" not in repr(record)
         assert repr(record).startswith(f"{type(record).__name__}(")
+
+
+def test_results_of_tools_tracks_and_refined_masks_have_a_repr_without_pixels():
+    mask = np.zeros((300, 400), np.bool_)
+    result = Result("Maps", (Panel("one", np.zeros((300, 400, 3), np.uint8)),))
+    tracked = TrackedFrame(3, builders.image(), (TrackedObject(1, "dog", mask, 0.5),))
+    points = builders.points((1, 2, 1, 0.5))
+    refined, region = (
+        Refined(mask, False, 0.9, 0.8, points, builders.segment().candidates),
+        Region(mask, (0, 0, 1, 1), points, 0, 0.9, 0.9),
+    )
+    for record in (result, tracked, refined, region):
+        assert "array" not in repr(record)
+        assert len(repr(record)) < 300
 
 
 def test_the_repr_of_a_segmentation_says_what_was_found():

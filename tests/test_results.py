@@ -175,10 +175,18 @@ def test_save_replaces_what_somebody_changed_only_if_asked(result, tmp_path):
 def test_save_refuses_unknown_kinds_and_images_without_a_name(result, tmp_path):
     with pytest.raises(SettingsError, match="overlay, why, masks, cutouts; got picture"):
         result.save(tmp_path, ("picture",))
+    with pytest.raises(SettingsError, match="got pictures"):
+        result.save(tmp_path, "overlay,pictures")
     unnamed = Segmentation(builders.image(file_name=""), (), result.maps)
     with pytest.raises(OutputError, match="no file name"):
         unnamed.save(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_save_takes_kinds_as_the_command_line_does(result, tmp_path):
+    one = result.save(tmp_path / "one", "overlay,cutouts")
+    other = result.save(tmp_path / "other", ("overlay", "cutouts"))
+    assert [path.name for path in one] == [path.name for path in other]
 
 
 def test_the_notebook_runs(monkeypatch, tmp_path):
