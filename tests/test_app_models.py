@@ -135,6 +135,14 @@ def test_models_that_cannot_be_loaded_change_nothing(published):
     assert name_of(ours._model_pool.models) == "CLIP demo with SAM demo"
 
 
+def test_models_in_use_stay_as_they_are(published):
+    ours = panel()
+    models, since = ours._model_pool.models, ours._model_pool.since
+    said, *_ = ours._use("demo", Steps())
+    assert "demo is in use already." in said
+    assert (ours._model_pool.models, ours._model_pool.since) == (models, since)
+
+
 def test_missing_weights_are_not_used(published):
     said, *_ = panel()._use("huge", Steps())
     assert "ViT-B/16 and vit_h of huge: not on this machine yet" in said

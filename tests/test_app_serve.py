@@ -272,7 +272,7 @@ class TestLimits:
         PillowImage.new("1", (10_000, 6_000)).save(file, "PNG")
         answer = http.post("/api/v1/segment", data={"queries": "sheep"}, files={"image": ("sky.png", file.getvalue())})
         assert answer.status_code == 400
-        assert answer.json()["error"] == "sky.png is 10000 x 6000 pixels, over the limit of 50 million"
+        assert answer.json()["error"] == "sky.png is 10000 x 6000 pixels, over the limit of 50 million; make it smaller"
 
     @pytest.mark.parametrize(
         ("content", "words"),

@@ -133,7 +133,7 @@ class TestClicksDuringARequest:
             page.get_by_role("button", name="Example: all options").click()
         route, answer = late[0]
         route.fulfill(response=answer)
-        expect(page.locator("#models-said")).to_contain_text("Everyone who uses this app now works with demo")
+        expect(page.locator("#models-said")).to_contain_text("demo is in use already")
         expect(page.locator("#folder-ontology")).to_contain_text("threshold")
 
     def test_label_during_the_upload_of_images(self, visitor, app_url, zipped):

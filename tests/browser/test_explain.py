@@ -103,3 +103,41 @@ def test_an_example_that_comes_after_a_text_was_typed_looks_outdated(page):
         route.continue_()
     page.get_by_text("This result is of the values before").wait_for()
     page.get_by_role("rowheader", name="a bomb").wait_for()
+
+
+def run(page):
+    page.locator("#explain-run").click()
+    expect(page.locator("#explain-stop")).to_be_disabled()
+    page.locator("#explain-status .t2s-title").wait_for()
+
+
+def test_a_result_is_not_outdated_when_its_tool_is_chosen_again(page):
+    page.get_by_role("tab", name="Explain").click()
+    tool, title = page.locator("#explain-tool select"), page.locator("#explain-status .t2s-title")
+    for name in ("signed", "saliency", "similarity-table"):
+        tool.select_option(name)
+        page.locator(f"#fields-of-{name}").wait_for()
+        run(page)
+    for name in ("signed", "saliency", "similarity-table", "signed"):
+        tool.select_option(name)
+        page.locator(f"#fields-of-{name}").wait_for()
+        title.wait_for()
+        page.wait_for_timeout(500)  # for events of the fields that were just put in place
+        expect(page.locator("#explain-result")).not_to_have_attribute("data-outdated", "")
+
+
+def test_a_reload_keeps_the_tool_and_what_was_typed(page):
+    page.get_by_role("tab", name="Explain").click()
+    page.locator("#explain-tool select").select_option("average-map")
+    texts = page.locator("#fields-of-average-map").get_by_label("Text (one per line)")
+    texts.fill("a bomb")
+    texts.blur()
+    page.wait_for_function("sessionStorage.getItem('t2s-typed')?.includes('a bomb')")
+    page.expected += ["Connection errored out", "Failed to fetch"]
+    page.reload()
+    expect(texts).to_have_value("a bomb")
+    assert page.locator("#explain-tool select").input_value() == "average-map"
+    expect(page.locator("#explain-files")).to_be_visible()
+    expect(page.locator("#explain-image")).to_be_hidden()
+    run(page)
+    expect(page.locator("#explain-tables")).to_contain_text("a bomb")

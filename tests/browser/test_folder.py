@@ -654,7 +654,7 @@ def test_decisions_count_in_their_order(visitor, app_url, six):
     assert page.evaluate("arrived") == ["accepted", "rejected"]
     wait_for_tally(page, "0 accepted · 1 rejected")
     page.get_by_label("Accepted", exact=True).check()
-    page.get_by_text("No images here.").wait_for()
+    page.get_by_text("No image here is accepted.").wait_for()
 
 
 @pytest.mark.parametrize(("viewport", "dark"), [("phone", True), ("tablet", False), ("wide", True)])
@@ -696,9 +696,68 @@ def test_the_visible_things_are_labelled_also_after_a_refusal(page, make_zip):
     page.locator(TILE).get_by_text("fire engine").first.wait_for()
     assert not page.locator(f"{TILE} .segment").get_by_text("sheep", exact=True).count()
     page.get_by_label("New job").check()
-    page.get_by_text("Drop images or a zip file here").wait_for()
+    page.get_by_text("Drop images, a folder or a zip file here").wait_for()
     assert page.locator("#folder-files input[type=file]").get_attribute("multiple") is not None
     assert page.get_by_role("button", name="Label images").count() == 1
+
+
+def test_a_chosen_folder_keeps_its_places_and_leaves_out_what_is_no_image(page, tmp_path):
+    for place in ("holiday/a/one.jpg", "holiday/b/one.jpg", "holiday/.cache/one.jpg"):
+        (tmp_path / place).parent.mkdir(parents=True)
+        (tmp_path / place).write_bytes((IMAGES / SIX[0]).read_bytes())
+    (tmp_path / "holiday" / "notes.txt").write_text("hello")
+    folder_tab(page)
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("button", name="Choose a folder").click()
+    chooser.value.set_files(tmp_path / "holiday")
+    page.locator("#folder-files").get_by_text("2 files that are no images were left out.").wait_for()
+    set_queries(page, "sheep")
+    start(page)
+    expect(status(page, "done").get_by_role("heading")).to_have_text("holiday")
+    expect(page.locator(f"{TILE} .name")).to_have_text(["a/one.jpg", "b/one.jpg"])
+
+
+def test_a_reload_keeps_the_form_and_the_examples_can_be_labelled(page):
+    folder_tab(page)
+    page.locator("#folder-files").get_by_role("button", name="6 examples").click()
+    set_queries(page, "sheep, red dog")
+    expect(page.locator("#folder-checked")).to_contain_text("The demo model knows only 'dog' of 'red dog'.")
+    page.wait_for_function("sessionStorage.getItem('text2seg-draft')?.includes('red dog')")
+    reload(page)
+    expect(page.get_by_label("Things to find, separated by commas")).to_have_value("sheep, red dog")
+    page.locator(".t2s-valid").get_by_text("red dog").wait_for()
+    start(page)
+    status(page, "done")
+    expect(page.locator(TILE)).to_have_count(6)
+    page.get_by_label("New job").check()
+    page.get_by_role("button", name="Choose a folder").wait_for()
+
+
+def test_things_are_labelled_whose_ontology_was_emptied(page, make_zip):
+    folder_tab(page)
+    set_queries(page, "sheep")
+    choose(page, make_zip((SIX[0], (IMAGES / SIX[0]).read_bytes())))
+    page.locator("#folder-ontology .cm-content").click()
+    page.keyboard.press("Control+a")
+    page.keyboard.press("Delete")
+    expect(page.locator("#folder-checked")).to_contain_text("Type things and convert them to an ontology")
+    page.keyboard.press("Tab")  # leaves the editor
+    expect(page.locator("#folder-ontology .cm-content")).not_to_be_focused()
+    start(page)
+    status(page, "done")
+
+
+def test_the_keys_of_the_review_begin_at_the_first_image(page, six):
+    begin(page, six)
+    page.locator(TILE).first.wait_for()
+    page.get_by_label("Undecided", exact=True).check()
+    page.locator(".t2s-sheet[data-shown=undecided]").wait_for()
+    page.get_by_label("All", exact=True).check()
+    page.locator(".t2s-sheet[data-shown=all]").wait_for()
+    page.keyboard.press("j")
+    expect(page.locator(TILE).first).to_be_focused()
+    page.keyboard.press("a")
+    wait_for_tally(page, "1 accepted")
 
 
 def test_an_unknown_word_stops_no_other_and_the_ontology_follows_the_things(page, make_zip):

@@ -628,6 +628,26 @@ def test_markup_in_queries_is_escaped(page, scene):
     assert page.locator("t2s-legend img").count() == 0
 
 
+def test_the_toolbar_of_a_full_screen_fits_a_phone(visitor, app_url):
+    page = visitor(app_url, viewport="phone")
+    take_example(page, 0)
+    outside = """() => [...document.querySelectorAll("t2s-toolbar button, t2s-toolbar input, .t2s-image")]
+      .filter((each) => each.checkVisibility() && each.getBoundingClientRect().right > innerWidth + 1).length"""
+    page.locator("[data-tool=full]").click()
+    page.wait_for_function("document.fullscreenElement !== null")
+    assert page.evaluate(outside) == 0
+    page.locator(PIECE).first.click()
+    page.locator("[data-tool=plus]").wait_for()
+    assert page.evaluate(outside) == 0
+    page.locator("[data-tool=plus]").click()
+    expect(page.locator("[data-tool=plus]")).to_have_attribute("aria-pressed", "true")
+    page.locator("[data-tool=plus]").click()  # there is no room for “Select”
+    expect(page.locator("[data-tool=plus]")).to_have_attribute("aria-pressed", "false")
+    page.locator("[data-tool=deselect]").click()
+    page.locator("[data-tool=full]").click()
+    page.wait_for_function("document.fullscreenElement === null")
+
+
 @pytest.mark.parametrize("viewport", ["phone", "tablet", "wide"])
 @pytest.mark.parametrize("dark", [False, True])
 def test_no_part_is_wider_than_the_screen(visitor, app_url, viewport, dark):

@@ -53,7 +53,9 @@ def read_image(
     with open_image(file, name, formats=FORMATS) as image:
         columns, rows = image.size
         if columns * rows > settings.megapixels * MEGA:
-            raise ImageError(f"{name} is {columns} x {rows} pixels, over the limit of {settings.megapixels} million")
+            raise ImageError(
+                f"{name} is {columns} x {rows} pixels, over the limit of {settings.megapixels} million; make it smaller"
+            )
         return load_image(image, image_id=image_id, file_name=name)
 
 

@@ -96,7 +96,7 @@ class ModelsPanel:
             )
         said = gr.HTML("", padding=False, elem_id="models-said")
         choice.input(
-            lambda pair: (self._use_button(pair), gr.Button(interactive=pair != weights.BUNDLED), ""),
+            lambda pair: (gr.Button(interactive=is_here(pair)), gr.Button(interactive=pair != weights.BUNDLED), ""),
             [choice],
             [use, fetch, said],
             queue=False,
@@ -104,15 +104,10 @@ class ModelsPanel:
         )
         shown: dict[str, Any] = {"api_visibility": "private", "show_progress_on": [said], "concurrency_id": "models"}
         fetched = fetch.click(self._downloading, [choice], [said, table, stop], concurrency_limit=1, **shown)
-        fetched.then(self._use_button, [choice], [use], **QUIET)
+        fetched.then(lambda pair: gr.Button(interactive=is_here(pair)), [choice], [use], **QUIET)
         fetched.failure(None, outputs=[stop], js=STOPPED)
-        used = use.click(self._use, [choice], [said, self._panel, now, table], concurrency_limit=1, **shown)
-        used.then(self._use_button, [choice], [use], **QUIET)
+        use.click(self._use, [choice], [said, self._panel, now, table], concurrency_limit=1, **shown)
         stop.click(self._stop.set, queue=False, **QUIET)
-
-    def _use_button(self, pair: str) -> gr.Button:
-        """Return the button, which is active for a pair that is on this machine and not in use."""
-        return gr.Button(interactive=is_here(pair) and pair != _pair_of(self._model_pool.models))
 
     def _downloading(self, pair: str, progress: gr.Progress = gr.Progress()) -> Iterator[tuple[Any, Any, gr.Button]]:  # noqa: B008
         """Download a pair. The Stop button is active meanwhile."""
@@ -152,6 +147,8 @@ class ModelsPanel:
     def _use(self, pair: str, progress: gr.Progress = gr.Progress()) -> tuple[str, gr.Accordion, str, str]:  # noqa: B008
         """Load a downloaded pair and use it for all new work."""
         missing = _missing(pair)
+        if pair == _pair_of(self._model_pool.models):
+            return note(f"{pair} is in use already."), *self._now()
         if missing:
             text = f"{' and '.join(missing)} of {pair}: not on this machine yet. Download the pair first."
             return alert(text), *self._now()

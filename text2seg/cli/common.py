@@ -206,7 +206,12 @@ def load_models(model: ModelSettings, settings: Settings, *, say_uncalibrated: b
     if say_uncalibrated and models.default_presence(settings) is None:
         given = settings.presence.presence
         own = f"presence is not calibrated for these weights and settings; --presence {given} says what is not found"
-        say(f"text2seg: {NOT_CALIBRATED if given is None else own}", file=sys.stderr)
+        elsewhere = (
+            f"presence is calibrated for an input size of {models.card.input_size} and --architecture surgery only, so "
+            "nothing counts as absent; leave these flags out, or give --presence"
+        )
+        says = own if given is not None else elsewhere if models.card.presence else NOT_CALIBRATED
+        say(f"text2seg: {says}", file=sys.stderr)
     return models
 
 

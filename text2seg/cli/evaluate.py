@@ -98,7 +98,8 @@ def _print(evaluation: Evaluation, files: Sequence[Path]) -> None:
         console.print(categories)
         if len(rows) > MOST_ROWS:
             where = " and ".join(map(str, files)) or "the files that --report and --json write"
-            say(f"{len(rows) - MOST_ROWS} more categories are in {where}")
+            more = len(rows) - MOST_ROWS
+            say(f"{more} more {'category is' if more == 1 else 'categories are'} in {where}")
     if (misses := evaluation.misses) is not None:
         why = plain_table("category-given pairs", "outcome", "pairs")
         for cause, count in misses.counts.items():

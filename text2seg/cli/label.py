@@ -254,10 +254,8 @@ def _print_report(report: LabelReport, *, verbose: bool) -> None:
     PlainConsole().print(table)
     if others:
         found = sum(category.segments > 0 for category in others) or "none"
-        say(
-            f"{len(others)} more categories, {found} of them with segments; --verbose, or text2seg report "
-            f"{report.dataset}, shows all"
-        )
+        more = f"{len(others)} more categor{'y' if len(others) == 1 else 'ies'}"
+        say(f"{more}, {found} of them with segments; --verbose, or text2seg report {report.dataset}, shows all")
     say_failures(report.failures, all_in=f"info.failures of {report.dataset}", verbose=verbose)
     if report.earlier == report.images:
         failed = f"; {report.failed} of them failed, and --retry-failures tries again" * bool(report.failed)

@@ -136,7 +136,7 @@ def _show(tuning: Tuning, *, verbose: bool) -> None:
         table.add_row(each.category, str(each.curve.images), _number(each.used), _number(each.chosen), *scores)
     PlainConsole().print(table)
     if more := len(tuning.categories) - len(rows):
-        say(f"{more} more categories; --verbose shows all")
+        say(f"{more} more categor{'y' if more == 1 else 'ies'}; --verbose shows all")
     say_failures(tuning.failures, verbose=verbose)
     if never := tuning.never_found():
         names = ", ".join(never) if verbose else listed(never)

@@ -356,6 +356,8 @@ def merge_files(paths: Sequence[Path], output: Path, *, marks: Sequence[Path] = 
         DatasetError: a file cannot be read, the marks belong to none of the datasets, or as `merge`.
         OutputError: the result cannot be written.
     """
+    if twice := next((path for place, path in enumerate(paths) if path in paths[:place]), None):
+        raise DatasetError(f"{twice} is given twice")
     datasets = [read_dataset(path) for path in paths]
     reviewed: dict[str, Marks] = {}
     found = []

@@ -172,6 +172,8 @@ def align(truth: Json, predicted: Json | Sequence[Json], *, match: Match = "id")
     images = predicted["images"] if isinstance(predicted, Mapping) else ()
     if outside := [entry["file_name"] for entry in images if entry["id"] not in image_ids]:
         among["image_id"] += f". Leave these images out of {name}: {listed(outside)}"
+    if isinstance(predicted, Mapping) and (strange := [theirs[each] for each in theirs if each not in category_ids]):
+        among["category_id"] += f". It has no {listed(strange)}; give categories the names that they have there"
     regions = _predicted(annotations, image_ids, category_ids, sizes, name, among)
     scenes = tuple(
         Scene(

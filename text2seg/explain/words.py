@@ -172,7 +172,7 @@ def _line(rows: Sequence[tuple[str, float, float, float]]) -> tuple[Panel, ...]:
     values = [f"{each:+.3f}" for each in added]
     weights = (sizes / max(float(sizes.max()), 1e-6)).astype(np.float32)
     pixels = word_image([f"{row[0]} " for row in rows], weights, values, colours)
-    return (Panel("score that each word adds (orange) or takes away (blue)", pixels),)
+    return (Panel("score a word adds (orange) or takes (blue)", pixels),)
 
 
 @dataclass(frozen=True, slots=True)

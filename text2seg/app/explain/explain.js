@@ -12,9 +12,10 @@ window.text2segTool = (name) => chosen ?? name;
 
 /** The values of all forms with one more: a field that is as the form first showed it has none. */
 window.text2segNoted = (typed, tool, field, value, usual) => {
-  const { [field]: before, ...others } = typed[tool] ?? {};
+  const all = text2segTyped(typed); // Gradio may not hold yet what there was before a reload
+  const { [field]: before, ...others } = all[tool] ?? {};
   const isUsual = JSON.stringify(value) === JSON.stringify(usual);
-  const noted = { ...typed, [tool]: isUsual ? others : { ...others, [field]: value } };
+  const noted = { ...all, [tool]: isUsual ? others : { ...others, [field]: value } };
   sessionStorage.setItem("t2s-typed", JSON.stringify(noted));
   return noted;
 };

@@ -71,10 +71,10 @@ BEGIN_UNLESS_ASKED = f"""(asked) => {{
 # What is no longer true is cleared in the browser, at once: an answer of the server could come after the next result.
 CLEARED = f"""'', '', {json.dumps(note(BEGIN))}, null, {{ __type__: "update", visible: false }}, null"""
 CLEAR = f"() => {{ text2segClear(); return [{CLEARED}]; }}"
-CHOOSE = f"""(name) => {{
+CHOOSE = f"""(name, typed) => {{
   text2segClear();
   const takes = (images) => ({{ __type__: "update", visible: (%s)[name] === images }});
-  return [name, takes("one"), takes("many"), {CLEARED}];
+  return [text2segTyped(typed), name, takes("one"), takes("many"), {CLEARED}];
 }}"""
 OUTDATED = "(typed, ...said) => text2segOutdated(typed) || said[0] || ''"
 STOP = """() => {
@@ -197,10 +197,11 @@ class ExplainTab:
         """Clear what is no longer true when the tool, the images or a value change."""
         last: dict[str, Any] = {"queue": False, "trigger_mode": "always_last", **QUIET}
         choose = CHOOSE % json.dumps({tool.name: tool.images for tool in self._tools.values()})
-        shown = [self.form, self.one, self.many, *self._shown_parts]
-        before = "(tool, typed) => [text2segTool(tool), text2segTyped(typed)]"
-        _page().load(None, [self.tool, self.typed], [self.form, self.typed], js=before, api_visibility="private")
-        self.tool.input(None, [self.tool], shown, js=choose, api_visibility="private")
+        shown = [self.typed, self.form, self.one, self.many, *self._shown_parts]
+        # The values before the form, which is rendered with them as soon as it changes.
+        before = "(tool, typed) => [text2segTyped(typed), text2segTool(tool)]"
+        _page().load(None, [self.tool, self.typed], [self.typed, self.form], js=before, api_visibility="private")
+        self.tool.input(None, [self.tool, self.typed], shown, js=choose, api_visibility="private")
         chosen = self.tool.input(
             self._choose,
             [self.tool, self.image, self.files, self.typed, self._editor],

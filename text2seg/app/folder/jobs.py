@@ -131,8 +131,10 @@ class Jobs:
         fill: Fill,
         *,
         unknown: tuple[str, ...] = (),
+        notes: tuple[str, ...] = (),
     ) -> Job:
-        """Put images into a private folder, and the job at the end of the queue. `unknown` says what it leaves out.
+        """Put images into a private folder, and the job at the end of the queue. `unknown` says what it leaves out,
+        and `notes` what else its visitor should know.
 
         Raises:
             Text2SegError: the models do not know a query, there are too many jobs, or `fill` refuses the images.
@@ -142,7 +144,7 @@ class Jobs:
         job.unknown = unknown
         try:
             job.images.mkdir(mode=0o700)
-            job.notes = fill(job.images)
+            job.notes = (*notes, *fill(job.images))
             job.total = len(scan_folder(job.images, _settings(job)))
         except OSError as error:
             self.remove(job)

@@ -149,7 +149,8 @@ class VisitorJobs:
             taken = {job.name for job in self.jobs.of(kept["visitor"])}
             same = (f"{name} ({number})" for number in count(2))
             name = next(each for each in chain([name], same) if each not in taken)
-            job = self.jobs.add(kept["visitor"], name, models, checked.ontology, fill, unknown=unknown)
+            said: dict[str, Any] = {"unknown": unknown, "notes": checked.half_known}
+            job = self.jobs.add(kept["visitor"], name, models, checked.ontology, fill, **said)
             with self._lock:
                 self._starts[kept["visitor"]] = (asked, job.id, time.monotonic())
             return job

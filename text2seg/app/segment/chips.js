@@ -3,6 +3,8 @@
 // Property `texts`; `understood` and `suggest` take what the server says; fires `change` if the texts change, `typed` at
 // each letter, and `find` if the user starts a search.
 
+const NAMED = 5; // unknown words that are named in one sentence
+
 customElements.define("t2s-chips", class extends HTMLElement {
   #texts = [];
   #refused = [];
@@ -127,6 +129,8 @@ customElements.define("t2s-chips", class extends HTMLElement {
       chip.append(text, remove);
       return chip;
     }));
+    const plain = refused.filter(({ wording, close }) => wording && !close.length);
+    if (plain.length > 1) refused.splice(0, refused.length, ...refused.filter((each) => !plain.includes(each)), this.#together(plain));
     const halfKnown = this.#texts.filter((text) => this.#halfKnown[text]).map((text) => this.#note(this.#halfKnown[text]));
     this.querySelector(".t2s-refused").replaceChildren(...refused.map((each) => this.#line(each)), ...halfKnown);
     this.input.placeholder = this.#texts.length ? "and …" : "What to find: dog, red car, dog+bicycle";
@@ -146,6 +150,14 @@ customElements.define("t2s-chips", class extends HTMLElement {
       this.#button("do", "models", "Use real weights"));
     for (const button of line.querySelectorAll("button")) button.className = "t2s-link";
     return line;
+  }
+
+  /** Unknown texts without a suggestion, as one. */
+  #together(plain) {
+    const names = plain.slice(0, NAMED).map(({ wording }) => `“${wording}”`);
+    const more = plain.length > NAMED ? [`${plain.length - NAMED} more`] : [];
+    const all = [...names, ...more], last = all.pop();
+    return { ...plain[0], reason: plain[0].reason.replace(/^“.*?” is /, `${all.join(", ")} and ${last} are `) };
   }
 
   #note(sentence) {

@@ -82,11 +82,14 @@ customElements.define("t2s-segment", class extends HTMLElement {
     on(this.stage, "stop", () => { this.#isStopping = true; this.stop(this.#sent?.turn ?? 0); this.#showBusy(); });
     on(this.stage, "say", ({ text }) => { this.querySelector("[data-part=said]").textContent = text; });
     for (const part of [this.stage, this.legend]) {
-      on(part, "select", ({ number }) => this.#select(number));
+      on(part, "select", ({ number }) => {
+        this.#select(number);
+        if (part === this.legend) this.#reveal();
+      });
       on(part, "hover", ({ number }) => (part === this.stage ? this.legend : this.stage).hint(number));
     }
     on(this.legend, "toggle", ({ query }) => this.#toggle(query));
-    on(this.legend, "add", ({ query, byKey }) => this.#add(query, byKey));
+    on(this.legend, "add", ({ query, byKey }) => { this.#add(query, byKey); this.#reveal(); });
     on(this.legend, "why-not", ({ query }) => this.#send({ do: "why-not", query }));
     on(this.sliders, "paint", () => this.#show());
     on(this.sliders, "find", (asked) => { Object.assign(this.#local, asked); this.#find(); });
@@ -344,6 +347,11 @@ customElements.define("t2s-segment", class extends HTMLElement {
     this.#show();
   }
 
+  /** Scroll to the image and its tools if a phone has them above the screen. */
+  #reveal() {
+    if (this.toolbar.getBoundingClientRect().top < 0) this.toolbar.scrollIntoView();
+  }
+
   #add(query, byKey) {
     const adding = this.#local.adding === query ? "" : query;
     this.#deselect();
@@ -437,9 +445,15 @@ customElements.define("t2s-segment", class extends HTMLElement {
     else this.stage.focusOn();
   }
 
+  /** Show a part on the full screen, with the focus in it. */
+  async #fill(part) {
+    await part.requestFullscreen();
+    if (!part.contains(document.activeElement)) this.stage.focusOn();
+  }
+
   #full() {
     if (document.fullscreenElement) document.exitFullscreen();
-    else this.querySelector("[data-part=desk]").requestFullscreen();
+    else this.#fill(this.querySelector("[data-part=desk]"));
   }
 
   #key(event) {

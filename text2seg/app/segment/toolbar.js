@@ -55,6 +55,7 @@ customElements.define("t2s-toolbar", class extends HTMLElement {
       if (button) this.dispatchEvent(new CustomEvent("do", { detail: { name: button.dataset.tool, byKey } }));
     });
     new ResizeObserver(() => this.#fit()).observe(this);
+    document.addEventListener("fullscreenchange", () => this.#nameFull());
   }
 
   set shown({ piece, tool, isAll, canUndo, canRedo, isLabelled, hint }) {
@@ -75,6 +76,17 @@ customElements.define("t2s-toolbar", class extends HTMLElement {
     this.querySelector(".t2s-bar").classList.toggle("t2s-of-piece", Boolean(piece));
     this.#fit();
     if (focused?.hidden || focused?.disabled) this.dispatchEvent(new CustomEvent("lost"));
+  }
+
+  /** The button of the full screen also ends it. */
+  #nameFull() {
+    const [, label, short, title] = document.fullscreenElement
+      ? ["full", "Exit full screen", "Exit", "Exit full screen (F or Esc)"] : BUTTONS.find(([name]) => name === "full");
+    const button = this.#button("full"), text = button.querySelector("span");
+    Object.assign(button, { title, ariaLabel: label });
+    text.textContent = label;
+    text.dataset.short = short;
+    this.#fit();
   }
 
   /** Put the focus on a button. */

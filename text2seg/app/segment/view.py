@@ -48,6 +48,7 @@ def view_of(session: EditSession) -> Json:
 
 
 BY_NAME = "You gave this mask its name; no word led to it."
+PART = "This mask is only a part of it, because you split it; a candidate that you take brings back all parts."
 NOT_RECORDED = "This mask is in the dataset, which does not record how it was chosen. The models did not find it again."
 
 
@@ -63,8 +64,10 @@ def why(session: EditSession, number: int) -> tuple[Json, bytes]:
     index = maps.queries.index(segment.query)
     threshold = result.thresholds[index] if result.thresholds else 0.0
     candidates: list[Json] = []
+    is_part = False
     for place, score in enumerate(segment.candidates.scores if piece.is_explained else ()):
         mask = image_session.candidate_mask(segment, place)
+        is_part |= place == segment.chosen and piece.by_hand and int(mask.sum()) > segment.area
         candidates.append(
             {
                 "sam": plain_number(score),
@@ -80,10 +83,12 @@ def why(session: EditSession, number: int) -> tuple[Json, bytes]:
         "points": _points(piece),
         "candidates": candidates,
         "isFlat": is_flat(maps.scores[index]),
+        "isNamed": piece.is_named,
         "reason": " ".join(
             [
                 BY_NAME if piece.is_named else _presence(segment.presence, threshold, calibrated=maps.calibrated),
                 _reason(session, piece, candidates),
+                *([PART] if is_part else ()),
             ]
         )
         if piece.is_explained

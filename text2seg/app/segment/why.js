@@ -37,7 +37,7 @@ customElements.define("t2s-why", class extends HTMLElement {
   set explanation(explanation) {
     this.hidden = !explanation;
     if (!explanation) return;
-    const { number, image, file, colour, points, candidates, isFlat } = explanation;
+    const { number, image, file, colour, points, candidates, isFlat, isNamed } = explanation;
     const heading = number ? "Why this mask" : "Why not found";
     const positive = points.filter((each) => each.positive);
     const negative = points.filter((each) => !each.positive);
@@ -50,17 +50,18 @@ customElements.define("t2s-why", class extends HTMLElement {
         <button type="button" data-do="close" aria-label="Close">×</button></header>
       <p data-part="reason"></p>
       <div class="t2s-panels">
-        ${panel({ image, url: file.url, content: '<g data-part="marks"></g>', caption: `Similarity map${count}` })}
+        ${panel({ image, url: file.url, content: '<g data-part="marks"></g>',
+          caption: `${isNamed ? "The image" : "Similarity map"}${count}` })}
         ${candidates.map((each, place) => panel({ image, url: image.file.url, isChosen: each.chosen,
           content: `<path d="${each.path}" fill="${colour}" fill-rule="evenodd" fill-opacity="0.55" stroke="${colour}"
             stroke-width="2" vector-effect="non-scaling-stroke"/>`,
           caption: `<b>Candidate ${place + 1}${each.chosen ? " (chosen)" : ""}</b>
-            SAM ${two(each.sam)}, map ${two(each.map)}`,
+            SAM ${two(each.sam)}${isNamed ? "" : `, map ${two(each.map)}`}`,
           more: each.chosen || !each.path ? "" : `<button type="button" data-candidate="${place}"
             aria-label="Take this one, candidate ${place + 1}">Take this one</button>` }))
           .join("")}
       </div>
-      <p class="t2s-hint">${isFlat ? "The map is flat: no place is more like the word than another."
+      <p class="t2s-hint">${isNamed ? "" : isFlat ? "The map is flat: no place is more like the word than another."
         : "Bright places of the map are most like the word, dark ones least."}
         ${points.length ? "Full dots are positive points, hollow ones negative; yours have a ring." : ""}</p>
       ${points.length ? `<details${arePointsOpen ? " open" : ""}><summary>Points</summary>
