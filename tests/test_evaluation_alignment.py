@@ -176,6 +176,14 @@ def test_datasets_without_a_common_image_name_one_of_each(match):
         align(truth, predicted, match=match)
 
 
+def test_categories_that_the_ground_truth_lacks_are_named():
+    truth, predicted = pair()
+    predicted["categories"].append({"id": 77, "name": "truck"})
+    predicted["annotations"][0]["category_id"] = 77
+    with pytest.raises(DatasetError, match=r"its category_id 77 is not among .* It has no truck; give categories"):
+        align(truth, predicted, match="file-name")
+
+
 def test_a_results_list_scores_like_its_dataset(tmp_path):
     truth, predicted = build.random_pair(2)
     path = tmp_path / "results.json"

@@ -80,12 +80,16 @@ def test_an_unknown_word_leaves_the_other_queries_known():
             "the demo model knows only 'fire engine' and 'sheep' of 'The fire engine and sheep'.",
         ),
         ("unicorn", ""),  # an error, or left out
-        ("car|unicorn", "the demo model looks for 'car|unicorn' without 'unicorn', which it does not know."),
-        ("car -lion", "the demo model looks for 'car' without 'lion', which it does not know."),
+        ("car|unicorn", "the demo model leaves 'unicorn' out of 'car|unicorn', as it does not know it."),
+        (
+            "car|sheeep",
+            "the demo model leaves 'sheeep' out of 'car|sheeep', as it does not know it. Did you mean sheep?",
+        ),
+        ("car -lion", "the demo model leaves 'lion' out of 'car', as it does not know it."),
         (
             "red car|unicorn",
-            "the demo model knows only 'car' of 'red car' and looks for 'red car|unicorn' without 'unicorn', which it "
-            "does not know.",
+            "the demo model knows only 'car' of 'red car' and leaves 'unicorn' out of 'red car|unicorn', as it does "
+            "not know it.",
         ),
     ],
 )

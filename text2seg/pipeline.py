@@ -77,6 +77,7 @@ class Text2Seg(Pipeline):
         self.clip, self.sam = clip, sam
         self.input_size, self.card = input_size, card
         self._has_warned = threading.Event()  # of all copies of these models
+        self._half_known: set[str] = set()  # sentences that were logged, of all copies
 
     @classmethod
     def load(
@@ -231,12 +232,22 @@ class Text2Seg(Pipeline):
 
     def check(self, queries: Queries, settings: Settings | None = None) -> tuple[Query, ...]:
         parsed = parse_queries(queries)
+        if not all(isinstance(each, Query) for each in queries):  # others were checked before
+            self._warn_of_half_known(parsed)
         known, unknown = self.known_queries(parsed, settings)
         if self.closed_vocabulary and (strange := self.closed_vocabulary.split(parsed)[1]):
             raise self.closed_vocabulary.error(strange.values())
         if unknown:
             raise unions_error(unknown.values())
         return known
+
+    def _warn_of_half_known(self, queries: Sequence[Query]) -> None:
+        """Log once which words of a query the models do not know."""
+        sentences = map(self.closed_vocabulary.half_known, queries) if self.closed_vocabulary else ()
+        for sentence in sentences:
+            if sentence and sentence not in self._half_known:
+                self._half_known.add(sentence)
+                _log.warning("%s", sentence)
 
     def known_queries(
         self, queries: Queries, settings: Settings | None = None

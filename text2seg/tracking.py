@@ -44,6 +44,10 @@ class TrackedObject:
     mask: NDArray[np.bool_] = field(repr=False)
     score: float
 
+    def __repr__(self) -> str:
+        what = f"{self.track_id}, {self.query!r}, {int(self.mask.sum()):,} pixels, box_xywh {self.box_xywh}"
+        return f"TrackedObject({what}, score {self.score:.2f})"
+
     @property
     def box_xywh(self) -> tuple[int, int, int, int]:
         """The tight box around the mask."""

@@ -83,10 +83,11 @@ class ClosedVocabulary:
         left_out = [each for each in _wordings(query) if each not in _wordings(known)]
         parts = {each: part for each in _wordings(known) if (part := self.known_part(each))}
         says = [f"knows only {' and '.join(map(shown, part))} of {shown(each)}" for each, part in parts.items()]
+        hint = question(each for wording in left_out for each in self.close_to(wording))
         if left_out:
-            without = " and ".join(map(shown, left_out))
-            says.append(f"looks for {shown(query.name)} without {without}, which it does not know")
-        return f"{self._who} {' and '.join(says)}." if says else ""
+            words = " and ".join(map(shown, left_out))
+            says.append(f"leaves {words} out of {shown(query.name)}, as it does not know it")
+        return f"{self._who} {' and '.join(says)}.{hint}" if says else ""
 
     def check(self, wording: str) -> None:
         """Raise `QueryError` if a wording is unknown. The message suggests the closest known wordings."""

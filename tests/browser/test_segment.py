@@ -223,8 +223,8 @@ def test_another_image_asks_before_it_replaces_hand_work(page, scene):
     assert "✓" in page.locator("t2s-legend").inner_text()
     page.get_by_role("button", name="Another image").click()
     page.locator("[data-example='0']").click()
-    expect(page.get_by_role("button", name="Replace it")).to_be_focused()
-    page.keyboard.press("Enter")
+    expect(page.get_by_role("button", name="Stay with scene_0012.jpg")).to_be_focused()
+    page.get_by_role("button", name="Replace it").press("Enter")
     page.get_by_role("group", name="scene_0019.jpg").wait_for()
 
 

@@ -105,7 +105,8 @@ def calibrate(
         if path is not None:
             found.append((shown, path))
     if not found:
-        raise DatasetError(f"{images}: no image of the ground truth is there")
+        first = next((each.file_name for each in truth_images(checked)), "none, because it has no images")
+        raise DatasetError(f"{images}: no image of the ground truth is there, such as {first}")
     plain = models.with_card(models.card.uncalibrated())
     kept = PartialResults(partial_results, [__version__, models.provenance(), sha256_of_truth(truth)])
     passes = Images(plain, known, found, progress, partial=kept)

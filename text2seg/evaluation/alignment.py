@@ -149,9 +149,9 @@ def align(truth: Json, predicted: Json | Sequence[Json], *, match: Match = "id")
             number: kept[true_number] for number, true_number in match_categories(theirs, ours, match).items()
         }
         if predicted["images"] and not image_ids:
-            theirs_first, ours_first = (data["images"][0]["file_name"] for data in (predicted, truth))
+            first, other = (data["images"][0]["file_name"] for data in (predicted, truth))
             raise DatasetError(
-                f"no image of {name} is in {truth.name}: the first ones are {theirs_first} and {ours_first}"
+                f"no image of {name} is in {truth.name}: the first ones are {first} and {other}"
                 f"{NUMBERED_DIFFERENTLY if match == 'id' else ''}"
             )
         presence = _presences(predicted, image_ids, categories)
@@ -172,7 +172,7 @@ def align(truth: Json, predicted: Json | Sequence[Json], *, match: Match = "id")
     images = predicted["images"] if isinstance(predicted, Mapping) else ()
     if outside := [entry["file_name"] for entry in images if entry["id"] not in image_ids]:
         among["image_id"] += f". Leave these images out of {name}: {listed(outside)}"
-    if isinstance(predicted, Mapping) and (strange := [theirs[each] for each in theirs if each not in category_ids]):
+    if isinstance(predicted, Mapping) and (strange := [ours[each] for each in ours if each not in category_ids]):
         among["category_id"] += f". It has no {listed(strange)}; give categories the names that they have there"
     regions = _predicted(annotations, image_ids, category_ids, sizes, name, among)
     scenes = tuple(

@@ -71,6 +71,12 @@ class Search:
     def done(self) -> bool:
         return self.margins[-1] < 0
 
+    def end(self, most: int) -> str:
+        """Return how the search ended, if `most` pixels could be changed: found, failed, or stopped before."""
+        if self.done:
+            return "found"
+        return "failed" if len(self.changed) >= most else "stopped"
+
 
 class Ranking:
     """Ranks the attacked text and its rivals by their cosines with an image."""
@@ -131,15 +137,18 @@ def experiment_pixels(models: Text2Seg, images: Sequence[Image], settings: Pixel
     for way in progress.each(jobs, "pixels"):
         if not searches[way].done:
             advance(ranking, searches[way], propose[way](searches[way]))
-    rows = tuple((way, len(each.changed), each.margins[-1], each.first) for way, each in searches.items())
+    most = min(settings.pixels, area)
+    rows = tuple(
+        (way, len(each.changed), each.margins[-1], each.first, each.end(most)) for way, each in searches.items()
+    )
     return Result(
         f"{image_name(image)}: pixels until “{name}” is no longer first of {len(labels)}",
         (Panel("changed pixels, marked by rings", _drawn(subject.pixels, searches)),),
-        (Table("Searches", ("search", "pixels changed", "margin", "ranked first"), rows),),
+        (Table("Searches", ("search", "pixels changed", "margin", "ranked first", "end"), rows),),
         (
             f"At the start, “{labels[rival]}” ranks second, with a margin of {before:.3f}. The image has {area:,} "
-            f"pixels; {settings.tries} changes are tried for each changed pixel. A search with a final margin "
-            "above 0 failed.",
+            f"pixels; {settings.tries} changes are tried for each changed pixel. A search fails if {most} changed "
+            "pixels leave the margin above 0.",
         ),
     )
 

@@ -82,7 +82,7 @@ class ComparisonSettings(InputSettings):
         if not (self.text or self.word or self.vector or self.target_image):
             without_files = "no target: give a text, a target image, or words with weights"
             raise MissingTextError(
-                "no target: give a text, a target image, words with weights, or a file of vectors",
+                "no target: give --text, --target-image, --word or --vector",
                 on_page=without_files,
                 in_api=without_files,
             )

@@ -32,8 +32,10 @@ function pasteTarget() {
   return all.find((each) => each.matches(":focus-within")) ?? all.find((each) => each.matches(":hover")) ?? all[0];
 }
 
+// Addresses of chosen files by their paths on the server, for all places: Gradio mounts a place again when it is shown again.
+const urls = new Map();
+
 customElements.define("t2s-files", class extends HTMLElement {
-  #urls = new Map(); // of files of this machine, by their paths on the server
   #choice = 0; // number of the last choice; an upload for an earlier one is dropped when it ends
 
   connect({ props, trigger, watch, upload }) {
@@ -119,7 +121,7 @@ customElements.define("t2s-files", class extends HTMLElement {
         if (choice !== this.#choice) return;
         done += 1;
         taken[at] = { path, name: placeOf(file) };
-        if (SHOWN.test(file.name) && !several) this.#urls.set(path, URL.createObjectURL(file));
+        if (SHOWN.test(file.name) && !several) urls.set(path, URL.createObjectURL(file));
       }
     };
     try {
@@ -139,11 +141,6 @@ customElements.define("t2s-files", class extends HTMLElement {
     this.props.value = value;
     this.#state("");
     this.#show();
-    for (const [path, url] of this.#urls) {
-      if (path === value?.path) continue;
-      URL.revokeObjectURL(url);
-      this.#urls.delete(path);
-    }
     if (focus) this.querySelector(".t2s-drop").focus();
     this.trigger("input");
   }
@@ -202,7 +199,7 @@ customElements.define("t2s-files", class extends HTMLElement {
     if (several || !value) return ["", ""];
     if (value.segment) return [offer?.name ?? "the image from Segment", offer?.thumbnail];
     if (value.example !== undefined) return [examples[value.example].title, examples[value.example].thumbnail];
-    return [value.name, this.#urls.get(value.path)];
+    return [value.name, urls.get(value.path)];
   }
 
   #offer(key, number, { thumbnail }, title) {

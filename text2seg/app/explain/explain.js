@@ -104,6 +104,8 @@ customElements.define("t2s-tool-list", class extends HTMLElement {
 // The panels of a result. A panel opens in the large view.
 // Value: {columns, panels: [{file, caption, width, height}]}, or null; a panel without a file keeps its place free.
 
+const WIDE = 2.5; // a panel that is as much wider than high, such as a line of words, takes more room
+
 customElements.define("t2s-panels", class extends HTMLElement {
   connect({ props, watch }) {
     this.addEventListener("click", (event) => {
@@ -121,6 +123,7 @@ customElements.define("t2s-panels", class extends HTMLElement {
     this.replaceChildren(...this.panels.map(({ url, caption, width, height }, at) => {
       const figure = document.createElement("figure");
       if (!url) return figure;
+      figure.classList.toggle("t2s-wide", width > WIDE * height);
       const button = Object.assign(document.createElement("button"), { type: "button", title: "Show large" });
       button.dataset.panel = at;
       button.append(Object.assign(new Image(), { src: url, alt: caption, width, height, decoding: "async" }));

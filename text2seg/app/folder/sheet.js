@@ -119,6 +119,7 @@ window.text2segContactSheet = (element, send, watch) => {
         comeBack();
         const body = all[number].querySelector(".t2s-tile-body");
         bodies.set(all[number], body);
+        for (const more of body.querySelectorAll("details")) more.open = true; // there is room for all segments
         showLarge(all[number]);
         return body;
       },

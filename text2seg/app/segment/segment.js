@@ -321,6 +321,7 @@ customElements.define("t2s-segment", class extends HTMLElement {
     else {
       const masks = own === 1 ? "1 mask that you made or accepted is" : `${own} masks that you made or accepted are`;
       this.#ask(`${masks} lost when another image replaces ${image.name}.`, {
+        loses: true,
         yes: ["Replace it", () => this.#send(what)],
         no: [`Stay with ${image.name}`, () => { this.#local.isStart = false; this.#show(); this.stage.focusOn(); }],
       });
@@ -400,7 +401,8 @@ customElements.define("t2s-segment", class extends HTMLElement {
   }
 
   /** Ask a question with two answers, each a label and what it does; without a text there is nothing to ask. */
-  #ask(text = "", { yes: [begin, yes] = [], no: [leave, no] = [] } = {}) {
+  /** Ask a question; the focus is on the answer that loses nothing. */
+  #ask(text = "", { yes: [begin, yes] = [], no: [leave, no] = [], loses = false } = {}) {
     const ask = this.querySelector("[data-part=ask]");
     ask.hidden = !text;
     if (!text) return;
@@ -408,7 +410,7 @@ customElements.define("t2s-segment", class extends HTMLElement {
     ask.querySelector("span").textContent = text;
     ask.querySelector("[data-do=yes]").textContent = begin;
     ask.querySelector("[data-do=no]").textContent = leave;
-    ask.querySelector("button").focus();
+    ask.querySelector(loses ? "[data-do=no]" : "[data-do=yes]").focus();
   }
 
   /** Say how long everything takes, and ask whether to begin. */
