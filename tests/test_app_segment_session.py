@@ -157,9 +157,22 @@ class TestVisit:
         assert (view["texts"], view["queries"], view["pieces"], view["command"]) == (["unicycle"], [], [], "")
         assert [each["text"] for each in view["refused"]] == ["unicycle"]
         assert not find(after, model_pool, (), threshold=None, presence=None).refused
-        twice = find(session, model_pool, ("Unicycle", "unicycle", "Sheep", "sheep"), threshold=None, presence=None)
+        twice = find(session, model_pool, ("Unicycle", "Sheep", "unicycle", "sheep"), threshold=None, presence=None)
         assert twice.asked == ("Unicycle", "Sheep")
         assert [each.text for each in twice.refused] == ["Unicycle"]
+
+    def test_a_new_word_changes_no_colour_of_another(self, session, model_pool):
+        def colours(of):
+            view = view_of(of)
+            return {each["query"]: each["colour"] for each in view["pieces"]} | {
+                each["name"]: each["colour"] for each in view["queries"]
+            }
+
+        engine = numbers(session, "fire engine")[0]
+        named = [give_name(session, engine, f"lorry {number}") for number in range(5)]
+        for before in named:
+            after = find(before, model_pool, (*before.asked, "monkey", "trophy"), threshold=None, presence=None)
+            assert colours(before).items() <= colours(after).items()
 
     def test_each_slider_is_a_step_of_its_own(self, session, model_pool):
         after, asked = session, session.asked

@@ -75,6 +75,7 @@ def test_an_unknown_word_leaves_the_other_queries_known():
         ("green sheep, old car", "the demo model knows only 'sheep' and 'car' of 'green sheep, old car'."),
         ("sheep", ""),
         ("a photo of my cars.", ""),
+        ("sheep & car", ""),
         (
             "The fire engine and sheep",
             "the demo model knows only 'fire engine' and 'sheep' of 'The fire engine and sheep'.",

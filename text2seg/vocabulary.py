@@ -63,7 +63,7 @@ class ClosedVocabulary:
 
         It is empty if the others are only articles and the like ("a photo of my car").
         """
-        words = [word.strip(punctuation) for word in wording.lower().split()]
+        words = [bare for word in wording.lower().split() if (bare := word.strip(punctuation))]
         found, place, has_others = [], 0, False
         while place < len(words):
             ends = range(len(words), place, -1)

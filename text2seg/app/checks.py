@@ -148,7 +148,7 @@ def is_upload(place: str | Path) -> bool:
 def check_upload(place: Path) -> Path:
     """Return the path, or raise `ImageError` if it is not an uploaded file. Requests may open nothing else."""
     if not is_upload(place):
-        raise ImageError(f"{place.name or 'an image'} was not uploaded here")
+        raise ImageError(f"{place.name or 'an image'} was not uploaded here, or is gone; choose it again")
     return place
 
 

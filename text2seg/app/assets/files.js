@@ -66,9 +66,10 @@ customElements.define("t2s-files", class extends HTMLElement {
       this.addEventListener(kind, (event) => { event.preventDefault(); this.classList.add("t2s-over"); });
     }
     for (const kind of ["dragleave", "drop"]) this.addEventListener(kind, () => this.classList.remove("t2s-over"));
-    this.addEventListener("drop", async (event) => {
+    this.addEventListener("drop", (event) => {
       event.preventDefault();
-      this.#take(this.props.suffixes ? await dropped(event.dataTransfer) : [...event.dataTransfer.files]);
+      const files = this.props.suffixes ? dropped(event.dataTransfer) : Promise.resolve([...event.dataTransfer.files]);
+      files.then((found) => this.#take(found), () => this.#state("What was dropped cannot be read. Choose the files instead.", true));
     });
     document.addEventListener("paste", (event) => this.#paste(event));
     watch("value", () => this.#show());

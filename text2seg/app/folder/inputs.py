@@ -64,7 +64,7 @@ def copy_uploads(uploads: Sequence[Upload], into: Path, room: UploadLimit) -> tu
     top = common_folder(uploads)
     for upload, given in uploads:
         folder_name, _, base = given.removeprefix(f"{top}/").rpartition("/")
-        name, suffix = base.lstrip("."), upload.suffix.lower()  # hidden files are not labelled
+        name, suffix = base.lstrip("."), Path(base).suffix.lower()  # hidden files are not labelled
         left = UploadLimit(room.images - count, room.total - size)
         if suffix == ".zip":
             folder = into / unique(checked_path(Path(name).stem), "") if len(uploads) > 1 else into

@@ -130,9 +130,9 @@ customElements.define("t2s-chips", class extends HTMLElement {
       return chip;
     }));
     const plain = refused.filter(({ wording, close }) => wording && !close.length);
-    if (plain.length > 1) refused.splice(0, refused.length, ...refused.filter((each) => !plain.includes(each)), this.#together(plain));
+    const lines = plain.length > 1 ? [...refused.filter((each) => !plain.includes(each)), this.#together(plain)] : refused;
     const halfKnown = this.#texts.filter((text) => this.#halfKnown[text]).map((text) => this.#note(this.#halfKnown[text]));
-    this.querySelector(".t2s-refused").replaceChildren(...refused.map((each) => this.#line(each)), ...halfKnown);
+    this.querySelector(".t2s-refused").replaceChildren(...lines.map((each) => this.#line(each)), ...halfKnown);
     this.input.placeholder = this.#texts.length ? "and …" : "What to find: dog, red car, dog+bicycle";
   }
 

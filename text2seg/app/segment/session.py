@@ -93,6 +93,8 @@ class EditSession(Search):
     history: History = field(default_factory=History)
     is_unfamiliar: bool = False
     token: str = ""
+    shown: tuple[str, ...] = ()
+    """Names in the order in which they were first shown, so that a new one changes no colour of another."""
     editing: Editing | None = None
     """What is edited, if the segments are annotations of a labelling job."""
 
@@ -136,7 +138,10 @@ class EditSession(Search):
     def searched(self, document: Document, *, is_again: bool) -> EditSession:
         """Return the session with the document after a search; see `History.search`."""
         search = Search(**{each.name: getattr(self, each.name) for each in fields(Search)})
-        return replace(self, history=self.history.search(replace(document, search=search), is_again=is_again))
+        names = [piece.segment.query for piece in self.document.pieces]
+        shown = tuple(dict.fromkeys([*self.shown, *names, *(self.found.maps.queries if self.found else ())]))
+        history = self.history.search(replace(document, search=search), is_again=is_again)
+        return replace(self, shown=shown, history=history)
 
     def at(self, history: History) -> EditSession:
         """Return the session at another place of its history, with the search of that time."""
@@ -252,7 +257,10 @@ def _read(models: Text2Seg, texts: Sequence[str], settings: Settings) -> tuple[t
             for name, query in names.items()
             if query.name.casefold() in without_case
         }
-    asked = [*{name.casefold(): name for name in reversed(asked)}.values()][::-1]  # the first spelling of each
+    spellings: dict[str, str] = {}
+    for name in asked:
+        spellings.setdefault(name.casefold(), name)  # the first one counts
+    asked = [*spellings.values()]
     return tuple(asked), tuple(refused[name] for name in asked if name in refused)
 
 

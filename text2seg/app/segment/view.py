@@ -252,7 +252,8 @@ def _colours(session: EditSession) -> dict[str, str]:
     """Return the colour of each query and of each name that the visitor gave."""
     words = session.segmentation().maps.queries if session.is_answered else ()
     names = [*words, *(piece.segment.query for piece in session.document.pieces)]
-    return {name: _hex(colour) for name, colour in colours_of(names).items()}
+    before = [name for name in session.shown if name in names]
+    return {name: _hex(colour) for name, colour in colours_of([*before, *names]).items()}
 
 
 def _hex(colour: Colour) -> str:
