@@ -134,10 +134,14 @@ def test_a_reload_keeps_the_tool_and_what_was_typed(page):
     texts.blur()
     page.wait_for_function("sessionStorage.getItem('t2s-typed')?.includes('a bomb')")
     page.expected += ["Connection errored out", "Failed to fetch"]
-    page.reload()
-    expect(texts).to_have_value("a bomb")
-    assert page.locator("#explain-tool select").input_value() == "average-map"
-    expect(page.locator("#explain-files")).to_be_visible()
-    expect(page.locator("#explain-image")).to_be_hidden()
+    for _ in range(2):
+        page.reload()
+        expect(texts).to_have_value("a bomb")
+        page.wait_for_timeout(1500)  # Gradio puts the first tool in place again, some time after the page is there
+        expect(texts).to_have_value("a bomb")
+        expect(page.locator("#explain-tool select")).to_have_value("average-map")
+        expect(page.locator("#explain-tool p")).to_contain_text("Many images")
+        expect(page.locator("#explain-files")).to_be_visible()
+        expect(page.locator("#explain-image")).to_be_hidden()
     run(page)
     expect(page.locator("#explain-tables")).to_contain_text("a bomb")

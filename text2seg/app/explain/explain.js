@@ -57,6 +57,7 @@ customElements.define("t2s-tool-list", class extends HTMLElement {
       return options;
     }));
     const show = () => {
+      if (props.value !== text2segTool(props.value)) props.value = chosen; // Gradio has put the first one in place again
       select.value = props.value;
       this.querySelector("p").textContent = tools.find((each) => each.name === props.value)?.summary ?? "";
     };
