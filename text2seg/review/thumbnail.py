@@ -118,7 +118,7 @@ def _draw_segments(
         if item.annotation["id"] not in rejected:
             small = blend(small, mask, colours[item.category], 0.45)
     small = np.ascontiguousarray(small)
-    for _, item, mask in masks:
+    for _, item, mask in sorted(masks, key=lambda each: each[1].annotation["id"] not in rejected):  # kept ones on top
         colour, width = (REJECTED, 1) if item.annotation["id"] in rejected else (colours[item.category], 2)
         outline(small, mask, colour, width)
     kept = [(number, mask) for number, item, mask in masks if item.annotation["id"] not in rejected]
