@@ -43,6 +43,7 @@ from text2seg.errors import CheckpointError
 from text2seg.io.output_folder import OutputFolder
 from text2seg.model_card import card_of, place_of_card
 from text2seg.pipeline import Text2Seg
+from text2seg.settings_fields import cuda_is_impossible
 
 GROUPS = [name for name, command in COMMANDS.items() if isinstance(command, Group)]
 SCENE = "text2seg/demo/scenes/new-scenes/images/scene_0001.jpg"
@@ -265,6 +266,7 @@ def test_wrong_words_files_and_names_are_found_without_slow_imports(tmp_path):
     errors = run_without_slow_imports(
         [
             f"segment {SCENE} --query sheep --device gpu --output {out}",
+            *([f"segment {SCENE} --query sheep --device cuda --output {out}"] * cuda_is_impossible()),
             f"segment {SCENE} --query sheep --runtime onnx --graphs nowhere --output {out}",
             "benchmark speed --device gpu",
             "benchmark speed --output numbers.png",
@@ -274,7 +276,7 @@ def test_wrong_words_files_and_names_are_found_without_slow_imports(tmp_path):
         2,
         tmp_path,
     )
-    assert len(errors.splitlines()) == 6
+    assert len(errors.splitlines()) == 6 + cuda_is_impossible()
     assert not out.exists()
 
 

@@ -18,7 +18,8 @@ from text2seg.coco.dataset import results_of
 from text2seg.coco.rle import checked_rle, run_lengths
 from text2seg.coco.truth import iou_outside
 from text2seg.errors import DatasetError
-from text2seg.evaluation import align, evaluate, read_predictions, score_pairs
+from text2seg.evaluation import align, as_json, evaluate, read_predictions, score_pairs
+from text2seg.evaluation.evaluate import render_page
 
 
 def pair() -> tuple[dict, dict]:
@@ -233,3 +234,19 @@ def test_images_that_the_predictions_lack_are_counted_in_a_warning(caplog):
     assert not caplog.text
     evaluate(truth, fewer)
     assert "1 of 2 images of the ground truth are not in" in caplog.text
+
+
+def test_categories_that_the_predictions_do_not_list_are_noted():
+    truth, predicted = pair()
+    first, *others = sorted({each["category_id"] for each in truth["annotations"]})
+    names = {each["id"]: each["name"] for each in truth["categories"]}
+    fewer = {**predicted, "categories": [each for each in predicted["categories"] if each["id"] == first]}
+    fewer["annotations"] = [each for each in predicted["annotations"] if each["category_id"] == first]
+    assert others
+    assert evaluate(truth, predicted).note == ""
+    evaluation = evaluate(truth, fewer)
+    assert set(evaluation.not_predicted) == {names[each] for each in others}
+    assert evaluation.note.startswith("not among the categories of the predictions, so counted as not found: ")
+    assert as_json(evaluation)["not_predicted"] == list(evaluation.not_predicted)
+    assert f"{evaluation.note[1:]}." in render_page(evaluation)
+    assert evaluate(truth, fewer["annotations"]).note == ""  # a flat list does not tell

@@ -117,6 +117,25 @@ def test_a_dry_run_writes_nothing(folder, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    ("arguments", "changed"),
+    [
+        (["--query", "koala"], "ontology.categories"),
+        (["--threshold", "0.7"], "settings.points.threshold"),
+        (["--model", "base"], "clip.name: demo → ViT-B/16"),
+        (["--batch", "2"], "batch"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_run_would_refuse(folder, tmp_path, capsys, arguments, changed):
+    output, wanted = tmp_path / "dataset.json", ["--query", "sheep"]
+    assert label(folder, output, *wanted, "--limit", "1") == 0
+    capsys.readouterr()
+    given = arguments if "--query" in arguments else [*wanted, *arguments]
+    assert label(folder, output, *given, "--dry-run") == 1
+    assert changed in capsys.readouterr().err
+    assert label(folder, output, *given, "--dry-run", "--restart") == 0
+
+
+@pytest.mark.parametrize(
     ("arguments", "says", "status"),
     [
         ([], "nothing to look for: give --ontology", 2),

@@ -36,6 +36,7 @@ from text2seg.loading import fetch, find
 from text2seg.records import Image
 from text2seg.runtime import choose_precision
 from text2seg.weights import path_of
+from text2seg.weights.download import check_openclip
 from text2seg.weights.load import load_clip_weights, load_tensors
 from text2seg.weights.registry import parse_openclip
 
@@ -374,6 +375,22 @@ def test_an_unreachable_hub_fails_at_once_and_names_the_way_out(monkeypatch):
     for name in ("openclip:ViT-B-16/laion2b_s34b_b88k", "openclip:RN50/yfcc15m"):
         with pytest.raises(CheckpointError, match=r"cannot reach .*Name or service not known.*--clip openclip:FOLDER"):
             fetch_openclip(recipe_of(name))
+
+
+def test_a_published_model_without_network_and_cache_fails_before_slow_imports(monkeypatch, tmp_path):
+    name = "openclip:ViT-B-16/laion2b_s34b_b88k"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(CheckpointError, match=r"HF_HUB_OFFLINE is set.*--clip openclip:ViT-B-16=FILE"):
+        check_openclip(name)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(CheckpointError, match=r"cannot reach 127\.0\.0\.1:9.*--clip openclip:FOLDER"):
+        check_openclip(name)
+    snapshot = tmp_path / "models--someone--something" / "snapshots" / "0"
+    snapshot.mkdir(parents=True)
+    (snapshot / "model.safetensors").write_bytes(b"")
+    check_openclip(name)  # perhaps it is this model's
 
 
 def test_the_three_forms_of_names_are_parsed(tmp_path):

@@ -185,6 +185,8 @@ def test_a_truth_that_does_not_fit_raises(tmp_path):
     models, ontology, images = FakeModels({"dog": 0.5}), ontology_of_queries("dog"), folder(tmp_path)
     with pytest.raises(Text2SegError, match="no image with dog; its own categories are Dog"):
         tune_by_truth(models, ontology, images, truth(("Dog",), [(0, "Dog")]))
+    with pytest.raises(Text2SegError, match=r"no image with dog$"):
+        tune_by_truth(models, ontology, images, truth(("dog", "cat"), [(0, "cat")]))
     dataset = truth(("dog",), [(0, "dog"), (1, "dog")])
     with pytest.raises(Text2SegError, match=r"no image of the ground truth is there, such as elsewhere/0\.png"):
         tune_by_truth(models, ontology, tmp_path, dataset)
@@ -234,7 +236,8 @@ def test_the_command_shows_the_categories_whose_thresholds_change_most(capsys):
     said, errors = capsys.readouterr()
     assert [line.split()[2] for line in said.splitlines() if "│ thing" in line] == [str(n) for n in range(0, 40, 2)]
     assert "21 more categories; --verbose shows all" in said
-    assert errors == "not found at any threshold: ghost; check the wordings and the presence\n"
+    assert "no image of the ground truth shows thing 1, thing 3, thing 5 and 7 more, so nothing was chosen" in errors
+    assert errors.endswith("\nnot found at any threshold: ghost; check the wordings and the presence\n")
     _show(replace(tuned, categories=tuple(never_found(name) for name in names)), verbose=False)
     assert f"and {60 - MOST_LISTED} more; check" in capsys.readouterr().err
     _show(tuned, verbose=True)

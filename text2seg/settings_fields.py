@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import re
+import sys
 import threading
 from collections.abc import Mapping
 from functools import cache
@@ -118,6 +121,18 @@ def check_device_name(name: str) -> None:
     """Raise `SettingsError` unless a name has the form of a device. Only torch knows whether this machine has it."""
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
         raise SettingsError(f"there is no device {name!r}; choose auto, cpu, cuda, cuda with a number (cuda:1) or mps")
+
+
+def cuda_is_impossible() -> bool:
+    """Return whether this is a Linux machine without the library of NVIDIA's driver, which torch opens for CUDA, and
+    without AMD's driver, which torch calls CUDA too. Quick, unlike importing torch."""
+    if sys.platform != "linux" or os.path.exists("/dev/kfd"):
+        return False
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return True
+    return False
 
 
 def check_alpha(alpha: float) -> None:

@@ -151,6 +151,10 @@ class Tuning:
         shown = [each for each in self.categories if self.by_truth and each.curve.scores]
         return tuple(each.category for each in shown if max(each.curve.scores) == 0)
 
+    def not_shown(self) -> tuple[str, ...]:
+        """Return the categories that no image of the ground truth shows."""
+        return tuple(each.category for each in self.categories if self.by_truth and not each.curve.images)
+
 
 def tune_by_truth(
     models: Pipeline,
@@ -322,11 +326,11 @@ def _relevant(truth: Dataset, ontology: Ontology) -> tuple[list[Entry], Mapping[
     shows = {number for number, found in annotations.items() if not all(each.get("iscrowd") for each in found)}
     entries = [image for image in truth["images"] if image["id"] in shows]
     if not entries:
-        theirs = ", ".join(sorted(entry["name"] for entry in truth["categories"])[:10]) or "none"
-        raise Text2SegError(
-            f"the ground truth has no image with {', '.join(ontology.names)}; its own categories are {theirs}, and "
-            "names must be the same to the letter"
-        )
+        message = f"the ground truth has no image with {', '.join(ontology.names)}"
+        if not category_ids:
+            theirs = ", ".join(sorted(entry["name"] for entry in truth["categories"])[:10]) or "none"
+            message += f"; its own categories are {theirs}, and names must be the same to the letter"
+        raise Text2SegError(message)
     return entries, annotations
 
 

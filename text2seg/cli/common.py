@@ -145,11 +145,12 @@ def check_models(model: ModelSettings, *, sam_only: bool = False) -> None:
 
     Raises:
         CheckpointError: A name is unknown, a file is missing, or weights cannot be downloaded.
-        SettingsError: There is no folder of graphs.
+        SettingsError: There is no folder of graphs, or no CUDA on this machine.
     """
     from text2seg import weights
     from text2seg.io.files import check_is_dir
     from text2seg.model_card import read_card
+    from text2seg.settings_fields import cuda_is_impossible
     from text2seg.weights.registry import check_sam, is_published
 
     if model.graphs is not None:
@@ -161,8 +162,12 @@ def check_models(model: ModelSettings, *, sam_only: bool = False) -> None:
     check_sam(found, compiled=model.compile, graphs=model.graphs is not None)
     if not sam_only:
         weights.find(clip, "clip")
+    if model.device.startswith("cuda") and cuda_is_impossible():
+        raise SettingsError(f"no device {model.device!r} here; choose auto or cpu")
     if model.device in ("auto", "cpu"):  # only torch knows whether there is another one
-        if not (sam_only or is_published(clip)):  # open_clip fetches its own
+        if not sam_only and is_published(clip):  # open_clip fetches its own
+            weights.check_openclip(clip)
+        elif not sam_only:
             with weights.naming_missing(found):
                 weights.fetch(clip, "clip")
         weights.fetch(sam, "sam")

@@ -89,6 +89,8 @@ def _print(evaluation: Evaluation, files: Sequence[Path]) -> None:
     for protocol, name, value in headline(evaluation):
         scores.add_row(protocol, name, _number(value))
     console.print(scores)
+    if evaluation.note:
+        say(f"note: {evaluation.note}")
     names = [name for name, _ in columns(evaluation)]
     if names:
         categories = plain_table("by category", "category", *(name.replace(" ", "\n") for name in names))

@@ -123,6 +123,8 @@ def _run(tool: Tool, flags: Any) -> int:
     for path in written:
         say(f"{'image' if path.suffix == '.png' else 'numbers'}: {path}")
     if stop.is_set():
+        go_on = "the same command goes on" if run is not None else "to start anew, add --overwrite"
+        say(f"text2seg: stopped; the result shows what was done until then; {go_on}", file=sys.stderr)
         return INTERRUPTED
     return exit_status(done, result.left_out + len(result.unknown))
 

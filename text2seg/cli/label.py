@@ -173,7 +173,7 @@ class Label:
     def _dry_run(self, ontology: Ontology, settings: LabelSettings, unknown: int) -> int:
         from text2seg.labelling.job import dry_run
 
-        plan = dry_run(self.folder, ontology, self.model, settings)
+        plan = dry_run(self.folder, ontology, self.model, settings, self.settings)
         say_failures(plan.failures, verbose=self.verbose)
         names = ", ".join(category.name for category in plan.ontology.categories)
         say(f"would look for: {names}")

@@ -124,9 +124,9 @@ def _show(tuning: Tuning, *, verbose: bool) -> None:
 
     from text2seg.cli.common import MOST_ROWS, PlainConsole
 
-    measure = "mean IoU" if tuning.by_truth else "stability"
+    scored = ["mean IoU", "mean IoU\nwith chosen"] if tuning.by_truth else []
     table = Table("category")
-    for heading in ("images", "threshold", "chosen", *([measure, "chosen's"] if tuning.by_truth else [])):
+    for heading in ("images", "threshold", "chosen", *scored):
         table.add_column(heading, justify="right")
     rows = tuning.categories
     if len(rows) > MOST_ROWS and not verbose:
@@ -138,6 +138,9 @@ def _show(tuning: Tuning, *, verbose: bool) -> None:
     if more := len(tuning.categories) - len(rows):
         say(f"{more} more categor{'y' if more == 1 else 'ies'}; --verbose shows all")
     say_failures(tuning.failures, verbose=verbose)
+    if not_shown := tuning.not_shown():
+        names = ", ".join(not_shown) if verbose else listed(not_shown)
+        say(f"no image of the ground truth shows {names}, so nothing was chosen there", file=sys.stderr)
     if never := tuning.never_found():
         names = ", ".join(never) if verbose else listed(never)
         say(f"not found at any threshold: {names}; check the wordings and the presence", file=sys.stderr)

@@ -20,7 +20,7 @@ from text2seg.io.files import is_file, list_folder, read_file
 from text2seg.io.names import similar
 from text2seg.weights import sha256_of
 from text2seg.weights.download import check_reachable
-from text2seg.weights.registry import CONFIG, SYNTAX, WEIGHTS, parse_openclip
+from text2seg.weights.registry import CONFIG, SYNTAX, WEIGHTS, openclip_unavailable, parse_openclip
 
 log = logging.getLogger(__name__)
 
@@ -173,12 +173,8 @@ def fetch_openclip(recipe: Recipe) -> Path:
         _check_server(recipe)
         return Path(open_clip.download_pretrained(dict(recipe.published)))
     except Exception as error:  # errors of the hub, the network and the disk have no common type
-        raise CheckpointError(
-            f"cannot fetch the weights of {recipe.name} (open_clip_model.safetensors or open_clip_pytorch_model.bin of "
-            f"{where}): {one_line(error)}. Without a network, bring its whole folder and say --clip openclip:FOLDER, "
-            f"or its weights and say --clip openclip:{recipe.architecture}=FILE. HF_HUB_OFFLINE=1 takes what the hub's "
-            "cache has and does not try for more; HF_HOME says where the cache lies"
-        ) from error
+        wanted = f"open_clip_model.safetensors or open_clip_pytorch_model.bin of {where}"
+        raise openclip_unavailable(recipe.name, wanted, recipe.architecture, one_line(error)) from error
 
 
 def _check_server(recipe: Recipe) -> None:

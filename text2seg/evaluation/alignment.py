@@ -114,10 +114,11 @@ class Scene(TruthImage):
 @dataclass(frozen=True, slots=True, eq=False)
 class Aligned:
     """Ground truth and predictions under the ids of the ground truth. Categories (names by id) and images are in
-    ascending order."""
+    ascending order. `not_predicted` are the categories present that the dataset of predictions does not list."""
 
     categories: Mapping[int, str]
     scenes: tuple[Scene, ...]
+    not_predicted: tuple[str, ...] = ()
 
 
 def align(truth: Json, predicted: Json | Sequence[Json], *, match: Match = "id") -> Aligned:
@@ -186,9 +187,11 @@ def align(truth: Json, predicted: Json | Sequence[Json], *, match: Match = "id")
         )
         for each in shown
     )
-    if not any(scene.present() for scene in scenes):
+    present = {category for scene in scenes for category in scene.present()}
+    if not present:
         raise DatasetError(f"{truth.name} has no annotations{_but_crowds(scenes)}, so there is nothing to score")
-    return Aligned(categories, scenes)
+    listed_ids = set(category_ids.values())
+    return Aligned(categories, scenes, tuple(categories[each] for each in categories if each in present - listed_ids))
 
 
 def _by_id(dataset: Dataset, key: str) -> dict[int, Json]:

@@ -28,6 +28,7 @@ from text2seg.evaluation.protocols import (
     score_pairs,
     score_semantic,
 )
+from text2seg.io.names import listed
 from text2seg.io.writing import check_writable, write_atomically
 from text2seg.render.saving import render_template
 
@@ -37,7 +38,11 @@ Protocol = Literal["instances", "semantic", "category-given", "multilabel", "all
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evaluation:
-    """The scores of one evaluation; None for protocols that were not computed. `misses` belong to category-given."""
+    """The scores of one evaluation; None for protocols that were not computed. `misses` belong to category-given.
+
+    `not_predicted` are the categories present in the ground truth that the dataset of predictions does not list; what
+    they show counts as not found.
+    """
 
     images: int
     true_annotations: int
@@ -49,6 +54,15 @@ class Evaluation:
     misses: Misses | None = None
     models: str = ""
     """The models that made the predictions, as far as their file says."""
+    not_predicted: tuple[str, ...] = ()
+
+    @property
+    def note(self) -> str:
+        """A sentence about the categories that the predictions do not list; empty if there are none."""
+        if not (names := self.not_predicted):
+            return ""
+        which = listed(names)
+        return f"not among the categories of the predictions, so counted as not found: {which}"
 
 
 def evaluate(
@@ -82,6 +96,7 @@ def evaluate(
         category_given=score_pairs(aligned) if asked("category-given") else None,
         multilabel=score_multilabel(aligned) if asked("multilabel") else None,
         misses=find_misses(aligned) if asked("category-given") else None,
+        not_predicted=aligned.not_predicted,
     )
 
 
@@ -118,6 +133,7 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
         "true_annotations": evaluation.true_annotations,
         "predicted_annotations": evaluation.predicted_annotations,
         **({"models": evaluation.models} if evaluation.models else {}),
+        **({"not_predicted": list(evaluation.not_predicted)} if evaluation.not_predicted else {}),
     }
     for name in ("instances", "semantic", "category_given", "multilabel", "misses"):
         score = getattr(evaluation, name)

@@ -32,7 +32,15 @@ from text2seg.io.scan import Scan, list_images
 from text2seg.io.storage import Place, Url, check_writable, opened, place_of
 from text2seg.io.writing import make_folder
 from text2seg.labelling.engine import Delivery, Engine, LocalEngine, Work, model_identity, stamp_of_record
-from text2seg.labelling.journal import JobState, Journal, check_known, is_reviewed, lock_file, read_records
+from text2seg.labelling.journal import (
+    JobState,
+    Journal,
+    check_known,
+    check_unlocked,
+    is_reviewed,
+    lock_file,
+    read_records,
+)
 from text2seg.labelling.output import check_output, image_folder, journal_path, saved_images, write_output
 from text2seg.labelling.prefilter import check_prefilter, skipped
 from text2seg.labelling.reviewed import Review, read_review
@@ -362,31 +370,46 @@ class DryRun:
     download: tuple[str, ...]
 
 
-def dry_run(folder: Place, ontology: Ontology, model: ModelSettings, settings: LabelSettings) -> DryRun:
+def dry_run(
+    folder: Place,
+    ontology: Ontology,
+    model: ModelSettings,
+    settings: LabelSettings,
+    pipeline: Settings | None = None,
+) -> DryRun:
     """Check queries, files, model names, device and output, and read the header of each file.
 
-    Loads no model and writes nothing. Raises what `label_folder` and `Text2Seg.load` raise before the first image.
+    With `pipeline`, the settings of the models, an earlier run of the job must have had the same ones. Loads no model
+    and writes nothing. Raises what `label_folder` and `Text2Seg.load` raise before the first image.
     """
     from text2seg import weights
-    from text2seg.loading import find
+    from text2seg.loading import find, is_here
     from text2seg.model_card import card_of
     from text2seg.runtime import choose_device, choose_precision
 
     clip, sam = weights.pair(model.model, clip=model.clip, sam=model.sam)
     checkpoints = [find(clip, "clip"), find(sam, "sam")]
-    choose_precision(choose_device(model.device), model.precision)
+    device = choose_device(model.device)
+    choose_precision(device, model.precision)
     if vocabulary := card_of(clip, given=model.card).closed_vocabulary:
         _, unknown = vocabulary.split(queries_of(ontology))
         if unknown:
             raise vocabulary.error(unknown.values())
+    check_unlocked(journal_path(settings.output))
     plan = prepare(folder, ontology, settings)
+    described: dict[str, Any] = {"device": device.type, "runtime": model.runtime, "compiled": model.compile}
+    for name, checkpoint in zip((clip, sam), checkpoints, strict=True):
+        described[checkpoint.kind] = {"name": name}
+        if exists(weights_file := weights.path_of(checkpoint), CheckpointError):
+            described[checkpoint.kind]["sha256"] = weights.sha256_of(weights_file)
+    check_same_job(folder, plan.ontology, settings, pipeline, **described)
     failures, pixels = [], 0
     for index, file in enumerate(plan.scan.files):
         try:
             pixels += _pixels(plan.scan.path(index))
         except ImageError as error:
             failures.append(Failure(file, "read", f"{file}: {error}"))
-    missing = tuple(each.name for each in checkpoints if not exists(weights.path_of(each), CheckpointError))
+    missing = tuple(each.name for each in checkpoints if not is_here(each.name, each.kind))
     done = _count_done(plan.scan, settings)
     return DryRun(plan.ontology, len(plan.scan), done, pixels, tuple(failures), missing)
 

@@ -215,7 +215,14 @@ def check_known(path: Path, known: Mapping[str, Any]) -> None:
     if _starts_empty(path, restart=False):
         return
     old, new = _fingerprint_in(path), json.loads(json.dumps(known))
-    _refuse_changes(path, {key: old[key] for key in new if key in old}, new)
+    _refuse_changes(path, _limited(old, new), new)
+
+
+def _limited(old: Any, known: Any) -> Any:
+    """Return the part of an old fingerprint of which the present one is known."""
+    if not isinstance(old, dict) or not isinstance(known, dict):
+        return old
+    return {key: _limited(old[key], known[key]) for key in known if key in old}
 
 
 def _check_header(path: Path, fingerprint: Mapping[str, Any]) -> None:

@@ -3,7 +3,7 @@
 `text2seg.weights.load` is not imported here, because it imports torch, and listing checkpoints should be fast.
 """
 
-from text2seg.weights.download import sha256_of
+from text2seg.weights.download import check_openclip, sha256_of
 from text2seg.weights.registry import BUNDLED, PAIRS, PUBLISHED, Checkpoint, download_hint, download_size, find, known
 from text2seg.weights.store import (
     Status,
@@ -25,6 +25,7 @@ __all__ = [
     "PUBLISHED",
     "Checkpoint",
     "Status",
+    "check_openclip",
     "choose_model",
     "download_hint",
     "download_size",

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from text2seg.errors import CheckpointError, OutputError
 from text2seg.io import files, writing
-from text2seg.weights.registry import Checkpoint
+from text2seg.weights.registry import Checkpoint, openclip_unavailable, parse_openclip
 
 logger = logging.getLogger(__name__)
 
@@ -265,6 +265,24 @@ def check_reachable(url: str) -> None:
         error.close()
     except (OSError, http.client.HTTPException) as error:
         raise CheckpointError(f"cannot reach {request.host}: {_said(getattr(error, 'reason', error))}") from error
+
+
+def check_openclip(name: str) -> None:
+    """Raise `CheckpointError` if published weights of open_clip can be neither on this machine nor downloaded.
+
+    Imports nothing slow, so it does not know which files a model needs: with any file in the hub's cache, it passes.
+    """
+    from huggingface_hub import constants
+
+    if any(Path(constants.HF_HUB_CACHE).glob("models--*/snapshots/*/*")):
+        return
+    try:
+        if constants.HF_HUB_OFFLINE:
+            raise CheckpointError(f"HF_HUB_OFFLINE is set, and {constants.HF_HUB_CACHE} has no weights")
+        check_reachable(constants.ENDPOINT)
+    except CheckpointError as error:
+        architecture = str(parse_openclip(name).architecture)
+        raise openclip_unavailable(name, "a file of the Hugging Face hub", architecture, error) from error
 
 
 def _said(why: object) -> str:

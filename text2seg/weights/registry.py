@@ -55,6 +55,19 @@ def is_published(name: str) -> bool:
     )
 
 
+def openclip_unavailable(name: str, wanted: str, architecture: str, why: object) -> CheckpointError:
+    """Return the error for weights of open_clip that are neither on this machine nor can be downloaded.
+
+    Args:
+        wanted: the files, for a person who fetches them by hand.
+    """
+    return CheckpointError(
+        f"cannot fetch the weights of {name} ({wanted}): {why}. Without a network, bring its whole folder and say "
+        f"--clip openclip:FOLDER, or its weights and say --clip openclip:{architecture}=FILE. HF_HUB_OFFLINE=1 takes "
+        "what the hub's cache has and does not try for more; HF_HOME says where the cache lies"
+    )
+
+
 def parse_openclip(name: str) -> OpenClipName:
     """Split a name into its parts. The file or folder must exist; the architecture and tag are not checked.
 
