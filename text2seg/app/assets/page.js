@@ -225,6 +225,15 @@ document.addEventListener("click", (event) => {
   chip.focus({ preventScroll: true });
 });
 
+// Escape closes the panel of the models, as it closes everything that opens over the page.
+document.addEventListener("keydown", (event) => {
+  if (event.key !== "Escape" || !event.target.closest?.("#models")) return;
+  if (!document.querySelector("#models-table")?.checkVisibility()) return;
+  const chip = document.querySelector("#models > button");
+  chip.click();
+  chip.focus({ preventScroll: true });
+});
+
 // A page that is loaded again shows the tab that it showed before. This window alone remembers it.
 const TAB = "text2seg-tab";
 
