@@ -161,6 +161,15 @@ class TestVisit:
         assert twice.asked == ("Unicycle", "Sheep")
         assert [each.text for each in twice.refused] == ["Unicycle"]
 
+    def test_a_query_with_an_exclusion_takes_the_place_of_the_plain_one(self, session, model_pool):
+        texts = ("Sheep", "unicycle", "sheep -koala", "koala")
+        after = find(session, model_pool, texts, threshold=None, presence=None)
+        assert after.asked == ("unicycle", "sheep -koala", "koala")
+        assert [each.text for each in after.refused] == ["unicycle"]
+        assert [each["name"] for each in view_of(after)["queries"]] == ["sheep", "koala"]
+        again = find(after, model_pool, (*after.asked, "sheep"), threshold=None, presence=None)
+        assert again.asked == ("unicycle", "koala", "sheep")
+
     def test_a_new_word_changes_no_colour_of_another(self, session, model_pool):
         def colours(of):
             view = view_of(of)

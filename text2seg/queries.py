@@ -285,7 +285,9 @@ def parse_queries(texts: str | Iterable[str | Query]) -> tuple[Query, ...]:
         for query in found:
             other = queries.setdefault(query.name.casefold(), query)
             if _folded(other) != _folded(query):
-                raise QueryError(f"two different queries are called {shown(query.name)}; put what they say into one")
+                raise QueryError(
+                    f"two different queries are called {shown(query.name)}; leave one out, or make one of both"
+                )
     if not queries:
         raise QueryError("nothing to look for: give at least one query")
     return tuple(queries.values())

@@ -621,6 +621,27 @@ def test_the_page_works_after_a_failed_request(page):
     assert len(paths(page)) == 3
 
 
+def test_a_word_that_is_there_already_is_searched_again_after_a_failure(page, scene):
+    upload(page, scene)
+    page.expected.append("503")
+    page.route("**/queue/join*", lambda route: route.fulfill(status=503, json={"detail": "out of order"}))
+    add_queries(page, "sheep")
+    page.get_by_role("alert").get_by_text("The server did not answer").wait_for()
+    page.unroute("**/queue/join*")
+    add_queries(page, "sheep")
+    page.locator(PIECE).first.wait_for()
+
+
+def test_a_query_with_an_exclusion_takes_the_place_of_the_plain_one(page, scene):
+    upload(page, scene)
+    add_queries(page, "sheep", "sheep -koala")
+    page.locator(PIECE).first.wait_for()
+    wait_until_idle(page)
+    assert page.locator("t2s-chips li").evaluate_all("all => all.map((each) => each.firstChild.data)") == [
+        "sheep -koala"
+    ]
+
+
 def test_markup_in_queries_is_escaped(page, scene):
     upload(page, scene)
     add_queries(page, "<img src=x onerror=alert(1)> sheep")

@@ -66,7 +66,7 @@ customElements.define("t2s-chips", class extends HTMLElement {
     this.#showKnown();
   }
 
-  /** Add what was typed, and search. */
+  /** Add what was typed, and search once more. */
   find() {
     this.#add(this.input.value);
     this.dispatchEvent(new CustomEvent("find"));
@@ -86,8 +86,7 @@ customElements.define("t2s-chips", class extends HTMLElement {
     if (event.isComposing) return;
     if (event.key === "Enter") {
       event.preventDefault();
-      if (this.input.value.trim()) this.#add(this.input.value);
-      else this.find();
+      if (!this.#add(this.input.value)) this.find();
     } else if (event.key === "Backspace" && !this.input.value && this.#texts.length) {
       event.preventDefault();
       this.#set(this.#texts.slice(0, -1));
@@ -100,12 +99,15 @@ customElements.define("t2s-chips", class extends HTMLElement {
     this.dispatchEvent(new CustomEvent("typed"));
   }
 
+  /** Add the texts, and return whether there is a new one. */
   #add(typed) {
     // The server reads other separators and answers with one text for each name.
     const texts = typed.replace(/,(?=\D|$)|(\D),/g, "$1\n").split("\n").map((text) => text.trim().replace(/\s+/g, " ")).filter(Boolean);
     this.input.value = "";
     const all = [...new Set([...this.#texts, ...texts])];
-    if (all.length !== this.#texts.length) this.#set(all);
+    const isMore = all.length !== this.#texts.length;
+    if (isMore) this.#set(all);
+    return isMore;
   }
 
   #set(texts) {

@@ -247,6 +247,8 @@ def _read(models: Text2Seg, texts: Sequence[str], settings: Settings) -> tuple[t
                     names[name] = parse_query(name)
             except QueryError as error:
                 refused[name] = _unread(name, error)
+    asked = _without_repeats(asked, names)
+    names = {name: names[name] for name in asked if name in names}
     if len(names) > MOST_QUERIES:
         raise QueryError(f"{len(names)} queries are too many; the limit is {MOST_QUERIES}")
     if names:
@@ -257,11 +259,17 @@ def _read(models: Text2Seg, texts: Sequence[str], settings: Settings) -> tuple[t
             for name, query in names.items()
             if query.name.casefold() in without_case
         }
-    spellings: dict[str, str] = {}
-    for name in asked:
-        spellings.setdefault(name.casefold(), name)  # the first one counts
-    asked = [*spellings.values()]
     return tuple(asked), tuple(refused[name] for name in asked if name in refused)
+
+
+def _without_repeats(asked: Sequence[str], queries: Mapping[str, Query]) -> list[str]:
+    """Return the texts without those that another one takes the place of: of several spellings the first counts, and of
+    several queries with one name, such as `mouse` and `mouse -computer mouse`, the last."""
+    spellings: dict[str, str] = {}
+    for text in asked:
+        spellings.setdefault(text.casefold(), text)
+    last = {queries[text].name.casefold(): text for text in spellings.values() if text in queries}
+    return [text for text in spellings.values() if text not in queries or last[queries[text].name.casefold()] == text]
 
 
 def _half_known(vocabulary: ClosedVocabulary | None, texts: Sequence[str]) -> dict[str, str]:
