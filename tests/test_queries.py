@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from text2seg.demo import IMAGES
 from text2seg.errors import QueryError
 from text2seg.model_card import card_of
 from text2seg.ontology.categories import check_entry
@@ -38,7 +40,7 @@ def test_a_repeated_query_is_kept_once():
 
 
 @pytest.mark.parametrize(
-    "known", ["dog", "DOG", "a big red car", "dogs", "tv", "A photo of a dog.", "a jack-o-lantern, lit"]
+    "known", ["dog", "DOG", "a big red car", "two dogs and a cat", "tv", "A photo of a dog.", "a jack-o-lantern, lit"]
 )
 def test_demo_vocabulary_accepts_its_wordings_and_phrases_with_them(known):
     card_of("demo").closed_vocabulary.check(known)
@@ -47,6 +49,43 @@ def test_demo_vocabulary_accepts_its_wordings_and_phrases_with_them(known):
 def test_demo_vocabulary_refuses_an_unknown_word_and_names_its_vocabulary():
     with pytest.raises(QueryError, match=r"does not know 'zebr'.*checkpoints show demo.*--model base"):
         card_of("demo").closed_vocabulary.check("zebr")
+
+
+@pytest.mark.parametrize(
+    ("plural", "singular"),
+    [
+        ("dogs", "dog"),
+        ("two Dogs", "two dog"),
+        ("buses", "bus"),
+        ("strawberries", "strawberry"),
+        ("maple leaves", "maple leaf"),
+        ("mice", "mouse"),
+        ("fire trucks at a house", "fire truck at a house"),
+        ("octopus", "octopus"),
+        ("Jeans", "Jeans"),
+    ],
+)
+def test_a_query_in_the_plural_looks_for_the_singular(plural, singular):
+    vocabulary = card_of("demo").closed_vocabulary
+    (query,), unknown = vocabulary.split([parse_query(plural)])
+    assert (query.name, query.parts, unknown) == (plural, ((singular,),), {})
+
+
+def test_a_text_in_the_plural_is_unknown_because_clip_reads_it_as_it_is():
+    vocabulary = card_of("demo").closed_vocabulary
+    for text in ("dogs", "two dogs"):
+        with pytest.raises(QueryError, match="Did you mean dog"):
+            vocabulary.check(text)
+    assert not vocabulary.unknown(["two dogs and a cat"])
+
+
+def test_plurals_give_the_masks_of_the_singular(demo):
+    (file,) = IMAGES.glob("scene_0019.jpg")
+    found = demo.segment(file, ["sheep", "sheeps", "dogs"])
+    one, other = ([each.mask for each in found if each.query == name] for name in ("sheep", "sheeps"))
+    assert len(one) == 2
+    np.testing.assert_array_equal(one, other)
+    assert not [each for each in found if each.query == "dogs"]
 
 
 def test_an_unknown_word_leaves_the_other_queries_known():

@@ -131,10 +131,8 @@ class View:
         full = [f"{prefix} {text}".strip() if text.strip() else text for text in descriptions]
         targets = tuple(text_target(models.clip, text, NO_TEMPLATE) for text in full)
         if models.closed_vocabulary:
-            for text in descriptions:
-                models.closed_vocabulary.check(
-                    text
-                )  # without the prefix, so that the message quotes what the user typed
+            for text in descriptions:  # without the prefix, so that the message quotes what the user typed
+                models.closed_vocabulary.check(text)
         cosines = torch.stack([target.features for target in targets]) @ image_target(models.clip, image).features
         logits = cosines * models.clip.logit_scale
         scores: dict[Score, torch.Tensor] = {"cosine": cosines, "logit": logits, "softmax": logits.softmax(0)}

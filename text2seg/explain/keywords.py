@@ -105,6 +105,8 @@ def show_keywords(models: Text2Seg, images: Sequence[Image], settings: KeywordsS
     if not found:
         raise QueryError(f"there is no keyword in {settings.text!r}: name an object")
     vocabulary = models.closed_vocabulary
+    if vocabulary:
+        found = tuple(dict.fromkeys(map(vocabulary.as_known, found)))
     unknown = vocabulary.unknown(found) if vocabulary else {}
     if vocabulary and len(unknown) == len(found):
         raise vocabulary.error(unknown.values())
