@@ -82,10 +82,10 @@ def test_a_text_in_the_plural_is_unknown_because_clip_reads_it_as_it_is():
 def test_plurals_give_the_masks_of_the_singular(demo):
     (file,) = IMAGES.glob("scene_0019.jpg")
     found = demo.segment(file, ["sheep", "sheeps", "dogs"])
-    one, other = ([each.mask for each in found if each.query == name] for name in ("sheep", "sheeps"))
+    one, other = ([each.mask for each in found.segments if each.query == name] for name in ("sheep", "sheeps"))
     assert len(one) == 2
     np.testing.assert_array_equal(one, other)
-    assert not [each for each in found if each.query == "dogs"]
+    assert not [each for each in found.segments if each.query == "dogs"]
 
 
 def test_an_unknown_word_leaves_the_other_queries_known():
