@@ -501,6 +501,7 @@ def test_two_images_with_one_file_name_do_not_overwrite_each_other(tmp_path):
         ([SCENE, "--query", "dog", "--clip", "text2seg/demo/sam_demo.pth"], "sam_demo.pth", 1),
         ([SCENE, "--query", "dog", "--sam", "nowhere.pth"], "nowhere.pth", 1),
         ([SCENE, "--query", "dog", "--device", "cuda:99"], "cuda:99", 2),
+        ([SCENE, "--query", "dog", "--save", "overlay,none"], "save none stands alone; got overlay, none", 2),
         ([SCENE, "--query", "dog", "--output", "README.md/x"], "--output", 1),
         ([SCENE, "--query", "dog", "--redundancy", "label-set"], "text2seg: a label set needs two labels", 1),
     ],

@@ -250,3 +250,11 @@ def test_categories_that_the_predictions_do_not_list_are_noted():
     assert as_json(evaluation)["not_predicted"] == list(evaluation.not_predicted)
     assert f"{evaluation.note[1:]}." in render_page(evaluation)
     assert evaluate(truth, fewer["annotations"]).note == ""  # a flat list does not tell
+
+
+def test_files_that_number_their_images_differently_are_told_so_before_sizes_are_compared():
+    truth, predicted = pair()
+    other = copy.deepcopy(predicted)
+    other["images"][0] |= {"file_name": "another.png", "height": other["images"][0]["height"] + 8}
+    with pytest.raises(DatasetError, match="--match file-name"):
+        evaluate(truth, other)

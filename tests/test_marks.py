@@ -376,9 +376,20 @@ class TestLabel:
         run(images, output, marks=saved(tmp_path / "1.json", dataset, three(dataset)))
         before = output.read_bytes()
         late = saved(tmp_path / "2.json", dataset, [mark(dataset, 3, "rejected")])
-        with pytest.raises(DatasetError, match="as it was before other marks were applied; mark a new page"):
+        with pytest.raises(DatasetError, match=r"as it was before other marks were applied.*mark a new page"):
             run(images, output, marks=late)
         assert output.read_bytes() == before
+
+    def test_more_marks_of_the_same_page_count_after_the_first_were_taken_back(self, job, tmp_path):
+        images, output, dataset = job
+        first = three(dataset)
+        run(images, output, marks=saved(tmp_path / "1.json", dataset, first))
+        both = saved(tmp_path / "2.json", dataset, [*first, mark(dataset, 3, "rejected")])
+        with pytest.raises(DatasetError, match="without --marks and with --overwrite, which takes them back"):
+            run(images, output, marks=both)
+        run(images, output, overwrite=True)
+        run(images, output, marks=both)
+        assert masks(dataset) - masks(read_dataset(output)) >= {key(dataset, 3)}
 
     def test_a_rejected_image_leaves_and_stays_away(self, job, tmp_path):
         images, output, dataset = job

@@ -105,3 +105,9 @@ def test_part_is_imported_once():
 def test_missing_package_or_part_is_a_module_not_found_error(package, part):
     with pytest.raises(ModuleNotFoundError, match=f"{package}.{part}"):
         import_part(package, part)
+
+
+def test_the_package_lists_its_public_names():
+    import text2seg
+
+    assert dir(text2seg) == sorted(text2seg.__all__)

@@ -32,6 +32,10 @@ _MODULES = {"Text2Seg": "pipeline", "Session": "pipeline", "Text2SegError": "err
 """Modules of the names; those of the others are in `config`."""
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def __getattr__(name: str) -> Any:
     """Import a name on first use: `import text2seg` does not wait for torch, and the command line is there at once."""
     if name in __all__:

@@ -105,6 +105,8 @@ def freeze_choices(settings: object, name: str, choices: tuple[str, ...]) -> Non
     if words == ["none"]:
         words = []
     for word in words:
+        if word == "none":
+            raise SettingsError(f"{name} none stands alone; got {', '.join(words)}")
         if word not in choices:
             hint = did_you_mean([word], [*choices, "none"])
             raise SettingsError(f"{name} must be none, or a list of {', '.join(choices)}; got {word!r}.{hint}")

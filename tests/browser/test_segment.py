@@ -197,6 +197,55 @@ def test_undo_brings_back_a_removed_word_with_its_hand_made_mask(page):
     page.wait_for_function(f"document.querySelectorAll('{PIECE}').length === {len(before) - 1}")
 
 
+def test_masks_that_go_with_their_word_are_told_and_come_back(page):
+    take_example(page)
+    page.get_by_label("Add a query").focus()
+    for query in ("fire engine", "sheep"):
+        select(page, query)
+        page.keyboard.press("a")
+        wait_until_idle(page)
+    before = sorted(paths(page))
+    page.get_by_label("Add a query").focus()
+    page.keyboard.press("Backspace")  # koala
+    wait_until_idle(page)
+    note = page.locator("[data-part=note]")
+    assert note.is_hidden()
+    page.keyboard.press("Backspace")
+    note.get_by_text("A mask that you made or accepted went with “fire engine”.").wait_for()
+    page.keyboard.press("Backspace")
+    note.get_by_text("2 masks that you made or accepted went with “fire engine”, “sheep”.").wait_for()
+    page.keyboard.press("Control+z")  # in the empty field
+    page.locator("t2s-legend").get_by_text("sheep").wait_for()
+    wait_until_idle(page)
+    page.get_by_role("button", name="Remove sheep").click()
+    note.get_by_role("button", name="Bring back").click()
+    page.locator("t2s-legend").get_by_text("sheep").wait_for()
+    wait_until_idle(page)
+    page.keyboard.press("Control+z")
+    page.locator("t2s-legend").get_by_text("fire engine").wait_for()
+    wait_until_idle(page)
+    assert sorted(paths(page)) == before
+    assert page.locator("t2s-legend").inner_text().count("✓") == 2
+
+
+def test_the_sliders_stay_for_the_next_image(page, scene):
+    ready(page)
+    upload(page, scene)
+    expect(page.get_by_label("Presence")).to_have_value("0.5")
+    add_queries(page, "sheep", "koala")
+    page.locator("t2s-legend .t2s-absent").get_by_text("koala").wait_for()
+    page.get_by_label("Presence").fill("0")
+    page.locator("t2s-legend li:not(.t2s-absent)").get_by_text("koala").wait_for()
+    wait_until_idle(page)
+    for number in (1, 0):
+        page.get_by_role("button", name="Another image").click()
+        page.locator(f"[data-example='{number}']").click()
+        page.locator("t2s-legend li:not(.t2s-absent)").get_by_text("koala").wait_for()
+        wait_until_idle(page)
+        assert page.get_by_label("Presence").input_value() == "0"
+        assert "--presence 0.0" in page.locator("[data-code=command]").text_content()
+
+
 def test_at_most_never_hides_a_mask_that_was_made_by_hand(page):
     take_example(page)
     select(page, "sheep", 1)
@@ -647,6 +696,34 @@ def test_markup_in_queries_is_escaped(page, scene):
     add_queries(page, "<img src=x onerror=alert(1)> sheep")
     page.locator(PIECE).first.wait_for()
     assert page.locator("t2s-legend img").count() == 0
+
+
+def test_messages_and_questions_are_seen_in_full_screen(page, tmp_path):
+    take_example(page)
+    select(page, "fire engine")
+    page.keyboard.press("a")
+    wait_until_idle(page)
+    page.get_by_role("button", name="Full screen").click()
+    page.wait_for_function("document.fullscreenElement !== null")
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    page.set_input_files("t2s-stage input[type=file]", broken)
+    question = page.get_by_text("1 mask that you made or accepted is lost")
+    is_on_top = """(each) => {
+      const { x, y } = each.getBoundingClientRect();
+      return each.contains(document.elementFromPoint(x + 5, y + 5));
+    }"""
+    assert question.evaluate(is_on_top)
+    page.get_by_role("button", name="Replace it").click()
+    note = page.get_by_role("alert").get_by_text("broken.png")
+    note.wait_for()
+    assert note.evaluate(is_on_top)
+    page.locator(PIECE).first.click()
+    page.keyboard.press("w")
+    page.locator("t2s-why h3").wait_for()
+    page.wait_for_function("document.fullscreenElement === null")
+    page.keyboard.press("Escape")
+    page.wait_for_function("document.fullscreenElement !== null")
 
 
 def test_the_toolbar_of_a_full_screen_fits_a_phone(visitor, app_url):

@@ -30,17 +30,17 @@ def match_images(truth: Mapping[int, Json], predicted: Mapping[int, Json], match
         pairs = _by_file_name(truth, predicted)
     for number, true_number in pairs.items():
         ours, theirs = predicted[number], truth[true_number]
+        if match == "id" and _differ(ours.get("file_name"), theirs.get("file_name")):
+            raise DatasetError(
+                f"image {number} is {ours['file_name']!r} in the predictions and {theirs['file_name']!r} in the ground "
+                "truth; if the files number their images differently, match by file name (--match file-name)"
+            )
         for side in ("height", "width"):
             if ours.get(side) is not None and ours[side] != theirs[side]:
                 raise DatasetError(
                     f"image {number}: its {side} is {ours[side]} in the predictions and {theirs[side]} in the ground "
                     "truth; predictions must be made on the images that were annotated, unscaled"
                 )
-        if match == "id" and _differ(ours.get("file_name"), theirs.get("file_name")):
-            raise DatasetError(
-                f"image {number} is {ours['file_name']!r} in the predictions and {theirs['file_name']!r} in the ground "
-                "truth; if the files number their images differently, match by file name (--match file-name)"
-            )
     return pairs
 
 

@@ -124,8 +124,9 @@ def read_review(marks: Path | None, output: Place, ontology: Ontology, scan: Sca
         counts = "applied by an earlier run"
     elif belongs and identity(dataset) != file.dataset.sha256:
         raise DatasetError(
-            f"{name} has marks of {output} as it was before other marks were applied; mark a new page of text2seg "
-            "report"
+            f"{name} has marks of {output} as it was before other marks were applied. If it has those marks too, run "
+            "the same command once without --marks and with --overwrite, which takes them back, and then with this "
+            "file; if not, mark a new page of text2seg report"
         )
     else:
         done = file.marks_of(find_marked(file, name, [dataset]), name)

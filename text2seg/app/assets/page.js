@@ -111,6 +111,7 @@ const PRESENT = 15000; // milliseconds between two words to the server that this
 const WINDOWS = "Waiting for other windows of this app, which use the connections of this browser. "
   + "This page goes on when one of them is done.";
 const SILENT = "The app does not answer. Leave this page open: it goes on when the app answers again. "
+  + "An app that was started anew no longer has the image in “Segment”. "
   + "If the app is open in many windows of this browser, close some; they share six connections.";
 const notices = new Map(); // texts by their cause
 let notice = null; // the element that shows the last one

@@ -32,6 +32,8 @@ customElements.define("t2s-segment", class extends HTMLElement {
   #waiting = [];
   #turn = 0;
   #isStopping = false;
+  #lost = []; // masks of the visitor's own that the last searches took away
+  #wasFull = false; // before an explanation was opened
   #sent = null;
   #patience = 0;
   #outdated = 0; // the last turn before another tab has put an image into the editor
@@ -107,6 +109,7 @@ customElements.define("t2s-segment", class extends HTMLElement {
       (dataset.do === "yes" ? yes : no)();
     });
     this.addEventListener("keydown", (event) => this.#key(event));
+    document.addEventListener("fullscreenchange", () => this.#moveMessages());
     document.addEventListener("text2seg-queue", ({ detail: { before } }) => this.#showBusy(before));
     document.addEventListener("paste", (event) => this.#paste(event));
   }
@@ -173,11 +176,14 @@ customElements.define("t2s-segment", class extends HTMLElement {
     if (view.turn && !what && this.#sent) return; // the answer to a request from before the connection broke
     if (view.turn && view.turn <= this.#outdated) return; // an answer about the image before
     const isNew = ["open", "example"].includes(what?.do) && !view.error;
+    const gone = what?.do === "find" && !view.error ? this.#gone(view) : "";
+    if (what && what.do !== "find") this.#lost = [];
     this.#view = view;
     this.chips.suggest(view.known, view.isLabelled);
     this.chips.understood(view.refused, view.halfKnown);
     if (what) this.#sent = this.#progress = null;
     this.#note(view.isStopped ? "Stopped. Nothing has changed." : view.error, !view.isStopped);
+    if (gone) this.#note(gone, false, true);
     if (what?.do === "everything" && (view.isStopped || view.error)) this.#local.isAll = false;
     if (what?.do === "everything" && view.seconds) this.#askTime(view.seconds);
     if (view.regions) this.#regions = view.regions;
@@ -203,17 +209,29 @@ customElements.define("t2s-segment", class extends HTMLElement {
     this.#show();
   }
 
+  /** A sentence about masks of the visitor's own that a search took away with their words; empty if there are none. */
+  #gone({ pieces, texts }) {
+    const kept = new Set(pieces.map(({ number }) => number));
+    const isOwn = (piece) => piece.byHand || piece.accepted;
+    const before = texts.every((text) => this.#view.texts.includes(text)) ? this.#lost : []; // one word after the other
+    const lost = this.#lost = [...before, ...this.#view.pieces.filter(isOwn)].filter(({ number }) => !kept.has(number));
+    const words = [...new Set(lost.map(({ query }) => `“${query}”`))].join(", ");
+    if (!lost.length) return "";
+    return lost.length === 1 ? `A mask that you made or accepted went with ${words}.`
+      : `${lost.length} masks that you made or accepted went with ${words}.`;
+  }
+
   /** Begin with a new image. */
   #opened(how, view) {
-    Object.assign(this.#local, { selected: 0, adding: "", tool: "select", hidden: new Set(), isStart: false, isAll: false,
-      threshold: null, presence: null });
+    Object.assign(this.#local, { selected: 0, adding: "", tool: "select", hidden: new Set(), isStart: false, isAll: false });
     this.#regions = [];
     this.why.explanation = null;
     if (how === "example") {
       const typed = this.chips.texts.filter((text) => !this.#ofExample.includes(text));
       this.#ofExample = view.texts;
       this.chips.texts = [...new Set([...view.texts, ...typed])];
-      if (this.chips.texts.length > view.texts.length) this.#find();
+      const { threshold, presence } = this.#local; // the visitor's own
+      if (this.chips.texts.length > view.texts.length || threshold !== null || presence !== null) this.#find();
       const { activeElement: focused } = document;
       if (focused === document.body || this.stage.contains(focused)) setTimeout(() => this.stage.focusOn()); // its button is gone
     } else {
@@ -400,8 +418,8 @@ customElements.define("t2s-segment", class extends HTMLElement {
     if (this.#local.isAll && !this.#regions.length) this.#send({ do: "everything" });
   }
 
-  /** Ask a question with two answers, each a label and what it does; without a text there is nothing to ask. */
-  /** Ask a question; the focus is on the answer that loses nothing. */
+  /** Ask a question with two answers, each a label and what it does; without a text there is nothing to ask. The focus
+   * is on the answer that loses nothing. */
   #ask(text = "", { yes: [begin, yes] = [], no: [leave, no] = [], loses = false } = {}) {
     const ask = this.querySelector("[data-part=ask]");
     ask.hidden = !text;
@@ -424,7 +442,10 @@ customElements.define("t2s-segment", class extends HTMLElement {
 
   #do(name, byKey = false) {
     const { selected: piece } = this.#local;
-    if (document.fullscreenElement && ["why", "start"].includes(name)) document.exitFullscreen(); // their place is outside
+    if (document.fullscreenElement && ["why", "start"].includes(name)) { // their place is outside
+      this.#wasFull = name === "why";
+      document.exitFullscreen();
+    }
     if (name === "undo" || name === "redo") this.#send({ do: name });
     else if (name === "full") this.#full();
     else if (name === "everything") this.#everything();
@@ -443,6 +464,8 @@ customElements.define("t2s-segment", class extends HTMLElement {
 
   #closeWhy() {
     this.why.explanation = null;
+    if (this.#wasFull) this.#full();
+    this.#wasFull = false;
     if (this.#local.selected) this.toolbar.focusOn("why");
     else this.stage.focusOn();
   }
@@ -453,6 +476,14 @@ customElements.define("t2s-segment", class extends HTMLElement {
     if (!part.contains(document.activeElement)) this.stage.focusOn();
   }
 
+  /** Show messages and questions on the full screen, which hides everything outside of it. */
+  #moveMessages() {
+    const desk = this.querySelector("[data-part=desk]");
+    const messages = ["note", "ask"].map((part) => this.querySelector(`[data-part=${part}]`));
+    if (document.fullscreenElement === desk) desk.prepend(...messages);
+    else this.querySelector(".t2s-layout").before(...messages);
+  }
+
   #full() {
     if (document.fullscreenElement) document.exitFullscreen();
     else this.#fill(this.querySelector("[data-part=desk]"));
@@ -460,10 +491,10 @@ customElements.define("t2s-segment", class extends HTMLElement {
 
   #key(event) {
     const { selected, adding, isStart, tool } = this.#local;
-    if (event.target.matches("input[type=text]") || !this.#view.image) return;
-    const key = event.key.toLowerCase();
+    const control = event.ctrlKey || event.metaKey, key = event.key.toLowerCase();
+    const isTyped = event.target.matches("input[type=text]") && !(control && !event.target.value); // nothing to undo there
+    if (isTyped || !this.#view.image) return;
     if (key === "escape" && !this.why.hidden) { this.#closeWhy(); return; }
-    const control = event.ctrlKey || event.metaKey;
     const name = control
       ? { z: event.shiftKey ? "redo" : "undo", y: "redo" }[key]
       : { delete: "delete", backspace: "delete", a: "accept", s: "split", w: "why", f: "full", "+": "plus", "-": "minus",
@@ -509,9 +540,7 @@ customElements.define("t2s-segment", class extends HTMLElement {
     this.toolbar.shown = { ...view, piece, tool, isAll, hint: this.#hint(piece) };
     this.legend.shown = { ...view, visible: new Set(pieces.map((each) => each.number)), hidden, selected, adding };
     const { threshold, presence } = this.#local; // a slider may have moved since the request
-    if (view.queries.length) {
-      this.sliders.shown = { threshold: threshold ?? view.threshold, presence: presence ?? view.presence };
-    }
+    if (view.image) this.sliders.shown = { threshold: threshold ?? view.threshold, presence: presence ?? view.presence };
     this.export.shown = { count: pieces.length, total: view.pieces.length, selected, command: view.command, python: view.python };
     if (view.token) this.#keep();
   }
@@ -521,27 +550,34 @@ customElements.define("t2s-segment", class extends HTMLElement {
     const isTouch = matchMedia("(pointer: coarse)").matches, isPhone = matchMedia("(max-width: 560px)").matches;
     const click = isTouch ? "Tap" : "Click";
     const drag = isTouch ? "Draw" : "Drag";
-    if (adding) return `${click} the ${adding} in the image or ${drag.toLowerCase()} a box around it. Keys: arrows and Enter.`;
+    const keys = isTouch ? "" : " Keys: arrows and Enter.";
+    if (adding) return `${click} the ${adding} in the image or ${drag.toLowerCase()} a box around it.${keys}`;
     if (tool === "box") return `${drag} a box around a thing.${isTouch ? "" : " Keys: arrows and Enter for each of two corners."}`;
-    if (piece && tool === "plus") return `${click} a place to add it to the mask.${isTouch ? "" : " Keys: arrows and Enter."}`;
-    if (piece && tool === "minus") return `${click} a place to remove it from the mask.${isTouch ? "" : " Keys: arrows and Enter."}`;
+    if (piece && tool === "plus") return `${click} a place to add it to the mask.${keys}`;
+    if (piece && tool === "minus") return `${click} a place to remove it from the mask.${keys}`;
     if (piece) {
       return isPhone ? "To correct the mask, choose “Add” or “Remove”."
         : isTouch ? "To correct the mask, choose “Add to mask” or “Remove from mask”."
         : "Correct the mask: Ctrl-click adds a place, Shift-click removes one.";
     }
-    if (this.#local.isAll && this.#regions.length) return `${click} a mask to pick it, then type its name.`;
+    if (this.#local.isAll && this.#regions.length) {
+      return `${click} one of the ${this.#regions.length} masks to pick it, then type its name. Downloads have picked masks only.`;
+    }
     if (this.#view.pieces.length) return `${click} a segment to correct it or to see why it has this mask.`;
     if (this.#view.isUnfamiliar) return "";
     return this.#view.queries.length ? "Nothing found. Try other words or a lower presence, or use + to add a segment."
       : "Type what to find, or find everything without words, or draw a box around a thing.";
   }
 
-  #note(text, isWrong = true) {
+  #note(text, isWrong = true, canUndo = false) {
     const note = this.querySelector("[data-part=note]");
     note.classList.toggle("t2s-plain", !isWrong);
     note.hidden = !text;
     note.textContent = text ?? "";
+    if (!canUndo) return;
+    const undo = Object.assign(document.createElement("button"), { type: "button", textContent: "Bring back" });
+    undo.addEventListener("click", () => { this.#do("undo"); this.chips.input.focus(); }); // the button goes
+    note.append(undo);
   }
 
   #say(what) {

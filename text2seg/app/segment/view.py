@@ -245,7 +245,11 @@ def _presence_threshold(session: EditSession) -> float:
     """Return the position of the presence slider: the visitor's value, or the threshold of the models."""
     if session.presence is not None:
         return session.presence
-    return plain_number(max(session.found.thresholds, default=0.0)) if session.found else 0.0
+    if session.found and session.found.thresholds:
+        return plain_number(max(session.found.thresholds))
+    settings = session.settings
+    default = session.models.default_presence(settings) if session.models else None
+    return plain_number(settings.presence.threshold(None, default) or 0.0)
 
 
 def _colours(session: EditSession) -> dict[str, str]:
