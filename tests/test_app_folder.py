@@ -605,6 +605,7 @@ class TestEditing:
         held = EditSession(texts=("before",))
         session, number = editing.begin(pool, job, sheet, 0, before[1]["id"], held)
         opened = session.editing
+        assert not opened.is_unsaved(session)
         assert opened.numbers[number] == before[1]["id"]
         assert len(session.document.pieces) == len(before)
         editing.finish(opened, session, job, sheet)
@@ -624,6 +625,10 @@ class TestEditing:
         changed = session.document.piece(number).segment.mask
         session = add_point(session, 0, "koala", (20.0, 20.0), positive=True)
         gone = next(each for each, annotation in opened.numbers.items() if annotation == sheep[0])
+        assert opened.is_unsaved(session)
+        undone = replace(session, history=session.history.undo().undo())
+        assert not opened.is_unsaved(undone)
+        assert opened.is_unsaved(replace(undone, history=undone.history.step(undone.document.deleted(gone))))
         session = replace(session, history=session.history.step(session.document.deleted(gone)))
         editing.finish(opened, session, job, sheet)
         dataset = downloaded(job, sheet, tmp_path)
@@ -702,6 +707,7 @@ class TestEditing:
         session, _ = editing.begin(pool, job, sheet, 0, 0, EditSession())
         texts, opened = session.texts, session.editing
         without = find(session, pool, texts[1:], threshold=None, presence=None)
+        assert not opened.is_unsaved(without)
         editing.finish(opened, without, job, sheet)
         assert (sheet.content["annotations"], job.marks) == (before, Marks())
         none = find(without, pool, (), threshold=None, presence=None)

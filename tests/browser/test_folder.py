@@ -564,6 +564,58 @@ def test_a_reload_and_a_second_edit_lose_nothing_of_an_edited_image(page, six):
     assert page.get_by_role("tab", name="Label a folder").get_attribute("aria-selected") == "true"
 
 
+def test_the_review_tells_of_an_edit_that_is_not_saved(page, six, make_zip):
+    begin(page, six)
+    page.get_by_role("button", name="Show day/scene_0019.jpg large").click()
+    page.get_by_role("dialog", name="Large view").get_by_role("button", name="Edit").first.click()
+    page.locator(".t2s-image [data-piece][aria-pressed=true]").wait_for()
+    lines = page.locator(".t2s-folder-unsaved")
+
+    def review_says(count):
+        """Look in the review, come back, and say how many lines tell of the image."""
+        page.get_by_role("tab", name="Label a folder").click()
+        page.locator(TILE).first.wait_for()
+        expect(lines.get_by_text("day/scene_0019.jpg is open in the editor with unsaved changes.")).to_have_count(count)
+        page.get_by_role("button", name="Delete job").click()
+        words = ", marks and the unsaved changes of day/scene_0019.jpg?" if count else " and marks?"
+        expect(page.locator("#folder-delete-what")).to_have_text(f"Delete this job with its uploads{words}")
+        page.get_by_role("button", name="Keep", exact=True).click()
+        if count:
+            lines.last.get_by_role("button", name="Go to the editor").click()
+        else:
+            page.get_by_role("tab", name="Segment").click()
+        page.locator("#folder-return").get_by_text("day/scene_0019.jpg").wait_for()
+
+    review_says(0)
+    page.locator("[data-tool=delete]").click()
+    page.wait_for_function("!document.querySelector('.t2s-image [aria-pressed=true]')")
+    review_says(2)
+    page.locator("[data-tool=undo]").click()
+    page.locator("[data-tool=redo]:enabled").wait_for()
+    review_says(0)
+    page.locator("[data-tool=redo]").click()
+    page.locator("[data-tool=redo]:disabled").wait_for()
+    page.expected += ["Connection errored out", "Failed to fetch"]
+    page.reload()
+    page.locator("#folder-return").get_by_text("day/scene_0019.jpg").wait_for()
+    review_says(2)
+    folder_tab(page)
+    page.get_by_label("New job").check()
+    set_queries(page, "sheep")
+    choose(page, make_zip((SIX[0], (IMAGES / SIX[0]).read_bytes()), name="other.zip"))
+    start(page)
+    page.locator("#folder-status").get_by_text("other.zip").wait_for()
+    status(page, "done")
+    expect(page.locator(TILE)).to_have_count(1)
+    expect(lines).to_have_count(0)
+    page.get_by_label("photos.zip").check()
+    expect(lines).to_have_count(2)
+    lines.first.get_by_role("button", name="Go to the editor").click()
+    page.get_by_role("button", name="Save and go back").click()
+    wait_for_tally(page, "1 segment rejected")
+    expect(lines).to_have_count(0)
+
+
 def test_the_review_goes_on_where_an_image_was_edited(page, fourteen):
     begin(page, fourteen, "sheep, fire engine")
     page.locator(TILE).nth(11).wait_for()

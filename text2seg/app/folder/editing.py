@@ -32,6 +32,16 @@ MOST_NAMED = 8
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Changes:
+    """What differs in the editor from the annotations of an image: `edited` segments by the ids of their annotations,
+    `added` ones, and the ids of `removed` annotations."""
+
+    edited: Mapping[int, Piece]
+    added: tuple[Piece, ...]
+    removed: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Editing:
     """An image of a job, and of its `owner`, while it is edited. `numbers` are the annotations' ids by the numbers of
     their segments in the editor, `segments` these segments before. `version` is that of the image in the review,
@@ -52,6 +62,39 @@ class Editing:
     def name(self) -> str:
         """File name of the image."""
         return self.image.file_name if self.image else ""
+
+    def changes(self, session: EditSession) -> Changes:
+        """Return what was changed.
+
+        A segment that a search lost with its word is still an annotation of the job, as it was. If another search found
+        it again, it is this annotation.
+        """
+        pieces = session.document.pieces
+        there = {piece.number for piece in pieces}
+        lost = {number: segment for number, segment in self.segments.items() if number not in there}
+        edited: dict[int, Piece] = {}
+        added: list[Piece] = []
+        for piece in pieces:
+            number = piece.number
+            if number not in self.segments and not piece.by_hand:
+                number = next((each for each, segment in lost.items() if show_the_same(segment, piece.segment)), number)
+                lost.pop(number, None)
+            before, now = self.segments.get(number), piece.segment
+            is_same = before is not None and (before.mask is now.mask or np.array_equal(before.mask, now.mask))
+            if is_same or not now.area:
+                continue
+            if before is None:
+                added.append(piece)
+            else:
+                edited[self.numbers[number]] = piece
+        searched = {*(session.found.maps.queries if session.found else ()), *session.names}
+        removed = (self.numbers[number] for number, each in lost.items() if each.query in searched)
+        return Changes(edited, tuple(added), tuple(removed))
+
+    def is_unsaved(self, session: EditSession) -> bool:
+        """Return whether something was changed."""
+        changes = self.changes(session)
+        return bool(changes.edited or changes.added or changes.removed)
 
     def category(self, name: str) -> str:
         """Return the category with this name, in upper or lower case. Raises `Text2SegError` if there is none."""
@@ -148,10 +191,7 @@ def begin(
 
 
 def finish(editing: Editing, session: EditSession, job: Job, sheet: ContactSheet) -> None:
-    """Take over the segments of the editor as annotations of the job.
-
-    A segment that a search lost with its word is still an annotation of the job, as it was. If another search found it
-    again, it is this annotation.
+    """Take over what was changed in the editor as annotations of the job.
 
     Raises:
         Text2SegError: the editor holds another image by now, or a segment of something that is no category; or another
@@ -162,35 +202,22 @@ def finish(editing: Editing, session: EditSession, job: Job, sheet: ContactSheet
         raise Text2SegError(f"the editor does not show {editing.name} any more; edit it again from the review")
     categories = {name: number for number, name in enumerate(sheet.categories, start=1)}
     ids = {each["name"]: each["id"] for each in sheet.content["categories"]}
-    result, pieces = session.segmentation(), session.document.pieces
-    other = sorted({piece.segment.query for piece in pieces} - set(categories))
+    result, changes = session.segmentation(), editing.changes(session)
+    other = sorted({piece.segment.query for piece in session.document.pieces} - set(categories))
     if other:
         raise Text2SegError(
             f"{', '.join(other)}: not a category of this job; name these segments otherwise, or delete them"
         )
-    there = {piece.number for piece in pieces}
-    lost = {number: segment for number, segment in editing.segments.items() if number not in there}
-    edited: dict[int, dict[str, Any]] = {}
-    added = []
-    for piece in pieces:
-        number = piece.number
-        if number not in editing.segments and not piece.by_hand:
-            number = next((each for each, segment in lost.items() if show_the_same(segment, piece.segment)), number)
-            lost.pop(number, None)
-        before = editing.segments.get(number)
-        if before is not None and np.array_equal(before.mask, piece.segment.mask):
-            continue
-        (annotation,) = annotations_of(replace(result, segments=(piece.segment,)), ids) or (None,)
-        if annotation is None:  # an empty mask
-            continue
+
+    def annotation_of(piece: Piece) -> dict[str, Any]:
+        (annotation,) = annotations_of(replace(result, segments=(piece.segment,)), ids)
         if piece.by_hand:
             annotation["attributes"] |= {"by_hand": True}
-        if before is None:
-            added.append(annotation)
-        else:
-            edited[editing.numbers[number]] = annotation
-    removed = [editing.numbers[number] for number, each in lost.items() if each.query in result.maps.queries]
-    sheet.correct(job.marks, editing.place, editing.version, edited, added, removed)
+        return annotation
+
+    edited = {number: annotation_of(piece) for number, piece in changes.edited.items()}
+    added = [annotation_of(piece) for piece in changes.added]
+    sheet.correct(job.marks, editing.place, editing.version, edited, added, changes.removed)
 
 
 def _found_again(item: Item, found: Segmentation) -> Segment | None:

@@ -164,13 +164,14 @@ def _lay_out_deletion(c: SimpleNamespace) -> None:
         c.delete = gr.Button("Delete job", size="md", visible=False, elem_id="folder-delete")
     # It takes the place of the button, so that it is visible where the button was.
     with gr.Row(visible=False, elem_id="folder-sure", elem_classes="t2s-folder-actions t2s-folder-end") as c.sure:
-        gr.Markdown("Delete this job with its uploads and marks?")
+        c.delete_what = _html("folder-delete-what", delete_html(""))
         c.yes = gr.Button("Yes, delete", size="md", variant="stop", elem_id="folder-yes")
         c.no = gr.Button("Keep", size="md", elem_id="folder-no")
 
 
 def _lay_out_review(c: SimpleNamespace) -> None:
     gr.Markdown("### Download")
+    c.unsaved = [_lay_out_unsaved("folder-unsaved-download")]
     with gr.Row(elem_classes="t2s-folder-actions"):
         c.get_all = gr.Button("COCO dataset with images", size="md", variant="primary", elem_id="folder-get-all")
         c.get_dataset = gr.Button("COCO dataset", size="md", elem_id="folder-get-dataset")
@@ -191,11 +192,19 @@ def _lay_out_review(c: SimpleNamespace) -> None:
             c.place = _html("folder-place")
             c.next = gr.Button("Next ›", size="md", min_width=0, scale=0, elem_id="folder-next")
     c.wrong = _html("folder-review-problem")
+    c.unsaved.append(_lay_out_unsaved("folder-unsaved"))
     c.sheet = _html("folder-sheet", js_on_load=SHEET)
     # An image of the review, {place, small, large, answer}: for the large view, or drawn anew after a decision.
     c.large = gr.HTML(
         None, html_template="", js_on_load="window.text2segPictures(props, watch)", visible="hidden", padding=False
     )
+
+
+def _lay_out_unsaved(name: str) -> tuple[gr.Row, gr.HTML, gr.Button]:
+    """Build a line on changes in the editor that are not saved, with a button that leads there."""
+    with gr.Row(visible=False, elem_id=name, elem_classes="t2s-folder-actions t2s-folder-unsaved") as row:
+        said = _html(f"{name}-said")
+        return row, said, gr.Button("Go to the editor", size="md")
 
 
 SHEET = """
@@ -257,6 +266,19 @@ def place_html(page: SheetPage) -> str:
 def return_html(name: str, job: str) -> str:
     """Return what the bar above the editor says."""
     return f'<p role="status">You edit <b>{escape(name)}</b> of the job <b>{escape(job)}</b>.</p>'
+
+
+def unsaved_html(name: str) -> str:
+    """Return that an image has changes in the editor that are not saved."""
+    words = "is open in the editor with unsaved changes. The review and the downloads do not have them yet."
+    return f'<p role="status"><b>{escape(name)}</b> {words}</p>' if name else ""
+
+
+def delete_html(name: str) -> str:
+    """Return the question before a job is deleted. `name`: an image with changes in the editor that are not saved."""
+    if name:
+        return f"<p>Delete this job with its uploads, marks and the unsaved changes of <b>{escape(name)}</b>?</p>"
+    return "<p>Delete this job with its uploads and marks?</p>"
 
 
 def tally_html(job: Job) -> str:

@@ -101,13 +101,21 @@ class Review:
     def wire_editor(self, tabs: gr.Tabs, editor: Editor, back: SimpleNamespace) -> None:
         """Wire the way of a segment to the editor and back."""
         c = self._c
-        place = [editor.desk, editor.canvas, tabs, back.bar, back.said, back.wrong]
+        place = [editor.desk, editor.canvas, editor.unsaved, tabs, back.bar, back.said, back.wrong]
 
         def bar(session: EditSession) -> Updates:
             """Return the updates of the bar, which is visible while an image of a job is edited."""
             opened = session.editing
             said = layout.return_html(opened.name, opened.job_name) if opened else ""
             return {back.bar: gr.Row(visible=opened is not None), back.said: said, back.wrong: ""}
+
+        def tell(kept: Any, unsaved: tuple[str, str]) -> Updates:
+            """Tell of changes in the editor that are not saved in the open job."""
+            job, (number, name) = self._jobs.job(kept), unsaved
+            name = name if job and job.id == number else ""
+            rows = {row: gr.Row(visible=bool(name)) for row, _, _ in c.unsaved}
+            said = {html: layout.unsaved_html(name) for _, html, _ in c.unsaved}
+            return {**rows, **said, c.delete_what: layout.delete_html(name)}
 
         def edit(kept: Any, desk: Desk, event: gr.EventData) -> Updates:
             data = event._data if isinstance(event._data, dict) else {}
@@ -147,6 +155,11 @@ class Review:
                 return leave(desk, opened) | {c.phase: ""}
             return leave(desk, opened) | self._page(kept, shown, request, begin)  # another window may have changed it
 
+        told = [c.delete_what, *(part for row, html, _ in c.unsaved for part in (row, html))]
+        for changed in (editor.unsaved.change, c.phase.change):
+            changed(tell, [c.kept, editor.unsaved], told, trigger_mode="multiple", **QUIET)
+        for _, _, button in c.unsaved:
+            button.click(lambda: gr.Tabs(selected="segment"), outputs=[tabs], **QUIET)
         shown: dict[str, Any] = {**QUIET, "show_progress": "minimal"}
         c.sheet.edit(edit, [c.kept, editor.desk], [*place, c.wrong], **shown, show_progress_on=[c.tally])
         inputs = [c.kept, editor.desk, c.shown, c.begin_at]

@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 POLL = 0.25
 """Seconds between two reports of progress."""
+NOTHING = ("", "")
 START = """
 const failed = () => element.querySelector("t2s-segment").failed();
 document.addEventListener("text2seg-failed", failed);
@@ -47,17 +48,20 @@ class Editor:
 
     `put` puts a session on a desk, and returns the updates for it and the number of the selected segment, 0 for none. A
     reloaded page finds this session again; if it is one of a labelling job, the component then sends the event
-    `editing`.
+    `editing`. `unsaved` are the ids of the job and the name of the image while there are changes that are not saved in
+    the job, else two empty texts.
     """
 
     desk: gr.State
     canvas: gr.HTML
+    unsaved: gr.State
     put: Callable[[Desk, EditSession, int], dict[Any, Any]]
 
 
 def build(model_pool: ModelPool) -> Editor:
     """Build the tab. Call it within its `gr.Tab`."""
     desk_state, kept = gr.State(Desk(), time_to_live=int(KEPT_SECONDS)), KeptSessions()
+    unsaved = gr.State(NOTHING)
     canvas = gr.HTML(
         {},
         html_template=resources.files(__package__).joinpath("segment.html").read_text(encoding="utf-8"),
@@ -86,7 +90,7 @@ def build(model_pool: ModelPool) -> Editor:
             log.exception("a request failed")
             return Answer(before), {"error": f"Not enough memory, or an error in text2seg ({problem})."}
 
-    def reply(desk: Desk, event: gr.EventData) -> Iterator[tuple[Desk, Any]]:
+    def reply(desk: Desk, event: gr.EventData) -> Iterator[tuple[Desk, Any, Any]]:
         """Answer one request, and report the progress of a slow one until then."""
         data = _sent(event)
         page_turn = data.pop("turn", 0)
@@ -94,7 +98,7 @@ def build(model_pool: ModelPool) -> Editor:
         try:
             request = read_request(data)
         except Text2SegError as problem:
-            yield desk, shown(Answer(before)) | {"turn": page_turn, "error": message_of(problem)}
+            yield desk, shown(Answer(before)) | {"turn": page_turn, "error": message_of(problem)}, gr.skip()
             return
         if isinstance(request, Resume):
             before = kept.find(request.token) or before
@@ -102,15 +106,15 @@ def build(model_pool: ModelPool) -> Editor:
         if isinstance(request, Everything):
             with ThreadPoolExecutor(1, thread_name_prefix="text2seg-everything") as thread:
                 going = thread.submit(work)
-                yield from ((desk, {"turn": page_turn, "progress": done}) for done in _progress(going, desk))
+                yield from ((desk, {"turn": page_turn, "progress": done}, gr.skip()) for done in _progress(going, desk))
                 answer, more = going.result()
         else:
             answer, more = work()
         session = desk.finish(turn, partial(kept.keep, answer.session))
         if session:
-            yield desk, shown(replace(answer, session=session)) | {"turn": page_turn} | more
+            yield desk, shown(replace(answer, session=session)) | {"turn": page_turn} | more, _unsaved(session)
         else:  # the page has sent another request, or shows another image
-            yield desk, gr.skip()
+            yield desk, gr.skip(), gr.skip()
 
     def stop(desk: Desk, event: gr.EventData) -> None:
         desk.stop(_sent(event).get("turn", 0))
@@ -124,15 +128,22 @@ def build(model_pool: ModelPool) -> Editor:
 
     options: Any = {"show_progress": "hidden", "api_visibility": "private"}  # the page shows progress itself
     asked: Any = {**options, "trigger_mode": "multiple"}  # the page itself waits for an answer before its next request
-    canvas.ask(reply, [desk_state], [desk_state, canvas], **asked).failure(None, js=FAILED, api_visibility="private")
+    answers = canvas.ask(reply, [desk_state], [desk_state, canvas, unsaved], **asked)
+    answers.failure(None, js=FAILED, api_visibility="private")
     canvas.stop(stop, [desk_state], queue=False, **options)
 
     def put(desk: Desk, given: EditSession, number: int) -> dict[Any, Any]:
         given = kept.keep(given)
         desk.put(given)
-        return {desk_state: desk, canvas: shown(Answer(given, has_regions=True)) | {"opened": {"selected": number}}}
+        drawn = shown(Answer(given, has_regions=True)) | {"opened": {"selected": number}}
+        return {desk_state: desk, canvas: drawn, unsaved: _unsaved(given)}
 
-    return Editor(desk_state, canvas, put)
+    return Editor(desk_state, canvas, unsaved, put)
+
+
+def _unsaved(session: EditSession) -> tuple[str, str]:
+    opened = session.editing
+    return (opened.job, opened.name) if opened and opened.is_unsaved(session) else NOTHING
 
 
 def _sent(event: gr.EventData) -> Json:
