@@ -332,28 +332,37 @@ def place_of(sheet, *, segments):
 
 
 def test_the_most_uncertain_images_come_first(job, sheet):
-    uncertainties = [tile["uncertainty"] for n in range(3) for tile in sheet.page(job.marks, "all", n).tiles]
+    pages = [sheet.page(job.marks, "all", n * PAGE) for n in range(3)]
+    uncertainties = [tile["uncertainty"] for page in pages for tile in page.tiles]
     assert len(uncertainties) == 30
     assert uncertainties == sorted(uncertainties, reverse=True)
 
 
 def test_pages_have_a_fixed_size_and_an_end(job, sheet):
-    first, last = sheet.page(job.marks, "all", 0), sheet.page(job.marks, "all", 99)
+    first = sheet.page(job.marks, "all", 0)
+    second = sheet.page(job.marks, "all", first.end)
+    last = sheet.page(job.marks, "all", second.end)
     assert (len(first.tiles), first.pages, first.number) == (PAGE, 3, 0)
-    assert (len(last.tiles), last.number) == (30 - 2 * PAGE, 2)
-    assert sheet.page(job.marks, "all", -1).number == 0
-    assert sheet.page(job.marks, "accepted", 5).tiles == ()
+    assert (len(last.tiles), last.pages, last.number) == (30 - 2 * PAGE, 3, 2)
+    assert sheet.page_before(job.marks, "all", last.begin) == second
+    assert sheet.page_before(job.marks, "all", 0) == first
+    assert sheet.page(job.marks, "all", 99).tiles[-1] == last.tiles[-1]
+    for empty in (sheet.page(job.marks, "accepted", 5), sheet.page_before(job.marks, "accepted", 5)):
+        assert (empty.tiles, empty.number, empty.pages) == ((), 0, 1)
 
 
 def test_the_next_page_begins_behind_the_last_image_that_was_shown(job, sheet):
-    """Also where images have left the filter since, which moves the others forward."""
+    """Also where images have left the filter since."""
     marks = Marks()
     first = sheet.page(marks, "undecided", 0)
-    assert sheet.number_after(marks, "undecided", first.last) == 1
-    for tile in first.tiles:
-        marks.decide_image(tile["name"], "accepted")
-    assert sheet.number_after(marks, "undecided", first.last) == 0
-    assert sheet.page(marks, "undecided", 0).tiles[0]["place"] == first.last + 1
+    for decided, number in ((0, 1), (1, 1), (PAGE, 0)):
+        for tile in first.tiles[:decided]:
+            marks.decide_image(tile["name"], "accepted")
+        second = sheet.page(marks, "undecided", first.end)
+        assert [tile["place"] for tile in second.tiles] == [*range(PAGE, 2 * PAGE)]
+        assert (second.first, second.number, second.pages - second.number) == (PAGE - decided, number, 2)
+    first = sheet.page_before(marks, "accepted", PAGE)
+    assert [tile["place"] for tile in first.tiles] == [*range(PAGE)]
 
 
 def test_counts_leave_out_what_was_rejected(job, sheet):

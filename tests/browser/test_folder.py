@@ -51,6 +51,13 @@ def many(make_zip):
     return make_zip(*((f"{n:03}.jpg", scenes[n % len(scenes)]) for n in range(120)), name="many.zip")
 
 
+@pytest.fixture
+def fourteen(make_zip):
+    """Zip with images for two pages of the review."""
+    scenes = [path.read_bytes() for path in sorted(IMAGES.glob("*.jpg"))[:3]]
+    return make_zip(*((f"{n:02}.jpg", scenes[n % len(scenes)]) for n in range(14)))
+
+
 def folder_tab(page):
     """Open the tab, which may be in a menu on a narrow screen, without waiting for its content."""
     page.get_by_role("tab", name="Segment").wait_for()
@@ -331,12 +338,10 @@ def test_starting_without_images_shows_an_error(page):
     page.locator("#folder-problem").get_by_text("Choose images or a zip file first").wait_for()
 
 
-def test_the_focus_follows_a_job_and_its_pages(page, make_zip):
-    scenes = [path.read_bytes() for path in sorted(IMAGES.glob("*.jpg"))[:3]]
-    archive = make_zip(*((f"{n:02}.jpg", scenes[n % len(scenes)]) for n in range(14)))
+def test_the_focus_follows_a_job_and_its_pages(page, fourteen):
     folder_tab(page)
     set_queries(page, "sheep")
-    choose(page, archive)
+    choose(page, fourteen)
     page.locator("#folder-start").focus()
     page.keyboard.press("Enter")
     page.wait_for_function("document.activeElement.id === 'folder-status'")
@@ -559,9 +564,8 @@ def test_a_reload_and_a_second_edit_lose_nothing_of_an_edited_image(page, six):
     assert page.get_by_role("tab", name="Label a folder").get_attribute("aria-selected") == "true"
 
 
-def test_the_review_goes_on_where_an_image_was_edited(page, make_zip):
-    scenes = [path.read_bytes() for path in sorted(IMAGES.glob("*.jpg"))[:3]]
-    begin(page, make_zip(*((f"{n:02}.jpg", scenes[n % len(scenes)]) for n in range(14))), "sheep, fire engine")
+def test_the_review_goes_on_where_an_image_was_edited(page, fourteen):
+    begin(page, fourteen, "sheep, fire engine")
     page.locator(TILE).nth(11).wait_for()
     page.locator(TILE).nth(11).locator("[data-open]").click()
     large = page.get_by_role("dialog", name="Large view")
@@ -625,7 +629,88 @@ def test_review_by_keys(page, six):
     wait_for_tally(page, "2 accepted · 1 rejected")
     shown = tiles.evaluate_all("each => each.map(tile => tile.className.replace('t2s-tile', '').trim())")
     assert shown == ["accepted", "rejected", "accepted", "", "", ""]
-    assert page.evaluate("document.activeElement.dataset.place") == tiles.nth(3).get_attribute("data-place")
+    expect(tiles.nth(3)).to_be_focused()
+    for key in "kkka":  # a second time on the first image
+        page.keyboard.press(key)
+    expect(tiles.nth(1)).to_be_focused()
+    page.keyboard.press("a")
+    wait_for_tally(page, "3 accepted · 0 rejected")
+    page.keyboard.press("u")
+    expect(tiles.nth(2)).to_be_focused()
+    wait_for_tally(page, "2 accepted · 0 rejected")
+    tiles.nth(0).get_by_role("button", name="Accept").click()  # pressed already
+    wait_for_tally(page, "1 accepted · 0 rejected")
+    tiles.nth(1).locator("[data-open]").click()
+    large = page.get_by_role("dialog", name="Large view")
+    for key, place, tally in (("a", 3, "1 accepted"), ("ArrowLeft", 2, "1 accepted"), ("u", 2, "0 accepted")):
+        page.keyboard.press(key)
+        large.get_by_text(f"{place} of 6").wait_for()
+        wait_for_tally(page, tally)
+    for _ in range(6):
+        page.keyboard.press("a")
+    large.get_by_text("6 of 6, the last image").wait_for()
+    wait_for_tally(page, "5 accepted")
+
+
+def test_keys_turn_the_pages_of_the_review(page, fourteen):
+    begin(page, fourteen, "sheep, fire engine")
+    tiles = page.locator(TILE)
+    tiles.nth(11).focus()
+
+    def expect_at(place, number):
+        page.get_by_text(f"{number} of 2", exact=True).wait_for()
+        expect(page.locator(f"{TILE}[data-place='{place}']")).to_be_focused()
+        expect(page.locator(f"{TILE}[data-place='{place}']")).to_be_in_viewport(ratio=0.99)
+
+    page.keyboard.press("a")
+    expect_at(12, 2)
+    page.keyboard.press("k")
+    expect_at(11, 1)
+    expect(tiles.nth(11)).to_have_class(re.compile("accepted"))
+    page.keyboard.press("j")
+    expect_at(12, 2)
+    page.keyboard.press("r")
+    page.keyboard.press("r")
+    expect_at(13, 2)
+    expect(page.locator("#folder-end")).to_have_text("This is the last image.")
+    expect(page.locator("#folder-end p")).to_be_in_viewport()
+    wait_for_tally(page, "1 accepted · 2 rejected")
+    page.keyboard.press("k")
+    expect(page.locator("#folder-end")).to_have_text("")
+    page.get_by_label("Undecided", exact=True).check()
+    page.locator(".t2s-sheet[data-shown=undecided]").wait_for()
+    page.keyboard.press("j")
+    page.keyboard.press("k")
+    expect(page.locator("#folder-end")).to_have_text("This is the first image.")
+
+
+def test_the_next_page_shows_the_undecided_images_after_the_last_one_shown(page, fourteen):
+    begin(page, fourteen, "sheep, fire engine")
+    page.get_by_label("Undecided", exact=True).check()
+    page.locator(".t2s-sheet[data-shown=undecided]").wait_for()
+    page.locator(TILE).first.get_by_role("button", name="Accept").click()
+    wait_for_tally(page, "1 accepted")
+    page.get_by_role("button", name="Next ›").click()
+    page.get_by_text("2 of 2", exact=True).wait_for()
+    assert page.locator(TILE).evaluate_all("each => each.map(tile => tile.dataset.place)") == ["12", "13"]
+    page.get_by_role("button", name="‹ Previous").click()
+    page.get_by_text("1 of 2", exact=True).wait_for()
+    places = page.locator(TILE).evaluate_all("each => each.map(tile => Number(tile.dataset.place))")
+    assert places == [*range(1, 13)]
+
+
+def test_a_page_that_cannot_be_fetched_leaves_the_review_as_it_was(page, fourteen):
+    begin(page, fourteen, "sheep, fire engine")
+    page.locator(TILE).nth(11).focus()
+    page.expected += ["answered 500", "Failed to load resource"]
+    page.route("**/queue/join*", lambda route: route.fulfill(status=500, body="{}"))
+    page.keyboard.press("j")
+    expect(page.locator(".t2s-sheet")).not_to_have_attribute("inert", "")
+    expect(page.get_by_role("button", name="Next ›")).to_be_enabled()
+    page.unroute("**/queue/join*")
+    page.locator(TILE).nth(11).focus()
+    page.keyboard.press("j")
+    page.get_by_text("2 of 2", exact=True).wait_for()
 
 
 HOLD_ACCEPTED = """(() => {

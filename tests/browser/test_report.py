@@ -172,5 +172,9 @@ def test_keys_mark_all_annotations_of_an_image(page):
     page.keyboard.press("r")
     expect(page.locator("#marked")).to_have_text("5 of 5 annotations marked")
     expect(page.locator("[data-verdict='rejected'][aria-pressed='true']")).to_have_count(5)
-    page.keyboard.press("r")
+    page.keyboard.press("r")  # a second time
+    expect(page.locator("[data-verdict='rejected'][aria-pressed='true']")).to_have_count(5)
+    page.keyboard.press("a")
+    expect(page.locator("[data-verdict='accepted'][aria-pressed='true']")).to_have_count(5)
+    page.keyboard.press("u")
     expect(page.locator("#marked")).to_have_text("0 of 5 annotations marked")

@@ -121,12 +121,10 @@
   });
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, select") || at("large").open) return;
-    const verdict = { a: "accepted", r: "rejected" }[event.key];
-    const nodes = verdict ? [...document.querySelectorAll(".card.current [data-annotation]")] : [];
+    const verdict = { a: "accepted", r: "rejected", u: null }[event.key]; // a key sets marks, and `u` takes them back
+    const nodes = verdict === undefined ? [] : [...document.querySelectorAll(".card.current [data-annotation]")];
     if (!nodes.length) return;
-    const ids = nodes.map((node) => Number(node.dataset.annotation));
-    const taken = ids.every((id) => marks.get(id)?.verdict === verdict) ? null : verdict;
-    for (const id of ids) set(id, taken, marks.get(id)?.category);
+    for (const id of nodes.map((node) => Number(node.dataset.annotation))) set(id, verdict, marks.get(id)?.category);
     changed();
   });
 

@@ -10,7 +10,7 @@ const dialog = Object.assign(document.createElement("dialog"), { className: "t2s
 dialog.setAttribute("aria-label", "Large view");
 dialog.innerHTML = `
   <header><h3 tabindex="-1" data-part="caption"></h3><div class="t2s-row">
-    <button type="button" data-do="back" aria-label="Previous">‹</button><span data-part="place"></span>
+    <button type="button" data-do="back" aria-label="Previous">‹</button><span data-part="place" role="status"></span>
     <button type="button" data-do="next" aria-label="Next">›</button>
     <button type="button" data-do="out" aria-label="Zoom out">−</button><output data-part="zoom">100 %</output>
     <button type="button" data-do="in" aria-label="Zoom in">+</button><button type="button" data-do="fit">Fit</button>
@@ -61,11 +61,12 @@ function show(at) {
   moved?.(shown.at);
 }
 
-/** Show the next image, or the one before. */
+/** Show the next image, or the one before; at the end say that there is none. */
 function step(by) {
   const { items, at, before = 0, after = 0, turn } = shown;
   if (items[at + by]) show(at + by);
   else if (by > 0 ? after : before) turn(by);
+  else part("place").textContent = `${before + at + 1} of ${before + items.length + after}, the ${by > 0 ? "last" : "first"} image`;
 }
 
 function act(name) {

@@ -45,7 +45,7 @@ BEGIN = "Type things and convert them to an ontology, start from an example, or 
 NOTHING_YET = f'<p class="t2s-hint">{BEGIN}</p>'
 KEYS = (
     "Keys: <kbd>j</kbd> next, <kbd>k</kbd> previous, <kbd>a</kbd> accept and next, <kbd>r</kbd> reject and next, "
-    "<kbd>Enter</kbd> large, <kbd>Esc</kbd> back."
+    "<kbd>u</kbd> undecided again, <kbd>Enter</kbd> large, <kbd>Esc</kbd> back."
 )
 
 
@@ -56,8 +56,8 @@ def lay_out(settings: AppSettings, *, knows_all: bool) -> SimpleNamespace:
     # Not a State: its value must be of the same answer as that of the ontology.
     c.converted = gr.JSON(["", ""], visible=False)
     c.kept = gr.BrowserState(NOBODY, storage_key="text2seg-folder", secret="text2seg")
-    c.number = gr.State(0)
-    c.last = gr.State(-1)
+    c.begin_at = gr.State(0)  # place of the first image on the page of the review
+    c.end_at = gr.State(0)  # place after the last one
     c.phase = gr.Textbox(visible="hidden")  # not a State: events outside the queue do not report its changes
     c.timer = gr.Timer(TICK, active=False)
     c.picker = gr.Radio([], label="Jobs", visible=False, elem_id="folder-jobs")
@@ -185,6 +185,7 @@ def _lay_out_review(c: SimpleNamespace) -> None:
     with gr.Row(elem_classes="t2s-folder-bar"):
         c.shown = gr.Radio(SHOWN, value="all", label="Show", elem_id="folder-shown", container=False)
         c.tally = _html("folder-tally")
+        _html("folder-end", '<p class="t2s-hint" role="status"></p>')  # sheet.js writes there
         with gr.Row(elem_classes="t2s-pager") as c.pages:
             c.back = gr.Button("‹ Previous", size="md", min_width=0, scale=0, elem_id="folder-back")
             c.place = _html("folder-place")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import threading
 import zipfile
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -38,22 +39,31 @@ LARGE = 1600
 
 @dataclass(frozen=True, slots=True)
 class SheetPage:
-    """One page of the contact sheet. `number` starts at 0; `fitting` counts the images on all pages; `tiles` are values
-    for the template, `last` the place of the last one, or -1."""
+    """One page of the contact sheet. `first` counts the images on the pages before, `fitting` those on all pages;
+    `tiles` are values for the template."""
 
-    number: int
-    pages: int
+    first: int
     fitting: int
     tiles: tuple[dict[str, Any], ...]
 
     @property
-    def first(self) -> int:
-        """Number of images on the pages before."""
-        return self.number * PAGE
+    def number(self) -> int:
+        """Number of pages before."""
+        return -(-self.first // PAGE)
 
     @property
-    def last(self) -> int:
-        return int(self.tiles[-1]["place"]) if self.tiles else -1
+    def pages(self) -> int:
+        return max(1, self.number - (self.first - self.fitting) // PAGE)
+
+    @property
+    def begin(self) -> int:
+        """Place of the first image, or 0."""
+        return int(self.tiles[0]["place"]) if self.tiles else 0
+
+    @property
+    def end(self) -> int:
+        """Place after the last image, or 0."""
+        return int(self.tiles[-1]["place"]) + 1 if self.tiles else 0
 
 
 class ContactSheet:
@@ -83,20 +93,21 @@ class ContactSheet:
         """Names of the categories, in the order of the dataset."""
         return tuple(each["name"] for each in self.content["categories"])
 
-    def page(self, marks: Marks, shown: Shown, number: int) -> SheetPage:
-        """Return one page of the images with this verdict. A number beyond the last page means the last page."""
-        fitting = [place for place, each in enumerate(self.contents.images) if _fits(each, marks, shown)]
-        pages = max(1, -(-len(fitting) // PAGE))
-        number = min(max(number, 0), pages - 1)
-        places = fitting[number * PAGE : (number + 1) * PAGE]
+    def page(self, marks: Marks, shown: Shown, begin: int) -> SheetPage:
+        """Return a page of the images with this verdict, from the place `begin` on. If there is none, the last ones."""
+        fitting = self._fitting(marks, shown)
+        first = bisect_left(fitting, begin)
+        if first == len(fitting):
+            first = max(0, first - PAGE)
         with ThreadPoolExecutor(THREADS) as pool:
-            tiles = tuple(pool.map(partial(self._tile, marks), places))
-        return SheetPage(number, pages, len(fitting), tiles)
+            tiles = tuple(pool.map(partial(self._tile, marks), fitting[first : first + PAGE]))
+        return SheetPage(first, len(fitting), tiles)
 
-    def number_after(self, marks: Marks, shown: Shown, last: int) -> int:
-        """Return the number of the page with the first image behind the place `last`. Images that do not fit any more
-        have moved those behind them to earlier pages."""
-        return sum(_fits(each, marks, shown) for each in self.contents.images[: last + 1]) // PAGE
+    def page_before(self, marks: Marks, shown: Shown, begin: int) -> SheetPage:
+        """Return the page with the images before the place `begin`."""
+        fitting = self._fitting(marks, shown)
+        first = max(0, bisect_left(fitting, begin) - PAGE)
+        return self.page(marks, shown, fitting[first] if fitting else 0)
 
     def counts(self, marks: Marks) -> Counter[str]:
         """Return how many segments each category has, without rejected images and segments."""
@@ -232,6 +243,10 @@ class ContactSheet:
             image.items = [*items.values()]
             kept = {**{each["id"]: each for each in self.content["annotations"]}, **annotations}
             self.content["annotations"] = [*kept.values()]
+
+    def _fitting(self, marks: Marks, shown: Shown) -> list[int]:
+        """Return the places of the images with this verdict."""
+        return [place for place, each in enumerate(self.contents.images) if _fits(each, marks, shown)]
 
     def _item(self, place: int, number: int) -> Item | None:
         return next((item for item in self.contents.images[place].items if item.annotation["id"] == number), None)

@@ -15,8 +15,16 @@ import gradio as gr
 from text2seg.app.checks import check_upload
 from text2seg.app.folder import editing, layout
 from text2seg.app.folder.jobs import Job
-from text2seg.app.folder.layout import QUIET, READY, Updates
-from text2seg.app.folder.review import ContactSheet, Shown, dataset_zip, failures_text, marks_file, review_page
+from text2seg.app.folder.layout import QUIET, Updates
+from text2seg.app.folder.review import (
+    ContactSheet,
+    SheetPage,
+    Shown,
+    dataset_zip,
+    failures_text,
+    marks_file,
+    review_page,
+)
 from text2seg.app.folder.visitors import VisitorJobs
 from text2seg.app.messages import alert, message_of
 from text2seg.app.segment import Editor
@@ -29,10 +37,8 @@ FETCH = """(file) => {
   if (file) setTimeout(() => document.querySelector(link).click(), 100);
 }"""
 WAIT = "() => Array(2).fill({__type__: 'update', interactive: false})"
-SHOW_SHEET = """() => {
-  document.querySelector('#folder-sheet').scrollIntoView();
-  text2segFocus('#folder-sheet .t2s-tile');
-}"""
+TURNED = "() => text2segTurned()"
+NOT_TURNED = "() => { text2segNotTurned(); return {__type__: 'update', interactive: true}; }"
 
 
 class Review:
@@ -52,8 +58,8 @@ class Review:
         c = self._c
         sheet = [
             c.sheet,
-            c.number,
-            c.last,
+            c.begin_at,
+            c.end_at,
             c.pages,
             c.place,
             c.back,
@@ -64,20 +70,20 @@ class Review:
         pages = [
             c.phase.change(self._page, [c.kept, c.shown], sheet, trigger_mode="multiple", **QUIET),
             c.shown.input(self._page, [c.kept, c.shown], sheet, trigger_mode="always_last", **QUIET),
-            c.sheet.redraw(self._page, [c.kept, c.shown, c.number], sheet, **QUIET),
+            c.sheet.redraw(self._page, [c.kept, c.shown, c.begin_at], sheet, **QUIET),
         ]
-        for button, step in ((c.back, -1), (c.next, 1)):
+        for button, turn, place in ((c.back, self._page_before, c.begin_at), (c.next, self._page, c.end_at)):
             button.click(None, outputs=[c.back, c.next], js=WAIT)
-            turned = button.click(self._turning(step), [c.kept, c.shown, c.number, c.last], sheet, **QUIET)
-            turned.then(None, js=SHOW_SHEET)
-            turned.failure(None, outputs=[button], js=READY)
+            turned = button.click(turn, [c.kept, c.shown, place], sheet, **QUIET)
+            turned.success(None, js=TURNED, api_visibility="private")
+            turned.failure(None, outputs=[button], js=NOT_TURNED, api_visibility="private")
             pages.append(turned)
         # Decisions count, and are answered, in their order. Only events of this queue write the counts, because a page
         # that was made before a decision may arrive after its answer.
         one: dict[str, Any] = {**QUIET, "concurrency_limit": 1, "concurrency_id": "review", "trigger_mode": "multiple"}
         c.sheet.select(self._decide, [c.kept], [c.tally, c.status, c.large], **one)
         c.sheet.enlarge(self._enlarge, [c.kept], [c.large], trigger_mode="always_last", **QUIET)
-        pages.append(c.open_marks.upload(self._open_marks, [c.open_marks, c.kept, c.shown, c.number], sheet, **one))
+        pages.append(c.open_marks.upload(self._open_marks, [c.open_marks, c.kept, c.shown, c.begin_at], sheet, **one))
         self._count = {"fn": self._counts, "inputs": [c.kept], "outputs": [c.tally, c.status], **one}
         for page in pages:
             page.success(**self._count)
@@ -120,7 +126,7 @@ class Review:
             """Return to the review, and give the editor what it held before."""
             return {**editor.put(desk, opened.before, 0), tabs: gr.Tabs(selected="folder"), **bar(opened.before)}
 
-        def take(kept: Any, desk: Desk, shown: Shown, number: int, request: gr.Request) -> Updates:
+        def take(kept: Any, desk: Desk, shown: Shown, begin: int, request: gr.Request) -> Updates:
             session, opened = desk.session, desk.session.editing
             if opened is None:
                 return bar(session)
@@ -131,19 +137,19 @@ class Review:
                 editing.finish(opened, session, job, self._jobs.sheet(job))
             except Text2SegError as error:
                 return {back.wrong: alert(message_of(error))}
-            return leave(desk, opened) | self._page(kept, shown, request, number)
+            return leave(desk, opened) | self._page(kept, shown, request, begin)
 
-        def drop(kept: Any, desk: Desk, shown: Shown, number: int, request: gr.Request) -> Updates:
+        def drop(kept: Any, desk: Desk, shown: Shown, begin: int, request: gr.Request) -> Updates:
             opened = desk.session.editing
             if opened is None:
                 return bar(desk.session)
             if self._jobs.jobs.find(opened.owner, opened.job) is None:  # deleted in another window
                 return leave(desk, opened) | {c.phase: ""}
-            return leave(desk, opened) | self._page(kept, shown, request, number)  # another window may have changed it
+            return leave(desk, opened) | self._page(kept, shown, request, begin)  # another window may have changed it
 
         shown: dict[str, Any] = {**QUIET, "show_progress": "minimal"}
         c.sheet.edit(edit, [c.kept, editor.desk], [*place, c.wrong], **shown, show_progress_on=[c.tally])
-        inputs = [c.kept, editor.desk, c.shown, c.number]
+        inputs = [c.kept, editor.desk, c.shown, c.begin_at]
         for left in (
             back.take.click(take, inputs, [*place, *self._sheet], **QUIET),
             back.drop.click(drop, inputs, [*place, *self._sheet, c.phase], **QUIET),
@@ -152,18 +158,27 @@ class Review:
             left.success(**self._count)
         editor.canvas.editing(lambda desk: bar(desk.session), [editor.desk], [back.bar, back.said, back.wrong], **QUIET)
 
-    def _page(self, kept: Any, shown: Shown, request: gr.Request, number: int = 0) -> Updates:
+    def _page(self, kept: Any, shown: Shown, request: gr.Request, begin: int = 0) -> Updates:
         """Return the updates for a page of the contact sheet, if the job is done."""
+        return self._shown(kept, shown, request, lambda job, sheet: sheet.page(job.marks, shown, begin))
+
+    def _page_before(self, kept: Any, shown: Shown, begin: int, request: gr.Request) -> Updates:
+        """Return the updates for the page before a place."""
+        return self._shown(kept, shown, request, lambda job, sheet: sheet.page_before(job.marks, shown, begin))
+
+    def _shown(
+        self, kept: Any, shown: Shown, request: gr.Request, find: Callable[[Job, ContactSheet], SheetPage]
+    ) -> Updates:
         c, job = self._c, self._jobs.job(kept)
         decided = self._decided.get(str(request.session_hash), 0)
         if job is None or job.state != "done":
-            return {c.sheet: "", c.number: 0}
+            return {c.sheet: "", c.begin_at: 0, c.end_at: 0}
         sheet = self._jobs.sheet(job)
-        page = sheet.page(job.marks, shown, number)
+        page = find(job, sheet)
         return {
             c.sheet: layout.sheet_html(page, sheet.colours, job, shown, decided),
-            c.number: page.number,
-            c.last: page.last,
+            c.begin_at: page.begin,
+            c.end_at: page.end,
             c.wrong: "",
             c.pages: gr.Row(visible=page.pages > 1),
             c.place: layout.place_html(page),
@@ -171,18 +186,6 @@ class Review:
             c.next: gr.Button(interactive=page.number + 1 < page.pages),
             c.get_failures: gr.Button(visible=bool(job.failures)),
         }
-
-    def _turning(self, step: int) -> Callable[..., Updates]:
-        """Return the handler that shows the next page, or the one before."""
-
-        def turned(kept: Any, shown: Shown, number: int, last: int, request: gr.Request) -> Updates:
-            job = self._jobs.job(kept)
-            if step > 0 and job is not None and job.state == "done":
-                after = self._jobs.sheet(job).number_after(job.marks, shown, last)
-                return self._page(kept, shown, request, after)
-            return self._page(kept, shown, request, number + step)
-
-        return turned
 
     def _done(self, kept: Any) -> Job:
         """Return the open job, which is done. Raises `Text2SegError` if it is not there any more."""
@@ -227,14 +230,14 @@ class Review:
             updates[c.large] = self._pictures(job, change.get("place"), is_large=is_large)
         return updates
 
-    def _open_marks(self, file: str, kept: Any, shown: Shown, number: int, request: gr.Request) -> Updates:
+    def _open_marks(self, file: str, kept: Any, shown: Shown, begin: int, request: gr.Request) -> Updates:
         """Take over the marks of an uploaded file."""
         try:
             job = self._done(kept)
             counts = self._jobs.sheet(job).open_marks(job.marks, check_upload(Path(file)))
         except Text2SegError as error:
             return {self._c.wrong: alert(message_of(error))}
-        page = self._page(kept, shown, request, number)
+        page = self._page(kept, shown, request, begin)
         return {**page, self._c.wrong: layout.opened_html(Path(file).name, counts)}
 
     def _making(self, make: Callable[[Job, ContactSheet], Path]) -> Callable[[Any], Any]:

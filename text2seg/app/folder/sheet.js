@@ -1,8 +1,12 @@
 // Review of the images: buttons and keys for verdicts, checkboxes and categories of segments, and the large view. Each
 // change is shown, then sent: `select` {place, …}; `enlarge` {place} asks for a large image, `edit` {place, segment}
 // opens the editor, and `redraw` asks for the page again after categories were corrected.
+// A key sets a mark, and `u` takes it back; a button that is pressed already takes its mark back.
 // Decisions have numbers. A page names the last one that it knows (`data-decided`), and later ones are made on it again.
 
+const KEYS = { a: { verdict: "accepted", step: 1 }, r: { verdict: "rejected", step: 1 }, u: { verdict: null, step: 0 },
+  j: { step: 1 }, k: { step: -1 } };
+const keyOf = (event) => (event.ctrlKey || event.metaKey || event.altKey ? undefined : KEYS[event.key]);
 let draw = null; // takes the small and the large image of a place
 const drawn = new Map(); // numbers of the last answers that were drawn, by place
 let edited = null; // place of the image that was opened in the editor last, where the review goes on
@@ -21,7 +25,8 @@ window.text2segContactSheet = (element, send, watch) => {
   const bodies = new Map(); // of tiles, which move to the large view and back
   let isCorrected = false;
   let isAsked = false; // for the next or the previous page
-  let turning = 0; // 1 or -1 while the large view waits for the next or the previous page
+  let turning = 0; // 1 or -1 while a key or the large view waits for the next or the previous page
+  let reached = null; // the tile where the keys go on, on the page that they turned to
 
   const jobOf = () => element.querySelector(".t2s-sheet")?.dataset.job;
   const coloursOf = () => JSON.parse(element.querySelector(".t2s-sheet").dataset.colours); // of the categories
@@ -31,11 +36,6 @@ window.text2segContactSheet = (element, send, watch) => {
     decisions.push({ ...change, number, job: jobOf() });
     show(change);
     send.select({ ...change, number, isLarge: text2segLarge.dialog.open });
-  }
-
-  function decide(place, verdict) {
-    const taken = tileOf(place).classList.contains(verdict) ? null : verdict;
-    report({ place, verdict: taken });
   }
 
   /** Show a decision on its tile, if the tile is on this page. */
@@ -75,14 +75,20 @@ window.text2segContactSheet = (element, send, watch) => {
     if (large) put?.(place, large.url);
   };
 
-  function go(from, step) {
-    const all = tiles();
-    const at = from ? all.indexOf(from) + step : 0;
-    const next = all[Math.min(Math.max(at, 0), all.length - 1)];
-    if (!next) return;
-    next.focus({ preventScroll: true });
-    next.scrollIntoView({ block: "nearest" });
+  function focus(tile) {
+    tile?.focus({ preventScroll: true });
+    tile?.scrollIntoView({ block: "nearest" });
   }
+
+  /** Go to another image, also over the end of a page. */
+  function go(from, step) {
+    const all = tiles(), next = all[all.indexOf(from) + step];
+    if (next) focus(next);
+    else if (beyond(step) > 0) turn(step);
+    else say(step > 0 ? "This is the last image." : "This is the first image.");
+  }
+
+  const say = (words) => { document.querySelector("#folder-end p").textContent = words; };
 
   function comeBack() {
     for (const [tile, body] of bodies) {
@@ -129,7 +135,7 @@ window.text2segContactSheet = (element, send, watch) => {
         showLarge(null);
         put = null;
         turning = 0;
-        go(all[number], 0);
+        focus(all[number].isConnected ? all[number] : tiles()[0]);
         if (isCorrected) send.redraw();
         isCorrected = false;
       },
@@ -141,8 +147,11 @@ window.text2segContactSheet = (element, send, watch) => {
     const tile = event.target.closest(".t2s-tile:has(img)"); // not in the large view, which holds the body of a tile
     if (event.detail > 1) return; // a double click counts once
     edited = null;
-    if (verdict) decide(placeOf(event.target), verdict);
-    else if (tile && !event.target.closest("label, select, summary, button:not(.stage)")) open(tile);
+    say("");
+    if (verdict) {
+      const place = placeOf(event.target);
+      report({ place, verdict: tileOf(place)?.classList.contains(verdict) ? null : verdict });
+    } else if (tile && !event.target.closest("label, select, summary, button:not(.stage)")) open(tile);
     else if (edit !== undefined) {
       const place = placeOf(event.target);
       isCorrected = false;
@@ -176,6 +185,8 @@ window.text2segContactSheet = (element, send, watch) => {
   document.addEventListener("click", (event) => {
     if (!event.target.closest("#folder-back, #folder-next")) return;
     isAsked = true;
+    reached = null;
+    say("");
     settle();
   }, { signal });
   for (const part of [element, text2segLarge.dialog]) {
@@ -192,11 +203,27 @@ window.text2segContactSheet = (element, send, watch) => {
     decisions.filter(({ job }) => job === jobOf()).forEach(show);
     isAsked = false;
     settle();
-    const all = tiles().filter((each) => each.querySelector("img"));
-    if (turning && all.length && text2segLarge.dialog.open) open(turning > 0 ? all[0] : all.at(-1));
+    const isLarge = text2segLarge.dialog.open, all = tiles().filter((each) => !isLarge || each.querySelector("img"));
+    if (turning) {
+      reached = all.at(turning > 0 ? 0 : -1);
+      if (!isLarge) focus(reached);
+      else if (reached) open(reached);
+    }
     turning = 0;
     goOn(); // the tile with the focus may be another one now
   });
+
+  /** Show the page that was asked for from its top, unless the keys go on elsewhere on it. */
+  window.text2segTurned = () => {
+    if (reached) return;
+    element.scrollIntoView();
+    text2segFocus("#folder-sheet .t2s-tile");
+  };
+  window.text2segNotTurned = () => {
+    isAsked = false;
+    turning = 0;
+    settle();
+  };
 
   /** Go on at the image that was edited, once it is visible again and unless the visitor is somewhere else. */
   function goOn() {
@@ -206,7 +233,7 @@ window.text2segContactSheet = (element, send, watch) => {
       const tile = tileOf(place);
       if (!tile?.checkVisibility()) { requestAnimationFrame(look); return; }
       const { activeElement: focused } = document;
-      if (focused === document.body || !focused.checkVisibility()) go(tile, 0);
+      if (focused === document.body || !focused.checkVisibility()) focus(tile);
     };
     if (place !== null) look();
   }
@@ -214,31 +241,28 @@ window.text2segContactSheet = (element, send, watch) => {
   goOn();
 
   element.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("select")) return;
-    const tile = event.target.closest(".t2s-tile");
-    const verdict = { a: "accepted", r: "rejected" }[event.key];
-    const step = { j: 1, k: -1 }[event.key];
+    const tile = event.target.closest(".t2s-tile"), key = keyOf(event);
+    if (!tile || event.target.matches("select")) return;
     edited = null;
+    say("");
     if (event.key === "Enter" && event.target === tile && tile.querySelector("[data-open]")) open(tile);
-    if (verdict && tile) decide(placeOf(tile), verdict);
-    if (verdict || step) {
-      event.preventDefault();
-      go(tile, step ?? 1);
-    }
+    if (!key) return;
+    event.preventDefault();
+    if ("verdict" in key) report({ place: placeOf(tile), verdict: key.verdict });
+    if (key.step) go(tile, key.step);
   }, { signal });
   // The keys begin at the first image wherever the focus is, unless it is where letters are typed.
-  document.addEventListener("keydown", ({ key, target, ctrlKey, metaKey, altKey }) => {
+  document.addEventListener("keydown", (event) => {
+    const { target } = event;
     const isTyped = target.closest("textarea, select, [contenteditable=true], dialog, input:not([type=radio], [type=checkbox])");
-    if (ctrlKey || metaKey || altKey || isTyped || element.contains(target) || !["j", "k", "a", "r"].includes(key)) return;
-    if (element.querySelector(".t2s-sheet")?.checkVisibility()) go(null, 0);
+    if (isTyped || element.contains(target) || !keyOf(event)) return;
+    if (element.querySelector(".t2s-sheet")?.checkVisibility()) focus(tiles()[0]);
   }, { signal });
   text2segLarge.dialog.addEventListener("keydown", (event) => {
-    const verdict = { a: "accepted", r: "rejected" }[event.key];
-    const step = { j: 1, k: -1 }[event.key] ?? 1;
-    const [tile] = bodies.keys();
-    if (!tile || event.ctrlKey || event.metaKey || event.altKey || event.target.matches("select")) return;
-    if (verdict) decide(placeOf(tile), verdict);
-    if (verdict || ["j", "k"].includes(event.key)) text2segLarge.step(step);
+    const [tile] = bodies.keys(), key = keyOf(event);
+    if (!tile || !key || event.target.matches("select")) return;
+    if ("verdict" in key) report({ place: placeOf(tile), verdict: key.verdict });
+    if (key.step) text2segLarge.step(key.step);
   }, { signal });
 };
 
