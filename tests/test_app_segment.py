@@ -39,6 +39,10 @@ class TestDocument:
         again = accepted.found([segment(mask=LEFT), segment(mask=RIGHT)], ["ball"])
         assert [(piece.number, piece.accepted) for piece in again.pieces] == [(1, True), (3, False)]
 
+    def test_a_new_search_changes_no_order_beside_accepted_segments(self):
+        again = document().accepted(2).found([segment(mask=LEFT), segment(mask=RIGHT)], ["ball"])
+        assert [(piece.number, piece.accepted) for piece in again.pieces] == [(3, False), (2, True)]
+
     def test_a_new_search_does_not_restore_deleted_segments(self):
         again = document().deleted(2).found([segment(mask=LEFT), segment(mask=RIGHT)], ["ball"])
         assert [piece.segment.box_xywh[0] for piece in again.pieces] == [2]

@@ -89,8 +89,24 @@ class Document:
         fresh = [segment for segment in segments if not any(show_the_same(segment, other) for other in known)]
         new = tuple(_piece(self.last + place, segment) for place, segment in enumerate(fresh, start=1))
         order = {query: place for place, query in enumerate(queries)}
-        pieces = sorted((*kept, *new), key=lambda piece: order.get(piece.segment.query, len(order)))
+        edited = {piece.segment.query for piece in kept}
+        pieces = sorted(
+            (*kept, *new),
+            key=lambda piece: (
+                order.get(piece.segment.query, len(order)),
+                self._place(piece) if piece.segment.query in edited else 0,
+            ),
+        )
         return replace(self, pieces=tuple(pieces), removed=removed, changed=changed, last=self.last + len(new))
+
+    def _place(self, piece: Piece) -> int:
+        """Return the place of a segment, or of the one that shows the same object, so that a search which keeps edited
+        segments changes no order."""
+        known = enumerate(self.pieces)
+        if piece.number in [earlier.number for earlier in self.pieces]:
+            return next(place for place, earlier in known if earlier.number == piece.number)
+        same = (place for place, earlier in known if show_the_same(earlier.segment, piece.segment))
+        return next(same, len(self.pieces))
 
     def corrected(self, number: int, segment: Segment, *placed: Place) -> Document:
         """Replace a segment by an edited one, which is not accepted yet. `placed` are new points of the visitor."""
