@@ -565,9 +565,9 @@ class TestDesk:
         reply, stop = (next(each.fn for each in page.fns.values() if each.name == name) for name in ("reply", "stop"))
         desk = Desk()
         stop(desk, gr.EventData(None, {"turn": 7}))
-        ((_, answer),) = reply(desk, gr.EventData(None, {"do": "example", "number": 0, "turn": 7}))
+        ((_, answer, _),) = reply(desk, gr.EventData(None, {"do": "example", "number": 0, "turn": 7}))
         assert (answer["isStopped"], answer["turn"], answer["image"]) == (True, 7, None)
-        ((_, answer),) = reply(desk, gr.EventData(None, {"do": "example", "number": 0, "turn": 8}))
+        ((_, answer, _),) = reply(desk, gr.EventData(None, {"do": "example", "number": 0, "turn": 8}))
         assert answer["image"]["name"] == "scene_0019.jpg"
 
     def test_each_page_gets_its_own(self):
