@@ -746,7 +746,7 @@ class TestEditing:
     def test_a_word_that_is_no_category_is_refused_when_it_is_typed(self, labelled):
         job, sheet, pool = labelled
         session, _ = editing.begin(pool, job, sheet, 0, 0, EditSession())
-        wrong = "“bomb” is not a category of this job; its categories are .*koala"
+        wrong = "“bomb” is not a category of this job; its categories are .*koala. To find “bomb” too, start a new job with it."
         searched = find(session, pool, (*session.texts, "bomb"), threshold=None, presence=None)
         (refused,) = searched.refused
         assert (refused.text, searched.texts) == ("bomb", session.texts)
@@ -791,6 +791,7 @@ def annotation_of(dataset, number):
 def test_other_downloads(job, sheet):
     with zipfile.ZipFile(dataset_zip(job, sheet, images=False)) as archive:
         assert sorted(archive.namelist()) == ["README.txt", "dataset.json", "failures.txt"]
+    assert "text2seg replay dataset.json --annotation" in review_page(job, sheet).read_text()
     with pytest.raises(OutputError, match="nothing is marked yet"):
         marks_file(job, sheet)
     gone = sheet.contents.images[0].file_name
@@ -799,6 +800,8 @@ def test_other_downloads(job, sheet):
         assert {"unreviewed.json", "marks.json"} < set(archive.namelist())
     page = review_page(job, sheet).read_text()
     assert page.count("<article") == 30
+    assert "text2seg replay unreviewed.json --annotation" in page
+    assert "<title>Review of My-photos" in page
     assert json.dumps({"image": gone, "verdict": "rejected"}) in page  # it begins with the marks
     assert str(job.folder) not in page
     assert failures_text(job).read_text().count("\n") == 1

@@ -129,7 +129,7 @@
   });
 
   at("save").addEventListener("click", () => {
-    const dataset = { name: about.name, sha256: about.sha256 };
+    const dataset = { name: about.file, sha256: about.sha256 };
     const content = JSON.stringify({ text2seg_marks: 1, dataset, marks: JSON.parse(all()) }, null, 1);
     const link = document.createElement("a");
     link.href = URL.createObjectURL(new Blob([content], { type: "application/json" }));

@@ -57,6 +57,7 @@ def write_review(
     *,
     images: str | os.PathLike[str] | None = None,
     marks: str | os.PathLike[str] | None = None,
+    name: str | None = None,
     limit: int = 500,
     image_side: int = LONG_SIDE,
     overwrite: bool = False,
@@ -70,6 +71,7 @@ def write_review(
         images: folder of the images. Default: see `text2seg.coco.lookup.ImageFinder`. An image that is missing or
             cannot be read has a grey card that says so.
         marks: a file of marks of this dataset that the page begins with.
+        name: name of the page and of the marks that are downloaded from it. Default: the file name of the dataset.
         limit: how many images are shown, the most uncertain first; the summary counts all.
         image_side: longer side of the images on the page, pixels. The page shows an image in the whole window.
         overwrite: replace an existing output.
@@ -98,7 +100,8 @@ def write_review(
             _log.info("%s", each.note)
     cards = [_card(number, *pair, contents) for number, pair in enumerate(zip(shown, thumbnails, strict=True))]
     about = {
-        "name": dataset.name,
+        "name": name or dataset.name,
+        "file": dataset.name,
         "sha256": identity(content),
         "categories": list(dict.fromkeys(each["name"] for each in content["categories"])),
         **begun,
@@ -117,8 +120,8 @@ def _begun(dataset: Dataset, marks: str | os.PathLike[str]) -> tuple[dict[str, A
 
 
 def _render(contents: Contents, cards: list[dict[str, Any]], about: Mapping[str, Any]) -> str:
-    """Return the page. `about` is what its script must know: the dataset's name, hash and categories, and the marks to
-    begin with."""
+    """Return the page. `about` is what its script must know: the name of the page, the dataset's file name, hash and
+    categories, and the marks to begin with."""
     images = contents.images
     found = sum(bool(image.items) for image in images)
     rows = sorted(contents.categories, key=lambda row: (-row.segments, row.name))
@@ -127,6 +130,7 @@ def _render(contents: Contents, cards: list[dict[str, Any]], about: Mapping[str,
         "text2seg.review",
         {"number": _number},
         title=about["name"],
+        file=about["file"],
         about=about,
         models=contents.models,
         version=__version__,

@@ -104,7 +104,10 @@ class Editing:
         if same is None:
             names = ", ".join([*self.queries][:MOST_NAMED])
             more = f" and {len(self.queries) - MOST_NAMED} more" if len(self.queries) > MOST_NAMED else ""
-            raise Text2SegError(f"“{name}” is not a category of this job; its categories are {names}{more}.")
+            raise Text2SegError(
+                f"“{name}” is not a category of this job; its categories are {names}{more}. To find “{name}” too, start "
+                "a new job with it."
+            )
         return same
 
     def categories_of(self, texts: Sequence[str]) -> tuple[tuple[str, ...], tuple[Refused, ...], tuple[Query, ...]]:

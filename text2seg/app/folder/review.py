@@ -304,7 +304,7 @@ def _fits(image: ReviewImage, marks: Marks, shown: Shown) -> bool:
 
 # ---- downloads: the dataset without rejected items, the review page, and the failures
 
-UNREVIEWED = "unreviewed.json"
+REVIEWED, UNREVIEWED = "dataset.json", "unreviewed.json"
 
 README = """\
 dataset.json     a COCO dataset, found by text2seg; info.review says what was accepted and rejected by hand
@@ -328,7 +328,7 @@ def dataset_zip(job: Job, sheet: ContactSheet, *, images: bool) -> Path:
     part = target.with_name(f"{secrets.token_hex(8)}.part")  # two requests may run at once
     try:
         with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
-            archive.write(write_dataset(dataset, folder / "dataset.json"), "dataset.json")
+            archive.write(write_dataset(dataset, folder / REVIEWED), REVIEWED)
             archive.writestr("README.txt", README)
             if job.marks != Marks():
                 archive.write(write_dataset(sheet.content, folder / UNREVIEWED), UNREVIEWED)
@@ -356,14 +356,16 @@ def marks_file(job: Job, sheet: ContactSheet) -> Path:
 
 
 def review_page(job: Job, sheet: ContactSheet) -> Path:
-    """Write the page of `text2seg report` of the dataset before the review, with the marks. Raises `OutputError` if it
-    cannot be written."""
-    dataset = write_dataset(sheet.content, _downloads(job) / f"{_stem(job)}.json")
+    """Write the page of `text2seg report` of the dataset before the review, with the marks. It names the file that this
+    dataset is in the other downloads. Raises `OutputError` if it cannot be written."""
+    folder = _downloads(job) / "page"  # where no other download writes these names
+    make_folder(folder)
+    dataset = write_dataset(sheet.content, folder / (REVIEWED if job.marks == Marks() else UNREVIEWED))
     marks = marks_file(job, sheet) if job.marks != Marks() else None
     if marks is None:  # `marks_file` does the same
         sheet.hand_out(sheet.content)
     target = _downloads(job) / f"{_stem(job)}-review.html"
-    return write_review(dataset, target, images=job.images, marks=marks, overwrite=True).path
+    return write_review(dataset, target, images=job.images, marks=marks, name=_stem(job), overwrite=True).path
 
 
 def failures_text(job: Job) -> Path:
