@@ -746,7 +746,7 @@ class TestEditing:
     def test_a_word_that_is_no_category_is_refused_when_it_is_typed(self, labelled):
         job, sheet, pool = labelled
         session, _ = editing.begin(pool, job, sheet, 0, 0, EditSession())
-        wrong = "“bomb” is not a category of this job; its categories are .*koala. To find “bomb” too, start a new job with it."
+        wrong = "“bomb” is not a category of this job; its categories are .*koala\\. To find “bomb” too, start"
         searched = find(session, pool, (*session.texts, "bomb"), threshold=None, presence=None)
         (refused,) = searched.refused
         assert (refused.text, searched.texts) == ("bomb", session.texts)

@@ -105,8 +105,8 @@ class Editing:
             names = ", ".join([*self.queries][:MOST_NAMED])
             more = f" and {len(self.queries) - MOST_NAMED} more" if len(self.queries) > MOST_NAMED else ""
             raise Text2SegError(
-                f"“{name}” is not a category of this job; its categories are {names}{more}. To find “{name}” too, start "
-                "a new job with it."
+                f"“{name}” is not a category of this job; its categories are {names}{more}. "
+                f"To find “{name}” too, start a new job with it."
             )
         return same
 
