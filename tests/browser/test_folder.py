@@ -802,6 +802,8 @@ def test_no_horizontal_scrolling(visitor, app_url, six, viewport, dark):
     assert not page.evaluate(wider)
     page.locator(TILE).first.wait_for()
     assert not page.evaluate(wider)
+    cut = "each => each.filter((hint) => hint.scrollWidth > hint.clientWidth).map((hint) => hint.textContent)"
+    assert page.locator("#folder-review .t2s-hint").evaluate_all(cut) == []
     for control in page.locator(f"{TILE} button, {TILE} input").all():
         assert control.is_enabled()
 

@@ -44,8 +44,9 @@ MARKS = "Marks are what you accept, reject and correct. A review page opens and 
 BEGIN = "Type things and convert them to an ontology, start from an example, or paste your own."
 NOTHING_YET = f'<p class="t2s-hint">{BEGIN}</p>'
 KEYS = (
-    "Keys: <kbd>j</kbd> next, <kbd>k</kbd> previous, <kbd>a</kbd> accept and next, <kbd>r</kbd> reject and next, "
-    "<kbd>u</kbd> undecided again, <kbd>Enter</kbd> large, <kbd>Esc</kbd> back."
+    "Keys: <kbd>j</kbd>&nbsp;next, <kbd>k</kbd>&nbsp;previous, <kbd>a</kbd>&nbsp;accept and next, "
+    "<kbd>r</kbd>&nbsp;reject and next, <kbd>u</kbd>&nbsp;undecided again, <kbd>Enter</kbd>&nbsp;large, "
+    "<kbd>Esc</kbd>&nbsp;back."
 )
 
 
