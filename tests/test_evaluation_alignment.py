@@ -177,11 +177,31 @@ def test_datasets_without_a_common_image_name_one_of_each(match):
         align(truth, predicted, match=match)
 
 
-def test_categories_that_the_ground_truth_lacks_are_named():
+@pytest.mark.parametrize("match", ["id", "file-name"])
+def test_categories_that_the_ground_truth_lacks_are_left_out_and_named(match, caplog):
     truth, predicted = pair()
-    predicted["categories"].append({"id": 77, "name": "truck"})
-    predicted["annotations"][0]["category_id"] = 77
-    with pytest.raises(DatasetError, match=r"its category_id 77 is not among .* It has no truck; give categories"):
+    expected = evaluate(truth, predicted, match=match)
+    more = copy.deepcopy(predicted)
+    more["categories"].append({"id": 77, "name": "truck"})
+    more["annotations"].append({**more["annotations"][0], "id": 1000, "category_id": 77})
+    found = evaluate(truth, more, match=match)
+    assert as_json(found) == as_json(expected)
+    left_out = "1 annotation of predictions left out of the scores: the ground truth does not have the categories"
+    assert f"{left_out} (truck)" in caplog.text
+
+
+def test_the_same_category_under_another_id_is_not_left_out():
+    truth, predicted = pair()
+    predicted["categories"][0]["id"] = predicted["annotations"][0]["category_id"] = 77
+    with pytest.raises(DatasetError, match=r"its category_id 77 is not among .*--match file-name"):
+        align(truth, predicted)
+
+
+def test_predictions_without_a_common_category_are_refused():
+    truth, predicted = pair()
+    for place, each in enumerate(predicted["categories"]):
+        each["name"] = f"thing {place}"
+    with pytest.raises(DatasetError, match="no category of predictions is in ground truth: the first ones are"):
         align(truth, predicted, match="file-name")
 
 

@@ -13,7 +13,7 @@ from text2seg.coco.reader import Dataset, attributes_of, check_dataset, check_re
 from text2seg.coco.rle import area, is_number, rle_of
 from text2seg.coco.truth import Region, TruthImage, category_names, truth_images
 from text2seg.errors import DatasetError
-from text2seg.io.names import folded, listed, pair_names, parts_of
+from text2seg.io.names import counted, folded, listed, pair_names, parts_of
 
 Json = Mapping[str, Any]
 Match = Literal["id", "file-name"]
@@ -131,7 +131,8 @@ def align(truth: Json, predicted: Json | Sequence[Json], *, match: Match = "id")
             more folders in front) and categories by name.
 
     Raises:
-        DatasetError: An entry is damaged or has no counterpart in the ground truth; the message names it.
+        DatasetError: An entry is damaged or has no counterpart in the ground truth; the message names it. Annotations
+            of categories with names that the ground truth lacks are left out with a warning.
     """
     if match not in get_args(Match):
         raise DatasetError(f"images are matched by {' or '.join(get_args(Match))}, got {match!r}")
@@ -155,6 +156,13 @@ def align(truth: Json, predicted: Json | Sequence[Json], *, match: Match = "id")
                 f"no image of {name} is in {truth.name}: the first ones are {first} and {other}"
                 f"{NUMBERED_DIFFERENTLY if match == 'id' else ''}"
             )
+        if ours and not category_ids:
+            raise DatasetError(
+                f"no category of {name} is in {truth.name}: the first ones are {listed([*ours.values()][:1])} and "
+                f"{listed([*theirs.values()][:1])}{NUMBERED_DIFFERENTLY if match == 'id' else ''}"
+            )
+        own = {number for number in ours if number not in category_ids and ours[number] not in theirs.values()}
+        annotations = _without_own(annotations, own, [ours[number] for number in own], name)
         presence = _presences(predicted, image_ids, categories)
         if lacking := len(shown) - len(set(image_ids.values())):
             _log.warning(
@@ -173,8 +181,6 @@ def align(truth: Json, predicted: Json | Sequence[Json], *, match: Match = "id")
     images = predicted["images"] if isinstance(predicted, Mapping) else ()
     if outside := [entry["file_name"] for entry in images if entry["id"] not in image_ids]:
         among["image_id"] += f". Leave these images out of {name}: {listed(outside)}"
-    if isinstance(predicted, Mapping) and (strange := [ours[each] for each in ours if each not in category_ids]):
-        among["category_id"] += f". It has no {listed(strange)}; give categories the names that they have there"
     regions = _predicted(annotations, image_ids, category_ids, sizes, name, among)
     scenes = tuple(
         Scene(
@@ -192,6 +198,19 @@ def align(truth: Json, predicted: Json | Sequence[Json], *, match: Match = "id")
         raise DatasetError(f"{truth.name} has no annotations{_but_crowds(scenes)}, so there is nothing to score")
     listed_ids = set(category_ids.values())
     return Aligned(categories, scenes, tuple(categories[each] for each in categories if each in present - listed_ids))
+
+
+def _without_own(annotations: Sequence[Json], own: set[int], names: Sequence[str], name: str) -> Sequence[Json]:
+    """Return the annotations without those of the categories `own`, which the ground truth does not have."""
+    kept = [each for each in annotations if each["category_id"] not in own]
+    if left_out := len(annotations) - len(kept):
+        _log.warning(
+            "%s of %s left out of the scores: the ground truth does not have the categories (%s)",
+            counted(left_out, "annotation"),
+            name,
+            listed(names),
+        )
+    return kept
 
 
 def _by_id(dataset: Dataset, key: str) -> dict[int, Json]:
