@@ -20,7 +20,7 @@ from PIL import Image as PillowImage
 from text2seg import app
 from text2seg.app.checks import visitors_folder
 from text2seg.app.explain import explain, results
-from text2seg.app.explain.run import Run
+from text2seg.app.explain.run import Run, Visitors
 from text2seg.app.explain.tab import ExplainTab
 from text2seg.app.fields import read_settings, settings_of, shown_settings, widget
 from text2seg.app.messages import note_of
@@ -351,12 +351,24 @@ def test_a_stopped_run_says_whether_anything_was_done(model_pool, panels, says):
         """No settings."""
 
     def run(models, images, settings, progress):
-        tab._visitors.stop("ann")
+        tab._visitors.stop("ann", 1)
         return Result("Everything", panels * (Panel("a", np.zeros((4, 6, 3), np.uint8)),))
 
     tool = Tool("slow", "Slow", "", Nothing, run)
     with gr.Blocks():
         tab = ExplainTab(model_pool, {"Tools": [tool]}, gr.State(Desk()))
-    *_, last = tab._run("slow", {"example": 0}, [], {}, Desk(), SimpleNamespace(session_hash="ann"))
+    *_, last = tab._run("slow", {"example": 0}, [], {}, Desk(), 1, SimpleNamespace(session_hash="ann"))
     assert says in last[tab.status]
     assert ("Everything" in last[tab.status]) is bool(panels)
+
+
+def test_a_run_that_was_given_up_while_it_waited_does_not_begin():
+    visitors, tool = Visitors(), TOOLS["board"]
+    running = visitors.begin("ann", tool, 1)
+    visitors.stop("ann", 2)
+    assert running.stop.is_set()
+    assert visitors.begin("ann", tool, 2) is None
+    assert visitors.begin("bob", tool, 2) is not None
+    assert visitors.begin("ann", tool, 3) is not None
+    visitors.choose("ann", "saliency", 4)
+    assert visitors.begin("ann", tool, 4) is None

@@ -93,6 +93,12 @@ class TestThePage:
         now.locator("summary").click()
         expect(now.get_by_text("fire engine")).to_be_visible()
 
+    def test_the_arrow_of_the_panel_shows_whether_it_is_open(self, page):
+        chip = page.get_by_role("button", name="Model: demo")
+        closed = chip.locator(".icon").evaluate("(icon) => getComputedStyle(icon).transform")
+        chip.click()
+        expect(chip.locator(".icon")).not_to_have_css("transform", closed)
+
     def test_the_page_has_no_footer_and_does_not_name_gradio(self, page):
         assert page.locator("footer").count() == 0 or not page.locator("footer").inner_text().strip()
         assert "gradio" not in page.locator("body").inner_text().lower()
@@ -197,7 +203,7 @@ def run_although_long(page):
     """Press Run, and Start where the estimate of this machine makes the page ask."""
     page.locator("#explain-run").click()
     waits = page.locator("#explain-status").get_by_text("this run is next")
-    page.locator("#explain-stop:enabled, [data-ask] button").or_(waits).first.wait_for()
+    page.locator("#explain-status header, [data-ask] button").or_(waits).first.wait_for()
     start = page.get_by_role("button", name="Start", exact=True)
     if start.is_visible():
         start.click()

@@ -44,7 +44,7 @@ def test_while_the_speed_is_measured_the_page_does_not_speak_of_other_visitors(v
     page.wait_for_timeout(2000 * PATIENCE)
     expect(status).not_to_contain_text("other visitors")
     measured.set()
-    page.locator("#explain-stop:enabled, [data-ask] button").first.wait_for()
+    page.locator("#explain-status header, [data-ask] button").first.wait_for()
 
 
 def test_tools_for_several_images_begin_with_examples_and_the_image_field_comes_back(page):
@@ -145,3 +145,66 @@ def test_a_reload_keeps_the_tool_and_what_was_typed(page):
         expect(page.locator("#explain-image")).to_be_hidden()
     run(page)
     expect(page.locator("#explain-tables")).to_contain_text("a bomb")
+
+
+def test_a_run_that_waits_for_its_turn_can_be_given_up_and_asked_for_again(visitor, servers, demo):
+    url = servers.enter_context(live_app(demo, workers=1))
+    first, page = visitor(url), visitor(url)
+    for each in (first, page):
+        each.get_by_role("tab", name="Explain").click()
+        each.get_by_role("rowheader", name="a bomb").wait_for()
+    first.locator("#explain-tool select").select_option("opinion")
+    first.locator("#setting-steps input").fill("2000")  # until the second has waited
+    first.keyboard.press("Tab")
+    first.locator("#explain-run").click()
+    first.locator("#explain-status header, [data-ask] button").first.wait_for()
+    if first.get_by_role("button", name="Start", exact=True).is_visible():
+        first.get_by_role("button", name="Start", exact=True).click()
+    expect(first.locator("#explain-status")).to_contain_text(re.compile(r"[1-9]\d* of 2000 steps"))
+    title = page.locator("#explain-status .t2s-title").inner_text()
+    tables, status = page.locator("#explain-tables"), page.locator("#explain-status")
+    for _ in range(2):
+        page.locator("#explain-run").click()
+        expect(status).to_contain_text("busy with other visitors; this run is next")
+        expect(status).to_have_css("opacity", "1")
+        expect(page.locator(".wrap:not(.hide) > .progress-text")).to_have_count(0)  # no second counter
+        expect(tables).to_have_css("opacity", "0.4")
+        page.locator("#explain-stop").click()
+        expect(status).to_contain_text(title)
+        expect(tables).to_have_css("opacity", "1")
+        expect(page.locator("#explain-run")).to_be_enabled()
+        expect(page.locator("#explain-stop")).to_be_disabled()
+    page.locator("#explain-run").click()
+    page.locator("#explain-tool select").select_option("saliency")
+    page.get_by_role("button", name="Stop it").click()
+    expect(page.locator("#explain-run")).to_be_enabled()
+    page.locator("#fields-of-saliency").wait_for()
+    page.locator("#explain-run").click()
+    expect(status).to_contain_text("busy with other visitors; this run is next")
+    first.locator("#explain-stop").click()
+    expect(page.locator("#explain-status .t2s-title")).to_contain_text("saliency by surgery")
+    expect(page.locator("#explain-run")).to_be_enabled()
+    expect(page.locator("#explain-stop")).to_be_disabled()
+
+
+def test_the_question_whether_to_stop_a_run_goes_when_the_run_ends(page):
+    page.get_by_role("tab", name="Explain").click()
+    tool = page.locator("#explain-tool select")
+    tool.select_option("compare")
+    page.locator("#fields-of-compare").wait_for()
+    page.locator("#explain-run").click()
+    page.locator("#explain-status header").wait_for()
+    tool.select_option("saliency")
+    question = page.get_by_text("Choosing another tool stops this run")
+    question.wait_for()
+    page.locator("#explain-status .t2s-title").wait_for()
+    expect(question).to_be_hidden()
+    expect(tool).to_have_value("compare")
+    expect(tool).to_be_focused()
+
+
+def test_a_list_shows_its_default_after_a_list_of_several(page):
+    page.get_by_role("tab", name="Explain").click()
+    for name, label, value in (("faithfulness", "Method", ""), ("words", "Method", "default")):
+        page.locator("#explain-tool select").select_option(name)
+        expect(page.locator(f"#fields-of-{name}").get_by_label(label, exact=True)).to_have_value(value)

@@ -229,7 +229,9 @@ def widget(setting: Setting) -> Any:
         return gr.Dropdown([*setting.choices], value=list(setting.default or ()), multiselect=True, **common)
     if setting.kind == "choice":
         choices = [("default", ""), *((each, each) for each in setting.choices)][not setting.is_optional :]
-        return gr.Dropdown(choices, value="" if setting.default is None else setting.default, **common)
+        return gr.Dropdown(
+            choices, multiselect=False, value="" if setting.default is None else setting.default, **common
+        )
     if setting.kind in ("whole", "number") and not setting.is_optional:  # a Number field cannot be empty
         return gr.Number(setting.default, precision=0 if setting.kind == "whole" else None, **common)
     if setting.kind == "lines":

@@ -1,6 +1,7 @@
 // The list of explanation tools: a select field with the tools by group, and the summary of the chosen one.
 
 const isRunning = () => document.querySelector("#explain-stop:enabled") !== null;
+window.text2segRuns = isRunning;
 
 addEventListener("beforeunload", (event) => {
   if (isRunning()) event.preventDefault(); // the browser asks
@@ -99,6 +100,14 @@ customElements.define("t2s-tool-list", class extends HTMLElement {
     ask.firstChild.append(button("Stop it", leave), " ", button("Go on", stay));
     this.append(ask);
     ask.querySelector("button:last-child").focus();
+    const ended = new MutationObserver(() => {
+      if (isRunning()) return;
+      ended.disconnect();
+      const isAnswering = ask.contains(document.activeElement);
+      ask.remove();
+      if (isAnswering) stay();
+    });
+    ended.observe(document.querySelector("#explain-stop"), { attributes: true, attributeFilter: ["disabled"] });
   }
 });
 
@@ -210,17 +219,58 @@ document.addEventListener("click", (event) => {
   else run.focus();
 });
 
-// What the status says while the page waits for the server.
+// From a press of Run to the first word of the server about the run, which has a header.
 
+let number = 0; // of the last press of Run
+let goesOn = false; // between the press and the answer whether to ask before
+let before = {}; // what that press took away
 let waiting = 0;
+let place = 0; // runs before this one in the queue
+let dropped = 0; // those of them that this page has given up; they end before the next one begins
+let says = null; // what the page waits for, by the place
 
-/** Say later what the page waits for, if the server has not begun with the run by then: what it sends has no data-sent. */
-window.text2segWaits = (words, milliseconds) => {
+const show = () => {
+  const said = document.querySelector("#explain-status [data-sent]");
+  if (said && says) said.textContent = says();
+};
+document.addEventListener("text2seg-queue", ({ detail }) => {
+  place = detail.before;
+  show();
+});
+
+/** Say later what the page waits for: these words, or `queued` with the number of runs before, if there are any. */
+window.text2segWaits = (words, milliseconds, queued = "") => {
   clearTimeout(waiting);
+  says = null;
+  place = 0;
   waiting = setTimeout(() => {
-    const said = document.querySelector("#explain-status [data-sent]");
-    if (said) said.textContent = words;
+    says = () => (queued && place > dropped ? queued + (place - dropped) : words);
+    show();
   }, milliseconds);
+};
+
+window.text2segNumber = () => number;
+
+window.text2segRan = () => { dropped = Math.max(0, dropped - 1); };
+
+/** Return, once for each press, whether nobody has given up the run since. */
+window.text2segGoesOn = () => {
+  const now = goesOn;
+  goesOn = false;
+  return now;
+};
+
+/** Return whether a run waits, so that it can be given up at once. */
+window.text2segGivesUp = () => isRunning() && !document.querySelector("#explain-status .t2s-status header");
+
+/** Give up a run that waits. Return the status from before it, or nothing if another one is there already. */
+window.text2segGiveUp = () => {
+  if (!text2segGivesUp()) return null;
+  clearTimeout(waiting);
+  if (!goesOn) dropped += 1;
+  goesOn = false;
+  used[before.tool] = before.used;
+  return document.querySelector("#explain-status [data-sent]") ? before.status : null;
 };
 
 // A result of values that were typed before the last change looks outdated.
@@ -233,11 +283,17 @@ const mark = (is) => document.querySelector("#explain-result")?.toggleAttribute(
 
 const valuesOf = (typed) => JSON.stringify(Object.entries(typed?.[chosenTool()] ?? {}).sort());
 
-window.text2segBegin = (typed) => {
-  used[chosenTool()] = valuesOf(typed);
+window.text2segBegin = (typed, status) => {
+  number += 1;
+  goesOn = true;
+  before = { tool: chosenTool(), used: used[chosenTool()], status };
+  used[before.tool] = valuesOf(typed);
   mark(false);
 };
-window.text2segClear = () => mark(false);
+window.text2segClear = () => {
+  before.status = null;
+  mark(false);
+};
 
 /** Mark the result if it is of other values, and return a note that says so, else "". */
 window.text2segOutdated = (typed) => {

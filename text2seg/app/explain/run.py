@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +28,7 @@ from text2seg.render.saving import png
 PATIENCE = 1.0
 """Seconds after which a run that has no turn yet says why."""
 BUSY = "The models are busy with other visitors; this run is next."
+QUEUED = "The models are busy with other visitors; runs before this one: "
 
 EXAMPLES = {
     "Sheep and a fire engine": IMAGES / "scene_0019.jpg",
@@ -180,25 +182,31 @@ class Visitors:
         self._results: dict[str, dict[str, tuple[Any, dict[Any, Any]]]] = {}
         self._runs: dict[str, set[Run]] = {}
         self._chose: set[str] = set()
+        self._given_up: dict[str, int] = {}
 
     def has_chosen(self, visitor: str) -> bool:
         """Return whether a visitor has chosen or run a tool, so that no example takes its place."""
         return visitor in self._chose
 
-    def choose(self, visitor: str, name: str) -> None:
-        """Stop the runs of other tools than the chosen one. Nobody wants their results.
+    def choose(self, visitor: str, name: str, number: int) -> None:
+        """Stop the runs of other tools than the chosen one, and give up those that wait for their turn, up to this
+        number. Nobody wants their results.
 
         Events may arrive in another order than they were sent, so a run of the chosen tool is not touched.
         """
         self._chose.add(visitor)
+        self._give_up(visitor, number)
         for run in tuple(self._runs.get(visitor, ())):
             if run.tool.name != name:
                 run.is_left = True
                 run.stop.set()
 
-    def begin(self, visitor: str, tool: Tool) -> Run:
-        run = Run(tool)
+    def begin(self, visitor: str, tool: Tool, number: int) -> Run | None:
+        """Begin the run with this number of a visitor; None if it was given up while it waited for its turn."""
         self.agreed.discard(visitor)
+        if number <= self._given_up.get(visitor, 0):
+            return None
+        run = Run(tool)
         self._chose.add(visitor)
         self._runs.setdefault(visitor, set()).add(run)
         return run
@@ -219,14 +227,18 @@ class Visitors:
         seen, updates = self._results.get(visitor, {}).get(name, (None, {}))
         return {} if visitor in self._runs or seen != images else updates
 
-    def stop(self, visitor: str) -> None:
-        """Stop all runs of a visitor."""
+    def stop(self, visitor: str, number: int) -> None:
+        """Stop all runs of a visitor, and give up those that wait for their turn, up to this number."""
+        self._give_up(visitor, number)
         for run in tuple(self._runs.get(visitor, ())):
             run.stop.set()
 
     def forget(self, visitor: str) -> None:
         """Stop all runs of a visitor who leaves the page."""
-        self.stop(visitor)
+        self.stop(visitor, sys.maxsize)
         self._chose.discard(visitor)
         self.agreed.discard(visitor)
         self._results.pop(visitor, None)
+
+    def _give_up(self, visitor: str, number: int) -> None:
+        self._given_up[visitor] = max(number, self._given_up.get(visitor, 0))

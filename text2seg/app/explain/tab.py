@@ -24,7 +24,22 @@ from text2seg.app.checks import visitors_folder
 from text2seg.app.explain import form
 from text2seg.app.explain.form import Estimates, Groups
 from text2seg.app.explain.results import packed, panels_of, tables_of
-from text2seg.app.explain.run import BUSY, EXAMPLES, FIRST_EXAMPLE, PATIENCE, Visitors, explain, images_of
+from text2seg.app.explain.run import EXAMPLES, FIRST_EXAMPLE, Visitors, explain, images_of
+from text2seg.app.explain.scripts import (
+    AGREED,
+    ASK,
+    BEGIN,
+    BEGIN_UNLESS_ASKED,
+    CHOOSE,
+    CLEAR,
+    FOCUS_QUESTION,
+    NUMBER,
+    NUMBERED,
+    OUTDATED,
+    PRESS,
+    READY,
+    STOP,
+)
 from text2seg.app.fields import files_field, read_settings
 from text2seg.app.messages import alert, is_of_photographs, message_of, note, warning
 from text2seg.app.model_pool import ModelPool
@@ -40,49 +55,11 @@ from text2seg.io.images import load_image
 log = logging.getLogger(__name__)
 
 CONCURRENCY = "explain"
-BEGIN = "Choose a tool and an image, then press Run."
 POLL = 0.25
 """Seconds between two updates of the page while a tool runs."""
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 LONG = 120.0
 """Runs that take longer, in seconds, ask before they start."""
-ESTIMATES = "Measuring how long this takes …"
-PRESS = f"""(typed) => {{
-  text2segBegin(typed);
-  text2segWaits("{ESTIMATES}", {1000 * PATIENCE});
-  const starts = '<p class="numbers" role="status" data-sent>Starting …</p>';
-  const busy = {{ __type__: "update", interactive: false }};
-  return [busy, `<section class="t2s-status running">${{starts}}</section>`, '', ''];
-}}"""
-ASK = (
-    '<div class="t2s"><p class="t2s-alert t2s-plain" data-ask role="alert">Start it now? '
-    '<button type="button" data-do="begin-run">Start</button> '
-    '<button type="button" data-do="leave-run">Not now</button></p></div>'
-)
-# The values of a run: the tool that the browser shows, because Gradio may still hold the one before; and whether the
-# visitor has pressed "Start" for this run. Then what takes the focus when the answer is there.
-AGREED = "(tool, ...given) => [text2segTool(tool), ...given.slice(0, -1), text2segAgreed()]"
-OF_TOOL = "(tool, ...given) => [text2segTool(tool), ...given]"
-BEGIN_UNLESS_ASKED = f"""(asked) => {{
-  text2segWaits("{BUSY}", {1000 * 2 * PATIENCE});
-  if (asked) document.querySelector("#explain-question button")?.focus();
-  else text2segPress("#explain-begin");
-}}"""
-# What is no longer true is cleared in the browser, at once: an answer of the server could come after the next result.
-CLEARED = f"""'', '', {json.dumps(note(BEGIN))}, null, {{ __type__: "update", visible: false }}, null"""
-CLEAR = f"() => {{ text2segClear(); return [{CLEARED}]; }}"
-CHOOSE = f"""(name, typed) => {{
-  text2segClear();
-  const takes = (images) => ({{ __type__: "update", visible: (%s)[name] === images }});
-  return [text2segTyped(typed), name, takes("one"), takes("many"), {CLEARED}];
-}}"""
-OUTDATED = "(typed, ...said) => text2segOutdated(typed) || said[0] || ''"
-STOP = """() => {
-  const said = document.querySelector("#explain-status .numbers");
-  if (said) said.textContent = "Stopping …";
-  return { __type__: "update", interactive: false };
-}"""
-READY = "() => ({__type__: 'update', interactive: true})"
 PANELS = 'element.querySelector("t2s-panels").connect({ props, watch })'
 TABLES = 'element.querySelector("t2s-tables").connect({ props, watch })'
 Updates = dict[Any, Any]
@@ -157,9 +134,6 @@ class ExplainTab:
             self.start = gr.Button("Run", variant="primary", elem_id="explain-run", scale=3)
             self.begin = gr.Button("Run", visible="hidden", elem_id="explain-begin")  # pressed by page.js
             self.stop = gr.Button("Stop", interactive=False, elem_id="explain-stop", scale=1, min_width=90)
-        # The first one, because Gradio answers one after the other.
-        self.stop.click(None, outputs=[self.stop], js=STOP, api_visibility="private")
-        self.stop.click(self._leave, queue=False, **QUIET)
         self.estimate = gr.HTML("", padding=False, elem_id="explain-estimate")
         self.question = gr.HTML("", padding=False, elem_id="explain-question")
         self.problem = gr.HTML("", padding=False, elem_id="explain-problem")
@@ -187,7 +161,8 @@ class ExplainTab:
             elem_classes="t2s",
         )
         self._asked = [self.tool, self.files, self.typed]
-        self.agreed = gr.Checkbox(False, visible=False)
+        self.agreed, self.asks = gr.Checkbox(False, visible=False), gr.Checkbox(False, visible=False)
+        self.number = gr.Number(0, visible=False)  # of the run, so that one that waits for its turn can be given up
         self._shown_parts = [self.question, self.problem, self.status, self.panels, self.downloads, self.tables]
 
     def _render_form(self, name: str, typed: Any) -> None:
@@ -197,15 +172,16 @@ class ExplainTab:
         """Clear what is no longer true when the tool, the images or a value change."""
         last: dict[str, Any] = {"queue": False, "trigger_mode": "always_last", **QUIET}
         choose = CHOOSE % json.dumps({tool.name: tool.images for tool in self._tools.values()})
-        shown = [self.typed, self.form, self.one, self.many, *self._shown_parts]
+        shown = [self.typed, self.form, self.one, self.many, *self._shown_parts, self.start, self.stop]
         # The values before the form, which is rendered with them as soon as it changes.
         before = "(tool, typed) => [text2segTyped(typed), text2segTool(tool)]"
         _page().load(None, [self.tool, self.typed], [self.typed, self.form], js=before, api_visibility="private")
         self.tool.input(None, [self.tool, self.typed], shown, js=choose, api_visibility="private")
         chosen = self.tool.input(
             self._choose,
-            [self.tool, self.image, self.files, self.typed, self._editor],
+            [self.tool, self.image, self.files, self.typed, self._editor, self.number],
             [self.estimate, *self._shown_parts, self.sheet, self.numbers, self.folder],
+            js=NUMBERED,
             **last,
         )
         self._check_values(chosen)
@@ -216,26 +192,32 @@ class ExplainTab:
         gr.on(changes, self._estimate, self._asked, [self.estimate], **last)
 
     def _wire_run(self) -> None:
-        waiting = [self.start, self.status, self.problem, self.question]
-        pressed = self.start.click(None, [self.typed], waiting, js=PRESS)
-        answer = [self.question, self.status, self.start]
-        asked = pressed.then(self._ask, [*self._asked, self.agreed], answer, js=AGREED, queue=False, **QUIET)
-        asked.failure(None, outputs=[self.start], js=READY)
-        asked.success(None, [self.question], js=BEGIN_UNLESS_ASKED, api_visibility="private")
+        buttons = [self.start, self.stop]
+        waiting = [*buttons, self.status, self.problem, self.question]
+        pressed = self.start.click(None, [self.typed, self.status], waiting, js=PRESS)
+        asked = pressed.then(self._ask, [*self._asked, self.agreed], [self.asks], js=AGREED, queue=False, **QUIET)
+        asked.failure(None, outputs=buttons, js=READY)
+        answer = [self.question, self.status, *buttons]
+        answered = asked.success(None, [self.asks], answer, js=BEGIN_UNLESS_ASKED, api_visibility="private")
+        answered.then(None, js=FOCUS_QUESTION, api_visibility="private")
         shown_then = [*self._shown_parts, self.estimate, self.stop, self.sheet, self.numbers, self.folder]
         ran = self.begin.click(
             self._run,
-            [self.tool, self.image, self.files, self.typed, self._editor],
+            [self.tool, self.image, self.files, self.typed, self._editor, self.number],
             [self.start, *shown_then],
-            js=OF_TOOL,
-            api_visibility="private",
-            show_progress="full",
-            show_progress_on=[self.status],
+            js=NUMBERED,
+            trigger_mode="multiple",  # one that was given up may still wait for its turn
             concurrency_id=CONCURRENCY,
             concurrency_limit=max(self._model_pool.settings.workers - 1, 1),
+            **QUIET,
         )
-        ran.failure(None, outputs=[self.start], js=READY)
+        ran.then(None, js="() => text2segRan()", api_visibility="private")
+        ran.failure(None, outputs=buttons, js=READY)
         self._check_values(ran)
+        # The first one, because Gradio answers one after the other.
+        stopped = self.stop.click(None, outputs=[self.stop, self.start, self.status], js=STOP, api_visibility="private")
+        self.stop.click(self._leave, [self.number], js=NUMBER, queue=False, **QUIET)
+        self._check_values(stopped)
         self.start.click(None, js="() => text2segFocus('#explain-status')", api_visibility="private")
 
     def _check_values(self, shown: Any) -> None:
@@ -253,11 +235,13 @@ class ExplainTab:
             self.tables: None,
         }
 
-    def _choose(self, name: str, image: Any, files: Any, typed: Any, editor: Desk, request: gr.Request) -> Updates:
+    def _choose(
+        self, name: str, image: Any, files: Any, typed: Any, editor: Desk, number: float, request: gr.Request
+    ) -> Updates:
         """Stop what the tool before still runs: what it would show has no place at the chosen one. Show the last result
         of the chosen tool again, if it is of these images, and how long a run takes."""
         visitor, tool = str(request.session_hash), self._tools[name]
-        self._visitors.choose(visitor, name)
+        self._visitors.choose(visitor, name, int(number))
         estimate = self._estimate(name, files, typed)
         return {self.estimate: estimate, **self._visitors.result(visitor, name, _seen(tool, image, files, editor))}
 
@@ -281,28 +265,27 @@ class ExplainTab:
             "Stop keeps what is finished by then.</p>"
         )
 
-    def _ask(self, name: str, files: Any, typed: Any, agreed: bool, request: gr.Request) -> Updates:
-        """Ask before a long run, unless the visitor has agreed. Not in the queue, so that nobody waits to be asked."""
+    def _ask(self, name: str, files: Any, typed: Any, agreed: bool, request: gr.Request) -> bool:
+        """Return whether to ask before a run, which is long and not agreed to. Not in the queue, so that nobody waits
+        to be asked."""
         if agreed:
             self._visitors.agreed.add(str(request.session_hash))
-        if agreed or self._estimates.seconds(self._tools[name], files, typed) <= LONG:
-            return {self.question: ""}
-        return self._question()
-
-    def _question(self) -> Updates:
-        return {self.question: ASK, self.status: "", self.start: gr.Button(interactive=True)}
+        return not agreed and self._estimates.seconds(self._tools[name], files, typed) > LONG
 
     def _run(
-        self, name: str, image: Any, files: Any, typed: Any, editor: Desk, request: gr.Request
+        self, name: str, image: Any, files: Any, typed: Any, editor: Desk, number: float, request: gr.Request
     ) -> Iterator[Updates]:
         """Run a tool: yield the updates of the page while it runs, and then its result."""
         tool, visitor = self._tools[name], str(request.session_hash)
         has_agreed = visitor in self._visitors.agreed
+        ready = {self.start: gr.Button(interactive=True), self.stop: gr.Button(interactive=False)}
         if not has_agreed and self._estimates.seconds(tool, files, typed) > LONG:  # the page has begun too early
-            yield self._question()
+            yield {self.question: ASK, self.status: "", **ready}
             return
-        run = self._visitors.begin(visitor, tool)
-        updates: Updates = {}
+        run, updates = self._visitors.begin(visitor, tool, int(number)), Updates()
+        if run is None:
+            yield {self.status: gr.skip()}
+            return
         with ThreadPoolExecutor(1, thread_name_prefix="text2seg-explain") as thread:
             try:
                 yield {self.stop: gr.Button(interactive=True), **self._cleared(), self.status: run.html()}
@@ -334,8 +317,7 @@ class ExplainTab:
                 }
             finally:
                 self._visitors.end(visitor, run)
-        ready = {self.start: gr.Button(interactive=True), self.stop: gr.Button(interactive=False), self.estimate: ""}
-        yield (self._cleared() if run.is_left else updates) | ready
+        yield (self._cleared() if run.is_left else updates) | ready | {self.estimate: ""}
 
     def _open(self, request: gr.Request) -> Updates:
         """Show the example, unless the visitor has run a tool. It is computed once for each pair of models."""
@@ -388,9 +370,9 @@ class ExplainTab:
             self.tables: tables_of(result, self.tables.GRADIO_CACHE),
         }
 
-    def _leave(self, request: gr.Request) -> None:
-        """Stop what this visitor runs."""
-        self._visitors.stop(str(request.session_hash))
+    def _leave(self, number: float, request: gr.Request) -> None:
+        """Stop what this visitor runs, up to the run with this number."""
+        self._visitors.stop(str(request.session_hash), int(number))
 
     def _forget(self, request: gr.Request) -> None:
         """Stop what a visitor who leaves the page runs."""

@@ -1,0 +1,63 @@
+"""JavaScript of the tab's events, which the browser runs before or instead of a call of the server (see explain.js)."""
+
+from __future__ import annotations
+
+import json
+
+from text2seg.app.explain.run import BUSY, PATIENCE, QUEUED
+from text2seg.app.messages import note
+
+BEGIN = "Choose a tool and an image, then press Run."
+ESTIMATES = "Measuring how long this takes …"
+SAME = '{ __type__: "update" }'
+PRESS = f"""(typed, status) => {{
+  text2segBegin(typed, status);
+  text2segWaits("{ESTIMATES}", {1000 * PATIENCE});
+  const starts = '<p class="numbers" role="status" data-sent>Starting …</p>';
+  const can = (interactive) => ({{ __type__: "update", interactive }});
+  return [can(false), can(true), `<section class="t2s-status running">${{starts}}</section>`, '', ''];
+}}"""
+ASK = (
+    '<div class="t2s"><p class="t2s-alert t2s-plain" data-ask role="alert">Start it now? '
+    '<button type="button" data-do="begin-run">Start</button> '
+    '<button type="button" data-do="leave-run">Not now</button></p></div>'
+)
+# The values of a run: the tool that the browser shows, because Gradio may still hold the one before; whether the
+# visitor has pressed "Start" for this run; and its number.
+AGREED = "(tool, ...given) => [text2segTool(tool), ...given.slice(0, -1), text2segAgreed()]"
+NUMBERED = "(tool, ...given) => [text2segTool(tool), ...given.slice(0, -1), text2segNumber()]"
+# When the answer whether to ask is there, unless the visitor has given up meanwhile.
+BEGIN_UNLESS_ASKED = f"""(asks) => {{
+  const can = (interactive) => ({{ __type__: "update", interactive }});
+  const same = {SAME};
+  if (!text2segGoesOn()) return [same, same, same, same];
+  if (asks) return [{json.dumps(ASK)}, "", can(true), can(false)];
+  text2segWaits("{BUSY}", {1000 * 2 * PATIENCE}, "{QUEUED}");
+  text2segPress("#explain-begin");
+  return ["", same, same, same];
+}}"""
+FOCUS_QUESTION = "() => document.querySelector('#explain-question button')?.focus()"
+# What is no longer true is cleared in the browser, at once: an answer of the server could come after the next result.
+CLEARED = f"""'', '', {json.dumps(note(BEGIN))}, null, {{ __type__: "update", visible: false }}, null"""
+CLEAR = f"() => {{ if (text2segRuns()) return Array(6).fill({SAME}); text2segClear(); return [{CLEARED}]; }}"
+CHOOSE = f"""(name, typed) => {{
+  const can = (interactive) => text2segGivesUp() ? {{ __type__: "update", interactive }} : {SAME};
+  const run = [can(true), can(false)];
+  text2segGiveUp();
+  text2segClear();
+  const takes = (images) => ({{ __type__: "update", visible: (%s)[name] === images }});
+  return [text2segTyped(typed), name, takes("one"), takes("many"), {CLEARED}, ...run];
+}}"""
+OUTDATED = "(typed, ...said) => text2segOutdated(typed) || said[0] || ''"
+# A run that waits for its turn ends here and now, and the result before is back; one that has begun ends at its next
+# step.
+STOP = f"""() => {{
+  const can = (interactive) => ({{ __type__: "update", interactive }});
+  const same = {SAME};
+  if (text2segGivesUp()) return [can(false), can(true), text2segGiveUp() ?? same];
+  const said = document.querySelector("#explain-status .numbers");
+  if (said) said.textContent = "Stopping …";
+  return [can(false), same, same];
+}}"""
+NUMBER = "() => [text2segNumber()]"
+READY = "() => [true, false].map((interactive) => ({ __type__: 'update', interactive }))"
