@@ -41,6 +41,7 @@ from text2seg.config import (
     Settings,
     TileSettings,
 )
+from text2seg.demo import IMAGES
 from text2seg.errors import QueryError, StoppedError, Text2SegError
 from text2seg.io.images import load_image
 from text2seg.pipeline import Text2Seg
@@ -160,6 +161,14 @@ class TestVisit:
         twice = find(session, model_pool, ("Unicycle", "Sheep", "unicycle", "sheep"), threshold=None, presence=None)
         assert twice.asked == ("Unicycle", "Sheep")
         assert [each.text for each in twice.refused] == ["Unicycle"]
+
+    def test_a_mask_that_does_not_look_like_its_word_alone_is_marked(self, model_pool):
+        opened = open_image(model_pool, load_image(IMAGES / "scene_0012.jpg"))
+        session = find(opened, model_pool, ("frog", "dog"), threshold=None, presence=None)
+        pieces = {each["query"]: each for each in view_of(session)["pieces"]}
+        assert {query: each["isUncertain"] for query, each in pieces.items()} == {"frog": False, "dog": True}
+        explained = read_request({"do": "why", "piece": pieces["dog"]["number"]}).answer(session, model_pool).why
+        assert "In this mask alone, the model hardly sees “dog”: presence 0.00." in explained["reason"]
 
     def test_a_query_with_an_exclusion_takes_the_place_of_the_plain_one(self, session, model_pool):
         texts = ("Sheep", "unicycle", "sheep -koala", "koala")

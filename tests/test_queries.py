@@ -88,6 +88,12 @@ def test_plurals_give_the_masks_of_the_singular(demo):
     assert not [each for each in found.segments if each.query == "dogs"]
 
 
+@pytest.mark.parametrize("text", ["sheep -sheep", "dog|Puppy -puppy", "cat+dog -DOG"])
+def test_a_query_that_excludes_what_it_looks_for_is_refused(text):
+    with pytest.raises(QueryError, match="which it looks for; leave one of them out"):
+        parse_query(text)
+
+
 def test_an_unknown_word_leaves_the_other_queries_known():
     vocabulary = ClosedVocabulary({"dog": ["dog", "puppy"], "cat": ["cat"]}, model="demo")
     known, unknown = vocabulary.split(parse_queries("dog, caat, cat -lion, dog+cat, puppy|bat, lion|bat, dog+lion"))

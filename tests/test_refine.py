@@ -245,7 +245,7 @@ def test_an_annotation_with_neither_mask_nor_box_stays_and_the_others_are_refine
     (tmp_path / "some.json").write_text(json.dumps({**dataset, "annotations": annotations}))
     assert command(tmp_path / "some.json", folder, tmp_path / "out.json") == 0
     said = capsys.readouterr().out
-    assert "2 annotations have neither a mask nor a box in their image, and stay as they were" in said
+    assert "2 annotations without a mask or a box in the image stay as before" in said
     after = {each["id"]: each for each in read_dataset(tmp_path / "out.json")["annotations"]}
     assert after[first["id"]] == first
     assert after[second["id"]] == {key: value for key, value in second.items() if key != "bbox"}

@@ -247,7 +247,8 @@ def parse_query(text: str) -> Query:
     ('mouse|rodent', (('mouse', 'rodent'),), ('computer mouse',))
 
     Raises:
-        QueryError: The query, or a part, wording or negative of it, is empty or has no letter or digit.
+        QueryError: The query, or a part, wording or negative of it, is empty or has no letter or digit, or the query
+            excludes what it looks for.
     """
     wanted, *unwanted = re.split(r"\s-", cleaned(text))
     parts = tuple(tuple(" ".join(wording.split()) for wording in part.split("|")) for part in wanted.split("+"))
@@ -262,6 +263,9 @@ def parse_query(text: str) -> Query:
             raise QueryError(f"{shown(wording)} names nothing: a query needs a letter or a digit")
     if wanted.startswith("-"):
         raise QueryError(f"{shown(text)} begins with what is not wanted: name before it what is")
+    wanted_words = {wording.casefold() for part in parts for wording in part}
+    if own := [negative for negative in negatives if negative.casefold() in wanted_words]:
+        raise QueryError(f"{shown(text)} excludes {shown(own[0])}, which it looks for; leave one of them out")
     return Query("+".join("|".join(part) for part in parts), parts, negatives)
 
 

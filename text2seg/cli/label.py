@@ -87,6 +87,7 @@ class Label:
         if self.watch and self.dry_run:
             raise SettingsError("--watch cannot be combined with --dry-run")
         ontology, unknown = self._known(self._read_ontology())
+        self._say_dropped(job)
         if self.dry_run:
             return self._dry_run(ontology, job, unknown)
         if self.watch:
@@ -104,6 +105,14 @@ class Label:
         if plan.review and not report.interrupted:
             say(f"marks: {plan.review.counts}")
         return status
+
+    def _say_dropped(self, job: LabelSettings) -> None:
+        """Say that what a person decided on an earlier output is dropped."""
+        from text2seg.labelling.journal import is_reviewed
+        from text2seg.labelling.output import journal_path
+
+        if job.overwrite and job.marks is None and is_reviewed(journal_path(job.output)):
+            say(f"text2seg: --overwrite drops what a person decided on {job.output} (--marks)", file=sys.stderr)
 
     def _watch(self, ontology: Ontology, job: LabelSettings, unknown: int) -> int:
         """Label what arrives until the program is stopped; return the exit status of the last time."""

@@ -104,7 +104,7 @@ class Refine:
         if not report.interrupted:
             refined, kept, without = refined_in(report.dataset)
             say(
-                f"{counted(refined, 'mask')} refined, {len(kept)} kept as they were "
+                f"{counted(refined, 'mask')} refined, {len(kept)} kept as before "
                 "because SAM was not sure or found nothing"
             )
             if kept:
@@ -112,5 +112,5 @@ class Refine:
                 more = f"; --verbose lists all {len(kept)}" * (len(kept) > len(shown))
                 say(f"kept, the least sure first: annotations {', '.join(shown)}{more}")
             if without:
-                say(f"{without} annotations have neither a mask nor a box in their image, and stay as they were")
+                say(f"{counted(without, 'annotation')} without a mask or a box in the image stay as before")
         return status

@@ -15,7 +15,7 @@ from text2seg.cli.common import PlainConsole, check_models, known_queries, load_
 from text2seg.cli.terminal import INTERRUPTED, exit_status, log_to_terminal, say, say_failures, stop_on_signals
 from text2seg.config import MapSettings, ModelSettings, Settings
 from text2seg.errors import ImageError, SettingsError
-from text2seg.io.names import counted
+from text2seg.io.names import counted, listed
 from text2seg.io.storage import Url
 from text2seg.search import SEARCH_FILE, results_folder
 
@@ -68,6 +68,9 @@ class Search:
         queries, unknown = known_queries(
             self.model, queries_of((*self.text, *self.query), "", way="name at least one query")
         )
+        if excluding := [query.name for query in queries if query.negatives]:
+            names = listed(excluding)
+            say(f"note: images are ranked by what is wanted; what {names} excludes does not count", file=sys.stderr)
         from text2seg.io.scan import list_images
         from text2seg.io.writing import check_folder
 

@@ -168,7 +168,7 @@ def _review(
         if category not in ids:
             raise DatasetError(
                 f"{dataset.name}: annotation {annotation['id']} was accepted, but the ontology has no category "
-                f"{category!r} any more; add it"
+                f"{category!r} any more; add it, choose another --output, or drop what was decided with --overwrite"
             )
         kept = {key: value for key, value in annotation.items() if key not in ("id", "image_id")}
         decided.setdefault(files[annotation["image_id"]], Decided()).kept.append(kept | {"category_id": ids[category]})

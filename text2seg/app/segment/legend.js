@@ -88,7 +88,7 @@ customElements.define("t2s-legend", class extends HTMLElement {
   #pieces(queryPieces, visible, selected) {
     const list = this.#element("div", "t2s-pieces", "");
     list.append(...queryPieces.map((piece, place) => {
-      const marks = (piece.accepted ? " ✓" : "") + (piece.byHand ? " by hand" : "");
+      const marks = (piece.accepted ? " ✓" : "") + (piece.byHand ? " by hand" : "") + (piece.isUncertain ? " uncertain" : "");
       const name = `${piece.query} ${place + 1}, score ${piece.score.toFixed(2)}${marks}`;
       const button = this.#button("piece", piece.number, `${piece.score.toFixed(2)}${marks}`, piece.number === selected, name);
       button.classList.toggle("t2s-not-shown", !visible.has(piece.number));

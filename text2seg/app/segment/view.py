@@ -15,7 +15,7 @@ from text2seg.app.segment.session import EditSession, preview
 from text2seg.coco.json_file import plain_number
 from text2seg.errors import Text2SegError
 from text2seg.grids import map_score
-from text2seg.records import Image, calibration_note, told_apart
+from text2seg.records import Image, Segment, calibration_note, told_apart
 from text2seg.render.drawing import Colour, colour_of_number, colours_of, heat, is_flat
 from text2seg.render.panels import shrunk
 
@@ -48,6 +48,9 @@ def view_of(session: EditSession) -> Json:
 
 
 BY_NAME = "You gave this mask its name; no word led to it."
+IN_MASK = "In this mask alone, the model hardly sees “{}”: presence {:.2f}."
+SEEN = 0.5
+"""Presence in the mask alone below which a mask is marked as uncertain."""
 PART = "This mask is only a part of it, because you split it; a candidate that you take brings back all parts."
 NOT_RECORDED = "This mask is in the dataset, which does not record how it was chosen. The models did not find it again."
 
@@ -87,6 +90,7 @@ def why(session: EditSession, number: int) -> tuple[Json, bytes]:
         "reason": " ".join(
             [
                 BY_NAME if piece.is_named else _presence(segment.presence, threshold, calibrated=maps.calibrated),
+                *([IN_MASK.format(segment.query, segment.region_presence)] if _is_uncertain(segment) else ()),
                 _reason(session, piece, candidates),
                 *([PART] if is_part else ()),
             ]
@@ -224,7 +228,13 @@ def _piece(piece: Piece, colours: Mapping[str, str]) -> Json:
         "region": piece.region,
         "canBeNamed": not piece.is_labelled,
         "accepted": piece.accepted,
+        "isUncertain": _is_uncertain(piece.segment) and not piece.accepted,
     }
+
+
+def _is_uncertain(segment: Segment) -> bool:
+    """Return whether the model does not see the thing in the mask alone, although it sees it in the image."""
+    return segment.region_presence is not None and segment.region_presence < SEEN
 
 
 def regions_of(session: EditSession) -> list[Json]:
