@@ -507,13 +507,13 @@ customElements.define("t2s-segment", class extends HTMLElement {
 
   // Display.
 
-  /** Visible segments, without hidden queries: all that the visitor made or accepted, then the best of each query, as
-   * many as the slider allows. */
+  /** Visible segments, without hidden queries: all that the visitor made or accepted, and the best others of each query,
+   * as many as the slider allows. */
   #visible() {
     const { pieces } = this.#view;
     const isOwn = (piece) => piece.byHand || piece.accepted;
-    const isBefore = (one, other) => (isOwn(one) === isOwn(other)
-      ? one.score > other.score || (one.score === other.score && one.number < other.number) : isOwn(one));
+    const isBefore = (one, other) => !isOwn(one)
+      && (one.score > other.score || (one.score === other.score && one.number < other.number));
     const rank = (piece) => pieces.filter((other) => other.query === piece.query && isBefore(other, piece)).length;
     return pieces.filter((piece) => !this.#local.hidden.has(piece.query)
       && (isOwn(piece) || rank(piece) < this.sliders.most));
@@ -561,7 +561,7 @@ customElements.define("t2s-segment", class extends HTMLElement {
         : "Correct the mask: Ctrl-click adds a place, Shift-click removes one.";
     }
     if (this.#local.isAll && this.#regions.length) {
-      return `${click} one of the ${this.#regions.length} masks to pick it, then type its name. Downloads have picked masks only.`;
+      return `${click} one of the ${this.#regions.length} masks to pick it, then type its name. Those that are not picked are not downloaded.`;
     }
     if (this.#view.pieces.length) return `${click} a segment to correct it or to see why it has this mask.`;
     if (this.#view.isUnfamiliar) return "";
