@@ -161,8 +161,9 @@ def align(truth: Json, predicted: Json | Sequence[Json], *, match: Match = "id")
                 f"no category of {name} is in {truth.name}: the first ones are {listed([*ours.values()][:1])} and "
                 f"{listed([*theirs.values()][:1])}{NUMBERED_DIFFERENTLY if match == 'id' else ''}"
             )
-        own = {number for number in ours if number not in category_ids and ours[number] not in theirs.values()}
-        annotations = _without_own(annotations, own, [ours[number] for number in own], name)
+        unmatched = {number: category for number, category in ours.items() if number not in category_ids}
+        own = {number: category for number, category in unmatched.items() if category not in theirs.values()}
+        annotations = _without_own(annotations, own, name)
         presence = _presences(predicted, image_ids, categories)
         if lacking := len(shown) - len(set(image_ids.values())):
             _log.warning(
@@ -200,15 +201,15 @@ def align(truth: Json, predicted: Json | Sequence[Json], *, match: Match = "id")
     return Aligned(categories, scenes, tuple(categories[each] for each in categories if each in present - listed_ids))
 
 
-def _without_own(annotations: Sequence[Json], own: set[int], names: Sequence[str], name: str) -> Sequence[Json]:
-    """Return the annotations without those of the categories `own`, which the ground truth does not have."""
+def _without_own(annotations: Sequence[Json], own: Mapping[int, str], name: str) -> Sequence[Json]:
+    """Return the annotations without those of the categories `own` (names by id), which the ground truth lacks."""
     kept = [each for each in annotations if each["category_id"] not in own]
     if left_out := len(annotations) - len(kept):
         _log.warning(
             "%s of %s left out of the scores: the ground truth does not have the categories (%s)",
             counted(left_out, "annotation"),
             name,
-            listed(names),
+            listed([*own.values()]),
         )
     return kept
 

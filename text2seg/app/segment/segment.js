@@ -11,6 +11,9 @@ const NAMES = { open: "Opening …", resume: "Opening your last image …", find
   pick: "Picking …", box: "Cutting out …", name: "Naming …", everything: "Finding everything …",
   point: "Updating …", take: "Updating …", why: "Explaining …", "why-not": "Explaining …", export: "Exporting …" };
 
+/** Whether the visitor made or accepted a segment. */
+const isOwn = (piece) => piece.byHand || piece.accepted;
+
 /** What this window kept before it was loaded again. */
 function recall() {
   try {
@@ -212,7 +215,6 @@ customElements.define("t2s-segment", class extends HTMLElement {
   /** A sentence about masks of the visitor's own that a search took away with their words; empty if there are none. */
   #gone({ pieces, texts }) {
     const kept = new Set(pieces.map(({ number }) => number));
-    const isOwn = (piece) => piece.byHand || piece.accepted;
     const before = texts.every((text) => this.#view.texts.includes(text)) ? this.#lost : []; // one word after the other
     const lost = this.#lost = [...before, ...this.#view.pieces.filter(isOwn)].filter(({ number }) => !kept.has(number));
     const words = [...new Set(lost.map(({ query }) => `“${query}”`))].join(", ");
@@ -333,7 +335,7 @@ customElements.define("t2s-segment", class extends HTMLElement {
   /** Open another image. Ask first if masks that the visitor made are lost by it. */
   #begin(what) {
     const { image, pieces, isLabelled } = this.#view;
-    const own = pieces.filter((piece) => piece.byHand || piece.accepted).length;
+    const own = pieces.filter(isOwn).length;
     if (isLabelled) this.#note(`You edit ${image.name} of a job. Save it and go back, or go back without saving, then open another image.`);
     else if (!own) this.#send(what);
     else {
@@ -511,7 +513,6 @@ customElements.define("t2s-segment", class extends HTMLElement {
    * as many as the slider allows. */
   #visible() {
     const { pieces } = this.#view;
-    const isOwn = (piece) => piece.byHand || piece.accepted;
     const isBefore = (one, other) => !isOwn(one)
       && (one.score > other.score || (one.score === other.score && one.number < other.number));
     const rank = (piece) => pieces.filter((other) => other.query === piece.query && isBefore(other, piece)).length;
