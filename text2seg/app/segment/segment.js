@@ -36,6 +36,7 @@ customElements.define("t2s-segment", class extends HTMLElement {
   #turn = 0;
   #isStopping = false;
   #lost = []; // masks of the visitor's own that the last searches took away
+  #downloaded = ""; // masks of the visitor's own in the last download
   #wasFull = false; // before an explanation was opened
   #sent = null;
   #patience = 0;
@@ -99,7 +100,7 @@ customElements.define("t2s-segment", class extends HTMLElement {
     on(this.sliders, "paint", () => this.#show());
     on(this.sliders, "find", (asked) => { Object.assign(this.#local, asked); this.#find(); });
     on(this.toolbar, "do", ({ name, byKey }) => this.#do(name, byKey));
-    on(this.toolbar, "name", ({ name }) => this.#name(name));
+    on(this.toolbar, "name", (named) => this.#name(named));
     on(this.toolbar, "lost", () => this.stage.focusOn());
     on(this.export, "export", ({ kind, alone }) => this.#send(
       { do: "export", kind, pieces: alone ? [this.#local.selected] : this.#visible().map((piece) => piece.number) }));
@@ -206,7 +207,7 @@ customElements.define("t2s-segment", class extends HTMLElement {
     if (!view.error) then?.(view);
     if (view.why) this.why.explanation = { ...view.why, image: view.image };
     else if (what && what.do !== "export" && !view.error) this.why.explanation = null; // it explained a mask that has changed
-    if (view.file && what) this.#save(view.file);
+    if (view.file && what) this.#save(view.file, what);
     this.#say(what);
     this.#next();
     this.#show();
@@ -332,12 +333,12 @@ customElements.define("t2s-segment", class extends HTMLElement {
     else this.#begin({ do: "open", file });
   }
 
-  /** Open another image. Ask first if masks that the visitor made are lost by it. */
+  /** Open another image. Ask first if masks that the visitor made, and has not downloaded, are lost by it. */
   #begin(what) {
     const { image, pieces, isLabelled } = this.#view;
-    const own = pieces.filter(isOwn).length;
+    const masksOfOwn = pieces.filter(isOwn), own = masksOfOwn.length;
     if (isLabelled) this.#note(`You edit ${image.name} of a job. Save it and go back, or go back without saving, then open another image.`);
-    else if (!own) this.#send(what);
+    else if (!own || JSON.stringify(masksOfOwn) === this.#downloaded) this.#send(what);
     else {
       const masks = own === 1 ? "1 mask that you made or accepted is" : `${own} masks that you made or accepted are`;
       this.#ask(`${masks} lost when another image replaces ${image.name}.`, {
@@ -353,8 +354,10 @@ customElements.define("t2s-segment", class extends HTMLElement {
     if (file && this.checkVisibility()) this.#open(file);
   }
 
-  #save({ name, file }) {
+  #save({ name, file }, { kind, pieces }) {
     Object.assign(document.createElement("a"), { href: file.url, download: name }).click();
+    const own = this.#view.pieces.filter((piece) => isOwn(piece) && pieces.includes(piece.number));
+    if (kind !== "overlay") this.#downloaded = JSON.stringify(own);
   }
 
   // Edits of segments.
@@ -408,9 +411,8 @@ customElements.define("t2s-segment", class extends HTMLElement {
     if (isNameless) setTimeout(() => this.toolbar.focusOnName());
   }
 
-  #name(name) {
-    const { selected } = this.#local;
-    if (selected && name) this.#send({ do: "name", piece: selected, name }, () => setTimeout(() => this.stage.focusOn()));
+  #name({ number, name, isLeft }) {
+    this.#send({ do: "name", piece: number, name }, () => { if (!isLeft) setTimeout(() => this.stage.focusOn()); });
   }
 
   /** Show or hide everything that was found without words. The first time, find it. */
@@ -465,9 +467,11 @@ customElements.define("t2s-segment", class extends HTMLElement {
   }
 
   #closeWhy() {
+    const { number, query } = this.why.about;
     this.why.explanation = null;
     if (this.#wasFull) this.#full();
     this.#wasFull = false;
+    if (!number && this.legend.focusOnWhyNot(query)) return;
     if (this.#local.selected) this.toolbar.focusOn("why");
     else this.stage.focusOn();
   }

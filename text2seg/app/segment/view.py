@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from text2seg.app.segment.document import Piece, outline_of
 from text2seg.app.segment.export import as_command, as_python
 from text2seg.app.segment.session import EditSession, preview
+from text2seg.coco.dataset import segment_score
 from text2seg.coco.json_file import plain_number
 from text2seg.errors import Text2SegError
 from text2seg.grids import map_score
@@ -35,7 +36,7 @@ def view_of(session: EditSession) -> Json:
         "halfKnown": dict(session.half_known),
         "isUnfamiliar": session.is_unfamiliar,
         "queries": _queries(session, colours),
-        "pieces": [_piece(piece, colours) for piece in session.document.pieces],
+        "pieces": _pieces(session, colours),
         "canUndo": bool(session.history.past),
         "canRedo": bool(session.history.future),
         "threshold": session.settings.points.threshold,
@@ -214,7 +215,14 @@ def _queries(session: EditSession, colours: Mapping[str, str]) -> list[Json]:
     return queries
 
 
-def _piece(piece: Piece, colours: Mapping[str, str]) -> Json:
+def _pieces(session: EditSession, colours: Mapping[str, str]) -> list[Json]:
+    if not session.document.pieces:
+        return []
+    now = session.segmentation()
+    return [_piece(each, colours, segment_score(each.segment, now)) for each in session.document.pieces]
+
+
+def _piece(piece: Piece, colours: Mapping[str, str], coco_score: float) -> Json:
     return {
         "number": piece.number,
         "query": piece.segment.query,
@@ -223,6 +231,7 @@ def _piece(piece: Piece, colours: Mapping[str, str]) -> Json:
         "parts": piece.outline.parts,
         "area": piece.outline.area,
         "score": plain_number(piece.segment.sam_score),
+        "cocoScore": plain_number(coco_score),
         "points": _points(piece),
         "byHand": piece.by_hand,
         "region": piece.region,
