@@ -94,6 +94,7 @@ def why(session: EditSession, number: int) -> tuple[Json, bytes]:
                 *([IN_MASK.format(segment.query, segment.region_presence)] if _is_uncertain(segment) else ()),
                 _reason(session, piece, candidates),
                 *([PART] if is_part else ()),
+                *_in_coco(segment, segment_score(segment, result)),
             ]
         )
         if piece.is_explained
@@ -137,6 +138,14 @@ def why_not(session: EditSession, query: str) -> tuple[Json, bytes]:
         "reason": reason,
     }
     return explanation, _map_jpeg(session.image_session.image, found.maps.scores[index])
+
+
+def _in_coco(segment: Segment, score: float) -> tuple[str, ...]:
+    """Return a sentence with the score in a COCO file, if it is another one than SAM's."""
+    shown = f"{score:.2f}"
+    if shown == f"{segment.sam_score:.2f}":
+        return ()
+    return (f"Its score in a COCO file is {shown}: SAM {segment.sam_score:.2f}, times presence.",)
 
 
 def _map_jpeg(image: Image, scores: NDArray[np.float32]) -> bytes:
