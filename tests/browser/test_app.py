@@ -280,8 +280,10 @@ class TestExplain:
         expect(warning).to_contain_text("This looks like a photograph, and this model knows drawings only")
         warning.get_by_role("button", name="Use real weights").click()
         expect(page.locator("#models-table")).to_be_visible()
+        expect(page.locator("#models > button")).to_have_attribute("aria-expanded", "true")
         page.keyboard.press("Escape")
         expect(page.locator("#models-table")).to_be_hidden()
+        expect(page.locator("#models > button")).to_have_attribute("aria-expanded", "false")
         expect(page.locator("#models > button")).to_be_focused()
 
     def test_a_table_can_be_downloaded(self, page):

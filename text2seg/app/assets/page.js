@@ -235,6 +235,14 @@ document.addEventListener("keydown", (event) => {
   chip.focus({ preventScroll: true });
 });
 
+// Screen readers hear whether a part that unfolds is open. Gradio gives its button a class only.
+new MutationObserver(() => {
+  for (const button of document.querySelectorAll("button.label-wrap")) {
+    const isOpen = String(button.classList.contains("open"));
+    if (button.ariaExpanded !== isOpen) button.ariaExpanded = isOpen;
+  }
+}).observe(document, { subtree: true, childList: true, attributes: true, attributeFilter: ["class"] });
+
 // A page that is loaded again shows the tab that it showed before. This window alone remembers it.
 const TAB = "text2seg-tab";
 
