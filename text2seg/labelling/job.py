@@ -22,6 +22,7 @@ from text2seg._version import __version__
 from text2seg.coco.dataset import read_dataset
 from text2seg.coco.provenance import calibration_in, encoding_entry, run_info
 from text2seg.coco.reader import Dataset, check_references, kept_categories
+from text2seg.coco.shards import shards_entry
 from text2seg.config import LabelSettings, ModelSettings, Settings
 from text2seg.errors import CheckpointError, ImageError, OutputError
 from text2seg.io.files import exists, is_dir, is_file, resolve_path
@@ -176,6 +177,7 @@ def label_folder(
             dataset=settings.output,
             ontology=plan.ontology,
             **source_entry(plan.source),
+            **shards_entry(settings.shard),
             **_prefilter_entry(settings),
             **encoding_entry(settings.segmentation, settings.polygon_tolerance),
         )
