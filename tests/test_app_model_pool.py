@@ -12,8 +12,9 @@ from app_builders import SCENE, CountingModels, plain
 from text2seg.app.model_pool import MEGABYTE, ModelPool, digest
 from text2seg.app.settings import AppSettings
 from text2seg.config import Settings, TileSettings
-from text2seg.errors import SettingsError
+from text2seg.errors import SettingsError, StoppedError
 from text2seg.io.images import load_image
+from text2seg.runtime import watched
 
 
 def model_pool(models=None, **settings) -> ModelPool:
@@ -45,6 +46,31 @@ def test_concurrent_visitors_share_one_encoding():
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(visit, range(8))) == [f"{number}.png" for number in range(8)]
     assert models.encoded == [9]
+
+
+@pytest.mark.parametrize("busy", ["with all turns", "with the same image"])
+def test_a_wait_for_the_models_can_be_stopped(busy):
+    shop = model_pool(workers=1 if busy == "with all turns" else 2)
+    session = shop.session(plain(7))
+    is_busy, done = threading.Event(), threading.Event()
+
+    def work():
+        with shop.turn() if busy == "with all turns" else session._session():
+            is_busy.set()
+            done.wait()
+
+    def stop(point_sets):
+        raise StoppedError("stopped")
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(work)
+        is_busy.wait()
+        try:
+            with watched(stop), pytest.raises(StoppedError):
+                session.segment("thing")
+        finally:
+            done.set()
+    assert presence(session) == 7  # the lock and the turn are free again
 
 
 def test_many_visitors_with_many_images_get_their_own_answers():

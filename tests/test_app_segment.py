@@ -31,17 +31,30 @@ class TestDocument:
         assert [(piece.number, piece.segment.query) for piece in pieces] == [(2, "ball"), (1, "bat")]
 
     def test_a_new_search_replaces_untouched_segments(self):
-        again = document().found([segment(mask=LEFT)], ["ball"])
+        again = document().found([segment(mask=box_mask(left=12, width=8))], ["ball"])
         assert [piece.number for piece in again.pieces] == [3]
+        assert again.last == 3
+
+    def test_a_segment_that_is_found_again_has_its_number(self):
+        """So that an edit which was asked for during the search still finds it."""
+        longer = box_mask(left=20, width=9)
+        again = document().found([segment(mask=longer), segment(mask=LEFT), segment("bat", mask=LEFT)], ["ball", "bat"])
+        assert [(piece.number, piece.segment.box_xywh[0]) for piece in again.pieces] == [(2, 20), (1, 2), (3, 2)]
+        assert again.piece(2).segment.area == longer.sum()
+        assert again.last == 3
+
+    def test_two_segments_that_show_the_same_as_one_before_get_two_numbers(self):
+        both = [segment(mask=LEFT), segment(mask=box_mask(left=3, width=8))]
+        assert [piece.number for piece in document(segment(mask=LEFT)).found(both, ["ball"]).pieces] == [1, 2]
 
     def test_a_new_search_keeps_accepted_segments_without_duplicates(self):
         accepted = document().accepted(1)
         again = accepted.found([segment(mask=LEFT), segment(mask=RIGHT)], ["ball"])
-        assert [(piece.number, piece.accepted) for piece in again.pieces] == [(1, True), (3, False)]
+        assert [(piece.number, piece.accepted) for piece in again.pieces] == [(1, True), (2, False)]
 
     def test_a_new_search_changes_no_order_beside_accepted_segments(self):
         again = document().accepted(2).found([segment(mask=LEFT), segment(mask=RIGHT)], ["ball"])
-        assert [(piece.number, piece.accepted) for piece in again.pieces] == [(3, False), (2, True)]
+        assert [(piece.number, piece.accepted) for piece in again.pieces] == [(1, False), (2, True)]
 
     def test_a_new_search_does_not_restore_deleted_segments(self):
         again = document().deleted(2).found([segment(mask=LEFT), segment(mask=RIGHT)], ["ball"])

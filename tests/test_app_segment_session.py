@@ -460,6 +460,11 @@ class TestWithoutWords:
         assert "you added it" in explained["reason"]
         (annotation,) = dataset_of(boxed, frozenset([number]))["annotations"]
         assert annotation["score"] < 0.5
+        score = f"Its score in a COCO file is {annotation['score']:.2f}: SAM {segment.sam_score:.2f}, times presence."
+        assert score in explained["reason"]
+        assert [each["cocoScore"] for each in view_of(boxed)["pieces"] if each["number"] == number] == [
+            annotation["score"]
+        ]
 
     def test_a_box_or_a_point_for_a_name_outlasts_searches_and_claims_nothing(self, opened, model_pool):
         session = give_name(pick(opened, 1), 1, "unicycle")

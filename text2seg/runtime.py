@@ -55,7 +55,8 @@ _watch: ContextVar[Callable[[int], None] | None] = ContextVar("watch", default=N
 @contextmanager
 def watched(watch: Callable[[int], None]) -> Iterator[None]:
     """Call `watch` before each call of a network in this thread, with the number of point sets that SAM's decoder will
-    answer; 0 for other networks. It may raise `StoppedError`, which ends the work."""
+    answer; 0 for other networks. It is also called while this thread waits for its turn with models that many share. It
+    may raise `StoppedError`, which ends the work."""
     token = _watch.set(watch)
     try:
         yield
@@ -64,7 +65,8 @@ def watched(watch: Callable[[int], None]) -> Iterator[None]:
 
 
 def before_call(point_sets: int = 0) -> None:
-    """Tell the watch of this thread, if there is one, that a network is called now; see `watched`."""
+    """Tell the watch of this thread, if there is one, that a network is called now, or that it still waits for one; see
+    `watched`."""
     if watch := _watch.get():
         watch(point_sets)
 

@@ -167,6 +167,38 @@ def test_a_found_segment_gets_another_name(page):
     expect(page.locator("svg.t2s-image")).to_be_focused()
 
 
+@pytest.mark.parametrize("leave", ["another mask", "a download"])
+def test_a_name_counts_without_enter(page, scene, leave):
+    upload(page, scene)
+    show_everything(page)
+    pick(page, 1)
+    field = page.get_by_label("Name", exact=True)
+    expect(field).to_be_focused()
+    page.keyboard.type("lorry")
+    if leave == "another mask":
+        page.locator(f"{REGION}[data-region='2']").click(force=True)
+        page.locator("t2s-legend").get_by_text("object", exact=True).wait_for()
+        wait_until_idle(page)
+        assert verdicts(page) == {"lorry": "1 added by hand", "object": "1 added by hand"}
+        expect(field).to_be_focused()
+        expect(field).to_have_value("object")
+    else:
+        (annotation,) = json.loads(save(page, "coco")[1])["categories"]
+        assert annotation["name"] == "lorry"
+
+
+def test_escape_takes_back_a_name_that_is_being_typed(page, scene):
+    upload(page, scene)
+    show_everything(page)
+    pick(page, 1)
+    asked = recorded_requests(page)
+    page.get_by_label("Name", exact=True).fill("lorry")
+    page.keyboard.press("Escape")
+    expect(page.locator("svg.t2s-image")).to_be_focused()
+    expect(page.get_by_label("Name", exact=True)).to_have_value("object")
+    assert not asked
+
+
 def test_a_dragged_box_gives_a_segment(page, scene):
     upload(page, scene)
     page.get_by_role("button", name="Box").click()

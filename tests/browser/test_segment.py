@@ -277,6 +277,39 @@ def test_another_image_asks_before_it_replaces_hand_work(page, scene):
     page.get_by_role("group", name="scene_0019.jpg").wait_for()
 
 
+def test_another_image_replaces_downloaded_work_without_a_question(page):
+    take_example(page)
+    select(page, "fire engine")
+    page.keyboard.press("a")
+    wait_until_idle(page)
+    save(page, "overlay")  # which holds no mask
+    page.get_by_role("button", name="Another image").click()
+    page.locator("[data-example='1']").click()
+    page.get_by_role("button", name="Stay with scene_0019.jpg").click()
+    save(page, "coco")
+    page.get_by_role("button", name="Another image").click()
+    page.locator("[data-example='1']").click()
+    page.get_by_role("group", name="scene_0012.jpg").wait_for()
+
+
+def test_an_edit_made_while_a_search_runs_counts(page):
+    take_example(page)
+    select(page, "fire engine")
+    page.evaluate("""() => {
+      const slider = document.querySelector("[name=threshold]");
+      slider.value = 0.7;
+      slider.dispatchEvent(new Event("input", { bubbles: true }));
+    }""")
+    page.get_by_text("Searching …").wait_for()
+    page.keyboard.press("a")
+    page.get_by_role("button", name="fire engine 1, score").and_(page.locator("t2s-legend button")).filter(
+        has_text="✓"
+    ).wait_for()
+    wait_until_idle(page)
+    assert [name.split(",")[0] for name in selected(page)] == ["fire engine"]
+    assert page.locator("[data-part=note]").is_hidden()
+
+
 def selected(page):
     """Names of the selected segments."""
     return page.locator(f"{PIECE}[aria-pressed=true]").evaluate_all("all => all.map(each => each.ariaLabel)")
@@ -482,6 +515,13 @@ def test_why_not_shows_the_map_of_what_was_not_found(page):
     assert why.get_by_role("img", name="Similarity map").is_visible()
     why.get_by_role("button", name="Close").click()
     assert why.is_hidden()
+    button = page.get_by_role("button", name="Why koala was not found")
+    expect(button).to_be_focused()
+    page.keyboard.press("Enter")
+    why.wait_for()
+    page.keyboard.press("Escape")
+    assert why.is_hidden()
+    expect(button).to_be_focused()
 
 
 def test_why_closes_when_the_mask_changes(page):

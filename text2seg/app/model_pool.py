@@ -20,12 +20,15 @@ from text2seg.errors import Text2SegError
 from text2seg.pipeline import Text2Seg
 from text2seg.queries import Query
 from text2seg.records import Image, PointPrompts, Segment, Segmentation
+from text2seg.runtime import before_call
 from text2seg.sam.automatic import Region
 from text2seg.session import Pipeline, Queries, Session
 
 log = logging.getLogger(__name__)
 
 MEGABYTE = 1_000_000
+ASK_SECONDS = 0.2
+"""How often a thread that waits for the models asks whether it was stopped, in seconds."""
 WARM_UP_SIDE = 64
 WARM_UP = Settings(presence=PresenceSettings(0))
 
@@ -96,8 +99,9 @@ class ModelPool:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Wait for a turn with the models. A thread must not enter it twice."""
-        with self._turns:
+        """Wait for a turn with the models. A thread must not enter it twice. A watch can end the wait; see
+        `runtime.watched`."""
+        with _acquired(self._turns):
             yield
 
     @contextmanager
@@ -106,7 +110,9 @@ class ModelPool:
         with self._lock:
             held = self._cache.setdefault(key, CachedSession(Session(models, replace(image, file_name="", image_id=1))))
             self._cache.move_to_end(key)
-        with held.lock:  # the lock of the image comes before the turn, so that threads waiting for it hold no turn
+        with _acquired(
+            held.lock
+        ):  # the lock of the image comes before the turn, so that threads waiting for it hold no turn
             try:
                 with self.turn():
                     yield held.session
@@ -162,6 +168,17 @@ class SharedSession(Session):
     def candidate_mask(self, segment: Segment, index: int) -> NDArray[np.bool_]:
         with self._session() as session:
             return session.candidate_mask(segment, index)
+
+
+@contextmanager
+def _acquired(lock: threading.Lock | threading.Semaphore) -> Iterator[None]:
+    """Hold a lock. The watch of this thread is asked again and again while it waits."""
+    while not lock.acquire(timeout=ASK_SECONDS):
+        before_call()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def digest(pixels: NDArray[np.uint8]) -> str:

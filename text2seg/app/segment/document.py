@@ -75,7 +75,8 @@ class Document:
 
         Edited and accepted segments, and those of a dataset, are kept if their query is still there, and those that the
         visitor named in any case. New segments are added unless they show the same object as a kept, a deleted or a
-        changed one. Deleted and changed segments are forgotten with their query.
+        changed one. One that shows the same object as an earlier segment has its number, so that an edit which was
+        asked for during the search still finds it. Deleted and changed segments are forgotten with their query.
         """
         kept = tuple(
             piece
@@ -87,26 +88,32 @@ class Document:
         )
         known = [*(piece.segment for piece in kept), *removed, *changed]
         fresh = [segment for segment in segments if not any(show_the_same(segment, other) for other in known)]
-        new = tuple(_piece(self.last + place, segment) for place, segment in enumerate(fresh, start=1))
+        new = tuple(map(_piece, self._numbers(fresh, without={piece.number for piece in kept}), fresh))
+        last = max([self.last, *(piece.number for piece in new)])
         order = {query: place for place, query in enumerate(queries)}
-        edited = {piece.segment.query for piece in kept}
+        places = {piece.number: place for place, piece in enumerate(self.pieces)}
+        edited = {piece.segment.query for piece in kept}  # beside these, a search changes no order
         pieces = sorted(
             (*kept, *new),
             key=lambda piece: (
                 order.get(piece.segment.query, len(order)),
-                self._place(piece) if piece.segment.query in edited else 0,
+                places.get(piece.number, len(places)) if piece.segment.query in edited else 0,
             ),
         )
-        return replace(self, pieces=tuple(pieces), removed=removed, changed=changed, last=self.last + len(new))
+        return replace(self, pieces=tuple(pieces), removed=removed, changed=changed, last=last)
 
-    def _place(self, piece: Piece) -> int:
-        """Return the place of a segment, or of the one that shows the same object, so that a search which keeps edited
-        segments changes no order."""
-        known = enumerate(self.pieces)
-        if piece.number in [earlier.number for earlier in self.pieces]:
-            return next(place for place, earlier in known if earlier.number == piece.number)
-        same = (place for place, earlier in known if show_the_same(earlier.segment, piece.segment))
-        return next(same, len(self.pieces))
+    def _numbers(self, segments: Sequence[Segment], without: Collection[int]) -> list[int]:
+        """Return the number of each new segment: of the earlier segment that shows the same object, or the next free
+        one. Those in `without` are taken."""
+        earlier = {piece.number: piece.segment for piece in self.pieces if piece.number not in without}
+        numbers, last = [], self.last
+        for segment in segments:
+            same = (number for number, other in earlier.items() if show_the_same(segment, other))
+            number = next(same, last + 1)
+            earlier.pop(number, None)
+            last = max(last, number)
+            numbers.append(number)
+        return numbers
 
     def corrected(self, number: int, segment: Segment, *placed: Place) -> Document:
         """Replace a segment by an edited one, which is not accepted yet. `placed` are new points of the visitor."""

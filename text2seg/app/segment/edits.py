@@ -136,7 +136,8 @@ def draw_box(session: EditSession, box: tuple[float, float, float, float], query
 
 
 def give_name(session: EditSession, number: int, name: str) -> EditSession:
-    """Give a segment another name. One that differs only in case from a query or a name counts as that one.
+    """Give a segment another name. One that differs only in case from a query or a name counts as that one. The same
+    name again changes nothing.
 
     Raises:
         Text2SegError: there is no such segment, it is an annotation of a job, the name is empty or too long, or it is
@@ -150,4 +151,7 @@ def give_name(session: EditSession, number: int, name: str) -> EditSession:
     if session.editing:
         name = session.editing.category(name)
     same = (each for each in session.segmentation().maps.queries if each.casefold() == name.casefold())
-    return replace(session, history=session.history.step(session.document.named(number, next(same, name))))
+    name = next(same, name)
+    if name == session.document.piece(number).segment.query:
+        return session
+    return replace(session, history=session.history.step(session.document.named(number, name)))

@@ -49,6 +49,13 @@ customElements.define("t2s-legend", class extends HTMLElement {
     else if (piece?.top < top) list.scrollTop -= top - piece.top + 6;
   }
 
+  /** Put the focus on the button that explains why a query was not found. Return whether there is one. */
+  focusOnWhyNot(query) {
+    const button = this.querySelector(`[data-why="${CSS.escape(query)}"]`);
+    button?.focus();
+    return Boolean(button);
+  }
+
   hint(number) {
     for (const button of this.querySelectorAll("[data-piece]")) {
       button.classList.toggle("t2s-hover", Number(button.dataset.piece) === number);
@@ -91,6 +98,8 @@ customElements.define("t2s-legend", class extends HTMLElement {
       const marks = (piece.accepted ? " ✓" : "") + (piece.byHand ? " by hand" : "") + (piece.isUncertain ? " uncertain" : "");
       const name = `${piece.query} ${place + 1}, score ${piece.score.toFixed(2)}${marks}`;
       const button = this.#button("piece", piece.number, `${piece.score.toFixed(2)}${marks}`, piece.number === selected, name);
+      const [sam, coco] = [piece.score, piece.cocoScore].map((score) => score.toFixed(2));
+      button.title = sam === coco ? "SAM's score" : `SAM's score; with the presence, as in a COCO file: ${coco}`;
       button.classList.toggle("t2s-not-shown", !visible.has(piece.number));
       return button;
     }));

@@ -1,15 +1,9 @@
-// The Segment tab as a whole: sends requests to the server, one at a time, and updates the parts of the page. Requests
-// made before the server is connected, or while it answers, wait in a queue.
+// The Segment tab as a whole: asks the server (see requests.js), and updates the parts of the page.
 // Every answer holds the whole state of the session. Only the browser knows the selected segment, the hidden queries and
 // the tool of the next click. It keeps the token of the session, so that a reloaded page finds image, words and
 // corrections again.
 
-const PATIENCE = 180_000; // milliseconds without an answer, with time in the queue, before a request counts as lost
 const KEPT = "text2seg-segment"; // where the browser keeps what a reload needs, for this window only
-const SLOW = ["find", "example", "everything"]; // what can be stopped
-const NAMES = { open: "Opening …", resume: "Opening your last image …", find: "Searching …", example: "Searching …",
-  pick: "Picking …", box: "Cutting out …", name: "Naming …", everything: "Finding everything …",
-  point: "Updating …", take: "Updating …", why: "Explaining …", "why-not": "Explaining …", export: "Exporting …" };
 
 /** Whether the visitor made or accepted a segment. */
 const isOwn = (piece) => piece.byHand || piece.accepted;
@@ -31,15 +25,13 @@ customElements.define("t2s-segment", class extends HTMLElement {
   #regions = []; // everything that was found without words
   #ofExample = []; // words of the last example, which leave with it
   #question = null; // what the two answers to the open question do
-  #progress = null; // {share, since, first} of the request that is being answered
-  #waiting = [];
-  #turn = 0;
-  #isStopping = false;
+  #requests = new text2segRequests({
+    busy: (busy) => { this.stage.busy = busy; },
+    failed: (why) => this.failed(why),
+  });
   #lost = []; // masks of the visitor's own that the last searches took away
+  #downloaded = ""; // masks of the visitor's own in the last download
   #wasFull = false; // before an explanation was opened
-  #sent = null;
-  #patience = 0;
-  #outdated = 0; // the last turn before another tab has put an image into the editor
 
   connectedCallback() {
     for (const name of ["chips", "stage", "toolbar", "legend", "sliders", "export", "why"]) {
@@ -50,26 +42,22 @@ customElements.define("t2s-segment", class extends HTMLElement {
   }
 
   connect({ send, stop, resumedEditing, props, watch, upload }) {
-    this.send = send;
-    this.stop = stop;
     this.resumedEditing = resumedEditing;
     this.props = props;
-    this.upload = upload;
     this.stage.examples = props.examples;
     this.chips.suggest(props.known, false);
     this.querySelector("[data-part=unfamiliar] span").textContent = props.unfamiliar;
     watch("value", () => this.#answered(props.value));
     if (props.value?.queries) this.#answered(props.value); // the tab was hidden and is back
     else this.#resume();
-    this.#next();
+    this.#requests.connect({ send, stop, upload });
   }
 
   /** Report a broken connection, or an answer without an error message. */
   failed(why = "The server did not answer. Please try again.") {
-    this.#sent = null;
-    this.#waiting = [];
+    this.#requests.drop();
     this.#note(why);
-    this.#next();
+    this.#requests.next();
     this.#show();
   }
 
@@ -84,7 +72,7 @@ customElements.define("t2s-segment", class extends HTMLElement {
     on(this.stage, "point", (place) => this.#point(place));
     on(this.stage, "box", ({ box }) => this.#box(box));
     on(this.stage, "pick", ({ region }) => this.#send({ do: "pick", region }, (view) => this.#selectLast(view)));
-    on(this.stage, "stop", () => { this.#isStopping = true; this.stop(this.#sent?.turn ?? 0); this.#showBusy(); });
+    on(this.stage, "stop", () => this.#requests.stop());
     on(this.stage, "say", ({ text }) => { this.querySelector("[data-part=said]").textContent = text; });
     for (const part of [this.stage, this.legend]) {
       on(part, "select", ({ number }) => {
@@ -99,7 +87,7 @@ customElements.define("t2s-segment", class extends HTMLElement {
     on(this.sliders, "paint", () => this.#show());
     on(this.sliders, "find", (asked) => { Object.assign(this.#local, asked); this.#find(); });
     on(this.toolbar, "do", ({ name, byKey }) => this.#do(name, byKey));
-    on(this.toolbar, "name", ({ name }) => this.#name(name));
+    on(this.toolbar, "name", (named) => this.#name(named));
     on(this.toolbar, "lost", () => this.stage.focusOn());
     on(this.export, "export", ({ kind, alone }) => this.#send(
       { do: "export", kind, pieces: alone ? [this.#local.selected] : this.#visible().map((piece) => piece.number) }));
@@ -113,78 +101,25 @@ customElements.define("t2s-segment", class extends HTMLElement {
     });
     this.addEventListener("keydown", (event) => this.#key(event));
     document.addEventListener("fullscreenchange", () => this.#moveMessages());
-    document.addEventListener("text2seg-queue", ({ detail: { before } }) => this.#showBusy(before));
     document.addEventListener("paste", (event) => this.#paste(event));
   }
 
-  // Requests, one at a time. Only the last of several searches is sent. A new image drops all waiting requests.
-
   #send(what, then = null) {
-    const isNew = what.do === "open" || what.do === "example";
     this.#note("");
     this.#ask();
-    this.#waiting = isNew ? [] : this.#waiting.filter((each) => what.do !== "find" || each.what.do !== "find");
-    this.#waiting.push({ what, then });
-    this.#next();
-  }
-
-  #next() {
-    if (!this.#sent && this.send && this.#waiting.length) this.#request(this.#waiting.shift());
-    clearTimeout(this.#patience);
-    if (this.#sent) this.#patience = setTimeout(() => this.failed(), PATIENCE);
-    this.#showBusy();
-  }
-
-  /** Show what runs, and how many requests of other visitors come before it. */
-  #showBusy(before = 0) {
-    const [now] = [this.#sent, ...this.#waiting].filter(Boolean);
-    const waits = before ? ` ${before} before you` : "";
-    if (this.#isStopping && this.#sent) { this.stage.busy = { text: "Stopping …" }; return; }
-    const text = now ? (NAMES[now.what.do] ?? "…") + waits + this.#left() : "";
-    this.stage.busy = { text, canStop: now === this.#sent && SLOW.includes(now?.what.do) };
-  }
-
-  /** How far a slow request is, and how long it will still take. */
-  #left() {
-    const { share = 0, since, first } = this.#progress ?? {};
-    if (!share) return "";
-    const seconds = share > first ? (performance.now() - since) / 1000 / (share - first) * (1 - share) : 0;
-    return ` ${Math.round(100 * share)} %${seconds ? `, about ${Math.ceil(seconds)} s left` : ""}`;
-  }
-
-  #progressed({ turn, progress: share }) {
-    if (turn !== this.#sent?.turn) return;
-    const { since = performance.now(), first = share } = this.#progress ?? {};
-    this.#progress = { share, since, first };
-    this.#next(); // it is not lost
-  }
-
-  async #request(asked) {
-    this.#isStopping = false;
-    const sent = this.#sent = { ...asked, turn: (this.#turn += 1) };
-    let { file, ...what } = sent.what;
-    if (file) {
-      try {
-        what = { ...what, path: (await this.upload(file)).path };
-      } catch (error) {
-        if (this.#sent === sent) this.failed(`${file.name} could not be uploaded: ${error.message ?? error}`);
-      }
-    }
-    if (this.#sent === sent) this.send({ ...what, turn: sent.turn });
+    this.#requests.send(what, then);
   }
 
   #answered(view) {
-    if (view.progress !== undefined) return this.#progressed(view);
-    const { what, then } = view.turn && view.turn === this.#sent?.turn ? this.#sent : {};
-    if (view.turn && !what && this.#sent) return; // the answer to a request from before the connection broke
-    if (view.turn && view.turn <= this.#outdated) return; // an answer about the image before
+    const request = this.#requests.answered(view);
+    if (!request) return;
+    const { what, then } = request;
     const isNew = ["open", "example"].includes(what?.do) && !view.error;
     const gone = what?.do === "find" && !view.error ? this.#gone(view) : "";
     if (what && what.do !== "find") this.#lost = [];
     this.#view = view;
     this.chips.suggest(view.known, view.isLabelled);
     this.chips.understood(view.refused, view.halfKnown);
-    if (what) this.#sent = this.#progress = null;
     this.#note(view.isStopped ? "Stopped. Nothing has changed." : view.error, !view.isStopped);
     if (gone) this.#note(gone, false, true);
     if (what?.do === "everything" && (view.isStopped || view.error)) this.#local.isAll = false;
@@ -198,17 +133,17 @@ customElements.define("t2s-segment", class extends HTMLElement {
     if (view.opened && !what) this.#putInto(view);
     if (what?.do === "resume" && !view.error) this.#resumed(view);
     const isUndo = ["undo", "redo"].includes(what?.do) && !view.error;
-    const isChanged = this.#waiting.some((each) => each.what.do === "find"); // the words, since then
+    const isChanged = this.#requests.waits("find"); // the words, since then
     const isFound = what?.do === "find" && !view.error && String(what.texts) === String(this.chips.texts);
     if (isFound || (isUndo && !isChanged)) this.chips.texts = view.texts; // one chip may hold several names
-    if (isUndo && !this.#waiting.length) Object.assign(this.#local, view.given);
+    if (isUndo && !this.#requests.waits()) Object.assign(this.#local, view.given);
     if (!view.pieces.some((piece) => piece.number === this.#local.selected)) this.#deselect();
     if (!view.error) then?.(view);
     if (view.why) this.why.explanation = { ...view.why, image: view.image };
     else if (what && what.do !== "export" && !view.error) this.why.explanation = null; // it explained a mask that has changed
-    if (view.file && what) this.#save(view.file);
+    if (view.file && what) this.#save(view.file, what);
     this.#say(what);
-    this.#next();
+    this.#requests.next();
     this.#show();
   }
 
@@ -245,9 +180,7 @@ customElements.define("t2s-segment", class extends HTMLElement {
 
   /** Show an image that another tab has put into the editor, and focus its segment once the tab is visible. */
   #putInto(view) {
-    this.#sent = null;
-    this.#outdated = this.#turn;
-    this.#waiting = [];
+    this.#requests.drop({ isOutdated: true });
     Object.assign(this.#local, { adding: "", tool: "select", hidden: new Set(), isStart: false, isAll: false, ...view.given,
       ...view.opened });
     this.why.explanation = null;
@@ -267,7 +200,7 @@ customElements.define("t2s-segment", class extends HTMLElement {
 
   #resume() {
     const { token, texts = [], ofExample = [], hidden = [], opacity, most } = recall();
-    if (this.#waiting.length) return; // the user was faster
+    if (this.#requests.waits()) return; // the user was faster
     this.#local.hidden = new Set(hidden);
     this.#ofExample = ofExample;
     this.sliders.local = { opacity, most };
@@ -310,7 +243,7 @@ customElements.define("t2s-segment", class extends HTMLElement {
   }
 
   /** Whether an image is being opened. */
-  #isComing() { return [this.#sent, ...this.#waiting].some((each) => ["open", "example", "resume"].includes(each?.what.do)); }
+  #isComing() { return this.#requests.has("open", "example", "resume"); }
 
   #find() {
     const texts = this.chips.texts;
@@ -332,12 +265,12 @@ customElements.define("t2s-segment", class extends HTMLElement {
     else this.#begin({ do: "open", file });
   }
 
-  /** Open another image. Ask first if masks that the visitor made are lost by it. */
+  /** Open another image. Ask first if masks that the visitor made, and has not downloaded, are lost by it. */
   #begin(what) {
     const { image, pieces, isLabelled } = this.#view;
-    const own = pieces.filter(isOwn).length;
+    const masksOfOwn = pieces.filter(isOwn), own = masksOfOwn.length;
     if (isLabelled) this.#note(`You edit ${image.name} of a job. Save it and go back, or go back without saving, then open another image.`);
-    else if (!own) this.#send(what);
+    else if (!own || JSON.stringify(masksOfOwn) === this.#downloaded) this.#send(what);
     else {
       const masks = own === 1 ? "1 mask that you made or accepted is" : `${own} masks that you made or accepted are`;
       this.#ask(`${masks} lost when another image replaces ${image.name}.`, {
@@ -353,8 +286,10 @@ customElements.define("t2s-segment", class extends HTMLElement {
     if (file && this.checkVisibility()) this.#open(file);
   }
 
-  #save({ name, file }) {
+  #save({ name, file }, { kind, pieces }) {
     Object.assign(document.createElement("a"), { href: file.url, download: name }).click();
+    const own = this.#view.pieces.filter((piece) => isOwn(piece) && pieces.includes(piece.number));
+    if (kind !== "overlay") this.#downloaded = JSON.stringify(own);
   }
 
   // Edits of segments.
@@ -408,9 +343,8 @@ customElements.define("t2s-segment", class extends HTMLElement {
     if (isNameless) setTimeout(() => this.toolbar.focusOnName());
   }
 
-  #name(name) {
-    const { selected } = this.#local;
-    if (selected && name) this.#send({ do: "name", piece: selected, name }, () => setTimeout(() => this.stage.focusOn()));
+  #name({ number, name, isLeft }) {
+    this.#send({ do: "name", piece: number, name }, () => { if (!isLeft) setTimeout(() => this.stage.focusOn()); });
   }
 
   /** Show or hide everything that was found without words. The first time, find it. */
@@ -465,9 +399,11 @@ customElements.define("t2s-segment", class extends HTMLElement {
   }
 
   #closeWhy() {
+    const { number, query } = this.why.about;
     this.why.explanation = null;
     if (this.#wasFull) this.#full();
     this.#wasFull = false;
+    if (!number && this.legend.focusOnWhyNot(query)) return;
     if (this.#local.selected) this.toolbar.focusOn("why");
     else this.stage.focusOn();
   }

@@ -3,8 +3,9 @@
 // There, a press of a chosen tool takes the place of “Select”.
 // A new button is one line in BUTTONS, its action in `#do` of segment.js and, if the server has to answer, one class in
 // requests.py.
-// Property `shown` {piece, tool, isAll, canUndo, canRedo, isLabelled, hint}; fires `do` with the name of the button, `name` {name}
-// for the selected segment, and `lost` when the button with the focus disappears.
+// Property `shown` {piece, tool, isAll, canUndo, canRedo, isLabelled, hint}; fires `do` with the name of the button, `name`
+// {number, name, isLeft} for the segment that was selected while the name was typed, with Enter or on leaving the field, and
+// `lost` when the button with the focus disappears.
 
 const BUTTONS = [
   // name, label, label on a phone, title, icon path, group: "piece" needs a selected segment; on narrow screens
@@ -31,6 +32,8 @@ const NONE = 4; // then no button has a label
 const NARROW = 5; // then some buttons make room for those of the selected segment
 
 customElements.define("t2s-toolbar", class extends HTMLElement {
+  #of = { number: 0, query: "" }; // the segment that the name field is about
+
   connectedCallback() {
     this.innerHTML = `<div class="t2s-bar" role="toolbar" aria-label="Image and selected segment">${BUTTONS.map(
       ([name, label, short, title, icon, group]) => `
@@ -42,11 +45,16 @@ customElements.define("t2s-toolbar", class extends HTMLElement {
     this.form = this.querySelector("form");
     this.form.addEventListener("submit", (event) => {
       event.preventDefault();
-      this.dispatchEvent(new CustomEvent("name", { detail: { name: this.#input.value.trim() } }));
+      this.#name();
+    });
+    this.form.addEventListener("focusout", ({ relatedTarget }) => {
+      const isLeft = !this.form.contains(relatedTarget) && document.activeElement !== this.#input; // not only the window
+      if (isLeft && this.#typed() !== this.#of.query) this.#name(isLeft);
     });
     this.form.addEventListener("keydown", (event) => {
       if (event.key !== "Escape") return;
       event.stopPropagation();
+      this.#input.value = this.#of.query;
       this.dispatchEvent(new CustomEvent("lost"));
     });
     this.addEventListener("click", (event) => {
@@ -69,9 +77,10 @@ customElements.define("t2s-toolbar", class extends HTMLElement {
     for (const name of ["select", "plus", "minus", "box"]) this.#press(name, name === tool);
     this.#press("everything", isAll);
     this.form.hidden = !piece?.canBeNamed;
-    const named = piece ? `${piece.number} ${piece.query}` : "";
-    if (this.form.dataset.of !== named) this.#input.value = piece?.query ?? ""; // what is being typed stays
-    this.form.dataset.of = named;
+    const { number = 0, query = "" } = piece ?? {};
+    const isOther = number !== this.#of.number || query !== this.#of.query;
+    this.#of = { number, query };
+    if (isOther) this.#input.value = query; // else what is being typed stays
     this.#press("accept", Boolean(piece?.accepted));
     this.querySelector(".t2s-bar").classList.toggle("t2s-of-piece", Boolean(piece));
     this.#fit();
@@ -88,6 +97,14 @@ customElements.define("t2s-toolbar", class extends HTMLElement {
     text.dataset.short = short;
     this.#fit();
   }
+
+  /** Tell the name that was typed, if there is one. */
+  #name(isLeft = false) {
+    const { number } = this.#of, name = this.#typed();
+    if (number && name) this.dispatchEvent(new CustomEvent("name", { detail: { number, name, isLeft } }));
+  }
+
+  #typed() { return this.#input.value.trim(); }
 
   /** Put the focus on a button. */
   focusOn(name) { this.#button(name).focus(); }

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from text2seg.app.segment.document import Piece, outline_of
 from text2seg.app.segment.export import as_command, as_python
 from text2seg.app.segment.session import EditSession, preview
+from text2seg.coco.dataset import segment_score
 from text2seg.coco.json_file import plain_number
 from text2seg.errors import Text2SegError
 from text2seg.grids import map_score
@@ -35,7 +36,7 @@ def view_of(session: EditSession) -> Json:
         "halfKnown": dict(session.half_known),
         "isUnfamiliar": session.is_unfamiliar,
         "queries": _queries(session, colours),
-        "pieces": [_piece(piece, colours) for piece in session.document.pieces],
+        "pieces": _pieces(session, colours),
         "canUndo": bool(session.history.past),
         "canRedo": bool(session.history.future),
         "threshold": session.settings.points.threshold,
@@ -93,6 +94,7 @@ def why(session: EditSession, number: int) -> tuple[Json, bytes]:
                 *([IN_MASK.format(segment.query, segment.region_presence)] if _is_uncertain(segment) else ()),
                 _reason(session, piece, candidates),
                 *([PART] if is_part else ()),
+                *_in_coco(segment, segment_score(segment, result)),
             ]
         )
         if piece.is_explained
@@ -136,6 +138,14 @@ def why_not(session: EditSession, query: str) -> tuple[Json, bytes]:
         "reason": reason,
     }
     return explanation, _map_jpeg(session.image_session.image, found.maps.scores[index])
+
+
+def _in_coco(segment: Segment, score: float) -> tuple[str, ...]:
+    """Return a sentence with the score in a COCO file, if it is another one than SAM's."""
+    shown = f"{score:.2f}"
+    if shown == f"{segment.sam_score:.2f}":
+        return ()
+    return (f"Its score in a COCO file is {shown}: SAM {segment.sam_score:.2f}, times presence.",)
 
 
 def _map_jpeg(image: Image, scores: NDArray[np.float32]) -> bytes:
@@ -214,7 +224,14 @@ def _queries(session: EditSession, colours: Mapping[str, str]) -> list[Json]:
     return queries
 
 
-def _piece(piece: Piece, colours: Mapping[str, str]) -> Json:
+def _pieces(session: EditSession, colours: Mapping[str, str]) -> list[Json]:
+    if not session.document.pieces:
+        return []
+    now = session.segmentation()
+    return [_piece(each, colours, segment_score(each.segment, now)) for each in session.document.pieces]
+
+
+def _piece(piece: Piece, colours: Mapping[str, str], coco_score: float) -> Json:
     return {
         "number": piece.number,
         "query": piece.segment.query,
@@ -223,6 +240,7 @@ def _piece(piece: Piece, colours: Mapping[str, str]) -> Json:
         "parts": piece.outline.parts,
         "area": piece.outline.area,
         "score": plain_number(piece.segment.sam_score),
+        "cocoScore": plain_number(coco_score),
         "points": _points(piece),
         "byHand": piece.by_hand,
         "region": piece.region,

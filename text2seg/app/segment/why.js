@@ -21,6 +21,7 @@ function panel({ image, url, content, caption, isChosen = false, more = "" }) {
 
 customElements.define("t2s-why", class extends HTMLElement {
   #number = 0;
+  #query = "";
 
   connectedCallback() {
     this.setAttribute("role", "region");
@@ -34,6 +35,9 @@ customElements.define("t2s-why", class extends HTMLElement {
     });
   }
 
+  /** What was explained last: a segment, or a query, whose number is 0. */
+  get about() { return { number: this.#number, query: this.#query }; }
+
   set explanation(explanation) {
     this.hidden = !explanation;
     if (!explanation) return;
@@ -44,6 +48,7 @@ customElements.define("t2s-why", class extends HTMLElement {
     const count = points.length ? `, ${positive.length} positive and ${negative.length} negative points` : "";
     const arePointsOpen = number === this.#number && Boolean(this.querySelector("details")?.open);
     this.#number = number;
+    this.#query = explanation.query;
     this.setAttribute("aria-label", heading);
     this.innerHTML = `
       <header><h3 tabindex="-1">${heading}: <span data-part="query"></span></h3>
