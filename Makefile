@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 
 demo: $(DEMO)  ## set up, then segment a bundled scene with the bundled demo model
 	$(BIN)/text2seg segment text2seg/demo/scenes/new-scenes/images/scene_0019.jpg --model demo \
-		--queries "$(shell cat text2seg/demo/scenes/queries.txt)" --output outputs/demo
+		--queries "$(shell cat text2seg/demo/scenes/queries.txt)" --output outputs/demo --overwrite
 
 app: $(APP)  ## set up, then open the browser app with the bundled demo model
 	$(BIN)/python app.py

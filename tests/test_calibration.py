@@ -559,6 +559,16 @@ class TestErrors:
         assert not list(tmp_path.rglob("*.html"))
         assert not list(tmp_path.rglob("*card.json"))
 
+    def test_the_card_is_for_the_input_size_given(self, truth, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr("text2seg.calibration.card.FEWEST_IMAGES", 3)
+        (tmp_path / "truth.json").write_text(json.dumps(first_images(truth, 5)))
+        command = ["calibrate", str(tmp_path / "truth.json"), "--images", str(SCENES), "--model", "demo"]
+        output = ["--output", str(tmp_path / "card.json"), "--report", str(tmp_path / "page.html")]
+        assert main([*command, *output, "--input-size", "3"]) == WRONG_FLAGS
+        assert "input size must be at least" in capsys.readouterr().err
+        assert main([*command, *output, "--input-size", "192"]) == 0, capsys.readouterr().err
+        assert read_card(tmp_path / "card.json").input_size == 192
+
     def test_coco_is_not_downloaded_for_the_demo_model_that_nobody_chose(self, monkeypatch, tmp_path, capsys):
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("TEXT2SEG_CHECKPOINTS", str(tmp_path))

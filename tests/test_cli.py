@@ -69,6 +69,7 @@ def test_help_fills_its_lines(command, columns, capsys, monkeypatch):
     lines = capsys.readouterr().out.splitlines()
     assert not [line for line in lines if "None" in line]
     assert max(map(len, lines)) <= columns
+    assert not [line for line in lines if line.startswith("│") and not line.strip("│ ")]
     for line, following in itertools.pairwise(lines):
         words, more = line.strip("│ ").split(), following.strip("│ ").split()
         indent, goes_on = (len(each) - len(each.lstrip("│ ")) for each in (line, following))

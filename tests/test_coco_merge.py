@@ -74,6 +74,31 @@ def test_the_command(tmp_path, capsys):
     assert "already exists" in capsys.readouterr().err
 
 
+def test_the_command_names_missing_shards(tmp_path, capsys):
+    files = []
+    for number in (1, 2, 3):
+        dataset = part(number)
+        dataset["info"]["shards"] = [f"{number}/3"]
+        files.append(str(tmp_path / f"part{number}.json"))
+        write_dataset(dataset, files[-1])
+    some, whole = str(tmp_path / "some.json"), str(tmp_path / "whole.json")
+    assert main(["merge", files[0], files[2], "--output", some]) == 3
+    assert "lacks the images of shard 2/3;" in capsys.readouterr().err
+    assert read_dataset(some)["info"]["shards"] == ["1/3", "3/3"]
+    assert main(["merge", some, files[1], "--output", whole]) == 0
+    assert not capsys.readouterr().err
+    assert "shards" not in read_dataset(whole)["info"]
+    assert main(["merge", files[1], "--output", some, "--overwrite"]) == 3
+    assert "lacks the images of shards 1/3, 3/3;" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("recorded", ["1/3", [None, "x", "4/3", "0/2", "1/99999999999"], {"1/3": 1}])
+def test_shards_that_cannot_be_read_are_ignored(recorded):
+    parts = [part(1), part(2)]
+    parts[0]["info"]["shards"] = recorded
+    assert "shards" not in merge(parts, names=["a", "b"])["info"]
+
+
 def test_output_must_not_be_an_input_or_an_image(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_dataset(part(1), "one.json")

@@ -220,6 +220,7 @@ class TestGroups:
         assert [row[:3] for row in result.tables[0].rows] == [("dog", "glad", 1), ("dog", "sad", 1)]
         assert result.notes[0] == "1 of the images that who.csv names were not given: gone.jpg."
         assert result.notes[1].startswith("2 images have no group in who.csv and were left out: a/bad.jpg, b/one.jpg")
+        assert result.left_out == 3
 
     @pytest.mark.parametrize(
         ("content", "says"),

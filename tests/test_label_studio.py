@@ -66,6 +66,12 @@ def test_prompts_are_read_in_pixels():
     assert asked.points.boxes_xyxy.tolist() == [[40, 40, 160, 120]]
 
 
+def test_a_box_is_cut_off_at_the_edges_of_the_image():
+    asked = Asked.parse({"result": [rectangle(-0.1, 20, 100.2, 80.01)]}, (200, 400))
+    assert asked is not None
+    assert asked.points.boxes_xyxy.tolist() == [[0, 40, 400, 200]]
+
+
 def test_no_region_is_none_and_regions_without_a_prompt_ask_for_nothing():
     for context in (None, {}, {"result": []}):
         assert Asked.parse(context, (20, 40)) is None

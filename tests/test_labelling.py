@@ -263,6 +263,7 @@ def test_merged_shards_equal_the_whole_dataset(folder, tmp_path):
         jobs.run(folder, path, batch=1, shard=f"{part}/3")
         images += read_dataset(path)["images"]
         annotations += read_dataset(path)["annotations"]
+        assert read_dataset(path)["info"]["shards"] == [f"{part}/3"]
     assert sorted(images, key=lambda image: image["id"]) == whole["images"]
     annotations.sort(key=lambda each: (each["image_id"], each["category_id"]))
     assert [{**each, "id": n} for n, each in enumerate(annotations, start=1)] == whole["annotations"]

@@ -13,14 +13,18 @@ import threading
 from pathlib import Path
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 from filelock import FileLock
 from labelling_builders import FakeModels
+from PIL import Image as PillowImage
+from PIL import ImageFile
 
 from text2seg.cli import main
 from text2seg.coco.dataset import read_dataset
 from text2seg.config import LabelSettings
 from text2seg.io.output_folder import OutputFolder
+from text2seg.labelling import dry_run
 from text2seg.labelling.job import label_folder
 from text2seg.labelling.watch import watch
 from text2seg.ontology import ontology_of_queries
@@ -113,7 +117,25 @@ def test_a_dry_run_writes_nothing(folder, tmp_path, capsys):
     capsys.readouterr()
     assert label(folder, output, "--query", names()[0], "--dry-run") == 3
     assert "in 0 images" in (text := capsys.readouterr().out)
-    assert "4 more are done already" in text
+    assert "4 more are done already; 1 of them failed" in text
+    assert "together 0.0 megapixels" in text
+
+
+def test_a_dry_run_reads_only_the_headers_of_images_that_are_to_be_labelled(folder, tmp_path, capsys, monkeypatch):
+    output, first = tmp_path / "dataset.json", sorted(folder.iterdir())[0]
+    assert label(folder, output, "--query", names()[0], "--limit", "1") == 0
+    capsys.readouterr()
+    new = folder / "z.png"
+    PillowImage.new("RGB", (2000, 1500)).save(new)
+    new.write_bytes(new.read_bytes()[:64])  # the header is whole
+    read, opened = [], dry_run.open_image
+    monkeypatch.setattr(dry_run, "open_image", lambda path, name: read.append(path) or opened(path, name))
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: pytest.fail("decoded"))
+    assert label(folder, output, "--query", names()[0], "--dry-run") == 0
+    assert new in read
+    assert first not in read
+    others = sum(np.prod(PillowImage.open(path).size) for path in read if path != new)
+    assert f"together {(3e6 + others) / 1e6:,.1f} megapixels" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

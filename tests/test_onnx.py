@@ -27,7 +27,7 @@ from text2seg.io.images import load_image
 from text2seg.onnx.graphs import agreement, convert, save
 from text2seg.onnx.networks import GRAPHS, Graph, engines_of, read_manifest
 from text2seg.onnx.triton import write_repository
-from text2seg.onnx_export import SCENES, Plan, bundled_scenes, export
+from text2seg.onnx_export import SCENES, Plan, _check_output, bundled_scenes, export
 from text2seg.records import PointPrompts
 from text2seg.review.replay import replay
 from text2seg.sam.decoder import FILLING, NOT_A_POINT
@@ -329,6 +329,12 @@ def test_a_folder_without_graphs_is_not_overwritten(tmp_path, scenes):
     (tmp_path / "photos" / "me.jpg").touch()
     with pytest.raises(OutputError, match="exists already and is not a folder of graphs"):
         next(export(Plan(tmp_path / "photos"), scenes))
+
+
+def test_an_earlier_export_is_replaced_only_to_overwrite(exported, scenes):
+    with pytest.raises(OutputError, match="add --overwrite to replace it"):
+        next(export(Plan(exported[0] / "int8"), scenes))
+    _check_output(Plan(exported[0] / "int8", overwrite=True))
 
 
 def test_the_manifest_describes_the_files(exported):

@@ -16,7 +16,7 @@ from text2seg.clip.maps import PresenceModel
 from text2seg.clip.model import ImageTokens
 from text2seg.coco.dataset import build_dataset
 from text2seg.config import MapSettings, PointSettings, Settings
-from text2seg.errors import ImageError, QueryError, Text2SegError
+from text2seg.errors import ImageError, QueryError, SettingsError, Text2SegError
 from text2seg.grids import map_score, minmax, resize
 from text2seg.model_card import ModelCard
 from text2seg.pipeline import Text2Seg
@@ -174,6 +174,53 @@ def test_segment_points_uses_the_given_points(models):
     segment = models.open(builders.pixels(HW)).segment_points("left", points)
     assert segment.points is points
     assert segment.mask[10, 10]
+
+
+@pytest.mark.parametrize(
+    ("points", "box", "says"),
+    [
+        ([(8, 8), (30, 3)], None, r"the point 30, 3 is outside the image, which is 28 x 20 pixels"),
+        ([(float("nan"), 3)], None, "the point nan, 3 is outside the image"),
+        ([], (2, 3, 29, 9), r"the box 2, 3, 29, 9 \(left, top, right, bottom\) is outside the image, which is 28 x 20"),
+        ([], (9, 3, 2, 9), "the box .* is empty"),
+        ([], None, "there are no points and no box"),
+    ],
+)
+def test_points_and_boxes_must_be_in_the_image(models, points, box, says):
+    xy = np.array(points, np.float32).reshape(-1, 2)
+    ones = np.ones(len(xy), np.int8)
+    boxes = np.array([box] if box else [], np.float32).reshape(-1, 4)
+    prompts = PointPrompts(xy, ones, ones.astype(np.float32), boxes)
+    session = models.open(np.zeros((20, 28, 3), np.uint8))
+    with pytest.raises(SettingsError, match=says):
+        session.segment_points("left", prompts)
+    with pytest.raises(SettingsError, match=says):
+        models.segment_prompt(session, prompts)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda models, image: models.segment(5, "dog"), "an image is a path"),
+        (lambda models, image: models.segment(image, 5), "queries are one text or a list of texts, got 5"),
+        (lambda models, image: models.segment(image, "left", {"threshold": 1}), "settings must be of type Settings"),
+        (lambda models, image: models.check("left", 5), "settings must be of type Settings, got 5"),
+        (lambda models, image: models.provenance(5), "settings must be of type Settings, got 5"),
+        (lambda models, image: models.everything(image, 5), "settings must be of type AutomaticSettings, got 5"),
+        (lambda models, image: models.segment_many(5, "left"), "images are a list"),
+        (lambda models, image: models.segment_many("a.jpg", "left"), "images are a list"),
+        (lambda models, image: models.segment_many(image, "left"), "images are a list"),
+        (lambda models, image: models.track(5, "left"), "images are a list"),
+        (lambda models, image: models.open(image).segment_points("left", [(1, 2)]), "points must be of type PointPro"),
+        (lambda models, image: Text2Seg.load(5), "model must be of type str, got 5"),
+        (lambda models, image: Text2Seg.load("demo", clip=5), "clip must be a name or a file, got 5"),
+        (lambda models, image: Text2Seg.load("demo", settings=5), "settings must be of type Settings, got 5"),
+        (lambda models, image: Settings(maps=5), "maps must be of type MapSettings, got 5"),
+    ],
+)
+def test_arguments_of_the_wrong_type_are_named(models, call, says):
+    with pytest.raises(Text2SegError, match=says):
+        call(models, np.zeros((20, 28, 3), np.uint8))
 
 
 def test_segment_points_checks_the_query_before_the_image_is_encoded(models):

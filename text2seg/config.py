@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 from text2seg.errors import SettingsError
 from text2seg.io.storage import Url, place_of
-from text2seg.settings_fields import check_choices, check_device_name, freeze_choices, freeze_names, freeze_texts
+from text2seg.settings_fields import (
+    check_choices,
+    check_device_name,
+    freeze_choices,
+    freeze_names,
+    freeze_texts,
+    of_type,
+)
 
 Architecture = Literal["surgery", "raw", "maskclip", "sclip", "clearclip", "naclip", "gem", "corrclip", "corrclip-sam"]
 """Names of the attention rules, `text2seg.clip.encoders.RULES`."""
@@ -296,6 +303,8 @@ class Settings:
     tiles: TileSettings = field(default_factory=TileSettings)
 
     def __post_init__(self) -> None:
+        for stage in fields(self):
+            of_type(getattr(self, stage.name), stage.default_factory, stage.name)  # type: ignore[arg-type]
         if self.points.method == "reference":
             object.__setattr__(self, "points", replace(self.points, instances="union"))
             published = replace(self.masks, choice="sam", prompt="points", resolve_overlaps=False)

@@ -100,7 +100,7 @@ class Everything(SamPipeline):
         return super().describe_models() | {"automatic": asdict(self.automatic)}
 
     def check(self, queries: Queries, settings: Settings | None = None) -> tuple[Query, ...]:
-        if (settings or self.settings).tiles.tile:
+        if self.settings_or_own(settings).tiles.tile:
             raise SettingsError("everything searches crops instead of tiles; use --crop-layers and leave --tile out")
         parsed = parse_queries(queries)
         if len(parsed) > 1:

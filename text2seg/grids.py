@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from text2seg.errors import SettingsError
+
 Maps = NDArray[np.float32]
 
 BAND = 64
@@ -127,3 +129,18 @@ def iou_of_areas(shared: int, one: int, other: int) -> float:
     """
     union = one + other - shared
     return shared / union if union else 1.0
+
+
+def outside_of(image_hw: tuple[int, int]) -> str:
+    """Return how messages say that something is not in an image.
+
+    >>> outside_of((20, 28))
+    'outside the image, which is 28 x 20 pixels'
+    """
+    return f"outside the image, which is {image_hw[1]} x {image_hw[0]} pixels"
+
+
+def check_inside(x: float, y: float, image_hw: tuple[int, int]) -> None:
+    """Raise `SettingsError` if a point that a person set, in pixels of the image, is outside the image."""
+    if not (0 <= x <= image_hw[1] and 0 <= y <= image_hw[0]):
+        raise SettingsError(f"the point {x:g}, {y:g} is {outside_of(image_hw)}")

@@ -69,6 +69,8 @@ class Plan:
     """Models to export, named as for `Text2Seg.load`, with the input size and attention rule that their graphs fix."""
 
     output: Path
+    overwrite: bool = False
+    """Replace an earlier export."""
     model: str = "auto"
     clip: str | None = None
     sam: str | None = None
@@ -98,10 +100,10 @@ def export(plan: Plan, scenes: Sequence[Scene]) -> Iterator[Step]:
     Raises:
         SettingsError: a package is missing, or these models cannot be exported.
         CheckpointError: a graph differs from torch by more than its precision allows; nothing is written then.
-        OutputError: the output exists and is not a folder of graphs, or it cannot be written.
+        OutputError: the output exists and is not a folder of graphs to overwrite, or it cannot be written.
     """
     check_packages()
-    _check_output(plan.output)
+    _check_output(plan)
     settings = Settings(maps=MapSettings(input_size=plan.input_size, architecture=plan.architecture))
     plan.say_stage("loading the models")
     models = _load(plan, settings)
@@ -123,7 +125,7 @@ def export(plan: Plan, scenes: Sequence[Scene]) -> Iterator[Step]:
             precisions |= dict.fromkeys(_converted(plan, models), plan.precision)
             folder = _convert(plan, folder, work / plan.precision, precisions)
             yield _measure(plan, models, folder, precisions, input_hw, calls, results, scenes)
-        _check_output(plan.output)  # again, because somebody may have written to the folder meanwhile
+        _check_output(plan)  # again, because somebody may have written to the folder meanwhile
         _put(folder, plan.output)
     except OSError as error:
         raise OutputError(f"{plan.output} cannot be written: {reason(error)}") from error
@@ -227,8 +229,10 @@ def _manifest(
     )
 
 
-def _check_output(output: Path) -> None:
-    """Raise `OutputError` unless the output is new, empty, or an export with no file changed or added since."""
+def _check_output(plan: Plan) -> None:
+    """Raise `OutputError` unless the output is new, empty, or, to overwrite, an export with no file changed or added
+    since."""
+    output = plan.output
     check_folder(output)
     if not is_dir(output, OutputError):
         return
@@ -249,6 +253,8 @@ def _check_output(output: Path) -> None:
             f"{output} contains files that text2seg did not write or that were changed since: {', '.join(others[:3])}; "
             "move the folder away, or choose another name"
         )
+    if not plan.overwrite:
+        raise OutputError(f"{output} already has an export; choose another --output, or add --overwrite to replace it")
 
 
 def _put(folder: Path, output: Path) -> None:

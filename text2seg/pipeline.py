@@ -26,7 +26,7 @@ from text2seg.grids import minmax, place
 from text2seg.io.frames import FrameSource, open_frames
 from text2seg.loading import load_pair, presence_model
 from text2seg.model_card import NO_CARD, ModelCard, is_photograph
-from text2seg.prompts import query_prompts
+from text2seg.prompts import check_prompts, query_prompts
 from text2seg.queries import Query, parse_queries, split_unions, unions_error
 from text2seg.records import (
     UNNAMED,
@@ -45,6 +45,7 @@ from text2seg.sam.automatic import Region, automatic_masks, automatic_regions, o
 from text2seg.sam.base import AnySam, SamEmbedding
 from text2seg.sam.candidates import by_sam, cut, segment_of, without_overlaps
 from text2seg.session import ImageSource, Pipeline, Queries, Session
+from text2seg.settings_fields import of_type
 from text2seg.tiling import VIEWS_PER_CALL, merge_views, tiles_of, view_of
 from text2seg.tracking import TrackedFrame, follow, tracker_for
 from text2seg.vocabulary import ClosedVocabulary
@@ -84,8 +85,8 @@ class Text2Seg(Pipeline):
         cls,
         model: str = "auto",
         *,
-        clip: str | None = None,
-        sam: str | None = None,
+        clip: str | os.PathLike[str] | None = None,
+        sam: str | os.PathLike[str] | None = None,
         device: str = "auto",
         precision: PrecisionName = "auto",
         compile: bool = False,
@@ -113,10 +114,12 @@ class Text2Seg(Pipeline):
                 other weights.
             SettingsError: This machine lacks the device, precision, compiler or runtime.
         """
+        if settings is not None:
+            of_type(settings, Settings, "settings")
         pair = load_pair(
-            model,
-            clip=clip,
-            sam=sam,
+            of_type(model, str, "model"),
+            clip=_name_or_file(clip, "clip"),
+            sam=_name_or_file(sam, "sam"),
             device=device,
             precision=precision,
             compile_sam=compile,
@@ -140,7 +143,8 @@ class Text2Seg(Pipeline):
             ImageError: The image cannot be read.
         """
         session = self.open(image)
-        return automatic_masks(self.sam, self._embedder(session), session.image, settings or AutomaticSettings())
+        chosen = of_type(settings or AutomaticSettings(), AutomaticSettings, "settings")
+        return automatic_masks(self.sam, self._embedder(session), session.image, chosen)
 
     def automatic_regions(self, session: Session, settings: AutomaticSettings | None = None) -> list[Region]:
         """Return everything in the image of a session as regions, which need less memory than `everything`."""
@@ -173,13 +177,17 @@ class Text2Seg(Pipeline):
                 has another size.
             QueryError, SettingsError, CheckpointError: See `check` and `tracking.tracker_for`.
         """
-        settings = settings or self.settings
+        settings = self.settings_or_own(settings)
         parsed = self.check(queries, settings)
         opened = open_frames(frames, every)
         return follow(opened, tracker_for(self.sam, parsed, settings, tracker, gap), self.open)
 
     def segment_prompt(self, session: Session, points: PointPrompts) -> Segment:
-        """Segment with points or a box alone, without words. The query of the segment is "object"."""
+        """Segment with points or a box alone, without words. The query of the segment is "object".
+
+        Raises `SettingsError` if there are neither, or one is outside the image.
+        """
+        check_prompts(points, session.image.hw)
         (candidates,) = self.sam.decode([(self._embed([session], [0])[0], points)])
         maps = SimilarityMaps.flat((UNNAMED,), session.image.hw)
         prompt = SamPrompt(points, maps.scores[0])
@@ -252,7 +260,7 @@ class Text2Seg(Pipeline):
     def known_queries(
         self, queries: Queries, settings: Settings | None = None
     ) -> tuple[tuple[Query, ...], dict[str, str]]:
-        settings = settings or self.settings
+        settings = self.settings_or_own(settings)
         maps = settings.maps
         self.clip.check(maps.architecture, regions=self.sam is not None)
         self.clip.input_hw(maps.input_size or self.input_size)
@@ -270,7 +278,7 @@ class Text2Seg(Pipeline):
     def segment_sessions(
         self, sessions: Sequence[Session], queries: Queries, settings: Settings | None = None
     ) -> tuple[Segmentation, ...]:
-        settings = settings or self.settings
+        settings = self.settings_or_own(settings)
         parsed = self.check(queries, settings)
         self.warn_of_photographs(session.image for session in sessions)
         if settings.tiles.tile:
@@ -443,11 +451,12 @@ class Text2Seg(Pipeline):
     def segment_points(
         self, session: Session, query: str | Query, points: PointPrompts, settings: Settings | None = None
     ) -> Segment:
-        settings = settings or self.settings
+        settings = self.settings_or_own(settings)
         parsed = self.check([query], settings)
         if len(parsed) > 1:
             names = ", ".join(each.name for each in parsed)
             raise QueryError(f"points belong to one query, got {len(parsed)}: {names}")
+        check_prompts(points, session.image.hw)
         maps, _ = query_maps(self.clip, self.encode([session], settings.maps)[0], parsed, settings.maps)
         embedding = self._embed([session], [0])[0]
         (candidates,) = self.sam.decode([(embedding, points)])
@@ -459,3 +468,9 @@ class Text2Seg(Pipeline):
         embedding = self._embed([session.view(segment.view_xywh)], [0])[0]
         mask = self.sam.mask(embedding, segment.candidates, index)
         return place(mask, segment.view_xywh, session.image.hw)
+
+
+def _name_or_file(given: str | os.PathLike[str] | None, what: str) -> str | None:
+    if given is not None and not isinstance(given, (str, os.PathLike)):
+        raise SettingsError(f"{what} must be a name or a file, got {given!r}")
+    return None if given is None else os.fspath(given)

@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 
 from text2seg.clip.maps import QueryMap
 from text2seg.config import PointSettings, Prompt, Settings
-from text2seg.grids import minmax, resize, tight_box
+from text2seg.errors import SettingsError
+from text2seg.grids import check_inside, minmax, outside_of, resize, tight_box
 from text2seg.model_card import ModelCard
 from text2seg.queries import Query
 from text2seg.records import PointPrompts, SamPrompt
+from text2seg.settings_fields import of_type
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +29,26 @@ FINE_GRID = 16  # cells per side in the original: 512 px in patches of 16, halve
 
 NO_POINTS = PointPrompts(np.zeros((0, 2), np.float32), np.zeros(0, np.int8), np.zeros(0, np.float32))
 NO_MAPS = np.zeros((0, 1, 1), np.float32)
+
+
+def check_prompts(points: PointPrompts, image_hw: tuple[int, int]) -> None:
+    """Check the points and the box that a person set on an image.
+
+    Raises:
+        SettingsError: there are neither, a point or a corner of the box is outside the image, or the box is empty.
+    """
+    height, width = image_hw
+    given = of_type(points, PointPrompts, "points")
+    if not len(given) and not len(given.boxes_xyxy):
+        raise SettingsError("there are no points and no box; give at least one point, or a box")
+    for x, y in given.xy.tolist():
+        check_inside(x, y, image_hw)
+    for left, top, right, bottom in given.boxes_xyxy.tolist():
+        box = f"the box {left:g}, {top:g}, {right:g}, {bottom:g} (left, top, right, bottom)"
+        if not (left >= 0 and top >= 0 and right <= width and bottom <= height):
+            raise SettingsError(f"{box} is {outside_of(image_hw)}")
+        if not (left < right and top < bottom):
+            raise SettingsError(f"{box} is empty")
 
 
 def query_prompts(

@@ -62,7 +62,7 @@ class Sam3Pipeline(Pipeline):
         return SCORE_THRESHOLD
 
     def check(self, queries: Queries, settings: Settings | None = None) -> tuple[Query, ...]:
-        if (settings or self.settings).tiles.tile:
+        if self.settings_or_own(settings).tiles.tile:
             raise SettingsError("SAM 3 looks at whole images; leave --tile out")
         return parse_queries(queries)
 
@@ -74,7 +74,7 @@ class Sam3Pipeline(Pipeline):
         SAM 3 looks for every wording; of masks that show the same thing the best is kept. The parts of `a+b` give
         separate segments of one query. Negatives are ignored.
         """
-        settings = settings or self.settings
+        settings = self.settings_or_own(settings)
         parsed = self.check(queries, settings)
         return tuple(self._segment(session, parsed, settings) for session in sessions)
 

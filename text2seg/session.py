@@ -15,7 +15,7 @@ from text2seg._version import __version__
 from text2seg.clip.model import ImageTokens
 from text2seg.config import Settings
 from text2seg.io.images import ImageSource as Source
-from text2seg.io.images import load_image
+from text2seg.io.images import check_images, load_image
 from text2seg.model_card import CALIBRATE
 from text2seg.queries import Query
 from text2seg.records import (
@@ -28,6 +28,7 @@ from text2seg.records import (
 from text2seg.regions import FoundRegions
 from text2seg.sam.automatic import Region
 from text2seg.sam.base import SamEmbedding
+from text2seg.settings_fields import of_type
 from text2seg.tiling import KEPT_VIEWS, crop
 
 NOT_CALIBRATED = (
@@ -71,7 +72,11 @@ class Pipeline(ABC):
     def segment_many(
         self, images: Sequence[ImageSource], queries: Queries, settings: Settings | None = None
     ) -> tuple[Segmentation, ...]:
-        """Segment a batch of images together. Their ids are 1, 2, …; an `Image` keeps its own id."""
+        """Segment a batch of images together. Their ids are 1, 2, …; an `Image` keeps its own id.
+
+        Raises `ImageError` if it is not a list of images, or as `segment`.
+        """
+        check_images(images)
         sessions = [self.open(image, image_id=number) for number, image in enumerate(images, start=1)]
         return self.segment_sessions(sessions, queries, settings)
 
@@ -81,6 +86,10 @@ class Pipeline(ABC):
         `image_id` is its number in a COCO file; an `Image` keeps its own. Raises `ImageError` if it cannot be read.
         """
         return Session(self, image if isinstance(image, Image) else load_image(image, image_id=image_id))
+
+    def settings_or_own(self, settings: Settings | None) -> Settings:
+        """Return the settings of a call, or those of the pipeline. Raises `SettingsError` if they are no `Settings`."""
+        return self.settings if settings is None else of_type(settings, Settings, "settings")
 
     def presence_threshold(self, query: Query, settings: Settings) -> float:
         """Return the presence below which a query counts as absent."""
@@ -92,8 +101,8 @@ class Pipeline(ABC):
             "text2seg": __version__,
             **self.describe_models(),
             **self._provenance,
-            "presence": self._describe_presence(settings or self.settings),
-            "settings": asdict(settings or self.settings),
+            "presence": self._describe_presence(self.settings_or_own(settings)),
+            "settings": asdict(self.settings_or_own(settings)),
         }
 
     def _describe_presence(self, settings: Settings) -> dict[str, object]:
@@ -233,8 +242,8 @@ class Session:
             points: At least one point or a box, in pixels of the image.
 
         Raises:
-            ValueError: There are neither points nor a box.
             QueryError: As for `segment`.
+            SettingsError: There are neither points nor a box, or one is outside the image.
         """
         return self._models.segment_points(self, query, points, settings)
 

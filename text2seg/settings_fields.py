@@ -9,11 +9,20 @@ import sys
 import threading
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from text2seg.errors import SettingsError
-from text2seg.io.names import did_you_mean
+from text2seg.io.names import did_you_mean, shown
 from text2seg.queries import names_in
+
+T = TypeVar("T")
+
+
+def of_type(value: object, kind: type[T], what: str) -> T:
+    """Return the value. Raises `SettingsError` if it has another type."""
+    if not isinstance(value, kind):
+        raise SettingsError(f"{what} must be of type {kind.__name__}, got {shown(repr(value))}")
+    return value
 
 
 @cache

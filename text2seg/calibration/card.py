@@ -108,7 +108,9 @@ def calibrate(
         first = next((each.file_name for each in truth_images(checked)), "none, because it has no images")
         raise DatasetError(f"{images}: no image of the ground truth is there, such as {first}")
     plain = models.with_card(models.card.uncalibrated())
-    kept = PartialResults(partial_results, [__version__, models.provenance(), sha256_of_truth(truth)])
+    kept = PartialResults(
+        partial_results, [__version__, models.provenance(), models.input_size, sha256_of_truth(truth)]
+    )
     passes = Images(plain, known, found, progress, partial=kept)
     _check_enough(passes, len(passes.with_things), images)
     if announce is not None and (effort := passes.effort()):

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import tyro
 
 from text2seg.calibration import FEW_IMAGES, FEWEST_IMAGES
-from text2seg.cli.common import load_models
+from text2seg.cli.common import check_clip, load_models
 from text2seg.cli.terminal import exit_status, log_to_terminal, say, say_failures
 from text2seg.config import ModelSettings, Settings
 from text2seg.errors import CheckpointError, ImageError, SettingsError
@@ -44,6 +44,9 @@ class Calibrate:
     """Replace an existing card and page."""
     coco_folder: Annotated[Path | None, tyro.conf.arg(help_behavior_hint="")] = None
     """Folder for the files of COCO. Default: coco/ in the folder of checkpoints."""
+    input_size: Annotated[int | None, tyro.conf.arg(help_behavior_hint="")] = None
+    """CLIP's input in pixels. The card is for this size and makes it the default of these weights. Default: that of the
+    model card, or 512."""
     model: ModelSettings = field(default_factory=ModelSettings)
     verbose: bool = False
     """Print which models run on which device, and other details."""
@@ -63,7 +66,10 @@ class Calibrate:
         own = None if count else _read(Path(self.truth), self.images)
         if count:
             self._check_not_drawings()
+        self._check_input_size()
         models = load_models(self.model, Settings(), say_uncalibrated=False)
+        if self.input_size is not None:
+            models = models.with_card(models.card.model_copy(update={"input_size": self.input_size}))
         output = self.output or _place_of_card(models.provenance())
         if self.output is None:  # of weights whose hashes were not known before
             check_writable(output, overwrite=self.overwrite, text=True)
@@ -105,6 +111,18 @@ class Calibrate:
             say("from now on all commands use this card for these weights; to go back to what was before, delete it")
         say(f"page: {self.report}")
         return exit_status(result.images, len(result.failures) + result.missing)
+
+    def _check_input_size(self) -> None:
+        """Raise `SettingsError` if CLIP cannot have this input, before the models are loaded."""
+        from text2seg.clip.shape import ClipKind, check_input_size
+
+        if (size := self.input_size) is None:
+            return
+
+        def check(clip: ClipKind) -> None:
+            check_input_size(clip, size)
+
+        check_clip(self.model, check)
 
     def _check_not_drawings(self) -> None:
         """Raise `SettingsError` if nobody chose the demo model, but no other weights are on this machine: COCO has

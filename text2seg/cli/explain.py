@@ -126,6 +126,8 @@ def _run(tool: Tool, flags: Any) -> int:
         go_on = "the same command goes on" if run is not None else "to start anew, add --overwrite"
         say(f"text2seg: stopped; the result shows what was done until then; {go_on}", file=sys.stderr)
         return INTERRUPTED
+    if result.left_out:
+        say(f"text2seg: {result.left_out} left out; the notes above say which", file=sys.stderr)
     return exit_status(done, result.left_out + len(result.unknown))
 
 

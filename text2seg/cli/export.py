@@ -33,7 +33,7 @@ class ExportOnnx:
     """
 
     output: FolderFlag
-    """Folder for the graphs. An older export in it is replaced."""
+    """Folder for the graphs."""
     model: Literal["auto", "demo", "light", "base", "large", "huge"] = "auto"
     """Pair of CLIP and SAM; auto as in `text2seg segment --help`."""
     clip: str | None = None
@@ -56,6 +56,8 @@ class ExportOnnx:
     """Queries for these images, separated by commas."""
     rounds: int = 5
     """Number of timings of torch and of the graphs, in turns; 0 for none."""
+    overwrite: bool = False
+    """Replace an earlier export."""
     verbose: bool = False
     """Print each step."""
 
@@ -79,6 +81,7 @@ class ExportOnnx:
 
         plan = Plan(
             self.output,
+            self.overwrite,
             self.model,
             self.clip,
             self.sam,

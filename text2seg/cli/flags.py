@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import shutil
 import sys
 import textwrap
@@ -32,6 +33,7 @@ _NONE = type(None)
 _ABOUT_ARGUMENT = type(tyro.conf.arg())
 _METAVARS: dict[Any, str] = {int: "INT", float: "FLOAT", str: "STR", Path: "PATH"}
 _RULES = ConstructorRegistry()
+_COLOUR, _EMPTY_ROW = re.compile("\x1b\\[[0-9;]*m"), re.compile("│ +│")
 
 
 def parse(command: type, arguments: Sequence[str], prog: str) -> Any:
@@ -225,7 +227,8 @@ class _Buffer(io.StringIO):
 
 @contextmanager
 def _wrapped_help(arguments: Sequence[str]) -> Iterator[None]:
-    """Break the lines of the description at the width of the terminal, which tyro does not do."""
+    """Break the lines of the description at the width of the terminal, which tyro does not do, and leave out the empty
+    row that tyro prints below a help that fills its last row and has no default."""
     if not {"-h", "--help"} & set(arguments):
         yield
         return
@@ -235,6 +238,8 @@ def _wrapped_help(arguments: Sequence[str]) -> Iterator[None]:
             yield
     finally:
         for line in text.getvalue().splitlines():
+            if _EMPTY_ROW.fullmatch(_COLOUR.sub("", line)):
+                continue
             if len(line) > width and line[0].isalpha():
                 indent = " " * 7 if line.startswith("usage: ") else ""
                 line = textwrap.fill(line, width, break_on_hyphens=False, subsequent_indent=indent)

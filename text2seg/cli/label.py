@@ -180,21 +180,24 @@ class Label:
         return read_ontology(self.ontology)
 
     def _dry_run(self, ontology: Ontology, settings: LabelSettings, unknown: int) -> int:
-        from text2seg.labelling.job import dry_run
+        from text2seg.labelling.dry_run import dry_run
 
-        plan = dry_run(self.folder, ontology, self.model, settings, self.settings)
+        plan = dry_run(self.folder, ontology, self.model, settings, self.settings, progress=True)
         say_failures(plan.failures, verbose=self.verbose)
         names = ", ".join(category.name for category in plan.ontology.categories)
         say(f"would look for: {names}")
         ready = plan.images - plan.done
+        failed = f"; {plan.failed} of them failed" * bool(plan.failed)
         say(
-            f"in {counted(ready, 'image')} of {self.folder}" + f" ({plan.done} more are done already)" * bool(plan.done)
+            f"in {counted(ready, 'image')} of {self.folder}"
+            + f" ({plan.done} more are done already{failed})" * bool(plan.done)
         )
         say(f"together {plan.pixels / 1e6:,.1f} megapixels; {counted(len(plan.failures), 'file')} cannot be read")
         for name in plan.download:
             say(f"would first download {name}")
         say(f"would write {settings.output}")
-        return exit_status(plan.images - len(plan.failures), len(plan.failures) + unknown)
+        left_out = len(plan.failures) + plan.failed
+        return exit_status(plan.images - left_out, left_out + unknown)
 
     def _make_engine(self) -> Engine | None:
         """Return the Ray engine, or None for the local engine."""

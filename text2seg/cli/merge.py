@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from text2seg.cli.terminal import say
+from text2seg.cli.terminal import exit_status, say
 from text2seg.errors import DatasetError
-from text2seg.io.names import counted
+from text2seg.io.names import counted, listed
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ class Merge:
 
     def run(self) -> int:
         from text2seg.coco.dataset import merge_files
+        from text2seg.coco.shards import missing_shards, shards_in
         from text2seg.io.writing import check_writable
 
         if not self.datasets:
@@ -44,4 +46,12 @@ class Merge:
             say(f"{path}: {each.count()}")
         say(f"{counted(len(merged['images']), 'image')}, {counted(len(merged['annotations']), 'annotation')}")
         say(f"COCO file: {self.output}")
-        return 0
+        # the marks of one shard may be applied before all are merged
+        missing = missing_shards(shards_in([merged["info"]])) if len(self.datasets) > 1 or not self.marks else []
+        if missing:
+            say(
+                f"text2seg: {self.output} lacks the images of shard{'s' * (len(missing) > 1)} {listed(missing)}; merge "
+                "again with all shards and --overwrite",
+                file=sys.stderr,
+            )
+        return exit_status(len(merged["images"]), len(missing))

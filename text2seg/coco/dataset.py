@@ -25,6 +25,8 @@ from text2seg.coco.reader import (
     score_of,
     size_of,
 )
+from text2seg.coco.shards import KEY as SHARDS
+from text2seg.coco.shards import missing_shards, shards_in
 from text2seg.config import POLYGON_TOLERANCE, Encoding
 from text2seg.errors import DatasetError, OutputError, Text2SegError
 from text2seg.io.names import canonical_name
@@ -381,7 +383,7 @@ def merge(datasets: Sequence[Mapping[str, Any]], *, names: Sequence[str]) -> Jso
     """Merge datasets with the same categories (ids included) into one.
 
     Images and annotations are sorted by image id; annotations get new ids from 1. `info` is that of the first dataset,
-    with the failures and the reviewed images of all.
+    with the failures, the reviewed images and, if some are missing, the shards of all.
 
     Args:
         datasets: the datasets; they are not changed.
@@ -421,6 +423,9 @@ def merge(datasets: Sequence[Mapping[str, Any]], *, names: Sequence[str]) -> Jso
         info["failures"] = sorted(failures, key=_file_name)
     if review := _reviewed_images(checked):
         info["review"] = review
+    info.pop(SHARDS, None)
+    if missing_shards(shards := shards_in(each["info"] for each in checked)):
+        info[SHARDS] = shards
     licenses = first.get("licenses")
     return {
         "info": info,

@@ -167,7 +167,7 @@ def average_map(models: Text2Seg, images: Sequence[Image], settings: AverageMapS
     """
     method = check_method(models.clip, settings.method, settings.layer)
     names = names_of(images)
-    groups, notes = _groups_of(names, settings)
+    groups, notes, without_image = _groups_of(names, settings)
     targets = targets_of(models, settings)
     kept = _KeptMaps.of(models, method, settings, settings.folder) if settings.folder is not None else None
     grouped = [number for number, group in enumerate(groups) if group is not None]
@@ -206,7 +206,7 @@ def average_map(models: Text2Seg, images: Sequence[Image], settings: AverageMapS
             templates_note(settings),
         ),
         columns=4,
-        left_out=len(failures),
+        left_out=len(failures) + len(names) - len(grouped) + without_image,
     )
 
 
@@ -315,10 +315,11 @@ def _images(count: int) -> str:
 # ---- groups
 
 
-def _groups_of(names: Sequence[str], settings: AverageMapSettings) -> tuple[list[str | None], tuple[str, ...]]:
-    """Return the group of each image, or None if it has none, and notes on images that are missing."""
+def _groups_of(names: Sequence[str], settings: AverageMapSettings) -> tuple[list[str | None], tuple[str, ...], int]:
+    """Return the group of each image, or None if it has none, notes on images and rows that are left out, and the
+    number of these rows."""
     if settings.group_by == "none":
-        return [ALL] * len(names), ()
+        return [ALL] * len(names), (), 0
     if settings.group_by == "subfolder":
         groups: list[str | None] = [name.split("/", 1)[0] if "/" in name else NO_SUBFOLDER for name in names]
         if set(groups) == {NO_SUBFOLDER}:
@@ -327,7 +328,7 @@ def _groups_of(names: Sequence[str], settings: AverageMapSettings) -> tuple[list
                 on_page="uploaded images have no subfolders; choose none",
                 in_api="uploaded images have no subfolders; leave out `group_by`",
             )
-        return groups, ()
+        return groups, (), 0
     path = settings.groups
     if path is None:
         raise SettingsError("groups from a CSV file need the file: add --groups FILE.csv")
@@ -346,7 +347,7 @@ def _groups_of(names: Sequence[str], settings: AverageMapSettings) -> tuple[list
         notes.append(f"{len(absent)} of the images that {path.name} names were not given: {listed(absent)}.")
     if without:
         notes.append(f"{len(without)} images have no group in {path.name} and were left out: {listed(without)}.")
-    return groups, tuple(notes)
+    return groups, tuple(notes), len(absent)
 
 
 def read_groups(path: Path, column: str) -> dict[str, str]:

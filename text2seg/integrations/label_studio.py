@@ -144,7 +144,9 @@ class Asked:
                 signs.append(int(bool(region.get("is_positive", True))))
             elif kind.startswith("rectangle"):
                 x, y, w, h = (_number(value, name) / 100 for name in ("x", "y", "width", "height"))
-                boxes.append((x * width, y * height, (x + w) * width, (y + h) * height))
+                # Cut off at the edges of the image, as in the app: percent are rounded.
+                left, top, right, bottom = (min(max(each, 0.0), 1.0) for each in (x, y, x + w, y + h))
+                boxes.append((left * width, top * height, right * width, bottom * height))
             elif kind == "textarea":
                 written = value.get("text") or ()
                 texts += map(str, written if isinstance(written, list | tuple) else [written])

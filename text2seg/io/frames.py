@@ -15,7 +15,7 @@ from typing import Any
 from text2seg.errors import ImageError, SettingsError
 from text2seg.io.files import is_dir
 from text2seg.io.images import ImageSource as Source
-from text2seg.io.images import check_file, load_image
+from text2seg.io.images import check_file, check_images, load_image
 from text2seg.io.scan import list_images
 from text2seg.records import Failure, Image
 
@@ -97,6 +97,7 @@ def open_frames(source: FrameSource, every: int = 1) -> Frames:
     if isinstance(source, Frames):
         return source
     if not isinstance(source, (str, os.PathLike)):
+        check_images(source)
         return Frames("the frames", lambda: _of_images(source, every), every)
     path = Path(source)
     if is_dir(path, ImageError):

@@ -97,6 +97,15 @@ def load_image(source: ImageSource, *, image_id: int = 1, file_name: str | None 
     return Image(pixels, name if file_name is None else file_name, image_id)
 
 
+def check_images(images: object) -> None:
+    """Raise `ImageError` unless these are several images, not one."""
+    one = isinstance(images, (str, os.PathLike, PillowImage.Image, Image)) or (
+        isinstance(images, np.ndarray) and images.ndim < 4
+    )
+    if one or not isinstance(images, Iterable):
+        raise ImageError(f"images are a list, such as ['a.jpg', 'b.jpg'], got one {type(images).__name__}")
+
+
 def decode_ahead(
     batches: Iterable[Sequence[T]],
     load: Callable[[T], Image],

@@ -1,6 +1,6 @@
 """A labelling job: a folder and an ontology in, one COCO file out. A job that was stopped resumes where it was.
 
-`label_folder` runs a job, `dry_run` only checks it. Both start with the same checks in `prepare`.
+`label_folder` runs a job, `dry_run.dry_run` only checks it. Both start with the same checks in `prepare`.
 """
 
 from __future__ import annotations
@@ -8,13 +8,12 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-import warnings
 from array import array
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -22,24 +21,22 @@ from text2seg._version import __version__
 from text2seg.coco.dataset import read_dataset
 from text2seg.coco.provenance import calibration_in, encoding_entry, run_info
 from text2seg.coco.reader import Dataset, check_references, kept_categories
-from text2seg.config import LabelSettings, ModelSettings, Settings
-from text2seg.errors import CheckpointError, ImageError, OutputError
-from text2seg.io.files import exists, is_dir, is_file, resolve_path
-from text2seg.io.images import PIXEL_LIMIT, check_file, open_image
+from text2seg.coco.shards import shards_entry
+from text2seg.config import LabelSettings, Settings
+from text2seg.errors import ImageError, OutputError
+from text2seg.io.files import is_dir, resolve_path
 from text2seg.io.names import listed, pair_names
 from text2seg.io.output_folder import OutputFolder
 from text2seg.io.scan import Scan, list_images
-from text2seg.io.storage import Place, Url, check_writable, opened, place_of
+from text2seg.io.storage import Place, Url, check_writable, place_of
 from text2seg.io.writing import make_folder
-from text2seg.labelling.engine import Delivery, Engine, LocalEngine, Work, model_identity, stamp_of_record
+from text2seg.labelling.engine import Delivery, Engine, LocalEngine, Work, model_identity
 from text2seg.labelling.journal import (
     JobState,
     Journal,
     check_known,
-    check_unlocked,
     is_reviewed,
     lock_file,
-    read_records,
 )
 from text2seg.labelling.output import check_output, image_folder, journal_path, saved_images, write_output
 from text2seg.labelling.prefilter import check_prefilter, skipped
@@ -139,7 +136,7 @@ def label_folder(
         if work.images:
             make_folder(work.images.folder)
         state = JobState(plan.scan)
-        state.resume(journal, retry_failures=settings.retry_failures)
+        state.resume(journal.path, retry_failures=settings.retry_failures)
         earlier = state.done
 
         def counts() -> str:
@@ -176,6 +173,7 @@ def label_folder(
             dataset=settings.output,
             ontology=plan.ontology,
             **source_entry(plan.source),
+            **shards_entry(settings.shard),
             **_prefilter_entry(settings),
             **encoding_entry(settings.segmentation, settings.polygon_tolerance),
         )
@@ -349,100 +347,3 @@ def source_entry(source: Dataset | None) -> dict[str, Any]:
         return {}
     digest = hashlib.sha256(json.dumps(source, sort_keys=True).encode("utf-8", "backslashreplace")).hexdigest()
     return {"refined": {"dataset": Path(source.name).name, "sha256": digest, "info": source["info"]}}
-
-
-# ---- dry run
-
-
-@dataclass(frozen=True, slots=True)
-class DryRun:
-    """Result of a dry run.
-
-    `done` of the `images` are in the journal already. `pixels` is the sum over all images. `failures` are files whose
-    header cannot be read. `download` names weights that would be downloaded first.
-    """
-
-    ontology: Ontology
-    images: int
-    done: int
-    pixels: int
-    failures: tuple[Failure, ...]
-    download: tuple[str, ...]
-
-
-def dry_run(
-    folder: Place,
-    ontology: Ontology,
-    model: ModelSettings,
-    settings: LabelSettings,
-    pipeline: Settings | None = None,
-) -> DryRun:
-    """Check queries, files, model names, device and output, and read the header of each file.
-
-    With `pipeline`, the settings of the models, an earlier run of the job must have had the same ones. Loads no model
-    and writes nothing. Raises what `label_folder` and `Text2Seg.load` raise before the first image.
-    """
-    from text2seg import weights
-    from text2seg.loading import find, is_here
-    from text2seg.model_card import card_of
-    from text2seg.runtime import choose_device, choose_precision
-
-    clip, sam = weights.pair(model.model, clip=model.clip, sam=model.sam)
-    checkpoints = [find(clip, "clip"), find(sam, "sam")]
-    device = choose_device(model.device)
-    choose_precision(device, model.precision)
-    if vocabulary := card_of(clip, given=model.card).closed_vocabulary:
-        _, unknown = vocabulary.split(queries_of(ontology))
-        if unknown:
-            raise vocabulary.error(unknown.values())
-    check_unlocked(journal_path(settings.output))
-    plan = prepare(folder, ontology, settings)
-    described: dict[str, Any] = {"device": device.type, "runtime": model.runtime, "compiled": model.compile}
-    for name, checkpoint in zip((clip, sam), checkpoints, strict=True):
-        described[checkpoint.kind] = {"name": name}
-        if exists(weights_file := weights.path_of(checkpoint), CheckpointError):
-            described[checkpoint.kind]["sha256"] = weights.sha256_of(weights_file)
-    check_same_job(folder, plan.ontology, settings, pipeline, **described)
-    failures, pixels = [], 0
-    for index, file in enumerate(plan.scan.files):
-        try:
-            pixels += _pixels(plan.scan.path(index))
-        except ImageError as error:
-            failures.append(Failure(file, "read", f"{file}: {error}"))
-    missing = tuple(each.name for each in checkpoints if not is_here(each.name, each.kind))
-    done = _count_done(plan.scan, settings)
-    return DryRun(plan.ontology, len(plan.scan), done, pixels, tuple(failures), missing)
-
-
-def _count_done(scan: Scan, settings: LabelSettings) -> int:
-    """Count the files that have a record in the journal and have not changed since."""
-    journal = journal_path(settings.output)
-    if settings.restart or not is_file(journal, OutputError):
-        return 0
-    stamps = {record["file"]: stamp_of_record(record) for _, record in read_records(journal) if "file" in record}
-    return sum(stamps.get(file) == scan.stamp(index) for index, file in enumerate(scan.files))
-
-
-def _pixels(path: Place) -> int:
-    """Return the number of pixels in an image's header, after Pillow has verified the file."""
-    if isinstance(path, Url):
-        with opened(path) as file:
-            return _pixels_in(file, path)
-    check_file(path)
-    return _pixels_in(path, path)
-
-
-def _pixels_in(source: Path | BinaryIO, path: Place) -> int:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with open_image(source, "it") as image:
-                width, height = image.size
-                image.verify()
-    except ImageError:
-        raise
-    except Exception as error:  # decoders raise anything
-        raise ImageError(" ".join(f"cannot be read: {error}".replace(str(path), path.name).split())) from error
-    if not 0 < width * height <= PIXEL_LIMIT:
-        raise ImageError(f"{width} x {height} pixels; at least one and at most {PIXEL_LIMIT:,} can be read")
-    return width * height

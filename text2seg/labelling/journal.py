@@ -386,10 +386,11 @@ class JobState:
         self._offsets = array("q", [-1]) * len(scan)
         self._states = bytearray(len(scan))
 
-    def resume(self, journal: Journal, *, retry_failures: bool = False) -> None:
-        """Read the records of earlier runs. Records of files that are not listed or have changed are ignored."""
+    def resume(self, journal: Path, *, retry_failures: bool = False) -> None:
+        """Read the records of earlier runs from a journal. Those of files that are not listed or have changed are
+        ignored."""
         numbers = {file: number for number, file in enumerate(self.scan.files)}
-        for offset, record in read_records(journal.path):
+        for offset, record in read_records(journal):
             index = numbers.get(record.get("file", ""))
             if index is not None and stamp_of_record(record) == self.scan.stamp(index):
                 self.add(index, offset, record)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from text2seg.errors import Text2SegError
-from text2seg.grids import depth_of, highest, iou, minmax
+from text2seg.grids import check_inside, depth_of, highest, iou, minmax
 from text2seg.records import PointPrompts, Segment
 
 if TYPE_CHECKING:
@@ -234,11 +234,10 @@ def with_point(
     The rough mask prompt is dropped, because it describes the mask before this point.
 
     Raises:
-        Text2SegError: the point is outside the image.
+        SettingsError: the point is outside the image.
     """
     (x, y), (height, width) = xy, hw
-    if not (0 <= x <= width and 0 <= y <= height):
-        raise Text2SegError("this point is outside the image")
+    check_inside(x, y, hw)
     rows, columns = scores.shape
     cell = min(int(y / height * rows), rows - 1), min(int(x / width * columns), columns - 1)
     return PointPrompts(
