@@ -413,6 +413,33 @@ def test_bad_settings_are_refused(demo):
         server(demo, LabelStudioSettings(port=first.server_address[1]))
 
 
+def test_the_end_waits_for_answers_and_not_for_silent_senders(demo, monkeypatch):
+    """Python aborts a process that ends while a thread uses torch."""
+    monkeypatch.setattr(module, "SECONDS", 3600.0)  # a silent sender is hardly ever given up
+    answering, may_answer = threading.Event(), threading.Event()
+
+    def health(*_):
+        answering.set()
+        may_answer.wait()
+        return {}
+
+    before = set(threading.enumerate())
+    with server(demo, LabelStudioSettings(port=0)) as listening:
+        listening.routes["GET", "/health"] = health
+        with ThreadPoolExecutor(2) as threads, socket.create_connection(listening.server_address[:2]) as silent:
+            loop = threads.submit(listening.serve_forever)
+            silent.sendall(b"POST /predict HTTP/1.1\r\n")
+            answer = threads.submit(call, f"http://127.0.0.1:{listening.server_address[1]}/health")
+            answering.wait()
+            listening.shutdown()
+            loop.result()
+            threading.Timer(0.2, may_answer.set).start()
+            listening.server_close()
+            assert may_answer.is_set()
+            assert answer.result() == (200, {})
+    assert not [each for each in set(threading.enumerate()) - before if "process_request_thread" in each.name]
+
+
 def test_the_command_serves_until_it_is_stopped(tmp_path):
     command = [sys.executable, "-u", "-m", "text2seg", "serve", "label-studio", "--model", "demo", "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path) as process:

@@ -12,11 +12,13 @@ import json
 import logging
 import os
 import re
+import socket
 import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import suppress
 from http import HTTPStatus
 from http.client import HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -231,10 +233,15 @@ class _Refusal(Exception):
 
 
 class _Server(ThreadingHTTPServer):
-    """A thread for each request, `MOST_REQUESTS` at most."""
+    """A thread for each request, `MOST_REQUESTS` at most. `server_close` waits for them: Python aborts a process that
+    ends while a thread uses torch."""
+
+    daemon_threads = False
 
     def __init__(self, settings: LabelStudioSettings, backend: Backend) -> None:
-        super().__init__((settings.host, settings.port), _Handler)
+        self._open: set[socket.socket] = set()
+        """Connections of the requests that are read or answered."""
+        super().__init__((settings.host, settings.port), _Handler)  # which closes it if it cannot listen
         self.expected = f"Basic {base64.b64encode(settings.auth.encode()).decode()}" if settings.auth else ""
         """The header Authorization that requests need; empty if they need none."""
         self.routes = {
@@ -259,10 +266,18 @@ class _Server(ThreadingHTTPServer):
             raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
+        self._open.add(request)
         try:
             super().process_request_thread(request, client_address)
         finally:
+            self._open.discard(request)
             self._free.release()
+
+    def server_close(self) -> None:
+        for connection in tuple(self._open):
+            with suppress(OSError):  # it was closed meanwhile
+                connection.shutdown(socket.SHUT_RD)  # nobody waits for the rest of a request
+        super().server_close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         _log.info("a connection to %s failed", client_address, exc_info=True)

@@ -214,7 +214,11 @@ def _other_candidates(session: Session, result: Segmentation) -> list[Masks]:
 
 
 class _Writer:
-    """A thread that makes records and delivers them. `put` raises the exception that ended the thread's work."""
+    """A thread that makes records and delivers them. `put` raises the exception that ended the thread's work.
+
+    After a `KeyboardInterrupt` only the current record is delivered. The thread always ends before the process does:
+    Python aborts a process that ends while a thread uses OpenCV or torch.
+    """
 
     def __init__(self, deliver: Deliver) -> None:
         self._deliver = deliver
@@ -239,11 +243,12 @@ class _Writer:
                     self._error = error
 
     def __exit__(self, kind: Any, *_: object) -> None:
-        if kind is None or not issubclass(kind, KeyboardInterrupt):
-            self._waiting.put(None)
-            self._thread.join()
-            if kind is None:
-                self._raise()
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            self._error = self._error or kind()
+        self._waiting.put(None)
+        self._thread.join()
+        if kind is None:
+            self._raise()
 
     def _raise(self) -> None:
         if self._error is not None:
