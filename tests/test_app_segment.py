@@ -43,6 +43,14 @@ class TestDocument:
         assert again.piece(2).segment.area == longer.sum()
         assert again.last == 3
 
+    def test_a_found_segment_beside_one_made_by_hand_stays_in_a_new_search(self):
+        part = box_mask(left=2, width=6)
+        drawn = document(segment(mask=LEFT)).added(segment(mask=part))
+        again = drawn.found([segment(mask=box_mask(left=2, width=9))], ["ball"])
+        assert [(piece.number, piece.by_hand) for piece in again.pieces] == [(1, False), (2, True)]
+        drawn_first = Document().added(segment(mask=part))
+        assert [piece.number for piece in drawn_first.found([segment(mask=LEFT)], ["ball"]).pieces] == [1]
+
     def test_two_segments_that_show_the_same_as_one_before_get_two_numbers(self):
         both = [segment(mask=LEFT), segment(mask=box_mask(left=3, width=8))]
         assert [piece.number for piece in document(segment(mask=LEFT)).found(both, ["ball"]).pieces] == [1, 2]

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+import shlex
 import threading
 import zipfile
 
@@ -246,6 +247,50 @@ def test_the_sliders_stay_for_the_next_image(page, scene):
         assert "--presence 0.0" in page.locator("[data-code=command]").text_content()
 
 
+def test_two_quick_moves_of_sliders_both_count(page):
+    take_example(page)
+    page.get_by_label("Threshold").focus()
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("Tab")
+    page.keyboard.press("ArrowLeft")
+    command = page.locator("[data-code=command]")
+    expect(command).to_contain_text("--threshold 0.75")
+    expect(command).to_contain_text("--presence 0.45")
+
+
+def test_a_reload_keeps_the_sliders_of_an_image_without_words(page):
+    take_example(page)
+    select(page, "fire engine")
+    page.get_by_label("Name", exact=True).fill("lorry")
+    page.keyboard.press("Enter")
+    page.locator("t2s-legend").get_by_text("lorry", exact=True).wait_for()
+    page.get_by_label("Threshold").fill("0.5")
+    wait_until_idle(page)
+    for text in ("sheep", "fire engine", "koala"):
+        page.get_by_role("button", name=f"Remove {text}", exact=True).click()
+    wait_until_idle(page)
+    page.get_by_label("Presence").fill("0.2")
+    page.wait_for_function("JSON.parse(sessionStorage.getItem('text2seg-segment')).presence === 0.2")
+    page.reload()
+    page.locator(PIECE).first.wait_for()
+    expect(page.get_by_label("Threshold")).to_have_value("0.5")
+    expect(page.get_by_label("Presence")).to_have_value("0.2")
+    add_queries(page, "koala")
+    page.get_by_role("button", name="koala 1, score").and_(page.locator("t2s-legend button")).wait_for()
+
+
+def test_the_name_of_a_file_is_kept_letter_by_letter(page, scene, tmp_path):
+    name = """my "red" & $x!'é.jpg"""
+    path = tmp_path / name
+    path.write_bytes(scene.read_bytes())
+    upload(page, path)
+    add_queries(page, "sheep")
+    page.locator(PIECE).first.wait_for()
+    wait_until_idle(page)
+    assert json.loads(save(page, "coco")[1])["images"][0]["file_name"] == name
+    assert name in shlex.split(page.locator("[data-code=command]").text_content())
+
+
 def test_at_most_never_hides_a_mask_that_was_made_by_hand(page):
     take_example(page)
     select(page, "sheep", 1)
@@ -268,6 +313,8 @@ def test_another_image_asks_before_it_replaces_hand_work(page, scene):
     wait_until_idle(page)
     page.set_input_files("t2s-stage input[type=file]", scene)
     page.get_by_text("1 mask that you made or accepted is lost when another image replaces scene_0012.jpg.").wait_for()
+    add_queries(page, "sheep")  # the question stays
+    page.locator("t2s-legend").get_by_text("sheep", exact=True).wait_for()
     page.get_by_role("button", name="Stay with scene_0012.jpg").click()
     assert "✓" in page.locator("t2s-legend").inner_text()
     page.get_by_role("button", name="Another image").click()

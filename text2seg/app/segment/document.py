@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -75,8 +75,9 @@ class Document:
 
         Edited and accepted segments, and those of a dataset, are kept if their query is still there, and those that the
         visitor named in any case. New segments are added unless they show the same object as a kept, a deleted or a
-        changed one. One that shows the same object as an earlier segment has its number, so that an edit which was
-        asked for during the search still finds it. Deleted and changed segments are forgotten with their query.
+        changed one. One that shows the same object as another earlier segment takes its place and number, so that an
+        edit which was asked for during the search still finds it; both may show the same object as a kept one, beside
+        which the visitor has seen them. Deleted and changed segments are forgotten with their query.
         """
         kept = tuple(
             piece
@@ -87,9 +88,16 @@ class Document:
             tuple(segment for segment in gone if segment.query in queries) for gone in (self.removed, self.changed)
         )
         known = [*(piece.segment for piece in kept), *removed, *changed]
-        fresh = [segment for segment in segments if not any(show_the_same(segment, other) for other in known)]
-        new = tuple(map(_piece, self._numbers(fresh, without={piece.number for piece in kept}), fresh))
-        last = max([self.last, *(piece.number for piece in new)])
+        others = {-place: segment for place, segment in enumerate(known, start=1)}
+        numbers = {piece.number for piece in kept}
+        others |= {piece.number: piece.segment for piece in self.pieces if piece.number not in numbers}
+        new, last = list[Piece](), self.last
+        for segment in segments:
+            number = _same_object(segment, others) or last + 1
+            if number > 0:
+                others.pop(number, None)
+                last = max(last, number)
+                new.append(_piece(number, segment))
         order = {query: place for place, query in enumerate(queries)}
         places = {piece.number: place for place, piece in enumerate(self.pieces)}
         edited = {piece.segment.query for piece in kept}  # beside these, a search changes no order
@@ -101,19 +109,6 @@ class Document:
             ),
         )
         return replace(self, pieces=tuple(pieces), removed=removed, changed=changed, last=last)
-
-    def _numbers(self, segments: Sequence[Segment], without: Collection[int]) -> list[int]:
-        """Return the number of each new segment: of the earlier segment that shows the same object, or the next free
-        one. Those in `without` are taken."""
-        earlier = {piece.number: piece.segment for piece in self.pieces if piece.number not in without}
-        numbers, last = [], self.last
-        for segment in segments:
-            same = (number for number, other in earlier.items() if show_the_same(segment, other))
-            number = next(same, last + 1)
-            earlier.pop(number, None)
-            last = max(last, number)
-            numbers.append(number)
-        return numbers
 
     def corrected(self, number: int, segment: Segment, *placed: Place) -> Document:
         """Replace a segment by an edited one, which is not accepted yet. `placed` are new points of the visitor."""
@@ -255,6 +250,13 @@ def _piece(number: int, segment: Segment, *, by_hand: bool = False, placed: froz
 def show_the_same(one: Segment, other: Segment) -> bool:
     """Return whether two segments of one query show the same object."""
     return one.query == other.query and iou(one.mask, other.mask) > SAME
+
+
+def _same_object(segment: Segment, others: Mapping[int, Segment]) -> int:
+    """Return the key of the segment that shows the same object, of several the closest one, or 0."""
+    alike = {key: iou(segment.mask, other.mask) for key, other in others.items() if other.query == segment.query}
+    closest = max(alike, key=alike.__getitem__, default=0)
+    return closest if alike.get(closest, 0) > SAME else 0
 
 
 def _points_on(mask: NDArray[np.bool_], points: PointPrompts) -> PointPrompts:

@@ -85,7 +85,7 @@ window.text2segRequests = class {
     let { file, ...what } = sent.what;
     if (file) {
       try {
-        what = { ...what, path: (await this.#server.upload(file)).path };
+        what = { ...what, path: (await this.#server.upload(file)).path, name: file.name };
       } catch (error) {
         if (this.#sent === sent) this.failed(`${file.name} could not be uploaded: ${error.message ?? error}`);
       }

@@ -28,7 +28,7 @@ from text2seg.errors import Text2SegError
 from text2seg.explain.estimate import SLOW
 from text2seg.settings_fields import fault
 
-MOST_TEXTS, LONGEST_TEXT = 1000, 100_000
+MOST_TEXTS, LONGEST_TEXT, LONGEST_FILE_NAME = 1000, 100_000, 1000
 """Limits of a request, in texts and characters. The limit on queries is checked where queries are read."""
 
 
@@ -84,14 +84,16 @@ class Resume(_Request):
 
 
 class Open(_Request):
-    """Open an uploaded image."""
+    """Open an uploaded image. `name` is the visitor's name of the file; that of the upload may lack letters of it."""
 
     do: Literal["open"]
     path: Path
+    name: str = Field(default="", max_length=LONGEST_FILE_NAME)
 
     def answer(self, session: EditSession, model_pool: ModelPool) -> Answer:
         check_not_editing(session)
-        return Answer(open_image(model_pool, read_image(check_upload(self.path), model_pool.settings)))
+        image = read_image(check_upload(self.path), model_pool.settings, name=self.name)
+        return Answer(open_image(model_pool, image))
 
 
 class Find(_Request):

@@ -85,7 +85,11 @@ customElements.define("t2s-segment", class extends HTMLElement {
     on(this.legend, "add", ({ query, byKey }) => { this.#add(query, byKey); this.#reveal(); });
     on(this.legend, "why-not", ({ query }) => this.#send({ do: "why-not", query }));
     on(this.sliders, "paint", () => this.#show());
-    on(this.sliders, "find", (asked) => { Object.assign(this.#local, asked); this.#find(); });
+    on(this.sliders, "find", (asked) => {
+      Object.assign(this.#local, asked);
+      if (this.chips.texts.length) this.#find();
+      this.#keep();
+    });
     on(this.toolbar, "do", ({ name, byKey }) => this.#do(name, byKey));
     on(this.toolbar, "name", (named) => this.#name(named));
     on(this.toolbar, "lost", () => this.stage.focusOn());
@@ -106,7 +110,7 @@ customElements.define("t2s-segment", class extends HTMLElement {
 
   #send(what, then = null) {
     this.#note("");
-    this.#ask();
+    if (what.do !== "find" || !this.#question?.loses) this.#ask(); // a question about an image stays during searches
     this.#requests.send(what, then);
   }
 
@@ -199,9 +203,9 @@ customElements.define("t2s-segment", class extends HTMLElement {
   // A reloaded page asks for its session by the token that this window has kept.
 
   #resume() {
-    const { token, texts = [], ofExample = [], hidden = [], opacity, most } = recall();
+    const { token, texts = [], ofExample = [], hidden = [], opacity, most, threshold = null, presence = null } = recall();
     if (this.#requests.waits()) return; // the user was faster
-    this.#local.hidden = new Set(hidden);
+    Object.assign(this.#local, { hidden: new Set(hidden), threshold, presence });
     this.#ofExample = ofExample;
     this.sliders.local = { opacity, most };
     if (!this.chips.texts.length) this.chips.texts = texts;
@@ -214,17 +218,18 @@ customElements.define("t2s-segment", class extends HTMLElement {
       this.#keep(); // without the token
       return;
     }
-    Object.assign(this.#local, view.given);
     if (view.isLabelled) this.resumedEditing();
     if (!this.chips.texts.length) this.chips.texts = view.texts;
-    else if (String(this.chips.texts) !== String(view.texts)) this.#find(); // changed just before the reload
+    const { texts } = this.chips, { threshold, presence } = this.#local;
+    const isOther = String(texts) !== String(view.texts) || threshold !== view.given.threshold || presence !== view.given.presence;
+    if (texts.length && isOther) this.#find(); // changed just before the reload
   }
 
   #keep() {
     const { token } = this.#view;
     const most = Number.isFinite(this.sliders.most) ? this.sliders.most : null;
     const kept = { token, texts: this.chips.texts, ofExample: this.#ofExample, hidden: [...this.#local.hidden],
-      opacity: this.sliders.opacity, most };
+      opacity: this.sliders.opacity, most, threshold: this.#local.threshold, presence: this.#local.presence };
     try {
       sessionStorage.setItem(KEPT, JSON.stringify(kept));
     } catch (error) {
@@ -360,7 +365,7 @@ customElements.define("t2s-segment", class extends HTMLElement {
     const ask = this.querySelector("[data-part=ask]");
     ask.hidden = !text;
     if (!text) return;
-    this.#question = { yes, no };
+    this.#question = { yes, no, loses };
     ask.querySelector("span").textContent = text;
     ask.querySelector("[data-do=yes]").textContent = begin;
     ask.querySelector("[data-do=no]").textContent = leave;

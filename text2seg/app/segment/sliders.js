@@ -45,15 +45,19 @@ customElements.define("t2s-sliders", class extends HTMLElement {
   get most() { return this.#input("most").valueAsNumber === ALL ? Infinity : this.#input("most").valueAsNumber; }
 
   #waiting = 0;
+  #asked = {}; // values of the sliders that have moved since the last search
 
   #moved(name) {
     this.#tell();
     if (name === "opacity" || name === "most") this.dispatchEvent(new CustomEvent("paint"));
     else {
+      this.#asked[name] = this.#input(name).valueAsNumber;
       clearTimeout(this.#waiting);
       this.#waiting = setTimeout(() => {
+        const detail = this.#asked;
         this.#waiting = 0;
-        this.dispatchEvent(new CustomEvent("find", { detail: { [name]: this.#input(name).valueAsNumber } }));
+        this.#asked = {};
+        this.dispatchEvent(new CustomEvent("find", { detail }));
       }, PATIENCE);
     }
   }
