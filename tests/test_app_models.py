@@ -13,11 +13,11 @@ from checkpoint_builders import serving
 
 from text2seg.app.messages import alert
 from text2seg.app.model_pool import ModelPool
-from text2seg.app.models_panel import ModelsPanel, chip, models_now, name_of, weights_table
+from text2seg.app.models_panel import ModelsPanel, chip, is_here, models_now, name_of, weights_table
 from text2seg.app.settings import AppSettings
 from text2seg.errors import CheckpointError
 from text2seg.model_card import NO_CARD
-from text2seg.weights import folder, registry
+from text2seg.weights import folder, registry, store
 
 CONTENT = os.urandom(3_000_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -32,6 +32,7 @@ def published(monkeypatch):
             replace(each, url=server.url, sha256=SHA256) if each.url else each for each in registry.CHECKPOINTS
         )
         monkeypatch.setattr(registry, "CHECKPOINTS", ours)
+        monkeypatch.setattr(store, "SIZE_TOLERANCE", 1)
         yield server
 
 
@@ -151,8 +152,19 @@ def test_missing_weights_are_not_used(published):
 def test_the_table_says_which_weights_are_missing(published):
     panel()._download("base", Steps())
     (folder() / "sam_vit_b_01ec64.pth").unlink()
-    assert ">SAM vit_b (358 MiB) is missing</td>" in weights_table()
-    assert ">SAM vit_l (1,192 MiB) is missing</td>" in weights_table()
+    assert ">SAM vit_b (358 MiB) is missing; press “Download”</td>" in weights_table()
+    assert ">SAM vit_l (1,192 MiB) is missing; press “Download”</td>" in weights_table()
+
+
+def test_weights_of_a_wrong_size_are_damaged(published, monkeypatch):
+    panel()._download("base", Steps())
+    assert is_here("base")
+    monkeypatch.setattr(store, "SIZE_TOLERANCE", 0.01)
+    assert not is_here("base")
+    lacking = "CLIP ViT-B/16 (335 MiB) is damaged, SAM vit_b (358 MiB) is damaged; press “Download”"
+    assert f">{lacking}</td>" in weights_table()
+    said, *_ = panel()._use("base", Steps())
+    assert "ViT-B/16 and vit_b of base: not on this machine yet, or damaged" in said
 
 
 def test_the_panel_says_since_when_the_models_are_in_use(published):

@@ -1,4 +1,4 @@
-"""Flags that contradict each other or have no effect, how long a stop takes, and what a stopped command says."""
+"""Flags without a value, that contradict each other or have no effect; how long a stop takes, and what it says."""
 
 from __future__ import annotations
 
@@ -28,6 +28,28 @@ from text2seg.io.images import load_image
 
 SCENES = Path("text2seg/demo/scenes/new-scenes")
 SCENE = SCENES / "images" / "scene_0019.jpg"
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("segment x.jpg --query", '--query needs a value, such as --query "red car"'),
+        ("segment x.jpg --query --model demo", '--query needs a value, such as --query "red car"'),
+        ("segment x.jpg --query a --threshold", "--threshold needs a value, such as --threshold 0.8"),
+        ("segment x.jpg --query a --threshold high", "--threshold takes a number, such as --threshold 0.8; got high"),
+        ("segment x.jpg --query a --tile=2.5", "--tile takes a whole number, such as --tile 0; got 2.5"),
+        ("segment x.jpg --query a --save", "--save needs a value, such as --save overlay,why"),
+        ("label x --query a --limit two", "--limit takes a whole number, such as --limit 5; got two"),
+        ("label x --query a --output", "--output needs a value, such as --output PATH"),
+        ("label x --query a --model lage", "--model takes one of auto, demo, light, base, large, huge; got lage."),
+        ("convert x --to", "--to needs a value, such as --to yolo-seg"),
+        ("explain saliency x.jpg --text", '--text needs a value, such as --text "a red car"'),
+    ],
+)
+def test_a_missing_or_wrong_value_is_named_with_an_example(line, says, capsys):
+    assert main(shlex.split(line)) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert says in error
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from text2seg.coco import rle
 from text2seg.coco.dataset import read_dataset, write_dataset
 from text2seg.coco.reader import Dataset
 from text2seg.config import LabelSettings, RefineSettings
-from text2seg.errors import DatasetError, ImageError
+from text2seg.errors import DatasetError, ImageError, SettingsError
 from text2seg.grids import iou, tight_box
 from text2seg.io.images import load_image
 from text2seg.labelling.refine import prepare_refinement, read_source, refine_dataset, refined_in
@@ -145,7 +145,7 @@ def test_the_prompt_of_a_mask_has_its_deepest_point_the_farthest_point_of_its_bo
     assert logits[mask].min() < 7
     assert box.boxes_xyxy.tolist() == [[0, 2, 9, 23]]
     assert box.xy.tolist() == [[5, 13]]
-    with pytest.raises(ValueError, match="no pixel"):
+    with pytest.raises(SettingsError, match="no pixel in the image, which is"):
         refine(Sam(), [(Embedding(), (50.0, 2.0, 5.0, 5.0))], RefineSettings())
 
 
@@ -165,8 +165,10 @@ def test_python_refines_masks_and_boxes_and_keeps_a_mask_if_sam_is_unsure(demo):
     assert (kept.mask == coarse).all()
     assert not box.kept
     assert refine_image(demo, image, []) == ()
-    with pytest.raises(ValueError, match="must be bool"):
+    with pytest.raises(SettingsError, match="must be bool"):
         refine_image(demo, image, [coarse[:-1]])
+    with pytest.raises(SettingsError, match=r"one box is \[box\]"):
+        refine_image(demo, image, tight_box(true))
 
 
 def test_prompts_are_as_small_as_sam_takes_them_and_go_to_it_in_parts(demo, monkeypatch):

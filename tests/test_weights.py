@@ -84,8 +84,11 @@ class TestRegistry:
         ):
             pair("bse")
 
-    def test_auto_is_the_first_published_pair_on_this_machine_or_else_the_bundled_one(self, chosen_folder):
+    def test_auto_is_the_first_published_pair_on_this_machine_or_else_the_bundled_one(
+        self, chosen_folder, monkeypatch, caplog
+    ):
         chosen_folder.mkdir()
+        monkeypatch.setattr(store, "SIZE_TOLERANCE", 1)
 
         def put(name, kind):
             (chosen_folder / find(name, kind).file_name).write_bytes(CONTENT)
@@ -102,7 +105,11 @@ class TestRegistry:
         assert pair("auto") == ("ViT-B/16", "vit_b")
         assert weights.choose_model("demo") == "demo"
         (chosen_folder / find("vit_b", "sam").file_name).write_bytes(b"")  # an empty file is no checkpoint
+        assert not caplog.records
         assert weights.choose_model("auto") == "light"
+        assert weights.choose_model("auto") == "light"
+        assert caplog.text.count("base is not used, because") == 1
+        assert "the file is empty; to replace it: text2seg checkpoints download vit_b" in caplog.text
 
     def test_checkpoints_are_frozen(self):
         with pytest.raises(AttributeError):
@@ -279,8 +286,19 @@ class TestFetch:
         path = put(published, CONTENT)
         assert fetch("vit_x", "sam") == fetch("vit_x", "sam", check=True) == path
 
-    @pytest.mark.parametrize(("content", "check"), [(CONTENT[:-1], True), (b"", False)])
-    def test_damaged_file_is_replaced(self, published, monkeypatch, content, check):
+    @pytest.mark.parametrize("content", [b"", b"a page of HTML"])
+    def test_a_damaged_file_is_refused_with_the_way_out(self, published, monkeypatch, content):
+        monkeypatch.setattr(store, "MIB", 100)
+        path = put(published, content)
+        with pytest.raises(CheckpointError, match="to replace it: text2seg checkpoints download vit_x"):
+            fetch("vit_x", "sam")
+        assert path.read_bytes() == content
+        assert statuses()[-1].status == "damaged"
+        with pytest.raises(CheckpointError, match=r"sam_vit_x\.pth: "):
+            store.check_intact(published)
+
+    @pytest.mark.parametrize("content", [CONTENT[:-1], b""])
+    def test_damaged_file_is_replaced(self, published, monkeypatch, content):
         path = put(published, content)
         asked = []
 
@@ -289,7 +307,7 @@ class TestFetch:
             return folder / checkpoint.file_name
 
         monkeypatch.setattr(store, "download", download)
-        assert fetch("vit_x", "sam", check=check) == path
+        assert fetch("vit_x", "sam", check=True) == path
         assert asked == [(published, path.parent, True)]
 
     def test_demo_weights_missing_from_the_installation_raise(self, tmp_path, monkeypatch):

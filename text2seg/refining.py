@@ -13,7 +13,7 @@ from text2seg.coco.json_file import Json, plain_number
 from text2seg.coco.reader import Dataset, attributes_of, size_of
 from text2seg.coco.rle import mask_of
 from text2seg.config import POLYGON_TOLERANCE, Encoding, ModelSettings, RefineSettings, Settings
-from text2seg.errors import ImageError
+from text2seg.errors import ImageError, SettingsError
 from text2seg.everything import SamPipeline
 from text2seg.grids import tight_box
 from text2seg.loading import load_sam
@@ -39,14 +39,17 @@ def refine_image(
 
     Raises:
         ImageError: the image cannot be read.
-        ValueError: a mask has another size than the image, or a region has no pixel in it.
+        SettingsError: a region is neither a mask nor a box, a mask has another size than the image, or a region has no
+            pixel in it.
     """
     session = models.open(image)
     for region in regions:
-        if not isinstance(region, np.ndarray) and (isinstance(region, int | float) or len(region) != 4):
-            raise ValueError(f"regions must be masks and boxes (x, y, width, height), got {region!r}; one box is [box]")
+        if not isinstance(region, np.ndarray) and (not hasattr(region, "__len__") or len(region) != 4):
+            raise SettingsError(
+                f"regions must be masks and boxes (x, y, width, height), got {region!r}; one box is [box]"
+            )
         if isinstance(region, np.ndarray) and (region.shape != session.image.hw or region.dtype != np.bool_):
-            raise ValueError(f"a mask must be bool{list(session.image.hw)}, got {region.dtype}{list(region.shape)}")
+            raise SettingsError(f"a mask must be bool{list(session.image.hw)}, got {region.dtype}{list(region.shape)}")
     if not regions:
         return ()
     (embedding,) = models.sam.embed([session.image])

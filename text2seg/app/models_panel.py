@@ -146,11 +146,11 @@ class ModelsPanel:
 
     def _use(self, pair: str, progress: gr.Progress = gr.Progress()) -> tuple[str, gr.Accordion, str, str]:  # noqa: B008
         """Load a downloaded pair and use it for all new work."""
-        missing = _missing(pair)
+        lacking = _lacking(pair)
         if pair == _pair_of(self._model_pool.models):
             return note(f"{pair} is in use already."), *self._now()
-        if missing:
-            text = f"{' and '.join(missing)} of {pair}: not on this machine yet. Download the pair first."
+        if lacking:
+            text = f"{' and '.join(lacking)} of {pair}: not on this machine yet, or damaged. Download the pair first."
             return alert(text), *self._now()
         progress(0, desc=f"Loading {pair}")
         try:
@@ -205,26 +205,25 @@ def weights_table(models: Text2Seg | None = None) -> str:
 def _row(pair: str, *, is_used: bool) -> str:
     found, is_bundled = _statuses(pair), pair == weights.BUNDLED
     sizes = [weights.find(each.name, each.kind).size or each.path.stat().st_size for each in found]
-    missing = [
-        f"{each.kind.upper()} {each.name} ({size // MIB:,} MiB)"
+    lacking = [
+        f"{each.kind.upper()} {each.name} ({size // MIB:,} MiB) is {each.status}"
         for each, size in zip(found, sizes, strict=True)
         if each.status != "ok"
     ]
+    is_begun = any(each.status != "missing" for each in found)
     cells = (
         pair + ", in use" * is_used,
         " + ".join(f"{each.kind.upper()} {each.name}" for each in found) + ", for drawings" * is_bundled,
         " + ".join(f"{size // MIB:,}" for size in sizes) + " MiB",
         "that of text2seg" if is_bundled else ", ".join(LICENCES.get(each.name, LICENCES[each.kind]) for each in found),
-        "bundled" if is_bundled else _downloaded(missing, len(found)),
+        "bundled" if is_bundled else _downloaded(lacking) if is_begun else "no",
     )
     return "".join(f'<td data-head="{head}">{escape(cell)}</td>' for head, cell in zip(HEADS, cells, strict=True))
 
 
-def _downloaded(missing: list[str], count: int) -> str:
-    """Return whether the weights of a pair are downloaded, or which of them is missing."""
-    if not missing:
-        return "yes"
-    return "no" if len(missing) == count else f"{missing[0]} is missing"
+def _downloaded(lacking: list[str]) -> str:
+    """Return "yes", or which weights of a pair are missing or damaged."""
+    return f"{', '.join(lacking)}; press “Download”" if lacking else "yes"
 
 
 def _pair_of(models: Text2Seg) -> str:
@@ -244,12 +243,12 @@ def _runtime(models: Text2Seg) -> str:
 
 
 def is_here(pair: str) -> bool:
-    """Return whether the weights of a pair are on this machine."""
-    return not _missing(pair)
+    """Return whether the weights of a pair are on this machine, as far as their sizes tell."""
+    return not _lacking(pair)
 
 
-def _missing(pair: str) -> list[str]:
-    return [status.name for status in _statuses(pair) if status.status == "missing"]
+def _lacking(pair: str) -> list[str]:
+    return [status.name for status in _statuses(pair) if status.status != "ok"]
 
 
 def _statuses(pair: str) -> list[weights.Status]:

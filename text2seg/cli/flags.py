@@ -22,7 +22,7 @@ from text2seg.config import SaveKind, Settings, VideoSave
 from text2seg.effects import without_effect
 from text2seg.errors import SettingsError
 from text2seg.io.files import is_file
-from text2seg.io.names import listed
+from text2seg.io.names import did_you_mean, listed
 from text2seg.io.storage import Place, Url, place_of
 from text2seg.settings_fields import help_of
 
@@ -31,6 +31,7 @@ PipelineFlags = tyro.conf.UseAppendAction[Annotated[Settings, tyro.conf.arg(name
 
 _NONE = type(None)
 _ABOUT_ARGUMENT = type(tyro.conf.arg())
+_EXAMPLES = {"query": '"red car"', "queries": '"dog, red car"', "text": '"a red car"', "output": "PATH"}
 _METAVARS: dict[Any, str] = {int: "INT", float: "FLOAT", str: "STR", Path: "PATH"}
 _RULES = ConstructorRegistry()
 _COLOUR, _EMPTY_ROW = re.compile("\x1b\\[[0-9;]*m"), re.compile("│ +│")
@@ -54,6 +55,7 @@ def parse(command: type, arguments: Sequence[str], prog: str) -> Any:
                 "-- and all files"
             )
     arguments = _numbers_last(arguments)
+    check_values(command, arguments)
     with described(command), _RULES, _wrapped_help(arguments):
         parsed: Any = tyro.cli(
             command,
@@ -76,6 +78,77 @@ def _numbers_last(arguments: Sequence[str]) -> list[str]:
         got = arguments[start + 1] if start + 1 < len(arguments) else "nothing"
         raise SettingsError(f"--input-size takes one or two whole numbers, got {got}")
     return [*arguments[:start], *arguments[start + 1 + len(numbers) :], "--input-size", *numbers]
+
+
+# ---- values that are missing or of another kind
+
+
+def check_values(command: Any, arguments: Sequence[str]) -> None:
+    """Raise `SettingsError` if the value of a flag is missing, no number or none of the choices. tyro's own messages
+    are those of Python's functions."""
+    if {"-h", "--help"} & set(arguments):
+        return
+    flags = dict(_typed_flags(command))
+    for place, argument in enumerate(arguments):
+        flag, equals, value = argument.partition("=")
+        flag = flag.replace("_", "-")
+        if flag not in flags:
+            continue
+        kind, example = flags[flag]
+        if not equals:
+            value = next(iter(arguments[place + 1 : place + 2]), "--")
+            if value.startswith("--"):
+                raise SettingsError(f"{flag} needs a value, such as {flag} {example}")
+        _check_value(flag, kind, value, example)
+
+
+def _check_value(flag: str, kind: Any, value: str, example: str) -> None:
+    if value == "None":  # tyro knows whether the flag may be off
+        return
+    if get_origin(kind) is Literal:
+        choices = [*map(str, get_args(kind))]
+        if value not in choices:
+            raise SettingsError(
+                f"{flag} takes one of {', '.join(choices)}; got {value}.{did_you_mean([value], choices)}"
+            )
+    elif kind in (int, float):
+        try:
+            kind(value)
+        except ValueError:
+            words = "a whole number" if kind is int else "a number"
+            raise SettingsError(f"{flag} takes {words}, such as {flag} {example}; got {value}") from None
+
+
+def _typed_flags(command: Any) -> Iterator[tuple[str, tuple[Any, str]]]:
+    """Yield each flag of a dataclass, and of those in it, that takes one value, with the type and an example of it."""
+    defaults = {each.name: each.default for each in fields(command)}
+    for name, hint in get_type_hints(command, include_extras=True).items():
+        union, given = _without_extras(hint)
+        kinds = [_without_extras(each)[0] for each in get_args(union)] if _is_union(union) else [union]
+        kinds = [each for each in kinds if each is not _NONE]
+        groups = [each for each in kinds if is_dataclass(each) and each is not Url]
+        for group in groups:
+            yield from _typed_flags(group)
+        if groups or bool in kinds:
+            continue
+        metavar = next((each.metavar for each in given if each.metavar), None)
+        example = _EXAMPLES.get(name) or _example(defaults[name], kinds[0]) or metavar or "TEXT"
+        yield f"--{name.replace('_', '-')}", (kinds[0] if len(kinds) == 1 else None, example)
+
+
+def _example(default: Any, kind: Any) -> str | None:
+    """Return the default of a flag, or else the first choice, or a value of the type."""
+    if isinstance(default, tuple) and default:
+        return ",".join(map(str, default))
+    if isinstance(default, str | int | float | Path) and default != "":
+        return str(default)
+    if get_origin(kind) is Literal:
+        return str(get_args(kind)[0])
+    return {int: "5", float: "0.5"}.get(kind)
+
+
+def _is_union(kind: Any) -> bool:
+    return get_origin(kind) in (Union, types.UnionType)
 
 
 # ---- flags without effect
@@ -159,7 +232,7 @@ def described(command: Any) -> Iterator[None]:
     with ExitStack() as stack:
         for name, hint in get_type_hints(command, include_extras=True).items():
             kind, given = _without_extras(hint)
-            for each in get_args(kind) if get_origin(kind) in (Union, types.UnionType) else [kind]:
+            for each in get_args(kind) if _is_union(kind) else [kind]:
                 if is_dataclass(inner := _without_extras(each)[0]):
                     stack.enter_context(described(inner))
             default = next((each.default for each in fields(command) if each.name == name), MISSING)
@@ -195,7 +268,7 @@ def _without_extras(hint: Any) -> tuple[Any, list[Any]]:
 
 def _metavar(kind: Any) -> str | None:
     """Return the form of the values of a type that includes None, or None if tyro's is as good."""
-    if get_origin(kind) not in (Union, types.UnionType) or _NONE not in get_args(kind):
+    if not _is_union(kind) or _NONE not in get_args(kind):
         return None
     first, *more = [_form(each) for each in get_args(kind) if each is not _NONE]
     longer = [each.removeprefix(first) for each in more if each.startswith(f"{first} ")]

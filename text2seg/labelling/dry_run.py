@@ -59,6 +59,8 @@ def dry_run(
 
     clip, sam = weights.pair(model.model, clip=model.clip, sam=model.sam)
     checkpoints = [find(clip, "clip"), find(sam, "sam")]
+    for checkpoint in checkpoints:
+        weights.check_intact(checkpoint)
     device = choose_device(model.device)
     choose_precision(device, model.precision)
     if vocabulary := card_of(clip, given=model.card).closed_vocabulary:

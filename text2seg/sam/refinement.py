@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from text2seg.config import RefineSettings
+from text2seg.errors import SettingsError
 from text2seg.grids import depth_of, highest, iou, resize, tight_box
 from text2seg.records import Candidates, PointPrompts
 from text2seg.sam.base import MASK_PROMPT_SCALE, SETS_PER_CALL, AnySam, SamEmbedding
@@ -53,7 +54,7 @@ def refine(
     """Refine regions of embedded images. A box is never kept: it has no mask.
 
     Raises:
-        ValueError: a mask or a box has no pixel in the image.
+        SettingsError: a mask or a box has no pixel in the image.
     """
     found: list[Refined] = []
     for start in range(0, len(regions), SETS_PER_CALL):
@@ -89,7 +90,7 @@ def _of_mask(mask: NDArray[np.bool_], amplitude: float, logits_hw: tuple[int, in
     """
     box = tight_box(mask)
     if box is None:
-        raise ValueError("a mask has no pixels")
+        raise SettingsError("a mask has no pixels")
     x, y, width, height = box
     inside = mask[y : y + height, x : x + width]
     depth = depth_of(inside)
@@ -127,7 +128,7 @@ def _corners(box: BoxXywh, hw: tuple[int, int]) -> tuple[float, float, float, fl
     left, top = max(x, 0), max(y, 0)
     right, bottom = min(x + width, hw[1]) - 1, min(y + height, hw[0]) - 1
     if right < left or bottom < top:
-        raise ValueError(f"the box {box} has no pixel in the image")
+        raise SettingsError(f"the box {box} has no pixel in the image, which is {hw[1]} x {hw[0]} pixels")
     return left, top, right, bottom
 
 

@@ -7,6 +7,7 @@ from text2seg.weights.download import check_openclip, sha256_of
 from text2seg.weights.registry import BUNDLED, PAIRS, PUBLISHED, Checkpoint, download_hint, download_size, find, known
 from text2seg.weights.store import (
     Status,
+    check_intact,
     choose_model,
     fetch,
     folder,
@@ -25,6 +26,7 @@ __all__ = [
     "PUBLISHED",
     "Checkpoint",
     "Status",
+    "check_intact",
     "check_openclip",
     "choose_model",
     "download_hint",

@@ -126,7 +126,7 @@ class Checkpoint:
     sha256: str | None = None
     """All 64 hexadecimal digits, or only the first ones if no more are published."""
     size: int | None = None
-    """Approximate size in bytes, shown to the user and never checked."""
+    """Approximate size in bytes. A file of another size is damaged."""
     hub_name: str | None = None
     """Name of the same weights on the Hugging Face hub. Under either name they are downloaded from `url`."""
 

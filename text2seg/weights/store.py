@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +19,10 @@ from text2seg.io.files import expand_path, is_dir, is_file, list_folder, status
 from text2seg.weights.download import Report, download, sha256_of
 from text2seg.weights.registry import AUTO, BUNDLED, MIB, PUBLISHED, SUFFIXES, Checkpoint, Kind, find, known, of_pair
 
+_log = logging.getLogger(__name__)
+
 ENVIRONMENT_VARIABLE = "TEXT2SEG_CHECKPOINTS"
+SIZE_TOLERANCE = 0.01  # the sizes in the registry are rounded to MiB, as published
 PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -61,19 +66,27 @@ def fetch(name: str, kind: Kind, *, check: bool = False, report: Report | None =
         name: a known name, or a path.
         kind: the kind of network.
         check: check the hash of an existing file, and download it again if it is damaged. Downloads are always checked.
+            Otherwise only the size of a file is checked, and a damaged one is an error.
         report: called with the progress of a download, see `download`.
 
     Raises:
-        CheckpointError: the name is unknown, the file does not exist, or the download failed; see `download`.
+        CheckpointError: the name is unknown, the file does not exist or is damaged, or the download failed; see
+            `download`.
     """
     checkpoint = find(name, kind)
     path = path_of(checkpoint)
     found = verify(checkpoint) if check else _quick_status(checkpoint)
     if found.status == "ok":
         return path
-    if checkpoint.url:
+    if checkpoint.url and (check or found.status == "missing"):
         return download(checkpoint, path.parent, replace=found.status == "damaged", report=report)
     raise CheckpointError(f"{path}: {found.detail}")
+
+
+def check_intact(checkpoint: Checkpoint) -> None:
+    """Raise `CheckpointError` if the file is there but damaged, as far as its size tells."""
+    if (found := _quick_status(checkpoint)).status == "damaged":
+        raise CheckpointError(f"{found.path}: {found.detail}")
 
 
 @contextmanager
@@ -151,7 +164,7 @@ def is_here(checkpoint: Checkpoint) -> bool:
 
 def choose_model(model: str) -> str:
     """Return the pair that a model means: for auto, the first published pair whose weights are on this machine, or else
-    the bundled one.
+    the bundled one. Damaged weights are passed over, which is logged.
 
     Raises:
         CheckpointError: there is no such model.
@@ -159,7 +172,19 @@ def choose_model(model: str) -> str:
     if model != AUTO:
         of_pair(model)
         return model
-    return next((pair for pair in PUBLISHED if all(map(is_here, of_pair(pair)))), BUNDLED)
+    for pair in PUBLISHED:
+        found = [_quick_status(each) for each in of_pair(pair)]
+        if all(each.status == "ok" for each in found):
+            return pair
+        if all(each.status != "missing" for each in found):
+            damaged = next(each for each in found if each.status == "damaged")
+            _warn_once(f"{pair} is not used, because {damaged.path} is damaged: {damaged.detail}")
+    return BUNDLED
+
+
+@cache
+def _warn_once(sentence: str) -> None:
+    _log.warning("%s", sentence)
 
 
 def pair(model: str, *, clip: str | None = None, sam: str | None = None) -> tuple[str, str]:
@@ -185,7 +210,7 @@ def statuses(*, check: bool = False) -> tuple[Status, ...]:
 
 
 def _quick_status(checkpoint: Checkpoint) -> Status:
-    """Return whether the file is there and not empty, without reading it."""
+    """Return whether the file is there and of about its size, without reading it."""
     path = path_of(checkpoint)
     try:
         info = status(path, CheckpointError)
@@ -196,9 +221,16 @@ def _quick_status(checkpoint: Checkpoint) -> Status:
     if not stat.S_ISREG(info.st_mode):
         return _status(checkpoint, "damaged", "not a file")
     if not info.st_size:
-        return _status(checkpoint, "damaged", "the file is empty")
+        return _damaged(checkpoint, "the file is empty")
+    if checkpoint.size and abs(info.st_size - checkpoint.size) > max(SIZE_TOLERANCE * checkpoint.size, MIB):
+        return _damaged(checkpoint, f"{info.st_size:,} bytes of about {checkpoint.size:,}")
     hashed = "not checked" if checkpoint.sha256 else "not known"
     return _status(checkpoint, "ok", f"{info.st_size:,} bytes; hash {hashed}")
+
+
+def _damaged(checkpoint: Checkpoint, why: str) -> Status:
+    way_out = f"; to replace it: text2seg checkpoints download {checkpoint.name}" if checkpoint.url else ""
+    return _status(checkpoint, "damaged", f"{why}{way_out}")
 
 
 def _why_missing(checkpoint: Checkpoint) -> str:
