@@ -18,6 +18,7 @@ from text2seg.app.folder.review import ContactSheet
 from text2seg.coco.dataset import read_dataset
 from text2seg.config import LabelSettings
 from text2seg.errors import ImageError, Text2SegError
+from text2seg.io.names import listed
 from text2seg.io.scan import list_images
 from text2seg.labelling.job import label_folder
 from text2seg.runtime import before_call
@@ -166,7 +167,8 @@ def test_a_stopped_job_is_finished_with_the_images_that_are_done(jobs, tmp_path)
     reach(job, "done")
     assert (job.total, job.done) == (done, done)
     left = 5 - done
-    assert job.notes[-1] == f"left out when the job was finished early: {left} image{'s' * (left != 1)}"
+    counted = f"{left} image{'s' * (left != 1)}"
+    assert job.notes[-1] == f"left out when the job was finished early: {counted} ({listed(names[done:])})"
     assert [each["file_name"] for each in read_dataset(job.dataset)["images"]] == [*names[:done]]
 
 

@@ -262,7 +262,7 @@ def test_a_text_that_is_typed_while_the_page_loads_stays(visitor, app_url):
 
     def prepare(page) -> None:
         slow_down(page)
-        page.add_init_script("sessionStorage.setItem('text2seg-tab', 'Explain')")
+        page.add_init_script("""sessionStorage.setItem('text2seg-tab', '"Explain"')""")
         page.add_init_script(f"addEventListener('DOMContentLoaded', {TYPE_EARLY})")
         page.on("request", lambda request: forms.append(1) if '["saliency",{}]' in (request.post_data or "") else None)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import threading
 
-from app_builders import live_app
+import pytest
+from app_builders import SCENE, live_app
+from PIL import Image
 from playwright.sync_api import expect
 
 from text2seg.app.explain.form import Estimates
@@ -145,6 +147,76 @@ def test_a_reload_keeps_the_tool_and_what_was_typed(page):
         expect(page.locator("#explain-image")).to_be_hidden()
     run(page)
     expect(page.locator("#explain-tables")).to_contain_text("a bomb")
+
+
+@pytest.mark.parametrize("chosen", ["an upload", "another example", "the image of Segment", "no image"])
+def test_a_reload_keeps_the_image(page, tmp_path, chosen):
+    page.expected += ["Connection errored out", "Failed to fetch"]
+    if chosen == "the image of Segment":
+        page.locator("[data-example='1']").click()
+        page.locator(".t2s-image [data-piece]").first.wait_for()
+    page.get_by_role("tab", name="Explain").click()
+    image, title = page.locator("#explain-image"), page.locator("#explain-status .t2s-title")
+    title.wait_for()  # of the example
+    if chosen == "an upload":
+        name = "mine.png"
+        Image.open(SCENE).crop((0, 0, 200, 150)).save(tmp_path / name)
+        image.locator("input[type=file]").set_input_files(tmp_path / name)
+    elif chosen == "another example":
+        name = "Rocket and horse"
+        image.get_by_role("button", name=name).click()
+    elif chosen == "the image of Segment":
+        name = "scene_0012.jpg"
+        image.get_by_role("button", name=f"{name}, from Segment").click()
+    else:
+        name = ""
+        image.get_by_role("button", name="Remove image").click()
+    expect(title).to_be_hidden()
+    shown = image.locator(".t2s-taken")
+    for _ in range(2):
+        page.reload()
+        if name:
+            expect(shown).to_contain_text(name if chosen != "the image of Segment" else "Segment")
+        page.wait_for_timeout(1500)  # Gradio puts the first image in place again, some time after the page is there
+        expect(shown).to_be_visible() if name else expect(shown).to_be_hidden()
+        expect(title).to_be_hidden()
+    if not name:
+        page.locator("#explain-run").click()
+        page.get_by_text("There is no image yet").wait_for()
+        return
+    if chosen != "the image of Segment":
+        assert image.locator(".t2s-taken img").evaluate("each => each.naturalWidth") > 0
+    run(page)
+    expect(title).to_contain_text(name.removesuffix(".jpg").removesuffix(".png"))
+
+
+def test_a_file_that_is_no_image_is_told_when_it_is_chosen(page, tmp_path):
+    page.get_by_role("tab", name="Explain").click()
+    page.locator("#explain-status .t2s-title").wait_for()
+    (tmp_path / "text.png").write_text("no image")
+    page.locator("#explain-image input[type=file]").set_input_files(tmp_path / "text.png")
+    expect(page.locator("#explain-problem")).to_contain_text("text.png is not an image that can be read here")
+    page.locator("#explain-image").get_by_role("button", name="Rocket and horse").click()
+    expect(page.locator("#explain-problem")).to_be_empty()
+
+
+def test_an_image_that_the_server_has_lost_is_told(page, tmp_path):
+    page.expected += [
+        "Connection errored out",
+        "Failed to fetch",
+        "answered 404",
+        "the server responded with a status of 404",
+    ]
+    page.get_by_role("tab", name="Explain").click()
+    page.locator("#explain-status .t2s-title").wait_for()
+    page.evaluate("""() => sessionStorage.setItem("text2seg-files",
+        JSON.stringify({ "explain-image": { path: "/tmp/text2seg-app-before/mine.png", name: "mine.png" } }))""")
+    page.reload()
+    image = page.locator("#explain-image")
+    expect(image.get_by_role("status")).to_have_text("mine.png is no longer on the server. Choose it again.")
+    expect(image.locator(".t2s-taken")).to_be_hidden()
+    image.get_by_role("button", name="Rocket and horse").click()
+    run(page)
 
 
 def test_a_run_that_waits_for_its_turn_can_be_given_up_and_asked_for_again(visitor, servers, demo):

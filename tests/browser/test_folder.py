@@ -338,6 +338,17 @@ def test_starting_without_images_shows_an_error(page):
     page.locator("#folder-problem").get_by_text("Choose images or a zip file first").wait_for()
 
 
+def test_a_message_stays_beside_an_ontology_that_ends_with_a_line_end(page):
+    folder_tab(page)
+    page.locator("#folder-ontology .cm-content").click()
+    page.keyboard.type("categories: [sheep]\n")
+    start(page)
+    message = page.locator("#folder-problem").get_by_text("Choose images or a zip file first")
+    message.wait_for()
+    page.wait_for_timeout(1000)  # for events of the fields that got the answer
+    assert message.is_visible()
+
+
 def test_the_focus_follows_a_job_and_its_pages(page, fourteen):
     folder_tab(page)
     set_queries(page, "sheep")

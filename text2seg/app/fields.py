@@ -203,7 +203,7 @@ def _label(name: str) -> str:
 
 def files_field(value: Any, *, elem_id: str, **props: Any) -> Any:
     """Return a place to drop images (see files.js). Its value is None or {"path", "name"}, with `several=True` a list
-    of these."""
+    of these. A reload of the page keeps it under the name `keeps`, if there is one."""
     return gr.HTML(
         value,
         html_template="<t2s-files></t2s-files>",

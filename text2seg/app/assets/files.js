@@ -1,7 +1,8 @@
 // A place to drop images, as in the Segment tab; also for several files. A file is uploaded when it is chosen.
 // Properties: `label`, `hint`, `several`, `accept`, `invitation`, `kinds` (the line below it), `uploadMb`, `suffixes` of the
 // images that are taken from a folder (without it, no folder can be chosen), `examples` [{title, thumbnail}], of which
-// several files take all at once, `offer` {name, thumbnail} of the image that is open in the Segment tab, or null.
+// several files take all at once, `offer` {name, thumbnail} of the image that is open in the Segment tab, or null; `keeps`:
+// the name under which a reload keeps what is chosen; without it, nothing is kept.
 // Value: null, {example: number}, {segment: true} or {path, name}; of several files a list of {path, name} or of
 // {example, name}.
 
@@ -34,6 +35,31 @@ function pasteTarget() {
 
 // Addresses of chosen files by their paths on the server, for all places: Gradio mounts a place again when it is shown again.
 const urls = new Map();
+const present = new Set(); // paths of files that are on the server
+
+const addressOf = (path) => urls.get(path) ?? `gradio_api/file=${encodeURIComponent(path)}`;
+
+/** The first file of a value that is no longer on the server, as after a restart of the app. */
+async function goneOf(value) {
+  for (const file of [value].flat()) {
+    if (!file?.path || present.has(file.path)) continue;
+    const answer = await fetch(addressOf(file.path));
+    await answer.body?.cancel();
+    if (!answer.ok) return file;
+    present.add(file.path);
+  }
+  return null;
+}
+
+const KEPT = "text2seg-files"; // values of the places that keep them, by their names
+
+/** The value of a place that keeps it: what was chosen last, also before a reload, whatever Gradio still holds. */
+window.text2segFiles = (name, value) => {
+  const kept = text2segKept(KEPT, {});
+  return name in kept ? kept[name] : value;
+};
+
+const isSame = (one, other) => JSON.stringify(one || null) === JSON.stringify(other || null); // Gradio has "" for null
 
 customElements.define("t2s-files", class extends HTMLElement {
   #choice = 0; // number of the last choice; an upload for an earlier one is dropped when it ends
@@ -72,9 +98,30 @@ customElements.define("t2s-files", class extends HTMLElement {
       files.then((found) => this.#take(found), () => this.#state("What was dropped cannot be read. Choose the files instead.", true));
     });
     document.addEventListener("paste", (event) => this.#paste(event));
-    watch("value", () => this.#show());
+    watch("value", () => {
+      if (!isSame(props.value, this.#kept())) props.value = this.#kept(); // Gradio has put the first one in place again
+      this.#show();
+    });
     watch("offer", () => this.#show());
     this.#show();
+    this.#restore(this.#kept());
+  }
+
+  /** The value that counts. */
+  #kept() { return this.props.keeps ? text2segFiles(this.props.keeps, this.props.value) : this.props.value; }
+
+  /** Show what was chosen before a reload, if the server still has it. */
+  async #restore(value) {
+    const choice = this.#choice, gone = this.props.several && !this.props.keeps ? null : await goneOf(value);
+    if (choice !== this.#choice) return; // something else was chosen meanwhile
+    if (gone) {
+      this.#set(this.props.several ? [] : null);
+      this.#state(`${gone.name} is no longer on the server. Choose it again.`, true);
+    } else if (!isSame(value, this.props.value)) {
+      this.props.value = value;
+      this.#show();
+      this.trigger("input");
+    }
   }
 
   get #id() { return this.closest("[id]")?.id ?? "files"; }
@@ -122,6 +169,7 @@ customElements.define("t2s-files", class extends HTMLElement {
         if (choice !== this.#choice) return;
         done += 1;
         taken[at] = { path, name: placeOf(file) };
+        present.add(path);
         if (SHOWN.test(file.name) && !several) urls.set(path, URL.createObjectURL(file));
       }
     };
@@ -139,7 +187,8 @@ customElements.define("t2s-files", class extends HTMLElement {
   }
 
   #set(value, { focus = false } = {}) {
-    this.props.value = value;
+    if (this.props.keeps) text2segKeep(KEPT, { ...text2segKept(KEPT, {}), [this.props.keeps]: value });
+    this.props.value = value; // after that, because Gradio tells a new value at once
     this.#state("");
     this.#show();
     if (focus) this.querySelector(".t2s-drop").focus();
@@ -200,7 +249,7 @@ customElements.define("t2s-files", class extends HTMLElement {
     if (several || !value) return ["", ""];
     if (value.segment) return [offer?.name ?? "the image from Segment", offer?.thumbnail];
     if (value.example !== undefined) return [examples[value.example].title, examples[value.example].thumbnail];
-    return [value.name, urls.get(value.path)];
+    return [value.name, SHOWN.test(value.name) ? addressOf(value.path) : ""];
   }
 
   #offer(key, number, { thumbnail }, title) {

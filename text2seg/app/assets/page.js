@@ -248,24 +248,16 @@ const TAB = "text2seg-tab";
 
 addEventListener("pagehide", () => {
   const tab = document.querySelector('[role="tab"][aria-selected="true"]');
-  try {
-    if (tab) sessionStorage.setItem(TAB, tab.textContent.trim());
-  } catch (error) {
-    console.warn("text2seg cannot keep your tab over a reload", error); // storage is off
-  }
+  if (tab) text2segKeep(TAB, tab.textContent.trim());
 });
 
 function showTab() {
   const tabs = [...document.querySelectorAll('[role="tab"]')];
   if (!tabs.length) { requestAnimationFrame(showTab); return; } // Gradio has not drawn the page yet
-  const last = sessionStorage.getItem(TAB);
+  const last = text2segKept(TAB);
   tabs.find((tab) => tab.textContent.trim() === last && tab.ariaSelected !== "true")?.click();
 }
-try {
-  if (sessionStorage.getItem(TAB)) showTab();
-} catch (error) {
-  console.warn("text2seg cannot find your last tab", error);
-}
+if (text2segKept(TAB)) showTab();
 
 // Arrow keys move between tabs, as screen readers announce.
 document.addEventListener("keydown", (event) => {

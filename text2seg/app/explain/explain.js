@@ -7,8 +7,11 @@ addEventListener("beforeunload", (event) => {
   if (isRunning()) event.preventDefault(); // the browser asks
 });
 
+/** The update of a button that makes it active or inactive. */
+window.text2segCan = (interactive) => ({ __type__: "update", interactive });
+
 // The tool that was chosen, also before a reload; it counts from then on, whatever Gradio still mounts or loads.
-let chosen = sessionStorage.getItem("t2s-tool");
+let chosen = text2segKept("t2s-tool");
 window.text2segTool = (name) => chosen ?? name;
 
 /** The values of all forms with one more: a field that is as the form first showed it has none. */
@@ -17,12 +20,12 @@ window.text2segNoted = (typed, tool, field, value, usual) => {
   const { [field]: before, ...others } = all[tool] ?? {};
   const isUsual = JSON.stringify(value) === JSON.stringify(usual);
   const noted = { ...all, [tool]: isUsual ? others : { ...others, [field]: value } };
-  sessionStorage.setItem("t2s-typed", JSON.stringify(noted));
+  text2segKeep("t2s-typed", noted);
   return noted;
 };
 
 /** The values of all forms before a reload. */
-window.text2segTyped = (typed) => JSON.parse(sessionStorage.getItem("t2s-typed") ?? "null") ?? typed;
+window.text2segTyped = (typed) => text2segKept("t2s-typed", typed);
 
 const chosenTool = () => document.querySelector("#explain-tool select").value;
 const isFormThere = () => document.querySelector(`#fields-of-${chosenTool()}`) !== null;
@@ -67,7 +70,7 @@ customElements.define("t2s-tool-list", class extends HTMLElement {
     const take = (name) => {
       this.querySelector("[data-ask]")?.remove();
       chosen = name;
-      sessionStorage.setItem("t2s-tool", chosen);
+      text2segKeep("t2s-tool", chosen);
       props.value = chosen;
       show();
       trigger("input");

@@ -6,6 +6,7 @@ import shutil
 import sys
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from html import escape
@@ -28,6 +29,8 @@ from text2seg.render.saving import png
 PATIENCE = 1.0
 """Seconds after which a run that has no turn yet says why."""
 BUSY = "The models are busy with other visitors; this run is next."
+MOST_GIVEN_UP = 10_000
+"""Visitors of whom is known which waiting runs they have given up: far more than can wait."""
 QUEUED = "The models are busy with other visitors; runs before this one: "
 
 EXAMPLES = {
@@ -182,7 +185,7 @@ class Visitors:
         self._results: dict[str, dict[str, tuple[Any, dict[Any, Any]]]] = {}
         self._runs: dict[str, set[Run]] = {}
         self._chose: set[str] = set()
-        self._given_up: dict[str, int] = {}
+        self._given_up: OrderedDict[str, int] = OrderedDict()
 
     def has_chosen(self, visitor: str) -> bool:
         """Return whether a visitor has chosen or run a tool, so that no example takes its place."""
@@ -242,3 +245,6 @@ class Visitors:
 
     def _give_up(self, visitor: str, number: int) -> None:
         self._given_up[visitor] = max(number, self._given_up.get(visitor, 0))
+        self._given_up.move_to_end(visitor)
+        while len(self._given_up) > MOST_GIVEN_UP:
+            self._given_up.popitem(last=False)

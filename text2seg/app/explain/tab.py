@@ -20,7 +20,7 @@ import gradio as gr
 import numpy as np
 from numpy.typing import NDArray
 
-from text2seg.app.checks import visitors_folder
+from text2seg.app.checks import check_upload, read_image, visitors_folder
 from text2seg.app.explain import form
 from text2seg.app.explain.form import Estimates, Groups
 from text2seg.app.explain.results import packed, panels_of, tables_of
@@ -33,6 +33,7 @@ from text2seg.app.explain.scripts import (
     CHOOSE,
     CLEAR,
     FOCUS_QUESTION,
+    IS_OTHER,
     NUMBER,
     NUMBERED,
     OUTDATED,
@@ -105,7 +106,9 @@ class ExplainTab:
         tab.select(self._estimate, self._asked, [self.estimate], queue=False, **QUIET)
         outputs = [self.status, self.panels, self.downloads, self.sheet, self.numbers, self.folder, self.tables]
         # The example has a queue of its own, so that it takes no place among the runs.
-        opened = tab.select(self._open, None, outputs, concurrency_id="explain-example", **QUIET)
+        opened = tab.select(
+            self._open, [self.is_other], outputs, js=IS_OTHER, concurrency_id="explain-example", **QUIET
+        )
         self._check_values(opened)
 
     def _images(self) -> None:
@@ -115,7 +118,12 @@ class ExplainTab:
         ]
         with gr.Column(visible=tool.images == "one") as self.one:
             # An update replaces all of these in a field that is hidden, so each one names them all.
-            self._image_props: dict[str, Any] = {"label": "Image", "uploadMb": limit, "examples": examples}
+            self._image_props: dict[str, Any] = {
+                "label": "Image",
+                "uploadMb": limit,
+                "examples": examples,
+                "keeps": "explain-image",
+            }
             self.image = files_field({"example": 0}, elem_id="explain-image", offer=None, **self._image_props)
         with gr.Column(visible=tool.images == "many") as self.many:
             self.files = files_field(
@@ -125,6 +133,7 @@ class ExplainTab:
                 label="Images",
                 uploadMb=limit,
                 several=True,
+                keeps="explain-files",
                 invitation="Drop images here, or choose files",
                 kinds=f"At most {MOST_IMAGES}",
             )
@@ -161,7 +170,7 @@ class ExplainTab:
             elem_classes="t2s",
         )
         self._asked = [self.tool, self.files, self.typed]
-        self.agreed, self.asks = gr.Checkbox(False, visible=False), gr.Checkbox(False, visible=False)
+        self.agreed, self.asks, self.is_other = (gr.Checkbox(False, visible=False) for _ in range(3))
         self.number = gr.Number(0, visible=False)  # of the run, so that one that waits for its turn can be given up
         self._shown_parts = [self.question, self.problem, self.status, self.panels, self.downloads, self.tables]
 
@@ -187,6 +196,7 @@ class ExplainTab:
         self._check_values(chosen)
         images = [self.image.input, self.files.input]
         gr.on(images, None, outputs=self._shown_parts, js=CLEAR, api_visibility="private")
+        self.image.input(self._check_image, [self.image], [self.problem], **last)
         self.typed.change(None, [self.typed], [self.problem], js=OUTDATED, api_visibility="private")
         changes = [self.files.input, self.typed.change, _page().load]
         gr.on(changes, self._estimate, self._asked, [self.estimate], **last)
@@ -244,6 +254,16 @@ class ExplainTab:
         self._visitors.choose(visitor, name, int(number))
         estimate = self._estimate(name, files, typed)
         return {self.estimate: estimate, **self._visitors.result(visitor, name, _seen(tool, image, files, editor))}
+
+    def _check_image(self, image: Any) -> Any:
+        """Say of an upload at once that it cannot be read."""
+        match image:
+            case {"path": str(path)}:
+                try:
+                    read_image(check_upload(Path(path)), self._model_pool.settings)
+                except Text2SegError as error:
+                    return alert(message_of(error))
+        return gr.skip()
 
     def _offer(self, editor: Desk) -> Any:
         """Offer the image that is open in the Segment tab."""
@@ -319,10 +339,11 @@ class ExplainTab:
                 self._visitors.end(visitor, run)
         yield (self._cleared() if run.is_left else updates) | ready | {self.estimate: ""}
 
-    def _open(self, request: gr.Request) -> Updates:
-        """Show the example, unless the visitor has run a tool. It is computed once for each pair of models."""
+    def _open(self, is_other: bool, request: gr.Request) -> Updates:
+        """Show the example, unless the visitor has run a tool or chosen another image. It is computed once for each
+        pair of models."""
         visitor = str(request.session_hash)
-        if self._visitors.has_chosen(visitor):
+        if is_other or self._visitors.has_chosen(visitor):
             return {self.status: gr.skip()}
         models = self._model_pool.models
         with self._estimates.lock:

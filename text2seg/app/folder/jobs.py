@@ -24,7 +24,7 @@ from text2seg.config import LabelSettings
 from text2seg.errors import StoppedError, Text2SegError
 from text2seg.io.files import reason
 from text2seg.io.images import load_image
-from text2seg.io.names import counted
+from text2seg.io.names import counted, listed
 from text2seg.labelling.engine import Batch, Deliver, Delivery, Engine, Load, LocalEngine, Work
 from text2seg.labelling.job import LabelReport, label_folder, scan_folder
 from text2seg.labelling.journal import read_records
@@ -220,7 +220,7 @@ class Jobs:
                 job.message = message_of(error) if isinstance(error, Text2SegError) else reason(error)
                 return
             job.total = job.done = len(files) - len(left)
-            early = f"left out when the job was finished early: {counted(len(left), 'image')}"
+            early = f"left out when the job was finished early: {counted(len(left), 'image')} ({listed(left)})"
             job.notes += (early,) * bool(left)
         self.resume(job)
 

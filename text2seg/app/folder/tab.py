@@ -38,9 +38,9 @@ ASKED = """() => {
 
 
 # What is typed and chosen for a new job, across a reload of the page.
-KEEP = "(...draft) => { sessionStorage.setItem('text2seg-draft', JSON.stringify(draft)); }"
+KEEP = "(...draft) => { text2segKeep('text2seg-draft', draft); }"
 RESTORE = """(...now) => {
-  const draft = JSON.parse(sessionStorage.getItem("text2seg-draft") ?? "null");
+  const draft = text2segKept("text2seg-draft");
   const [queries, text, converted, files] = now;
   return draft && !queries && !text && !files?.length ? draft : [queries, text ?? "", converted, files];
 }"""
@@ -261,7 +261,7 @@ class Tab:
         """Start a job. If the ontology is empty, or was made of things that have changed since, make it of the things
         that are typed now. `converted` are things and the ontology made of them."""
         known: Kept = self._jobs.known(kept, str(request.session_hash))
-        c = self._c
+        c, typed = self._c, text
         try:
             if _is_new(queries, converted) or (queries.strip() and not text.strip()):
                 if _is_own(text, converted):
@@ -276,12 +276,13 @@ class Tab:
             else:
                 job = self._jobs.upload(known, _uploads(files), text)
         except Text2SegError as error:
-            # The files are sent back, because Gradio takes the settings from a field that has no answer.
+            # The files are sent back, because Gradio takes the settings from a field that has no answer. A text that
+            # the visitor typed is not: its field would leave out a line end, and that change clears the message.
             return {
                 c.start: gr.Button(interactive=True),
                 c.problem: alert(message_of(error)),
                 c.files: files,
-                c.text: text,
+                c.text: gr.skip() if text == typed else text,
                 c.converted: converted,
             }
         known = {**known, "job": job.id}

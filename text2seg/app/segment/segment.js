@@ -8,16 +8,6 @@ const KEPT = "text2seg-segment"; // where the browser keeps what a reload needs,
 /** Whether the visitor made or accepted a segment. */
 const isOwn = (piece) => piece.byHand || piece.accepted;
 
-/** What this window kept before it was loaded again. */
-function recall() {
-  try {
-    return JSON.parse(sessionStorage.getItem(KEPT)) ?? {};
-  } catch (error) {
-    console.warn("text2seg cannot read what this window has kept", error); // storage is off, or holds something else
-    return {};
-  }
-}
-
 customElements.define("t2s-segment", class extends HTMLElement {
   #view = { texts: [], queries: [], pieces: [], refused: [], image: null, canUndo: false, canRedo: false };
   #local = { selected: 0, hidden: new Set(), tool: "select", adding: "", isStart: false, isAll: false, threshold: null,
@@ -203,7 +193,7 @@ customElements.define("t2s-segment", class extends HTMLElement {
   // A reloaded page asks for its session by the token that this window has kept.
 
   #resume() {
-    const { token, texts = [], ofExample = [], hidden = [], opacity, most, threshold = null, presence = null } = recall();
+    const { token, texts = [], ofExample = [], hidden = [], opacity, most, threshold = null, presence = null } = text2segKept(KEPT, {});
     if (this.#requests.waits()) return; // the user was faster
     Object.assign(this.#local, { hidden: new Set(hidden), threshold, presence });
     this.#ofExample = ofExample;
@@ -228,13 +218,9 @@ customElements.define("t2s-segment", class extends HTMLElement {
   #keep() {
     const { token } = this.#view;
     const most = Number.isFinite(this.sliders.most) ? this.sliders.most : null;
-    const kept = { token, texts: this.chips.texts, ofExample: this.#ofExample, hidden: [...this.#local.hidden],
-      opacity: this.sliders.opacity, most, threshold: this.#local.threshold, presence: this.#local.presence };
-    try {
-      sessionStorage.setItem(KEPT, JSON.stringify(kept));
-    } catch (error) {
-      console.warn("text2seg cannot keep your image over a reload", error); // storage is off or full
-    }
+    const { opacity } = this.sliders, { hidden, threshold, presence } = this.#local;
+    text2segKeep(KEPT, { token, texts: this.chips.texts, ofExample: this.#ofExample, hidden: [...hidden], opacity, most,
+      threshold, presence });
   }
 
   // Searches and images.
