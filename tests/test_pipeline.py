@@ -247,7 +247,7 @@ def test_queries_are_checked_before_any_image_is_encoded(models):
 
 
 def test_models_sessions_and_explanations_without_a_sam_describe_themselves(models):
-    assert repr(models.open(builders.pixels(HW))) == f"Session(Image('', {HW[0]} x {HW[1]} pixels), 0.0 MB)"
+    assert repr(models.open(builders.pixels(HW))) == f"Session(Image('', {HW[1]} x {HW[0]} pixels), 0.0 MB)"
     alone = Text2Seg(tiny_clip("vit"), sam=None)
     assert alone.describe_models()["precision"] == "fp32"
     assert alone.describe_models()["compiled"] is False

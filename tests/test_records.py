@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from text2seg.errors import QueryError
 from text2seg.explain import Panel, Result
 from text2seg.records import (
     Candidates,
@@ -174,13 +175,19 @@ def test_results_of_tools_tracks_and_refined_masks_have_a_repr_without_pixels():
         assert len(repr(record)) < 300
 
 
+def test_the_verdict_of_what_was_not_searched_for_is_an_error():
+    result = Segmentation(builders.image(), (), builders.maps(["ball", "cat"]))
+    with pytest.raises(QueryError, match="'dog' was not searched for; the queries are 'ball', 'cat'"):
+        result.verdict("dog")
+
+
 def test_the_repr_of_a_segmentation_says_what_was_found():
     segments = (builders.segment("ball", sam_score=0.9), builders.segment("ball", sam_score=0.8))
     result = Segmentation(builders.image(), segments, builders.maps(["ball", "cat"]))
     height, width = builders.HW
     assert (
         repr(result)
-        == f"Segmentation(Image('one.png', {height} x {width} pixels): ball 2 found, best 0.90, cat not found)"
+        == f"Segmentation(Image('one.png', {width} x {height} pixels): ball 2 found, best 0.90, cat not found)"
     )
     assert f"'ball', {segments[0].area:,} pixels, box_xywh {segments[0].box_xywh}, SAM 0.90" in repr(segments[0])
     assert repr(builders.points((1, 2, 1, 0.5), (3, 4, 0, 0.1))) == "PointPrompts(1 positive, 1 negative)"

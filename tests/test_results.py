@@ -71,6 +71,17 @@ def test_plot_draws_the_overlay_and_names_each_query(result):
     figure.savefig(io.BytesIO())  # "$a_b$" is not read as mathematics
 
 
+def test_a_saved_plot_has_the_whole_legend():
+    result = builders.segmentation(queries=[f"thing {number}" for number in range(9)], hw=(360, 270))
+    axes = result.plot()
+    figure = axes.figure
+    figure.canvas.draw()
+    legend, page = axes.get_legend().get_window_extent(), figure.bbox
+    assert page.x0 <= legend.x0 < legend.x1 <= page.x1
+    assert page.y0 <= legend.y0 < legend.y1 <= page.y1
+    plt.close(figure)
+
+
 def test_to_coco_has_masks_and_provenance(result):
     dataset = result.to_coco(provenance={"clip": "mine"})
     assert [category["name"] for category in dataset["categories"]] == list(result.maps.queries)

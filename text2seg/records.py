@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from text2seg.errors import Text2SegError
+from text2seg.errors import QueryError, Text2SegError
 from text2seg.grids import tight_box
 
 if TYPE_CHECKING:
@@ -52,7 +52,8 @@ def _freeze(record: object, **arrays: NDArray) -> None:
 
 
 def _size(hw: tuple[int, int]) -> str:
-    return f"{hw[0]} x {hw[1]}"
+    """Width and height, in this order as in all messages."""
+    return f"{hw[1]} x {hw[0]}"
 
 
 def _cut(text: str) -> str:
@@ -314,13 +315,19 @@ class Segmentation:
         return tuple(segment for segment in self.segments if segment.query == query)
 
     def verdict(self, query: str) -> str:
-        """Describe the result of a query for people: "2 found, best 0.93", "0.93" or "not found (0.12 < 0.50)"."""
+        """Describe the result of a query for people: "2 found, best 0.93", "0.93" or "not found (0.12 < 0.50)".
+
+        Raises:
+            QueryError: this was not searched for.
+        """
         return f"{self._found(query)}{'; too long, its end was not read' if query in self.cut else ''}"
 
     def _found(self, query: str) -> str:
         scores = [segment.sam_score for segment in self.of(query)]
         if scores:
             return f"{len(scores)} found, best {max(scores):.2f}" if len(scores) > 1 else f"{scores[0]:.2f}"
+        if query not in self.maps.queries:
+            raise QueryError(f"{query!r} was not searched for; the queries are {_few(map(repr, self.maps.queries))}")
         place = self.maps.queries.index(query)
         presence = float(self.maps.presence[place])
         threshold = self.thresholds[place] if self.thresholds else 0.0
@@ -342,7 +349,10 @@ class Segmentation:
         return results.html(self)
 
     def plot(self, axes: Any = None) -> Any:
-        """Draw the image with its masks and a legend on matplotlib's axes, by default new ones, and return the axes."""
+        """Draw the image with its masks and a legend on matplotlib's axes, by default new ones, and return the axes.
+
+        The legend is below the axes: in a figure of your own, `layout="constrained"` makes room for it.
+        """
         from text2seg import results
 
         return results.plot(self, axes)

@@ -68,7 +68,7 @@ def plot(segmentation: Segmentation, axes: Any = None) -> Any:
     if axes is None:
         import matplotlib.pyplot as plt
 
-        _, axes = plt.subplots()
+        _, axes = plt.subplots(layout="constrained")  # with room for the legend
     axes.imshow(overlay(segmentation, legend=False))
     axes.set_axis_off()
     colours = colours_of(segmentation.maps.queries)
