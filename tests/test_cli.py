@@ -245,7 +245,11 @@ def test_wrong_words_files_and_names_are_found_without_slow_imports(tmp_path):
             "app --clip nowhere.pt",
             f"explain saliency {SCENE} --target-image nowhere.png --output {out}",
             f"explain saliency {SCENE} --vector nowhere.npy --output {out}",
-            f"explain saliency {SCENE} --word unicycle=1 --output {out}",
+            f"explain saliency {SCENE} --word unicycle=1 --word xylophone=1 --output {out}",
+            f"explain saliency {SCENE} --word sheep=1 --output {out}",
+            f"explain saliency {SCENE} --word sheep=-1 --word koala=1 --output {out}",
+            f"explain saliency {SCENE} --word sheep --output {out}",
+            f"explain compare {SCENE} --text sheep --text koala --output {out}",
             f"explain board {SCENE} --texts unicycle --output {out}",
             f"explain semantic {SCENE} --label xylophone --label unicycle --output {out}",
             f"explain faithfulness --dataset nowhere.json --output {out}",
@@ -262,7 +266,7 @@ def test_wrong_words_files_and_names_are_found_without_slow_imports(tmp_path):
         1,
         tmp_path,
     )
-    assert len(errors.splitlines()) == 36  # each is one line
+    assert len(errors.splitlines()) == 40  # each is one line
     assert len(run_without_slow_imports(["checkpoints show nowhere"], 2, tmp_path).splitlines()) == 1
     errors = run_without_slow_imports(
         [
@@ -299,6 +303,8 @@ def test_explain_without_a_text_is_wrong_use_and_found_without_slow_imports(tmp_
 
 WRONG_FOR_THE_CLIP = {
     "saliency {} --text sheep --method relevance --start-block 99": "start_block must be from -6 to 5",
+    "saliency {} --text sheep --score dot": "surgery takes no gradient of a score",
+    "saliency {} --word sheep=1 --word koala=1 --method gradcam --score dot": "weighted words have no dot product",
     "saliency {} --text sheep --layer layer4.2.relu3": "surgery has no layer 'layer4.2.relu3'; its layers: none with",
     "saliency {} --text sheep --method layercam": "layercam is for other kinds of CLIP; this ViT supports attention",
     "saliency {} --text sheep --method rollout --negative": "rollout ignores the target",

@@ -21,6 +21,8 @@ from text2seg.explain.saliency.methods import (
     ScoreKind,
     check_map,
     check_method,
+    check_score,
+    check_weights,
     method_or_default,
     methods_for,
     saliency,
@@ -86,6 +88,8 @@ class ComparisonSettings(InputSettings):
                 on_page=without_files,
                 in_api=without_files,
             )
+        if self.word:
+            check_weights(parse_weights(self.word))
         if self.target_image is not None:
             check_file(self.target_image)
         for path in self.vector:
@@ -124,7 +128,9 @@ class SaliencySettings(TargetSettings):
 
     def check_clip(self, clip: ClipKind) -> None:
         TargetSettings.check_clip(self, clip)
-        check_map(clip, self.method, layer=self.layer, negative=self.negative, start_block=self.start_block)
+        method = check_map(clip, self.method, layer=self.layer, negative=self.negative, start_block=self.start_block)
+        if self.score is not None:
+            check_score(clip, method, self.score, of_words=bool(self.word))
 
 
 def show_saliency(models: Text2Seg, images: Sequence[Image], settings: SaliencySettings, progress: Progress) -> Result:
@@ -190,10 +196,20 @@ class CompareSettings(TargetSettings):
     """A saliency method to show; repeat for more. Default: all methods that this CLIP supports, except scorecam and
     ablationcam, which are slow."""
 
+    def check_given(self) -> None:
+        TargetSettings.check_given(self)
+        files = [path.name for path in (self.target_image, *self.vector) if path is not None]
+        _check_one([*self.text, *([", ".join(self.word)] if self.word else []), *files])
+
     def check_clip(self, clip: ClipKind) -> None:
         TargetSettings.check_clip(self, clip)
         for name in self.method:
             check_method(clip, name)
+
+
+def _check_one(names: Sequence[str]) -> None:
+    if len(names) > 1:
+        raise QueryError(f"methods are compared on one target, got {len(names)}: {', '.join(names)}")
 
 
 def compare(models: Text2Seg, images: Sequence[Image], settings: CompareSettings, progress: Progress) -> Result:
@@ -206,9 +222,7 @@ def compare(models: Text2Seg, images: Sequence[Image], settings: CompareSettings
     (image,) = images
     chosen = [check_method(models.clip, name).name for name in settings.method or methods_for(models.clip, slow=False)]
     targets = targets_of(models, settings)
-    if len(targets) > 1:
-        names = ", ".join(target.name for target in targets)
-        raise QueryError(f"methods are compared on one target, got {len(targets)}: {names}")
+    _check_one([target.name for target in targets])  # a file may have several vectors
     (target,) = targets
     value = image_score(models, image, target)
     pixels = backdrop(image)

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from math import isfinite
 from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from text2seg.clip.shape import ClipKind, ClipShape
-from text2seg.errors import CheckpointError, SettingsError
+from text2seg.errors import CheckpointError, QueryError, SettingsError
 from text2seg.explain.saliency.attention import (
     attention,
     gradcam_heads,
@@ -349,14 +350,29 @@ def score_of(clip: Clip, method: Method, target: Target, score: ScoreKind | None
     """
     from text2seg.explain.saliency.targets import WordsTarget
 
-    default = method.score.get(_kind(clip))
+    default, of_words = method.score.get(_kind(clip)), isinstance(target, WordsTarget)
     if score is None:
-        return "cosine" if default is None or (default == "dot" and isinstance(target, WordsTarget)) else default
-    if default is None:
-        raise SettingsError(f"{method.name} takes no gradient of a score; leave the score out")
-    if score == "dot" and isinstance(target, WordsTarget):
-        raise SettingsError("weighted words have no dot product with an image; use the score cosine or logit")
+        return "cosine" if default is None or (default == "dot" and of_words) else default
+    check_score(clip, method, score, of_words=of_words)
     return score
+
+
+def check_score(clip: ClipKind, method: Method, score: ScoreKind, *, of_words: bool) -> None:
+    """Raise `SettingsError` if a method has no gradient, or weighted words, if there are any, have no such score."""
+    if method.score.get(_kind(clip)) is None:
+        raise SettingsError(f"{method.name} takes no gradient of a score; leave the score out")
+    if score == "dot" and of_words:
+        raise SettingsError("weighted words have no dot product with an image; use the score cosine or logit")
+
+
+def check_weights(weights: Mapping[str, float]) -> None:
+    """Raise `QueryError` if there are fewer than two words, a weight is negative, or all weights are 0."""
+    if len(weights) < 2:
+        raise QueryError(f"a set of words needs two or more, got {list(weights)}; for one word use a text")
+    if not all(isfinite(weight) and weight >= 0 for weight in weights.values()):
+        raise QueryError(f"weights of words must be 0 or more, got {dict(weights)}")
+    if not any(weights.values()):
+        raise QueryError(f"one of the words {', '.join(weights)} needs a weight above 0")
 
 
 def _check_start_block(clip: ClipKind, method: Method, block: int) -> None:

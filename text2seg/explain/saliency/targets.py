@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from text2seg.clip.encoders import encode_resnet, encode_vit
 from text2seg.clip.model import Clip
 from text2seg.clip.text import tokenize
 from text2seg.errors import QueryError
-from text2seg.explain.saliency.methods import ScoreKind
+from text2seg.explain.saliency.methods import ScoreKind, check_weights
 from text2seg.explain.tokens import too_long
 from text2seg.io.arrays import read_arrays
 from text2seg.records import Image
@@ -185,12 +184,7 @@ def words_target(
     Raises:
         QueryError: there are fewer than two words, a weight is negative, or all weights are 0; or as `text_target`.
     """
-    if len(weights) < 2:
-        raise QueryError(f"a set of words needs two or more, got {list(weights)}; for one word use a text")
-    if not all(isfinite(weight) and weight >= 0 for weight in weights.values()):
-        raise QueryError(f"weights of words must be 0 or more, got {dict(weights)}")
-    if not any(weights.values()):
-        raise QueryError(f"one of the words {', '.join(weights)} needs a weight above 0")
+    check_weights(weights)
     texts = _texts(clip, list(weights), templates, closed_vocabulary)
     shares = torch.tensor(list(weights.values()), dtype=torch.float32, device=clip.device)
     shares = shares / shares.sum()
