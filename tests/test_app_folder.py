@@ -730,6 +730,16 @@ class TestEditing:
         other = next(piece for piece in session.document.pieces if piece.number != chosen)
         assert len(why(session, other.number)[0]["candidates"]) == 3
 
+    def test_a_mask_made_by_hand_has_its_own_scores_beside_one_that_is_found_again(self, labelled):
+        job, sheet, pool = labelled
+        first = sheet.content["annotations"][0]
+        own = {**first["attributes"], "by_hand": True, "sam_score": 0.625, "presence": 1.0}
+        own.pop("region_presence", None)
+        sheet.correct(job.marks, 0, 0, {first["id"]: {**first, "attributes": own}}, [], [])
+        session, chosen = editing.begin(pool, job, sheet, 0, first["id"], EditSession())
+        segment = session.document.piece(chosen).segment
+        assert (segment.sam_score, segment.presence, segment.region_presence) == (0.625, 1.0, None)
+
     def test_a_search_does_not_find_a_segment_again_whose_category_was_corrected(self, labelled):
         job, sheet, pool = labelled
         before = deepcopy(sheet.content["annotations"])

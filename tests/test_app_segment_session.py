@@ -27,7 +27,7 @@ from text2seg.app.segment.export import dataset_of, export_file
 from text2seg.app.segment.requests import read_request
 from text2seg.app.segment.session import EditSession, examples, find, open_image
 from text2seg.app.segment.tab import build
-from text2seg.app.segment.view import view_of
+from text2seg.app.segment.view import view_of, why
 from text2seg.app.settings import AppSettings
 from text2seg.cli import main
 from text2seg.cli.segment import Segment as SegmentCommand
@@ -427,6 +427,21 @@ class TestWithoutWords:
         session = find(session, model_pool, session.texts, threshold=None, presence=None)
         assert numbers(session, "fire engine") == []
         assert numbers(session, "lorry") == [first]
+
+    def test_a_renamed_segment_says_which_word_led_to_it(self, session, model_pool):
+        (number,) = numbers(session, "fire engine")
+        before, map_before = why(session, number)
+        session = give_name(give_name(session, number, "truck"), number, "lorry")
+        explained, similarity_map = why(session, number)
+        assert explained["reason"].startswith("You gave this mask its name; the word “fire engine” led to it.")
+        assert similarity_map == map_before
+        assert [each["map"] for each in explained["candidates"]] == [each["map"] for each in before["candidates"]]
+        (annotation,) = dataset_of(session, frozenset([number]))["annotations"]
+        assert annotation["attributes"]["found_as"] == "fire engine"
+        parts = session.document.corrected(number, session.document.piece(number).segment)
+        assert parts.piece(number).found_as == "fire engine"
+        without = find(session, model_pool, ("sheep",), threshold=None, presence=None)
+        assert why(without, number)[0]["isNamed"]  # its map is gone
 
     @pytest.mark.parametrize(("name", "wrong"), [(" ", "1 to 100 letters"), ("x" * 101, "1 to 100 letters")])
     def test_a_bad_name_is_refused(self, session, name, wrong):

@@ -11,7 +11,7 @@ from playwright.sync_api import expect
 from pycocotools import mask as coco_mask
 
 from browser.test_folder import begin as label
-from browser.test_folder import folder_tab, make_zip, six, status  # noqa: F401
+from browser.test_folder import folder_tab, make_zip, six, status, wait_for_tally  # noqa: F401
 from browser.test_segment import (
     PIECE,
     add_queries,
@@ -185,6 +185,35 @@ def test_a_name_counts_without_enter(page, scene, leave):
     else:
         (annotation,) = json.loads(save(page, "coco")[1])["categories"]
         assert annotation["name"] == "lorry"
+
+
+def test_an_image_of_a_job_is_not_saved_with_a_name_that_is_refused(page, six):  # noqa: F811
+    label(page, six)
+    status(page, "done")
+    page.get_by_role("button", name="Show day/scene_0019.jpg large").click()
+    page.get_by_role("dialog", name="Large view").get_by_role("button", name="Edit").first.click()
+    page.locator("#folder-return").get_by_text("day/scene_0019.jpg").wait_for()
+    page.locator(f"{PIECE}[aria-pressed=true]").wait_for()
+    page.get_by_role("button", name="Box").click()
+    drag(page, 50, 112, 120, 205)
+    field, save_it = page.get_by_label("Name", exact=True), page.get_by_role("button", name="Save and go back")
+    expect(field).to_be_focused()
+    refused = page.locator("t2s-toolbar").get_by_role("alert")
+    for _ in range(2):  # also if it is pressed again
+        field.fill("lorry")
+        save_it.click()
+        expect(refused).to_contain_text("lorry")
+        expect(field).to_be_focused()
+        expect(field).to_have_value("lorry")
+    assert page.locator("#folder-return").is_visible()
+    page.get_by_label("Threshold").press("ArrowLeft")  # takes no message away
+    wait_until_idle(page)
+    expect(refused).to_contain_text("lorry")
+    field.fill("koala")
+    expect(refused).to_be_hidden()
+    save_it.click()
+    page.locator("#folder-return").wait_for(state="hidden")
+    wait_for_tally(page, "1 corrected")
 
 
 def test_escape_takes_back_a_name_that_is_being_typed(page, scene):

@@ -176,7 +176,7 @@ def test_a_reload_keeps_the_image(page, tmp_path, chosen):
     for _ in range(2):
         page.reload()
         if name:
-            expect(shown).to_contain_text(name if chosen != "the image of Segment" else "Segment")
+            expect(shown).to_contain_text(name)
         page.wait_for_timeout(1500)  # Gradio puts the first image in place again, some time after the page is there
         expect(shown).to_be_visible() if name else expect(shown).to_be_hidden()
         expect(title).to_be_hidden()
@@ -184,10 +184,29 @@ def test_a_reload_keeps_the_image(page, tmp_path, chosen):
         page.locator("#explain-run").click()
         page.get_by_text("There is no image yet").wait_for()
         return
-    if chosen != "the image of Segment":
-        assert image.locator(".t2s-taken img").evaluate("each => each.naturalWidth") > 0
+    assert image.locator(".t2s-taken img").evaluate("each => each.naturalWidth") > 0
     run(page)
     expect(title).to_contain_text(name.removesuffix(".jpg").removesuffix(".png"))
+
+
+def test_the_result_of_an_image_that_was_replaced_in_segment_goes(page):
+    page.locator("[data-example='1']").click()
+    page.locator(".t2s-image [data-piece]").first.wait_for()
+    page.get_by_role("tab", name="Explain").click()
+    page.locator("#explain-image").get_by_role("button", name="scene_0012.jpg, from Segment").click()
+    run(page)
+    title = page.locator("#explain-status .t2s-title")
+    for _ in range(2):
+        page.get_by_role("tab", name="Segment").click()
+        page.get_by_role("tab", name="Explain").click()
+        expect(title).to_contain_text("scene_0012")
+    page.get_by_role("tab", name="Segment").click()
+    page.get_by_role("button", name="Another image").click()
+    page.locator("t2s-stage [data-example='0']").click()
+    page.get_by_role("group", name="scene_0019.jpg").wait_for()
+    page.get_by_role("tab", name="Explain").click()
+    expect(page.locator("#explain-image .t2s-taken")).to_contain_text("scene_0019.jpg")
+    expect(title).to_be_hidden()
 
 
 def test_a_file_that_is_no_image_is_told_when_it_is_chosen(page, tmp_path):

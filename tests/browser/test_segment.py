@@ -12,6 +12,7 @@ import zipfile
 
 import numpy as np
 import pytest
+from app_builders import live_app
 from PIL import Image
 from playwright.sync_api import expect
 from pycocotools.coco import COCO
@@ -22,6 +23,7 @@ from text2seg.app.model_pool import ModelPool
 from text2seg.app.segment import requests
 from text2seg.app.serve import running
 from text2seg.app.settings import AppSettings
+from text2seg.runtime import before_call
 
 PIECE = ".t2s-image [data-piece]"
 EXIF_ORIENTATION = 0x0112
@@ -337,6 +339,44 @@ def test_another_image_replaces_downloaded_work_without_a_question(page):
     page.get_by_role("button", name="Another image").click()
     page.locator("[data-example='1']").click()
     page.get_by_role("group", name="scene_0012.jpg").wait_for()
+
+
+def test_words_stay_when_their_search_is_stopped(visitor, servers, demo, monkeypatch):
+    asked, go_on = threading.Event(), threading.Event()
+    search = requests.find
+
+    def slow(session, model_pool, texts, **given):
+        if "sun" in texts and not go_on.is_set():
+            asked.set()
+            go_on.wait()
+            before_call()
+        return search(session, model_pool, texts, **given)
+
+    monkeypatch.setattr(requests, "find", slow)
+    page = visitor(servers.enter_context(live_app(demo)))
+    take_example(page)
+    wait_until_idle(page)
+    page.get_by_label("Add a query").fill("sun")
+    page.get_by_role("button", name="Find", exact=True).click()
+    asked.wait()
+    page.get_by_role("button", name="Stop", exact=True).click()
+    page.wait_for_timeout(500)  # until the server knows
+    go_on.set()
+    page.get_by_text("Stopped. Nothing has changed.").wait_for()
+    wait_until_idle(page)
+    assert page.get_by_role("button", name="Remove sun").is_visible()
+    assert "sun" not in verdicts(page)
+    page.get_by_role("button", name="Find", exact=True).click()
+    page.locator("t2s-legend").get_by_text("sun", exact=True).wait_for()
+
+
+def test_words_that_were_typed_count_when_an_image_is_opened(page, scene):
+    ready(page)
+    page.get_by_label("Add a query").press_sequentially("sheep, koala")
+    upload(page, scene)
+    page.locator("t2s-legend").get_by_text("koala", exact=True).wait_for()
+    wait_until_idle(page)
+    assert set(verdicts(page)) == {"sheep", "koala"}
 
 
 def test_an_edit_made_while_a_search_runs_counts(page):

@@ -35,6 +35,7 @@ function pasteTarget() {
 
 // Addresses of chosen files by their paths on the server, for all places: Gradio mounts a place again when it is shown again.
 const urls = new Map();
+const offered = new Map(); // what was offered last, by the names of the places
 const present = new Set(); // paths of files that are on the server
 
 const addressOf = (path) => urls.get(path) ?? `gradio_api/file=${encodeURIComponent(path)}`;
@@ -102,7 +103,12 @@ customElements.define("t2s-files", class extends HTMLElement {
       if (!isSame(props.value, this.#kept())) props.value = this.#kept(); // Gradio has put the first one in place again
       this.#show();
     });
-    watch("offer", () => this.#show());
+    watch("offer", () => {
+      this.#show();
+      const before = offered.get(props.keeps);
+      offered.set(props.keeps, props.offer);
+      if (before && props.value?.segment && !isSame(before, props.offer)) this.trigger("input"); // it is another image now
+    });
     this.#show();
     this.#restore(this.#kept());
   }

@@ -7,6 +7,9 @@ addEventListener("beforeunload", (event) => {
   if (isRunning()) event.preventDefault(); // the browser asks
 });
 
+// The image of the Segment tab is offered again once that tab has it again.
+document.addEventListener("text2seg-resumed", () => document.querySelector("#explain-offer")?.click());
+
 /** The update of a button that makes it active or inactive. */
 window.text2segCan = (interactive) => ({ __type__: "update", interactive });
 

@@ -102,7 +102,7 @@ class ExplainTab:
     def wire_opening(self, tab: gr.Tab) -> None:
         """When a visitor opens this tab, offer the image of the Segment tab, and show the result of the first tool on
         the first example."""
-        tab.select(self._offer, [self._editor], [self.image], queue=False, **QUIET)
+        gr.on([tab.select, self.offer.click], self._offer, [self._editor], [self.image], queue=False, **QUIET)
         tab.select(self._estimate, self._asked, [self.estimate], queue=False, **QUIET)
         outputs = [self.status, self.panels, self.downloads, self.sheet, self.numbers, self.folder, self.tables]
         # The example has a queue of its own, so that it takes no place among the runs.
@@ -125,6 +125,7 @@ class ExplainTab:
                 "keeps": "explain-image",
             }
             self.image = files_field({"example": 0}, elem_id="explain-image", offer=None, **self._image_props)
+        self.offer = gr.Button("Offer", visible="hidden", elem_id="explain-offer")  # pressed by explain.js
         with gr.Column(visible=tool.images == "many") as self.many:
             self.files = files_field(
                 [{"example": number, "name": title} for number, title in enumerate(EXAMPLES)],

@@ -159,15 +159,16 @@ def begin(
     corrected: list[Segment] = []
     numbers: dict[int, int] = {}
     for item in items:
-        again = _found_again(item, found)
+        by_hand = _is_by_hand(item)
+        again = None if by_hand else _found_again(item, found)
         segment = _segment_of(item, found, again)
         if first := job.marks.before.get(item.annotation["id"]):  # a search finds it again under this name
             corrected.append(replace(segment, query=first))
         if job.marks.annotations.get(item.annotation["id"]) == "rejected":
             rejected.append(segment)
             continue
-        number, by_hand = len(pieces) + 1, _is_by_hand(item)
-        is_explained = again is not None and not by_hand
+        number = len(pieces) + 1
+        is_explained = again is not None
         outline = outline_of(segment.mask)
         pieces.append(Piece(number, segment, outline, by_hand, is_labelled=True, is_explained=is_explained))
         numbers[number] = int(item.annotation["id"])

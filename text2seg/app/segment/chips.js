@@ -1,7 +1,7 @@
 // Queries as chips. Enter or a comma adds a chip; Backspace and × remove one. A chip that was not searched for is marked,
 // with one sentence below that says why and what to do.
 // Property `texts`; `understood` and `suggest` take what the server says; fires `change` if the texts change, `typed` at
-// each letter, and `find` if the user starts a search.
+// each letter, and `find` {isMore} if the user starts a search, after a `change` if there is a new text.
 
 const NAMED = 5; // unknown words that are named in one sentence
 
@@ -66,11 +66,14 @@ customElements.define("t2s-chips", class extends HTMLElement {
     this.#showKnown();
   }
 
-  /** Add what was typed, and search once more. */
+  /** Add what was typed, and search. */
   find() {
-    this.#add(this.input.value);
-    this.dispatchEvent(new CustomEvent("find"));
+    const isMore = this.#add(this.input.value);
+    this.dispatchEvent(new CustomEvent("find", { detail: { isMore } }));
   }
+
+  /** Take what was typed without Enter as a text. */
+  take() { this.#add(this.input.value); }
 
   #click(event) {
     const { do: what, chip, word, wording, instead } = event.target.closest("button")?.dataset ?? {};

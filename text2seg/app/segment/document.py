@@ -31,8 +31,8 @@ class Piece:
     """A segment and its edits. Edits do not change its `number`. `placed` are the points that the visitor set.
 
     `is_labelled`: it is an annotation of a dataset. `is_explained`: how its mask was chosen is known. `is_named`: the
-    visitor gave its name, and it stays when that is no query. `region` is the number of the region of "everything" that
-    it was, or 0.
+    visitor gave its name, and it stays when that is no query; `found_as` is then the query that led to it, if one did.
+    `region` is the number of the region of "everything" that it was, or 0.
     """
 
     number: int
@@ -44,6 +44,7 @@ class Piece:
     is_labelled: bool = False
     is_explained: bool = True
     is_named: bool = False
+    found_as: str = ""
     region: int = 0
 
     @property
@@ -114,7 +115,7 @@ class Document:
         """Replace a segment by an edited one, which is not accepted yet. `placed` are new points of the visitor."""
         before = self.piece(number)
         piece = _piece(number, segment, by_hand=True, placed=before.placed | {*placed})
-        return self._changed(before, replace(piece, is_named=before.is_named, region=before.region))
+        return self._changed(before, _named_as(before, piece))
 
     def added(self, segment: Segment, *placed: Place, is_named: bool = False, region: int = 0) -> Document:
         """Add a segment made by hand, with the points that the visitor set."""
@@ -125,7 +126,9 @@ class Document:
     def named(self, number: int, name: str) -> Document:
         """Give a segment another name. Later searches for its query do not add it again."""
         before = self.piece(number)
-        piece = replace(before, segment=replace(before.segment, query=name), by_hand=True, is_named=True)
+        led = before.found_as if before.is_named else before.segment.query
+        segment = replace(before.segment, query=name)
+        piece = replace(before, segment=segment, by_hand=True, is_named=True, found_as=led)
         return self._changed(before, piece)
 
     def deleted(self, number: int) -> Document:
@@ -150,7 +153,7 @@ class Document:
         parts = [replace(segment, mask=mask, points=_points_on(mask, segment.points)) for mask in masks]
         numbers = (number, *range(self.last + 1, self.last + len(parts)))
         pieces = [
-            replace(_piece(each, part, by_hand=True, placed=before.placed), is_named=before.is_named)
+            _named_as(before, _piece(each, part, by_hand=True, placed=before.placed))
             for each, part in zip(numbers, parts, strict=True)
         ]
         return replace(self._changed(before, *pieces), last=self.last + len(parts) - 1)
@@ -245,6 +248,11 @@ def with_point(
 
 def _piece(number: int, segment: Segment, *, by_hand: bool = False, placed: frozenset[Place] = frozenset()) -> Piece:
     return Piece(number, segment, outline_of(segment.mask), by_hand, placed=placed)
+
+
+def _named_as(before: Piece, piece: Piece) -> Piece:
+    """Return a piece with what is known of the name of the one that it was."""
+    return replace(piece, is_named=before.is_named, found_as=before.found_as, region=before.region)
 
 
 def show_the_same(one: Segment, other: Segment) -> bool:

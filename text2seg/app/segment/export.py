@@ -67,7 +67,8 @@ def export_file(session: EditSession, kind: Kind, numbers: Numbers) -> File:
 
 def dataset_of(session: EditSession, numbers: Numbers) -> dict[str, Any]:
     """Return a COCO dataset of these segments. The attributes `by_hand` and `accepted` of an annotation say whether the
-    visitor made or edited it, and whether the visitor accepted it."""
+    visitor made or edited it, and whether the visitor accepted it; `found_as` is the query that led to a segment that
+    was renamed."""
     segmentation = session.segmentation(numbers)
     names = [Query(name, ((name,),)) for name in session.names]
     dataset = build_dataset(
@@ -79,6 +80,8 @@ def dataset_of(session: EditSession, numbers: Numbers) -> dict[str, Any]:
     pieces = [piece for piece in session.document.pieces if piece.number in numbers and piece.segment.area]
     for annotation, piece in zip(dataset["annotations"], pieces, strict=True):
         annotation["attributes"] |= {"by_hand": piece.by_hand, "accepted": piece.accepted}
+        if piece.found_as:
+            annotation["attributes"]["found_as"] = piece.found_as
     return dataset
 
 

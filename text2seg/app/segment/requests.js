@@ -59,9 +59,10 @@ window.text2segRequests = class {
     return request;
   }
 
-  /** Stop the request that is being answered. */
+  /** Stop the request that is being answered, and drop the searches that wait. */
   stop() {
     this.#isStopping = true;
+    this.#waiting = this.#waiting.filter(({ what }) => what.do !== "find");
     this.#server.stop(this.#sent?.turn ?? 0);
     this.#show();
   }

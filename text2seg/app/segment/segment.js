@@ -20,6 +20,7 @@ customElements.define("t2s-segment", class extends HTMLElement {
     failed: (why) => this.failed(why),
   });
   #lost = []; // masks of the visitor's own that the last searches took away
+  #pressed = null; // the button that waits for a name
   #downloaded = ""; // masks of the visitor's own in the last download
   #wasFull = false; // before an explanation was opened
 
@@ -55,7 +56,11 @@ customElements.define("t2s-segment", class extends HTMLElement {
     const on = (part, name, react) => part.addEventListener(name, (event) => react(event.detail ?? {}));
     on(this.chips, "change", () => this.#changed());
     on(this.chips, "typed", () => this.#note(""));
-    on(this.chips, "find", () => { this.#local.isStart = false; this.#find(); this.#show(); });
+    on(this.chips, "find", ({ isMore }) => {
+      this.#local.isStart = false;
+      if (!isMore || !this.#view.image) this.#find();
+      this.#show();
+    });
     on(this.stage, "file", ({ file }) => this.#open(file));
     on(this.stage, "example", ({ number }) => this.#begin({ do: "example", number }));
     on(this.stage, "back", () => this.#do("start"));
@@ -96,6 +101,7 @@ customElements.define("t2s-segment", class extends HTMLElement {
     this.addEventListener("keydown", (event) => this.#key(event));
     document.addEventListener("fullscreenchange", () => this.#moveMessages());
     document.addEventListener("paste", (event) => this.#paste(event));
+    document.addEventListener("click", (event) => this.#beforeSaving(event), true);
   }
 
   #send(what, then = null) {
@@ -128,7 +134,7 @@ customElements.define("t2s-segment", class extends HTMLElement {
     if (what?.do === "resume" && !view.error) this.#resumed(view);
     const isUndo = ["undo", "redo"].includes(what?.do) && !view.error;
     const isChanged = this.#requests.waits("find"); // the words, since then
-    const isFound = what?.do === "find" && !view.error && String(what.texts) === String(this.chips.texts);
+    const isFound = what?.do === "find" && !view.error && !view.isStopped && String(what.texts) === String(this.chips.texts);
     if (isFound || (isUndo && !isChanged)) this.chips.texts = view.texts; // one chip may hold several names
     if (isUndo && !this.#requests.waits()) Object.assign(this.#local, view.given);
     if (!view.pieces.some((piece) => piece.number === this.#local.selected)) this.#deselect();
@@ -136,6 +142,7 @@ customElements.define("t2s-segment", class extends HTMLElement {
     if (view.why) this.why.explanation = { ...view.why, image: view.image };
     else if (what && what.do !== "export" && !view.error) this.why.explanation = null; // it explained a mask that has changed
     if (view.file && what) this.#save(view.file, what);
+    if (what?.do === "name") this.#named(what, view.error);
     this.#say(what);
     this.#requests.next();
     this.#show();
@@ -167,6 +174,7 @@ customElements.define("t2s-segment", class extends HTMLElement {
       if (focused === document.body || this.stage.contains(focused)) setTimeout(() => this.stage.focusOn()); // its button is gone
     } else {
       if (this.chips.texts.length) this.#find();
+      this.chips.take();
       const { activeElement: focused } = document;
       if (focused === document.body || this.contains(focused)) setTimeout(() => this.chips.input.focus({ preventScroll: true }));
     }
@@ -208,6 +216,7 @@ customElements.define("t2s-segment", class extends HTMLElement {
       this.#keep(); // without the token
       return;
     }
+    document.dispatchEvent(new Event("text2seg-resumed"));
     if (view.isLabelled) this.resumedEditing();
     if (!this.chips.texts.length) this.chips.texts = view.texts;
     const { texts } = this.chips, { threshold, presence } = this.#local;
@@ -336,6 +345,28 @@ customElements.define("t2s-segment", class extends HTMLElement {
 
   #name({ number, name, isLeft }) {
     this.#send({ do: "name", piece: number, name }, () => { if (!isLeft) setTimeout(() => this.stage.focusOn()); });
+  }
+
+  /** Show why a name was refused, beside its field; else press the button that waited for it. */
+  #named({ piece }, refused) {
+    const pressed = this.#pressed;
+    this.#pressed = null;
+    if (refused && piece === this.#local.selected) {
+      this.#note("");
+      this.toolbar.refuse(refused);
+      if (pressed) this.toolbar.focusOnName();
+    } else if (!refused && pressed) setTimeout(() => pressed.click()); // once the field has its name
+  }
+
+  /** An image of a job is saved with the name that is being typed, or not at all. */
+  #beforeSaving(event) {
+    const button = event.target.closest?.("#folder-take");
+    if (!button) return;
+    if (!this.#requests.has("name")) this.toolbar.tellName();
+    if (!this.#requests.has("name")) return;
+    event.preventDefault();
+    event.stopPropagation();
+    this.#pressed = button;
   }
 
   /** Show or hide everything that was found without words. The first time, find it. */

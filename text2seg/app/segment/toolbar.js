@@ -41,20 +41,23 @@ customElements.define("t2s-toolbar", class extends HTMLElement {
           <svg viewBox="0 0 24 24" aria-hidden="true"><path d="${icon}"/></svg><span data-short="${short}">${label}</span></button>`).join("")}
       </div><div class="t2s-below"><p class="t2s-hint" data-part="hint"></p>
         <form data-part="name" hidden><label>Name <input type="text" list="t2s-known" maxlength="100" autocomplete="off"
-          autocapitalize="none" spellcheck="false" enterkeyhint="done"></label><button>Set</button></form></div>`;
+          autocapitalize="none" spellcheck="false" enterkeyhint="done"></label><button>Set</button></form></div>
+      <p class="t2s-alert" role="alert" data-part="refused" hidden></p>`;
     this.form = this.querySelector("form");
     this.form.addEventListener("submit", (event) => {
       event.preventDefault();
       this.#name();
     });
+    this.form.addEventListener("input", () => this.refuse(""));
     this.form.addEventListener("focusout", ({ relatedTarget }) => {
       const isLeft = !this.form.contains(relatedTarget) && document.activeElement !== this.#input; // not only the window
-      if (isLeft && this.#typed() !== this.#of.query) this.#name(isLeft);
+      if (isLeft) this.tellName();
     });
     this.form.addEventListener("keydown", (event) => {
       if (event.key !== "Escape") return;
       event.stopPropagation();
       this.#input.value = this.#of.query;
+      this.refuse("");
       this.dispatchEvent(new CustomEvent("lost"));
     });
     this.addEventListener("click", (event) => {
@@ -80,7 +83,10 @@ customElements.define("t2s-toolbar", class extends HTMLElement {
     const { number = 0, query = "" } = piece ?? {};
     const isOther = number !== this.#of.number || query !== this.#of.query;
     this.#of = { number, query };
-    if (isOther) this.#input.value = query; // else what is being typed stays
+    if (isOther) { // else what is being typed stays
+      this.#input.value = query;
+      this.refuse("");
+    }
     this.#press("accept", Boolean(piece?.accepted));
     this.querySelector(".t2s-bar").classList.toggle("t2s-of-piece", Boolean(piece));
     this.#fit();
@@ -102,6 +108,18 @@ customElements.define("t2s-toolbar", class extends HTMLElement {
   #name(isLeft = false) {
     const { number } = this.#of, name = this.#typed();
     if (number && name) this.dispatchEvent(new CustomEvent("name", { detail: { number, name, isLeft } }));
+  }
+
+  /** Tell the name that is being typed. */
+  tellName() {
+    if (this.#typed() !== this.#of.query) this.#name(true);
+  }
+
+  /** Show why the name was refused, until it changes; empty for nothing. */
+  refuse(why) {
+    const refused = this.querySelector("[data-part=refused]");
+    refused.hidden = !why;
+    refused.textContent = why;
   }
 
   #typed() { return this.#input.value.trim(); }

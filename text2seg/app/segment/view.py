@@ -49,6 +49,7 @@ def view_of(session: EditSession) -> Json:
 
 
 BY_NAME = "You gave this mask its name; no word led to it."
+RENAMED = "You gave this mask its name; the word “{}” led to it."
 IN_MASK = "In this mask alone, the model hardly sees “{}”: presence {:.2f}."
 SEEN = 0.5
 """Presence in the mask alone below which a mask is marked as uncertain."""
@@ -65,7 +66,8 @@ def why(session: EditSession, number: int) -> tuple[Json, bytes]:
     piece = session.document.piece(number)
     segment, result, image_session = piece.segment, session.segmentation(), session.opened
     maps = result.maps
-    index = maps.queries.index(segment.query)
+    word, is_renamed = piece.found_as or segment.query, piece.found_as in maps.queries
+    index = maps.queries.index(word if is_renamed else segment.query)
     threshold = result.thresholds[index] if result.thresholds else 0.0
     candidates: list[Json] = []
     is_part = False
@@ -87,11 +89,11 @@ def why(session: EditSession, number: int) -> tuple[Json, bytes]:
         "points": _points(piece),
         "candidates": candidates,
         "isFlat": is_flat(maps.scores[index]),
-        "isNamed": piece.is_named,
+        "isNamed": piece.is_named and not is_renamed,  # then there is no map
         "reason": " ".join(
             [
-                BY_NAME if piece.is_named else _presence(segment.presence, threshold, calibrated=maps.calibrated),
-                *([IN_MASK.format(segment.query, segment.region_presence)] if _is_uncertain(segment) else ()),
+                _because(piece) or _presence(segment.presence, threshold, calibrated=maps.calibrated),
+                *([IN_MASK.format(word, segment.region_presence)] if _is_uncertain(segment) else ()),
                 _reason(session, piece, candidates),
                 *([PART] if is_part else ()),
                 *_in_coco(segment, segment_score(segment, result)),
@@ -138,6 +140,11 @@ def why_not(session: EditSession, query: str) -> tuple[Json, bytes]:
         "reason": reason,
     }
     return explanation, _map_jpeg(session.image_session.image, found.maps.scores[index])
+
+
+def _because(piece: Piece) -> str:
+    """Return a sentence about a name that the visitor gave."""
+    return RENAMED.format(piece.found_as) if piece.found_as else BY_NAME if piece.is_named else ""
 
 
 def _in_coco(segment: Segment, score: float) -> tuple[str, ...]:
