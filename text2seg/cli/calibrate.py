@@ -114,15 +114,10 @@ class Calibrate:
 
     def _check_input_size(self) -> None:
         """Raise `SettingsError` if CLIP cannot have this input, before the models are loaded."""
-        from text2seg.clip.shape import ClipKind, check_input_size
+        from text2seg.clip.shape import check_input_size
 
-        if (size := self.input_size) is None:
-            return
-
-        def check(clip: ClipKind) -> None:
-            check_input_size(clip, size)
-
-        check_clip(self.model, check)
+        if (size := self.input_size) is not None:
+            check_clip(self.model, lambda clip: check_input_size(clip, size))
 
     def _check_not_drawings(self) -> None:
         """Raise `SettingsError` if nobody chose the demo model, but no other weights are on this machine: COCO has

@@ -173,7 +173,7 @@ def check_models(model: ModelSettings, *, sam_only: bool = False) -> None:
         weights.fetch(sam, "sam")
 
 
-def check_clip(model: ModelSettings, check: Callable[[ClipKind], None]) -> None:
+def check_clip(model: ModelSettings, check: Callable[[ClipKind], object]) -> None:
     """Call `check` with the architecture of the CLIP, if its file tells it, before anything slow is imported."""
     from text2seg import weights
     from text2seg.clip.shape import shape_of

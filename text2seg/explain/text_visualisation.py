@@ -31,6 +31,7 @@ from text2seg.explain.tool import (
     check_text,
     image_name,
 )
+from text2seg.grids import outside_of
 from text2seg.records import Image
 from text2seg.settings_fields import check_count
 
@@ -240,5 +241,5 @@ def _cell(at: tuple[int, int], hw: tuple[int, int], grid_hw: tuple[int, int]) ->
     """Return row and column of the cell that contains a pixel."""
     x, y = at
     if not (0 <= x < hw[1] and 0 <= y < hw[0]):
-        raise SettingsError(f"the point {x}, {y} is outside the image, which is {hw[1]} x {hw[0]} pixels")
+        raise SettingsError(f"the point {x}, {y} is {outside_of(hw)}")
     return y * grid_hw[0] // hw[0], x * grid_hw[1] // hw[1]

@@ -29,9 +29,9 @@ from text2seg.render.saving import png
 PATIENCE = 1.0
 """Seconds after which a run that has no turn yet says why."""
 BUSY = "The models are busy with other visitors; this run is next."
+QUEUED = "The models are busy with other visitors; runs before this one: "
 MOST_GIVEN_UP = 10_000
 """Visitors of whom is known which waiting runs they have given up: far more than can wait."""
-QUEUED = "The models are busy with other visitors; runs before this one: "
 
 EXAMPLES = {
     "Sheep and a fire engine": IMAGES / "scene_0019.jpg",

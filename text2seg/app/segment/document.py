@@ -89,7 +89,7 @@ class Document:
             tuple(segment for segment in gone if segment.query in queries) for gone in (self.removed, self.changed)
         )
         known = [*(piece.segment for piece in kept), *removed, *changed]
-        others = {-place: segment for place, segment in enumerate(known, start=1)}
+        others = {-place: segment for place, segment in enumerate(known, start=1)}  # below 0: not to be added again
         numbers = {piece.number for piece in kept}
         others |= {piece.number: piece.segment for piece in self.pieces if piece.number not in numbers}
         new, last = list[Piece](), self.last

@@ -16,7 +16,7 @@ from text2seg.coco.dataset import segment_score
 from text2seg.coco.json_file import plain_number
 from text2seg.errors import Text2SegError
 from text2seg.grids import map_score
-from text2seg.records import Image, Segment, calibration_note, told_apart
+from text2seg.records import Image, Segment, Segmentation, calibration_note, told_apart
 from text2seg.render.drawing import Colour, colour_of_number, colours_of, heat, is_flat
 from text2seg.render.panels import shrunk
 
@@ -29,14 +29,15 @@ MAP_SIDE = 640
 def view_of(session: EditSession) -> Json:
     """Return everything the page needs, except the image itself."""
     colours = _colours(session)
+    now = session.segmentation() if session.is_answered else None
     return {
         "token": session.token,
         "texts": list(session.asked),
         "refused": [asdict(each) for each in session.refused],
         "halfKnown": dict(session.half_known),
         "isUnfamiliar": session.is_unfamiliar,
-        "queries": _queries(session, colours),
-        "pieces": _pieces(session, colours),
+        "queries": _queries(session, now, colours) if now else [],
+        "pieces": [_piece(each, colours, segment_score(each.segment, now)) for each in session.document.pieces if now],
         "canUndo": bool(session.history.past),
         "canRedo": bool(session.history.future),
         "threshold": session.settings.points.threshold,
@@ -205,11 +206,9 @@ def _points(piece: Piece) -> list[Json]:
     ]
 
 
-def _queries(session: EditSession, colours: Mapping[str, str]) -> list[Json]:
-    """Return each query with its verdict after all edits."""
-    if not session.is_answered:
-        return []
-    now, names = session.segmentation(), session.names
+def _queries(session: EditSession, now: Segmentation, colours: Mapping[str, str]) -> list[Json]:
+    """Return each query with its verdict after all edits. `now` is the result after these."""
+    names = session.names
     removed, changed = ({each.query for each in gone} for gone in (session.document.removed, session.document.changed))
     queries = []
     for name in now.maps.queries:
@@ -229,13 +228,6 @@ def _queries(session: EditSession, colours: Mapping[str, str]) -> list[Json]:
             }
         )
     return queries
-
-
-def _pieces(session: EditSession, colours: Mapping[str, str]) -> list[Json]:
-    if not session.document.pieces:
-        return []
-    now = session.segmentation()
-    return [_piece(each, colours, segment_score(each.segment, now)) for each in session.document.pieces]
 
 
 def _piece(piece: Piece, colours: Mapping[str, str], coco_score: float) -> Json:
